@@ -1,0 +1,86 @@
+"""The only place with Numba options.
+
+Every kernel is made by `kernel`. Flags follow one rule: never `fastmath=True`, because it assumes
+that no NaN and no infinity exist, and then `isnan` is false and a broken loss goes unseen.
+
+- `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
+- `kernel(fast=True)`: `contract, reassoc, nsz, arcp`: sums may be vectorised. The order of such a
+  sum depends on the vector width, not on the number of threads.
+- `kernel(parallel=True)`: `prange` over what is written, never a reduction across threads.
+
+Numba's on-disk cache does not notice an edit in a kernel that another kernel calls, so the cache
+folder's name holds a hash of every kernel source (`NUMBA_CACHE_DIR` overrides it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def kernel_sources() -> list[Path]:
+    """All files whose text decides what the kernels compute, in a fixed order."""
+    single = [_PACKAGE / name for name in ("_jit.py", "simd.py")]
+    folders = [p for d in ("ops", "quants") for p in (_PACKAGE / d).rglob("*.py")]
+    return sorted(p for p in single + folders if p.exists())
+
+
+def kernel_hash() -> str:
+    """Hex digest (16 characters) of kernel sources and the versions that compile them."""
+    h = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    for path in kernel_sources():
+        h.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def _cache_root() -> Path:
+    if base := os.environ.get("NBLLAMA_CACHE_DIR"):
+        return Path(base)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", tempfile.gettempdir())) / "nbllama"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base) / "nbllama" if base else Path.home() / ".cache" / "nbllama"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"nbllama-{os.getuid()}"
+
+
+def _set_cache_dir() -> None:
+    """Point Numba at a folder of this kernel set; fall back to a private temporary folder."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return
+    folder = _cache_root() / f"kernels-{kernel_hash()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="nbllama-kernels-"))
+    numba.config.CACHE_DIR = str(folder)
+
+
+_set_cache_dir()
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "workqueue"
+
+
+def kernel(*, parallel: bool = False, fast: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator for every compiled function of the package (see the module's text)."""
+    return numba.njit(
+        cache=True,
+        parallel=parallel,
+        error_model="numpy",
+        fastmath=FAST if fast else False,
+    )

@@ -1,0 +1,85 @@
+"""One exception per exit code; the program prints `str(error)` as its one line and exits.
+
+| exit | meaning | exception |
+|---|---|---|
+| 1 | failure at run time, or a check that says no | `NbllamaError` |
+| 2 | bad usage or a bad file | `UsageError`, `GGUFError`, `DataError` |
+| 3 | a path that cannot be written | `OutputError` |
+| 4 | not enough memory | `NotEnoughMemory` |
+| 5 | a checkpoint or adapter that does not fit | `CheckpointError` |
+| 6 | the last save failed | `SaveFailed` |
+| 7 | the run diverged | `Diverged` |
+| 130, 143 | interrupted by SIGINT, SIGTERM | `Interrupted` |
+"""
+
+from __future__ import annotations
+
+
+class NbllamaError(Exception):
+    """A failure that is told in one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(NbllamaError):
+    """A command line that cannot be understood."""
+
+    exit_code = 2
+
+
+class GGUFError(NbllamaError):
+    """A GGUF file that cannot be trusted or is not supported."""
+
+    exit_code = 2
+
+
+class DataError(NbllamaError):
+    """Training data that cannot be used."""
+
+    exit_code = 2
+
+
+class OutputError(NbllamaError):
+    """An output path that cannot be written."""
+
+    exit_code = 3
+
+
+class NotEnoughMemory(NbllamaError):
+    """The forecast does not fit the machine, or an allocation failed."""
+
+    exit_code = 4
+
+
+class CheckpointError(NbllamaError):
+    """A checkpoint or adapter that is damaged or does not fit the base model."""
+
+    exit_code = 5
+
+
+class SaveFailed(NbllamaError):
+    """The last save of a run failed."""
+
+    exit_code = 6
+
+
+class Diverged(NbllamaError):
+    """The loss or the gradient stayed NaN or infinite."""
+
+    exit_code = 7
+
+
+class Interrupted(NbllamaError):
+    """The run was stopped by a signal; `exit_code` is 128 + its number."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
+    out = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+    return out if len(out) <= limit else out[: limit - 1] + "…"
