@@ -1,0 +1,205 @@
+"""Vector code that Numba's loops cannot express, built as llvmlite IR: the one module of intrinsics.
+
+Everything heavy in this package is a product of two matrices, and every such product runs through one
+small routine, the *micro-kernel*:
+
+    C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
+
+`ROWS * NV` vectors of C stay in registers while k runs; one step of k loads NV vectors of B, broadcasts
+ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the arithmetic units, not the loads, are
+the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring numbers for each k.
+
+The sizes follow the host's registers and are chosen once, here:
+
+| host | VL (floats a vector) | NV | ROWS | registers used |
+|---|---|---|---|---|
+| AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
+| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice that of 32) |
+| other (SSE2) | 4 | 2 | 6 | 12 + 2 + 1 of 16 |
+
+Each number of C is one lane's own sum in the order of k. No size of tile, panel or thread count
+changes its bits. `llvm.fmuladd` becomes a fused multiply-add where the CPU has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from nbllama._jit import kernel
+
+_F32 = ir.FloatType()
+_I64 = ir.IntType(64)
+
+
+def host_vector_length() -> int:
+    """Floats in one vector for the CPU that Numba compiles for (`NUMBA_CPU_NAME` is honoured)."""
+    name = numba.config.CPU_NAME
+    if name is None:
+        features = llvm.get_host_cpu_features()
+        has = {k for k, on in features.items() if on}
+    else:
+        has = {f[1:] for f in (numba.config.CPU_FEATURES or "").split(",") if f.startswith("+")}
+    machine = llvm.get_process_triple().split("-")[0]
+    if machine in ("aarch64", "arm64"):
+        return 8
+    if "avx512f" in has:
+        return 16
+    return 8 if {"avx2", "fma"} <= has else 4
+
+
+VL = host_vector_length()
+NV = 2
+ROWS = 6
+PANEL = VL * NV
+
+
+def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+
+
+@intrinsic
+def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # type: ignore[no-untyped-def]
+    """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
+
+    `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
+    A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
+    `c0 + i*c_row + j`. Nothing is checked: the caller owns the bounds.
+    """
+    for array in (a, b, c):
+        if not isinstance(array, types.Array) or array.dtype != types.float32:
+            raise TypeError(f"fma_tile wants float32 arrays, not {array}")
+    ints = [types.int64] * 3
+    sig = types.void(a, *ints, b, types.int64, types.int64, types.int64, c, types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv = args
+        pa = _data(context, builder, signature.args[0], av)
+        pb = _data(context, builder, signature.args[4], bv)
+        pc = _data(context, builder, signature.args[8], cv)
+        vec = ir.VectorType(_F32, VL)
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vec, [vec] * 3), f"llvm.fmuladd.v{VL}f32"
+        )
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), VL), [0] * VL)
+        undef = ir.Constant(vec, ir.Undefined)
+        where = []
+        for i in range(ROWS):
+            row = builder.add(c0v, builder.mul(c_rowv, _I64(i)))
+            for j in range(NV):
+                where.append(_element(builder, pc, builder.add(row, _I64(j * VL)), vec))
+        sums = [cgutils.alloca_once(builder, vec) for _ in where]
+        for total, place in zip(sums, where, strict=True):
+            value = builder.load(place)
+            value.align = 4
+            builder.store(value, total)
+        with cgutils.for_range(builder, n_kv) as loop:
+            at_b = builder.add(b0v, builder.mul(loop.index, b_kv))
+            panel = []
+            for j in range(NV):
+                value = builder.load(_element(builder, pb, builder.add(at_b, _I64(j * VL)), vec))
+                value.align = 4
+                panel.append(value)
+            at_a = builder.add(a0v, builder.mul(loop.index, a_kv))
+            for i in range(ROWS):
+                index = builder.add(at_a, builder.mul(a_rowv, _I64(i)))
+                number = builder.load(builder.gep(pa, [index]))
+                one = builder.insert_element(undef, number, ir.IntType(32)(0))
+                spread = builder.shuffle_vector(one, undef, lanes)
+                for j in range(NV):
+                    total = sums[i * NV + j]
+                    builder.store(
+                        builder.call(fma, [spread, panel[j], builder.load(total)]), total
+                    )
+        for total, place in zip(sums, where, strict=True):
+            builder.store(builder.load(total), place).align = 4
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a * b + c in float32, fused where the CPU has the instruction; loops over it vectorise."""
+    sig = types.float32(types.float32, types.float32, types.float32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_F32, [_F32] * 3), "llvm.fmuladd.f32"
+        )
+        return builder.call(function, args)
+
+    return sig, codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The float32 whose bit pattern is the given int32."""
+    sig = types.float32(types.int32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], _F32)
+
+    return sig, codegen
+
+
+@intrinsic
+def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
+    """The bit pattern of a float32 as int32."""
+    sig = types.int32(types.float32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return sig, codegen
+
+
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is exact.
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
+_ROUND_BITS = np.int32(0x4B400000)
+_EXP_MAX = np.float32(88.02)
+_EXP_MIN = np.float32(-87.0)
+_P2 = np.float32(0.49999997)
+_P3 = np.float32(0.16666577)
+_P4 = np.float32(0.041668226)
+_P5 = np.float32(0.0083371)
+_P6 = np.float32(0.0013813)
+_ONE = np.float32(1.0)
+_ZERO = np.float32(0.0)
+
+
+@kernel()
+def exp_f32(x):  # type: ignore[no-untyped-def]
+    """exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
+
+    Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays NaN.
+    """
+    y = _EXP_MAX if x > _EXP_MAX else x
+    y = _EXP_MIN if y < _EXP_MIN else y
+    shifted = fma(y, _LOG2E, _ROUND)
+    n = shifted - _ROUND
+    r = fma(n, -_LN2_HIGH, y)
+    r = fma(n, -_LN2_LOW, r)
+    p = fma(_P6, r, _P5)
+    p = fma(p, r, _P4)
+    p = fma(p, r, _P3)
+    p = fma(p, r, _P2)
+    p = fma(p, r, _ONE)
+    p = fma(p, r, _ONE)
+    power = (bits_of_float(shifted) - _ROUND_BITS + np.int32(127)) << np.int32(23)
+    value = p * float_of_bits(np.int32(power))
+    return _ZERO if x < _EXP_MIN else value
