@@ -6,5 +6,6 @@ Importing this package skips the importing test module where `xllamacpp` is miss
 """
 
 from tests.oracle.quant import QUANT_TYPES, dequantize, quantize, row_bytes
+from tests.oracle.vocab import LlamaVocab, Vocab
 
-__all__ = ["QUANT_TYPES", "dequantize", "quantize", "row_bytes"]
+__all__ = ["QUANT_TYPES", "LlamaVocab", "Vocab", "dequantize", "quantize", "row_bytes"]
