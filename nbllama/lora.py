@@ -1,0 +1,234 @@
+"""LoRA: which base tensors can carry a pair, how a pair starts, and what it adds.
+
+    y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
+
+with one scale `s = alpha / lora_r` for every tensor, whatever its own rank. All arrays are
+float32. Three kinds of base tensor share the two shapes:
+
+| kind | base | A | B | what is added |
+|---|---|---|---|---|
+| linear | (n_out, n_in) | (rank, n_in) | (n_out, rank) | `s · B A` |
+| embedding | (V, C) | (rank, C) | (V, rank) | row `tok`: `s · B[tok] A` |
+| norm | (n,) | (rank, n) | (1, rank) | `s · (B A)[0]` |
+
+"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order are
+those of llama.cpp's `finetune.cpp:init_lora`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from nbllama.errors import UsageError
+
+if TYPE_CHECKING:
+    from nbllama.arch import Hparams
+
+NO_LAYER = 1 << 30
+_MAX_LAYERS = 1 << 20
+_INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data order
+
+
+class Slot(NamedTuple):
+    """One kind of base tensor that can carry a pair."""
+
+    name: str  # as in `--rank-NAME`, with `_` for `-`
+    tensor: str  # GGUF name without block number and ".weight"
+    kind: str  # "linear", "embedding" or "norm"
+    in_block: bool
+
+    def base_name(self, layer: int = 0) -> str:
+        """GGUF name of the base tensor in block `layer`."""
+        return f"blk.{layer}.{self.tensor}.weight" if self.in_block else f"{self.tensor}.weight"
+
+
+# In the order in which the old tool writes its tensors.
+SLOTS = (
+    Slot("tok_embd", "token_embd", "embedding", False),
+    Slot("out_norm", "output_norm", "norm", False),
+    Slot("out", "output", "linear", False),
+    Slot("att_norm", "attn_norm", "norm", True),
+    Slot("wq", "attn_q", "linear", True),
+    Slot("wk", "attn_k", "linear", True),
+    Slot("wv", "attn_v", "linear", True),
+    Slot("wo", "attn_output", "linear", True),
+    Slot("ffn_norm", "ffn_norm", "norm", True),
+    Slot("w1", "ffn_gate", "linear", True),
+    Slot("w2", "ffn_down", "linear", True),
+    Slot("w3", "ffn_up", "linear", True),
+)
+SLOT_BY_NAME = {slot.name: slot for slot in SLOTS}
+_BY_TENSOR = {slot.tensor: slot for slot in SLOTS}
+_ENDS = [slot for slot in SLOTS if not slot.in_block]
+_IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
+
+
+def slot_of(name: str) -> tuple[Slot, int] | None:
+    """Slot and block number (-1 outside the blocks) of a base tensor; None: takes no pair."""
+    found = _NAME.fullmatch(name)
+    slot = _BY_TENSOR.get(found[2]) if found else None
+    if found is None or slot is None or slot.in_block != (found[1] is not None):
+        return None
+    layer = int(found[1]) if slot.in_block else -1
+    return (slot, layer) if layer < _MAX_LAYERS else None
+
+
+def tensor_index(name: str) -> int:
+    """Place of a base tensor in the old tool's order: three ends, then nine a block.
+
+    Raises `KeyError` for a tensor that takes no pair.
+    """
+    found = slot_of(name)
+    if found is None:
+        raise KeyError(name)
+    slot, layer = found
+    if not slot.in_block:
+        return _ENDS.index(slot)
+    return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
+
+
+def base_names(n_layer: int) -> Iterator[tuple[Slot, str]]:
+    """Every (slot, base tensor name) of a model of `n_layer` blocks, in the old tool's order."""
+    yield from ((slot, slot.base_name()) for slot in _ENDS)
+    for layer in range(n_layer):
+        yield from ((slot, slot.base_name(layer)) for slot in _IN_BLOCK)
+
+
+def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n)."""
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+    def __post_init__(self) -> None:
+        for half in (self.a, self.b):
+            if half.dtype != np.float32 or half.ndim != 2 or not half.flags.c_contiguous:
+                raise ValueError("both halves of a pair are C-contiguous float32 matrices")
+        if self.a.shape[0] != self.b.shape[1] or self.rank < 1:
+            raise ValueError(f"a {self.a.shape} and b {self.b.shape} share no rank")
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_out, n_in) of what the pair adds to."""
+        return int(self.b.shape[0]), int(self.a.shape[1])
+
+
+@dataclass
+class Adapter:
+    """All pairs of a run, keyed by base tensor name, kept in the old tool's order."""
+
+    arch: str
+    alpha: float
+    lora_r: int
+    pairs: dict[str, Pair] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pairs = {name: self.pairs[name] for name in sorted(self.pairs, key=tensor_index)}
+
+    @property
+    def scale(self) -> float:
+        """The one factor of every pair, alpha / lora_r."""
+        return self.alpha / self.lora_r
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The trained arrays themselves (no copies) as NAME.lora_a, NAME.lora_b, in order."""
+        out = {}
+        for name, pair in self.pairs.items():
+            out[f"{name}.lora_a"] = pair.a
+            out[f"{name}.lora_b"] = pair.b
+        return out
+
+    def lowest_layer(self) -> int:
+        """The block at which the backward pass may stop: the first one with a pair.
+
+        0 if the embedding has a pair (the gradient must come through every block), `NO_LAYER`
+        if no block has one.
+        """
+        if "token_embd.weight" in self.pairs:
+            return 0
+        found = (slot_of(name) for name in self.pairs)
+        return min((s[1] for s in found if s and s[0].in_block), default=NO_LAYER)
+
+
+def delta(pair: Pair, scale: float) -> np.ndarray:
+    """What the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
+    return np.float32(scale) * (pair.b @ pair.a)
+
+
+def rank_notes(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One line for each slot whose rank is larger than the tensor itself allows.
+
+    Such a rank is legal (the old tool gave norms any rank) and only costs memory and time:
+    `B A` cannot have more than min(n_out, n_in).
+    """
+    notes = []
+    for slot in SLOTS:
+        shape = shapes.get(slot.base_name())
+        if shape is not None and ranks.get(slot.name, 0) > min(pair_shape(shape)):
+            full = min(pair_shape(shape))
+            notes.append(f"rank {ranks[slot.name]} of {slot.tensor} is above its full rank {full}")
+    return notes
+
+
+def init_adapter(
+    hp: Hparams,
+    ranks: Mapping[str, int],
+    alpha: float,
+    lora_r: int,
+    seed: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Adapter:
+    """A new adapter that changes nothing yet: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+
+    That is the law of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's Philox
+    keyed by (seed, tensor index), so that a tensor starts alike whatever else has a pair.
+
+    `ranks`: by slot name, missing or 0 = no pair. `shapes`: numpy shapes of the base model's
+    tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1.
+
+    Raises `UsageError` for a rank that is asked for but has no tensor in this model.
+    """
+    pairs = {}
+    used = set()
+    for slot, name in base_names(hp.n_layer):
+        rank = ranks.get(slot.name, 0)
+        if rank == 0 or name not in shapes:
+            continue
+        n_out, n_in = pair_shape(shapes[name])
+        bits = np.random.Philox(key=[seed, _INIT_STREAM + tensor_index(name)])
+        a = np.random.Generator(bits).standard_normal((rank, n_in), dtype=np.float32)
+        np.clip(a, -1, 1, out=a)
+        a /= np.float32(np.sqrt(rank + n_in))
+        pairs[name] = Pair(a, np.zeros((n_out, rank), np.float32))
+        used.add(slot.name)
+    for asked, rank in ranks.items():
+        if asked not in SLOT_BY_NAME:
+            raise KeyError(asked)
+        if rank and asked not in used:
+            option = asked.replace("_", "-")
+            tied = " (its output is tied to token_embd)" if asked == "out" else ""
+            raise UsageError(
+                f"--rank-{option} {rank}: this model has no {SLOT_BY_NAME[asked].tensor}.weight"
+                f"{tied}; leave it out or give 0"
+            )
+    return Adapter(hp.arch, alpha, lora_r, pairs)
