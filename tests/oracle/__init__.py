@@ -5,7 +5,23 @@ The shared library of the PyPI wheel `xllamacpp` exports the C functions `llama_
 Importing this package skips the importing test module where `xllamacpp` is missing.
 """
 
+from tests.oracle.model import LlamaModel
+from tests.oracle.ops import Graph, Raw, adamw_step, ggml, mul_mat, mul_mat_back
 from tests.oracle.quant import QUANT_TYPES, dequantize, quantize, row_bytes
 from tests.oracle.vocab import LlamaVocab, Vocab
 
-__all__ = ["QUANT_TYPES", "LlamaVocab", "Vocab", "dequantize", "quantize", "row_bytes"]
+__all__ = [
+    "QUANT_TYPES",
+    "Graph",
+    "LlamaModel",
+    "LlamaVocab",
+    "Raw",
+    "Vocab",
+    "adamw_step",
+    "dequantize",
+    "ggml",
+    "mul_mat",
+    "mul_mat_back",
+    "quantize",
+    "row_bytes",
+]

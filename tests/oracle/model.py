@@ -1,0 +1,143 @@
+"""Whole models on llama.cpp's CPU path: logits of every position, adapters, greedy text."""
+
+from __future__ import annotations
+
+import ctypes as C
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from tests.oracle.lib import (
+    Batch,
+    ContextParams,
+    context_default_params,
+    function,
+    model_default_params,
+)
+from tests.oracle.vocab import Vocab, free_model, get_vocab, load_model
+
+_P = C.c_void_p
+
+_new_context = function("llama_init_from_model", _P, _P, ContextParams)
+_free_context = function("llama_free", None, _P)
+_decode = function("llama_decode", C.c_int32, _P, Batch)
+_get_logits = function("llama_get_logits", C.POINTER(C.c_float), _P)
+_batch_init = function("llama_batch_init", Batch, C.c_int32, C.c_int32, C.c_int32)
+_batch_free = function("llama_batch_free", None, Batch)
+_adapter_init = function("llama_adapter_lora_init", _P, _P, C.c_char_p)
+_adapter_free = function("llama_adapter_lora_free", None, _P)
+_set_adapters = function("llama_set_adapters_lora", C.c_int32, _P, _P, C.c_size_t, _P)
+
+Lora = Sequence[tuple["str | os.PathLike[str]", float]]
+
+
+class LlamaModel:
+    """A GGUF file in llama.cpp: no flash attention, float32 KV cache, no repacked weights.
+
+    llama.cpp rounds activations to the weights' companion type (Q8_0, Q8_K, F16, BF16) in every
+    product with a weight that is not F32; compare with a file of F32 weights for tight bounds.
+    Every call makes its own context, so nothing is carried from one call to the next.
+    Raises RuntimeError when llama.cpp cannot load the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], n_ctx: int = 512, n_threads: int = 1) -> None:
+        params = model_default_params()
+        params.n_gpu_layers = 0
+        params.use_extra_bufts = False
+        self._model = load_model(os.fsencode(path), params)
+        if not self._model:
+            raise RuntimeError(f"llama.cpp cannot load {os.fspath(path)}")
+        self.vocab = Vocab(get_vocab(self._model))
+        self.n_ctx, self.n_threads = n_ctx, n_threads
+
+    def logits(self, tokens: Sequence[int], lora: Lora = ()) -> np.ndarray:
+        """float32 [N, V]: logits of all positions of one sequence.
+
+        `lora` is a list of (adapter GGUF path, scale); today's llama.cpp multiplies the pair's
+        product by scale * adapter.lora.alpha / rank.
+        """
+        with self._context(lora) as context:
+            return self._run(context, tokens, 0)
+
+    def greedy(self, tokens: Sequence[int], n: int, lora: Lora = ()) -> list[int]:
+        """The `n` most likely next tokens, one at a time (fewer if a generation ends)."""
+        out: list[int] = []
+        with self._context(lora) as context:
+            new, start = list(tokens), 0
+            while len(out) < n:
+                best = int(self._run(context, new, start)[-1].argmax())
+                if best in self.vocab.eog:
+                    break
+                out.append(best)
+                new, start = [best], start + len(new)
+        return out
+
+    def _run(self, context: int, tokens: Sequence[int], start: int) -> np.ndarray:
+        n = len(tokens)
+        if not 0 < n <= self.n_ctx - start:
+            raise ValueError(f"{n} tokens at position {start} do not fit n_ctx {self.n_ctx}")
+        if min(tokens) < 0 or max(tokens) >= self.vocab.n_tokens:
+            raise ValueError(f"a token is not in 0..{self.vocab.n_tokens - 1}")
+        batch = _batch_init(n, 0, 1)
+        try:
+            batch.n_tokens = n
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i] = int(token), start + i
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+                batch.logits[i] = 1
+            if status := _decode(context, batch):
+                raise RuntimeError(f"llama_decode returned {status}")
+        finally:
+            _batch_free(batch)
+        n_vocab = self.vocab.n_tokens
+        return np.ctypeslib.as_array(_get_logits(context), shape=(n, n_vocab)).copy()
+
+    @contextmanager
+    def _context(self, lora: Lora) -> Iterator[int]:
+        params = context_default_params()
+        params.n_ctx = params.n_batch = self.n_ctx
+        params.n_ubatch = min(512, self.n_ctx)
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.flash_attn_type = 0
+        params.type_k = params.type_v = 0
+        # llama.cpp sizes the compute graph of a context by the adapters that exist by then.
+        adapters = []
+        context = None
+        try:
+            for path, _ in lora:
+                adapter = _adapter_init(self._model, os.fsencode(path))
+                if not adapter:
+                    raise RuntimeError(f"llama.cpp cannot load the adapter {os.fspath(path)}")
+                adapters.append(adapter)
+            context = _new_context(self._model, params)
+            if not context:
+                raise RuntimeError("llama_init_from_model failed")
+            if adapters:
+                handles = (_P * len(adapters))(*adapters)
+                scales = (C.c_float * len(adapters))(*[scale for _, scale in lora])
+                if status := _set_adapters(context, handles, len(adapters), scales):
+                    raise RuntimeError(f"llama_set_adapters_lora returned {status}")
+            yield context
+        finally:
+            if context:
+                _free_context(context)
+            for adapter in adapters:
+                _adapter_free(adapter)
+
+    def close(self) -> None:
+        """Free the model; twice is harmless."""
+        if self._model:
+            free_model(self._model)
+        self._model = None
+
+    def __enter__(self) -> LlamaModel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
