@@ -1,0 +1,19 @@
+"""GGUF files: a reader that proves what it hands out, a writer that never leaves half a file."""
+
+from __future__ import annotations
+
+from nbllama.gguf_io.file import GGUFFile, TensorInfo
+from nbllama.gguf_io.reader import open_gguf
+from nbllama.gguf_io.strings import StringArray
+from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, TensorType, ValueType
+
+__all__ = [
+    "TENSOR_TYPES",
+    "UNSUPPORTED_TYPES",
+    "GGUFFile",
+    "StringArray",
+    "TensorInfo",
+    "TensorType",
+    "ValueType",
+    "open_gguf",
+]

@@ -1,0 +1,186 @@
+"""An open GGUF file: metadata, tensor ranges, and read-only views of the mapped bytes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbllama.errors import GGUFError, shown
+from nbllama.gguf_io.strings import StringArray
+from nbllama.gguf_io.types import SCALARS, ValueType
+
+_MISSING: Any = object()
+_KINDS = {
+    "uint": "a count (an integer that is not negative)",
+    "float": "a floating point number",
+    "str": "a string",
+    "bool": "a boolean",
+    "strings": "an array of strings",
+    "floats": "an array of floating point numbers",
+    "ints": "an array of integers",
+}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: `shape` in numpy order, `offset` in bytes from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+    nbytes: int
+
+
+class GGUFFile:
+    """What `open_gguf` returns. `metadata` and `tensors` are in file order.
+
+    Metadata values are int, float, bool, str, numpy arrays (owned copies) or `StringArray`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        info: os.stat_result,
+        mapping: mmap.mmap,
+        version: int,
+        alignment: int,
+        metadata: dict[str, object],
+        types: dict[str, ValueType],
+        tensors: dict[str, TensorInfo],
+    ) -> None:
+        self.path = path
+        self.size = info.st_size
+        self.version = version
+        self.alignment = alignment
+        self.metadata = metadata
+        self.tensors = tensors
+        self._types = types
+        self._state = _state(info)
+        self._mapping: mmap.mmap | None = mapping
+        self._bytes: np.ndarray | None = np.frombuffer(mapping, np.uint8)
+
+    def data(self, name: str) -> np.ndarray:
+        """The tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, nothing copied.
+
+        Raises `GGUFError` when there is no such tensor, `ValueError` after `close`.
+        """
+        if self._bytes is None:
+            raise ValueError(f"{self.path} is closed")
+        t = self.tensors.get(name)
+        if t is None:
+            raise self.error(f"tensor '{shown(name)}'", "is missing")
+        return self._bytes[t.offset : t.offset + t.nbytes]
+
+    def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
+        """The value of `key`, which must be of `kind`; `default` when the key is absent.
+
+        | kind | GGUF types | returns |
+        |---|---|---|
+        | "uint" | u8..u64, and i8..i64 that are not negative | int |
+        | "float" | f32, f64 | float |
+        | "str", "bool" | string, bool | str, bool |
+        | "strings" | array of strings | `StringArray` |
+        | "floats" | array of f32, f64 | numpy array, as stored |
+        | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
+
+        Raises `GGUFError` naming the key if its type is another, or if it is absent and there is
+        no default.
+        """
+        if key not in self.metadata:
+            if default is _MISSING:
+                raise self.error(f"key '{shown(key)}'", "is missing")
+            return default
+        value = self.metadata[key]
+        if not _matches(value, kind):
+            found = f"{self._types[key].name}"
+            if self._types[key] == ValueType.ARRAY:
+                found = f"array of {self.element_type(key).name}"
+            elif isinstance(value, int | float):
+                found += f" {value}"
+            raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {found}")
+        return value
+
+    def element_type(self, key: str) -> ValueType:
+        """Type of the elements of an array value."""
+        value = self.metadata[key]
+        if isinstance(value, StringArray):
+            return ValueType.STRING
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{key} is not an array")
+        return next(t for t, d in SCALARS.items() if d == value.dtype)  # type: ignore[return-value]
+
+    def entries(self) -> Iterator[tuple[str, object, ValueType]]:
+        """Every key with value and type, as `write_gguf` takes them."""
+        for key, value in self.metadata.items():
+            yield key, value, self._types[key]
+
+    def error(self, what: str, problem: str) -> GGUFError:
+        """A `GGUFError` about this file, in the form of all others."""
+        return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
+
+    def recheck(self) -> None:
+        """Raise `GGUFError` unless size, modification time and inode are as they were at opening.
+
+        Call it before and after a long use. A change in between two calls is found late, and a file
+        that is shortened while its pages are being read ends the process (SIGBUS); see `reader`.
+        """
+        try:
+            now = _state(os.stat(self.path))
+        except OSError as e:
+            raise self.error("file", f"is gone since it was opened: {e.strerror}") from e
+        if now != self._state:
+            names = ("size", "modification time", "inode", "device")
+            changed = [n for n, a, b in zip(names, self._state, now, strict=True) if a != b]
+            raise self.error("file", f"has changed since it was opened ({', '.join(changed)})")
+
+    def close(self) -> None:
+        """Give the mapping back; if views of it are still in use it lives until they are gone."""
+        self._bytes = None
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            try:
+                mapping.close()
+            except BufferError:
+                pass  # a view is alive; the mapping closes with the last one
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GGUFFile({self.path!r}, {len(self.metadata)} keys, {len(self.tensors)} tensors)"
+
+
+def _state(info: os.stat_result) -> tuple[int, int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev
+
+
+def _matches(value: object, kind: str) -> bool:
+    match kind:
+        case "uint":
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        case "float":
+            return isinstance(value, float)
+        case "str":
+            return isinstance(value, str)
+        case "bool":
+            return isinstance(value, bool)
+        case "strings":
+            return isinstance(value, StringArray)
+        case "floats":
+            return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        case "ints":
+            return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+    raise ValueError(f"unknown kind {kind!r}")

@@ -1,0 +1,74 @@
+"""An array of strings as it lies in a GGUF file: bytes, decoded one by one when asked for."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+
+class StringArray(Sequence[str]):
+    """Read-only sequence of `str`; bytes that are not UTF-8 become lone surrogates.
+
+    `s.encode("utf-8", "surrogateescape")` of an element gives its bytes back, and so does
+    `raw(i)` without the detour. `wire` holds the elements as the file does (each after its u64
+    length), `ends[i]` the byte of `wire` where element i ends.
+    """
+
+    __slots__ = ("ends", "wire")
+
+    def __init__(self, wire: bytes, ends: array[int]) -> None:
+        self.wire = wire
+        self.ends = ends
+
+    @classmethod
+    def of(cls, items: Iterable[str | bytes]) -> StringArray:
+        """The same sequence from Python strings or bytes."""
+        wire, ends = bytearray(), array("q")
+        for item in items:
+            raw = item if isinstance(item, bytes) else item.encode("utf-8", "surrogateescape")
+            wire += len(raw).to_bytes(8, "little") + raw
+            ends.append(len(wire))
+        return cls(bytes(wire), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def raw(self, i: int) -> bytes:
+        """Bytes of element `i` (negative counts from the end)."""
+        n = len(self.ends)
+        if not -n <= i < n:
+            raise IndexError(f"element {i} of a string array of {n}")
+        i %= n
+        return self.wire[(self.ends[i - 1] if i else 0) + 8 : self.ends[i]]
+
+    def iter_raw(self) -> Iterator[bytes]:
+        """Bytes of every element in order."""
+        start = 8
+        for end in self.ends:
+            yield self.wire[start:end]
+            start = end + 8
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        return self.raw(i).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (part.decode("utf-8", "surrogateescape") for part in self.iter_raw())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StringArray):
+            return self.wire == other.wire and self.ends == other.ends
+        if isinstance(other, list | tuple):
+            return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"StringArray({len(self)} strings, {len(self.wire)} bytes)"

@@ -1,0 +1,124 @@
+"""Numbers of the GGUF format: value types of metadata, and tensor types with their block sizes.
+
+Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table is ours so that reading a
+file does not cost the import of the `gguf` package; a test compares it with that package.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ValueType(IntEnum):
+    """Type of a metadata value; equal in number to `gguf.GGUFValueType`."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+SCALARS: dict[int, np.dtype] = {
+    ValueType.UINT8: np.dtype("u1"),
+    ValueType.INT8: np.dtype("i1"),
+    ValueType.UINT16: np.dtype("<u2"),
+    ValueType.INT16: np.dtype("<i2"),
+    ValueType.UINT32: np.dtype("<u4"),
+    ValueType.INT32: np.dtype("<i4"),
+    ValueType.FLOAT32: np.dtype("<f4"),
+    ValueType.BOOL: np.dtype("?"),
+    ValueType.UINT64: np.dtype("<u8"),
+    ValueType.INT64: np.dtype("<i8"),
+    ValueType.FLOAT64: np.dtype("<f8"),
+}
+"""Numpy type of every fixed-size value type."""
+
+
+class TensorType(NamedTuple):
+    """A way to store the elements of a tensor: `block_size` elements in `type_size` bytes."""
+
+    name: str
+    id: int
+    block_size: int
+    type_size: int
+
+    def nbytes(self, n_elements: int) -> int:
+        """Bytes of `n_elements` elements, which must be whole blocks."""
+        return n_elements // self.block_size * self.type_size
+
+
+TENSOR_TYPES: dict[int, TensorType] = {
+    t.id: t
+    for t in (
+        TensorType("F32", 0, 1, 4),
+        TensorType("F16", 1, 1, 2),
+        TensorType("Q4_0", 2, 32, 18),
+        TensorType("Q4_1", 3, 32, 20),
+        TensorType("Q5_0", 6, 32, 22),
+        TensorType("Q5_1", 7, 32, 24),
+        TensorType("Q8_0", 8, 32, 34),
+        TensorType("Q2_K", 10, 256, 84),
+        TensorType("Q3_K", 11, 256, 110),
+        TensorType("Q4_K", 12, 256, 144),
+        TensorType("Q5_K", 13, 256, 176),
+        TensorType("Q6_K", 14, 256, 210),
+        TensorType("Q8_K", 15, 256, 292),
+        TensorType("IQ2_XXS", 16, 256, 66),
+        TensorType("IQ2_XS", 17, 256, 74),
+        TensorType("IQ3_XXS", 18, 256, 98),
+        TensorType("IQ1_S", 19, 256, 50),
+        TensorType("IQ4_NL", 20, 32, 18),
+        TensorType("IQ3_S", 21, 256, 110),
+        TensorType("IQ2_S", 22, 256, 82),
+        TensorType("IQ4_XS", 23, 256, 136),
+        TensorType("I8", 24, 1, 1),
+        TensorType("I16", 25, 1, 2),
+        TensorType("I32", 26, 1, 4),
+        TensorType("I64", 27, 1, 8),
+        TensorType("F64", 28, 1, 8),
+        TensorType("IQ1_M", 29, 256, 56),
+        TensorType("BF16", 30, 1, 2),
+        TensorType("TQ1_0", 34, 256, 54),
+        TensorType("TQ2_0", 35, 256, 66),
+        TensorType("MXFP4", 39, 32, 17),
+    )
+}
+"""Every tensor type that can be read from a file, by id."""
+
+UNSUPPORTED_TYPES: dict[int, str] = {
+    4: "Q4_2 (removed from ggml)",
+    5: "Q4_3 (removed from ggml)",
+    9: "Q8_1 (an intermediate, never stored)",
+    31: "Q4_0_4_4 (removed from ggml)",
+    32: "Q4_0_4_8 (removed from ggml)",
+    33: "Q4_0_8_8 (removed from ggml)",
+    36: "IQ4_NL_4_4 (removed from ggml)",
+    37: "IQ4_NL_4_8 (removed from ggml)",
+    38: "IQ4_NL_8_8 (removed from ggml)",
+    40: "NVFP4",
+    41: "Q1_0",
+}
+"""Types that ggml knows or knew and that are refused by name."""
+
+NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
+    np.dtype("<f4"): 0,
+    np.dtype("<f2"): 1,
+    np.dtype("i1"): 24,
+    np.dtype("<i2"): 25,
+    np.dtype("<i4"): 26,
+    np.dtype("<i8"): 27,
+    np.dtype("<f8"): 28,
+}
+"""Tensor type of a plain numpy array."""
