@@ -165,6 +165,47 @@ def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
     return sig, codegen
 
 
+@intrinsic
+def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
+    """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not this.
+
+    LLVM vectorises such a loop only where it may assume that no NaN exists.
+    """
+    sig = types.float32(row, types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        array, startv, nv = args
+        p = builder.gep(_data(context, builder, signature.args[0], array), [startv])
+        vec = ir.VectorType(_F32, VL)
+        lowest = ir.Constant(_F32, float("-inf"))
+        best = cgutils.alloca_once(builder, vec)
+        builder.store(ir.Constant(vec, [lowest] * VL), best)
+        whole = builder.sdiv(nv, _I64(VL))
+        with cgutils.for_range(builder, whole) as loop:
+            value = builder.load(
+                _element(builder, p, builder.mul(loop.index, _I64(VL)), vec), align=4
+            )
+            old = builder.load(best)
+            builder.store(
+                builder.select(builder.fcmp_ordered(">", value, old), value, old), best
+            )
+        top = cgutils.alloca_once_value(builder, lowest)
+
+        def consider(value: Any) -> None:
+            old = builder.load(top)
+            builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), top)
+
+        lanes = builder.load(best)
+        for lane in range(VL):
+            consider(builder.extract_element(lanes, ir.IntType(32)(lane)))
+        done = builder.mul(whole, _I64(VL))
+        with cgutils.for_range(builder, builder.sub(nv, done)) as loop:
+            consider(builder.load(builder.gep(p, [builder.add(done, loop.index)])))
+        return builder.load(top)
+
+    return sig, codegen
+
+
 # exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is exact.
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
