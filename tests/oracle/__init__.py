@@ -5,6 +5,7 @@ The shared library of the PyPI wheel `xllamacpp` exports the C functions `llama_
 Importing this package skips the importing test module where `xllamacpp` is missing.
 """
 
+from tests.oracle.gguf_file import decode_to_f32
 from tests.oracle.model import LlamaModel
 from tests.oracle.ops import Graph, Raw, adamw_step, ggml, mul_mat, mul_mat_back
 from tests.oracle.quant import QUANT_TYPES, dequantize, quantize, row_bytes
@@ -18,6 +19,7 @@ __all__ = [
     "Raw",
     "Vocab",
     "adamw_step",
+    "decode_to_f32",
     "dequantize",
     "ggml",
     "mul_mat",

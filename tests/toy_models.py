@@ -1,0 +1,203 @@
+"""Small random models in GGUF files that llama.cpp loads.
+
+Files are written by the `gguf` package and quantised by llama.cpp, so nothing of nbllama is
+needed to make its own test input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
+
+RopeScaling = tuple[str, float] | tuple[str, float, int]
+ATTENTION_BIASES = ("attn_q", "attn_k", "attn_v", "attn_output")
+LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
+# Each word is made of two tokens that stand before it, so that merging can reach it.
+MERGES = "th he in er an ou re on at en ing and the her you hat".split()
+
+
+def make_llama(
+    path: str | os.PathLike[str],
+    *,
+    n_layer: int = 2,
+    n_embd: int = 64,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    head_dim: int | None = None,
+    n_ff: int = 96,
+    n_vocab: int = 320,
+    n_ctx_train: int = 512,
+    tied: bool = False,
+    types: str | Mapping[str, str] = "F32",
+    biases: bool | Sequence[str] = False,
+    rope_freq_base: float = 10000.0,
+    rope_scaling: RopeScaling | None = None,
+    rope_factors: bool = False,
+    rms_eps: float = 1e-5,
+    seed: int = 0,
+    tokenizer: str = "spm",
+    arch: str = "llama",
+) -> None:
+    """Write a random model of the llama architecture (or one with the same tensors, as qwen2).
+
+    `types`: a quant name for all matrices, or names by tensor ("attn_q", "token_embd", ...) with
+    "*" for the others (F32 without it). A row is `n_embd`, `n_head * head_dim` (attn_output) or
+    `n_ff` (ffn_down) long and must be whole blocks. `biases`: True for the four attention
+    projections, or the names of the linears that get one. `rope_scaling`: ("linear", factor) or
+    ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
+    `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
+    ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". The same arguments write the same bytes.
+    Raises ValueError for a row that is not whole blocks.
+    """
+    rng = np.random.default_rng(seed)
+    head_dim = head_dim or n_embd // n_head
+    w = GGUFWriter(os.fspath(path), arch)
+    w.add_name("toy")
+    w.add_block_count(n_layer)
+    w.add_context_length(n_ctx_train)
+    w.add_embedding_length(n_embd)
+    w.add_feed_forward_length(n_ff)
+    w.add_head_count(n_head)
+    w.add_head_count_kv(n_head_kv)
+    w.add_layer_norm_rms_eps(rms_eps)
+    w.add_rope_dimension_count(head_dim)
+    w.add_rope_freq_base(rope_freq_base)
+    w.add_vocab_size(n_vocab)
+    if head_dim * n_head != n_embd:
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+    if rope_scaling:
+        w.add_rope_scaling_type(RopeScalingType(rope_scaling[0]))
+        w.add_rope_scaling_factor(rope_scaling[1])
+        if len(rope_scaling) > 2:
+            w.add_rope_scaling_orig_ctx_len(int(rope_scaling[2]))
+    _add_tokenizer(w, tokenizer, n_vocab)
+
+    linears = {
+        "attn_q": (n_head * head_dim, n_embd),
+        "attn_k": (n_head_kv * head_dim, n_embd),
+        "attn_v": (n_head_kv * head_dim, n_embd),
+        "attn_output": (n_embd, n_head * head_dim),
+        "ffn_gate": (n_ff, n_embd),
+        "ffn_up": (n_ff, n_embd),
+        "ffn_down": (n_embd, n_ff),
+    }
+    with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
+
+    def matrix(name: str, shape: tuple[int, int], std: float) -> None:
+        _add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
+
+    def vector(name: str, size: int, mean: float) -> None:
+        w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
+
+    # A tied matrix also makes the logits, whose size it decides.
+    matrix("token_embd.weight", (n_vocab, n_embd), 2 / np.sqrt(n_embd) if tied else 1.0)
+    vector("output_norm.weight", n_embd, 1.0)
+    if not tied:
+        matrix("output.weight", (n_vocab, n_embd), 1 / np.sqrt(n_embd))
+    if rope_factors:
+        w.add_tensor("rope_freqs.weight", np.geomspace(1, 8, head_dim // 2, dtype=np.float32))
+    for i in range(n_layer):
+        vector(f"blk.{i}.attn_norm.weight", n_embd, 1.0)
+        vector(f"blk.{i}.ffn_norm.weight", n_embd, 1.0)
+        for slot, shape in linears.items():
+            matrix(f"blk.{i}.{slot}.weight", shape, 1 / np.sqrt(shape[1]))
+            if slot in with_bias:
+                vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
+    """`tests.oracle.gguf_file.decode_to_f32`: the same model in float32, all metadata kept."""
+    from tests.oracle import gguf_file
+
+    gguf_file.decode_to_f32(src, dst)
+
+
+def _add_matrix(
+    w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
+) -> None:
+    slot = name.split(".")[-2]
+    kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
+    if kind == "F32":
+        w.add_tensor(name, values)
+        return
+    from tests.oracle import quantize
+
+    type_id = GGMLQuantizationType[kind]
+    raw = np.frombuffer(quantize(type_id, values), dtype=np.uint8)
+    w.add_tensor(name, raw.reshape(len(values), -1), raw_dtype=type_id)
+
+
+def _add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
+    if kind == "none":
+        w.add_tokenizer_model("none")
+        return
+    make = {"spm": _spm_tokens, "bpe": _bpe_tokens}[kind]
+    tokens, types, extra = make(n_vocab)
+    w.add_tokenizer_model("llama" if kind == "spm" else "gpt2")
+    w.add_token_list(tokens)
+    w.add_token_types([int(t) for t in types])
+    if kind == "spm":
+        w.add_token_scores(extra["scores"])
+        w.add_unk_token_id(0)
+        w.add_add_bos_token(True)
+    else:
+        w.add_tokenizer_pre("gpt-2")
+        w.add_token_merges(extra["merges"])
+        w.add_add_bos_token(False)
+    w.add_bos_token_id(extra["bos"])
+    w.add_eos_token_id(extra["eos"])
+    w.add_add_eos_token(False)
+
+
+def _filler(n: int) -> list[str]:
+    """Tokens that no text needs: they only make the vocabulary as large as was asked."""
+    return [f"<filler{i}>" for i in range(n)]
+
+
+def _spm_tokens(n_vocab: int) -> tuple[list[str], list[TokenType], dict[str, Any]]:
+    tokens = ["<unk>", "<s>", "</s>"]
+    types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    if n_vocab >= len(tokens) + 256:
+        tokens += [f"<0x{b:02X}>" for b in range(256)]
+        types += [TokenType.BYTE] * 256
+    words = ["\u2581", *LETTERS, *MERGES, "\u2581the", "\u2581and"]
+    tokens = (tokens + words)[:n_vocab]
+    types = (types + [TokenType.NORMAL] * len(words))[:n_vocab]
+    first_word = len(types) - types.count(TokenType.NORMAL)
+    rest = _filler(n_vocab - len(tokens))
+    types += [TokenType.UNUSED] * len(rest)
+    # Earlier words merge first, as in a SentencePiece BPE model.
+    scores = [0.0 if i < first_word else float(first_word - 1 - i) for i in range(n_vocab)]
+    return tokens + rest, types, {"scores": scores, "bos": 1, "eos": 2}
+
+
+def _bpe_tokens(n_vocab: int) -> tuple[list[str], list[TokenType], dict[str, Any]]:
+    if n_vocab < 259:
+        raise ValueError(f"a byte-level vocabulary needs 259 tokens, not {n_vocab}")
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_byte_letters()]
+    types = [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 256
+    merges = []
+    for word in [*MERGES, "\u0120the", "\u0120and"][: n_vocab - len(tokens)]:
+        cut = max(i for i in range(1, len(word)) if word[:i] in tokens and word[i:] in tokens)
+        merges.append(f"{word[:cut]} {word[cut:]}")
+        tokens.append(word)
+        types.append(TokenType.NORMAL)
+    rest = _filler(n_vocab - len(tokens))
+    types += [TokenType.UNUSED] * len(rest)
+    return tokens + rest, types, {"merges": merges, "bos": 0, "eos": 0}
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's printable letter of each byte, in byte order."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b if b in printable else next(others)) for b in range(256)]
