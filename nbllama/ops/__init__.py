@@ -1,0 +1,24 @@
+"""The ops of the model, one a page; `OPS` is all of them, built when it is first asked for.
+
+A page joins by adding its name to `PAGES` and giving a tuple `OPS: tuple[Op, ...]`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbllama.ops.op import Op
+
+    OPS: tuple[Op, ...]
+
+PAGES = ("embed", "rms_norm", "rope", "activation")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "OPS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ops = tuple(op for page in PAGES for op in import_module(f"{__name__}.{page}").OPS)
+    globals()["OPS"] = ops
+    return ops

@@ -1,0 +1,76 @@
+"""What one op of this package is, so that tests and benchmarks can run over all of them alike.
+
+Each file of `nbllama.ops` is one page: formula and derivative, a reference in plain numpy, Numba
+kernels, and thin wrappers that check their arguments. Its `OPS` tuple names the ops of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One differentiable function, twice: as numpy reference and through the kernels.
+
+    `sample(rng, size, dtype)` makes the keyword arguments of the other four; `size` is one of
+    `sizes`. Float arrays have the given dtype, integer arrays int32 (they get no gradient), and
+    everything that is no array is a parameter. None of the four changes its arguments.
+
+    - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs;
+    - `grad_ref(dy, **inputs)` gives, for every differentiable input, the gradient of `sum(dy * output)`;
+    - `forward`, `grad`: the same through the kernels, float32 only.
+
+    `tolerance` bounds the largest difference between kernel and reference, relative to the largest
+    number of the reference; `why` gives its reason. `ggml` names what computes the same in ggml.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    sample: Callable[[np.random.Generator, str, Any], Inputs]
+    forward_ref: Callable[..., np.ndarray]
+    grad_ref: Callable[..., dict[str, np.ndarray]]
+    forward: Callable[..., np.ndarray]
+    grad: Callable[..., dict[str, np.ndarray]]
+    tolerance: float
+    why: str
+    ggml: str
+
+
+def check_array(
+    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float32
+) -> None:
+    """Raise ValueError unless `array` is a C-contiguous array of exactly this shape and dtype.
+
+    Kernels have no bounds checks: every wrapper calls this for every array before its kernel.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{op}: {name} is {type(array).__name__}, not an array")
+    if array.dtype != dtype:
+        raise ValueError(f"{op}: {name} is {array.dtype}, wanted {np.dtype(dtype)}")
+    if array.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {array.shape}, wanted {shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{op}: {name} is not contiguous")
+
+
+def check_output(
+    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float32
+) -> None:
+    """`check_array` for an array that a kernel writes: it must be writable too."""
+    check_array(op, name, array, shape, dtype)
+    if not array.flags.writeable:
+        raise ValueError(f"{op}: {name} is read-only")
+
+
+def readonly(array: np.ndarray) -> np.ndarray:
+    """A read-only view. Inputs go into kernels so: writable ones would compile a second version."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
