@@ -215,8 +215,9 @@ def init_adapter(
         if rank == 0 or name not in shapes:
             continue
         n_out, n_in = pair_shape(shapes[name])
-        bits = np.random.Philox(key=[seed, _INIT_STREAM + tensor_index(name)])
-        a = np.random.Generator(bits).standard_normal((rank, n_in), dtype=np.float32)
+        key = np.array([seed, _INIT_STREAM + tensor_index(name)], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        a = rng.standard_normal((rank, n_in), dtype=np.float32)
         np.clip(a, -1, 1, out=a)
         a /= np.float32(np.sqrt(rank + n_in))
         pairs[name] = Pair(a, np.zeros((n_out, rank), np.float32))

@@ -1,0 +1,145 @@
+"""Slots, initialisation and what a pair adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from nbllama import lora
+from nbllama.errors import UsageError
+from nbllama.lora import NO_LAYER, SLOTS, Adapter, Pair, init_adapter
+
+
+@dataclass
+class FakeHparams:
+    arch: str = "llama"
+    n_layer: int = 3
+
+
+SHAPES = {name: (24,) if slot.kind == "norm" else (40, 24) for slot, name in lora.base_names(3)}
+ALL_RANKS = {slot.name: 1 if slot.kind == "norm" else 4 for slot in SLOTS}
+
+
+def adapter(ranks=None, seed: int = 1, shapes=None) -> Adapter:
+    ranks = ALL_RANKS if ranks is None else ranks
+    return init_adapter(FakeHparams(), ranks, 16.0, 8, seed, shapes or SHAPES)
+
+
+def test_order_is_that_of_the_old_tool() -> None:
+    names = list(adapter().parameters())
+    stems = [
+        "token_embd", "output_norm", "output",
+        *(f"blk.{i}.{t}" for i in range(3) for t in (
+            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
+            "ffn_norm", "ffn_gate", "ffn_down", "ffn_up",
+        )),
+    ]  # fmt: skip
+    assert names == [f"{s}.weight.{half}" for s in stems for half in ("lora_a", "lora_b")]
+    assert len(names) == 6 + 18 * 3
+    shuffled = dict(sorted(adapter().pairs.items(), key=lambda item: item[0][::-1]))
+    assert list(Adapter("llama", 1, 1, shuffled).parameters()) == names
+
+
+def test_slots_of_names() -> None:
+    for i, (slot, name) in enumerate(lora.base_names(30)):
+        found = lora.slot_of(name)
+        assert found is not None and found[0] is slot
+        assert lora.tensor_index(name) == i
+    assert lora.slot_of("blk.17.ffn_up.weight") == (lora.SLOT_BY_NAME["w3"], 17)
+    assert lora.slot_of("token_embd.weight") == (lora.SLOT_BY_NAME["tok_embd"], -1)
+    for name in (
+        "attn_q.weight", "blk.0.output.weight", "blk.0.attn_q.bias", "blk.01.attn_q.weight",
+        "blk.-1.attn_q.weight", "blk.9999999.attn_q.weight", "blk.0.attn_q.weight.lora_a",
+        "blk.0.attn_qkv.weight", "rope_freqs.weight", "blk.0.attn_q.weight\n", "",
+    ):  # fmt: skip
+        assert lora.slot_of(name) is None, name
+        with pytest.raises(KeyError):
+            lora.tensor_index(name)
+
+
+def test_start_changes_nothing_and_has_the_old_law() -> None:
+    shapes = dict(SHAPES) | {"output.weight": (5, 4000)}
+    ad = init_adapter(FakeHparams(), {"out": 50}, 1, 1, 7, shapes)
+    (pair,) = ad.pairs.values()
+    assert pair.a.dtype == pair.b.dtype == np.float32
+    assert pair.a.shape == (50, 4000) and pair.b.shape == (5, 50)
+    assert not pair.b.any()
+    assert not lora.delta(pair, ad.scale).any()
+    normal = pair.a * np.sqrt(4050)
+    assert abs(normal).max() == pytest.approx(1, rel=1e-6)
+    # 200,000 draws: the standard error of mean, std and share is 0.0016, 0.0007 and 0.001
+    assert normal.mean() == pytest.approx(0, abs=0.008)
+    assert normal.std() == pytest.approx(0.718, abs=0.004)
+    assert (abs(normal) > 0.999999).mean() == pytest.approx(0.3173, abs=0.006)
+
+
+def test_a_tensor_starts_alike_whatever_else_is_trained() -> None:
+    whole, part = adapter(), adapter({"wk": 4})
+    assert list(part.pairs) == [f"blk.{i}.attn_k.weight" for i in range(3)]
+    for name, pair in part.pairs.items():
+        np.testing.assert_array_equal(pair.a, whole.pairs[name].a)
+    drawn = {pair.a.tobytes() for ad in (whole, adapter(seed=2)) for pair in ad.pairs.values()}
+    assert len(drawn) == 2 * len(whole.pairs)
+    adapter(seed=2**64 - 1)
+
+
+def test_counts_scale_and_lowest_layer() -> None:
+    ad = adapter()
+    assert ad.scale == 2.0
+    norms, linears = 1 * (24 + 1), 4 * (24 + 40)
+    assert ad.n_parameters == 7 * norms + (2 + 7 * 3) * linears
+    assert ad.n_parameters == sum(x.size for x in ad.parameters().values())
+    assert ad.lowest_layer() == 0
+    pairs = ad.pairs
+    for names, want in (
+        (["output.weight", "output_norm.weight"], NO_LAYER),
+        (["output.weight", "blk.2.attn_q.weight", "blk.1.ffn_up.weight"], 1),
+        (["token_embd.weight", "blk.2.attn_q.weight"], 0),
+        ([], NO_LAYER),
+    ):
+        assert Adapter("llama", 1, 1, {n: pairs[n] for n in names}).lowest_layer() == want
+
+
+def test_parameters_are_the_arrays_themselves() -> None:
+    ad = adapter({"wq": 4})
+    ad.parameters()["blk.0.attn_q.weight.lora_b"][3, 2] = 5
+    assert ad.pairs["blk.0.attn_q.weight"].b[3, 2] == 5
+
+
+def test_delta() -> None:
+    a = np.array([[1, 2, 3], [0, 1, 0]], np.float32)
+    b = np.array([[1, 10], [2, 0]], np.float32)
+    pair = Pair(a, b)
+    assert (pair.rank, pair.shape) == (2, (2, 3))
+    np.testing.assert_array_equal(lora.delta(pair, 0.5), [[0.5, 6, 1.5], [1, 2, 3]])
+
+
+def test_bad_pairs_are_refused() -> None:
+    a, b = np.zeros((2, 3), np.float32), np.zeros((4, 2), np.float32)
+    for x, y in (
+        (a, b.T), (a.astype(np.float64), b), (a[0], b), (np.zeros((3, 2), np.float32).T, b),
+        (np.zeros((0, 3), np.float32), np.zeros((4, 0), np.float32)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            Pair(x, y)
+
+
+def test_a_rank_without_a_tensor_is_refused() -> None:
+    tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}
+    with pytest.raises(UsageError, match=r"^--rank-out 4: .*tied"):
+        adapter(shapes=tied)
+    assert "output.weight" not in adapter(ALL_RANKS | {"out": 0}, shapes=tied).pairs
+    with pytest.raises(KeyError):
+        adapter({"attn_q": 1})
+
+
+def test_ranks_above_the_full_rank_are_told() -> None:
+    assert lora.rank_notes(ALL_RANKS, SHAPES) == []
+    notes = lora.rank_notes(ALL_RANKS | {"wq": 25, "att_norm": 3}, SHAPES)
+    assert notes == [
+        "rank 3 of attn_norm is above its full rank 1",
+        "rank 25 of attn_q is above its full rank 24",
+    ]
+    assert adapter({"wq": 25}).pairs["blk.1.attn_q.weight"].rank == 25
