@@ -1,0 +1,40 @@
+"""`decode_blocks`: the decoder of a weight type, chosen while a kernel is compiled.
+
+A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)`, where `type_id`
+is a literal (a module-level constant of the short entry function of that type), and Numba links the
+one decoder that the literal names. Passing the decoder itself as an argument would recompile in every
+process; an if-chain over all types would compile all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from nbllama.quants.base import DECODERS, QUANTS
+
+
+def decode_blocks(type_id: int, raw: Any, src: int, n_blocks: int, out: Any, dst: int) -> None:
+    """Decode `n_blocks` blocks from byte `src` of `raw` to `out[dst:]`, inside a kernel.
+
+    `raw` uint8[::1] read-only, `out` float32[::1]; the two may not overlap, and nothing is checked:
+    the caller owns the bounds. `type_id` must be an integer known at compile time.
+    """
+    DECODERS[type_id](raw, src, n_blocks, out, dst)
+
+
+@overload(decode_blocks, prefer_literal=True)
+def _decode_blocks(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    if not isinstance(type_id, types.IntegerLiteral):
+        raise TypingError("decode_blocks: type_id must be a literal integer")
+    if type_id.literal_value not in QUANTS:
+        raise TypingError(f"decode_blocks: no decoder for weight type {type_id.literal_value}")
+    decoder = DECODERS[type_id.literal_value]
+
+    def decode_this_type(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+        decoder(raw, src, n_blocks, out, dst)
+
+    return decode_this_type

@@ -1,0 +1,135 @@
+"""Every weight type: bits of the decoder against gguf-py and llama.cpp, and the checks around it."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+
+from nbllama.errors import GGUFError
+from nbllama.quants import DECODERS, QUANTS, as_readonly, decode, decode_rows, nbytes, quant_type
+from tests.quants.blocks import (
+    BLOCK_TYPE_IDS,
+    TYPE_IDS,
+    assert_same_bits,
+    random_blocks,
+    reference,
+    type_name,
+)
+
+each_type = pytest.mark.parametrize("type_id", TYPE_IDS, ids=type_name)
+each_block_type = pytest.mark.parametrize("type_id", BLOCK_TYPE_IDS, ids=type_name)
+
+
+def test_table_is_ggml_s() -> None:
+    for type_id, t in QUANTS.items():
+        theirs = gguf.GGMLQuantizationType(type_id)
+        assert (t.name, (t.block_size, t.type_size)) == (theirs.name, gguf.GGML_QUANT_SIZES[theirs])
+    assert sorted(DECODERS) == TYPE_IDS
+
+
+@each_type
+def test_random_blocks_like_gguf_py(type_id: int) -> None:
+    raw = random_blocks(type_id, 301)
+    got = decode(type_id, raw, 301 * QUANTS[type_id].block_size)
+    assert np.isfinite(got).all()
+    assert_same_bits(got, reference(type_id, raw))
+
+
+@each_type
+def test_random_blocks_like_llama_cpp(type_id: int) -> None:
+    oracle = pytest.importorskip("tests.oracle")
+    raw = random_blocks(type_id, 301, seed=1)
+    n = 301 * QUANTS[type_id].block_size
+    assert_same_bits(decode(type_id, raw, n), oracle.dequantize(type_id, raw, n))
+
+
+@each_type
+def test_weights_quantised_by_llama_cpp(type_id: int) -> None:
+    oracle = pytest.importorskip("tests.oracle")
+    weights = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32) * 0.02
+    raw = np.frombuffer(oracle.quantize(type_id, weights), dtype=np.uint8)
+    got = decode(type_id, raw, weights.size)
+    assert_same_bits(got, oracle.dequantize(type_id, raw, weights.size))
+    # A decoder that swaps weights would still be bit-equal with a reference that does so too: the
+    # decoded weights must be near the true ones. IQ1 types keep about 1.5 bits, hence 0.6.
+    error = np.linalg.norm(got - weights.ravel()) / np.linalg.norm(weights)
+    assert error < 0.6
+
+
+@each_block_type
+def test_zero_block(type_id: int) -> None:
+    raw = np.zeros(QUANTS[type_id].type_size, dtype=np.uint8)
+    got = decode(type_id, raw, QUANTS[type_id].block_size)
+    assert_same_bits(got, reference(type_id, raw))
+
+
+@each_type
+@pytest.mark.parametrize("shift", [1, 2, 3, 7])
+def test_any_alignment_and_offsets(type_id: int, shift: int) -> None:
+    t = QUANTS[type_id]
+    blocks = random_blocks(type_id, 9)
+    want = reference(type_id, blocks)
+    raw = as_readonly(np.concatenate([np.full(shift, 255, np.uint8), blocks, np.full(5, 255, np.uint8)]))
+    out = np.full(3 + 4 * t.block_size + 6, 7.0, dtype=np.float32)
+    DECODERS[type_id](raw, shift + 2 * t.type_size, 4, out, 3)
+    assert_same_bits(out[3:-6].copy(), want[2 * t.block_size : 6 * t.block_size].copy())
+    assert (out[:3] == 7).all() and (out[-6:] == 7).all()
+    DECODERS[type_id](raw[1:], shift - 1, 0, out[:0], 0)
+
+
+@each_type
+def test_writable_input_is_not_a_second_compilation(type_id: int) -> None:
+    raw = np.array(random_blocks(type_id, 4))
+    decode(type_id, raw, 4 * QUANTS[type_id].block_size)
+    assert len(DECODERS[type_id].signatures) == 1
+    assert raw.flags.writeable
+
+
+def test_memmap(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    raw = random_blocks(2, 10)
+    (tmp_path / "w").write_bytes(b"x" + raw.tobytes())
+    mapped = np.memmap(tmp_path / "w", dtype=np.uint8, mode="r")[1:]
+    assert_same_bits(decode(2, mapped, 320), reference(2, raw))
+
+
+@each_type
+def test_rows(type_id: int) -> None:
+    row_elements = 2 * QUANTS[type_id].block_size
+    raw = random_blocks(type_id, 14)
+    matrix = reference(type_id, raw).reshape(7, row_elements)
+    rows = np.array([6, 0, 0, 3], dtype=np.int32)
+    assert_same_bits(decode_rows(type_id, raw, row_elements, rows), matrix[rows])
+    assert decode_rows(type_id, raw, row_elements, rows[:0]).shape == (0, row_elements)
+    for bad in (7, -1):
+        with pytest.raises(IndexError):
+            decode_rows(type_id, raw, row_elements, np.array([0, bad]))
+
+
+def test_sizes_are_checked() -> None:
+    raw = random_blocks(2, 2)
+    with pytest.raises(ValueError, match="36 bytes, wanted 18"):
+        decode(2, raw, 32)
+    with pytest.raises(ValueError, match="36 bytes, wanted 54"):
+        decode(2, raw, 96)
+    with pytest.raises(ValueError, match="whole Q4_0 blocks"):
+        decode(2, raw, 63)
+    with pytest.raises(ValueError, match="whole Q4_0 blocks"):
+        nbytes(2, -32)
+    with pytest.raises(ValueError, match="not whole rows"):
+        decode_rows(2, raw[:-1], 32, np.array([0]))
+    with pytest.raises(ValueError, match="not whole rows"):
+        decode_rows(2, raw, 0, np.array([0]))
+    with pytest.raises(ValueError, match="rows must be integers"):
+        decode_rows(2, raw, 32, np.array([0.0]))
+    for bad in (raw.view(np.int8), raw.reshape(2, 18), raw[::2]):
+        with pytest.raises(ValueError, match="contiguous uint8"):
+            decode(2, bad, 64)
+    assert nbytes(12, 512) == 288
+
+
+def test_unsupported_types_are_named() -> None:
+    with pytest.raises(GGUFError, match="Q8_K"):
+        quant_type(15)
+    with pytest.raises(GGUFError, match="number 999"):
+        decode(999, np.zeros(1, np.uint8), 1)
