@@ -50,7 +50,8 @@ def make_llama(
     projections, or the names of the linears that get one. `rope_scaling`: ("linear", factor) or
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
-    ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". The same arguments write the same bytes.
+    ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
+    The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
