@@ -1,0 +1,146 @@
+"""The thin products of a LoRA pair, beside the big product of its weight.
+
+    y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
+
+    dh = s dy B        dx = dy W + dh A     (`dh A` rides in `matmul_grad`, `h Bᵀ` in `matmul`)
+    dA = dhᵀ x         dB = dyᵀ h           (with s inside dh and h, neither needs it again)
+
+Both h and dh live *packed*, as panels `[n_panels, R6, PANEL]` with R6 = R rounded up to the micro-kernel's rows, the
+rows beyond R being zero. Nothing of size n_out x n_in is ever formed. The sums over tokens (dA, dB) run in
+ascending order of tokens in one task per block of columns: the same bits at any number of threads.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads, get_thread_id, prange
+
+from nbllama._jit import kernel
+from nbllama.ops.matmul import n_panels
+from nbllama.simd import PANEL, ROWS, fma_tile
+
+COLUMNS = 128  # columns of dA or dB that one task owns
+
+
+def padded(rank: int) -> int:
+    """`rank` rounded up to whole rows of the micro-kernel."""
+    return -(-rank // ROWS) * ROWS
+
+
+def lora_ref(x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+    """s (x Aᵀ) Bᵀ in plain numpy: x `[N, n_in]` -> `[N, n_out]`."""
+    return scale * (x @ a.T) @ b.T
+
+
+def lora_grad_ref(
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(dx, dA, dB) of `lora_ref`."""
+    dh = scale * dy @ b
+    return dh @ a, dh.T @ x, dy.T @ (scale * x @ a.T)
+
+
+@kernel(parallel=True)
+def _thin(m, row, step, k, xp, scale, hp, rank, cs):
+    """hp[p, r, :] = scale * sum_k m[r*row + k*step] * xp[p, k, :]."""
+    high = hp.shape[1]
+    for p in prange(xp.shape[0]):
+        c = cs[get_thread_id()]
+        c[: high * PANEL] = np.float32(0.0)
+        for r in range(0, high, ROWS):
+            fma_tile(m, r * row, row, step, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL)
+        for r in range(rank):
+            for j in range(PANEL):
+                hp[p, r, j] = scale * c[r * PANEL + j]
+        for r in range(rank, high):
+            for j in range(PANEL):
+                hp[p, r, j] = np.float32(0.0)
+
+
+@kernel(parallel=True)
+def _outer(hp, x, n, out):
+    """out[r, c] = sum over tokens t of h[t, r] * x[t, c]; out `[R6, columns]` is overwritten."""
+    high = hp.shape[1]
+    width = x.shape[1]
+    whole = width // PANEL * PANEL
+    for task in prange((width + COLUMNS - 1) // COLUMNS):
+        first = task * COLUMNS
+        last = min(first + COLUMNS, width)
+        for r in range(high):
+            out[r, first:last] = np.float32(0.0)
+        for p in range(hp.shape[0]):
+            t0 = p * PANEL
+            tokens = min(PANEL, n - t0)
+            for r in range(0, high, ROWS):
+                at = (p * high + r) * PANEL
+                for c in range(first, min(last, whole), PANEL):
+                    fma_tile(
+                        hp, at, PANEL, 1, x, t0 * width + c, width, tokens,
+                        out, r * width + c, width,
+                    )  # fmt: skip
+            for r in range(high):
+                for t in range(tokens):
+                    for c in range(max(first, whole), last):
+                        out[r, c] += hp[p, r, t] * x[t0 + t, c]
+
+
+@kernel(parallel=True)
+def _add_hidden(hp, b, y):
+    for n in prange(y.shape[1]):
+        for t in range(y.shape[0]):
+            total = np.float32(0.0)
+            for r in range(b.shape[1]):
+                total += hp[t // PANEL, r, t % PANEL] * b[n, r]
+            y[t, n] += total
+
+
+def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
+    """y `[N, n_out]` += h Bᵀ for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
+    if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
+        raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
+    _add_hidden(hp, b, y)
+
+
+_small = np.empty((0, 0), np.float32)
+
+
+def _tiles(size: int) -> np.ndarray:
+    global _small
+    threads = get_num_threads()
+    if _small.shape[0] < threads or _small.shape[1] < size:
+        _small = np.empty((threads, size), np.float32)
+    return _small
+
+
+def thin_product(
+    m: np.ndarray, xp: np.ndarray, scale: float, out: np.ndarray, *, transposed: bool = False
+) -> np.ndarray:
+    """scale * X Mᵀ, packed: m `[R, K]` (or `[K, R]` with `transposed`), xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
+
+    h = thin_product(A, xp, s, ...); dh = thin_product(B, gp, s, ..., transposed=True). `out` float32, flat or not, is
+    filled from its start; the view is returned.
+    """
+    rank, k = (m.shape[1], m.shape[0]) if transposed else m.shape
+    if xp.shape[1] != k or xp.shape[2] != PANEL:
+        raise ValueError(f"panels {xp.shape} do not fit a LoRA matrix {m.shape}")
+    high = padded(rank)
+    hp = out.reshape(-1)[: xp.shape[0] * high * PANEL].reshape(xp.shape[0], high, PANEL)
+    rows = np.zeros((high, k), np.float32)
+    rows[:rank] = m.T if transposed else m
+    _thin(rows, k, 1, k, xp, np.float32(scale), hp, rank, _tiles(high * PANEL))
+    return hp
+
+
+def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
+    """sum over tokens of h[t, :]ᵀ x[t, :]: hp packed `[P, R6, PANEL]`, x `[N, C]` -> float32 `[rank, C]`.
+
+    dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
+    """
+    n, width = x.shape
+    if hp.shape[0] != n_panels(n) or hp.shape[1] < rank or not x.flags.c_contiguous:
+        raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
+    out = np.empty((hp.shape[1], width), np.float32)
+    _outer(hp, x, n, out)
+    return out[:rank]

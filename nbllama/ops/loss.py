@@ -1,0 +1,129 @@
+"""Cross-entropy fused with the output product: the whole `[N, V]` matrix of logits never exists.
+
+    z = x Wᵀ (+ LoRA)        loss = sum over rows  w (log sum_v exp(z_v) - z_target)
+    dz = w (softmax(z) - onehot(target))           dx = dz W (+ LoRA)
+
+Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They pass in chunks
+of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w` of a row is 1 / (trained
+tokens of the step), so that sums over micro-batches are the step's mean.
+
+Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetune.cpp: t33 .. t36.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from nbllama._jit import kernel
+from nbllama.ops.linear import LoraPair
+from nbllama.ops.lora_ops import outer_product, padded, thin_product
+from nbllama.ops.matmul import NO_PAIR, NO_PANELS, Weight, matmul, matmul_grad, n_panels, pack
+from nbllama.simd import PANEL, exp_f32, row_max
+
+CHUNK = 128  # rows whose logits are alive together
+
+
+def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Loss of each row in plain numpy: z `[M, V]`, targets `[M]` -> `[M]`."""
+    top = z.max(axis=1)
+    return np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), targets]
+
+
+def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """d(weight * sum of losses)/dz, `[M, V]`."""
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    p[np.arange(len(z)), targets] -= 1
+    return weight * p
+
+
+@kernel(fast=True)
+def _exponentials(row, top):
+    total = np.float32(0.0)
+    for v in range(row.shape[0]):
+        e = exp_f32(row[v] - top)
+        row[v] = e
+        total += e
+    return total
+
+
+@kernel(parallel=True)
+def _cross_entropy(z, targets, weight, losses):
+    """losses[m] = unweighted loss of row m; z becomes its weighted gradient."""
+    for m in prange(z.shape[0]):
+        row = z[m]
+        top = row_max(row, 0, row.shape[0])
+        wanted = row[targets[m]]
+        total = _exponentials(row, top)
+        losses[m] = np.float32(np.log(total)) + top - wanted
+        row *= weight / total
+        row[targets[m]] -= weight
+
+
+def cross_entropy(z: np.ndarray, targets: np.ndarray, weight: float, losses: np.ndarray) -> None:
+    """Losses float32 `[M]` of logits z `[M, V]`, which become their own gradient times `weight`."""
+    if targets.size and (targets.min() < 0 or targets.max() >= z.shape[1]):
+        raise ValueError(f"cross_entropy: a target is outside 0..{z.shape[1] - 1}")
+    _cross_entropy(z, targets, np.float32(weight), losses)
+
+
+class LossBuffers:
+    """Reused memory of one chunk: logits `[CHUNK, V]`, its panels, and the input's panels."""
+
+    def __init__(self, n_vocab: int, n_embd: int, rank: int, most_rows: int) -> None:
+        rows = min(CHUNK, most_rows)
+        panels = n_panels(rows)
+        self.logits = np.empty((rows, n_vocab), np.float32)
+        self.gp = np.empty(panels * n_vocab * PANEL, np.float32)
+        self.xp = np.empty(panels * n_embd * PANEL, np.float32)
+        self.hp = np.empty(panels * padded(rank) * PANEL, np.float32)
+        self.dhp = np.empty(panels * padded(rank) * PANEL, np.float32)
+        self.losses = np.empty(rows, np.float32)
+
+    @staticmethod
+    def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int) -> int:
+        """Bytes such buffers take (for the memory forecast)."""
+        rows = min(CHUNK, most_rows)
+        lanes = n_panels(rows) * PANEL
+        return 4 * (rows * (n_vocab + 1) + lanes * (n_vocab + n_embd + 2 * padded(rank)))
+
+
+def output_loss(
+    w: Weight,
+    x: np.ndarray,
+    targets: np.ndarray,
+    weight: float,
+    dx: np.ndarray | None,
+    pair: LoraPair | None,
+    buffers: LossBuffers,
+) -> float:
+    """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that sum.
+
+    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
+    """
+    if targets.size and (targets.min() < 0 or targets.max() >= w.shape[0]):
+        raise ValueError(f"{w.name}: a target is outside 0..{w.shape[0] - 1}")
+    total = 0.0
+    for m0 in range(0, x.shape[0], buffers.logits.shape[0]):
+        xc = x[m0 : m0 + buffers.logits.shape[0]]
+        m = len(xc)
+        logits, losses = buffers.logits[:m], buffers.losses[:m]
+        xp = pack(xc, buffers.xp)
+        hp, b = NO_PANELS, NO_PAIR
+        if pair is not None:
+            hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
+        matmul(w, xp, logits, hp=hp, b=b)
+        _cross_entropy(logits, targets[m0 : m0 + m], np.float32(weight), losses)
+        total += float(losses.sum(dtype=np.float64))
+        if dx is None:
+            continue
+        gp = pack(logits, buffers.gp)
+        dhp, a = NO_PANELS, NO_PAIR
+        if pair is not None:
+            dhp, a = thin_product(b, gp, pair.scale, buffers.dhp, transposed=True), pair.a
+            if pair.da is not None and pair.db is not None:
+                pair.da += outer_product(dhp, xc, len(a))
+                pair.db += outer_product(hp, logits, len(a)).T
+        matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
+    return total
