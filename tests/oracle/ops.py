@@ -169,7 +169,7 @@ def adamw_step(
             np.array(params, dtype=np.float32),
         )
         new_x = g.compute(out)[0]
-        return tuple(a.reshape(x.shape) for a in (new_x, g.read(tm), g.read(tv)))
+        return new_x.reshape(x.shape), g.read(tm).reshape(x.shape), g.read(tv).reshape(x.shape)
 
 
 def _check_tensor_size() -> None:
