@@ -1,0 +1,1 @@
+"""The command line: option tables, error lines, progress display. Imports nothing heavy."""

@@ -1,0 +1,241 @@
+"""The options of `python -m nbllama.finetune`: one table that makes parser, help and docs.
+
+Names and meanings are those of the old llama.cpp `finetune`. A default of None means "not given":
+`nbllama.cli.settings.resolve` fills it in from the kind of training data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from nbllama.cli.parser import Real, Text, Whole, markdown, option, parse_into, table
+from nbllama.errors import UsageError
+
+PROG = "python -m nbllama.finetune"
+ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
+
+Defaults depend on the training data: plain text, or chat (every line a JSON object with
+"messages"). The ones in force are printed before training starts."""
+EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
+save is also written under the same name with LATEST. Training continues from --checkpoint-in
+if that file exists.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
+enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run diverged, 130 and
+143 stopped by SIGINT and SIGTERM"""
+
+# What people type who come from other trainers.
+FAMILIAR = {
+    "--batch-size": "--batch",
+    "--ctx-size": "--ctx",
+    "--iters": "--adam-iter",
+    "--learning-rate": "--adam-alpha",
+    "--lr": "--adam-alpha",
+    "--model": "--model-base",
+    "-m": "--model-base",
+    "--rank": "--lora-r",
+    "--resume": "--checkpoint-in",
+    "--warmup-steps": "--warmup",
+}
+
+_files = partial(option, "Files")
+_run = partial(option, "Run")
+_data = partial(option, "Length of the run and batches")
+_lora = partial(option, "LoRA")
+_adam = partial(option, "AdamW")
+_rate = partial(option, "Learning rate")
+
+_RANK = Whole(0, 65536)
+_SEVEN = "--lora-r"
+_NORM = "0; 1 if --lora-out ends in .bin"
+_ENDS = "--lora-r for plain text, 0 for chat"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line; None where an option was not given and has no fixed default."""
+
+    model_base: str = _files(
+        Text(), "", "base model to train on, a GGUF file", shown_default="none, must be given"
+    )
+    train_data: str = _files(
+        Text(), "shakespeare.txt", "training data: plain text, or JSON lines of chats"
+    )
+    checkpoint_in: str = _files(
+        Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
+    )
+    checkpoint_out: str = _files(
+        Text(), "checkpoint-ITERATION.gguf", "where checkpoints are saved; empty: nowhere"
+    )
+    lora_out: str = _files(
+        Text(), "ggml-lora-ITERATION-f32.gguf", "where adapters are saved; empty: nowhere"
+    )
+    save_every: int = _files(
+        Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
+    )
+    keep_last: int = _files(
+        Whole(), 0, "numbered checkpoints to keep, older ones are deleted", shown_default="all"
+    )
+    log: str = _files(
+        Text(), "", "append a line of JSON per iteration to this file", shown_default="off"
+    )
+
+    threads: int | None = _run(
+        Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
+    )
+    seed: int = _run(
+        Whole(-1, 2**63 - 1),
+        -1,
+        "seed of the adapter's start and of the data order; -1: a new one, which is printed",
+        also=["-s"],
+    )
+    use_checkpointing: bool = _run(
+        None,
+        True,
+        "gradient checkpointing: less memory, more time",
+        off=["--no-checkpointing"],
+        shown_default="on",
+    )
+    dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
+    force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    debug: bool = _run(None, False, "show the traceback of an error")
+
+    adam_iter: int | None = _data(
+        Whole(1),
+        None,
+        "iterations of this run, added to those of the checkpoint",
+        shown_default="256 for plain text, no limit for chat or with --epochs",
+    )
+    epochs: int | None = _data(
+        Whole(-(2**31)),
+        None,
+        "passes over the data in this run; 0 or less: no limit",
+        shown_default="no limit for plain text, 3 for chat",
+    )
+    batch: int = _data(Whole(1, 65536), 8, "samples of one forward and backward pass", also=["-b"])
+    grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration")
+    ctx: int | None = _data(
+        Whole(1, 2**24),
+        None,
+        "longest sample, in tokens",
+        also=["-c"],
+        shown_default="128 for plain text, 512 for chat",
+    )
+
+    lora_r: int | None = _lora(
+        Whole(1, 65536),
+        None,
+        "rank of the adapter, and divisor of its scale alpha / r",
+        shown_default="4 for plain text, 16 for chat",
+    )
+    lora_alpha: float | None = _lora(
+        Real(above=True),
+        None,
+        "the adapter is scaled by alpha / r",
+        shown_default="r for plain text, 2 r for chat",
+    )
+    rank_wq: int | None = _lora(_RANK, None, "rank of attn_q; 0: none", shown_default=_SEVEN)
+    rank_wk: int | None = _lora(_RANK, None, "rank of attn_k; 0: none", shown_default=_SEVEN)
+    rank_wv: int | None = _lora(_RANK, None, "rank of attn_v; 0: none", shown_default=_SEVEN)
+    rank_wo: int | None = _lora(_RANK, None, "rank of attn_output; 0: none", shown_default=_SEVEN)
+    rank_w1: int | None = _lora(
+        _RANK, None, "rank of ffn_gate; 0: none", also=["--rank-ffn-gate"], shown_default=_SEVEN
+    )
+    rank_w2: int | None = _lora(
+        _RANK, None, "rank of ffn_down; 0: none", also=["--rank-ffn-down"], shown_default=_SEVEN
+    )
+    rank_w3: int | None = _lora(
+        _RANK, None, "rank of ffn_up; 0: none", also=["--rank-ffn-up"], shown_default=_SEVEN
+    )
+    rank_tok_embd: int | None = _lora(
+        _RANK,
+        None,
+        "rank of token_embd; 0: none",
+        shown_default=f"{_ENDS} and models with tied embeddings",
+    )
+    rank_out: int | None = _lora(
+        _RANK,
+        None,
+        "rank of output, which models with tied embeddings do not have; 0: none",
+        shown_default=_ENDS,
+    )
+    rank_att_norm: int | None = _lora(
+        _RANK, None, "rank of attn_norm; 0: none", shown_default=_NORM
+    )
+    rank_ffn_norm: int | None = _lora(_RANK, None, "rank of ffn_norm; 0: none", shown_default=_NORM)
+    rank_out_norm: int | None = _lora(
+        _RANK, None, "rank of output_norm; 0: none", shown_default=_NORM
+    )
+
+    adam_alpha: float | None = _rate(
+        Real(above=True),
+        None,
+        "learning rate at its highest",
+        shown_default="0.001 for plain text, 0.0002 for chat",
+    )
+    adam_min_alpha: float = _rate(Real(), 0.0, "lowest learning rate, also during warm-up")
+    warmup: int | None = _rate(
+        Whole(),
+        None,
+        "iterations in which the rate rises from its lowest",
+        shown_default="100 for plain text, 3 % of the run for chat",
+    )
+    cos_decay_steps: int | None = _rate(
+        Whole(1),
+        None,
+        "iteration at which the cosine decay has reached its end",
+        shown_default="1000 for plain text, the run's last for chat",
+    )
+    cos_decay_min: float | None = _rate(
+        Real(0, 1),
+        None,
+        "end of the cosine decay, as a fraction of the rate",
+        shown_default="0.1 for plain text, 0 for chat",
+    )
+    enable_restart: bool = _rate(
+        None,
+        False,
+        "start the cosine again when it has ended",
+        off=["--disable-restart"],
+    )
+    cos_decay_restart: float = _rate(Real(1), 1.1, "factor on the decay's length at each restart")
+
+    adam_decay: float = _adam(Real(), 0.1, "weight decay, a factor on the learning rate")
+    adam_decay_min_ndim: int = _adam(
+        Whole(), 2, "decay only tensors with at least so many dimensions"
+    )
+    adam_beta1: float = _adam(Real(0, 1, below=True), 0.9, "decay rate of the first moment")
+    adam_beta2: float = _adam(Real(0, 1, below=True), 0.999, "decay rate of the second moment")
+    adam_gclip: float = _adam(Real(), 1.0, "limit of the gradient's norm; 0: none")
+
+
+OPTIONS = table(Options)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options of a command line, without the program's name.
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    options = parse_into(Options, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=FAMILIAR)
+    if not options.model_base:
+        raise UsageError("which model? Give --model-base FILE; --help lists every option")
+    return options
+
+
+def page() -> str:
+    """The text of docs/options.md."""
+    head = (
+        "# Options of `python -m nbllama.finetune`\n\n"
+        "Made by `python -m nbllama.cli.options > docs/options.md`; a test compares the two.\n\n"
+        "`--option VALUE` and `--option=VALUE` are the same, `_` in a name counts as `-`, and of\n"
+        "an option that is given twice the last one holds. `--help` and `--version` print and\n"
+        "stop.\n\n"
+    )
+    return head + markdown(OPTIONS)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,275 @@
+"""A command line made from one table: fields of a dataclass that carry their own option.
+
+The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
+occurrence wins, no abbreviations) plus `--option=value`. Everything that is wrong with a command
+line is one `UsageError` (exit 2) that names the option, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn, TypeVar
+
+from nbllama import __version__
+from nbllama.errors import UsageError, shown
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text, such as a file name; it may be empty."""
+
+    metavar: str = "FILE"
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def allowed(self) -> str:
+        return "any text"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`, both allowed."""
+
+    low: int = 0
+    high: int = 2**31 - 1
+    metavar: str = "N"
+
+    def parse(self, text: str) -> int:
+        """The number; raises `ValueError` if it is none or out of range."""
+        number = int(text)
+        if not self.low <= number <= self.high:
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        if self.high == 2**31 - 1:
+            return "a whole number" if self.low < -1 else f"a whole number, {self.low} or more"
+        return f"a whole number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number in [low, high], or without an end where `above` / `below` says so."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False  # low itself is not allowed
+    below: bool = False  # high itself is not allowed
+    metavar: str = "X"
+
+    def parse(self, text: str) -> float:
+        """The number; raises `ValueError` if it is none, not finite or out of range."""
+        number = float(text)
+        over = number > self.low if self.above else number >= self.low
+        under = number < self.high if self.below else number <= self.high
+        if not (math.isfinite(number) and over and under):
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if math.isinf(self.high):
+            return f"a number, {low}"
+        return f"a number, {low}, {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `names` as typed, the usual one first; `off` are the names that switch it off."""
+
+    dest: str
+    names: tuple[str, ...]
+    off: tuple[str, ...]
+    group: str
+    value: Text | Whole | Real | None  # None: a switch, which takes no value
+    default: Any
+    shown_default: str
+    help: str
+
+
+def option(
+    group: str,
+    value: Text | Whole | Real | None,
+    default: Any,
+    help: str,
+    *,
+    also: Sequence[str] = (),
+    off: Sequence[str] = (),
+    shown_default: str | None = None,
+) -> Any:
+    """A dataclass field that is an option; its name is the field's, `_` written as `-`.
+
+    `also`: further names. `shown_default`: what help says where the default itself does not tell.
+    """
+    made = dict(group=group, value=value, help=help, also=also, off=off, shown=shown_default)
+    return field(default=default, metadata={"option": made})
+
+
+def table(kind: type) -> tuple[Option, ...]:
+    """The options of a dataclass, in the order of its fields."""
+    rows = []
+    for f in fields(kind):
+        made = f.metadata["option"]
+        plain = "off" if f.default is False else str(f.default)
+        rows.append(
+            Option(
+                f.name,
+                ("--" + f.name.replace("_", "-"), *made["also"]),
+                tuple(made["off"]),
+                made["group"],
+                made["value"],
+                f.default,
+                made["shown"] if made["shown"] is not None else plain,
+                made["help"],
+            )
+        )
+    return tuple(rows)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def build(prog: str, about: str, epilog: str, options: Sequence[Option]) -> argparse.ArgumentParser:
+    """The argparse parser of a table: it stores raw strings, and it writes the help."""
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=about,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=32
+        ),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for o in options:
+        if o.group not in groups:
+            groups[o.group] = parser.add_argument_group(o.group)
+        text = f"{o.help} (default: {o.shown_default})".replace("%", "%%")
+        if o.value is None:
+            names = "/".join(o.off)
+            text += f"; {names} is the opposite" if o.off else ""
+            groups[o.group].add_argument(
+                *o.names, dest=o.dest, action="store_const", const=True, default=None, help=text
+            )
+            if o.off:
+                groups[o.group].add_argument(
+                    *o.off, dest=o.dest, action="store_const", const=False, help=argparse.SUPPRESS
+                )
+        else:
+            groups[o.group].add_argument(
+                *o.names, dest=o.dest, metavar=o.value.metavar, default=None, help=text
+            )
+    last = parser.add_argument_group("About")
+    last.add_argument("--version", action="version", version=f"nbllama {__version__}")
+    last.add_argument("-h", "--help", action="help", help="show this list and exit")
+    return parser
+
+
+def _known(options: Sequence[Option]) -> dict[str, Option | None]:
+    by_name: dict[str, Option | None] = {"--help": None, "-h": None, "--version": None}
+    for o in options:
+        by_name.update(dict.fromkeys((*o.names, *o.off), o))
+    return by_name
+
+
+def _unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
+    if not name.startswith("-"):
+        return UsageError(f"'{shown(name)}' belongs to no option; --help lists them all")
+    near = [familiar[name]] if name in familiar else []
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+    return UsageError(f"unknown option '{shown(name)}'; {hint}")
+
+
+def normalise(
+    options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
+) -> list[str]:
+    """`argv` as `--name=value` and `--switch` only.
+
+    After this step argparse has nothing left to guess: a value may begin with `-`, as the old
+    parser allowed. Raises `UsageError` for an unknown option, a missing or an unwanted value.
+    """
+    by_name = _known(options)
+    out = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        if name not in by_name:
+            raise _unknown(name, list(by_name), familiar)
+        found = by_name[name]
+        if found is None or found.value is None:
+            if equals:
+                raise UsageError(f"{name} takes no value, but got '{shown(value)}'")
+            out.append(name)
+            continue
+        if not equals:
+            if not rest or rest[0].partition("=")[0].replace("_", "-") in by_name:
+                raise UsageError(f"{name} needs a value: {found.value.allowed()}")
+            value = rest.pop(0)
+        out.append(f"{found.names[0]}={value}")
+    return out
+
+
+T = TypeVar("T")
+
+
+def parse_into(
+    kind: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    epilog: str = "",
+    familiar: Mapping[str, str] | None = None,
+) -> T:
+    """An object of the dataclass `kind` from a command line (without the program's name).
+
+    `familiar`: names that other programs use, with the option to suggest here.
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    options = table(kind)
+    words = normalise(options, argv, familiar or {})
+    found = build(prog, about, epilog, options).parse_args(words)
+    values = {}
+    for o in options:
+        raw = getattr(found, o.dest)
+        if raw is None:
+            continue
+        if o.value is not None:
+            try:
+                raw = o.value.parse(raw)
+            except ValueError:
+                raise UsageError(
+                    f"{o.names[0]}: '{shown(raw)}' is not allowed; give {o.value.allowed()}"
+                ) from None
+        values[o.dest] = raw
+    return kind(**values)
+
+
+def markdown(options: Sequence[Option]) -> str:
+    """The options as Markdown tables, one a group."""
+    lines: list[str] = []
+    group = None
+    for o in options:
+        if o.group != group:
+            group = o.group
+            lines += ["", f"## {group}", "", "| option | allowed | default | meaning |"]
+            lines += ["|---|---|---|---|"]
+        names = ", ".join(f"`{n}`" for n in o.names)
+        if o.value is None:
+            names += "".join(f" / `{n}`" for n in o.off)
+        allowed = "switch" if o.value is None else o.value.allowed()
+        lines.append(f"| {names} | {allowed} | {o.shown_default} | {o.help} |")
+    return "\n".join(lines).strip() + "\n"

@@ -1,0 +1,118 @@
+"""The frame around every program: UTF-8 output, one line for an error, and the exit code.
+
+| what ends the program | exit |
+|---|---|
+| `NbllamaError` | its own code (see `nbllama.errors`) |
+| no memory | 4 |
+| Ctrl-C outside of training | 130 |
+| a path that cannot be read | 2 |
+| a path that cannot be written | 3 |
+| anything else, which is a bug | 1 |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from nbllama.errors import Interrupted, NbllamaError, shown
+
+_LINE = 4000  # characters; a line that tells how to resume holds a whole command
+_WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
+
+
+def prepare_streams() -> None:
+    """Make standard output and error UTF-8 that never fails on a character, line by line.
+
+    A missing one of the first three file descriptors is opened on the null device: otherwise the
+    next file that the program opens would get its number.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _say(line: str) -> None:
+    try:
+        print(shown(line, _LINE), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # no one is left to tell; the exit code still does
+
+
+def _close_stdout() -> None:
+    """Flush; if the reader is gone, keep the interpreter from complaining when it exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        os.dup2(sys.stdout.fileno(), 1)
+
+
+def os_error_code(e: OSError) -> int:
+    """Exit code of an `OSError` that no one expected: 4 memory, 3 writing, 2 reading, 1 unknown."""
+    if e.errno == errno.ENOMEM:
+        return 4
+    if e.errno in _WRITING:
+        return 3
+    if e.filename is None:
+        return 1
+    path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
+    if isinstance(e, PermissionError):
+        return 2 if os.path.exists(path) and not os.access(path, os.R_OK) else 3
+    # What can be read, or has no folder to be made in, was to be written.
+    return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
+
+
+def _told(e: BaseException) -> tuple[str, int]:
+    """The line and the exit code for an exception."""
+    if isinstance(e, Interrupted):
+        return str(e), e.exit_code
+    if isinstance(e, NbllamaError):
+        return f"error: {e}", e.exit_code
+    if isinstance(e, KeyboardInterrupt):
+        return "stopped by SIGINT", 130
+    if isinstance(e, MemoryError):
+        reason = f" ({e})" if str(e) else ""
+        return f"error: not enough memory{reason}; try smaller --batch or --ctx", 4
+    if isinstance(e, BrokenPipeError) and e.filename is None:
+        return "error: the reader of the output is gone", 1
+    if isinstance(e, OSError):
+        where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
+        return f"error: {where}{e.strerror or e}", os_error_code(e)
+    return f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)", 1
+
+
+def run_program(main: Callable[[], int], debug: bool) -> int:
+    """Run `main` and return the exit code; what it raises ends as one line on standard error.
+
+    With `debug` the traceback is printed before the line. `SystemExit` passes with its code.
+    """
+    prepare_streams()
+    try:
+        code = main()
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException as e:
+        if debug:
+            _traceback()
+        line, code = _told(e)
+        _say(line)
+    _close_stdout()
+    return code
+
+
+def _traceback() -> None:
+    try:
+        traceback.print_exc(file=sys.stderr)
+    except (OSError, ValueError):
+        pass

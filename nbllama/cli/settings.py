@@ -1,0 +1,255 @@
+"""What a run does: the given options, completed by defaults that depend on the training data.
+
+Plain text takes the defaults of the old llama.cpp `finetune`; chat takes those that users of
+today's trainers expect. `resolve` is a pure function, and `Settings.pairs` says all that it chose.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from nbllama.cli.options import Options
+from nbllama.errors import UsageError
+
+DataKind = Literal["raw", "chat"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The defaults that depend on the kind of data."""
+
+    ctx: int
+    lora_r: int
+    alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
+    train_ends: bool  # token_embd and output carry pairs (where the output is not tied)
+    adam_alpha: float
+    cos_decay_min: float
+    warmup: int | float  # iterations, or a share of the run
+    cos_decay_steps: int | None  # None: the run's last iteration
+    adam_iter: int | None
+    epochs: int | None
+
+
+DEFAULTS: dict[DataKind, Defaults] = {
+    "raw": Defaults(
+        ctx=128,
+        lora_r=4,
+        alpha_per_r=1,
+        train_ends=True,
+        adam_alpha=1e-3,
+        cos_decay_min=0.1,
+        warmup=100,
+        cos_decay_steps=1000,
+        adam_iter=256,
+        epochs=None,
+    ),
+    "chat": Defaults(
+        ctx=512,
+        lora_r=16,
+        alpha_per_r=2,
+        train_ends=False,
+        adam_alpha=2e-4,
+        cos_decay_min=0.0,
+        warmup=0.03,
+        cos_decay_steps=None,
+        adam_iter=None,
+        epochs=3,
+    ),
+}
+
+# Slots as in `--rank-NAME` and `nbllama.lora.SLOTS`.
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+NORMS = ("att_norm", "ffn_norm", "out_norm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number that a run needs; see docs/options.md for their meanings."""
+
+    data_kind: DataKind
+    n_iter: int  # iterations of this run
+    threads: int
+    seed: int
+    ctx: int
+    batch: int
+    grad_acc: int
+    use_checkpointing: bool
+    lora_r: int
+    lora_alpha: float
+    ranks: dict[str, int]  # by slot name, all twelve
+    adam_alpha: float
+    adam_min_alpha: float
+    warmup: int
+    cos_decay_steps: int
+    cos_decay_min: float
+    cos_decay_restart: float
+    enable_restart: bool
+    adam_decay: float
+    adam_decay_min_ndim: int
+    adam_beta1: float
+    adam_beta2: float
+    adam_gclip: float
+    save_every: int
+    keep_last: int
+    notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(name, value) lines for the screen."""
+        kind = "plain text" if self.data_kind == "raw" else "chat"
+        on = {slot: rank for slot, rank in self.ranks.items() if rank}
+        if set(on.values()) == {self.lora_r}:
+            ranks = " ".join(on)
+        else:
+            ranks = " ".join(f"{slot}:{rank}" for slot, rank in on.items())
+        low = self.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - self.adam_min_alpha)
+        restart = (
+            f", again every {self.cos_decay_restart:g} x as long" if self.enable_restart else ""
+        )
+        return [
+            ("data", kind),
+            ("run", f"{self.n_iter} iterations of {self.batch} x {self.grad_acc} samples"),
+            ("sample", f"at most {self.ctx} tokens"),
+            ("adapter", f"r {self.lora_r}, alpha {self.lora_alpha:g}, on {ranks}"),
+            (
+                "rate",
+                f"{self.adam_alpha:g}, warm-up {self.warmup}, cosine to {low:g} "
+                f"at iteration {self.cos_decay_steps}{restart}",
+            ),
+            (
+                "AdamW",
+                f"betas {self.adam_beta1:g} {self.adam_beta2:g}, decay {self.adam_decay:g}, "
+                f"clip {self.adam_gclip:g}",
+            ),
+            ("checkpointing", "on" if self.use_checkpointing else "off"),
+            ("threads", str(self.threads)),
+            ("seed", str(self.seed)),
+        ]
+
+
+def context(options: Options, data_kind: DataKind) -> int:
+    """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
+    return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
+
+
+def iterations(options: Options, data_kind: DataKind, n_samples: int) -> int:
+    """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
+
+    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations on average: the
+    last iteration of a pass also takes the first samples of the next one.
+    """
+    adam_iter = options.adam_iter
+    epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
+    if adam_iter is None and options.epochs is None:
+        adam_iter, epochs = DEFAULTS[data_kind].adam_iter, DEFAULTS[data_kind].epochs
+    limits = [] if adam_iter is None else [adam_iter]
+    if epochs is not None:
+        limits.append(math.ceil(epochs * n_samples / (options.batch * options.grad_acc)))
+    if not limits:
+        raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
+    return min(limits)
+
+
+def _ranks(options: Options, data_kind: DataKind, lora_r: int, tied: bool) -> dict[str, int]:
+    ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
+    norm = 1 if options.lora_out.lower().endswith(".bin") else 0
+    defaults = {"tok_embd": ends, "out": ends}
+    defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
+    given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
+    return {
+        slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
+    }
+
+
+def resolve(
+    options: Options,
+    data_kind: DataKind,
+    n_samples: int,
+    *,
+    tied_output: bool,
+    cores: int,
+    new_seed: int,
+    done: int = 0,
+) -> Settings:
+    """The settings of a run.
+
+    `n_samples`: samples of the data set. `tied_output`: the model's output is its embedding.
+    `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that
+    the checkpoint brings along; the schedule counts on from there.
+
+    Raises `UsageError` for options that contradict each other.
+    """
+    if n_samples < 1:
+        raise ValueError("a run needs samples")
+    d = DEFAULTS[data_kind]
+    n_iter = iterations(options, data_kind, n_samples)
+    lora_r = d.lora_r if options.lora_r is None else options.lora_r
+    alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
+    ranks = _ranks(options, data_kind, lora_r, tied_output)
+    if not any(ranks.values()):
+        raise UsageError("every --rank-... is 0: nothing to train")
+    rate = d.adam_alpha if options.adam_alpha is None else options.adam_alpha
+    if options.adam_min_alpha > rate:
+        raise UsageError(
+            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}"
+        )
+    total = done + n_iter
+    warmup = options.warmup
+    if warmup is None:
+        warmup = d.warmup if isinstance(d.warmup, int) else math.ceil(d.warmup * total)
+    steps = options.cos_decay_steps or d.cos_decay_steps or total
+    floor = d.cos_decay_min if options.cos_decay_min is None else options.cos_decay_min
+    notes = []
+    if warmup > total:
+        notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
+    if tied_output and ranks["tok_embd"]:
+        notes.append(
+            "this model's output is tied to token_embd: llama.cpp aborts on an adapter for it; "
+            "merge the adapter into the model instead, or leave --rank-tok-embd out"
+        )
+    return Settings(
+        data_kind=data_kind,
+        n_iter=n_iter,
+        threads=cores if options.threads is None else options.threads,
+        seed=new_seed if options.seed < 0 else options.seed,
+        ctx=context(options, data_kind),
+        batch=options.batch,
+        grad_acc=options.grad_acc,
+        use_checkpointing=options.use_checkpointing,
+        lora_r=lora_r,
+        lora_alpha=float(alpha),
+        ranks=ranks,
+        adam_alpha=rate,
+        adam_min_alpha=options.adam_min_alpha,
+        warmup=warmup,
+        cos_decay_steps=steps,
+        cos_decay_min=floor,
+        cos_decay_restart=options.cos_decay_restart,
+        enable_restart=options.enable_restart,
+        adam_decay=options.adam_decay,
+        adam_decay_min_ndim=options.adam_decay_min_ndim,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_gclip=options.adam_gclip,
+        save_every=options.save_every,
+        keep_last=options.keep_last,
+        notes=tuple(notes),
+    )
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use: never more than its CPU affinity allows."""
+    import psutil
+
+    count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = min(count, len(os.sched_getaffinity(0)))
+    return max(1, count)
+
+
+def fresh_seed() -> int:
+    """A seed that no one chose, 0 to 2^31 - 1 (what the old tool's `--seed` could also take)."""
+    return secrets.randbelow(2**31)

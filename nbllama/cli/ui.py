@@ -1,0 +1,175 @@
+"""What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere.
+
+`rich` is imported here and nowhere else. Nothing that goes wrong with the screen or with the
+metrics file stops training.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TextIO, cast
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nbllama.progress import Eta, LossCurve, MetricsLog, StepRecord, duration, memory
+
+
+class _Stream:
+    """A text stream that can be closed on the other side without anyone failing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):
+                self._stream = None
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._stream = None
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("closed")
+        return self._stream.fileno()
+
+
+def plain_line(record: StepRecord, seconds_left: float | None) -> str:
+    """One iteration as `name=value` words, with the old tool's `iter=` and `loss=`."""
+    eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
+    line = (
+        f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
+        f"lr={record.lr:.3e} grad_norm={record.grad_norm:.4g} tokens/s={record.tokens_per_s:.1f} "
+        f"dt={record.seconds:.2f}s eta={eta} mem={memory(record.rss_bytes).replace(' ', '')}"
+    )
+    return line + " skipped: loss or gradient not finite" if record.skipped else line
+
+
+class Display:
+    """Shows a run on `stream` (standard output by default) and writes its metrics file.
+
+    Calls come in this order: `header`, `compiling` if kernels were compiled, `step` for each
+    iteration, `close`; `note` at any time.
+    """
+
+    def __init__(self, stream: TextIO | None = None, log: str = "") -> None:
+        """`log`: path of the metrics file, empty for none. Raises `OutputError` if it cannot be
+        opened."""
+        self._out = _Stream(sys.stdout if stream is None else stream)
+        self._console = Console(
+            file=cast(TextIO, self._out), force_terminal=self._out.isatty(), highlight=False
+        )
+        self._terminal = self._out.isatty() and not self._console.is_dumb_terminal
+        self._live: Live | None = None
+        self._eta = Eta()
+        self._curve = LossCurve()
+        self._first: int | None = None
+        self._log = MetricsLog(log, self.note) if log else None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def note(self, text: str) -> None:
+        """One line that the user should see."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def header(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """What is going to be done, as aligned `name  value` lines."""
+        self._pairs(pairs)
+
+    def compiling(self, seconds: float | None = None) -> None:
+        """Without a time: kernels are being compiled now; with one: how long it took."""
+        if seconds is None:
+            self.note("compiling kernels, once for this machine (up to a minute) ...")
+        else:
+            self.note(f"compiled kernels in {seconds:.1f} s")
+
+    def step(self, record: StepRecord) -> None:
+        """Show one iteration and append it to the metrics file."""
+        if self._log is not None:
+            self._log.write(record)
+        if self._first is None:
+            self._first = record.iter
+        self._eta.add(record.seconds)
+        self._curve.add(record.loss)
+        left = self._eta.seconds_left(record.n_iter - record.iter)
+        if not self._terminal:
+            self.note(plain_line(record, left))
+            return
+        if record.skipped:
+            self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
+        if self._live is None:
+            # No thread of its own: all cores belong to the kernels.
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(self._picture(record, left), refresh=True)
+
+    def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        """End the display; `pairs` is a summary. May be called twice, also after an error."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self._pairs(pairs)
+        self._out.flush()
+
+    def _pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
+        rows = list(pairs)
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self.note(f"{name:<{width}}  {value}")
+
+    def _picture(self, record: StepRecord, seconds_left: float | None) -> Group:
+        first = record.iter if self._first is None else self._first
+        done, total = record.iter - first + 1, record.n_iter - first + 1
+        bar = Table.grid(padding=(0, 1))
+        eta = "?" if seconds_left is None else duration(seconds_left)
+        bar.add_row(
+            Text(f"{record.iter}/{record.n_iter}", style="bold"),
+            ProgressBar(total=total, completed=done, width=32),
+            Text(f"epoch {record.epoch}"),
+            Text(f"ETA {eta}", style="cyan"),
+        )
+        numbers = Text.assemble(
+            ("loss ", "dim"),
+            (f"{record.loss:.4f} ", "bold"),
+            (self._curve.sparkline(), "green"),
+            (" lr ", "dim"),
+            f"{record.lr:.2e}",
+            ("  ", ""),
+            f"{record.tokens_per_s:.0f} tokens/s  {memory(record.rss_bytes)}",
+        )
+        numbers.truncate(max(20, self._console.width), overflow="ellipsis")
+        return Group(bar, numbers)

@@ -1,0 +1,154 @@
+"""What a training step reports, the metrics file, and how much time is left. No screen in here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+
+from nbllama.errors import OutputError, shown
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One iteration, as the display and the metrics file show it.
+
+    `iter`: 1 for the very first, counted through resumes. `n_iter`: the iteration at which this
+    run ends. `loss`: nats per trained token. `seconds`: time of the step without compiling and
+    without saving. `tokens`: tokens that went through the model in this step.
+    `skipped`: loss or gradient were not finite and nothing was changed.
+    """
+
+    iter: int
+    n_iter: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    tokens_per_s: float
+    seconds: float
+    rss_bytes: int
+    skipped: bool = False
+
+
+class Eta:
+    """Time to the end of the run: the median of the last steps' times, so that one slow step (a
+    save, another program) does not throw it."""
+
+    def __init__(self, window: int = 21) -> None:
+        self._recent: deque[float] = deque(maxlen=window)
+
+    def add(self, seconds: float) -> None:
+        self._recent.append(seconds)
+
+    def seconds_left(self, steps: int) -> float | None:
+        """Seconds that `steps` more steps will take; None before the first one."""
+        return steps * median(self._recent) if self._recent else None
+
+
+class LossCurve:
+    """The losses of a whole run in at most `2 * width` means, whatever its length."""
+
+    def __init__(self, width: int = 24) -> None:
+        self.width = width
+        self._means: list[float] = []
+        self._per_mean = 1
+        self._sum, self._count = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """Take in one loss; what is not finite leaves no mark."""
+        if not math.isfinite(loss):
+            return
+        self._sum += loss
+        self._count += 1
+        if self._count < self._per_mean:
+            return
+        self._means.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+        if len(self._means) == 2 * self.width:
+            pairs = zip(self._means[::2], self._means[1::2], strict=True)
+            self._means = [(a + b) / 2 for a, b in pairs]
+            self._per_mean *= 2
+
+    def sparkline(self) -> str:
+        """The curve as block characters, the lowest mean as the lowest block."""
+        if not self._means:
+            return ""
+        n = len(self._means)
+        columns = min(n, self.width)
+        cuts = [i * n // columns for i in range(columns + 1)]
+        heights = [sum(self._means[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        low, high = min(heights), max(heights)
+        scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+        return "".join(_BARS[round((h - low) * scale)] for h in heights)
+
+
+class MetricsLog:
+    """A file with one JSON object a line, appended to and readable while the run goes on.
+
+    A failing disk does not stop training: `on_error` is told once, and each later line is tried
+    again. A line that was cut (full disk, killed process) is ended before the next one begins.
+    """
+
+    def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
+        self.path = path
+        self._on_error = on_error
+        self._told = False
+        try:
+            self._file = open(path, "ab", buffering=0)
+            self._cut = _ends_inside_line(path)
+        except OSError as e:
+            raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
+
+    def write(self, record: StepRecord) -> None:
+        """Append one line. A number that is not finite becomes null, as JSON has no other."""
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in asdict(record).items()
+        }
+        line = (b"\n" if self._cut else b"") + json.dumps(row).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            if written:
+                self._cut = line[written - 1 : written] != b"\n"
+            problem = "" if written == len(line) else "no space left for a whole line"
+        except OSError as e:
+            problem = e.strerror or str(e)
+        if problem and not self._told:
+            self._told = True
+            path = shown(self.path)
+            self._on_error(f"--log {path}: {problem}; training goes on, lines are missing")
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as e:
+            self._on_error(f"--log {shown(self.path)}: {e.strerror or e}")
+
+
+def _ends_inside_line(path: str) -> bool:
+    if not os.path.isfile(path) or os.path.getsize(path) == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def duration(seconds: float) -> str:
+    """`0:03:21`, hours first; `2 days 3:00:00` above a day."""
+    whole = round(seconds)
+    days, rest = divmod(whole, 86400)
+    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} day{'s' if days > 1 else ''} {clock}" if days else clock
+
+
+def memory(n_bytes: int) -> str:
+    """`512 MB`, in units of 10^6 bytes; `1.25 GB` from 10^9 on."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
