@@ -20,12 +20,14 @@ class Op:
     """One differentiable function, twice: as numpy reference and through the kernels.
 
     `sample(rng, size, dtype)` makes the keyword arguments of the other four; `size` is one of
-    `sizes`. Float arrays have the given dtype, integer arrays int32 (they get no gradient), and
-    everything that is no array is a parameter. None of the four changes its arguments.
+    `sizes`, of which "tiny" has few enough numbers to differentiate by each of them. Float arrays
+    have the given dtype, integer arrays int32 (they get no gradient), bytes uint8, and everything
+    that is no array is a parameter. None of the four changes its arguments.
 
     - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs;
-    - `grad_ref(dy, **inputs)` gives, for every differentiable input, the gradient of `sum(dy * output)`;
-    - `forward`, `grad`: the same through the kernels, float32 only.
+    - `grad_ref(dy, **inputs)` is the gradient of `sum(dy * output)` by each differentiable input;
+    - `forward`, `grad`: the same through the kernels, float32 only. They refuse what the wrappers
+      refuse: an array of another shape or dtype, or one that is not contiguous.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
     number of the reference; `why` gives its reason. `ggml` names what computes the same in ggml.
