@@ -1,0 +1,77 @@
+"""Byte-level BPE on Hugging Face `tokenizers`, built from a GGUF's tokens, merges and row of
+`pretokenizers`.
+
+`tokenizers` and llama.cpp merge alike (lowest rank, leftmost on ties). Two things are arranged for:
+a byte whose character is not in the vocabulary is dropped by both, but only llama.cpp lets it keep
+its neighbours apart, so it gets an id past the vocabulary here, which is then dropped; and a merge
+that is listed twice keeps its first rank (`vocab`).
+Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nbllama.text.tokenizer import Tokenizer
+from nbllama.text.vocab import Vocab
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's character for each byte: printable Latin-1 is itself, the others follow U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+BYTE_CHARACTERS = byte_characters()
+_BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
+
+
+class BpeTokenizer(Tokenizer):
+    """Tokenizer of a `tokenizer.ggml.model` = "gpt2" vocabulary."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__(vocab)
+        assert vocab.pre is not None
+        self._pre = vocab.pre
+        self._merges = vocab.merges
+
+    @cached_property
+    def _library(self) -> tokenizers.Tokenizer:
+        # Imported at the first use: 0.1 s that commands without text do not pay.
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+        # Tokens that are not UTF-8 cannot be a piece of any text.
+        ids = {t: i for t, i in self._ids.items() if not any("\ud800" <= c <= "\udfff" for c in t)}
+        for c in BYTE_CHARACTERS.values():
+            ids.setdefault(c, len(self._texts) + ord(c))
+        library = Tokenizer(
+            models.BPE(vocab=ids, merges=self._merges, ignore_merges=self._pre.ignore_merges)
+        )
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(p), "isolated") for p in self._pre.patterns]
+            + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        return library
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = self._library.encode(text, add_special_tokens=False).ids
+        return [i for i in ids if i < self.n_vocab]
+
+    def _normal_piece(self, text: str) -> bytes:
+        """Bytes of the token's characters; llama.cpp writes a character that stands for no byte
+        as [UNK_BYTE_0x...]."""
+        out = bytearray()
+        for c in text:
+            byte = _BYTES.get(c)
+            if byte is not None:
+                out.append(byte)
+            else:
+                raw = c.encode("utf-8", "surrogateescape")
+                out += b"[UNK_BYTE_0x" + raw.hex().encode()
+                out += text.encode("utf-8", "surrogateescape") + b"]"
+        return bytes(out)

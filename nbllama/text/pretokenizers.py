@@ -1,0 +1,187 @@
+"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is cut.
+
+A row is a tuple of regular expressions. Each one in turn cuts every piece that the ones before it
+left into its matches and the gaps between them, and sees nothing outside that piece. BPE merges
+never cross a cut. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`, `impl::load`) and
+src/unicode.cpp, where the differences from the tokenizers' own expressions come from.
+
+The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\\z` is the end
+of the piece and `&&` intersects character classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nbllama.errors import GGUFError, shown
+
+
+class PreTokenizer(NamedTuple):
+    """One way to cut a text before the merges."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False  # a whole piece that is a token is taken unmerged
+    add_bos: bool = False  # where `tokenizer.ggml.add_bos_token` is missing
+    has_bos: bool = True  # where `tokenizer.ggml.bos_token_id` is missing
+
+
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _words(numbers: str, contraction: str = _CONTRACTION + "|", letters: str = r"\p{L}+") -> str:
+    """The family of expressions that began with cl100k: only how digits are grouped differs."""
+    return (
+        contraction
+        + rf"[^\r\n\p{{L}}\p{{N}}]?{letters}|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|"
+        + _SPACES
+    )
+
+
+def _cased_words(numbers: str, contraction: str) -> str:
+    """The o200k family. llama.cpp takes every letter but a-z as "not small", all but A-Z as "not
+    capital": letters outside ASCII are both."""
+    lead, not_small, not_capital = r"[^\r\n\p{L}\p{N}]?", r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+    return (
+        f"{lead}{not_small}*{not_capital}+{contraction}|{lead}{not_small}+{not_capital}*{contraction}"
+        rf"|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+    )
+
+
+# llama.cpp's table of ASCII symbols has no tilde.
+_SYMBOL = r"[\p{S}&&[^~]]"
+_DEEPSEEK3_WORDS = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    rf"|[^\r\n\p{{L}}\p{{P}}{_SYMBOL}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}{_SYMBOL}]+[\r\n]*|{_SPACES}"
+)
+
+# Cased letters as DeepSeek lists them, some of them by age of their Unicode version.
+_DEEPSEEK_LETTERS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
+    "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5"
+    "\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba"
+    "\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45"
+    "\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe"
+    "\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc"
+    "\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3"
+    "\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06"
+    "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df"
+    "\U0001e900-\U0001e943"
+)
+# llama.cpp replaces every space outside ASCII before it matches these classes, hence `&&[^\s]` and
+# the missing U+3000.
+_DEEPSEEK_MARKS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+"
+_DEEPSEEK_CJK = "[[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]&&[^\\s]]+"
+_KANA_HAN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_POINTS = "\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c"
+
+_GPT2 = PreTokenizer((_GPT2_WORDS,))
+_DIGITS_GPT2 = PreTokenizer((r"\p{N}", _GPT2_WORDS))
+_CL100K = PreTokenizer((_words(r"\p{N}{1,3}"),))
+_LLAMA3 = _CL100K._replace(ignore_merges=True, add_bos=True)
+_QWEN2 = PreTokenizer((_words(r"\p{N}"),))
+_O200K = PreTokenizer((_cased_words(r"\p{N}{1,3}", f"{_CONTRACTION}?"),))
+_DEEPSEEK3 = PreTokenizer((r"\p{N}{1,3}", _KANA_HAN, _DEEPSEEK3_WORDS))
+_BLOOM = PreTokenizer((f" ?[^(\\s|.,!?{_POINTS})]+",))
+_BAILING = PreTokenizer(
+    (
+        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    )
+)
+
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "default": PreTokenizer(
+        (r"[\p{P}$+<=>^~|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
+    ),
+    "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "gigachat": _GPT2,
+    "mellum": _GPT2,
+    "a.x-4.0": _GPT2,
+    "exaone4": _GPT2,
+    "mpt": _GPT2,
+    "olmo": _GPT2,
+    "jais": _GPT2,
+    "trillion": _GPT2,
+    "granite-docling": _GPT2,
+    "smollm": _DIGITS_GPT2,
+    "starcoder": _DIGITS_GPT2,
+    "refact": _DIGITS_GPT2,
+    "command-r": _DIGITS_GPT2,
+    "codeshell": _DIGITS_GPT2,
+    "exaone": _DIGITS_GPT2,
+    "minerva-7b": _DIGITS_GPT2,
+    "mellum2": _DIGITS_GPT2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "falcon-h1": _LLAMA3,
+    "pixtral": _LLAMA3,
+    "midm-2.0": _LLAMA3,
+    "lfm2": _LLAMA3,
+    "dbrx": _CL100K,
+    "smaug-bpe": _CL100K,
+    "glm4": _CL100K._replace(has_bos=False),
+    "chatglm-bpe": _CL100K._replace(has_bos=False),
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "kormo": _QWEN2,
+    "megrez": _QWEN2,
+    "stablelm2": _QWEN2,
+    "hunyuan": _QWEN2,
+    "grok-2": _QWEN2,
+    "solar-open": _QWEN2,
+    "tekken": PreTokenizer((_cased_words(r"\p{N}", ""),), ignore_merges=True, add_bos=True),
+    "gpt-4o": _O200K,
+    "llama4": _O200K,
+    "kanana2": _O200K,
+    "minimax-m2": _O200K,
+    "deepseek-llm": PreTokenizer(
+        (
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LETTERS}]+",
+            _DEEPSEEK_MARKS,
+            r"\s+\z",
+            _DEEPSEEK_CJK,
+            r"\p{N}+",
+        ),
+    ),
+    "deepseek-coder": PreTokenizer(
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}"),
+    ),
+    "deepseek-v3": _DEEPSEEK3,
+    "hunyuan-dense": _DEEPSEEK3,
+    "joyai-llm": _DEEPSEEK3,
+    "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2_WORDS, "[0-9][0-9][0-9]")),
+    "bloom": _BLOOM,
+    "poro-chat": _BLOOM,
+    "gpt3-finnish": _BLOOM,
+    "viking": PreTokenizer((*_BLOOM.patterns, r"\p{N}")),
+    "bailingmoe": _BAILING,
+    "bailingmoe2": _BAILING,
+    "llada-moe": _BAILING,
+    "seed-coder": PreTokenizer(
+        (
+            _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,
+        ),
+    ),
+}
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """The row called `name`.
+
+    Raises GGUFError, with the name, when there is none: a guess would give other tokens.
+    """
+    row = PRE_TOKENIZERS.get(name)
+    if row is None:
+        raise GGUFError(
+            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; "
+            f"supported: {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    return row

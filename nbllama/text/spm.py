@@ -1,0 +1,164 @@
+"""SentencePiece vocabularies (`tokenizer.ggml.model` = "llama") on the `sentencepiece` library.
+
+The library gets a ModelProto made of the GGUF's tokens and scores: BPE, byte fallback, identity
+normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on ties), but
+it sorts tokens into kinds and llama.cpp merges over all of them alike. So every token is a normal
+piece for the library, except
+
+- the 256 byte tokens, which must be of type byte there and so are out of its merges' reach;
+- an unknown token of its own, past the vocabulary.
+
+A vocabulary in which merges could build the text of a byte token, such as "<0x0A>" from "<0x0A" and
+">", is merged by `merge_pieces`, which has llama.cpp's rules and is some 30 times slower.
+Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`, `llama_vocab::byte_to_token`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nbllama.errors import GGUFError, shown
+from nbllama.text.tokenizer import Tokenizer
+from nbllama.text.vocab import Vocab
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+SPACE = "\u2581"
+_BYTE_TEXTS = tuple(f"<0x{b:02X}>" for b in range(256))
+_NORMAL, _UNKNOWN, _BYTE = 1, 2, 6  # ModelProto.SentencePiece.Type
+_BPE = 2  # TrainerSpec.ModelType
+
+
+class SpmTokenizer(Tokenizer):
+    """Tokenizer of a `tokenizer.ggml.model` = "llama" vocabulary."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__(vocab)
+        assert vocab.scores is not None
+        self._scores: list[float] = vocab.scores.tolist()
+
+    @property
+    def _space_prefix(self) -> str:
+        return " " if self.add_space_prefix else ""
+
+    @cached_property
+    def _library(self) -> sentencepiece.SentencePieceProcessor | None:
+        """The library's model, or None where it would merge otherwise than llama.cpp."""
+        if any(
+            byte[:i] in self._ids and byte[i:] in self._ids
+            for byte in _BYTE_TEXTS
+            if byte in self._ids
+            for i in range(1, len(byte))
+        ):
+            return None
+        from sentencepiece import SentencePieceProcessor
+
+        library = SentencePieceProcessor()
+        library.LoadFromSerializedProto(model_proto(self._texts, self._scores))
+        return library
+
+    def _encode_plain(self, text: str) -> list[int]:
+        text = text.replace(" ", SPACE)
+        if self._library is None:
+            pieces = merge_pieces(text, self._ids, self._scores)
+            ids = [i for piece in pieces for i in self._spell(piece)]
+        else:
+            ids = self._library.EncodeAsIds(text)
+        for i in ids:
+            if i >= self.n_vocab:
+                missing = _BYTE_TEXTS[i - self.n_vocab - 1]
+                raise GGUFError(
+                    f"tokenizer.ggml.tokens: no token spells a character of "
+                    f"'{shown(text, 40)}': {missing} is missing"
+                )
+        return ids
+
+    def _spell(self, piece: str) -> list[int]:
+        """Id of `piece`, or of its bytes where it is not a token."""
+        token_id = self._ids.get(piece)
+        if token_id is not None:
+            return [token_id]
+        return [self._ids.get(_BYTE_TEXTS[b], self.n_vocab + 1 + b) for b in piece.encode()]
+
+    def _normal_piece(self, text: str) -> bytes:
+        return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+
+
+def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
+    """`text` merged into the tokens of `ids`: always the adjacent pair whose joined text has the
+    best score, the leftmost of equals. Characters that are in no token stay single."""
+    pieces: list[str] = list(text)  # "" once merged into the left neighbour
+    left = list(range(-1, len(pieces) - 1))
+    right = [*range(1, len(pieces)), -1]
+    heap: list[tuple[float, int, int, int]] = []
+
+    def offer(i: int, j: int) -> None:
+        if i >= 0 and j >= 0:
+            token_id = ids.get(pieces[i] + pieces[j])
+            if token_id is not None:
+                size = len(pieces[i]) + len(pieces[j])
+                heapq.heappush(heap, (-scores[token_id], i, j, size))
+
+    for i in range(len(pieces) - 1):
+        offer(i, i + 1)
+    while heap:
+        _, i, j, size = heapq.heappop(heap)
+        if not pieces[i] or not pieces[j] or len(pieces[i]) + len(pieces[j]) != size:
+            continue  # one of them has changed since
+        pieces[i] += pieces[j]
+        pieces[j] = ""
+        right[i] = right[j]
+        if right[j] >= 0:
+            left[right[j]] = i
+        offer(left[i], i)
+        offer(i, right[i])
+    return [p for p in pieces if p]
+
+
+def model_proto(texts: list[str], scores: list[float]) -> bytes:
+    """A serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
+
+    Ids past them: len(texts) is the unknown token, len(texts) + 1 + b the byte b where it is not
+    among `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
+    """
+    out = bytearray()
+    byte_texts, known = set(_BYTE_TEXTS), set(texts)
+    for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
+        kind = _BYTE if text in byte_texts else _NORMAL
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            text = f" not UTF-8 {i}"  # the text has no space when it comes here
+        out += _piece(text, score, kind)
+    out += _piece(" unknown", 0.0, _UNKNOWN)
+    for text in _BYTE_TEXTS:
+        if text in known:
+            out += _piece(f" {text}", 0.0, _NORMAL)
+        else:
+            out += _piece(text, 0.0, _BYTE)
+    trainer = _field(3, _BPE) + _field(35, 1) + _field(45, b" unknown")
+    normalizer = _field(1, b"identity") + _field(3, 0) + _field(4, 0) + _field(5, 0)
+    return bytes(out + _field(2, trainer) + _field(3, normalizer))
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    score_field = b"\x15" + struct.pack("<f", score)
+    return _field(1, _field(1, text.encode()) + score_field + _field(3, kind))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """One protobuf field: a varint, or bytes with their length."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 0x7F:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)

@@ -1,0 +1,236 @@
+"""Text to token ids and back, id for id as llama.cpp does it.
+
+`Tokenizer` cuts a text at its special tokens, adds bos and eos, and turns ids back into bytes; its
+two subclasses (`spm`, `bpe`) tokenize the plain text between special tokens.
+Sources: llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `token_to_piece`,
+`detokenize`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from nbllama.errors import DataError
+from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
+from nbllama.text.vocab import Vocab, byte_value, read_vocab
+
+if TYPE_CHECKING:
+    from nbllama.gguf_io import GGUFFile
+
+_SPACES = " \t\n\v\f\r"
+
+
+class Tokenizer(ABC):
+    """The tokenizer of one GGUF file; made by `tokenizer_from_gguf`.
+
+    Ids are None where the file has no such token. `eog_ids` are the ids that end an answer.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self.n_vocab = len(vocab.texts)
+        self.bos_id = vocab.roles.get("bos")
+        self.eos_id = vocab.roles.get("eos")
+        self.eot_id = vocab.roles.get("eot")
+        self.unk_id = vocab.roles.get("unk")
+        self.pad_id = vocab.roles.get("pad")
+        self.add_bos = vocab.add_bos
+        self.add_eos = vocab.add_eos
+        self.add_space_prefix = vocab.add_space_prefix
+        self.eog_ids = vocab.eog_ids
+        self.chat_template = vocab.chat_template
+        self._ids = vocab.ids
+        self._texts = vocab.texts
+        self._attrs = vocab.attrs
+        special = [
+            i for i, attr in enumerate(vocab.attrs) if attr & (CONTROL | USER_DEFINED | UNKNOWN)
+        ]
+        # Longest first, in bytes. Among equals llama.cpp's order is that of an unstable sort.
+        special.sort(key=lambda i: -len(self._texts[i].encode()))
+        self._special = [(i, self._texts[i]) for i in special]
+        self._pieces: dict[int, bytes] = {}
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Ids of `text`, equal to `llama_tokenize`.
+
+        `add_special` puts bos before and eos after where the model asks for them; `parse_special`
+        reads the texts of control tokens as these tokens (user-defined tokens always are).
+        Raises DataError when `text` holds lone surrogates, which no UTF-8 text has.
+        """
+        ids: list[int] = []
+        for part, _ in self._encode_parts(text, parse_special):
+            ids += part
+        return self._with_bos_eos(ids) if add_special else ids
+
+    def encode_with_starts(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Ids as `encode` gives them, and for each the index in `text` of its first character.
+
+        A token that starts inside a character has that character's index; bos has 0, eos
+        `len(text)`. Starts never fall.
+        """
+        ids: list[int] = []
+        starts: list[int] = []
+        for part, (start, end) in self._encode_parts(text, parse_special):
+            ids += part
+            starts += self._starts(part, text[start:end], start)
+        if add_special:
+            n_bos = int(self.add_bos and self.bos_id is not None)
+            n_eos = int(self.add_eos and self.eos_id is not None)
+            return self._with_bos_eos(ids), [0] * n_bos + starts + [len(text)] * n_eos
+        return ids, starts
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
+        return self.decode_bytes(ids, special=special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, special: bool = False) -> bytes:
+        """Bytes of `ids`: their pieces end to end, control and unknown tokens only if `special`.
+
+        Where the model puts a space before a text, one space at the start of the first token is
+        taken away again. Equal to `llama_detokenize`, but for the spaces before punctuation that it
+        drops on some vocabularies: here nothing is dropped.
+        Raises ValueError for an id outside the vocabulary.
+        """
+        pieces = [self.token_bytes(i, special=special) for i in ids]
+        if self.add_space_prefix and pieces and pieces[0].startswith(b" "):
+            pieces[0] = pieces[0][1:]
+        return b"".join(pieces)
+
+    def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
+        """Bytes of one token, as `llama_token_to_piece`; control and unknown tokens are empty
+        unless `special`. Raises ValueError for an id outside the vocabulary."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            if not 0 <= token_id < self.n_vocab:
+                raise ValueError(f"token {token_id} is not in 0..{self.n_vocab - 1}")
+            piece = self._pieces[token_id] = self._piece(token_id)
+        if not special and self._attrs[token_id] & (CONTROL | UNKNOWN):
+            return b""
+        return piece
+
+    def token_text(self, token_id: int) -> str:
+        """The token as the vocabulary writes it ("<|im_end|>", "\\u0120the")."""
+        return self._texts[token_id]
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token that the vocabulary writes as `text`."""
+        return self._ids.get(text)
+
+    @abstractmethod
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of text without special tokens."""
+
+    @abstractmethod
+    def _normal_piece(self, text: str) -> bytes:
+        """Bytes of a normal token."""
+
+    def _piece(self, token_id: int) -> bytes:
+        text, attr = self._texts[token_id], self._attrs[token_id]
+        if attr & (CONTROL | UNKNOWN | USER_DEFINED):
+            return text.encode()
+        if attr & NORMAL:
+            return self._normal_piece(text)
+        if attr & BYTE:
+            value = byte_value(text)
+            assert value is not None
+            return bytes([value])
+        return b""
+
+    def _with_bos_eos(self, ids: list[int]) -> list[int]:
+        bos = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        eos = [self.eos_id] if self.add_eos and self.eos_id is not None else []
+        return bos + ids + eos
+
+    def _encode_parts(
+        self, text: str, parse_special: bool
+    ) -> Iterator[tuple[list[int], tuple[int, int]]]:
+        """Ids of each fragment of `text`, with the range of characters that it covers."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise DataError(
+                f"text is not Unicode: lone surrogate U+{ord(text[e.start]):04X} "
+                f"at character {e.start}"
+            ) from None
+        prefix = self._space_prefix
+        for start, end, token_id in self._fragments(text, parse_special):
+            if token_id is not None:
+                yield [token_id], (start, end)
+                prefix = self._space_prefix
+            else:
+                yield self._encode_plain(prefix + text[start:end]), (start, end)
+                prefix = ""
+
+    @property
+    def _space_prefix(self) -> str:
+        """What stands before plain text at the beginning and after a special token."""
+        return ""
+
+    def _fragments(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
+        """`text` cut at its special tokens: (start, end, id or None for plain text).
+
+        Every special token in turn, longest first, takes all its occurrences in the plain text that
+        is left, from left to right.
+        """
+        parts: list[tuple[int, int, int | None]] = [(0, len(text), None)] if text else []
+        for token_id, token in self._special:
+            attr = self._attrs[token_id]
+            if token not in text or (not parse_special and attr & (CONTROL | UNKNOWN)):
+                continue
+            cut: list[tuple[int, int, int | None]] = []
+            for part in parts:
+                start, end, of = part
+                at = text.find(token, start, end) if of is None else -1
+                if at < 0:
+                    cut.append(part)
+                    continue
+                while at >= 0:
+                    if at > start:
+                        cut.append((start, at, None))
+                    start = at + len(token)
+                    cut.append((at, start, token_id))
+                    if attr & RSTRIP:
+                        while start < end and text[start] in _SPACES:
+                            start += 1
+                    at = text.find(token, start, end)
+                if start < end:
+                    cut.append((start, end, None))
+            parts = cut
+        return parts
+
+    def _starts(self, ids: list[int], text: str, offset: int) -> list[int]:
+        """Index of the first character of each of `ids`, which encode `text` at index `offset`."""
+        if len(ids) == 1:
+            return [offset]
+        ends = [0]
+        for c in text:
+            ends.append(ends[-1] + len(c.encode()))
+        # The prefix space is in the tokens but not in the text.
+        total = sum(len(self.token_bytes(i)) for i in ids)
+        at, char, starts = ends[-1] - total, 0, []
+        for i in ids:
+            while ends[char + 1] <= at and char + 1 < len(text):
+                char += 1
+            starts.append(offset + char)
+            at += len(self.token_bytes(i))
+        return starts
+
+
+def tokenizer_from_gguf(f: GGUFFile) -> Tokenizer:
+    """The tokenizer of `f`: SentencePiece for `tokenizer.ggml.model` "llama", BPE for "gpt2".
+
+    Raises GGUFError for a vocabulary that is damaged or not supported (see `read_vocab`).
+    """
+    vocab = read_vocab(f)
+    if vocab.model == "llama":
+        from nbllama.text.spm import SpmTokenizer
+
+        return SpmTokenizer(vocab)
+    from nbllama.text.bpe import BpeTokenizer
+
+    return BpeTokenizer(vocab)

@@ -1,0 +1,231 @@
+"""The vocabulary of a GGUF file: its `tokenizer.*` keys, read and checked once.
+
+Everything later code indexes with is proved here: lengths, ranges, uniqueness, merges that name
+tokens. Defaults are llama.cpp's (src/llama-vocab.cpp, `llama_vocab::impl::load`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.errors import GGUFError, shown
+from nbllama.text.pretokenizers import PreTokenizer, pre_tokenizer
+from nbllama.text.special_tokens import (
+    ATTR_OF_TYPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    ROLES,
+    RSTRIP,
+    UNKNOWN,
+    USER_DEFINED,
+    end_of_generation,
+    find_roles,
+)
+
+if TYPE_CHECKING:
+    from nbllama.gguf_io import GGUFFile
+
+_MAIN_IDS = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+}
+_BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}}
+
+
+@dataclass
+class Vocab:
+    """A checked vocabulary.
+
+    `texts[i]` is the text of token i (bytes that are not UTF-8 as lone surrogates), `attrs[i]` its
+    attribute bits (`special_tokens`), `ids` the inverse of `texts`; `scores` float32 [V], SPM only;
+    `merges` pairs of texts, best first, BPE only; `roles` ids by role ("bos", "eot", ...).
+    """
+
+    model: str
+    texts: list[str]
+    ids: dict[str, int]
+    attrs: list[int]
+    scores: np.ndarray | None = None
+    merges: list[tuple[str, str]] = field(default_factory=list)
+    pre: PreTokenizer | None = None
+    roles: dict[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    add_space_prefix: bool = False
+    eog_ids: frozenset[int] = frozenset()
+    chat_template: str | None = None
+
+
+def read_vocab(f: GGUFFile) -> Vocab:
+    """The vocabulary of `f`.
+
+    Raises GGUFError when a key is missing, of another type or length, names an id outside the
+    vocabulary, or asks for a tokenizer or pre-tokenizer that is not supported.
+    """
+    try:
+        return _read(f)
+    except GGUFError as e:
+        line = str(e)
+        path = shown(f.path, 400)
+        raise e if line.startswith(path) else GGUFError(f"{path}: {line}") from None
+
+
+def _read(f: GGUFFile) -> Vocab:
+    model = f.get("tokenizer.ggml.model", "str")
+    if model not in _DEFAULT_IDS:
+        raise GGUFError(
+            f"tokenizer.ggml.model: tokenizer '{shown(model)}' is not supported; supported: "
+            "llama (SentencePiece), gpt2 (byte-level BPE)"
+        )
+    texts = _texts(f)
+    ids = {text: i for i, text in enumerate(texts)}
+    if len(ids) != len(texts):
+        first, second = _first_duplicate(texts)
+        raise GGUFError(
+            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is token {first} and token {second}"
+        )
+    v = Vocab(model, texts, ids, _attrs(f, texts))
+    if model == "llama":
+        v.scores = _scores(f, len(texts))
+        v.add_bos = v.add_space_prefix = True
+    else:
+        v.pre = pre_tokenizer(f.get("tokenizer.ggml.pre", "str", "default"))
+        v.add_bos = v.pre.add_bos
+        v.merges = _merges(f, ids)
+    v.add_space_prefix = f.get("tokenizer.ggml.add_space_prefix", "bool", v.add_space_prefix)
+    v.add_bos = f.get("tokenizer.ggml.add_bos_token", "bool", v.add_bos)
+    v.add_eos = f.get("tokenizer.ggml.add_eos_token", "bool", v.add_eos)
+    v.roles = find_roles(_given_roles(f, v), ids, v.attrs)
+    for role, on in (("bos", v.add_bos), ("eos", v.add_eos)):
+        if on and role not in v.roles:
+            raise GGUFError(f"tokenizer.ggml.add_{role}_token is true, but {_MAIN_IDS[role]} is missing")
+    v.eog_ids = end_of_generation(v.roles, v.roles.get("eos"), ids, v.attrs)
+    _strip_rules(f, v)
+    for i, attr in enumerate(v.attrs):
+        if attr & (CONTROL | USER_DEFINED | UNKNOWN) and not _is_unicode(texts[i]):
+            raise GGUFError(f"tokenizer.ggml.tokens: special token {i} is not UTF-8")
+    v.chat_template = f.get("tokenizer.chat_template", "str", None)
+    return v
+
+
+def _texts(f: GGUFFile) -> list[str]:
+    texts = list(f.get("tokenizer.ggml.tokens", "strings"))
+    if not texts:
+        raise GGUFError("tokenizer.ggml.tokens: empty")
+    return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
+
+
+def _first_duplicate(texts: list[str]) -> tuple[int, int]:
+    seen: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        if seen.setdefault(text, i) != i:
+            return seen[text], i
+    raise AssertionError("no duplicate")
+
+
+def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
+    types = f.get("tokenizer.ggml.token_type", "ints", None)
+    if types is None:
+        return [NORMAL] * len(texts)
+    if len(types) != len(texts):
+        raise GGUFError(
+            f"tokenizer.ggml.token_type: {len(types)} elements for {len(texts)} tokens"
+        )
+    wrong = np.flatnonzero((types < 0) | (types >= len(ATTR_OF_TYPE)))
+    if wrong.size:
+        raise GGUFError(
+            f"tokenizer.ggml.token_type[{wrong[0]}]: {types[wrong[0]]}, known types are "
+            f"0..{len(ATTR_OF_TYPE) - 1}"
+        )
+    attrs = [ATTR_OF_TYPE[t] for t in types.tolist()]
+    for i, attr in enumerate(attrs):
+        if attr == BYTE and byte_value(texts[i]) is None:
+            raise GGUFError(
+                f"tokenizer.ggml.tokens[{i}]: '{shown(texts[i])}' is of type byte, "
+                "but not of the form <0xHH>"
+            )
+    return attrs
+
+
+def byte_value(text: str) -> int | None:
+    """0..255 for the text of a byte token, <0x00> to <0xFF>; None for any other."""
+    return int(text[3:5], 16) if _BYTE_TEXT.fullmatch(text) else None
+
+
+def _scores(f: GGUFFile, n: int) -> np.ndarray:
+    scores = np.asarray(f.get("tokenizer.ggml.scores", "floats"), np.float32)
+    if len(scores) != n:
+        raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if wrong.size:
+        raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}]: {scores[wrong[0]]}")
+    return scores
+
+
+def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
+    merges: dict[tuple[str, str], None] = {}
+    for i, merge in enumerate(f.get("tokenizer.ggml.merges", "strings")):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise GGUFError(
+                f"tokenizer.ggml.merges[{i}]: '{shown(merge)}' is not two tokens with one space "
+                "between them"
+            )
+        for text in (left, right, left + right):
+            if text not in ids:
+                raise GGUFError(
+                    f"tokenizer.ggml.merges[{i}]: '{shown(merge)}': '{shown(text)}' is not a token"
+                )
+        merges.setdefault((left, right))  # a merge that comes twice has its first rank
+    return list(merges)
+
+
+def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
+    """Ids that keys name, and the defaults of bos, eos and unk, where they are in the vocabulary."""
+    n = len(v.texts)
+    roles = {r: i for r, i in _DEFAULT_IDS[v.model].items() if i < n}
+    if v.pre is not None and not v.pre.has_bos:
+        roles.pop("bos", None)
+    keys = [(role, key) for role, key in _MAIN_IDS.items()]
+    keys += [(role, f"tokenizer.ggml.{k}") for role, (names, _) in ROLES.items() for k in names]
+    for role, key in keys:
+        i = f.get(key, "uint", None)
+        if i is None:
+            continue
+        if i >= n:
+            raise GGUFError(f"{key}: {i}, but the vocabulary has {n} tokens")
+        roles[role] = i
+    return roles
+
+
+def _strip_rules(f: GGUFFile, v: Vocab) -> None:
+    """Spaces that belong to a special token: Phi-3 drops those after most of them.
+
+    llama.cpp goes by the model's name, as no key tells it.
+    """
+    name = f.get("general.name", "str", "").lower()
+    if "phi-3" not in name and "phi3" not in name:
+        return
+    special = CONTROL | USER_DEFINED | UNKNOWN
+    for i, attr in enumerate(v.attrs):
+        if attr & special or v.texts[i] == "</s>":
+            v.attrs[i] = attr | RSTRIP
+    for text in ("<unk>", "<s>", "<|endoftext|>"):
+        if text in v.ids:
+            v.attrs[v.ids[text]] &= ~RSTRIP
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
