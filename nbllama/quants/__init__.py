@@ -1,8 +1,8 @@
 """Weight types of GGUF files and their decoders: one file per family, one kernel per type.
 
-Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`: decode `n_blocks` blocks from byte
-`src` of `raw` (uint8, read-only) into `out` (float32) from element `dst` on. Arithmetic is strict, so results
-are the bits that llama.cpp's `dequantize_row_x` gives.
+Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`: decode `n_blocks` blocks
+from byte `src` of `raw` (uint8, read-only) into `out` (float32) from element `dst` on. Arithmetic
+is strict: results are the bits that llama.cpp's `dequantize_row_x` gives.
 """
 
 from nbllama.quants.base import DECODERS, QUANTS, QuantType, nbytes, quant_type

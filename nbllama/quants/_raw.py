@@ -1,6 +1,6 @@
 """Reading fields of packed blocks and writing weights, as one-instruction intrinsics.
 
-`raw[i]` in Numba would do, at a quarter of the speed, for three reasons that these functions remove:
+`raw[i]` in Numba would do, but slower, for reasons that these functions remove:
 
 - The compiler must assume that a write to `out` changes `raw`, so it may not read sixteen bytes at
   once. Loads here carry an alias scope and stores say that they are outside of it: in this package
@@ -8,8 +8,8 @@
 - A field of two or four bytes sits at any address; these loads assume no alignment.
 - An index may be negative in Python; here it is an offset from the first byte, never wrapped.
 
-Nothing is checked: the caller owns the bounds. Integers come back as int64, so that plain arithmetic
-on them keeps one type; `number` turns a small integer into float32 and tells the compiler that 32
+Nothing is checked: the caller owns the bounds. Integers come back as int64, so that arithmetic on
+them keeps one type; `number` turns a small integer into float32 and tells the compiler that 32
 bits are enough, which is what lets a loop over bytes become vector code.
 
 Little-endian hosts only, as GGUF's data.
@@ -22,10 +22,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
+
+intrinsic: Any = _intrinsic  # its own annotations show callers the first argument, which is hidden
 
 
 def _raw_scope(builder: Any) -> Any:

@@ -1,8 +1,8 @@
 """The table of weight types and where their decoders are; pure Python, nothing is compiled here.
 
 A row says which file of this package (`family`) decodes a type and at which bytes of a block its
-scales (IEEE halves) sit. Sizes come from `nbllama.gguf_io.types`. A family is imported when a type of
-it is first asked for: compiled tables of the IQ types cost time that most files need not pay.
+scales (IEEE halves) sit. Sizes come from `nbllama.gguf_io.types`. A family is imported when one of
+its types is first asked for: the tables of the IQ types cost time that most files need not pay.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ QUANTS: dict[int, QuantType] = {
         _row("Q5_0", "legacy", 0),
         _row("Q5_1", "legacy", 0, 2),
         _row("Q8_0", "legacy", 0),
+        _row("Q2_K", "kquants", 80, 82),
+        _row("Q3_K", "kquants", 108),
         _row("Q4_K", "kquants", 0, 2),
         _row("Q5_K", "kquants", 0, 2),
         _row("Q6_K", "kquants", 208),

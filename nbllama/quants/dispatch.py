@@ -1,9 +1,9 @@
 """`decode_blocks`: the decoder of a weight type, chosen while a kernel is compiled.
 
-A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)`, where `type_id`
-is a literal (a module-level constant of the short entry function of that type), and Numba links the
-one decoder that the literal names. Passing the decoder itself as an argument would recompile in every
-process; an if-chain over all types would compile all of them.
+A matmul kernel is written once for all types. It calls `decode_blocks(type_id, ...)`, where
+`type_id` is a literal (a module-level constant of the short entry function of that type), and Numba
+links the one decoder that the literal names. Passing the decoder itself as an argument would
+recompile in every process; an if-chain over all types would compile all of them.
 """
 
 from __future__ import annotations

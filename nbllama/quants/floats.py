@@ -6,8 +6,8 @@
 | F16 | 2 | IEEE half: sign 1, exponent 5, mantissa 10 |
 | BF16 | 2 | the upper half of an IEEE single: sign 1, exponent 8, mantissa 7 |
 
-llama.cpp: `ggml_fp16_to_fp32_row`, `ggml_bf16_to_fp32_row`. Every half and every bfloat16 is exactly
-a float32, so nothing is rounded here.
+llama.cpp: `ggml_fp16_to_fp32_row`, `ggml_bf16_to_fp32_row`. Every half and every bfloat16 is
+exactly a float32, so nothing is rounded here.
 """
 
 from __future__ import annotations

@@ -1,25 +1,20 @@
-"""Q4_K Q5_K Q6_K: super-blocks of 256 weights with scales of their own for every 32 or 16.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K: super-blocks of 256 weights with scales of their own for 16 or 32 each.
 
 Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 
-| type | bytes | fields (llama.cpp: `block_q4_K`, `block_q5_K`, `block_q6_K`) |
-|---|---|---|
-| Q4_K | 144 | d 0, dmin 2, scales 4..15, qs 16..143 |
-| Q5_K | 176 | d 0, dmin 2, scales 4..15, qh 16..47, qs 48..175 |
-| Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207 (signed bytes), d 208 |
+| type | bytes | fields (llama.cpp: `block_q2_K` ... `block_q6_K`) | weight |
+|---|---|---|---|
+| Q2_K | 84 | scales 0..15, qs 16..79, d 80, dmin 82 | (d * scale) * q - dmin * min |
+| Q3_K | 110 | hmask 0..31, qs 32..95, scales 96..107, d 108 | (d * (scale - 32)) * (q - 4) |
+| Q4_K | 144 | d 0, dmin 2, scales 4..15, qs 16..143 | (d * scale) * q - dmin * min |
+| Q5_K | 176 | d 0, dmin 2, scales 4..15, qh 16..47, qs 48..175 | (d * scale) * q - dmin * min |
+| Q6_K | 210 | ql 0..127, qh 128..191, scales 192..207, d 208 | (d * scale) * (q - 32) |
 
-Q4_K, Q5_K: sub-block s (32 weights, s = 0..7) has a six-bit scale and a six-bit minimum, and
+Weights come in groups that share a scale: 16 groups of 16 (Q2_K, Q3_K, Q6_K) or 8 groups of 32
+(Q4_K, Q5_K). Bits are packed so that one byte serves several groups: two-bit fields of the bytes
+`qs[0:32]` hold weights 0..127 (field r has weights 32r .. 32r+31), those of `qs[32:64]` the rest.
 
-    w = (d * scale_s) * q - dmin * min_s
-
-Sub-blocks come in pairs over 32 bytes of `qs`: the even one in the low halves, the odd one in the high.
-In Q5_K the fifth bit of weight l of sub-block s is bit s of `qh[l]`.
-
-Q6_K: 16 weights share a signed scale, w = (d * scale) * (q - 32), q of six bits: four from `ql`, two from
-`qh`. Each half of the super-block (128 weights, four runs of 32) has 64 bytes of `ql` and 32 of `qh`:
-runs 0 and 1 are the low halves of its `ql`, runs 2 and 3 the high halves; run r has bits 2r, 2r+1 of `qh[l]`.
-
-llama.cpp: `dequantize_row_q4_K`, `_q5_K`, `_q6_K`. All results are bit-equal with it.
+llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Results are bit-equal with it.
 """
 
 from __future__ import annotations
@@ -29,79 +24,109 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 
 @kernel()
-def scale_and_min(raw, at, s):  # type: ignore[no-untyped-def]
-    """Six-bit scale and minimum of sub-block `s` from the 12 bytes at `at` (`get_scale_min_k4`).
+def decode_q2_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = (d * scale) * q - dmin * min; q has two bits; a byte of scales is scale | min << 4."""
+    for b in range(n_blocks):
+        at, to = src + 84 * b, dst + 256 * b
+        d, dmin = f16(raw, at + 80), f16(raw, at + 82)
+        for g in range(16):
+            half, field, side = g >> 3, (g >> 1) & 3, g & 1
+            qs = at + 16 + 32 * half + 16 * side
+            both = u8(raw, at + g)
+            scale, low = d * number(both & 15), dmin * number(both >> 4)
+            for j in range(16):
+                q = (u8(raw, qs + j) >> (2 * field)) & 3
+                put(out, to + 16 * g + j, scale * number(q) - low)
 
-    Bytes 0..3 hold scales 0..3 and bytes 4..7 minima 0..3 in their low six bits; the four low bits of
-    scale and minimum 4..7 are the halves of bytes 8..11, the two high bits sit on top of bytes 0..7.
+
+@kernel()
+def q3_scale(raw, at, g):  # type: ignore[no-untyped-def]
+    """Six-bit scale of group `g` from the 12 bytes at `at`.
+
+    The four low bits: low halves of bytes 0..7 for groups 0..7, high halves for groups 8..15.
+    The two high bits: field g >> 2 of byte 8 + (g & 3).
     """
-    if s < 4:
-        return u8(raw, at + s) & 63, u8(raw, at + s + 4) & 63
-    low = u8(raw, at + s + 4)
-    scale = (low & 15) | ((u8(raw, at + s - 4) >> 6) << 4)
-    return scale, (low >> 4) | ((u8(raw, at + s) >> 6) << 4)
+    low = (u8(raw, at + (g & 7)) >> (4 * (g >> 3))) & 15
+    return low | (((u8(raw, at + 8 + (g & 3)) >> (2 * (g >> 2))) & 3) << 4)
+
+
+@kernel()
+def decode_q3_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
+    for b in range(n_blocks):
+        at, to = src + 110 * b, dst + 256 * b
+        d = f16(raw, at + 108)
+        for g in range(16):
+            half, field, side = g >> 3, (g >> 1) & 3, g & 1
+            qs, hmask = at + 32 + 32 * half + 16 * side, at + 16 * side
+            scale = d * number(q3_scale(raw, at + 96, g) - 32)
+            for j in range(16):
+                third = ((u8(raw, hmask + j) >> (g >> 1)) & 1) << 2
+                q = ((u8(raw, qs + j) >> (2 * field)) & 3) | third
+                put(out, to + 16 * g + j, scale * number(q - 4))
+
+
+@kernel()
+def scale_and_min(raw, at, g):  # type: ignore[no-untyped-def]
+    """Six-bit scale and minimum of group `g` from the 12 bytes at `at` (`get_scale_min_k4`).
+
+    Bytes 0..3 have scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low bits
+    of scale and minimum 4..7 are the halves of bytes 8..11, the two high bits sit on top of 0..7.
+    """
+    if g < 4:
+        return u8(raw, at + g) & 63, u8(raw, at + g + 4) & 63
+    both = u8(raw, at + g + 4)
+    scale = (both & 15) | ((u8(raw, at + g - 4) >> 6) << 4)
+    return scale, (both >> 4) | ((u8(raw, at + g) >> 6) << 4)
 
 
 @kernel()
 def decode_q4_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
-    """w = (d * scale) * q - dmin * min, q of four bits, one scale and minimum per 32 weights."""
+    """w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
     for b in range(n_blocks):
-        at = src + 144 * b
+        at, to = src + 144 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
-        for pair in range(4):
-            qs, to = at + 16 + 32 * pair, dst + 256 * b + 64 * pair
-            scale, low = scale_and_min(raw, at + 4, 2 * pair)
-            d1, m1 = d * number(scale), dmin * number(low)
-            scale, low = scale_and_min(raw, at + 4, 2 * pair + 1)
-            d2, m2 = d * number(scale), dmin * number(low)
+        for g in range(8):
+            qs = at + 16 + 32 * (g >> 1)
+            six, least = scale_and_min(raw, at + 4, g)
+            scale, low = d * number(six), dmin * number(least)
             for j in range(32):
-                put(out, to + j, d1 * number(u8(raw, qs + j) & 15) - m1)
-            for j in range(32):
-                put(out, to + 32 + j, d2 * number(u8(raw, qs + j) >> 4) - m2)
+                q = (u8(raw, qs + j) >> (4 * (g & 1))) & 15
+                put(out, to + 32 * g + j, scale * number(q) - low)
 
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
-    """w = (d * scale) * q - dmin * min, q of five bits, one scale and minimum per 32 weights."""
+    """w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is the fifth bit of q."""
     for b in range(n_blocks):
-        at = src + 176 * b
-        qh = at + 16
+        at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
-        for pair in range(4):
-            qs, to = at + 48 + 32 * pair, dst + 256 * b + 64 * pair
-            scale, low = scale_and_min(raw, at + 4, 2 * pair)
-            d1, m1 = d * number(scale), dmin * number(low)
-            scale, low = scale_and_min(raw, at + 4, 2 * pair + 1)
-            d2, m2 = d * number(scale), dmin * number(low)
+        for g in range(8):
+            qs, qh = at + 48 + 32 * (g >> 1), at + 16
+            six, least = scale_and_min(raw, at + 4, g)
+            scale, low = d * number(six), dmin * number(least)
             for j in range(32):
-                fifth = ((u8(raw, qh + j) >> (2 * pair)) & 1) << 4
-                put(out, to + j, d1 * number((u8(raw, qs + j) & 15) | fifth) - m1)
-            for j in range(32):
-                fifth = ((u8(raw, qh + j) >> (2 * pair + 1)) & 1) << 4
-                put(out, to + 32 + j, d2 * number((u8(raw, qs + j) >> 4) | fifth) - m2)
+                fifth = ((u8(raw, qh + j) >> g) & 1) << 4
+                q = ((u8(raw, qs + j) >> (4 * (g & 1))) & 15) | fifth
+                put(out, to + 32 * g + j, scale * number(q) - low)
 
 
 @kernel()
 def decode_q6_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
-    """w = (d * scale) * (q - 32), q of six bits, one signed scale per 16 weights."""
+    """w = (d * scale) * (q - 32); scales are signed bytes; q has four bits in `ql`, two in `qh`.
+
+    Of each half (128 weights), 64 bytes of `ql` hold weights 0..63 in their low and 64..127 in
+    their high halves, and 32 bytes of `qh` hold four two-bit fields.
+    """
     for b in range(n_blocks):
-        at = src + 210 * b
+        at, to = src + 210 * b, dst + 256 * b
         d = f16(raw, at + 208)
-        for half in range(2):
-            ql, qh, to = at + 64 * half, at + 128 + 32 * half, dst + 256 * b + 128 * half
-            scales = at + 192 + 8 * half
-            for k in range(2):
-                d0, d1 = d * number(i8(raw, scales + k)), d * number(i8(raw, scales + k + 2))
-                d2, d3 = d * number(i8(raw, scales + k + 4)), d * number(i8(raw, scales + k + 6))
-                for j in range(16 * k, 16 * k + 16):
-                    q = (u8(raw, ql + j) & 15) | ((u8(raw, qh + j) & 3) << 4)
-                    put(out, to + j, d0 * number(q - 32))
-                for j in range(16 * k, 16 * k + 16):
-                    q = (u8(raw, ql + 32 + j) & 15) | (((u8(raw, qh + j) >> 2) & 3) << 4)
-                    put(out, to + 32 + j, d1 * number(q - 32))
-                for j in range(16 * k, 16 * k + 16):
-                    q = (u8(raw, ql + j) >> 4) | (((u8(raw, qh + j) >> 4) & 3) << 4)
-                    put(out, to + 64 + j, d2 * number(q - 32))
-                for j in range(16 * k, 16 * k + 16):
-                    q = (u8(raw, ql + 32 + j) >> 4) | ((u8(raw, qh + j) >> 6) << 4)
-                    put(out, to + 96 + j, d3 * number(q - 32))
+        for g in range(16):
+            half, field, side = g >> 3, (g >> 1) & 3, g & 1
+            ql = at + 64 * half + 32 * (field & 1) + 16 * side
+            qh = at + 128 + 32 * half + 16 * side
+            scale = d * number(i8(raw, at + 192 + g))
+            for j in range(16):
+                high = ((u8(raw, qh + j) >> (2 * field)) & 3) << 4
+                q = ((u8(raw, ql + j) >> (4 * (field >> 1))) & 15) | high
+                put(out, to + 16 * g + j, scale * number(q - 32))

@@ -13,7 +13,7 @@ Layout of a block, bytes from its start; `d` and `m` are IEEE halves (llama.cpp:
 Four-bit codes: byte j of `qs` holds weight j in its low half and weight j + 16 in its high half.
 Five-bit codes: the fifth bit of weight j is bit j of the 32-bit number `qh`.
 
-llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. All results are bit-equal with it.
+llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Results are bit-equal with it.
 """
 
 from __future__ import annotations

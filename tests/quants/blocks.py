@@ -24,14 +24,16 @@ def random_blocks(type_id: int, n_blocks: int, seed: int = 0) -> np.ndarray:
     t = QUANTS[type_id]
     rng = np.random.default_rng([seed, type_id])
     if t.name in ("F32", "F16", "BF16"):
-        numbers = (rng.standard_normal(n_blocks) * 10.0 ** rng.integers(-7, 4, n_blocks)).astype("<f4")
+        numbers = rng.standard_normal(n_blocks) * 10.0 ** rng.integers(-7, 4, n_blocks)
+        numbers = numbers.astype("<f4")
         if t.name == "F16":
             return as_readonly(numbers.astype("<f2").view(np.uint8))
         bytes_ = numbers.view(np.uint8).reshape(n_blocks, 4)
         return as_readonly(np.ascontiguousarray(bytes_[:, 4 - t.type_size :]).reshape(-1))
     raw = rng.integers(0, 256, (n_blocks, t.type_size), dtype=np.uint8)
     for offset in t.scales:
-        scales = (rng.standard_normal(n_blocks) * 10.0 ** rng.integers(-7, 2, n_blocks)).astype("<f2")
+        scales = rng.standard_normal(n_blocks) * 10.0 ** rng.integers(-7, 2, n_blocks)
+        scales = scales.astype("<f2")
         extremes = np.array([0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0, -65504.0], "<f2")
         scales[: min(6, n_blocks)] = extremes[: min(6, n_blocks)]
         raw[:, offset : offset + 2] = scales.view(np.uint8).reshape(n_blocks, 2)
@@ -48,4 +50,6 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray) -> None:
     assert got.dtype == want.dtype == np.float32
     assert got.shape == want.shape
     wrong = np.flatnonzero(got.view(np.int32) != want.view(np.int32))
-    assert wrong.size == 0, f"{wrong.size} differ, first at {wrong[0]}: {got[wrong[0]]} {want[wrong[0]]}"
+    if wrong.size:
+        i = wrong[0]
+        raise AssertionError(f"{wrong.size} differ, first [{i}]: {got[i]!r}, not {want[i]!r}")

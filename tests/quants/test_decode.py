@@ -1,4 +1,4 @@
-"""Every weight type: bits of the decoder against gguf-py and llama.cpp, and the checks around it."""
+"""Every weight type: bits of the decoder against gguf-py and llama.cpp, and the checks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_any_alignment_and_offsets(type_id: int, shift: int) -> None:
     t = QUANTS[type_id]
     blocks = random_blocks(type_id, 9)
     want = reference(type_id, blocks)
-    raw = as_readonly(np.concatenate([np.full(shift, 255, np.uint8), blocks, np.full(5, 255, np.uint8)]))
+    other = np.full(shift, 255, np.uint8)
+    raw = as_readonly(np.concatenate([other, blocks, other]))
     out = np.full(3 + 4 * t.block_size + 6, 7.0, dtype=np.float32)
     DECODERS[type_id](raw, shift + 2 * t.type_size, 4, out, 3)
     assert_same_bits(out[3:-6].copy(), want[2 * t.block_size : 6 * t.block_size].copy())
