@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-Inputs = dict[str, Any]
+Inputs = dict[str, Any]  # keyword arguments by name
+Gradients = dict[str, np.ndarray]  # by the name of the input
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Op:
     sizes: tuple[str, ...]
     sample: Callable[[np.random.Generator, str, Any], Inputs]
     forward_ref: Callable[..., np.ndarray]
-    grad_ref: Callable[..., dict[str, np.ndarray]]
+    grad_ref: Callable[..., Gradients]
     forward: Callable[..., np.ndarray]
-    grad: Callable[..., dict[str, np.ndarray]]
+    grad: Callable[..., Gradients]
     tolerance: float
     why: str
     ggml: str
