@@ -113,9 +113,7 @@ class Cursor:
         """`count` length-prefixed strings, bytes kept as they are."""
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
-            raise self.error(
-                what, f"{count} strings from byte {pos}, file has {end} (truncated?)"
-            )
+            raise self.error(what, f"{count} strings from byte {pos}, file has {end} (truncated?)")
         self._strings_left -= count
         if self._strings_left < 0:
             raise self.error(what, f"over {limits.MAX_ARRAY_STRINGS} array strings in all")

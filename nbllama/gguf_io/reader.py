@@ -196,9 +196,7 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
             raise c.error(what, _offset_problem(t.offset, expected, alignment))
         first, end = start + t.offset, start + t.offset + t.nbytes
         if t.nbytes > c.end - first:
-            raise c.error(
-                what, f"needs bytes {first}..{end}, file has {c.end} (truncated?)"
-            )
+            raise c.error(what, f"needs bytes {first}..{end}, file has {c.end} (truncated?)")
         tensors[t.name] = t._replace(offset=first)
         expected = _padded(t.offset + t.nbytes, alignment)
     last = start + expected

@@ -192,9 +192,7 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
     kind = TENSOR_TYPES.get(type_id)
     if kind is None:
         raise ValueError(f"{what}: type {type_id} is not supported")
-    if not 1 <= len(shape) <= limits.MAX_DIMS or not all(
-        1 <= n <= limits.MAX_DIM for n in shape
-    ):
+    if not 1 <= len(shape) <= limits.MAX_DIMS or not all(1 <= n <= limits.MAX_DIM for n in shape):
         raise ValueError(f"{what}: shape {shape} needs 1 to {limits.MAX_DIMS} positive dimensions")
     if shape[-1] % kind.block_size:
         raise ValueError(f"{what}: row of {shape[-1]}, {kind.name} block is {kind.block_size}")

@@ -1,0 +1,34 @@
+"""Architectures as rows of data; the sizes and constants of one model; the checks of a file.
+
+Only `rows` names an architecture. To add one, add a row (and a field of `ArchRow` and `Hparams`
+when it does something that no row did before).
+"""
+
+from __future__ import annotations
+
+from nbllama.arch.from_gguf import hparams_from_gguf
+from nbllama.arch.hparams import (
+    ExpectedTensor,
+    Hparams,
+    RopeScaling,
+    context_warnings,
+    expected_tensors,
+    hparams_identity,
+    with_overrides,
+)
+from nbllama.arch.rows import ARCHS, ROPE_FACTORS, ArchRow, TensorRow
+
+__all__ = [
+    "ARCHS",
+    "ROPE_FACTORS",
+    "ArchRow",
+    "ExpectedTensor",
+    "Hparams",
+    "RopeScaling",
+    "TensorRow",
+    "context_warnings",
+    "expected_tensors",
+    "hparams_from_gguf",
+    "hparams_identity",
+    "with_overrides",
+]

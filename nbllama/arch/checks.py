@@ -1,0 +1,53 @@
+"""Does the file hold the tensors that its keys promise?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.arch.hparams import Hparams, expected_tensors
+from nbllama.arch.rows import ROPE_FACTORS
+from nbllama.errors import shown
+from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
+
+_NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
+_VECTORS = {"F32", "F16", "BF16"}
+
+
+def check_tensors(f: GGUFFile, hp: Hparams) -> None:
+    """Every required tensor is there, every tensor is known and has the right shape and a type."""
+    expected = expected_tensors(hp)
+    for name, want in expected.items():
+        info = f.tensors.get(name)
+        if info is None:
+            if want.required:
+                raise f.error(f"tensor '{name}'", "is missing")
+            continue
+        if info.shape != want.shape:
+            turned = " (transposed?)" if info.shape == want.shape[::-1] else ""
+            raise f.error(f"tensor '{name}'", f"shape {info.shape}, expected {want.shape}{turned}")
+        kind = TENSOR_TYPES[info.type_id].name
+        if kind in _NOT_WEIGHTS or (len(want.shape) == 1 and kind not in _VECTORS):
+            raise f.error(f"tensor '{name}'", f"type {kind} is not supported for this tensor")
+    unknown = next((name for name in f.tensors if name not in expected), None)
+    if unknown is not None:
+        raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
+    if ROPE_FACTORS in f.tensors:
+        _check_rope_factors(f)
+
+
+def _check_rope_factors(f: GGUFFile) -> None:
+    """They divide angles: float32 (as llama.cpp demands), finite, above zero."""
+    if TENSOR_TYPES[f.tensors[ROPE_FACTORS].type_id].name != "F32":
+        raise f.error(f"tensor '{ROPE_FACTORS}'", "must be F32")
+    values = np.frombuffer(f.data(ROPE_FACTORS).tobytes(), "<f4")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise f.error(f"tensor '{ROPE_FACTORS}'", "must be positive and finite")
+
+
+def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
+    """bos, eos, pad, unk and the other special ids lie in the vocabulary."""
+    for key in f.metadata:
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            value = f.get(key, "uint")
+            if value >= hp.n_vocab:
+                raise f.error(f"key '{key}'", f"{value}, vocabulary has {hp.n_vocab} tokens")
