@@ -25,7 +25,7 @@ from numba import prange
 from nbllama._jit import kernel
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-SERIAL = 16384  # up to so many numbers one thread is quicker than waking the others
+SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
 COLUMNS = 64  # columns of dw that one task owns
 TOKENS = 64  # tokens summed to a partial sum before it joins dw
 
