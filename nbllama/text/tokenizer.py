@@ -25,10 +25,12 @@ _SPACES = " \t\n\v\f\r"
 class Tokenizer(ABC):
     """The tokenizer of one GGUF file; made by `tokenizer_from_gguf`.
 
-    Ids are None where the file has no such token. `eog_ids` are the ids that end an answer.
+    `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
+    that end an answer.
     """
 
     def __init__(self, vocab: Vocab) -> None:
+        self.path = vocab.path
         self.n_vocab = len(vocab.texts)
         self.bos_id = vocab.roles.get("bos")
         self.eos_id = vocab.roles.get("eos")

@@ -62,6 +62,7 @@ class Vocab:
     add_space_prefix: bool = False
     eog_ids: frozenset[int] = frozenset()
     chat_template: str | None = None
+    path: str = ""
 
 
 def read_vocab(f: GGUFFile) -> Vocab:
@@ -92,7 +93,7 @@ def _read(f: GGUFFile) -> Vocab:
         raise GGUFError(
             f"tokenizer.ggml.tokens: '{shown(texts[first])}' is token {first} and token {second}"
         )
-    v = Vocab(model, texts, ids, _attrs(f, texts))
+    v = Vocab(model, texts, ids, _attrs(f, texts), path=f.path)
     if model == "llama":
         v.scores = _scores(f, len(texts))
         v.add_bos = v.add_space_prefix = True
@@ -106,7 +107,9 @@ def _read(f: GGUFFile) -> Vocab:
     v.roles = find_roles(_given_roles(f, v), ids, v.attrs)
     for role, on in (("bos", v.add_bos), ("eos", v.add_eos)):
         if on and role not in v.roles:
-            raise GGUFError(f"tokenizer.ggml.add_{role}_token is true, but {_MAIN_IDS[role]} is missing")
+            raise GGUFError(
+                f"tokenizer.ggml.add_{role}_token is true, but {_MAIN_IDS[role]} is missing"
+            )
     v.eog_ids = end_of_generation(v.roles, v.roles.get("eos"), ids, v.attrs)
     _strip_rules(f, v)
     for i, attr in enumerate(v.attrs):
@@ -189,7 +192,7 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
-    """Ids that keys name, and the defaults of bos, eos and unk, where they are in the vocabulary."""
+    """Ids that keys name, and the defaults of bos, eos and unk that are in the vocabulary."""
     n = len(v.texts)
     roles = {r: i for r, i in _DEFAULT_IDS[v.model].items() if i < n}
     if v.pre is not None and not v.pre.has_bos:

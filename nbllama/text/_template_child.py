@@ -1,0 +1,178 @@
+"""The child process that renders chat templates: `chat_template` starts it and talks to it.
+
+One JSON object a line, UTF-8, a request on stdin and its answer on stdout:
+
+    {"op": "compile", "source": str}                          -> {"ok": true}
+    {"op": "render", "cuts": [[n, add_generation_prompt]...],
+     "messages": [...], "variables": {...}, "now": str|null}  -> {"ok": [text of each cut]}
+    anything that fails                                       -> {"error": kind, "message": str}
+
+A cut renders the first n messages. Kinds: syntax, security, raised, memory, recursion, size,
+failed.
+Nothing of nbllama is imported here, so that a child starts quickly and holds nothing worth taking.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# The folder of this file must not shadow modules that jinja2 imports.
+sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
+
+import jinja2  # noqa: E402
+from jinja2 import nodes  # noqa: E402
+from jinja2.exceptions import SecurityError  # noqa: E402
+from jinja2.ext import Extension  # noqa: E402
+from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
+
+MAX_TEXT = 16 << 20  # characters of one rendered text
+
+
+class Raised(jinja2.TemplateError):
+    """The template called `raise_exception`."""
+
+
+class TooLong(Exception):
+    """A rendered text is over `MAX_TEXT`."""
+
+
+class Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` marks an answer; here it is only let through."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: object = "") -> None:
+    raise Raised(str(message))
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """The environment that templates are written for: that of Hugging Face's chat templates."""
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    env.filters["tojson"] = _tojson
+    env.globals["raise_exception"] = _raise_exception
+    return env
+
+
+def render(template: jinja2.Template, request: dict[str, Any]) -> list[str]:
+    """The text of every cut of a render request."""
+    now = request["now"]
+    moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
+    texts = []
+    for n, add_generation_prompt in request["cuts"]:
+        parts, size = [], 0
+        for part in template.generate(
+            **{"tools": None, "documents": None, **request["variables"]},
+            messages=request["messages"][:n],
+            add_generation_prompt=add_generation_prompt,
+            strftime_now=moment.strftime,
+        ):
+            size += len(part)
+            if size > MAX_TEXT:
+                raise TooLong(f"over {MAX_TEXT} characters")
+            parts.append(part)
+        texts.append("".join(parts))
+    return texts
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """The answer that tells of `error`."""
+    kinds: list[tuple[type[BaseException], str]] = [
+        (Raised, "raised"),
+        (SecurityError, "security"),
+        (jinja2.TemplateSyntaxError, "syntax"),
+        (MemoryError, "memory"),
+        (RecursionError, "recursion"),
+        (TooLong, "size"),
+    ]
+    kind = next((k for cls, k in kinds if isinstance(error, cls)), "failed")
+    message = f"{type(error).__name__}: {error}" if kind == "failed" else str(error)
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        message = f"line {error.lineno}: {error.message}"
+    return {"error": kind, "message": message[:2000]}
+
+
+def limit_memory(extra: int) -> None:
+    """Let this process grow by `extra` bytes at most, where the system can say so."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as f:
+            base = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (base + extra, base + extra))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, OSError, ValueError):
+        pass  # Windows, macOS: the time limit is left
+
+
+def set_alarm() -> Callable[[float], object]:
+    """A function that ends this process after so many seconds, unless it is called with 0.
+
+    The parent kills a child that is late; this is for a child whose parent is gone.
+    """
+    if not hasattr(signal, "setitimer"):
+        return lambda seconds: None
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    return lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def main(memory: int, seconds: float) -> None:
+    """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    env = environment()
+    template = env.from_string("{{ strftime_now('%Y') }}{{ [1]|tojson }}")
+    render(template, {"cuts": [[0, False]], "messages": [], "variables": {}, "now": None})
+    limit_memory(memory)
+    alarm = set_alarm()
+    answers.write(b'{"ok": true}\n')
+    answers.flush()
+    for line in requests:
+        alarm(seconds)
+        answer: dict[str, Any]
+        try:
+            request = json.loads(line)
+            if request["op"] == "compile":
+                template = env.from_string(request["source"])
+                answer = {"ok": True}
+            else:
+                answer = {"ok": render(template, request)}
+            data = json.dumps(answer).encode()
+        except BaseException as e:
+            data = json.dumps(failure(e)).encode()
+        alarm(0)
+        answers.write(data + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

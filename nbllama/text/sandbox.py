@@ -1,0 +1,147 @@
+"""A child process that renders one untrusted chat template within limits of time and memory.
+
+A template is code from the model file. The child runs it in jinja2's immutable sandbox, which stops
+access to Python; this module adds what the sandbox cannot: an end to loops and to large strings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from datetime import datetime
+from typing import IO, Any
+
+MAX_SOURCE_BYTES = 256 * 1024
+_MAX_ANSWER_BYTES = 256 << 20
+_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that may be busy
+_CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_child.py")
+_ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
+
+
+class TemplateFailed(Exception):
+    """`kind` is one of the child's, or "time" or "died"."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class TemplateSandbox:
+    """A compiled template in its own process, which is started again after a limit was passed.
+
+    Every method raises TemplateFailed. Not safe for use after `close`.
+    """
+
+    def __init__(
+        self, source: str, *, render_seconds: float, compile_seconds: float, memory_bytes: int
+    ) -> None:
+        size = len(source.encode("utf-8", "surrogatepass"))
+        if size > MAX_SOURCE_BYTES:
+            raise TemplateFailed("size", f"{size} bytes, limit {MAX_SOURCE_BYTES}")
+        self._source = source
+        self._render_seconds = render_seconds
+        self._compile_seconds = compile_seconds
+        self._memory_bytes = memory_bytes
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.Queue[bytes] = queue.Queue()
+        self._end: weakref.finalize[..., Any] = weakref.finalize(self, lambda: None)
+        with self._lock:
+            self._start()
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        cuts: Sequence[tuple[int, bool]],
+        variables: dict[str, Any],
+        now: datetime | None,
+    ) -> list[str]:
+        """For each (n, add_generation_prompt) of `cuts`, the text of the first n messages."""
+        request = {
+            "op": "render",
+            "cuts": cuts,
+            "messages": messages,
+            "variables": variables,
+            "now": now.isoformat() if now else None,
+        }
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            return self._ask(request, self._render_seconds, "rendering")
+
+    def close(self) -> None:
+        """End the child; twice is harmless."""
+        self._end()
+        self._process = None
+
+    def _start(self) -> None:
+        self._end()
+        env = {k: os.environ[k] for k in _ENV if k in os.environ}
+        env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
+        longest = 2 * max(self._render_seconds, self._compile_seconds) + 10
+        process = subprocess.Popen(
+            [sys.executable, _CHILD, str(self._memory_bytes), str(longest)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        self._process = process
+        self._end = weakref.finalize(self, _kill, process)
+        self._answers = queue.Queue()
+        threading.Thread(
+            target=_read_lines, args=(process.stdout, self._answers), daemon=True
+        ).start()
+        self._wait(_START_SECONDS, "starting")
+        self._ask({"op": "compile", "source": self._source}, self._compile_seconds, "compiling")
+
+    def _ask(self, request: dict[str, Any], seconds: float, doing: str) -> Any:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # the answer that does not come tells
+        return self._wait(seconds, doing)
+
+    def _wait(self, seconds: float, doing: str) -> Any:
+        try:
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            self.close()
+            raise TemplateFailed("time", f"{doing} took over {seconds:g} s") from None
+        if not line.endswith(b"\n"):
+            self.close()
+            raise TemplateFailed("died", f"its process ended while {doing}")
+        answer = json.loads(line)
+        if "error" in answer:
+            if answer["error"] != "raised":
+                self.close()  # a fresh process for whatever comes next
+            raise TemplateFailed(answer["error"], answer["message"])
+        return answer["ok"]
+
+
+def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
+    """Hand over every line of `stream`, and at its end an empty one."""
+    with stream:
+        while True:
+            line = stream.readline(_MAX_ANSWER_BYTES)
+            lines.put(line)
+            if not line.endswith(b"\n"):
+                return
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        try:
+            process.stdin.close()
+        except OSError:
+            pass  # what was still to be written has no reader
