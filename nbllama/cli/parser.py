@@ -2,7 +2,9 @@
 
 The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
 occurrence wins, no abbreviations) plus `--option=value`. Everything that is wrong with a command
-line is one `UsageError` (exit 2) that names the option, the value and what is allowed.
+line is one `UsageError` (exit 2) that names the option, the value and what is allowed. argparse
+lays out the help, but does not read the command line: it takes values that begin with `-` for
+options.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
+
+_ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
 
 @dataclass(frozen=True)
@@ -131,14 +135,9 @@ def table(kind: type) -> tuple[Option, ...]:
     return tuple(rows)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def build(prog: str, about: str, epilog: str, options: Sequence[Option]) -> argparse.ArgumentParser:
-    """The argparse parser of a table: it stores raw strings, and it writes the help."""
-    parser = _Parser(
+def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> str:
+    """The list of options as argparse lays it out."""
+    parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [options]",
         description=about,
@@ -147,38 +146,19 @@ def build(prog: str, about: str, epilog: str, options: Sequence[Option]) -> argp
             prog, max_help_position=32
         ),
         add_help=False,
-        allow_abbrev=False,
     )
     groups: dict[str, Any] = {}
     for o in options:
         if o.group not in groups:
             groups[o.group] = parser.add_argument_group(o.group)
-        text = f"{o.help} (default: {o.shown_default})".replace("%", "%%")
-        if o.value is None:
-            names = "/".join(o.off)
-            text += f"; {names} is the opposite" if o.off else ""
-            groups[o.group].add_argument(
-                *o.names, dest=o.dest, action="store_const", const=True, default=None, help=text
-            )
-            if o.off:
-                groups[o.group].add_argument(
-                    *o.off, dest=o.dest, action="store_const", const=False, help=argparse.SUPPRESS
-                )
-        else:
-            groups[o.group].add_argument(
-                *o.names, dest=o.dest, metavar=o.value.metavar, default=None, help=text
-            )
+        text = f"{o.help} (default: {o.shown_default})"
+        text += f"; {'/'.join(o.off)} is the opposite" if o.off else ""
+        kind = {"action": "store_true"} if o.value is None else {"metavar": o.value.metavar}
+        groups[o.group].add_argument(*o.names, help=text.replace("%", "%%"), **kind)
     last = parser.add_argument_group("About")
-    last.add_argument("--version", action="version", version=f"nbllama {__version__}")
-    last.add_argument("-h", "--help", action="help", help="show this list and exit")
-    return parser
-
-
-def _known(options: Sequence[Option]) -> dict[str, Option | None]:
-    by_name: dict[str, Option | None] = {"--help": None, "-h": None, "--version": None}
-    for o in options:
-        by_name.update(dict.fromkeys((*o.names, *o.off), o))
-    return by_name
+    last.add_argument("--version", action="store_true", help="show the version and exit")
+    last.add_argument("-h", "--help", action="store_true", help="show this list and exit")
+    return parser.format_help()
 
 
 def _unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
@@ -190,36 +170,47 @@ def _unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> Us
     return UsageError(f"unknown option '{shown(name)}'; {hint}")
 
 
-def normalise(
+def read(
     options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
-) -> list[str]:
-    """`argv` as `--name=value` and `--switch` only.
+) -> dict[str, Any]:
+    """Values by field name, for what `argv` gives; "help" or "version" alone if it asks for that.
 
-    After this step argparse has nothing left to guess: a value may begin with `-`, as the old
-    parser allowed. Raises `UsageError` for an unknown option, a missing or an unwanted value.
+    A value may begin with `-`, as the old parser allowed, unless it is an option's name.
+    Raises `UsageError`.
     """
-    by_name = _known(options)
-    out = []
+    by_name: dict[str, Option | None] = dict.fromkeys(_ABOUT)
+    for o in options:
+        by_name.update(dict.fromkeys((*o.names, *o.off), o))
+    values: dict[str, Any] = {}
     rest = list(argv)
     while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
+        name, equals, value = rest.pop(0).partition("=")
+        name = _plain(name)
         if name not in by_name:
             raise _unknown(name, list(by_name), familiar)
         found = by_name[name]
-        if found is None or found.value is None:
-            if equals:
-                raise UsageError(f"{name} takes no value, but got '{shown(value)}'")
-            out.append(name)
-            continue
-        if not equals:
-            if not rest or rest[0].partition("=")[0].replace("_", "-") in by_name:
-                raise UsageError(f"{name} needs a value: {found.value.allowed()}")
-            value = rest.pop(0)
-        out.append(f"{found.names[0]}={value}")
-    return out
+        if found is not None and found.value is not None:
+            if not equals:
+                if not rest or _plain(rest[0].partition("=")[0]) in by_name:
+                    raise UsageError(f"{name} needs a value: {found.value.allowed()}")
+                value = rest.pop(0)
+            try:
+                values[found.dest] = found.value.parse(value)
+            except ValueError:
+                raise UsageError(
+                    f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"
+                ) from None
+        elif equals:
+            raise UsageError(f"{name} takes no value, but got '{shown(value)}'")
+        elif found is None:
+            return {_ABOUT[name]: True}
+        else:
+            values[found.dest] = name in found.names
+    return values
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-") if name.startswith("--") else name
 
 
 T = TypeVar("T")
@@ -240,21 +231,13 @@ def parse_into(
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
     options = table(kind)
-    words = normalise(options, argv, familiar or {})
-    found = build(prog, about, epilog, options).parse_args(words)
-    values = {}
-    for o in options:
-        raw = getattr(found, o.dest)
-        if raw is None:
-            continue
-        if o.value is not None:
-            try:
-                raw = o.value.parse(raw)
-            except ValueError:
-                raise UsageError(
-                    f"{o.names[0]}: '{shown(raw)}' is not allowed; give {o.value.allowed()}"
-                ) from None
-        values[o.dest] = raw
+    values = read(options, argv, familiar or {})
+    if "help" in values:
+        print(help_text(prog, about, epilog, options), end="")
+        raise SystemExit(0)
+    if "version" in values:
+        print(f"nbllama {__version__}")
+        raise SystemExit(0)
     return kind(**values)
 
 

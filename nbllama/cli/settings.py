@@ -138,8 +138,8 @@ def context(options: Options, data_kind: DataKind) -> int:
 def iterations(options: Options, data_kind: DataKind, n_samples: int) -> int:
     """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
 
-    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations on average: the
-    last iteration of a pass also takes the first samples of the next one.
+    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
+    is the end of an iteration, however few samples are left for it.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -147,7 +147,7 @@ def iterations(options: Options, data_kind: DataKind, n_samples: int) -> int:
         adam_iter, epochs = DEFAULTS[data_kind].adam_iter, DEFAULTS[data_kind].epochs
     limits = [] if adam_iter is None else [adam_iter]
     if epochs is not None:
-        limits.append(math.ceil(epochs * n_samples / (options.batch * options.grad_acc)))
+        limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
     if not limits:
         raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
     return min(limits)

@@ -164,12 +164,10 @@ class Display:
         )
         numbers = Text.assemble(
             ("loss ", "dim"),
-            (f"{record.loss:.4f} ", "bold"),
+            (f"{record.loss:.4f}", "bold"),
+            ("  lr ", "dim"),
+            f"{record.lr:.2e}  {record.tokens_per_s:.0f} tokens/s  {memory(record.rss_bytes)}  ",
             (self._curve.sparkline(), "green"),
-            (" lr ", "dim"),
-            f"{record.lr:.2e}",
-            ("  ", ""),
-            f"{record.tokens_per_s:.0f} tokens/s  {memory(record.rss_bytes)}",
         )
         numbers.truncate(max(20, self._console.width), overflow="ellipsis")
         return Group(bar, numbers)

@@ -1,0 +1,120 @@
+"""The real table of `python -m nbllama.finetune`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+
+from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
+from nbllama.cli.parser import Text
+from nbllama.errors import UsageError
+from tests.conftest import ROOT
+
+# The options that the first release promises, in the order of the old tool's help.
+PROMISED = """
+--model-base --train-data --checkpoint-in --checkpoint-out --lora-out --save-every --threads -t
+--adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r --lora-alpha
+--rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq --rank-wk
+--rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down --rank-ffn-up
+--seed -s --adam-alpha --adam-min-alpha --adam-decay --adam-decay-min-ndim --adam-beta1
+--adam-beta2 --adam-gclip --warmup --cos-decay-steps --cos-decay-restart --cos-decay-min
+--enable-restart --disable-restart --epochs --grad-acc --keep-last --log --dry-run --force --debug
+""".split()
+
+
+def names() -> list[str]:
+    return [name for o in OPTIONS for name in (*o.names, *o.off)]
+
+
+def test_the_table_holds_what_is_promised_and_nothing_twice() -> None:
+    assert sorted(names()) == sorted(PROMISED)
+    assert len(names()) == len(set(names()))
+
+
+def test_help_lists_every_option_grouped_and_fast() -> None:
+    code = "from nbllama.cli.options import parse; parse(['--help'])"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        times.append(time.perf_counter() - start)
+    words = re.findall(r"--?[a-z][a-z0-9-]*", done.stdout)
+    assert not set(names()) - set(words)
+    assert {"--help", "--version"} <= set(words)
+    for group in {o.group for o in OPTIONS}:
+        assert f"\n{group}:\n" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+    assert done.stderr == ""
+    assert min(times) < 0.5  # the promise; about 0.1 s when nothing else runs
+
+
+def test_every_default_is_a_value_of_its_option() -> None:
+    for o in OPTIONS:
+        if o.value is not None and o.default is not None:
+            assert o.value.parse(str(o.default)) == o.default, o.names
+        if o.default is None:
+            assert o.shown_default not in ("None", ""), o.names
+
+
+def test_each_value_lands_in_its_own_field() -> None:
+    for o in OPTIONS:
+        for name in (*o.names, *o.off):
+            if o.value is None:
+                got = parse(["--model-base", "m", name])
+                want: object = name in o.names
+            elif isinstance(o.value, Text):
+                got, want = parse(["--model-base", "m", name, "1"]), "1"
+            else:
+                text = "0.5" if o.dest.startswith(("adam_beta", "cos_decay_min")) else "7"
+                got, want = parse(["--model-base", "m", name, text]), o.value.parse(text)
+            changed = {f.name for f in fields(Options)} - {"model_base", o.dest}
+            base = parse(["--model-base", "m"])
+            assert getattr(got, o.dest) == want, name
+            assert type(getattr(got, o.dest)) is type(want), name
+            assert all(getattr(got, f) == getattr(base, f) for f in changed), name
+
+
+def test_the_old_command_line_of_a_user() -> None:
+    got = parse(
+        "--model_base a.gguf --train-data t.txt --lora-out lora-ITERATION.gguf --threads 6 "
+        "--adam-iter 30 --batch 4 --ctx 64 --use-checkpointing --rank-ffn_down 3 -s -1".split()
+    )
+    assert got.model_base == "a.gguf"
+    assert got.rank_w2 == 3
+    assert (got.threads, got.adam_iter, got.batch, got.ctx, got.seed) == (6, 30, 4, 64, -1)
+    assert got.checkpoint_in == "checkpoint.gguf"
+    assert got.use_checkpointing is True
+
+
+def test_what_is_refused() -> None:
+    for argv, word in [
+        ([], "--model-base"),
+        (["--model-base", ""], "--model-base"),
+        (["--model-base", "m", "--threads", "0"], "--threads: '0'"),
+        (["--model-base", "m", "--adam-beta2", "1"], "--adam-beta2: '1'"),
+        (["--model-base", "m", "--cos-decay-steps", "0"], "--cos-decay-steps: '0'"),
+        (["--model-base", "m", "--thraeds", "2"], "--threads"),
+        (["--model-base", "m", "--checkpoint", "2"], "did you mean --checkpoint-"),
+        (["--model-base", "m", "--use-chekpointing"], "--use-checkpointing"),
+    ]:
+        with pytest.raises(UsageError, match=re.escape(word)):
+            parse(argv)
+
+
+def test_familiar_names_lead_to_real_options() -> None:
+    for theirs, ours in FAMILIAR.items():
+        assert theirs not in names()
+        with pytest.raises(UsageError, match=f"did you mean {ours}\\?"):
+            parse([theirs, "1"])
+        assert ours in names()
+
+
+def test_the_docs_page_is_made_from_the_table() -> None:
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page()

@@ -1,0 +1,198 @@
+"""Defaults by the kind of data: what was not given is filled in, what was given is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import pytest
+
+from nbllama.cli.options import Options, parse
+from nbllama.cli.settings import (
+    DataKind,
+    Settings,
+    context,
+    fresh_seed,
+    iterations,
+    physical_cores,
+    resolve,
+)
+from nbllama.errors import UsageError
+
+SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
+NORMS = ["att_norm", "ffn_norm", "out_norm"]
+
+
+def settings(
+    words: str = "", kind: DataKind = "raw", n_samples: int = 1000, **more: Any
+) -> Settings:
+    rest: dict[str, Any] = dict(tied_output=False, cores=3, new_seed=99)
+    return resolve(parse(["--model-base", "m", *words.split()]), kind, n_samples, **(rest | more))
+
+
+def test_plain_text_takes_the_old_tools_defaults() -> None:
+    got = settings()
+    assert dataclasses.asdict(got) == dict(
+        data_kind="raw",
+        n_iter=256,
+        threads=3,
+        seed=99,
+        ctx=128,
+        batch=8,
+        grad_acc=1,
+        use_checkpointing=True,
+        lora_r=4,
+        lora_alpha=4.0,
+        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys(NORMS, 0),
+        adam_alpha=1e-3,
+        adam_min_alpha=0.0,
+        warmup=100,
+        cos_decay_steps=1000,
+        cos_decay_min=0.1,
+        cos_decay_restart=1.1,
+        enable_restart=False,
+        adam_decay=0.1,
+        adam_decay_min_ndim=2,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_gclip=1.0,
+        save_every=10,
+        keep_last=0,
+        notes=(),
+    )
+
+
+def test_chat_takes_todays_defaults() -> None:
+    got = settings(kind="chat")
+    assert got.n_iter == 375  # 3 epochs of 1000 samples, 8 each
+    assert (got.lora_r, got.lora_alpha) == (16, 32.0)
+    assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys([*NORMS, "tok_embd", "out"], 0)
+    assert (got.adam_alpha, got.warmup, got.cos_decay_steps) == (2e-4, 12, 375)
+    assert (got.cos_decay_min, got.ctx) == (0.0, 512)
+    assert got.notes == ()
+
+
+def test_what_is_given_is_kept() -> None:
+    for kind in ("raw", "chat"):
+        got = settings(
+            "--lora-r 6 --lora-alpha 9 --rank-wq 3 --rank-w2 0 --rank-tok-embd 2 --rank-out 5 "
+            "--rank-att-norm 1 --adam-alpha 0.01 --adam-min-alpha 0.001 --warmup 7 "
+            "--cos-decay-steps 70 --cos-decay-min 0.5 --ctx 99 -t 9 -s 5 --adam-iter 44 "
+            "--no-checkpointing --save-every -3",
+            kind,
+        )
+        assert got.ranks == {
+            "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
+            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6,
+        }  # fmt: skip
+        assert (got.lora_alpha, got.adam_alpha, got.adam_min_alpha) == (9.0, 0.01, 0.001)
+        assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
+        assert (got.ctx, got.threads, got.seed, got.n_iter) == (99, 9, 5, 44)
+        assert got.use_checkpointing is False
+        assert got.save_every == -3
+
+
+def test_slots_are_those_of_the_adapter() -> None:
+    lora = pytest.importorskip("nbllama.lora")
+    assert set(settings().ranks) == {slot.name for slot in lora.SLOTS}
+
+
+def test_alpha_follows_the_rank() -> None:
+    assert settings("--lora-r 10").lora_alpha == 10
+    assert settings("--lora-r 10", "chat").lora_alpha == 20
+
+
+def test_norms_train_for_the_old_format_only() -> None:
+    for kind in ("raw", "chat"):
+        got = settings("--lora-out lora-LATEST.bin --rank-out-norm 0", kind)
+        assert [got.ranks[n] for n in NORMS] == [1, 1, 0]
+        assert [settings("--lora-out x.bin.gguf", kind).ranks[n] for n in NORMS] == [0, 0, 0]
+
+
+def test_tied_embeddings() -> None:
+    got = settings(tied_output=True)
+    assert (got.ranks["tok_embd"], got.ranks["out"], got.notes) == (0, 0, ())
+    got = settings("--rank-tok-embd 4", tied_output=True)
+    assert got.ranks["tok_embd"] == 4
+    assert len(got.notes) == 1
+    assert "llama.cpp aborts" in got.notes[0]
+    # Refused when the adapter is made, where the model's tensors are known.
+    assert settings("--rank-out 4", tied_output=True).ranks["out"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "n_iter"),
+    [
+        ("", "raw", 256),
+        ("--epochs 2", "raw", 250),  # lifts the cap of 256
+        ("--epochs 3", "raw", 375),
+        ("--adam-iter 20 --epochs 3", "raw", 20),
+        ("--adam-iter 2000 --epochs 3", "raw", 375),
+        ("--adam-iter 2000", "raw", 2000),
+        ("--adam-iter 2000", "chat", 2000),
+        ("--adam-iter 2000 --epochs -1", "chat", 2000),
+        ("--epochs 2 --batch 3", "chat", 668),  # the last one of a pass is short
+        ("--epochs 1 --batch 4 --grad-acc 2", "chat", 125),
+        ("--epochs 1 --batch 4096", "chat", 1),
+    ],
+)
+def test_length_of_the_run(words: str, kind: DataKind, n_iter: int) -> None:
+    options = parse(["--model-base", "m", *words.split()])
+    assert iterations(options, kind, 1000) == n_iter
+    assert settings(words, kind).n_iter == n_iter
+
+
+def test_a_run_without_end_is_refused() -> None:
+    for kind in ("raw", "chat"):
+        with pytest.raises(UsageError, match="without end"):
+            settings("--epochs -1", kind)
+
+
+def test_a_continued_run_goes_on_with_its_schedule() -> None:
+    whole = settings("--adam-iter 100", "chat")
+    rest = settings("--adam-iter 60", "chat", done=40)
+    assert (rest.warmup, rest.cos_decay_steps) == (whole.warmup, whole.cos_decay_steps) == (3, 100)
+    assert rest.n_iter == 60
+    assert settings(done=40).cos_decay_steps == 1000
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(UsageError, match="nothing to train"):
+        settings(" ".join(f"--rank-{s} 0" for s in [*SEVEN, "tok-embd", "out"]))
+    with pytest.raises(UsageError, match="--adam-min-alpha 0.01 is above --adam-alpha 0.001"):
+        settings("--adam-min-alpha 0.01")
+    with pytest.raises(ValueError, match="samples"):
+        settings(n_samples=0)
+
+
+def test_a_warm_up_longer_than_the_run_is_said() -> None:
+    assert "warm-up 100, run 30" in settings("--adam-iter 30").notes[0]
+    assert settings("--adam-iter 30", done=70).notes == ()
+
+
+def test_what_is_chosen_is_shown() -> None:
+    shown = dict(settings("--adam-min-alpha 0.0002 --rank-wq 2").pairs())
+    assert shown["data"] == "plain text"
+    assert shown["run"] == "256 iterations of 8 x 1 samples"
+    assert shown["adapter"] == (
+        "r 4, alpha 4, on tok_embd:4 out:4 wq:2 wk:4 wv:4 wo:4 w1:4 w2:4 w3:4"
+    )
+    assert shown["rate"] == "0.001, warm-up 100, cosine to 0.00028 at iteration 1000"
+    assert shown["seed"] == "99"
+    shown = dict(settings("--enable-restart", "chat").pairs())
+    assert shown["adapter"] == "r 16, alpha 32, on wq wk wv wo w1 w2 w3"
+    assert shown["rate"].endswith("at iteration 375, again every 1.1 x as long")
+
+
+def test_context_is_known_before_the_samples() -> None:
+    assert context(Options(model_base="m"), "raw") == 128
+    assert context(Options(model_base="m"), "chat") == 512
+    assert context(Options(model_base="m", ctx=7), "chat") == 7
+
+
+def test_cores_and_seed_of_this_machine() -> None:
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+    seeds = {fresh_seed() for _ in range(20)}
+    assert len(seeds) > 1
+    assert all(0 <= s < 2**31 for s in seeds)
