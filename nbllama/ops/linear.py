@@ -1,7 +1,7 @@
 """A linear layer of the frozen base with its LoRA pair: where `matmul` and `lora_ops` meet.
 
-    y = x Wᵀ + s (x Aᵀ) Bᵀ
-    dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
+y = x Wᵀ + s (x Aᵀ) Bᵀ
+dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def linear_grad(
         a = pair.a
         dhp = thin_product(pair.b, gp, pair.scale, buffers[1], transposed=True)
         if pair.da is not None and pair.db is not None:
-            pair.da += outer_product(dhp, x, pair.rank)
-            pair.db += outer_product(hp, dy, pair.rank).T
+            np.add(pair.da, outer_product(dhp, x, pair.rank), out=pair.da)
+            np.add(pair.db, outer_product(hp, dy, pair.rank).T, out=pair.db)
     if dx is not None:
         matmul_grad(w, gp, dx, dhp=dhp, a=a, add=add)

@@ -123,7 +123,7 @@ def output_loss(
         if pair is not None:
             dhp, a = thin_product(b, gp, pair.scale, buffers.dhp, transposed=True), pair.a
             if pair.da is not None and pair.db is not None:
-                pair.da += outer_product(dhp, xc, len(a))
-                pair.db += outer_product(hp, logits, len(a)).T
+                np.add(pair.da, outer_product(dhp, xc, len(a)), out=pair.da)
+                np.add(pair.db, outer_product(hp, logits, len(a)).T, out=pair.db)
         matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
     return total
