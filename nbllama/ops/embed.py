@@ -1,0 +1,213 @@
+"""Token embedding: rows of a quantised table, and the LoRA pair of that table.
+
+    x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
+    x[n] += s B[tok[n]] A                       the pair's part: one row of B, all of A
+
+The base is frozen, so only the pair has a gradient:
+
+    dB[v] += s sum over n with tok[n] = v of A dx[n]        dA += s sum_n B[tok[n]]^T dx[n]
+
+Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32:
+the pair of token_embd is laid out as every other pair, although GGUF adapters store it swapped.
+Saved for the gradient: nothing but tok. Sums run over tokens in ascending order.
+
+Source: Hu et al., "LoRA" (2021). llama.cpp: `ggml_get_rows`, `ggml_get_rows_back`,
+`llm_graph_context::build_inp_embd`. finetune.cpp: t00, t01.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama._jit import kernel
+from nbllama.ops.matmul import Weight
+from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
+
+COLUMNS = 64  # columns of dA that one task owns
+
+
+def embed_lora_ref(
+    x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+) -> np.ndarray:
+    """x + s B[tok] A in plain numpy, in the dtype of x."""
+    return x + scale * b[tokens] @ a
+
+
+def embed_lora_grad_ref(
+    dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(dA, dB) of `embed_lora_ref`; the gradient by its x is dx itself."""
+    db = np.zeros_like(b)
+    np.add.at(db, tokens, scale * dx @ a.T)
+    return scale * b[tokens].T @ dx, db
+
+
+@kernel(parallel=True)
+def _lora(tokens, a, b, scale, x):  # type: ignore[no-untyped-def]
+    for n in prange(x.shape[0]):
+        for r in range(a.shape[0]):
+            _add_scaled(scale * b[tokens[n], r], a[r], x[n])
+
+
+@kernel(fast=True)
+def _add_scaled(factor, row, out):  # type: ignore[no-untyped-def]
+    for c in range(out.shape[0]):
+        out[c] += factor * row[c]
+
+
+@kernel(fast=True)
+def _dot(u, v):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for c in range(u.shape[0]):
+        total += u[c] * v[c]
+    return total
+
+
+@kernel(parallel=True)
+def _project(dx, a, scale, projected):  # type: ignore[no-untyped-def]
+    for n in prange(dx.shape[0]):
+        for r in range(a.shape[0]):
+            projected[n, r] = scale * _dot(dx[n], a[r])
+
+
+@kernel()
+def _scatter(projected, tokens, db):  # type: ignore[no-untyped-def]
+    # tokens repeat, so rows of dB are shared: one thread, in the order of the tokens
+    for n in range(projected.shape[0]):
+        for r in range(projected.shape[1]):
+            db[tokens[n], r] += projected[n, r]
+
+
+@kernel(parallel=True)
+def _grad_a(dx, tokens, b, scale, da):  # type: ignore[no-untyped-def]
+    width = dx.shape[1]
+    for task in prange((width + COLUMNS - 1) // COLUMNS):
+        first = task * COLUMNS
+        last = min(first + COLUMNS, width)
+        for n in range(dx.shape[0]):
+            for r in range(da.shape[0]):
+                _add_scaled(scale * b[tokens[n], r], dx[n, first:last], da[r, first:last])
+
+
+def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
+    """Write x `[N, C]`: the rows `tokens` (int32 `[N]`) of the table `w` `[V, C]`, decoded.
+
+    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    """
+    n_vocab, width = w.shape
+    row_bytes = nbytes(w.type_id, width)
+    raw = as_readonly(w.raw)
+    if raw.size != n_vocab * row_bytes:
+        raise ValueError(f"{w.name}: {raw.size} bytes are not {n_vocab} rows of {row_bytes}")
+    _check_tokens("embed", tokens, n_vocab)
+    check_output("embed", "x", x, (len(tokens), width))
+    decode, n_blocks = DECODERS[w.type_id], width // quant_type(w.type_id).block_size
+    flat = x.reshape(-1)
+    for n, token in enumerate(tokens.tolist()):
+        decode(raw, token * row_bytes, n_blocks, flat, n * width)
+
+
+def embed_lora(
+    tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, x: np.ndarray
+) -> None:
+    """x `[N, C]` += scale * B[tokens] A, with A `[R, C]` and B `[V, R]`.
+
+    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    """
+    _check_pair("embed_lora", tokens, a, b)
+    check_output("embed_lora", "x", x, (len(tokens), a.shape[1]))
+    _lora(readonly(tokens), readonly(a), readonly(b), np.float32(scale), x)
+
+
+def embed_lora_grad(
+    dx: np.ndarray,
+    tokens: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: float,
+    da: np.ndarray,
+    db: np.ndarray,
+) -> None:
+    """da `[R, C]` += and db `[V, R]` += the pair's gradients for dx `[N, C]`.
+
+    Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
+    """
+    _check_pair("embed_lora_grad", tokens, a, b)
+    check_array("embed_lora_grad", "dx", dx, (len(tokens), a.shape[1]))
+    check_output("embed_lora_grad", "da", da, a.shape)
+    check_output("embed_lora_grad", "db", db, b.shape)
+    dx, tokens, factor = readonly(dx), readonly(tokens), np.float32(scale)
+    projected = np.empty((len(tokens), len(a)), np.float32)
+    _project(dx, readonly(a), factor, projected)
+    _scatter(readonly(projected), tokens, db)
+    _grad_a(dx, tokens, readonly(b), factor, da)
+
+
+def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
+    check_array(op, "tokens", tokens, np.shape(tokens)[:1], np.int32)
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= n_vocab):
+        raise ValueError(f"{op}: tokens {tokens.min()}..{tokens.max()} of a vocabulary of
+        {n_vocab}")
+
+
+def _check_pair(op: str, tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    if np.ndim(a) != 2 or np.ndim(b) != 2:
+        raise ValueError(f"{op}: A {np.shape(a)}, B {np.shape(b)}, wanted [R, C], [V, R]")
+    check_array(op, "a", a, a.shape)
+    check_array(op, "b", b, (b.shape[0], a.shape[0]))
+    _check_tokens(op, tokens, b.shape[0])
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    n, c, v, r = {
+        "tiny": (4, 3, 3, 2),
+        "one": (1, 64, 50, 4),
+        "odd": (37, 101, 20, 3),
+        "wide": (130, 576, 1000, 16),
+    }[size]
+    return {
+        "x": rng.standard_normal((n, c)).astype(dtype),
+        "tokens": rng.integers(0, v, n).astype(np.int32),
+        "a": rng.standard_normal((r, c)).astype(dtype),
+        "b": rng.standard_normal((v, r)).astype(dtype),
+        "scale": 0.75,
+    }
+
+
+def _forward(x: np.ndarray, **pair: Any) -> np.ndarray:
+    out = x.copy(order="K")  # a strided x stays so, for `embed_lora` to refuse
+    embed_lora(x=out, **pair)
+    return out
+
+
+def _gradients(
+    dx: np.ndarray, x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+) -> Gradients:
+    da, db = np.zeros_like(a), np.zeros_like(b)
+    embed_lora_grad(dx, tokens, a, b, scale, da, db)
+    return {"x": dx, "a": da, "b": db}
+
+
+def _gradients_ref(dx: np.ndarray, x: np.ndarray, **pair: Any) -> Gradients:
+    da, db = embed_lora_grad_ref(dx, **pair)
+    return {"x": dx, "a": da, "b": db}
+
+
+OPS = (
+    Op(
+        name="embed_lora",
+        sizes=("tiny", "one", "odd", "wide"),
+        sample=_sample,
+        forward_ref=embed_lora_ref,
+        grad_ref=_gradients_ref,
+        forward=_forward,
+        grad=_gradients,
+        tolerance=1e-6,
+        why="float32 sums of up to 576 products",
+        ggml="ggml_get_rows(B, tokens), ggml_mul_mat with A, ggml_scale, ggml_add",
+    ),
+)
