@@ -150,8 +150,7 @@ def embed_lora_grad(
 def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
     check_array(op, "tokens", tokens, np.shape(tokens)[:1], np.int32)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= n_vocab):
-        raise ValueError(f"{op}: tokens {tokens.min()}..{tokens.max()} of a vocabulary of
-        {n_vocab}")
+        raise ValueError(f"{op}: tokens {tokens.min()}..{tokens.max()} of {n_vocab}")
 
 
 def _check_pair(op: str, tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
