@@ -175,8 +175,10 @@ def _matrix(f: GGUFFile, name: str) -> np.ndarray:
     if info.type_id == 0:
         x = f.data(name).view("<f4").astype(np.float32)
     else:
-        from nbllama.quants import decode
+        from nbllama.quants import QUANTS, decode
 
+        if info.type_id not in QUANTS:
+            raise f.error(f"tensor '{shown(name)}'", "its type is not a type of weights")
         x = decode(info.type_id, f.data(name), math.prod(shape))
     if check_finite({name: x}):
         raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
