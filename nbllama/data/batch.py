@@ -1,0 +1,93 @@
+"""What a data set hands to the trainer: sequences laid end to end, never padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+NOT_TRAINED = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S sequences as one stream of N tokens; all arrays are C-contiguous int32.
+
+    tokens [N]         input ids
+    targets [N]        the id that should follow each token, or `NOT_TRAINED` (-1)
+    positions [N]      0, 1, 2, ... starting again with every sequence
+    seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    seq_offsets: np.ndarray
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
+        """The stream of `rows`, each (tokens [n], targets [n]) of one sequence, n >= 1.
+
+        Raises `ValueError` for no rows, an empty row, or a row whose halves differ in length.
+        """
+        tokens, targets = [], []
+        for row_tokens, row_targets in rows:
+            if not 1 <= len(row_tokens) == len(row_targets):
+                raise ValueError(f"row of {len(row_tokens)} tokens, {len(row_targets)} targets")
+            tokens.append(row_tokens)
+            targets.append(row_targets)
+        if not tokens:
+            raise ValueError("a batch needs at least one row")
+        return cls(
+            np.concatenate(tokens, dtype=np.int32, casting="same_kind"),
+            np.concatenate(targets, dtype=np.int32, casting="same_kind"),
+            np.concatenate([np.arange(len(t), dtype=np.int32) for t in tokens]),
+            np.cumsum([0] + [len(t) for t in tokens], dtype=np.int32),
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.seq_offsets) - 1
+
+    @property
+    def n_trained(self) -> int:
+        """Number of targets that count in the loss."""
+        return int(np.count_nonzero(self.targets != NOT_TRAINED))
+
+
+class Dataset(Protocol):
+    """Samples by number; `batch` is a pure function of the numbers.
+
+    kind         "raw" or "chat"
+    n_samples    at least 1
+    fingerprint  hex sha256 of all samples: changed by any edit that changes a token, by another
+                 tokenizer, template or n_ctx, not by the file's name
+    notes        lines for the user about what was cut or left out; often empty
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def n_samples(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def n_tokens(self, i: int) -> int:
+        """Length of sample i's sequence."""
+        ...
+
+    def n_trained(self, i: int) -> int:
+        """Number of sample i's targets that count in the loss, at least 1."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples of these numbers, in this order; `IndexError` for a number out of range."""
+        ...

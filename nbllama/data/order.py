@@ -1,0 +1,80 @@
+"""In which order the samples come: a pure function of (seed, epoch), and two integers of state.
+
+An epoch's permutation sorts the samples by one random 64-bit number each, drawn from numpy's
+Philox 4x64 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al.
+2011). The raw stream of a numpy bit generator is fixed by numpy's compatibility policy, which
+`Generator.permutation` is not; so an order outlives a numpy upgrade.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.errors import DataError
+
+_KEY_LIMIT = 1 << 64
+
+
+class Position(NamedTuple):
+    """A place in the stream of samples: whole epochs done, samples of this epoch done."""
+
+    epoch: int = 0
+    next_sample: int = 0
+
+
+def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: int64 [n_samples], every number from 0 to n_samples - 1 once.
+
+    Raises `ValueError` when seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
+    """
+    if not (0 <= seed < _KEY_LIMIT and 0 <= epoch < _KEY_LIMIT):
+        raise ValueError(f"seed {seed} and epoch {epoch} must be in 0..2^64-1")
+    if n_samples < 1:
+        raise ValueError("an order needs at least one sample")
+    key = np.array([seed, epoch], dtype=np.uint64)
+    draws = np.random.Philox(key=key).random_raw(n_samples)
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+class Order:
+    """Deals out sample numbers, every sample exactly once an epoch.
+
+    The last batch of an epoch is short: it never goes on into the next epoch, so that no sample
+    is seen twice before another was seen once, and the end of an epoch is the end of a step.
+    """
+
+    def __init__(self, n_samples: int, seed: int) -> None:
+        self.n_samples = n_samples
+        self.seed = seed
+        self._epoch = 0
+        self._permutation = permutation(n_samples, seed, 0)
+
+    def take(self, position: Position, n: int) -> tuple[np.ndarray, Position]:
+        """At most `n` sample numbers (int64 [1..n]) from `position` on, and where to go on.
+
+        Fewer than n come only at the end of an epoch; the new position is then the start of the
+        next one. The result depends on the arguments alone, whatever was taken before.
+
+        Raises `DataError` for a position that is not in this data (a state saved with other
+        data), `ValueError` for n < 1.
+        """
+        epoch, first = position
+        if n < 1:
+            raise ValueError("take at least one sample")
+        if not (0 <= epoch < _KEY_LIMIT and 0 <= first < self.n_samples):
+            raise DataError(
+                f"epoch {epoch}, sample {first} is outside the data, which has "
+                f"{self.n_samples} samples; was the file changed?"
+            )
+        if epoch != self._epoch:
+            self._permutation = permutation(self.n_samples, self.seed, epoch)
+            self._epoch = epoch
+        taken = self._permutation[first : first + n].copy()
+        after = first + len(taken)
+        return taken, Position(epoch + 1) if after == self.n_samples else Position(epoch, after)
+
+    def n_batches(self, n: int) -> int:
+        """How many `take(..., n)` make one epoch."""
+        return -(-self.n_samples // n)

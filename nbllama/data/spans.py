@@ -1,0 +1,153 @@
+"""Token ids of a rendered chat, and no special token out of a message's words.
+
+`encode(text, parse_special=True)` turns "<|im_end|>" into the end-of-turn token wherever it
+stands. In the template's own text that is meant; in a message it would let the message end its
+turn and open another one. Tokenising the pieces apart would be safe but gives other ids, because
+tokens reach across the border ("\\n" of the template, "\\n" of the message). So: find the special
+tokens of the template with such messages blotted out, cut the text there and nowhere else, and
+encode what lies between with parse_special=False.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.errors import DataError
+
+if TYPE_CHECKING:
+    from nbllama.text.chat_template import ChatTemplate
+    from nbllama.text.tokenizer import Tokenizer
+
+
+class Placed(NamedTuple):
+    """A token and the characters of the text that it stands for: `text[start:end]`."""
+
+    token: int
+    start: int
+    end: int
+
+
+def encode_rendered(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[dict[str, str]],
+    text: str,
+    add_generation_prompt: bool,
+) -> list[Placed]:
+    """Tokens of `text`, which is what `template` makes of `messages`.
+
+    Where no message holds a special token's text, the ids are those of
+    `tokenizer.encode(text, parse_special=True)`. BOS is put in front if the tokenizer adds one and
+    the text does not begin with it.
+
+    Raises `DataError` when a message holds a special token's text and the template changes the
+    message in such a way that it cannot be found again; and what `template.render` raises.
+    """
+    suspects = [i for i, m in enumerate(messages) if holds_special(tokenizer, m["content"])]
+    if suspects:
+        spans = find_contents(template, messages, suspects, text, add_generation_prompt)
+        placed = encode_around(tokenizer, text, spans)
+    else:
+        placed = _encode(tokenizer, text, parse_special=True)
+    bos = tokenizer.bos_id
+    if tokenizer.add_bos and bos is not None and (not placed or placed[0].token != bos):
+        placed.insert(0, Placed(bos, 0, 0))
+    return placed
+
+
+def encode_around(
+    tokenizer: Tokenizer, text: str, plain: Sequence[tuple[int, int]]
+) -> list[Placed]:
+    """Tokens of `text`, with special tokens parsed outside of `plain` only.
+
+    `plain`: ranges of characters (start, end) that do not overlap. Tokens may still reach across
+    their borders, as they would in one text.
+    """
+    blotted = list(text)
+    for start, end in plain:
+        blotted[start:end] = "x" * (end - start)
+    out: list[Placed] = []
+    at = 0
+    for t in _encode(tokenizer, "".join(blotted), parse_special=True):
+        if _is_special(tokenizer, t.token):
+            out += [*_encode(tokenizer, text[at : t.start], parse_special=False, offset=at), t]
+            at = t.end
+    return out + _encode(tokenizer, text[at:], parse_special=False, offset=at)
+
+
+def find_contents(
+    template: ChatTemplate,
+    messages: Sequence[dict[str, str]],
+    which: Sequence[int],
+    text: str,
+    add_generation_prompt: bool,
+) -> list[tuple[int, int]]:
+    """Where in the rendered `text` the contents of the messages numbered `which` (from 0) stand.
+
+    The chat is rendered once more with marks for these contents. Between the marks both texts must
+    be the same, and at a mark the content must follow, as it is or without white space at its
+    ends (many templates trim). A content that the template leaves out has no range, one that it
+    repeats has several.
+
+    Raises `DataError` when the texts do not agree, and what `template.render` raises.
+    """
+    tag = "zq"
+    while tag in text or tag in template.source:
+        tag += "q"
+    marked = list(messages)
+    for i in which:
+        marked[i] = {**messages[i], "content": f"{tag}{i}z"}
+    pieces = re.split(f"{tag}([0-9]+)z", template.render(marked, add_generation_prompt))
+    at = _after(text, 0, pieces[0])
+    spans = []
+    for number, literal in zip(pieces[1::2], pieces[2::2], strict=True):
+        start = at
+        for content in _trimmings(messages[int(number)]["content"]):
+            at = _after(text, start, content + literal)
+            if at >= 0:
+                spans.append((start, start + len(content)))
+                break
+        if at < 0:
+            break
+    if at != len(text):
+        numbers = ", ".join(str(i + 1) for i in which)
+        raise DataError(
+            f"message {numbers} holds the text of a special token, and the chat template changes "
+            "messages so that it cannot be kept apart; take that text out"
+        )
+    return spans
+
+
+def holds_special(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether `text` would give a special token if special tokens were parsed in it."""
+    ids = tokenizer.encode(text, parse_special=True)
+    return any(_is_special(tokenizer, token) for token in set(ids))
+
+
+def _trimmings(content: str) -> list[str]:
+    return [content, content.strip(), content.lstrip(), content.rstrip(), content.strip("\n")]
+
+
+def _after(text: str, at: int, piece: str) -> int:
+    """The place behind `piece` if `text` has it at `at`, else -1."""
+    return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
+
+
+def _encode(
+    tokenizer: Tokenizer, text: str, *, parse_special: bool, offset: int = 0
+) -> list[Placed]:
+    """Tokens of `text`, which stands at character `offset` of the whole."""
+    ids, starts = tokenizer.encode_with_starts(text, parse_special=parse_special)
+    ends = [*starts[1:], len(text)]
+    return [
+        # A token inside a character ends with it, not where it starts.
+        Placed(token, offset + start, offset + max(end, start + 1))
+        for token, start, end in zip(ids, starts, ends, strict=True)
+    ]
+
+
+def _is_special(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether the token is a control (or the unknown) token, which is parsed only on request."""
+    return not tokenizer.token_bytes(token, special=False) and bool(tokenizer.token_bytes(token))
