@@ -23,11 +23,11 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
-from nbllama.ops.matmul import Weight
+from nbllama.ops.lora_ops import outer_product, padded
+from nbllama.ops.matmul import Weight, n_panels
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
-
-COLUMNS = 64  # columns of dA that one task owns
+from nbllama.simd import PANEL
 
 
 def embed_lora_ref(
@@ -82,17 +82,6 @@ def _scatter(projected, tokens, db):  # type: ignore[no-untyped-def]
             db[tokens[n], r] += projected[n, r]
 
 
-@kernel(parallel=True)
-def _grad_a(dx, tokens, b, scale, da):  # type: ignore[no-untyped-def]
-    width = dx.shape[1]
-    for task in prange((width + COLUMNS - 1) // COLUMNS):
-        first = task * COLUMNS
-        last = min(first + COLUMNS, width)
-        for n in range(dx.shape[0]):
-            for r in range(da.shape[0]):
-                _add_scaled(scale * b[tokens[n], r], dx[n, first:last], da[r, first:last])
-
-
 def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
     """Write x `[N, C]`: the rows `tokens` (int32 `[N]`) of the table `w` `[V, C]`, decoded.
 
@@ -144,7 +133,15 @@ def embed_lora_grad(
     projected = np.empty((len(tokens), len(a)), np.float32)
     _project(dx, readonly(a), factor, projected)
     _scatter(readonly(projected), tokens, db)
-    _grad_a(dx, tokens, readonly(b), factor, da)
+    da += outer_product(_packed(factor * b[tokens]), dx, len(a))
+
+
+def _packed(h: np.ndarray) -> np.ndarray:
+    """h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
+    n, rank = h.shape
+    lanes = np.zeros((n_panels(n) * PANEL, padded(rank)), np.float32)
+    lanes[:n, :rank] = h
+    return np.ascontiguousarray(lanes.reshape(-1, PANEL, padded(rank)).transpose(0, 2, 1))
 
 
 def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:

@@ -17,8 +17,8 @@ and sin carry a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). They
 step: theta is multiplied by freq_base^(-2/n_rot) again and again, in float32. At position 8191
 that is up to 1.3e-3 radian away from the exact angle (n_rot 128, base 10000), but an adapter meets
 those angles, not the exact ones, when llama.cpp runs it. Of the numbers of `ggml_rope_ext` in an
-x86-64 build 1 % differ, by one unit in the last place; with YaRN, where the compiler fused the mixing
-of the two angles, by up to 1e-5.
+x86-64 build 1 % differ, by one unit in the last place; with YaRN, where its compiler has fused the
+mixing of the two angles, by up to 1e-5.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
