@@ -1,0 +1,192 @@
+"""Who may import whom, what stays lazy, and what one place alone may know."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbllama.arch.rows import ARCHS
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "nbllama"
+
+# Each part of the package with what it may import of the package. A new part needs a row here.
+KERNELS = {"errors", "_jit", "simd"}
+MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
+STATE = {"errors", "files", "gguf_io", "arch", "quants", "lora", "opt", "identity"}
+SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
+TRAIN = MODEL | STATE | {"model", "progress"}
+RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "files": {"errors"},
+    "progress": {"errors"},
+    "_jit": set(),
+    "simd": {"_jit"},
+    "gguf_io": {"errors", "files"},
+    "quants": KERNELS | {"gguf_io"},
+    "ops": KERNELS | {"quants"},
+    "arch": {"errors", "gguf_io"},
+    "text": {"errors", "gguf_io"},
+    "data": {"errors", "text"},
+    "opt": {"errors", "_jit"},
+    "lora": {"errors", "arch"},
+    "identity": {"errors", "_jit", "gguf_io", "arch"},
+    "activations": {"arch", "ops"},
+    "adapter": STATE,
+    "checkpoint": STATE,
+    "model": MODEL,
+    "reference": MODEL | {"model"},
+    "generate": MODEL | {"model"},
+    "train": TRAIN,
+    "forecast": TRAIN | {"train"},
+    "cli": {""},
+    "cli.parser": {"", "errors"},
+    "cli.options": {"errors", "cli.parser"},
+    "cli.settings": {"errors", "cli.options"},
+    "cli.run": {"errors"},
+    "cli.ui": {"progress"},
+    "cli.session": RUN | SCREEN,
+    "finetune": RUN | SCREEN | {"cli.session"},
+    "": MODEL | STATE | {"model", "adapter", "checkpoint", "generate", "train", "reference"},
+}
+
+# Packages from elsewhere, and the only parts that may import them. numpy is free for all.
+OUTSIDE = {
+    "gguf": {"quants"},
+    "jinja2": {"text"},
+    "llvmlite": {"simd", "quants", "identity"},
+    "numba": {"_jit", "simd", "quants", "ops", "identity", "cli.session"},
+    "psutil": {"forecast", "cli.settings"},
+    "rich": {"cli.ui"},
+    "sentencepiece": {"text"},
+    "tokenizers": {"text"},
+}
+
+# Light parts that must come without numpy, numba and the like.
+LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    """ "nbllama.ops.rope" -> "ops"; "nbllama.cli.ui" -> "cli.ui"; "nbllama" -> ""."""
+    words = module.split(".")[1:]
+    return ".".join(words[:2] if words[:1] == ["cli"] else words[:1])
+
+
+def module_name(path: Path) -> str:
+    words = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(words[:-1] if words[-1] == "__init__" else words)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            for name in node.names:
+                # `from nbllama import quants` is an import of nbllama.quants
+                full = PACKAGE.parent.joinpath(*node.module.split("."), name.name)
+                is_module = full.is_dir() or full.with_suffix(".py").is_file()
+                yield f"{node.module}.{name.name}" if is_module else node.module
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_direction(path: Path) -> None:
+    here = part_of(module_name(path))
+    assert here in MAY_IMPORT, f"say in MAY_IMPORT what {here} may import"
+    for module in imports(path):
+        package = module.split(".")[0]
+        if package == "nbllama":
+            part = part_of(module)
+            assert part == here or part in MAY_IMPORT[here], f"{here} imports {module}"
+        elif package not in sys.stdlib_module_names and package != "numpy":
+            assert package in OUTSIDE, f"{here} imports {package}: is it a dependency?"
+            assert here in OUTSIDE[package], f"{here} imports {package}"
+
+
+def test_the_rules_have_no_cycle_and_no_dead_row() -> None:
+    parts = {part_of(module_name(path)) for path in sources()}
+    assert parts == set(MAY_IMPORT)
+    done: set[str] = set()
+    left = {part: allowed - {part, ""} for part, allowed in MAY_IMPORT.items() if part}
+    while left:
+        ready = {part for part, allowed in left.items() if allowed <= done}
+        assert ready, f"a cycle among {sorted(left)}"
+        done |= ready
+        left = {part: allowed for part, allowed in left.items() if part not in ready}
+
+
+@pytest.mark.parametrize("part", LIGHT, ids=lambda part: part or "nbllama")
+def test_light_parts_import_nothing_heavy(part: str) -> None:
+    module = f"nbllama.{part}".rstrip(".")
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "nbllama" in loaded
+    assert not loaded & {"numpy", *OUTSIDE}
+
+
+def _code(path: Path) -> Iterator[ast.AST]:
+    """All nodes of a file but its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docs.add(first.value)
+    return (node for node in ast.walk(tree) if node not in docs)
+
+
+def test_only_arch_names_an_architecture() -> None:
+    """As a whole string, or as the head of a metadata key.
+
+    `text` is left out: its names are those of vocabularies (`tokenizer.ggml.model` and `.pre`),
+    of which some are spelled like an architecture.
+    """
+    names = {*ARCHS, "llama", "baichuan", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
+    pattern = re.compile(rf"({'|'.join(sorted(names))})(\.(?!cpp)[a-z_.]+)?", re.IGNORECASE)
+    for path in sources():
+        if part_of(module_name(path)) in ("arch", "text"):
+            continue
+        for node in _code(path):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not pattern.fullmatch(node.value), f"{path}:{node.lineno}: {node.value!r}"
+
+
+def test_only_jit_makes_kernels_and_nothing_is_made_from_text() -> None:
+    for path in sources():
+        for node in _code(path):
+            word = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+            assert word not in ("exec", "eval", "guvectorize", "jitclass"), f"{path}: {word}"
+            if path.name != "_jit.py":
+                assert word not in ("njit", "jit", "vectorize"), f"{path}: {word}"
+                if isinstance(node, ast.keyword):
+                    assert node.arg not in ("fastmath", "error_model"), f"{path}: {node.arg}"
+
+
+def test_the_public_names() -> None:
+    import nbllama
+
+    assert sorted(nbllama.__all__) == list(nbllama.__all__)
+    for name in nbllama.__all__:
+        assert hasattr(nbllama, name), name
+    assert set(nbllama.__all__) <= set(dir(nbllama))
+    assert not [name for name in nbllama.__all__ if name.startswith("_") and name != "__version__"]
+    with pytest.raises(AttributeError):
+        nbllama.nothing_of_this_name  # noqa: B018
