@@ -137,9 +137,7 @@ def f16(typingctx, raw, i):  # type: ignore[no-untyped-def]
 @intrinsic
 def f16_by_integers(typingctx, raw, i):  # type: ignore[no-untyped-def]
     """`f16` as it is computed on a CPU without such an instruction (for tests)."""
-    return _load(
-        _I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw
-    )
+    return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 
 @intrinsic
@@ -154,6 +152,16 @@ def half_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _half(context, builder, builder.trunc(args[0], _I16))
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The float32 whose pattern is the low 32 bits of an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], _I32), _F32)
 
     return types.float32(types.int64), codegen
 

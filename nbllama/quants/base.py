@@ -50,6 +50,18 @@ QUANTS: dict[int, QuantType] = {
         _row("Q4_K", "kquants", 0, 2),
         _row("Q5_K", "kquants", 0, 2),
         _row("Q6_K", "kquants", 208),
+        _row("IQ1_S", "iquants", 0),
+        _row("IQ1_M", "iquants"),
+        _row("IQ2_XXS", "iquants", 0),
+        _row("IQ2_XS", "iquants", 0),
+        _row("IQ2_S", "iquants", 0),
+        _row("IQ3_XXS", "iquants", 0),
+        _row("IQ3_S", "iquants", 0),
+        _row("IQ4_NL", "iq4", 0),
+        _row("IQ4_XS", "iq4", 0),
+        _row("TQ1_0", "ternary", 52),
+        _row("TQ2_0", "ternary", 64),
+        _row("MXFP4", "mxfp4"),
     )
 }
 """Every weight type that can be decoded, by ggml's id."""

@@ -31,12 +31,21 @@ def random_blocks(type_id: int, n_blocks: int, seed: int = 0) -> np.ndarray:
         bytes_ = numbers.view(np.uint8).reshape(n_blocks, 4)
         return as_readonly(np.ascontiguousarray(bytes_[:, 4 - t.type_size :]).reshape(-1))
     raw = rng.integers(0, 256, (n_blocks, t.type_size), dtype=np.uint8)
-    for offset in t.scales:
+    if t.name == "MXFP4":  # a scale is an exponent; 253 and up overflow with the largest code
+        raw[:, 0] = rng.integers(0, 253, n_blocks)
+        raw[: min(4, n_blocks), 0] = [0, 1, 2, 252][: min(4, n_blocks)]
+    for offset in t.scales or ((None,) if t.name == "IQ1_M" else ()):
         scales = rng.standard_normal(n_blocks) * 10.0 ** rng.integers(-7, 2, n_blocks)
         scales = scales.astype("<f2")
         extremes = np.array([0.0, -0.0, 2.0**-24, -(2.0**-15), 65504.0, -65504.0], "<f2")
         scales[: min(6, n_blocks)] = extremes[: min(6, n_blocks)]
-        raw[:, offset : offset + 2] = scales.view(np.uint8).reshape(n_blocks, 2)
+        if offset is None:  # IQ1_M has the four nibbles of its scale on top of four u16
+            fields = raw[:, 48:56].view("<u2")
+            for k in range(4):
+                nibble = (scales.view("<u2") >> (4 * k)) & 15
+                fields[:, k] = (fields[:, k] & 0x0FFF) | (nibble << 12)
+        else:
+            raw[:, offset : offset + 2] = scales.view(np.uint8).reshape(n_blocks, 2)
     return as_readonly(raw.reshape(-1))
 
 

@@ -60,7 +60,7 @@ def test_types_must_be_known_when_compiling() -> None:
 # Run in processes of its own: a parallel kernel with relaxed arithmetic is the first to compile the
 # decoders, as in a matmul. Their own arithmetic must stay strict, and a second process must find
 # everything in the cache.
-PROGRAM = '''
+PROGRAM = """
 import sys
 import numpy as np
 from numba import prange
@@ -92,7 +92,7 @@ decode(8, random_blocks(8, 2), 64)
 used = [tiles, whole, DECODERS[12], DECODERS[7], DECODERS[8]]
 print(sum(sum(k.stats.cache_misses.values()) for k in used))
 print(sum(sum(k.stats.cache_hits.values()) for k in used))
-'''
+"""
 
 
 def _run(program: Path, cache: Path) -> tuple[int, int]:

@@ -1,0 +1,169 @@
+"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: 256 weights whose codes name rows of a code book.
+
+A super-block has 8 groups of 32 weights. Layout, bytes from the start; `d` is an IEEE half, u16 and
+u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
+
+| type | bytes | fields |
+|---|---|---|
+| IQ1_S | 50 | d 0, qs 2..33, qh 34..49 (u16 per group) |
+| IQ1_M | 56 | qs 0..31, qh 32..47 (two bytes per group), scales 48..55 (four u16) |
+| IQ2_XXS | 66 | d 0, qs 2..65 (per group four row bytes, then u32: 4 x 7 sign bits, scale) |
+| IQ2_XS | 74 | d 0, qs 2..65 (u16 per 8 weights: row 9 bits, signs 7), scales 66..73 |
+| IQ2_S | 82 | d 0, qs 2..33, signs 34..65, qh 66..73, scales 74..81 |
+| IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
+| IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
+
+IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 for 0.25.
+IQ3_S: w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125).
+Scales are four-bit numbers (IQ1: three-bit). Seven sign bits stand for eight: their number is even.
+
+llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
+Results are bit-equal with it and with gguf-py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama._jit import kernel
+from nbllama.quants import _grids
+from nbllama.quants._raw import f16, half_of_bits, i8, number, put, u8, u16, u32
+
+_IQ1, _IQ2_XXS, _IQ2_XS, _IQ2_S = _grids.IQ1, _grids.IQ2_XXS, _grids.IQ2_XS, _grids.IQ2_S
+_IQ3_XXS, _IQ3_S, _SIGNS = _grids.IQ3_XXS, _grids.IQ3_S, _grids.SIGNS
+_HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
+
+
+@kernel()
+def put_signed(scale, book, at, n, signs, out, to):  # type: ignore[no-untyped-def]
+    """out[to + j] = scale * book[at + j], negative where bit j of `signs` is set, j = 0 .. n-1."""
+    for j in range(n):
+        weight = scale * number(u8(book, at + j))
+        put(out, to + j, -weight if (signs >> j) & 1 else weight)
+
+
+@kernel()
+def put_shifted(scale, at, shift, out, to):  # type: ignore[no-untyped-def]
+    """out[to + j] = scale * (row + shift) for the row of 8 from byte `at` of the IQ1 code book."""
+    for j in range(8):
+        put(out, to + j, scale * (number(i8(_IQ1, at + j)) + shift))
+
+
+@kernel()
+def decode_iq2_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows from 256; per group of 32 one u32: four times seven sign bits and a scale on top."""
+    for b in range(n_blocks):
+        at, to = src + 66 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(8):
+            qs = at + 2 + 8 * g
+            packed = u32(raw, qs + 4)
+            scale = d * (_HALF + number(packed >> 28)) * _QUARTER
+            for k in range(4):
+                signs = u8(_SIGNS, (packed >> (7 * k)) & 127)
+                put_signed(scale, _IQ2_XXS, 8 * u8(raw, qs + k), 8, signs, out, to + 32 * g + 8 * k)
+
+
+@kernel()
+def decode_iq2_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows from 512; a byte of scales serves two times 16 weights."""
+    for b in range(n_blocks):
+        at, to = src + 74 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(16):
+            four = (u8(raw, at + 66 + (g >> 1)) >> (4 * (g & 1))) & 15
+            scale = d * (_HALF + number(four)) * _QUARTER
+            for k in range(2):
+                q = u16(raw, at + 2 + 4 * g + 2 * k)
+                signs = u8(_SIGNS, q >> 9)
+                put_signed(scale, _IQ2_XS, 8 * (q & 511), 8, signs, out, to + 16 * g + 8 * k)
+
+
+@kernel()
+def decode_iq2_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows from 1024 (two high bits in `qh`, one byte of it per group of 32), all signs stored."""
+    for b in range(n_blocks):
+        at, to = src + 82 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(16):
+            four = (u8(raw, at + 74 + (g >> 1)) >> (4 * (g & 1))) & 15
+            scale = d * (_HALF + number(four)) * _QUARTER
+            high = u8(raw, at + 66 + (g >> 1)) >> (4 * (g & 1))
+            for k in range(2):
+                row = u8(raw, at + 2 + 2 * g + k) | (((high >> (2 * k)) & 3) << 8)
+                signs = u8(raw, at + 34 + 2 * g + k)
+                put_signed(scale, _IQ2_S, 8 * row, 8, signs, out, to + 16 * g + 8 * k)
+
+
+@kernel()
+def decode_iq3_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows of 4 from 256; per group of 32 one u32: four times seven sign bits, scale on top."""
+    for b in range(n_blocks):
+        at, to = src + 98 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(8):
+            packed = u32(raw, at + 66 + 4 * g)
+            scale = d * (_HALF + number(packed >> 28)) * _HALF
+            for k in range(8):
+                signs = u8(_SIGNS, (packed >> (7 * (k >> 1))) & 127) >> (4 * (k & 1))
+                row = u8(raw, at + 2 + 8 * g + k)
+                put_signed(scale, _IQ3_XXS, 4 * row, 4, signs, out, to + 32 * g + 4 * k)
+
+
+@kernel()
+def decode_iq3_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows of 4 from 512 (ninth bit in `qh`, one byte of it per group of 32), all signs stored."""
+    for b in range(n_blocks):
+        at, to = src + 110 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(8):
+            four = (u8(raw, at + 106 + (g >> 1)) >> (4 * (g & 1))) & 15
+            scale = d * number(1 + 2 * four)
+            high = u8(raw, at + 66 + g)
+            for k in range(8):
+                row = u8(raw, at + 2 + 8 * g + k) | (((high >> k) & 1) << 8)
+                signs = u8(raw, at + 74 + 4 * g + (k >> 1)) >> (4 * (k & 1))
+                put_signed(scale, _IQ3_S, 4 * row, 4, signs, out, to + 32 * g + 4 * k)
+
+
+@kernel()
+def decode_iq1_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows from 2048; u16 per group: four times three row bits, three of scale, sign of delta."""
+    for b in range(n_blocks):
+        at, to = src + 50 * b, dst + 256 * b
+        d = f16(raw, at)
+        for g in range(8):
+            high = u16(raw, at + 34 + 2 * g)
+            scale = d * number(2 * ((high >> 12) & 7) + 1)
+            shift = -_DELTA if high >> 15 else _DELTA
+            for k in range(4):
+                row = u8(raw, at + 2 + 4 * g + k) | (((high >> (3 * k)) & 7) << 8)
+                put_shifted(scale, 8 * row, shift, out, to + 32 * g + 8 * k)
+
+
+@kernel()
+def iq1_m_scale(raw, at):  # type: ignore[no-untyped-def]
+    """d of an IQ1_M block at byte `at`: its four nibbles are on top of the four u16 of `scales`."""
+    bits = 0
+    for k in range(4):
+        bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)
+    return half_of_bits(bits)
+
+
+@kernel()
+def decode_iq1_m(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """Rows from 2048; half a byte of `qh` per 8 weights (three row bits, sign of delta).
+
+    Sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.
+    """
+    for b in range(n_blocks):
+        at, to = src + 56 * b, dst + 256 * b
+        d = iq1_m_scale(raw, at)
+        for g in range(16):
+            three = (u16(raw, at + 48 + 2 * (g >> 2)) >> (3 * (g & 3))) & 7
+            scale = d * number(2 * three + 1)
+            for k in range(2):
+                high = (u8(raw, at + 32 + g) >> (4 * k)) & 15
+                shift = -_DELTA if high >> 3 else _DELTA
+                row = u8(raw, at + 2 * g + k) | ((high & 7) << 8)
+                put_shifted(scale, 8 * row, shift, out, to + 16 * g + 8 * k)

@@ -1,0 +1,39 @@
+"""MXFP4: 32 four-bit floats (sign 1, exponent 2, mantissa 1) with one power of two as scale.
+
+A block has 17 bytes (llama.cpp: `block_mxfp4`): the scale's exponent e at 0, codes at 1..16; byte j
+has weight j in its low half and weight j + 16 in its high half.
+
+    w = 2^(e - 128) * value[q]
+
+The table `value` has the float's values doubled (0, 1, 2, 3, 4, 6, 8, 12 and their negatives),
+hence the 128 for a bias of 127. As in llama.cpp, code 8 is 0 and not -0, and e = 255, which the OCP
+specification calls NaN, is a number here; `check_finite` finds it.
+
+llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. Results are bit-equal with it.
+"""
+
+from __future__ import annotations
+
+from nbllama._jit import kernel
+from nbllama.quants import _grids
+from nbllama.quants._raw import float_of_bits, i8, number, put, u8
+
+_VALUES = _grids.MXFP4
+
+
+@kernel()
+def power_of_two(e):  # type: ignore[no-untyped-def]
+    """2^(e - 128) for e = 0..255 as float32; the two least ones are subnormal."""
+    return float_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
+
+
+@kernel()
+def decode_mxfp4(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = 2^(e - 128) * value[q]."""
+    for b in range(n_blocks):
+        at, to = src + 17 * b, dst + 32 * b
+        d = power_of_two(u8(raw, at))
+        for j in range(16):
+            q = u8(raw, at + 1 + j)
+            put(out, to + j, d * number(i8(_VALUES, q & 15)))
+            put(out, to + 16 + j, d * number(i8(_VALUES, q >> 4)))

@@ -1,0 +1,57 @@
+"""TQ1_0 TQ2_0: 256 weights of -1, 0 or 1 and one scale, w = d * (q - 1).
+
+| type | bytes | fields (llama.cpp: `block_tq1_0`, `block_tq2_0`) |
+|---|---|---|
+| TQ1_0 | 54 | qs 0..47, qh 48..51, d 52 |
+| TQ2_0 | 66 | qs 0..63, d 64 |
+
+TQ2_0: four two-bit codes a byte; field n of `qs[32h + j]` is weight 128h + 32n + j.
+
+TQ1_0: five base-3 digits a byte (3^5 = 243 <= 256). The byte is the fraction digits / 243 in units
+of 1/256, rounded up; digit n appears by multiplying with 3^n (the fraction: the byte wraps around)
+and then with 3 (the whole part). Runs of bytes: 0..31 give weights 0..159, 32..47 give 160..239,
+both with five digits; the four bytes of `qh` give the last 16 with four digits. Digit n of byte j
+of a run of m bytes is weight n * m + j of that run.
+
+llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. Results are bit-equal with it.
+"""
+
+from __future__ import annotations
+
+from nbllama._jit import kernel
+from nbllama.quants._raw import f16, number, put, u8
+
+
+@kernel()
+def _digits(raw, at, length, n_digits, d, out, to):  # type: ignore[no-untyped-def]
+    """Weights of `length` bytes with `n_digits` base-3 digits each."""
+    power = 1
+    for n in range(n_digits):
+        for j in range(length):
+            fraction = (u8(raw, at + j) * power) & 255
+            put(out, to + length * n + j, d * number(((fraction * 3) >> 8) - 1))
+        power *= 3
+
+
+@kernel()
+def decode_tq1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * (digit - 1), five digits a byte."""
+    for b in range(n_blocks):
+        at, to = src + 54 * b, dst + 256 * b
+        d = f16(raw, at + 52)
+        _digits(raw, at, 32, 5, d, out, to)
+        _digits(raw, at + 32, 16, 5, d, out, to + 160)
+        _digits(raw, at + 48, 4, 4, d, out, to + 240)
+
+
+@kernel()
+def decode_tq2_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * (q - 1), four codes a byte."""
+    for b in range(n_blocks):
+        at, to = src + 66 * b, dst + 256 * b
+        d = f16(raw, at + 64)
+        for g in range(8):
+            half, field = g >> 2, g & 3
+            for j in range(32):
+                q = (u8(raw, at + 32 * half + j) >> (2 * field)) & 3
+                put(out, to + 32 * g + j, d * number(q - 1))
