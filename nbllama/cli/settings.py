@@ -10,12 +10,9 @@ import math
 import os
 import secrets
 from dataclasses import dataclass
-from typing import Literal
 
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
-
-DataKind = Literal["raw", "chat"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Defaults:
     epochs: int | None
 
 
-DEFAULTS: dict[DataKind, Defaults] = {
+DEFAULTS: dict[str, Defaults] = {
     "raw": Defaults(
         ctx=128,
         lora_r=4,
@@ -70,7 +67,7 @@ NORMS = ("att_norm", "ffn_norm", "out_norm")
 class Settings:
     """Every number that a run needs; see docs/options.md for their meanings."""
 
-    data_kind: DataKind
+    data_kind: str
     n_iter: int  # iterations of this run
     threads: int
     seed: int
@@ -130,12 +127,12 @@ class Settings:
         ]
 
 
-def context(options: Options, data_kind: DataKind) -> int:
+def context(options: Options, data_kind: str) -> int:
     """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
-def iterations(options: Options, data_kind: DataKind, n_samples: int) -> int:
+def iterations(options: Options, data_kind: str, n_samples: int) -> int:
     """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
 
     A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
@@ -153,7 +150,7 @@ def iterations(options: Options, data_kind: DataKind, n_samples: int) -> int:
     return min(limits)
 
 
-def _ranks(options: Options, data_kind: DataKind, lora_r: int, tied: bool) -> dict[str, int]:
+def _ranks(options: Options, data_kind: str, lora_r: int, tied: bool) -> dict[str, int]:
     ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
     norm = 1 if options.lora_out.lower().endswith(".bin") else 0
     defaults = {"tok_embd": ends, "out": ends}
@@ -166,7 +163,7 @@ def _ranks(options: Options, data_kind: DataKind, lora_r: int, tied: bool) -> di
 
 def resolve(
     options: Options,
-    data_kind: DataKind,
+    data_kind: str,
     n_samples: int,
     *,
     tied_output: bool,
@@ -176,7 +173,7 @@ def resolve(
 ) -> Settings:
     """The settings of a run.
 
-    `n_samples`: samples of the data set. `tied_output`: the model's output is its embedding.
+    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's output is its embedding.
     `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that
     the checkpoint brings along; the schedule counts on from there.
 

@@ -10,7 +10,6 @@ import pytest
 
 from nbllama.cli.options import Options, parse
 from nbllama.cli.settings import (
-    DataKind,
     Settings,
     context,
     fresh_seed,
@@ -24,9 +23,7 @@ SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
 
 
-def settings(
-    words: str = "", kind: DataKind = "raw", n_samples: int = 1000, **more: Any
-) -> Settings:
+def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: Any) -> Settings:
     rest: dict[str, Any] = dict(tied_output=False, cores=3, new_seed=99)
     return resolve(parse(["--model-base", "m", *words.split()]), kind, n_samples, **(rest | more))
 
@@ -137,7 +134,7 @@ def test_tied_embeddings() -> None:
         ("--epochs 1 --batch 4096", "chat", 1),
     ],
 )
-def test_length_of_the_run(words: str, kind: DataKind, n_iter: int) -> None:
+def test_length_of_the_run(words: str, kind: str, n_iter: int) -> None:
     options = parse(["--model-base", "m", *words.split()])
     assert iterations(options, kind, 1000) == n_iter
     assert settings(words, kind).n_iter == n_iter
