@@ -1,11 +1,11 @@
 """Memory of one training step: what the forward pass keeps for the backward pass, allocated once.
 
-Kept for a block, beside its input x (`C` floats a token): q, k, v after RoPE, the attention output and its lse, the
-residual stream between attention and feed-forward, gate and up, and the small LoRA products h. Everything else is
-computed again from these, element by element.
+Kept for a block, beside its input x (`C` floats a token): q, k, v after RoPE, the attention output
+and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
+products h. Everything else is computed again from these, element by element.
 
-Without gradient checkpointing every block has its own set; with it the blocks share one, only the blocks' inputs
-are kept, and the backward pass runs each block's forward pass again.
+Without gradient checkpointing every block has its own set; with it the blocks share one, only the
+blocks' inputs are kept, and the backward pass runs each block's forward pass again.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ def _hidden_floats(ranks: Mapping[str, int], n: int) -> int:
 
 
 def activation_bytes(
-    hp: Hparams, ranks: Mapping[str, int], n: int, n_trained: int, top_rank: int, checkpointing: bool
+    hp: Hparams,
+    ranks: Mapping[str, int],
+    n: int,
+    n_trained: int,
+    top_rank: int,
+    checkpointing: bool,
 ) -> int:
     """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
 
@@ -111,7 +116,9 @@ def activation_bytes(
 
 
 class Activations:
-    """All arrays of a step, for at most `n` tokens; `view(m)` gives the same memory for `m <= n` tokens."""
+    """All arrays of a step, for at most `n` tokens; `view(m)` gives the same memory for `m <=
+    n` tokens.
+    """
 
     def __init__(
         self,

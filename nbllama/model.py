@@ -1,9 +1,11 @@
 """The model: weights as they lie in the GGUF, the forward pass, the loss, and the backward pass.
 
-The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations are a stream: all
-sequences of a micro-batch end to end, `[N, C]` float32. Base weights are never changed and never decoded whole.
+The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
+are a stream: all sequences of a micro-batch end to end, `[N, C]` float32. Base weights are never
+changed and never decoded whole.
 
-Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained positions.
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
+positions.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from functools import cached_property
 
 import numpy as np
 
-from nbllama.activations import LINEARS, Activations, BlockSet
+from nbllama.activations import LINEARS, Activations
 from nbllama.arch import Hparams, hparams_from_gguf
 from nbllama.data.batch import Batch
 from nbllama.gguf_io import GGUFFile, open_gguf
 from nbllama.lora import Adapter
-from nbllama.ops.activation import swiglu, swiglu_grad
+from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import alibi_slopes, attention, attention_grad
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear import Input, LoraPair, hidden_only, linear, linear_grad
@@ -27,12 +29,15 @@ from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.matmul import Weight
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.ops.rope import rope, rope_tables
-from nbllama.quants import check_finite, decode
-from nbllama.text import ChatTemplate, Tokenizer, tokenizer_from_gguf
+from nbllama.quants import as_readonly, check_finite, decode
+from nbllama.text import Tokenizer, tokenizer_from_gguf
+from nbllama.text.chat_template import ChatTemplate, chat_template_for
 
 
 class Bound:
-    """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by parameter name."""
+    """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
+    parameter name.
+    """
 
     def __init__(self, model: Model, adapter: Adapter | None, trained: bool = False) -> None:
         self._model = model
@@ -49,7 +54,9 @@ class Bound:
         if self.adapter is not None:
             for name, pair in self.adapter.pairs.items():
                 if name in self._model.vectors:
-                    delta = np.float32(self.adapter.scale) * (pair.b[0][:, None] * pair.a).sum(axis=0)
+                    delta = np.float32(self.adapter.scale) * (pair.b[0][:, None] * pair.a).sum(
+                        axis=0
+                    )
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
@@ -71,7 +78,9 @@ class Bound:
         return any(name + ".lora_a" in self.grads for name in names)
 
     def add_norm_grad(self, name: str, dw: np.ndarray) -> None:
-        """From the gradient of an effective norm `[C]` to its pair's: dA = s Bᵀ dw, dB = s dw Aᵀ."""
+        """From the gradient of an effective norm `[C]` to its pair's: dA = s Bᵀ dw, dB = s dw
+        Aᵀ.
+        """
         assert self.adapter is not None
         pair, s = self.adapter.pairs[name], np.float32(self.adapter.scale)
         self.grads[name + ".lora_a"] += s * pair.b[0][:, None] * dw[None, :]
@@ -88,7 +97,9 @@ class Model:
         self.vectors: dict[str, np.ndarray] = {}
         for name, info in gguf.tensors.items():
             if len(info.shape) == 2:
-                self.matrices[name] = Weight(name, info.type_id, gguf.data(name), info.shape)
+                self.matrices[name] = Weight(
+                    name, info.type_id, as_readonly(gguf.data(name)), info.shape
+                )
             elif len(info.shape) == 1:
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
@@ -116,7 +127,7 @@ class Model:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        return ChatTemplate.of(self.gguf, self.tokenizer)
+        return chat_template_for(self.tokenizer)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -127,7 +138,19 @@ class Model:
         """cos and sin `[n_positions or more, n_rot/2]`, grown when a longer context asks for it."""
         if len(self._rope[0]) < n_positions:
             factors = self.vectors.get("rope_freqs.weight")
-            self._rope = rope_tables(self.hp, max(n_positions, 512), factors)
+            hp, scaling = self.hp, self.hp.rope_scaling
+            self._rope = rope_tables(
+                max(n_positions, 512),
+                hp.n_rot,
+                hp.rope_freq_base,
+                freq_scale=hp.rope_freq_scale,
+                ext_factor=scaling.ext_factor,
+                attn_factor=scaling.attn_factor,
+                beta_fast=scaling.beta_fast,
+                beta_slow=scaling.beta_slow,
+                n_ctx_orig=scaling.n_ctx_orig,
+                factors=factors,
+            )
         return self._rope
 
     # The blocks
@@ -150,8 +173,8 @@ class Model:
     ) -> None:
         """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
 
-        `recompute` stops where the backward pass has all it needs. `cache(layer, k, v)` exchanges the new keys and
-        values for all of the sequence's (generation).
+        `recompute` stops where the backward pass has all it needs. `cache(layer, k, v)` exchanges
+        the new keys and values for all of the sequence's (generation).
         """
         hp, n = self.hp, len(batch.tokens)
         kept = acts.block(layer, n)
@@ -190,7 +213,7 @@ class Model:
         apply("gate", source, kept.gate)
         apply("up", source, kept.up)
         act = acts.shared("act", n)
-        swiglu(kept.gate, kept.up, act)
+        gated(kept.gate, kept.up, act, gelu=hp.activation == "gelu")
         source = Input(act, pool)
         if recompute:
             pair = bound.pair(f"blk.{layer}.ffn_down.weight")
@@ -203,15 +226,16 @@ class Model:
     def rotate(self, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False) -> None:
         """RoPE on y `[N, heads, D]` in place."""
         cos, sin = self.rope_tables(int(positions.max()) + 1)
-        rope(y, positions, cos, sin, self.hp.rope_pairing, inverse=inverse)
+        halves = self.hp.rope_pairing == "halves"
+        rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
     def block_backward(
         self, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
     ) -> None:
         """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
 
-        `lowest` is the lowest block with something trained: in it, and nowhere above, the work that only feeds the
-        layers below is left out.
+        `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
+        only feeds the layers below is left out.
         """
         hp, n = self.hp, len(batch.tokens)
         kept = acts.block(layer, n)
@@ -230,10 +254,10 @@ class Model:
             hidden = kept.hp[slot]
             linear_grad(self.matrix(name), pair, dy2, x, hidden, out2, buffers, add=add)
 
-        swiglu(kept.gate, kept.up, act)
+        gated(kept.gate, kept.up, act, gelu=hp.activation == "gelu")
         dact = acts.shared("dact", n)
         back("down", dx, act, dact)
-        swiglu_grad(dact, kept.gate, kept.up, kept.gate, kept.up)
+        gated_grad(dact, kept.gate, kept.up, gelu=hp.activation == "gelu")
         ffn_norm = blk + "ffn_norm.weight"
         w = bound.norm(ffn_norm)
         rms_norm(kept.x_mid, w, hp.rms_eps, norm, kept.rstd_ffn)
@@ -273,21 +297,40 @@ class Model:
         self, bound: Bound, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray
     ) -> None:
         if bound.trains(name):
-            dw = np.empty(x.shape[1], np.float32)
+            dw = np.zeros(x.shape[1], np.float32)
             rms_norm_grad_weight(dy, x, rstd, dw)
             bound.add_norm_grad(name, dw)
 
     # The whole
 
-    def forward(
-        self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
-    ) -> None:
-        """Embeddings and all blocks; the last block's output is acts.x(n_layer). `check` runs between blocks."""
+    def block_types(self, layer: int) -> tuple[int, ...]:
+        """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
+        kernels.
+        """
+        return tuple(self.matrices[f"blk.{layer}.{t}.weight"].type_id for t in LINEARS.values())
+
+    def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
+        """Token embeddings (with their LoRA pair) into acts.x(0)."""
         x = acts.x(0, len(batch.tokens))
         embed(self.matrix("token_embd"), batch.tokens, x)
         pair = bound.pair("token_embd.weight")
         if pair is not None:
             embed_lora(batch.tokens, pair.a, pair.b, pair.scale, x)
+
+    def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
+        """Gradient of the embedding's pair from acts.dx."""
+        pair = bound.pair("token_embd.weight")
+        if pair is not None and pair.da is not None and pair.db is not None:
+            dx = acts.shared("dx", len(batch.tokens))
+            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, pair.scale, pair.da, pair.db)
+
+    def forward(
+        self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
+    ) -> None:
+        """Embeddings and all blocks; the last block's output is acts.x(n_layer). `check` runs
+        between blocks.
+        """
+        self.embed_tokens(bound, acts, batch)
         for layer in range(self.hp.n_layer):
             if check is not None:
                 check()
@@ -303,7 +346,9 @@ class Model:
         *,
         gradient: bool,
     ) -> float:
-        """Sum of the trained positions' losses after `forward`; with `gradient`, acts.dx becomes that of `weight` times it."""
+        """Sum of the trained positions' losses after `forward`; with `gradient`, acts.dx
+        becomes that of `weight` times it.
+        """
         n = len(batch.tokens)
         rows = np.flatnonzero(batch.targets >= 0)
         m = len(rows)
@@ -341,10 +386,7 @@ class Model:
             if acts.checkpointing and layer < top:
                 self.block_forward(layer, bound, acts, batch, recompute=True)
             self.block_backward(layer, bound, acts, batch, lowest)
-        pair = bound.pair("token_embd.weight")
-        if pair is not None and pair.da is not None and pair.db is not None:
-            dx = acts.shared("dx", len(batch.tokens))
-            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, pair.scale, pair.da, pair.db)
+        self.embed_tokens_backward(bound, acts, batch)
 
     def activations(
         self, adapter: Adapter | None, n: int, n_trained: int, *, checkpointing: bool

@@ -1,13 +1,15 @@
-"""Vector code that Numba's loops cannot express, built as llvmlite IR: the one module of intrinsics.
+"""Vector code that Numba's loops cannot express, built as llvmlite IR: the one module of
+intrinsics.
 
-Everything heavy in this package is a product of two matrices, and every such product runs through one
-small routine, the *micro-kernel*:
+Everything heavy in this package is a product of two matrices, and every such product runs through
+one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
-`ROWS * NV` vectors of C stay in registers while k runs; one step of k loads NV vectors of B, broadcasts
-ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the arithmetic units, not the loads, are
-the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring numbers for each k.
+`ROWS * NV` vectors of C stay in registers while k runs; one step of k loads NV vectors of B,
+broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the arithmetic units, not
+the loads, are the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring
+numbers for each k.
 
 The sizes follow the host's registers and are chosen once, here:
 
@@ -81,7 +83,9 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
         if not isinstance(array, types.Array) or array.dtype != types.float32:
             raise TypeError(f"fma_tile wants float32 arrays, not {array}")
     ints = [types.int64] * 3
-    sig = types.void(a, *ints, b, types.int64, types.int64, types.int64, c, types.int64, types.int64)
+    sig = types.void(
+        a, *ints, b, types.int64, types.int64, types.int64, c, types.int64, types.int64
+    )
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv = args
@@ -119,9 +123,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
                 spread = builder.shuffle_vector(one, undef, lanes)
                 for j in range(NV):
                     total = sums[i * NV + j]
-                    builder.store(
-                        builder.call(fma, [spread, panel[j], builder.load(total)]), total
-                    )
+                    builder.store(builder.call(fma, [spread, panel[j], builder.load(total)]), total)
         for total, place in zip(sums, where, strict=True):
             builder.store(builder.load(total), place).align = 4
         return context.get_dummy_value()
@@ -167,7 +169,8 @@ def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
-    """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not this.
+    """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not
+    this.
 
     LLVM vectorises such a loop only where it may assume that no NaN exists.
     """
@@ -186,9 +189,7 @@ def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
                 _element(builder, p, builder.mul(loop.index, _I64(VL)), vec), align=4
             )
             old = builder.load(best)
-            builder.store(
-                builder.select(builder.fcmp_ordered(">", value, old), value, old), best
-            )
+            builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), best)
         top = cgutils.alloca_once_value(builder, lowest)
 
         def consider(value: Any) -> None:
@@ -227,7 +228,8 @@ _ZERO = np.float32(0.0)
 def exp_f32(x):  # type: ignore[no-untyped-def]
     """exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
 
-    Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays NaN.
+    Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays
+    NaN.
     """
     y = _EXP_MAX if x > _EXP_MAX else x
     y = _EXP_MIN if y < _EXP_MIN else y

@@ -1,4 +1,5 @@
-"""Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap; no [T, T] matrix is kept.
+"""Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap; no [T, T] matrix
+is kept.
 
 For query i of a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
 
@@ -9,15 +10,20 @@ For query i of a sequence (key position i + past), head h, KV head g = h // (n_h
 
 Gradient, with delta = do . o:
 
-    dv[j] += p[j] do          ds[j] = p[j] (do . v[j] - delta)        dz = ds * (1 - (z/cap)^2 of the tanh)
+    dv[j] += p[j] do          ds[j] = p[j] (do . v[j] - delta)        dz = ds * (1 - (z/cap)^2 of
+    the tanh)
     dq    += scale * dz k     dk[j] += scale * dz[j] q
 
-The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient computes p again from it
-(Dao et al., "FlashAttention", 2022, section 3.1). A task owns one KV head of one sequence. Queries come in blocks of
-`BLOCK`; a block's scores are whole rows, so the memory grows with T and no online rescaling is needed.
-Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`, k and v `[Nk, G, D]`.
+The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient computes p again
+from it (Dao et al., "FlashAttention", 2022, section 3.1). A task owns one KV head of one sequence.
+Queries come in blocks of
+`BLOCK`; a block's scores are whole rows, so the memory grows with T and no online rescaling is
+needed. Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
+k and v
+`[Nk, G, D]`.
 
-llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t13 .. t17.
+llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t13 ..
+t17.
 """
 
 from __future__ import annotations
@@ -34,7 +40,9 @@ BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
-    """Slope of each head, float32 `[H]`; zeros where `max_bias` is 0 (llama.cpp: ggml_soft_max_ext)."""
+    """Slope of each head, float32 `[H]`; zeros where `max_bias` is 0 (llama.cpp:
+    ggml_soft_max_ext).
+    """
     if max_bias <= 0:
         return np.zeros(n_head, np.float32)
     power = 2 ** math.floor(math.log2(n_head))
@@ -134,7 +142,9 @@ def _copy_block(x, t0, n, head, d, scale, out):
 
 @kernel()
 def _scores(rows, d, panels, first, last, past, n, s, ld):
-    """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each row group."""
+    """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each
+    row group.
+    """
     s[: BLOCK * ld] = np.float32(0.0)
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
@@ -147,7 +157,9 @@ def _scores(rows, d, panels, first, last, past, n, s, ld):
 
 @kernel(fast=True)
 def _cap_and_bias(row, lo, hi, cap, slope, at):
-    """row[j] (j = 0 is key `at` positions before the query) becomes the soft-capped, biased score."""
+    """row[j] (j = 0 is key `at` positions before the query) becomes the soft-capped, biased
+    score.
+    """
     if cap > 0:
         for j in range(lo, hi):
             e = exp_f32(np.float32(2.0) * row[j] / cap)
@@ -241,7 +253,9 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """In place: p becomes the probabilities, dp the gradient of the raw scores; zeros outside lo..hi."""
+    """In place: p becomes the probabilities, dp the gradient of the raw scores; zeros outside
+    lo..hi.
+    """
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -262,7 +276,9 @@ def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
 
 @kernel()
 def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
-    """out[first + j, :] += sum over the block's queries i of s[i, j] * rows[i, :] (rows in panels)."""
+    """out[first + j, :] += sum over the block's queries i of s[i, j] * rows[i, :] (rows in
+    panels).
+    """
     for j in range(0, keys, ROWS):
         for p in range(d_panels):
             fma_tile(
@@ -361,7 +377,9 @@ _work = np.empty((0, 0), np.float32)
 
 
 def _workspace(pieces: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Per-thread scratch `[threads, sum(pieces)]`, kept between calls, and the ends of its pieces."""
+    """Per-thread scratch `[threads, sum(pieces)]`, kept between calls, and the ends of its
+    pieces.
+    """
     global _work
     sizes = np.cumsum(np.array(pieces, np.int64))
     threads = get_num_threads()
@@ -408,7 +426,8 @@ def attention(
     scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
     window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Attention of each sequence into `o` `[N, H, D]`, `lse` `[N, H]`; offsets int32 `[S+1]`, slopes `[H]`.
+    """Attention of each sequence into `o` `[N, H, D]`, `lse` `[N, H]`; offsets int32 `[S+1]`,
+    slopes `[H]`.
 
     Keys may be longer than queries (a KV cache): the queries are then the last ones.
     """
@@ -425,7 +444,9 @@ def attention_grad(
     offsets: np.ndarray, scale: float, slopes: np.ndarray,
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Gradients into dq `[N, H, D]`, dk, dv `[N, G, D]` (overwritten); o and lse are what the forward pass gave."""
+    """Gradients into dq `[N, H, D]`, dk, dv `[N, G, D]` (overwritten); o and lse are what the
+    forward pass gave.
+    """
     _check(q, (k, v, dk, dv), offsets, offsets)
     work, sizes = _workspace(gradient_pieces(int(np.diff(offsets).max()), q.shape[2]))
     _gradient(

@@ -17,7 +17,9 @@ from nbllama.simd import PANEL
 
 
 class LoraPair(NamedTuple):
-    """A `[R, n_in]`, B `[n_out, R]`, the scale, and the arrays their gradients are added to (None: not trained)."""
+    """A `[R, n_in]`, B `[n_out, R]`, the scale, and the arrays their gradients are added to
+    (None: not trained).
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -31,7 +33,9 @@ class LoraPair(NamedTuple):
 
 
 class Input:
-    """The input x `[N, K]` of one or more linear layers, packed once when the first of them needs it."""
+    """The input x `[N, K]` of one or more linear layers, packed once when the first of them
+    needs it.
+    """
 
     def __init__(self, x: np.ndarray, buffer: np.ndarray) -> None:
         self.x = x
@@ -64,7 +68,8 @@ def linear(
     *,
     add: bool = False,
 ) -> np.ndarray:
-    """y `[N, n_out]` = (or += with `add`) the layer's output; returns h packed (empty without a pair).
+    """y `[N, n_out]` = (or += with `add`) the layer's output; returns h packed (empty without a
+    pair).
 
     `hidden` is float32 memory of at least `hidden_floats(N, R)` for h, which the gradient needs.
     """
@@ -105,8 +110,8 @@ def linear_grad(
 ) -> None:
     """Adds the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (or += with `add`) dy W + dh A.
 
-    x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is computed. `buffers`:
-    memory for dy packed and for dh packed.
+    x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is
+    computed. `buffers`: memory for dy packed and for dh packed.
     """
     if dx is None and pair is None:
         return

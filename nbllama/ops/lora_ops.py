@@ -5,9 +5,10 @@
     dh = s dy B        dx = dy W + dh A     (`dh A` rides in `matmul_grad`, `h Bᵀ` in `matmul`)
     dA = dhᵀ x         dB = dyᵀ h           (with s inside dh and h, neither needs it again)
 
-Both h and dh live *packed*, as panels `[n_panels, R6, PANEL]` with R6 = R rounded up to the micro-kernel's rows, the
-rows beyond R being zero. Nothing of size n_out x n_in is ever formed. The sums over tokens (dA, dB) run in
-ascending order of tokens in one task per block of columns: the same bits at any number of threads.
+Both h and dh live *packed*, as panels `[n_panels, R6, PANEL]` with R6 = R rounded up to the micro-
+kernel's rows, the rows beyond R being zero. Nothing of size n_out x n_in is ever formed. The sums
+over tokens (dA, dB) run in ascending order of tokens in one task per block of columns: the same
+bits at any number of threads.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -117,10 +118,11 @@ def _tiles(size: int) -> np.ndarray:
 def thin_product(
     m: np.ndarray, xp: np.ndarray, scale: float, out: np.ndarray, *, transposed: bool = False
 ) -> np.ndarray:
-    """scale * X Mᵀ, packed: m `[R, K]` (or `[K, R]` with `transposed`), xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
+    """scale * X Mᵀ, packed: m `[R, K]` (or `[K, R]` with `transposed`), xp `[P, K, PANEL]` -> `[P,
+    R6, PANEL]`.
 
-    h = thin_product(A, xp, s, ...); dh = thin_product(B, gp, s, ..., transposed=True). `out` float32, flat or not, is
-    filled from its start; the view is returned.
+    h = thin_product(A, xp, s, ...); dh = thin_product(B, gp, s, ..., transposed=True). `out`
+    float32, flat or not, is filled from its start; the view is returned.
     """
     rank, k = (m.shape[1], m.shape[0]) if transposed else m.shape
     if xp.shape[1] != k or xp.shape[2] != PANEL:
@@ -134,7 +136,8 @@ def thin_product(
 
 
 def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
-    """sum over tokens of h[t, :]ᵀ x[t, :]: hp packed `[P, R6, PANEL]`, x `[N, C]` -> float32 `[rank, C]`.
+    """sum over tokens of h[t, :]ᵀ x[t, :]: hp packed `[P, R6, PANEL]`, x `[N, C]` -> float32
+    `[rank, C]`.
 
     dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
     """

@@ -3,9 +3,9 @@
     z = x Wᵀ (+ LoRA)        loss = sum over rows  w (log sum_v exp(z_v) - z_target)
     dz = w (softmax(z) - onehot(target))           dx = dz W (+ LoRA)
 
-Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They pass in chunks
-of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w` of a row is 1 / (trained
-tokens of the step), so that sums over micro-batches are the step's mean.
+Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They
+pass in chunks of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w`
+of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the step's mean.
 
 Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetune.cpp: t33 .. t36.
 """
@@ -98,7 +98,8 @@ def output_loss(
     pair: LoraPair | None,
     buffers: LossBuffers,
 ) -> float:
-    """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that sum.
+    """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
+    sum.
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
     """

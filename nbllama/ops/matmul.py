@@ -1,21 +1,26 @@
 """Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
 
-W is read in its own GGUF type, a tile at a time: a tile of W is decoded into a scratch array that stays in
-the cache, and the micro-kernel (`nbllama.simd.fma_tile`) multiplies it with all tokens of a chunk.
+W is read in its own GGUF type, a tile at a time: a tile of W is decoded into a scratch array that
+stays in the cache, and the micro-kernel (`nbllama.simd.fma_tile`) multiplies it with all tokens of
+a chunk.
 
-    forward     Y[t, n]  = sum_k X[t, k] W[n, k]   a task owns `tile` rows n of W and a chunk of tokens
-    gradient    dX[t, k] = sum_n dY[t, n] W[n, k]  a task owns `tile` columns k of W and a chunk of tokens
+    forward     Y[t, n]  = sum_k X[t, k] W[n, k]   a task owns `tile` rows n of W and a chunk of
+    tokens
+    gradient    dX[t, k] = sum_n dY[t, n] W[n, k]  a task owns `tile` columns k of W and a chunk of
+    tokens
 
-The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] = x[p*PANEL + j, k]`,
-so that the micro-kernel's vectors run over tokens in both directions and one pack of the input serves q, k and v.
-The low-rank part of a LoRA pair rides along: `h = s X Aᵀ` (see `lora_ops`) is already packed, and its product with
-B (forward) or A (gradient) is added to the same tile before it is written.
+The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
+x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in both directions and one
+pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ` (see
+`lora_ops`) is already packed, and its product with B (forward) or A (gradient) is added to the same
+tile before it is written.
 
-Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile size and no
-number of threads changes its bits.
+Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile
+size and no number of threads changes its bits.
 
-Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
-llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05, t08, t11, t18, t24, t25, t28, t33.
+Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05, t08,
+t11, t18, t24, t25, t28, t33.
 """
 
 from __future__ import annotations
@@ -40,7 +45,9 @@ PAD = 16  # a stride that is a power of two would map a tile's rows to the same 
 
 
 class Weight(NamedTuple):
-    """A matrix of the base model, undecoded: `raw` uint8 `[nbytes]` read-only, `shape` (n_out, n_in)."""
+    """A matrix of the base model, undecoded: `raw` uint8 `[nbytes]` read-only, `shape` (n_out,
+    n_in).
+    """
 
     name: str
     type_id: int
@@ -196,7 +203,8 @@ gradient_entry = cache(_gradient_entry)
 
 @cache
 def split(total: int, unit: int, largest: int, parts: int) -> int:
-    """Size of a tile: a multiple of `unit`, at most about `largest`, so that `parts` threads get equal work.
+    """Size of a tile: a multiple of `unit`, at most about `largest`, so that `parts` threads get
+    equal work.
 
     Each thread takes a contiguous run of the ceil(total / tile) tiles; the size with the least work
     for the busiest thread wins, the larger one where two are level.
@@ -219,7 +227,9 @@ def k_block(n_in: int, unit: int) -> int:
 
 
 class Scratch:
-    """Per-thread tiles of the two drivers, allocated once and grown when needed: `w`, `c` [threads, size]."""
+    """Per-thread tiles of the two drivers, allocated once and grown when needed: `w`, `c`
+    [threads, size].
+    """
 
     def __init__(self) -> None:
         self.w = np.empty((0, 0), np.float32)
@@ -234,6 +244,14 @@ class Scratch:
 
 
 SCRATCH = Scratch()
+
+
+def scratch_bytes() -> int:
+    """Most bytes a thread's tiles can take, for the memory forecast."""
+    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (TILE_COLUMNS + 32 + PAD) + PAD)
+    return 4 * (w + (TILE_COLUMNS + 32 + ROWS) * CHUNK)
+
+
 NO_PANELS = np.empty((0, 0, PANEL), np.float32)
 NO_PAIR = np.empty((0, 0), np.float32)
 
@@ -244,7 +262,9 @@ def n_panels(n: int) -> int:
 
 
 def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Pack x float32 `[N, K]` into `out` `[n_panels(N), K, PANEL]` (its first panels); returns that view."""
+    """Pack x float32 `[N, K]` into `out` `[n_panels(N), K, PANEL]` (its first panels); returns
+    that view.
+    """
     n, k = x.shape
     xp = out.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
     _pack(x, n, xp)
@@ -278,7 +298,9 @@ def matmul(
     b: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ; xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`."""
+    """y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ; xp is X packed, hp is s X Aᵀ packed, b
+    `[n_out, R]`.
+    """
     n_out, n_in = w.shape
     n = _check(w, xp, n_in, y, n_out)
     rank = b.shape[1]
@@ -306,7 +328,9 @@ def matmul_grad(
     a: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """dx `[N, n_in]` = (or += with `add`) dY W + dH A; gp is dY packed, dhp is s dY B packed, a `[R, n_in]`."""
+    """dx `[N, n_in]` = (or += with `add`) dY W + dH A; gp is dY packed, dhp is s dY B packed, a
+    `[R, n_in]`.
+    """
     n_out, n_in = w.shape
     n = _check(w, gp, n_out, dx, n_in)
     rank = a.shape[0]

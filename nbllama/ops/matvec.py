@@ -1,7 +1,8 @@
-"""Y = X Wᵀ for one or a few tokens: generation, where packing panels of tokens would be mostly padding.
+"""Y = X Wᵀ for one or a few tokens: generation, where packing panels of tokens would be mostly
+padding.
 
-A task decodes its rows of W one at a time into a scratch row and takes the dot product with each token. The order of
-each sum is fixed by the vector width alone, so threads do not change bits.
+A task decodes its rows of W one at a time into a scratch row and takes the dot product with each
+token. The order of each sum is fixed by the vector width alone, so threads do not change bits.
 
 llama.cpp: `ggml_vec_dot_*`.
 """

@@ -1,0 +1,112 @@
+"""Greedy generation with a KV cache: what a model says, with or without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.errors import UsageError
+from nbllama.lora import Adapter
+from nbllama.model import Bound, Model
+from nbllama.ops.linear import Input, linear
+from nbllama.ops.rms_norm import rms_norm
+
+PROMPT_STEP = 512  # prompt tokens that go through the model together
+
+
+class KVCache:
+    """Keys and values of one sequence, float32 `[n_layer, n_ctx, G, D]` each; `length` tokens
+    are in it.
+    """
+
+    def __init__(self, model: Model, n_ctx: int) -> None:
+        hp = model.hp
+        shape = (hp.n_layer, n_ctx, hp.n_head_kv, hp.head_dim)
+        self.k, self.v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.n_ctx = n_ctx
+        self.length = 0
+
+    def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the new tokens' keys and values behind the old ones; returns all of them."""
+        end = self.length + len(k)
+        self.k[layer, self.length : end] = k
+        self.v[layer, self.length : end] = v
+        return self.k[layer, :end], self.v[layer, :end]
+
+
+class Session:
+    """One sequence growing token by token."""
+
+    def __init__(self, model: Model, adapter: Adapter | None, n_ctx: int) -> None:
+        self.model = model
+        self.cache = KVCache(model, n_ctx)
+        self._bound = Bound(model, adapter)
+        most = min(PROMPT_STEP, n_ctx)
+        self._acts = model.activations(adapter, most, 1, checkpointing=True)
+
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens; logits float32 `[V]` after the last one.
+
+        Raises `UsageError` when the context is full or a token is not in the vocabulary.
+        """
+        if not tokens:
+            raise UsageError("nothing to continue from: the prompt has no tokens")
+        if self.cache.length + len(tokens) > self.cache.n_ctx:
+            raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
+        for start in range(0, len(tokens), self._acts.most_tokens):
+            self._run(np.array(tokens[start : start + self._acts.most_tokens], np.int32))
+        return self._logits()
+
+    def _run(self, tokens: np.ndarray) -> None:
+        n, past = len(tokens), self.cache.length
+        batch = Batch(
+            tokens,
+            np.full(n, -1, np.int32),
+            np.arange(past, past + n, dtype=np.int32),
+            np.array([0, n], np.int32),
+        )
+        self.model.embed_tokens(self._bound, self._acts, batch)
+        offsets = np.array([0, past + n], np.int32)
+        for layer in range(self.model.hp.n_layer):
+            self.model.block_forward(
+                layer, self._bound, self._acts, batch,
+                cache=self.cache.exchange, k_offsets=offsets,
+            )  # fmt: skip
+        self.cache.length += n
+        self._last = self._acts.x(self.model.hp.n_layer, n)[-1:]
+
+    def _logits(self) -> np.ndarray:
+        hp, head = self.model.hp, self.model.output
+        normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
+        rms_norm(self._last, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
+        logits = np.empty((1, head.shape[0]), np.float32)
+        pool = self._acts.shared("panels", 1)
+        linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)
+        return logits[0]
+
+
+def stream(
+    model: Model, prompt: Sequence[int], max_new_tokens: int = 128, adapter: Adapter | None = None
+) -> Iterator[int]:
+    """Token ids of the most likely continuation, one by one; ends before an end-of-generation
+    token.
+    """
+    session = Session(model, adapter, len(prompt) + max_new_tokens)
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        token = int(np.argmax(session.feed(tokens)))
+        if token in model.tokenizer.eog_ids:
+            return
+        yield token
+        tokens = [token]
+
+
+def generate(
+    model: Model, prompt: Sequence[int], max_new_tokens: int = 128, adapter: Adapter | None = None
+) -> list[int]:
+    """The whole of `stream`: greedy continuation of `prompt`, without the end-of-generation
+    token.
+    """
+    return list(stream(model, prompt, max_new_tokens, adapter))
