@@ -28,7 +28,6 @@ SHA_KEY = "nbllama.sha256"
 _FIRST, _SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
 _RANK, _SETTING, _ENVIRONMENT = "training.lora.rank.", "nbllama.settings.", "nbllama.environment."
 _COUNTERS = (
-    ("seed", "nbllama.seed", ValueType.UINT64),
     ("iteration", "training.iteration_count", ValueType.UINT64),
     ("sample_count", "training.sample_count", ValueType.UINT64),
     ("token_count", "training.token_count", ValueType.UINT64),
@@ -36,6 +35,7 @@ _COUNTERS = (
     ("n_samples", "training.shuffle.sample_count", ValueType.UINT64),
     ("next_sample", "training.shuffle.next_sample", ValueType.UINT64),
     ("no_improvement", "optimizer.adam.no_improvement_count", ValueType.UINT32),
+    ("seed", "nbllama.seed", ValueType.UINT64),
 )
 _LOSSES = (
     ("best_loss", "optimizer.adam.best_loss"),
