@@ -6,6 +6,7 @@ block. In the plain formats every number is looked at.
 
 An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN when all bits of their
 exponent are set, so one kernel serves them all: a 16-bit field every `stride` bytes, and a mask.
+The plain formats are first read in words of four bytes, which is as fast as memory.
 
 Two types differ. IQ1_M spreads its scale over four fields. The scale of MXFP4 is an exponent: 255
 is NaN by its specification, and 253 and 254 overflow float32 together with the largest codes.
@@ -17,28 +18,36 @@ import numpy as np
 
 from nbllama._jit import kernel
 from nbllama.errors import GGUFError, shown
-from nbllama.quants._raw import u8, u16
-from nbllama.quants.base import nbytes, quant_type
+from nbllama.quants._raw import u8, u16, u32
+from nbllama.quants.base import QuantType, nbytes, quant_type
 from nbllama.quants.decode import as_readonly
 
 _HALF_EXPONENT, _FLOAT_EXPONENT = 0x7C00, 0x7F80
-_CHUNK = 1024
+_WORD_MASKS = {"F32": 0x7F800000, "F16": 0x7C007C00, "BF16": 0x7F807F80}
+_WORD_STEPS = {"F32": 0x00800000, "F16": 0x04000400, "BF16": 0x00800080}
 _MXFP4_TOO_LARGE = 253
 
 
 @kernel()
-def _first_special(raw, at, stride, n, mask):  # type: ignore[no-untyped-def]
-    """First i < n whose u16 at byte `at + stride * i` has all bits of `mask`; -1 if none has."""
-    for start in range(0, n, _CHUNK):
-        stop = min(start + _CHUNK, n)
-        found = 0
-        for i in range(start, stop):
-            found |= (u16(raw, at + stride * i) & mask) == mask
-        if found:
-            for i in range(start, stop):
-                if (u16(raw, at + stride * i) & mask) == mask:
-                    return i
+def _first_special(raw, at, stride, start, stop, mask):  # type: ignore[no-untyped-def]
+    """First i in [start, stop) whose u16 at byte `at + stride * i` has all of `mask`, or -1."""
+    for i in range(start, stop):
+        if (u16(raw, at + stride * i) & mask) == mask:
+            return i
     return -1
+
+
+@kernel()
+def _special_in_words(raw, n_words, mask, step):  # type: ignore[no-untyped-def]
+    """Whether one number of the first `n_words` u32 (one F32, two F16 or BF16 each) is special.
+
+    Adding the exponent's lowest bit `step` to an exponent of all ones, and to no other one, carries
+    into the sign's place, which `mask` has cleared.
+    """
+    carries = np.int32(0)
+    for i in range(n_words):
+        carries |= np.int32(np.int32(u32(raw, 4 * i) & mask) + step)
+    return carries & ((mask << 1) & ~mask & 0x80008000) != 0
 
 
 @kernel()
@@ -79,10 +88,18 @@ def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
         return int(_first_special_iq1_m(raw, n))
     if t.name == "MXFP4":
         return int(_first_special_mxfp4(raw, n))
-    mask = _FLOAT_EXPONENT if t.name in ("F32", "BF16") else _HALF_EXPONENT
-    fields = t.scales if t.block_size > 1 else (t.type_size - 2,)
-    found = [int(_first_special(raw, at, t.type_size, n, mask)) for at in fields]
+    if t.block_size == 1:
+        return _first_special_number(t, raw, n)
+    found = [int(_first_special(raw, at, t.type_size, 0, n, _HALF_EXPONENT)) for at in t.scales]
     return min((i for i in found if i >= 0), default=-1)
+
+
+def _first_special_number(t: QuantType, raw: np.ndarray, n: int) -> int:
+    words = raw.size // 4
+    special = _special_in_words(raw, words, _WORD_MASKS[t.name], _WORD_STEPS[t.name])
+    start = 0 if special else 4 * words // t.type_size
+    mask = _HALF_EXPONENT if t.name == "F16" else _FLOAT_EXPONENT
+    return int(_first_special(raw, t.type_size - 2, t.type_size, start, n, mask))
 
 
 def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
