@@ -18,6 +18,7 @@ from nbllama.gguf_io.types import SCALARS, ValueType
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 class Cursor:
@@ -26,6 +27,7 @@ class Cursor:
     def __init__(self, buf: memoryview, path: str) -> None:
         self.buf = buf
         self.end = len(buf)
+        self.cap = self.end  # where the metadata must end at the latest
         self.pos = 0
         self.path = path
         self._text_left = limits.MAX_TEXT_BYTES
@@ -35,26 +37,35 @@ class Cursor:
         """The one line that refuses the file: path, field, problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
-    def take(self, size: int, what: str) -> int:
-        """Move over `size` bytes that must exist; returns where they start."""
+    def take(self, size: int, what: str, part: str = "") -> int:
+        """Move over `size` bytes that must exist; returns where they start.
+
+        `what` and its `part` are named in the error (apart, so that reading joins no strings).
+        """
         start = self.pos
         if size > self.end - start:
             raise self.error(
-                what, f"needs bytes {start}..{start + size}, file has {self.end} (truncated?)"
+                what + part,
+                f"needs bytes {start}..{start + size}, file has {self.end} (truncated?)",
             )
+        if size > self.cap - start:
+            raise self.error(what + part, self._over_cap())
         self.pos = start + size
         return start
 
-    def u32(self, what: str) -> int:
-        return _U32.unpack_from(self.buf, self.take(4, what))[0]
+    def _over_cap(self) -> str:
+        return f"metadata goes on after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
 
-    def u64(self, what: str) -> int:
-        return _U64.unpack_from(self.buf, self.take(8, what))[0]
+    def u32(self, what: str, part: str = "") -> int:
+        return _U32.unpack_from(self.buf, self.take(4, what, part))[0]
+
+    def u64(self, what: str, part: str = "") -> int:
+        return _U64.unpack_from(self.buf, self.take(8, what, part))[0]
 
     def text(self, what: str, limit: int) -> str:
         """A length-prefixed UTF-8 string of at most `limit` bytes."""
         at = self.pos
-        size = self.u64(f"{what} length")
+        size = self.u64(what, " length")
         if size > limit:
             raise self.error(what, f"length {size} at byte {at}, limit {limit}")
         start = self.take(size, what)
@@ -72,7 +83,8 @@ class Cursor:
         name = self.text(what, limit)
         if not name:
             raise self.error(what, f"empty at byte {at}")
-        if not name.isprintable():
+        # isprintable() looks at every character; for ASCII there is a quicker way
+        if name.encode().translate(None, _PRINTABLE) if name.isascii() else not name.isprintable():
             raise self.error(f"{what} '{shown(name)}'", f"control characters at byte {at}")
         return name
 
@@ -85,28 +97,25 @@ class Cursor:
         return self.numbers(type_id, 1, what)[0].item()
 
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray:
-        """`count` fixed-size values, copied (their place in the file need not be aligned)."""
+        """`count` fixed-size values: a read-only copy, for their place in the file need not be
+        aligned, and no view of the mapping may outlive an error."""
         dtype = SCALARS.get(type_id)
         if dtype is None:
             raise self.error(what, f"unknown value type {type_id} before byte {self.pos}")
         start = self.take(count * dtype.itemsize, what)
-        raw = np.frombuffer(self.buf, np.uint8, count * dtype.itemsize, start)
-        if type_id == ValueType.BOOL and count and int(raw.max()) > 1:
-            raise self.error(what, f"boolean byte {int(raw.max())} at byte {start}, must be 0 or 1")
-        return raw.copy().view(dtype)
+        raw = bytes(self.buf[start : self.pos])
+        if type_id == ValueType.BOOL and (wrong := raw.translate(None, b"\0\1")):
+            raise self.error(what, f"boolean byte {wrong[0]} after byte {start}, must be 0 or 1")
+        return np.frombuffer(raw, dtype)
 
     def array(self, what: str) -> object:
         at = self.pos
-        type_id = self.u32(f"{what} element type")
-        count = self.u64(f"{what} element count")
+        type_id = self.u32(what, " element type")
+        count = self.u64(what, " element count")
         if type_id == ValueType.ARRAY:
             raise self.error(what, f"array of arrays at byte {at}")
         if type_id == ValueType.STRING:
             return self.strings(count, what)
-        dtype = SCALARS.get(type_id)
-        size = count * dtype.itemsize if dtype is not None else 0
-        if size > limits.MAX_METADATA_BYTES and size <= self.end - self.pos:
-            raise self.error(what, f"{size} bytes, limit {limits.MAX_METADATA_BYTES}")
         return self.numbers(type_id, count, what)
 
     def strings(self, count: int, what: str) -> StringArray:
@@ -118,24 +127,22 @@ class Cursor:
         if self._strings_left < 0:
             raise self.error(what, f"over {limits.MAX_ARRAY_STRINGS} array strings in all")
         ends, unpack = array("q"), _U64.unpack_from
-        start, stop = pos, min(end, pos + limits.MAX_METADATA_BYTES)
+        start, stop = pos, min(end, self.cap)
         for i in range(count):
             at = pos + 8
             size = unpack(buf, pos)[0] if at <= stop else 0
             if at > stop or size > stop - at:
-                raise self._string_past_end(f"{what}[{i}]", pos, start)
+                raise self._string_past_end(f"{what}[{i}]", pos)
             pos = at + size
             ends.append(pos - start)
         self.pos = pos
         return StringArray(bytes(buf[start:pos]), ends)
 
-    def _string_past_end(self, what: str, pos: int, start: int) -> GGUFError:
-        """Element `what` at `pos` leaves the file, or the array grows over the limit."""
+    def _string_past_end(self, what: str, pos: int) -> GGUFError:
+        """Array element `what` at `pos` leaves the file or the limit of all metadata."""
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(
                 what, f"needs bytes {pos}..{pos + size}, file has {self.end} (truncated?)"
             )
-        return self.error(
-            what, f"array over {limits.MAX_METADATA_BYTES} bytes from byte {start} on"
-        )
+        return self.error(what, self._over_cap())

@@ -132,20 +132,19 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
     """All keys in file order: values, and the type of each."""
     metadata: dict[str, object] = {}
     types: dict[str, ValueType] = {}
-    start = c.pos
+    c.cap = min(c.end, c.pos + limits.MAX_METADATA_BYTES)
     for i in range(n_kv):
         key = c.name(f"key {i} of {n_kv}", limits.MAX_KEY_BYTES)
-        what = f"key '{shown(key)}'"
+        what = f"key '{key}'" if len(key) < 120 else f"key '{key[:119]}…'"
         if key in metadata:
             raise c.error(what, "appears twice")
         at = c.pos
-        type_id = c.u32(f"{what} type")
+        type_id = c.u32(what, " type")
         if type_id > max(ValueType):
             raise c.error(what, f"unknown value type {type_id} at byte {at}, known are 0..12")
         metadata[key] = c.value(type_id, what)
         types[key] = ValueType(type_id)
-        if c.pos - start > limits.MAX_METADATA_BYTES:
-            raise c.error(what, f"metadata over {limits.MAX_METADATA_BYTES} bytes in all")
+    c.cap = c.end
     parts = metadata.get("split.count", 1)
     if isinstance(parts, int) and parts > 1:
         raise c.error(
@@ -189,7 +188,7 @@ def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]
     tensors: dict[str, TensorInfo] = {}
     expected = end = 0
     for t in records:
-        what = f"tensor '{shown(t.name)}'"
+        what = f"tensor '{t.name}'"
         if t.name in tensors:
             raise c.error(what, "appears twice")
         if t.offset != expected:
@@ -220,19 +219,19 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
     """Tensor records; `offset` still relative to the data section and not yet proved."""
     for i in range(n_tensors):
         name = c.name(f"name of tensor {i} of {n_tensors}", limits.MAX_NAME_BYTES)
-        what = f"tensor '{shown(name)}'"
+        what = f"tensor '{name}'"
         at = c.pos
-        n_dims = c.u32(f"{what} n_dims")
+        n_dims = c.u32(what, " n_dims")
         if not 1 <= n_dims <= limits.MAX_DIMS:
             raise c.error(what, f"{n_dims} dimensions at byte {at}, allowed 1..{limits.MAX_DIMS}")
-        ne = [c.u64(f"{what} dimension {j}") for j in range(n_dims)]
+        ne = [c.u64(what, " dimension") for _ in range(n_dims)]
         for j, n in enumerate(ne):
             if not 1 <= n <= limits.MAX_DIM:
                 raise c.error(
                     what, f"dimension {j} is {n} at byte {at + 4 + 8 * j}, allowed 1..2^31"
                 )
         at = c.pos
-        type_id = c.u32(f"{what} type")
+        type_id = c.u32(what, " type")
         kind = TENSOR_TYPES.get(type_id)
         if kind is None:
             known = UNSUPPORTED_TYPES.get(type_id, f"{type_id} at byte {at}, unknown")
@@ -245,5 +244,5 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
         n_elements = 1
         for n in ne:
             n_elements *= n
-        offset = c.u64(f"{what} offset")
+        offset = c.u64(what, " offset")
         yield TensorInfo(name, tuple(reversed(ne)), type_id, offset, kind.nbytes(n_elements))

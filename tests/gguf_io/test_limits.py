@@ -1,0 +1,47 @@
+"""No header costs more than a second or 200 MB, whatever it claims."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gguf_io.cases import CASES
+from tests.gguf_io.heavy import DANGEROUS
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_SECONDS = 1.0  # CPU time, so that a busy machine does not fail the test
+MOST_BYTES = 200_000_000
+LOAD = {
+    "strings-at-limit",
+    "numbers-32-MiB",
+    "text-at-limit",
+    "everything-at-limit",
+    "keys-at-limit",
+    "tensors-at-limit",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_cost_of_every_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gguf_io.heavy", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    costs = [json.loads(line) for line in done.stdout.splitlines()]
+    names = {cost[0] for cost in costs}
+    assert names > {name for name, _, _ in CASES if name[:3] in DANGEROUS}
+    assert names >= LOAD
+    for name, message, seconds, peak in costs:
+        assert seconds < MOST_SECONDS, (name, seconds)
+        assert peak < MOST_BYTES, (name, peak)
+        assert (message == "") == (name in LOAD), (name, message)
+    # The two that are meant to hurt do: otherwise this test measures nothing.
+    assert max(cost[3] for cost in costs) > 100_000_000
