@@ -89,7 +89,7 @@ def _told(e: BaseException) -> tuple[str, int]:
     if isinstance(e, OSError):
         where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
         return f"error: {where}{e.strerror or e}", os_error_code(e)
-    return f"internal error: {type(e).__name__}: {e} (run again with --debug to see where)", 1
+    return f"internal error: {type(e).__name__}: {e}", 1
 
 
 def run_program(main: Callable[[], int], debug: bool) -> int:
@@ -103,9 +103,11 @@ def run_program(main: Callable[[], int], debug: bool) -> int:
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException as e:
+        line, code = _told(e)
         if debug:
             _traceback()
-        line, code = _told(e)
+        elif line.startswith("internal"):
+            line += " (run again with --debug to see where)"
         _say(line)
     _close_stdout()
     return code

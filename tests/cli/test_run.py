@@ -87,7 +87,7 @@ def test_a_traceback_only_with_debug() -> None:
     code, _, err = child("{}['a key']", debug=True)
     assert code == 1
     assert "Traceback (most recent call last)" in err
-    assert err.splitlines()[-1].startswith("internal error: KeyError")
+    assert err.splitlines()[-1] == "internal error: KeyError: 'a key'"
     code, _, err = child("raise E.GGUFError('no')", debug=True)
     assert (code, err.splitlines()[-1]) == (2, "error: no")
     assert "Traceback" in err
