@@ -202,11 +202,6 @@ def resolve(
     notes = []
     if warmup > total:
         notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
-    if tied_output and ranks["tok_embd"]:
-        notes.append(
-            "this model's output is tied to token_embd: llama.cpp aborts on an adapter for it; "
-            "merge the adapter into the model instead, or leave --rank-tok-embd out"
-        )
     return Settings(
         data_kind=data_kind,
         n_iter=n_iter,
