@@ -25,7 +25,15 @@ from numba import prange
 from nbllama._jit import kernel
 from nbllama.ops.lora_ops import outer_product, padded
 from nbllama.ops.matmul import Weight, n_panels
-from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+from nbllama.ops.op import (
+    Gradients,
+    Inputs,
+    Op,
+    check_array,
+    check_output,
+    copy_as_laid_out,
+    readonly,
+)
 from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
 from nbllama.simd import PANEL
 
@@ -175,7 +183,7 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
 
 
 def _forward(x: np.ndarray, **pair: Any) -> np.ndarray:
-    out = x.copy(order="K")  # a strided x stays so, for `embed_lora` to refuse
+    out = copy_as_laid_out(x)
     embed_lora(x=out, **pair)
     return out
 

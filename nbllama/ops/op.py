@@ -72,6 +72,18 @@ def check_output(
         raise ValueError(f"{op}: {name} is read-only")
 
 
+def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
+    """A writable copy with the strides of `array` (numpy's copies are contiguous).
+
+    For ops that work in place: their `Op.forward` must refuse what the wrapper refuses.
+    """
+    span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+    memory = np.empty(span // array.itemsize + 1, array.dtype)
+    copy = np.lib.stride_tricks.as_strided(memory, array.shape, array.strides)
+    copy[...] = array
+    return copy
+
+
 def readonly(array: np.ndarray) -> np.ndarray:
     """A read-only view. Inputs go into kernels so: writable ones would compile a second version."""
     view = array.view()

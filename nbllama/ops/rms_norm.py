@@ -45,23 +45,34 @@ def rms_norm_grad_ref(
 
 
 @kernel(fast=True)
-def _row(x, w, eps, y):  # type: ignore[no-untyped-def]
+def _sum_of_squares(x):  # type: ignore[no-untyped-def]
     total = 0.0  # float64
     for c in range(x.shape[0]):
         total += np.float64(x[c]) * np.float64(x[c])
-    mean = np.float32(total / x.shape[0])
+    return total
+
+
+@kernel(fast=True)
+def _sum_of_products(dy, w, x):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for c in range(x.shape[0]):
+        total += dy[c] * w[c] * x[c]
+    return total
+
+
+# Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
+@kernel()
+def _row(x, w, eps, y):  # type: ignore[no-untyped-def]
+    mean = np.float32(_sum_of_squares(x) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(mean + eps)
     for c in range(x.shape[0]):
         y[c] = x[c] * rstd * w[c]
     return rstd
 
 
-@kernel(fast=True)
+@kernel()
 def _row_grad(dy, x, w, rstd, dx, add):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for c in range(x.shape[0]):
-        total += dy[c] * w[c] * x[c]
-    along = total * rstd * rstd / np.float32(x.shape[0])
+    along = _sum_of_products(dy, w, x) * rstd * rstd / np.float32(x.shape[0])
     if add:
         for c in range(x.shape[0]):
             dx[c] += rstd * (dy[c] * w[c] - x[c] * along)

@@ -32,7 +32,7 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
-from nbllama.ops.op import Inputs, Op, check_array, check_output, readonly
+from nbllama.ops.op import Inputs, Op, check_array, check_output, copy_as_laid_out, readonly
 
 SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
 
@@ -120,7 +120,7 @@ def rope_ref(
     return y
 
 
-@kernel(fast=True)
+@kernel()
 def _turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
     half = cos.shape[0]
     for h in range(x.shape[0]):
@@ -134,7 +134,7 @@ def _turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
             b[i] = u * s + v * cos[i]
 
 
-@kernel(fast=True)
+@kernel()
 def _turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
     for h in range(x.shape[0]):
         row = x[h]
@@ -213,7 +213,7 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any, halves: bool) -> In
 
 
 def _apply(x: np.ndarray, inverse: bool, **inputs: Any) -> np.ndarray:
-    y = x.copy(order="K")  # a strided x stays so, for `rope` to refuse
+    y = copy_as_laid_out(x)
     rope(y, inverse=inverse, **inputs)
     return y
 
