@@ -53,8 +53,8 @@ def write_gguf(
     float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are written as
     F32, F16, F64 or I8..I64 by their dtype.
 
-    Raises `OutputError` if the path cannot be written, `ValueError` for anything that the reader
-    of this package would refuse, before the first byte is written.
+    Raises `OutputError` if the path cannot be written, and, before the first byte is written,
+    `ValueError` for names, values, shapes and sizes that the format or `limits` do not allow.
     """
     header, bodies, alignment = _encode(list(metadata), list(tensors))
     with atomic_write(path) as file:
@@ -82,9 +82,13 @@ def _encode(
         try:
             _value(out, value, ValueType(type_id))
         except (struct.error, TypeError, OverflowError, ValueError) as e:
-            raise ValueError(f"key {shown(key)!r}: {e}") from e
+            raise ValueError(f"key '{shown(key)}': {e}") from e
         if key == _ALIGNMENT_KEY:
             alignment = _alignment(value, type_id)
+    if len(metadata) > limits.MAX_KV or len(tensors) > limits.MAX_TENSORS:
+        raise ValueError(f"{len(metadata)} keys or {len(tensors)} tensors are too many")
+    if len(out) > limits.MAX_METADATA_BYTES:
+        raise ValueError(f"{len(out)} bytes of metadata, limit {limits.MAX_METADATA_BYTES}")
     seen.clear()
     bodies, offset = [], 0
     for name, tensor in tensors:
@@ -100,9 +104,9 @@ def _encode(
 def _name(out: bytearray, name: str, what: str, limit: int, seen: set[str]) -> None:
     raw = name.encode()
     if not raw or len(raw) > limit or not name.isprintable():
-        raise ValueError(f"{what} {shown(name)!r}: 1 to {limit} bytes, no control characters")
+        raise ValueError(f"{what} '{shown(name)}': 1 to {limit} bytes, no control characters")
     if name in seen:
-        raise ValueError(f"{what} {shown(name)!r} appears twice")
+        raise ValueError(f"{what} '{shown(name)}' appears twice")
     seen.add(name)
     out += struct.pack("<Q", len(raw)) + raw
 
@@ -179,7 +183,7 @@ def _array(out: bytearray, value: object) -> None:
 
 def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, memoryview]:
     """Shape (numpy order), type and bytes of a tensor; the bytes are a view where possible."""
-    what = f"tensor {shown(name)!r}"
+    what = f"tensor '{shown(name)}'"
     if isinstance(tensor, RawTensor):
         shape, type_id = tuple(int(n) for n in tensor.shape), tensor.type_id
         body = memoryview(tensor.raw).cast("B")
