@@ -113,7 +113,7 @@ def test_yarn() -> None:
     n_rot, base, scale, n_ctx = 64, 1e4, 0.25, 2048
     low, high = yarn_range(n_rot, n_ctx, base, 32.0, 1.0)
     # pair i turns 2048 * 1e4^(-i/32) / (2 pi) times: 32 times at i = 8.06, once at i = 20.1
-    assert (low, high) == (8, 21)
+    assert (float(low), float(high)) == (8, 21)
     cos, sin = rope_tables(64, n_rot, base, freq_scale=scale, ext_factor=1.0, n_ctx_orig=n_ctx)
     magnitude = 1 + 0.1 * np.log(4)
     np.testing.assert_allclose(cos[0], magnitude, rtol=1e-6)
