@@ -21,8 +21,9 @@ import numpy as np
 
 from nbllama.errors import CheckpointError, GGUFError, UsageError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
-from nbllama.lora import Adapter, Pair, pair_shape, slot_of
+from nbllama.lora import Adapter, Pair
 from nbllama.opt import check_finite
+from nbllama.slots import pair_shape, slot_of
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams

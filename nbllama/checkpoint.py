@@ -19,8 +19,9 @@ import numpy as np
 from nbllama.errors import CheckpointError, Diverged, GGUFError, OutputError, UsageError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.identity import MODEL_KEYS, Identity, digest
-from nbllama.lora import SLOTS, Adapter, Pair, slot_of
+from nbllama.lora import Adapter, Pair
 from nbllama.opt import check_finite
+from nbllama.slots import SLOTS, slot_of
 
 VERSION = 1
 PLACEHOLDER, LATEST = "ITERATION", "LATEST"
@@ -58,13 +59,13 @@ class TrainState:
     adapter: Adapter
     m: dict[str, np.ndarray]  # moments by parameter name, in the parameters' shapes
     v: dict[str, np.ndarray]
-    seed: int = 0
+    seed: int
+    n_samples: int  # in the data
     iteration: int = 0  # optimiser updates done
     sample_count: int = 0  # samples trained on
     token_count: int = 0
     epoch: int = 0  # the next sample is number `next_sample` of this epoch's order
     next_sample: int = 0
-    n_samples: int = 0  # in the data
     no_improvement: int = 0
     best_loss: float = 0.0
     previous_loss: float = 0.0
@@ -197,8 +198,8 @@ def _read(f: GGUFFile) -> TrainState:
         raise f.error(f"tensor '{_SECOND}'", "holds a negative value")
     numbers: dict[str, Any] = {name: f.get(key, "uint") for name, key, _ in _COUNTERS}
     numbers |= {name: f.get(key, "float") for name, key in _LOSSES}
-    environment = {name: str(value) for name, value in _group(f, _ENVIRONMENT).items()}
-    return TrainState(identity, adapter, m, v, **numbers, environment=environment)
+    written = {name: str(value) for name, value in _group(f, _ENVIRONMENT).items()}
+    return TrainState(identity, adapter, m, v, **numbers, environment=written)
 
 
 def _group(f: GGUFFile, prefix: str) -> dict[str, Any]:

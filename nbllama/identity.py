@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,12 @@ Setting = bool | int | float | str
 _SAMPLE_BYTES = 4096
 
 MODEL_KEYS = {
+    "vocab_size": ValueType.UINT32,
     "embedding_length": ValueType.UINT32,
     "feed_forward_length": ValueType.UINT32,
     "attention.head_count": ValueType.UINT32,
     "attention.head_count_kv": ValueType.UINT32,
+    "attention.key_length": ValueType.UINT32,
     "block_count": ValueType.UINT32,
     "rope.dimension_count": ValueType.UINT32,
     "attention.layer_norm_rms_epsilon": ValueType.FLOAT32,
@@ -54,9 +56,9 @@ class Identity:
 
 def model_numbers(hp: Hparams) -> dict[str, float]:
     """The base model's values of `MODEL_KEYS`, floats rounded as the file holds them."""
-    counts = (hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.n_layer, hp.n_rot)
+    counts = (hp.n_vocab, hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.head_dim)
     floats = (float(np.float32(x)) for x in (hp.rms_eps, hp.rope_freq_base, hp.rope_freq_scale))
-    return dict(zip(MODEL_KEYS, (*counts, *floats), strict=True))
+    return dict(zip(MODEL_KEYS, (*counts, hp.n_layer, hp.n_rot, *floats), strict=True))
 
 
 def digest(
@@ -123,34 +125,49 @@ def environment_notes(written: Mapping[str, str]) -> list[str]:
     ]
 
 
+_DIGESTS = {"base": "the base model is another one", "data": "the training data are others"}
+
+
+def _values(x: Identity) -> dict[str, Any]:
+    """All that is compared, by the name that is shown."""
+    own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
+    return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
+
+
+def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
+    """What differs, and whether a run cannot go on in spite of it."""
+    old = _values(found)
+    for name, now in _values(wanted).items():
+        was = old.get(name, now)
+        if was != now and "" not in (was, now):
+            line = _DIGESTS.get(name, f"{name} was {shown(was)}, now {shown(now)}")
+            size = MODEL_KEYS.get(name) == ValueType.UINT32
+            yield line, size or name == "arch" or name.startswith("rank of ")
+
+
 def differences(found: Identity, wanted: Identity) -> list[str]:
-    """What keeps a run from going on with a checkpoint, each as "NAME was X, now Y"."""
-    out = []
-    if found.base != wanted.base and found.base and wanted.base:
-        out.append("the base model is another one")
-    if found.data != wanted.data and found.data and wanted.data:
-        out.append("the training data are others")
-    top = ("arch", "lora_r", "lora_alpha")
-    groups: list[tuple[Mapping[str, Any], Mapping[str, Any], str]] = [
-        ({n: getattr(found, n) for n in top}, {n: getattr(wanted, n) for n in top}, ""),
-        (found.model, wanted.model, ""),
-        (found.ranks, wanted.ranks, "rank of "),
-        (found.settings, wanted.settings, ""),
-    ]
-    for old, new, prefix in groups:
-        for key in new:
-            if key in old and old[key] != new[key]:
-                out.append(f"{prefix}{key} was {shown(old[key])}, now {shown(new[key])}")
-    return out
-
-
-def check_fits(path: str | os.PathLike[str], found: Identity, wanted: Identity) -> None:
-    """Raise `CheckpointError` naming all that differs between the checkpoint's run and this one.
+    """What differs between the run of a checkpoint and this one, each as "NAME was X, now Y".
 
     Only settings that `wanted` holds are compared.
     """
-    if different := differences(found, wanted):
+    return [line for line, _ in _compare(found, wanted)]
+
+
+def check_fits(
+    path: str | os.PathLike[str], found: Identity, wanted: Identity, *, force: bool = False
+) -> list[str]:
+    """Raise `CheckpointError` naming all that differs between the checkpoint's run and this one.
+
+    `force` lets pass, and returns, all differences but those of architecture, sizes of the model
+    and ranks: then the checkpoint's tensors are not this model's.
+    """
+    different = list(_compare(found, wanted))
+    firm = any(f for _, f in different)
+    lines = [line for line, _ in different]
+    if firm or (lines and not force):
+        hint = "" if firm else ", or --force to continue nevertheless"
         raise CheckpointError(
-            f"{shown(path, 400)}: from another run: {'; '.join(different)}; give the same model,"
-            " data and options, or --force to continue nevertheless"
+            f"{shown(path, 400)}: from another run: {'; '.join(lines)}; give the same model, data"
+            f" and options{hint}"
         )
+    return lines

@@ -17,92 +17,22 @@ those of llama.cpp's `finetune.cpp:init_lora`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nbllama.errors import UsageError
+from nbllama.slots import SLOT_BY_NAME, SLOTS, base_names, pair_shape, slot_of, tensor_index
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
+__all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
+
 NO_LAYER = 1 << 30
-_MAX_LAYERS = 1 << 20
 _INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data order
-
-
-class Slot(NamedTuple):
-    """One kind of base tensor that can carry a pair."""
-
-    name: str  # as in `--rank-NAME`, with `_` for `-`
-    tensor: str  # GGUF name without block number and ".weight"
-    kind: str  # "linear", "embedding" or "norm"
-    in_block: bool
-
-    def base_name(self, layer: int = 0) -> str:
-        """GGUF name of the base tensor in block `layer`."""
-        return f"blk.{layer}.{self.tensor}.weight" if self.in_block else f"{self.tensor}.weight"
-
-
-# In the order in which the old tool writes its tensors.
-SLOTS = (
-    Slot("tok_embd", "token_embd", "embedding", False),
-    Slot("out_norm", "output_norm", "norm", False),
-    Slot("out", "output", "linear", False),
-    Slot("att_norm", "attn_norm", "norm", True),
-    Slot("wq", "attn_q", "linear", True),
-    Slot("wk", "attn_k", "linear", True),
-    Slot("wv", "attn_v", "linear", True),
-    Slot("wo", "attn_output", "linear", True),
-    Slot("ffn_norm", "ffn_norm", "norm", True),
-    Slot("w1", "ffn_gate", "linear", True),
-    Slot("w2", "ffn_down", "linear", True),
-    Slot("w3", "ffn_up", "linear", True),
-)
-SLOT_BY_NAME = {slot.name: slot for slot in SLOTS}
-_BY_TENSOR = {slot.tensor: slot for slot in SLOTS}
-_ENDS = [slot for slot in SLOTS if not slot.in_block]
-_IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
-_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
-
-
-def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Slot and block number (-1 outside the blocks) of a base tensor; None: takes no pair."""
-    found = _NAME.fullmatch(name)
-    slot = _BY_TENSOR.get(found[2]) if found else None
-    if found is None or slot is None or slot.in_block != (found[1] is not None):
-        return None
-    layer = int(found[1]) if slot.in_block else -1
-    return (slot, layer) if layer < _MAX_LAYERS else None
-
-
-def tensor_index(name: str) -> int:
-    """Place of a base tensor in the old tool's order: three ends, then nine a block.
-
-    Raises `KeyError` for a tensor that takes no pair.
-    """
-    found = slot_of(name)
-    if found is None:
-        raise KeyError(name)
-    slot, layer = found
-    if not slot.in_block:
-        return _ENDS.index(slot)
-    return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
-
-
-def base_names(n_layer: int) -> Iterator[tuple[Slot, str]]:
-    """Every (slot, base tensor name) of a model of `n_layer` blocks, in the old tool's order."""
-    yield from ((slot, slot.base_name()) for slot in _ENDS)
-    for layer in range(n_layer):
-        yield from ((slot, slot.base_name(layer)) for slot in _IN_BLOCK)
-
-
-def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n)."""
-    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
 @dataclass(frozen=True)
@@ -158,6 +88,15 @@ class Adapter:
             out[f"{name}.lora_b"] = pair.b
         return out
 
+    def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """The first pair that does not fit a base model with tensors of these numpy shapes."""
+        for name, pair in self.pairs.items():
+            if name not in shapes:
+                return f"{name} has a pair, the base model has no such tensor"
+            if pair.shape != (wanted := pair_shape(shapes[name])):
+                return f"the pair of {name} is for {pair.shape}, the base model has {wanted}"
+        return None
+
     def lowest_layer(self) -> int:
         """The block at which the backward pass may stop: the first one with a pair.
 
@@ -175,21 +114,6 @@ def delta(pair: Pair, scale: float) -> np.ndarray:
     return np.float32(scale) * (pair.b @ pair.a)
 
 
-def rank_notes(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One line for each slot whose rank is larger than the tensor itself allows.
-
-    Such a rank is legal (the old tool gave norms any rank) and only costs memory and time:
-    `B A` cannot have more than min(n_out, n_in).
-    """
-    notes = []
-    for slot in SLOTS:
-        shape = shapes.get(slot.base_name())
-        if shape is not None and ranks.get(slot.name, 0) > min(pair_shape(shape)):
-            full = min(pair_shape(shape))
-            notes.append(f"rank {ranks[slot.name]} of {slot.tensor} is above its full rank {full}")
-    return notes
-
-
 def init_adapter(
     hp: Hparams,
     ranks: Mapping[str, int],
@@ -203,8 +127,9 @@ def init_adapter(
     That is the law of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's Philox
     keyed by (seed, tensor index), so that a tensor starts alike whatever else has a pair.
 
-    `ranks`: by slot name, missing or 0 = no pair. `shapes`: numpy shapes of the base model's
-    tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1.
+    `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
+    the old tool; it costs time and adds nothing that the full rank cannot. `shapes`: numpy shapes
+    of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1.
 
     Raises `UsageError` for a rank that is asked for but has no tensor in this model.
     """

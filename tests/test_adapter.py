@@ -14,7 +14,8 @@ from nbllama.adapter import load_adapter, save_adapter
 from nbllama.arch import Hparams, hparams_from_gguf
 from nbllama.errors import CheckpointError, GGUFError, UsageError
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
-from nbllama.lora import SLOTS, Adapter, Pair, delta, init_adapter
+from nbllama.lora import Adapter, Pair, delta, init_adapter
+from nbllama.slots import SLOTS
 from tests.toy_models import make_llama
 
 LINEARS = {"wq": 3, "wk": 6, "wv": 2, "wo": 6, "w1": 1, "w2": 4, "w3": 6}

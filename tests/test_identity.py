@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,18 @@ from tests.demo_model import demo_model
 from tests.toy_models import make_llama
 
 RUN = Identity(
-    "llama", 4, 8.0, {"wq": 4, "w2": 0}, "aa", "bb", {"embedding_length": 64}, {"ctx": 64}
+    "llama",
+    4,
+    8.0,
+    {"wq": 4, "w2": 0},
+    "aa",
+    "bb",
+    {"embedding_length": 64, "rope.freq_base": 1.0},
+    {"ctx": 64},
 )
 
 
-def changed(src: Path, dst: Path, keys: dict[str, object] | None = None, tensor: int = -1) -> Path:
+def changed(src: Path, dst: Path, keys: dict[str, Any] | None = None, tensor: int = -1) -> Path:
     """`src` with other values of some keys, or one byte of a tensor's data changed."""
     with open_gguf(src) as f:
         entries = [(k, (keys or {}).get(k, v), t) for k, v, t in f.entries()]
@@ -55,6 +63,7 @@ def test_fingerprint_sees_weights_and_numbers_but_not_names(tmp_path: Path) -> N
     make_llama(toy)
     first = fingerprint(toy)
     assert len(first) == 64 and fingerprint(changed(toy, other)) == first
+    keys: dict[str, Any] | None
     for keys in (
         {"general.name": "renamed", "general.license": "MIT"},
         {"tokenizer.chat_template": "{{ x }}", "tokenizer.ggml.bos_token_id": 2},
@@ -88,33 +97,44 @@ def test_model_numbers(tmp_path: Path) -> None:
     with open_gguf(tmp_path / "toy.gguf") as f:
         numbers = model_numbers(hparams_from_gguf(f))
     assert numbers == {
-        "embedding_length": 64, "feed_forward_length": 96, "attention.head_count": 4,
-        "attention.head_count_kv": 2, "block_count": 2, "rope.dimension_count": 16,
+        "vocab_size": 320, "embedding_length": 64, "feed_forward_length": 96,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16,
+        "block_count": 2, "rope.dimension_count": 16,
         "attention.layer_norm_rms_epsilon": float(np.float32(1e-5)), "rope.freq_base": 10000.0,
         "rope.scale_linear": 1.0,
     }  # fmt: skip
     assert list(numbers) == list(MODEL_KEYS)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"arch": "qwen2"}, "arch was llama, now qwen2"),
-        ({"lora_r": 8}, "lora_r was 4, now 8"),
-        ({"lora_alpha": 4.0}, "lora_alpha was 8.0, now 4.0"),
-        ({"base": "cc"}, "the base model is another one"),
-        ({"data": "cc"}, "the training data are others"),
-        ({"ranks": {"wq": 4, "w2": 4}}, "rank of w2 was 0, now 4"),
-        ({"model": {"embedding_length": 32}}, "embedding_length was 64, now 32"),
-        ({"settings": {"ctx": 128}}, "ctx was 64, now 128"),
-    ],
-)
-def test_differences_are_named(change: dict[str, object], message: str) -> None:
+FORCIBLE = [
+    ({"lora_r": 8}, "lora_r was 4, now 8"),
+    ({"lora_alpha": 4.0}, "lora_alpha was 8.0, now 4.0"),
+    ({"base": "cc"}, "the base model is another one"),
+    ({"data": "cc"}, "the training data are others"),
+    ({"model": {"rope.freq_base": 2.0}}, "rope.freq_base was 1.0, now 2.0"),
+    ({"settings": {"ctx": 128}}, "ctx was 64, now 128"),
+    ({"settings": {"ctx": True}}, "ctx was 64, now True"),
+]
+FIRM = [
+    ({"arch": "qwen2"}, "arch was llama, now qwen2"),
+    ({"ranks": {"wq": 4, "w2": 4}}, "rank of w2 was 0, now 4"),
+    ({"model": {"embedding_length": 32}}, "embedding_length was 64, now 32"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FORCIBLE + FIRM)
+def test_differences_are_named(change: dict[str, Any], message: str) -> None:
     wanted = dataclasses.replace(RUN, **change)
     assert differences(RUN, wanted) == [message]
     with pytest.raises(CheckpointError, match=rf"^c\.gguf: from another run: {message}; give") as e:
         check_fits("c.gguf", RUN, wanted)
-    assert "\n" not in str(e.value) and "--force" in str(e.value)
+    firm = (change, message) in FIRM
+    assert "\n" not in str(e.value) and ("--force" in str(e.value)) != firm
+    if firm:
+        with pytest.raises(CheckpointError, match=message):
+            check_fits("c.gguf", RUN, wanted, force=True)
+    else:
+        assert check_fits("c.gguf", RUN, wanted, force=True) == [message]
 
 
 def test_what_is_equal_or_unknown_fits() -> None:
@@ -123,8 +143,8 @@ def test_what_is_equal_or_unknown_fits() -> None:
         dataclasses.replace(RUN, base="", data="", model={}, settings={}),
         dataclasses.replace(RUN, settings={"ctx": 64, "new_option": 1}),
     ):
-        check_fits("c.gguf", RUN, wanted)
-        check_fits("c.gguf", wanted, RUN)
+        assert check_fits("c.gguf", RUN, wanted) == []
+        assert check_fits("c.gguf", wanted, RUN) == []
     every = dataclasses.replace(RUN, lora_r=1, base="cc", settings={"ctx": 1})
     assert len(differences(RUN, every)) == 3
 

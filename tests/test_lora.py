@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nbllama import lora
+from nbllama import lora, slots
 from nbllama.errors import UsageError
-from nbllama.lora import NO_LAYER, SLOTS, Adapter, Pair, init_adapter
+from nbllama.lora import NO_LAYER, Adapter, Pair, init_adapter
+from nbllama.slots import SLOTS
 
 
 @dataclass
@@ -18,13 +20,14 @@ class FakeHparams:
     n_layer: int = 3
 
 
-SHAPES = {name: (24,) if slot.kind == "norm" else (40, 24) for slot, name in lora.base_names(3)}
+HP: Any = FakeHparams()
+SHAPES = {name: (24,) if slot.kind == "norm" else (40, 24) for slot, name in slots.base_names(3)}
 ALL_RANKS = {slot.name: 1 if slot.kind == "norm" else 4 for slot in SLOTS}
 
 
 def adapter(ranks=None, seed: int = 1, shapes=None) -> Adapter:
     ranks = ALL_RANKS if ranks is None else ranks
-    return init_adapter(FakeHparams(), ranks, 16.0, 8, seed, shapes or SHAPES)
+    return init_adapter(HP, ranks, 16.0, 8, seed, shapes or SHAPES)
 
 
 def test_order_is_that_of_the_old_tool() -> None:
@@ -43,25 +46,25 @@ def test_order_is_that_of_the_old_tool() -> None:
 
 
 def test_slots_of_names() -> None:
-    for i, (slot, name) in enumerate(lora.base_names(30)):
-        found = lora.slot_of(name)
+    for i, (slot, name) in enumerate(slots.base_names(30)):
+        found = slots.slot_of(name)
         assert found is not None and found[0] is slot
-        assert lora.tensor_index(name) == i
-    assert lora.slot_of("blk.17.ffn_up.weight") == (lora.SLOT_BY_NAME["w3"], 17)
-    assert lora.slot_of("token_embd.weight") == (lora.SLOT_BY_NAME["tok_embd"], -1)
+        assert slots.tensor_index(name) == i
+    assert slots.slot_of("blk.17.ffn_up.weight") == (slots.SLOT_BY_NAME["w3"], 17)
+    assert slots.slot_of("token_embd.weight") == (slots.SLOT_BY_NAME["tok_embd"], -1)
     for name in (
         "attn_q.weight", "blk.0.output.weight", "blk.0.attn_q.bias", "blk.01.attn_q.weight",
         "blk.-1.attn_q.weight", "blk.9999999.attn_q.weight", "blk.0.attn_q.weight.lora_a",
         "blk.0.attn_qkv.weight", "rope_freqs.weight", "blk.0.attn_q.weight\n", "",
     ):  # fmt: skip
-        assert lora.slot_of(name) is None, name
+        assert slots.slot_of(name) is None, name
         with pytest.raises(KeyError):
-            lora.tensor_index(name)
+            slots.tensor_index(name)
 
 
 def test_start_changes_nothing_and_has_the_old_law() -> None:
     shapes = dict(SHAPES) | {"output.weight": (5, 4000)}
-    ad = init_adapter(FakeHparams(), {"out": 50}, 1, 1, 7, shapes)
+    ad = init_adapter(HP, {"out": 50}, 1, 1, 7, shapes)
     (pair,) = ad.pairs.values()
     assert pair.a.dtype == pair.b.dtype == np.float32
     assert pair.a.shape == (50, 4000) and pair.b.shape == (5, 50)
@@ -135,11 +138,19 @@ def test_a_rank_without_a_tensor_is_refused() -> None:
         adapter({"attn_q": 1})
 
 
-def test_ranks_above_the_full_rank_are_told() -> None:
-    assert lora.rank_notes(ALL_RANKS, SHAPES) == []
-    notes = lora.rank_notes(ALL_RANKS | {"wq": 25, "att_norm": 3}, SHAPES)
-    assert notes == [
-        "rank 3 of attn_norm is above its full rank 1",
-        "rank 25 of attn_q is above its full rank 24",
-    ]
+def test_ranks_above_the_full_rank_are_allowed() -> None:
     assert adapter({"wq": 25}).pairs["blk.1.attn_q.weight"].rank == 25
+    assert adapter({"att_norm": 3}).pairs["blk.1.attn_norm.weight"].shape == (1, 24)
+
+
+def test_misfit() -> None:
+    ad = adapter()
+    assert ad.misfit(SHAPES) is None
+    assert ad.misfit(SHAPES | {"blk.9.attn_q.weight": (1, 1)}) is None
+    for name, shape, message in (
+        ("blk.1.attn_k.weight", (24, 40), r"the pair of blk.1.attn_k.weight is for (40, 24), the"),
+        ("blk.2.ffn_norm.weight", (25,), "the pair of blk.2.ffn_norm.weight is for (1, 24), the"),
+    ):
+        assert str(ad.misfit(SHAPES | {name: shape})).startswith(message)
+    tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}
+    assert ad.misfit(tied) == "output.weight has a pair, the base model has no such tensor"

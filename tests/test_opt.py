@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,14 @@ SHAPES = {
     "blk.0.attn_norm.weight.lora_b": (1, 1),
     "output.weight.lora_b": (300, 150),  # longer than one chunk
 }
-SETTINGS = {"alpha": 3e-3, "beta1": 0.8, "beta2": 0.95, "eps": 1e-8, "decay": 0.3, "gclip": 1.0}
+SETTINGS: dict[str, Any] = {
+    "alpha": 3e-3,
+    "beta1": 0.8,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "decay": 0.3,
+    "gclip": 1.0,
+}
 
 
 def arrays(seed: int, size: float = 1.0) -> dict[str, np.ndarray]:
