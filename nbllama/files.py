@@ -48,7 +48,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     temporary = os.path.join(folder, f".{base}.{secrets.token_hex(6)}{_SUFFIX}")
     try:
         _check_target(name)
-        fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+        fd = os.open(temporary, flags, 0o666)
     except OSError as e:
         raise _cannot_write(name, e) from e
     try:
