@@ -37,6 +37,18 @@ def _raw_scope(builder: Any) -> Any:
     return module.add_metadata([module.add_metadata(["nbllama.quants.raw", domain])])
 
 
+def mark_raw_load(builder: Any, load: Any) -> None:
+    """Say of a load that it reads `raw`, at any alignment."""
+    load.align = 1
+    load.set_metadata("alias.scope", _raw_scope(builder))
+
+
+def mark_store_outside(builder: Any, store: Any) -> None:
+    """Say of a store of float32 numbers that it does not write to `raw`."""
+    store.align = 4
+    store.set_metadata("noalias", _raw_scope(builder))
+
+
 def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: Any) -> Any:
     """Signature and code generator of `convert(field of LLVM type kind at byte i of raw)`."""
     if not isinstance(raw, types.Array) or raw.dtype != types.uint8:
@@ -46,8 +58,7 @@ def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: 
         array = context.make_array(signature.args[0])(context, builder, args[0])
         place = builder.bitcast(builder.gep(array.data, [args[1]]), kind.as_pointer())
         field = builder.load(place)
-        field.align = 1
-        field.set_metadata("alias.scope", _raw_scope(builder))
+        mark_raw_load(builder, field)
         return convert(context, builder, field)
 
     return result(raw, types.int64), codegen
@@ -184,9 +195,7 @@ def put(typingctx, out, i, value):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
-        store = builder.store(args[2], builder.gep(array.data, [args[1]]))
-        store.align = 4
-        store.set_metadata("noalias", _raw_scope(builder))
+        mark_store_outside(builder, builder.store(args[2], builder.gep(array.data, [args[1]])))
         return context.get_dummy_value()
 
     return types.void(out, types.int64, types.float32), codegen

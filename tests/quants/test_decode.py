@@ -8,6 +8,7 @@ import pytest
 
 from nbllama.errors import GGUFError
 from nbllama.quants import DECODERS, QUANTS, as_readonly, decode, decode_rows, nbytes, quant_type
+from nbllama.quants.base import KERNEL_SET, find_decoder
 from tests.quants.blocks import (
     BLOCK_TYPE_IDS,
     TYPE_IDS,
@@ -16,6 +17,8 @@ from tests.quants.blocks import (
     reference,
     type_name,
 )
+
+KERNEL_SETS = ("vector", "plain")
 
 each_type = pytest.mark.parametrize("type_id", TYPE_IDS, ids=type_name)
 each_block_type = pytest.mark.parametrize("type_id", BLOCK_TYPE_IDS, ids=type_name)
@@ -56,12 +59,19 @@ def test_table_is_ggml_s() -> None:
         theirs = gguf.GGMLQuantizationType(type_id)
         assert (t.name, (t.block_size, t.type_size)) == (theirs.name, gguf.GGML_QUANT_SIZES[theirs])
     assert sorted(DECODERS) == TYPE_IDS
+    assert DECODERS[2] is find_decoder(2, KERNEL_SET)
+    assert find_decoder(2, "plain") is not find_decoder(2, "vector")
 
 
+each_set = pytest.mark.parametrize("kernel_set", KERNEL_SETS)
+
+
+@each_set
 @each_type
-def test_random_blocks_like_gguf_py(type_id: int) -> None:
+def test_random_blocks_like_gguf_py(type_id: int, kernel_set: str) -> None:
     raw = random_blocks(type_id, 301)
-    got = decode(type_id, raw, 301 * QUANTS[type_id].block_size)
+    got = np.zeros(301 * QUANTS[type_id].block_size, np.float32)
+    find_decoder(type_id, kernel_set)(raw, 0, 301, got, 0)
     assert np.isfinite(got).all()
     assert_same_bits(got, reference(type_id, raw))
 
@@ -74,7 +84,18 @@ def test_random_blocks_like_llama_cpp(type_id: int) -> None:
     assert_same_bits(decode(type_id, raw, n), oracle.dequantize(type_id, raw, n))
 
 
-@each_type
+# llama.cpp's quantisers of these first spend 2 to 10 s on a table.
+SLOW_QUANTISERS = ("IQ1_S", "IQ1_M", "IQ2_XS", "IQ2_S")
+
+
+@pytest.mark.parametrize(
+    "type_id",
+    [
+        pytest.param(i, marks=pytest.mark.slow) if type_name(i) in SLOW_QUANTISERS else i
+        for i in TYPE_IDS
+    ],
+    ids=type_name,
+)
 def test_weights_quantised_by_llama_cpp(type_id: int) -> None:
     oracle = pytest.importorskip("tests.oracle")
     weights = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32) * 0.02
@@ -96,19 +117,21 @@ def test_zero_block(type_id: int) -> None:
     assert_same_bits(got, reference(type_id, raw))
 
 
+@each_set
 @each_type
-@pytest.mark.parametrize("shift", [1, 2, 3, 7])
-def test_any_alignment_and_offsets(type_id: int, shift: int) -> None:
+@pytest.mark.parametrize("shift", [1, 2, 7])
+def test_any_alignment_and_offsets(type_id: int, kernel_set: str, shift: int) -> None:
     t = QUANTS[type_id]
     blocks = random_blocks(type_id, 9)
     want = reference(type_id, blocks)
     other = np.full(shift, 255, np.uint8)
     raw = as_readonly(np.concatenate([other, blocks, other]))
     out = np.full(3 + 4 * t.block_size + 6, 7.0, dtype=np.float32)
-    DECODERS[type_id](raw, shift + 2 * t.type_size, 4, out, 3)
+    decoder = find_decoder(type_id, kernel_set)
+    decoder(raw, shift + 2 * t.type_size, 4, out, 3)
     assert_same_bits(out[3:-6].copy(), want[2 * t.block_size : 6 * t.block_size].copy())
     assert (out[:3] == 7).all() and (out[-6:] == 7).all()
-    DECODERS[type_id](raw[1:], shift - 1, 0, out[:0], 0)
+    decoder(raw[1:], shift - 1, 0, out[:0], 0)
 
 
 @each_type
