@@ -44,6 +44,13 @@ def test_bit_flips(tmp_path: Path, good: bytes) -> None:
         refused(path)
 
 
+def test_format_version_is_covered(tmp_path: Path, good: bytes) -> None:
+    path = tmp_path / "c.gguf"
+    assert good[4] == 3
+    path.write_bytes(good[:4] + b"\2" + good[5:])  # GGUF 2 differs from 3 in nothing that we read
+    refused(path, "damaged")
+
+
 def test_padding_is_covered(tmp_path: Path, good: bytes) -> None:
     path = tmp_path / "c.gguf"
     path.write_bytes(good)
