@@ -52,6 +52,15 @@ def save_directly(path: Path, version: int, n_chunks: int) -> None:
             file.write(raw[at : at + CHUNK])
 
 
+def _changed(path: Path) -> int:
+    """When the file was last written; 0 for no file or an empty one."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return 0
+    return state.st_mtime_ns if state.st_size else 0
+
+
 def random_kills(folder: Path, n: int, seed: int, save: Callable[..., None]) -> dict[str, int]:
     """Kill a process that rewrites one file in a loop, `n` times, and look at the file."""
     rng = random.Random(seed)
@@ -63,8 +72,12 @@ def random_kills(folder: Path, n: int, seed: int, save: Callable[..., None]) -> 
             version = last
             while True:
                 version += 1
-                save(path, version, 64)
-        time.sleep(rng.uniform(0.005, 0.05))
+                save(path, version, 32)
+        began, before = time.monotonic(), _changed(path)
+        while _changed(path) == before:  # a busy machine may take long for the first save
+            assert time.monotonic() - began < 60, "no save ever ended"
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 1.5) * (time.monotonic() - began))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         found = version_of(path.read_bytes()) if path.exists() else last
@@ -203,10 +216,13 @@ def hold_lock(path: Path, fork: bool) -> None:
     lock.acquire()
     child = 0
     if fork:
+        read, ready = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(ready, b"x")
             time.sleep(60)
             os._exit(0)
+        os.read(read, 1)
     print(os.getpid(), child, flush=True)
     time.sleep(60)
 

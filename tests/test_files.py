@@ -274,7 +274,7 @@ class TestFaults:
         assert result["swept"] == result["left"]
 
     def test_random_kills(self, path: Path) -> None:
-        self.kills(path, 40, 1)
+        self.kills(path, 30, 1)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", [2, 3, 4])
