@@ -5,7 +5,7 @@ scales (IEEE halves) sit. Sizes come from `nbllama.gguf_io.types`. A family is i
 its types is first asked for: the tables of the IQ types cost time that most files need not pay.
 
 There are two sets of decoders with equal results: plain loops in this folder (the text to read),
-and vectors in the folder `vector`, which run three to five times as fast. The environment chooses
+and vectors in the folder `vector`, which run two to five times as fast. The environment chooses
 the first with `NBLLAMA_KERNELS=plain`.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload
@@ -17,11 +18,12 @@ from numba.extending import overload
 from nbllama.quants.base import DECODERS, QUANTS
 
 
-def decode_blocks(type_id: int, raw: Any, src: int, n_blocks: int, out: Any, dst: int) -> None:
+def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst: Any) -> None:
     """Decode `n_blocks` blocks from byte `src` of `raw` to `out[dst:]`, inside a kernel.
 
     `raw` uint8[::1] read-only, `out` float32[::1]; the two may not overlap, and nothing is checked:
-    the caller owns the bounds. `type_id` must be an integer known at compile time.
+    the caller owns the bounds. `type_id` must be an integer known at compile time. The others may
+    be of any integer type (an index of `prange` may be unsigned).
     """
     DECODERS[type_id](raw, src, n_blocks, out, dst)
 
@@ -35,6 +37,6 @@ def _decode_blocks(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-un
     decoder = DECODERS[type_id.literal_value]
 
     def decode_this_type(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
-        decoder(raw, src, n_blocks, out, dst)
+        decoder(raw, np.int64(src), np.int64(n_blocks), out, np.int64(dst))
 
     return decode_this_type

@@ -28,6 +28,13 @@ def _global_constant(raw, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
+def _unsigned_offsets(raw, out):  # type: ignore[no-untyped-def]
+    for b in range(out.shape[0] // 32):
+        i = np.uint64(b)
+        decode_blocks(2, raw, i * np.uint64(18), np.uint32(1), out, i * np.uint64(32))
+
+
+@kernel()
 def _not_literal(type_id, raw, out):  # type: ignore[no-untyped-def]
     decode_blocks(type_id, raw, 0, 1, out, 0)
 
@@ -37,12 +44,15 @@ def _unknown(raw, out):  # type: ignore[no-untyped-def]
     decode_blocks(15, raw, 0, 1, out, 0)
 
 
-@pytest.mark.parametrize("entry, type_id", [(_literal, 2), (_global_constant, Q4_1)])
+@pytest.mark.parametrize(
+    "entry, type_id", [(_literal, 2), (_global_constant, Q4_1), (_unsigned_offsets, 2)]
+)
 def test_the_literal_picks_the_decoder(entry, type_id: int) -> None:  # type: ignore[no-untyped-def]
     raw = random_blocks(type_id, 8)
     out = np.empty(256, np.float32)
     entry(raw, out)
     assert_same_bits(out, reference(type_id, raw))
+    assert len(DECODERS[type_id].signatures) == 1
     out[:] = 0
     decode_blocks(type_id, raw, 0, 8, out, 0)
     assert_same_bits(out, reference(type_id, raw))

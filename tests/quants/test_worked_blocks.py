@@ -48,7 +48,7 @@ def test_q4_0(decoded) -> None:  # type: ignore[no-untyped-def]
 
 def test_q5_1(decoded) -> None:  # type: ignore[no-untyped-def]
     # d = 0.5, m = 2. qh = 0x00010002: the fifth bit is set for weights 1 and 16. Nibbles are 3
-    # (low) and 1 (high): w = 0.5 * 3 + 2 = 3.5 and 2.5; with 16 more for the fifth bit 11.5 and 10.5.
+    # (low) and 1 (high): w = 0.5 * 3 + 2 = 3.5 and 2.5; with 16 more for the fifth bit 11.5, 10.5.
     want = np.array([3.5, 11.5] + [3.5] * 14 + [10.5] + [2.5] * 15)
     assert (decoded("Q5_1", HALF + TWO + [0x02, 0, 0x01, 0] + [0x13] * 16) == want).all()
 
