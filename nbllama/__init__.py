@@ -1,3 +1,71 @@
-"""nbllama: LoRA training on quantised GGUF models, on CPUs, in kernels that people can read."""
+"""nbllama: LoRA training on quantised GGUF models, on CPUs, in kernels that people can read.
+
+    import nbllama
+    model = nbllama.load_model("model.gguf")
+    tokens = model.tokenizer.encode("Hello", add_special=True)
+    logits = nbllama.logits(model, tokens)                         # float32 [N, V]
+    adapter = nbllama.init_adapter(model, rank=4)
+    loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
+
+Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`, `nbllama.trace(...)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = [
+    "AdamW",
+    "Adapter",
+    "Model",
+    "NbllamaError",
+    "__version__",
+    "generate",
+    "init_adapter",
+    "load_adapter",
+    "load_model",
+    "logits",
+    "loss_and_gradients",
+    "save_adapter",
+    "trace",
+]
+
+if TYPE_CHECKING:
+    from nbllama.api import (
+        init_adapter,
+        load_adapter,
+        logits,
+        loss_and_gradients,
+        save_adapter,
+        trace,
+    )
+    from nbllama.errors import NbllamaError
+    from nbllama.generate import generate
+    from nbllama.lora import Adapter
+    from nbllama.model import Model, load_model
+    from nbllama.opt import AdamW
+
+_HOME = {
+    "AdamW": "opt",
+    "Adapter": "lora",
+    "Model": "model",
+    "NbllamaError": "errors",
+    "generate": "generate",
+    "load_model": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that `import nbllama` is quick."""
+    if name not in __all__:
+        raise AttributeError(f"module 'nbllama' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"nbllama.{_HOME.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -136,7 +136,7 @@ class Activations:
         self._n_embd = hp.n_embd
         shared = shared_shapes(hp, n, n_trained, top_rank)
         self._shared = {k: np.empty(s, np.float32) for k, s in shared.items()}
-        self._sets = []
+        self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
         for _ in range(1 if checkpointing else hp.n_layer):
             arrays = {k: np.empty(s, np.float32) for k, s in self._shapes.items()}
             hidden = {k: np.empty(hidden_floats(n, r), np.float32) for k, r in ranks.items() if r}

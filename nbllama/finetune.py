@@ -74,12 +74,12 @@ def _run(options: Options, words: list[str]) -> int:
 
 def _claim(options: Options, stack: ExitStack) -> None:
     """Prove that the outputs can be written and lock them, before anything slow."""
-    from nbllama.checkpoint import output_name
+    from nbllama.checkpoint import LATEST, output_name
     from nbllama.files import RunLock, check_writable, sweep_temporary
 
     for pattern in (options.checkpoint_out, options.lora_out):
         if pattern and not options.dry_run:
-            latest = output_name(pattern, "LATEST")
+            latest = output_name(pattern, LATEST)
             check_writable(latest)
             stack.enter_context(RunLock(latest))
             sweep_temporary(latest)

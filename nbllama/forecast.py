@@ -17,7 +17,8 @@ import psutil
 from nbllama.activations import activation_bytes
 from nbllama.errors import NotEnoughMemory
 from nbllama.model import linear_ranks
-from nbllama.ops.attention import forward_pieces, gradient_pieces
+from nbllama.ops.attention import forward_pieces
+from nbllama.ops.attention_grad import gradient_pieces
 from nbllama.ops.loss import LossBuffers
 from nbllama.ops.matmul import scratch_bytes
 from nbllama.progress import memory

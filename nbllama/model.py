@@ -22,7 +22,8 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import GGUFFile, open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.activation import gated, gated_grad
-from nbllama.ops.attention import alibi_slopes, attention, attention_grad
+from nbllama.ops.attention import alibi_slopes, attention
+from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear import Input, LoraPair, hidden_only, linear, linear_grad
 from nbllama.ops.loss import LossBuffers, output_loss

@@ -28,7 +28,7 @@ class ReferenceModel:
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp: Hparams = model.hp
         self.dtype = dtype
-        self.tensors = {n: model.tensor(n).astype(dtype) for n in model.gguf.tensors}
+        self.tensors: dict[str, np.ndarray] = {n: model.tensor(n).astype(dtype) for n in model.gguf.tensors}
         self._tables = model.rope_tables
 
     def weight(self, name: str, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
@@ -43,7 +43,9 @@ class ReferenceModel:
         """Logits `[N, V]` of a batch."""
         hp, n = self.hp, len(batch.tokens)
         slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
-        cos, sin = (t.astype(self.dtype) for t in self._tables(int(batch.positions.max()) + 1))
+        tables = self._tables(int(batch.positions.max()) + 1)
+        cos: np.ndarray = tables[0].astype(self.dtype)
+        sin: np.ndarray = tables[1].astype(self.dtype)
 
         halves = hp.rope_pairing == "halves"
 

@@ -171,7 +171,8 @@ class Trainer:
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
                 f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row "
-                f"(last: {self.iteration}); the last saved files are good: continue from them with a lower --adam-alpha"
+                f"(last: {self.iteration}); the last saved files are good: continue from them "
+                "with a lower --adam-alpha"
             )
 
     def compile(self) -> float:

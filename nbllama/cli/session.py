@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING
 
 import numba
 
-from nbllama.adapter import check_output, save_adapter
+from nbllama.adapter import adapter_notes, check_format, save_adapter
 from nbllama.checkpoint import (
-    Identity,
+    LATEST,
     TrainState,
-    check_fits,
-    environment,
     load_checkpoint,
-    model_fingerprint,
-    model_keys,
     output_name,
     prune,
     save_checkpoint,
@@ -30,6 +26,15 @@ from nbllama.cli.ui import Display
 from nbllama.data import Position, data_kind, load_dataset
 from nbllama.errors import Interrupted, OutputError, SaveFailed, shown
 from nbllama.forecast import Forecast, forecast, peak_resident, resident
+from nbllama.identity import (
+    Identity,
+    check_fits,
+    differences,
+    environment,
+    environment_notes,
+    model_fingerprint,
+    model_numbers,
+)
 from nbllama.lora import init_adapter
 from nbllama.model import load_model
 from nbllama.opt import AdamW
@@ -40,17 +45,56 @@ if TYPE_CHECKING:
     from nbllama.finetune import StopFlag
 
 
+# Settings whose change would make a continued run another run. Those in STORED are taken from the
+# checkpoint where the command line does not give them.
+SETTINGS = (
+    "batch",
+    "grad_acc",
+    "ctx",
+    "adam_alpha",
+    "adam_min_alpha",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_decay",
+    "adam_decay_min_ndim",
+    "adam_gclip",
+    "warmup",
+    "cos_decay_steps",
+    "cos_decay_min",
+    "cos_decay_restart",
+    "enable_restart",
+)
+STORED = ("ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min")
+
+
+def _completed(options: Options, state: TrainState | None) -> Options:
+    """Options with what the command line left open taken from the checkpoint that is continued."""
+    if state is None:
+        return options
+    same = state.identity
+    stored = {name: same.settings[name] for name in STORED if name in same.settings}
+    if options.lora_r is None:
+        stored |= {f"rank_{slot}": rank for slot, rank in same.ranks.items()}
+    stored |= {"lora_r": same.lora_r, "lora_alpha": same.lora_alpha}
+    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
+    if options.seed < 0:
+        left["seed"] = state.seed
+    return replace(options, **left)  # type: ignore[arg-type]
+
+
 class Session:
     """One run of the program: everything loaded, then the loop."""
 
     def __init__(
         self, options: Options, words: list[str], threads: int, ui: Display, stop: StopFlag
     ) -> None:
-        self.options, self.words, self.ui, self.stop = options, words, ui, stop
+        self.words, self.ui, self.stop = words, ui, stop
         if options.lora_out:
-            check_output(options.lora_out)
+            check_format(options.lora_out)
         self.threads = threads
         numba.set_num_threads(threads)
+        self.state = self._resume(options)
+        self.options = options = _completed(options, self.state)
         self.model = load_model(options.model_base)
         for warning in self.model.hp.warnings:
             ui.note(warning)
@@ -61,12 +105,11 @@ class Session:
         )
         for note in self.data.notes:
             ui.note(note)
-        self.state = self._resume()
         self.settings = self._settings()
         self.trainer = self._trainer()
 
-    def _resume(self) -> TrainState | None:
-        path = self.options.checkpoint_in
+    def _resume(self, options: Options) -> TrainState | None:
+        path = options.checkpoint_in
         if not path:
             return None
         try:
@@ -78,22 +121,9 @@ class Session:
         return state
 
     def _settings(self) -> Settings:
-        options, state = self.options, self.state
-        if state is not None:
-            same = state.identity
-            given = {f"rank_{s}": getattr(options, f"rank_{s}") for s in same.ranks}
-            if options.lora_r is None:
-                stored = {f"rank_{s}": r for s, r in same.ranks.items()}
-                given = {k: stored[k] if v is None else v for k, v in given.items()}
-            options = replace(
-                options,
-                lora_r=options.lora_r or same.lora_r,
-                lora_alpha=same.lora_alpha if options.lora_alpha is None else options.lora_alpha,
-                seed=state.seed if options.seed < 0 else options.seed,
-                **given,
-            )
+        state = self.state
         settings = resolve(
-            options,
+            self.options,
             self.data.kind,
             self.data.n_samples,
             tied_output=self.model.hp.tied_output,
@@ -112,9 +142,10 @@ class Session:
                 self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
             )
         else:
-            for line in check_fits(state, self.identity(), force=self.options.force):
-                self.ui.note(line)
+            self._check_fits(state)
             adapter = state.adapter
+        for line in adapter_notes(adapter, self.model.hp):
+            self.ui.note(line)
         opt = AdamW(
             adapter.parameters(),
             s.adam_alpha,
@@ -150,6 +181,16 @@ class Session:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
 
+    def _check_fits(self, state: TrainState) -> None:
+        wanted = self.identity()
+        if self.options.force:
+            for line in differences(state.identity, wanted):
+                self.ui.note(f"continued by --force: {line}")
+        else:
+            check_fits(self.options.checkpoint_in, state.identity, wanted)
+        for line in environment_notes(state.environment):
+            self.ui.note(line)
+
     def identity(self) -> Identity:
         """What a checkpoint of this run must share with it."""
         s = self.settings
@@ -160,19 +201,8 @@ class Session:
             s.ranks,
             model_fingerprint(self.model.gguf),
             self.data.fingerprint,
-            model_keys(self.model.hp),
-            {
-                "batch": s.batch,
-                "grad_acc": s.grad_acc,
-                "ctx": s.ctx,
-                "adam_alpha": s.adam_alpha,
-                "adam_beta1": s.adam_beta1,
-                "adam_beta2": s.adam_beta2,
-                "adam_decay": s.adam_decay,
-                "adam_gclip": s.adam_gclip,
-                "warmup": s.warmup,
-                "cos_decay_steps": s.cos_decay_steps,
-            },
+            model_numbers(self.model.hp),
+            {name: getattr(s, name) for name in SETTINGS},
         )
 
     def forecast(self) -> Forecast:
@@ -211,7 +241,7 @@ class Session:
     def train(self, told: Forecast) -> None:
         """The loop, the saves, and the summary."""
         trainer, ui, s = self.trainer, self.ui, self.settings
-        last = trainer.iteration + s.n_iter
+        last = self._last = trainer.iteration + s.n_iter
         saved, start, spent, losses = trainer.iteration, time.perf_counter(), 0.0, []
         while trainer.iteration < last:
             try:
@@ -258,8 +288,8 @@ class Session:
             t.adapter,
             t.opt.m,
             t.opt.v,
-            self.settings.seed,
-            self.data.n_samples,
+            seed=self.settings.seed,
+            n_samples=self.data.n_samples,
             iteration=t.iteration,
             sample_count=t.samples_seen,
             token_count=t.tokens_seen,
@@ -274,14 +304,13 @@ class Session:
         self.model.gguf.recheck()
         if options.checkpoint_out:
             state = self._state()
-            for stamp in (iteration, "LATEST"):
+            for stamp in (iteration, LATEST):
                 save_checkpoint(output_name(options.checkpoint_out, stamp), state)
             prune(options.checkpoint_out, self.settings.keep_last, iteration)
         if options.lora_out:
-            for stamp in (iteration, "LATEST"):
-                save_adapter(
-                    output_name(options.lora_out, stamp), self.trainer.adapter, self.model.hp
-                )
+            for stamp in (iteration, LATEST):
+                name = output_name(options.lora_out, stamp)
+                save_adapter(name, self.trainer.adapter, self.model.hp)
 
     def _save_at_end(self, saved: int) -> None:
         if self.trainer.iteration == saved:
@@ -293,11 +322,14 @@ class Session:
 
     def _written(self) -> list[tuple[str, str]]:
         files = (("checkpoint", self.options.checkpoint_out), ("adapter", self.options.lora_out))
-        return [(what, shown(output_name(p, "LATEST"))) for what, p in files if p]
+        return [(what, shown(output_name(p, LATEST))) for what, p in files if p]
 
     def _how_to_resume(self) -> str:
         if not self.options.checkpoint_out:
             return "nothing was saved, as --checkpoint-out is empty"
-        latest = output_name(self.options.checkpoint_out, "LATEST")
-        command = shlex.join([*self.words, "--checkpoint-in", latest])
+        s, left = self.settings, self._last - self.trainer.iteration
+        latest = output_name(self.options.checkpoint_out, LATEST)
+        more = ["--checkpoint-in", latest, "--adam-iter", str(left), "--epochs", "0"]
+        more += ["--seed", str(s.seed)]
+        command = shlex.join([*self.words, *more])
         return f"continue with: {PROG} {command}"

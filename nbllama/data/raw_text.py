@@ -139,7 +139,7 @@ def load_raw_text(
     first = first_token(tokenizer)
     longest = int(cut.windows.sizes.max())
     notes: tuple[str, ...] = ()
-    if longest < n_ctx:
+    if len(cut.windows.sizes) == 1 and longest < n_ctx:
         notes = (f"the text has only {longest} tokens; one sample of that length is trained on",)
     return RawText(
         cut.tokens,

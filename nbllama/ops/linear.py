@@ -6,13 +6,32 @@ dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbllama.ops.lora_ops import add_hidden, outer_product, padded, thin_product
-from nbllama.ops.matmul import NO_PAIR, NO_PANELS, Weight, matmul, matmul_grad, n_panels, pack
+from nbllama.ops.lora_ops import (
+    add_hidden,
+    lora_grad_ref,
+    lora_ref,
+    outer_product,
+    padded,
+    thin_product,
+)
+from nbllama.ops.matmul import (
+    NO_PAIR,
+    NO_PANELS,
+    Weight,
+    matmul,
+    matmul_grad,
+    matmul_grad_ref,
+    matmul_ref,
+    n_panels,
+    pack,
+)
 from nbllama.ops.matvec import MOST_TOKENS, matvec
+from nbllama.ops.op import Gradients, Inputs, Op
+from nbllama.quants import as_readonly, decode
 from nbllama.simd import PANEL
 
 
@@ -92,6 +111,8 @@ def hidden_only(pair: LoraPair | None, x: Input, hidden: np.ndarray | None) -> n
     """h = s x Aᵀ packed, without the layer's output."""
     if pair is None:
         return NO_PANELS
+    if np.ndim(pair.a) != 2 or np.ndim(pair.b) != 2 or pair.a.shape[0] != pair.b.shape[1]:
+        raise ValueError(f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} share no rank")
     if hidden is None:
         hidden = np.empty(hidden_floats(len(x.x), pair.rank), np.float32)
     return thin_product(pair.a, x.panels, pair.scale, hidden)
@@ -125,3 +146,80 @@ def linear_grad(
             np.add(pair.db, outer_product(hp, dy, pair.rank).T, out=pair.db)
     if dx is not None:
         matmul_grad(w, gp, dx, dhp=dhp, a=a, add=add)
+
+
+def _weight(n_out: int, n_in: int) -> Weight:
+    """A float32 weight of fixed random numbers, as a file would hold it."""
+    w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
+    return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    n, k, n_out, rank = {
+        "tiny": (2, 3, 4, 2),
+        "one": (1, 64, 48, 4),
+        "few": (3, 101, 67, 1),
+        "odd": (37, 101, 67, 7),
+        "wide": (70, 576, 192, 16),
+    }[size]
+    return {
+        "x": rng.standard_normal((n, k)).astype(dtype),
+        "a": rng.standard_normal((rank, k)).astype(dtype),
+        "b": rng.standard_normal((n_out, rank)).astype(dtype),
+        "w": _weight(n_out, k),
+        "scale": 0.5,
+    }
+
+
+def _apply(
+    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    y = np.empty((len(x), w.shape[0]), np.float32)
+    source = Input(x, np.empty(panel_floats(len(x), w.shape[1]), np.float32))
+    return y, linear(w, LoraPair(a, b, scale, None, None), source, y, None)
+
+
+def _gradients(
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
+) -> Gradients:
+    _, hp = _apply(x, a, b, w, scale)
+    pair = LoraPair(a, b, scale, np.zeros_like(a), np.zeros_like(b))
+    pools = (panel_floats(len(x), w.shape[0]), hidden_floats(len(x), pair.rank))
+    dx, pool = np.empty_like(x), [np.empty(p, np.float32) for p in pools]
+    linear_grad(w, pair, dy, x, hp, dx, (pool[0], pool[1]))
+    assert pair.da is not None and pair.db is not None
+    return {"x": dx, "a": pair.da, "b": pair.db}
+
+
+def _matrix(w: Weight, dtype: Any) -> np.ndarray:
+    return decode(w.type_id, w.raw, w.shape[0] * w.shape[1]).reshape(w.shape).astype(dtype)
+
+
+def _forward_ref(
+    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
+) -> np.ndarray:
+    return matmul_ref(x, _matrix(w, x.dtype)) + lora_ref(x, a, b, scale)
+
+
+def _gradients_ref(
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
+) -> Gradients:
+    dx, _ = matmul_grad_ref(dy, x, _matrix(w, x.dtype))
+    through, da, db = lora_grad_ref(dy, x, a, b, scale)
+    return {"x": dx + through, "a": da, "b": db}
+
+
+OPS = (
+    Op(
+        name="linear with LoRA",
+        sizes=("tiny", "one", "few", "odd", "wide"),
+        sample=_sample,
+        forward_ref=_forward_ref,
+        grad_ref=_gradients_ref,
+        forward=lambda **inputs: _apply(**inputs)[0],
+        grad=_gradients,
+        tolerance=2e-6,
+        why="float32 sums of up to 576 products",
+        ggml="ggml_mul_mat for y, ggml_out_prod for dx, dA and dB",
+    ),
+)

@@ -20,6 +20,7 @@ from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
 from nbllama.ops.matmul import n_panels
+from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.simd import PANEL, ROWS, fma_tile
 
 COLUMNS = 128  # columns of dA or dB that one task owns
@@ -101,7 +102,10 @@ def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
     """y `[N, n_out]` += h Bᵀ for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
     if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
         raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
-    _add_hidden(hp, b, y)
+    check_array("add_hidden", "h", hp, hp.shape)
+    check_array("add_hidden", "b", b, b.shape)
+    check_output("add_hidden", "y", y, y.shape)
+    _add_hidden(readonly(hp), readonly(b), y)
 
 
 _small = np.empty((0, 0), np.float32)
@@ -124,6 +128,8 @@ def thin_product(
     h = thin_product(A, xp, s, ...); dh = thin_product(B, gp, s, ..., transposed=True). `out`
     float32, flat or not, is filled from its start; the view is returned.
     """
+    check_array("thin_product", "m", m, m.shape)
+    check_array("thin_product", "panels", xp, xp.shape)
     rank, k = (m.shape[1], m.shape[0]) if transposed else m.shape
     if xp.shape[1] != k or xp.shape[2] != PANEL:
         raise ValueError(f"panels {xp.shape} do not fit a LoRA matrix {m.shape}")
@@ -131,7 +137,7 @@ def thin_product(
     hp = out.reshape(-1)[: xp.shape[0] * high * PANEL].reshape(xp.shape[0], high, PANEL)
     rows = np.zeros((high, k), np.float32)
     rows[:rank] = m.T if transposed else m
-    _thin(rows, k, 1, k, xp, np.float32(scale), hp, rank, _tiles(high * PANEL))
+    _thin(readonly(rows), k, 1, k, readonly(xp), np.float32(scale), hp, rank, _tiles(high * PANEL))
     return hp
 
 
@@ -141,9 +147,11 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
     dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
     """
+    check_array("outer_product", "x", x, x.shape)
+    check_array("outer_product", "h", hp, hp.shape)
     n, width = x.shape
-    if hp.shape[0] != n_panels(n) or hp.shape[1] < rank or not x.flags.c_contiguous:
+    if hp.shape[0] != n_panels(n) or hp.shape[1] < rank:
         raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
     out = np.empty((hp.shape[1], width), np.float32)
-    _outer(hp, x, n, out)
+    _outer(readonly(hp), readonly(x), n, out)
     return out[:rank]

@@ -12,6 +12,8 @@ Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetun
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
 
@@ -19,6 +21,15 @@ from nbllama._jit import kernel
 from nbllama.ops.linear import LoraPair
 from nbllama.ops.lora_ops import outer_product, padded, thin_product
 from nbllama.ops.matmul import NO_PAIR, NO_PANELS, Weight, matmul, matmul_grad, n_panels, pack
+from nbllama.ops.op import (
+    Gradients,
+    Inputs,
+    Op,
+    check_array,
+    check_output,
+    copy_as_laid_out,
+    readonly,
+)
 from nbllama.simd import PANEL, exp_f32, row_max
 
 CHUNK = 128  # rows whose logits are alive together
@@ -63,9 +74,14 @@ def _cross_entropy(z, targets, weight, losses):
 
 def cross_entropy(z: np.ndarray, targets: np.ndarray, weight: float, losses: np.ndarray) -> None:
     """Losses float32 `[M]` of logits z `[M, V]`, which become their own gradient times `weight`."""
+    if np.ndim(z) != 2 or z.shape[1] == 0:
+        raise ValueError(f"cross_entropy: z has shape {np.shape(z)}, wanted [M, V]")
+    check_output("cross_entropy", "z", z, z.shape)
+    check_array("cross_entropy", "targets", targets, z.shape[:1], np.int32)
+    check_output("cross_entropy", "losses", losses, z.shape[:1])
     if targets.size and (targets.min() < 0 or targets.max() >= z.shape[1]):
         raise ValueError(f"cross_entropy: a target is outside 0..{z.shape[1] - 1}")
-    _cross_entropy(z, targets, np.float32(weight), losses)
+    _cross_entropy(z, readonly(targets), np.float32(weight), losses)
 
 
 class LossBuffers:
@@ -103,8 +119,6 @@ def output_loss(
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
     """
-    if targets.size and (targets.min() < 0 or targets.max() >= w.shape[0]):
-        raise ValueError(f"{w.name}: a target is outside 0..{w.shape[0] - 1}")
     total = 0.0
     for m0 in range(0, x.shape[0], buffers.logits.shape[0]):
         xc = x[m0 : m0 + buffers.logits.shape[0]]
@@ -115,7 +129,7 @@ def output_loss(
         if pair is not None:
             hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
         matmul(w, xp, logits, hp=hp, b=b)
-        _cross_entropy(logits, targets[m0 : m0 + m], np.float32(weight), losses)
+        cross_entropy(logits, targets[m0 : m0 + m], weight, losses)
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue
@@ -128,3 +142,42 @@ def output_loss(
                 np.add(pair.db, outer_product(hp, logits, len(a)).T, out=pair.db)
         matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
     return total
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    m, v = {"tiny": (2, 4), "one": (1, 97), "odd": (37, 501), "large": (5, 49152)}[size]
+    z = (3 * rng.standard_normal((m, v))).astype(dtype)
+    return {"z": z, "targets": rng.integers(0, v, m).astype(np.int32)}
+
+
+def _losses(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    losses = np.empty(len(z), np.float32)
+    cross_entropy(copy_as_laid_out(z), targets, 1.0, losses)
+    return losses
+
+
+def _gradients(dy: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Gradients:
+    check_array("cross_entropy", "dy", dy, z.shape[:1])
+    dz, losses = copy_as_laid_out(z), np.empty(len(z), np.float32)
+    cross_entropy(dz, targets, 1.0, losses)
+    return {"z": dz * dy[:, None]}
+
+
+def _gradients_ref(dy: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Gradients:
+    return {"z": dy[:, None] * cross_entropy_grad_ref(1.0, z, targets)}
+
+
+OPS = (
+    Op(
+        name="cross_entropy",
+        sizes=("tiny", "one", "odd", "large"),
+        sample=_sample,
+        forward_ref=cross_entropy_ref,
+        grad_ref=_gradients_ref,
+        forward=_losses,
+        grad=_gradients,
+        tolerance=2e-6,
+        why="float32 sums of up to 49152 exponentials, each within 2.7e-7",
+        ggml="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back (both with the rows' mean)",
+    ),
+)

@@ -33,6 +33,7 @@ import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
 from nbllama.simd import PANEL, ROWS, fma_tile
 
@@ -265,9 +266,14 @@ def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Pack x float32 `[N, K]` into `out` `[n_panels(N), K, PANEL]` (its first panels); returns
     that view.
     """
+    if np.ndim(x) != 2:
+        raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
+    check_array("pack", "x", x, x.shape)
     n, k = x.shape
+    if out.dtype != np.float32 or out.size < n_panels(n) * k * PANEL:
+        raise ValueError(f"pack: {out.size} numbers of memory are too few for x {x.shape}")
     xp = out.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
-    _pack(x, n, xp)
+    _pack(readonly(x), n, xp)
     return xp
 
 
@@ -279,12 +285,14 @@ def _check(w: Weight, panels: np.ndarray, k: int, y: np.ndarray, n_y: int) -> in
         )
     if w.raw.size != w.shape[0] * w.row_bytes or w.shape[1] % QUANTS[w.type_id].block_size:
         raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
-    if not y.flags.c_contiguous or not panels.flags.c_contiguous:
-        raise ValueError(f"{w.name}: operands must be contiguous")
+    check_output(w.name, "output", y, y.shape)
+    check_array(w.name, "panels", panels, panels.shape)
     return n
 
 
-def _check_pair(w: Weight, panels: np.ndarray, n: int, rank: int) -> None:
+def _check_pair(w: Weight, panels: np.ndarray, n: int, rank: int, half: np.ndarray) -> None:
+    check_array(w.name, "LoRA panels", panels, panels.shape)
+    check_array(w.name, "LoRA factor", half, half.shape)
     if rank and (panels.shape[0] != n_panels(n) or panels.shape[1] < rank):
         raise ValueError(f"{w.name}: LoRA panels {panels.shape} do not fit {n} tokens, rank {rank}")
 
@@ -304,7 +312,7 @@ def matmul(
     n_out, n_in = w.shape
     n = _check(w, xp, n_in, y, n_out)
     rank = b.shape[1]
-    _check_pair(w, hp, n, rank)
+    _check_pair(w, hp, n, rank, b)
     if rank and b.shape[0] != n_out:
         raise ValueError(f"{w.name}: lora_b has {b.shape[0]} rows, the weight has {n_out}")
     threads = get_num_threads()
@@ -315,8 +323,9 @@ def matmul(
         threads, height * (max(kb, ROW_BLOCK) + PAD), height * min(CHUNK, xp.shape[0] * PANEL)
     )
     forward_entry(w.type_id)(
-        w.raw, w.row_bytes, n_out, n_in, xp, n, hp, b, rank, y, add, tile, kb, ws, cs
-    )
+        w.raw, w.row_bytes, n_out, n_in, readonly(xp), n, readonly(hp), readonly(b), rank,
+        y, add, tile, kb, ws, cs,
+    )  # fmt: skip
 
 
 def matmul_grad(
@@ -334,7 +343,7 @@ def matmul_grad(
     n_out, n_in = w.shape
     n = _check(w, gp, n_out, dx, n_in)
     rank = a.shape[0]
-    _check_pair(w, dhp, n, rank)
+    _check_pair(w, dhp, n, rank, a)
     if rank and a.shape[1] != n_in:
         raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, the weight has {n_in}")
     threads = get_num_threads()
@@ -344,5 +353,6 @@ def matmul_grad(
         threads, ROW_BLOCK * (tile + PAD) + PAD, height * min(CHUNK, gp.shape[0] * PANEL)
     )
     gradient_entry(w.type_id)(
-        w.raw, w.row_bytes, n_out, n_in, gp, n, dhp, a, rank, dx, add, tile, ws, cs
-    )
+        w.raw, w.row_bytes, n_out, n_in, readonly(gp), n, readonly(dhp), readonly(a), rank,
+        dx, add, tile, ws, cs,
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
 from nbllama.ops.matmul import Weight
+from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
 
 ROWS_PER_TASK = 32
@@ -61,9 +62,11 @@ def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> Non
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):
         raise ValueError(f"{w.name}: x {x.shape} and y {y.shape} do not fit a weight {w.shape}")
+    check_array(w.name, "x", x, x.shape)
+    check_output(w.name, "y", y, y.shape)
     if w.raw.size != n_out * w.row_bytes:
         raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
     threads = get_num_threads()
     if _rows.shape[0] < threads or _rows.shape[1] < n_in:
         _rows = np.empty((threads, max(n_in, _rows.shape[1])), np.float32)
-    matvec_entry(w.type_id)(w.raw, w.row_bytes, n_out, n_in, x, y, add, _rows)
+    matvec_entry(w.type_id)(w.raw, w.row_bytes, n_out, n_in, readonly(x), y, add, _rows)

@@ -51,7 +51,7 @@ class TemplateSandbox:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes] = queue.Queue()
-        self._end: weakref.finalize[..., Any] = weakref.finalize(self, lambda: None)
+        self._end: weakref.finalize[..., Any] = weakref.finalize(self, _kill, None)
         with self._lock:
             self._start()
 
@@ -137,7 +137,9 @@ def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
                 return
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None:
+        return
     process.kill()
     process.wait()
     if process.stdin is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbllama.ops.attention import alibi_slopes, attention, attention_grad
+from nbllama.ops.attention import alibi_slopes, attention
+from nbllama.ops.attention_grad import attention_grad
 from tests.differences import compare
 from tests.oracle import ggml
 

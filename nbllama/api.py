@@ -1,0 +1,139 @@
+"""The public functions for teaching and scripts: tokens in, numpy arrays out.
+
+All of them use the same forward and backward pass as the trainer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbllama import adapter as adapter_file
+from nbllama.activations import Activations
+from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.lora import SLOTS, Adapter
+from nbllama.lora import init_adapter as new_adapter
+from nbllama.model import Bound, Model
+from nbllama.ops.linear import Input, linear, panel_floats
+from nbllama.ops.rms_norm import rms_norm
+
+_SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+
+
+def _batch(tokens: Sequence[int], targets: Sequence[int] | None = None) -> Batch:
+    """One sequence; without targets every token's target is the token after it."""
+    ids = np.array(tokens, np.int32)
+    after = np.full(len(ids), NOT_TRAINED, np.int32)
+    if targets is None:
+        after[:-1] = ids[1:]
+    else:
+        after[:] = targets
+    return Batch.from_rows([(ids, after)])
+
+
+def _head(model: Model, bound: Bound, x: np.ndarray) -> np.ndarray:
+    n, head = len(x), model.output
+    normed, rstd = np.empty_like(x), np.empty(n, np.float32)
+    rms_norm(x, bound.norm("output_norm.weight"), model.hp.rms_eps, normed, rstd)
+    out = np.empty((n, head.shape[0]), np.float32)
+    source = Input(normed, np.empty(panel_floats(n, x.shape[1]), np.float32))
+    linear(
+        model.matrix(head.name.removesuffix(".weight")), bound.pair(head.name), source, out, None
+    )
+    return out
+
+
+def logits(model: Model, tokens: Sequence[int], adapter: Adapter | None = None) -> np.ndarray:
+    """Logits float32 `[N, V]` after each token, with an adapter or without.
+
+    Raises `ValueError` for a token that is not in the vocabulary.
+    """
+    batch, bound = _batch(tokens), Bound(model, adapter)
+    acts = model.activations(adapter, len(tokens), 1, checkpointing=True)
+    model.forward(bound, acts, batch)
+    return _head(model, bound, np.ascontiguousarray(acts.x(model.hp.n_layer, len(tokens))))
+
+
+def loss_and_gradients(
+    model: Model,
+    adapter: Adapter,
+    tokens: Sequence[int],
+    targets: Sequence[int] | None = None,
+    *,
+    checkpointing: bool = False,
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss (nats per trained token) of one sequence, and its gradient by parameter name.
+
+    `targets[i]` is the id wanted after token i, -1 for none; by default the next token. The
+    gradients have the shapes of `adapter.parameters()`. Raises `ValueError` if nothing is trained.
+    """
+    batch = _batch(tokens, targets)
+    if not batch.n_trained:
+        raise ValueError("no position has a target")
+    bound, acts = _run(model, adapter, batch, checkpointing)
+    buffers = model.loss_buffers(adapter, batch.n_trained)
+    loss = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
+    model.backward(bound, acts, batch)
+    return loss / batch.n_trained, bound.grads
+
+
+def _run(
+    model: Model, adapter: Adapter | None, batch: Batch, checkpointing: bool
+) -> tuple[Bound, Activations]:
+    bound = Bound(model, adapter, trained=adapter is not None)
+    acts = model.activations(
+        adapter, batch.n_tokens, max(1, batch.n_trained), checkpointing=checkpointing
+    )
+    model.forward(bound, acts, batch)
+    return bound, acts
+
+
+def trace(
+    model: Model, tokens: Sequence[int], adapter: Adapter | None = None
+) -> dict[str, np.ndarray]:
+    """Activations of a forward pass by name, float32 copies.
+
+    `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att` `[N, H, D]`,
+    `x_mid` `[N, C]`, `gate`, `up` `[N, F]`, each as `blk.I.NAME`; `x_out` `[N, C]` after the last
+    block, `logits` `[N, V]`.
+    """
+    n = len(tokens)
+    bound, acts = _run(model, adapter, _batch(tokens), False)
+    out = {}
+    for layer in range(model.hp.n_layer):
+        kept = acts.block(layer, n)
+        out[f"blk.{layer}.x"] = acts.x(layer, n).copy()
+        for name in ("q", "k", "v", "att", "x_mid", "gate", "up"):
+            out[f"blk.{layer}.{name}"] = getattr(kept, name).copy()
+    out["x_out"] = acts.x(model.hp.n_layer, n).copy()
+    out["logits"] = _head(model, bound, out["x_out"])
+    return out
+
+
+def init_adapter(
+    model: Model,
+    rank: int = 4,
+    alpha: float | None = None,
+    *,
+    ranks: dict[str, int] | None = None,
+    seed: int = 0,
+) -> Adapter:
+    """A new adapter on the seven linears of every block (B = 0: it changes nothing yet).
+
+    `ranks` by slot (`nbllama.lora.SLOTS`) overrides; 0 switches a slot off. `alpha`: `rank`.
+    """
+    wanted = {slot.name: rank if slot.name in _SEVEN else 0 for slot in SLOTS} | (ranks or {})
+    scale = float(rank if alpha is None else alpha)
+    return new_adapter(model.hp, wanted, scale, rank, seed, model.shapes)
+
+
+def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
+    """Read an adapter for `model`. Raises `CheckpointError` if it is damaged or does not fit."""
+    return adapter_file.load_adapter(path, model.hp.arch, model.shapes)
+
+
+def save_adapter(path: str | os.PathLike[str], adapter: Adapter, model: Model) -> list[str]:
+    """Write an adapter that llama.cpp reads; returns lines about what it will not do there."""
+    return adapter_file.save_adapter(path, adapter, model.hp)

@@ -1,0 +1,139 @@
+"""Pieces of attention that its forward pass and its gradient share: packing, scores, scratch,
+checks.
+
+A block of `BLOCK` queries has its score rows alive together, `[BLOCK, ld]`, whole rows from the
+first visible panel of keys on. All kernels here run inside one task.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads
+
+from nbllama._jit import kernel
+from nbllama.ops.op import check_array
+from nbllama.simd import PANEL, ROWS, exp_f32, fma_tile
+
+BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
+
+
+@kernel()
+def pack_transposed(x, t0, n, head, d, out):
+    """out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
+    for p in range((n + PANEL - 1) // PANEL):
+        have = min(PANEL, n - p * PANEL)
+        for j in range(have):
+            row = x[t0 + p * PANEL + j, head]
+            for c in range(d):
+                out[(p * d + c) * PANEL + j] = row[c]
+        for j in range(have, PANEL):
+            for c in range(d):
+                out[(p * d + c) * PANEL + j] = np.float32(0.0)
+
+
+@kernel()
+def pack_rows(x, t0, n, head, d, scale, out):
+    """out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]: panels over the head's dimensions."""
+    for p in range((d + PANEL - 1) // PANEL):
+        have = min(PANEL, d - p * PANEL)
+        for t in range(n):
+            row = x[t0 + t, head]
+            at = (p * n + t) * PANEL
+            for j in range(have):
+                out[at + j] = scale * row[p * PANEL + j]
+            for j in range(have, PANEL):
+                out[at + j] = np.float32(0.0)
+
+
+@kernel()
+def copy_block(x, t0, n, head, d, scale, out):
+    """out[i, c] = scale * x[t0 + i, head, c] for i < n, zeros up to BLOCK."""
+    for i in range(n):
+        row = x[t0 + i, head]
+        for c in range(d):
+            out[i * d + c] = scale * row[c]
+    out[n * d : BLOCK * d] = np.float32(0.0)
+
+
+@kernel()
+def scores(rows, d, panels, first, last, past, n, s, ld):
+    """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each
+    row group.
+    """
+    s[: BLOCK * ld] = np.float32(0.0)
+    for i in range(0, n, ROWS):
+        end = min(last, past + i + ROWS)
+        for j in range(first, end, PANEL):
+            fma_tile(
+                rows, i * d, d, 1, panels, j // PANEL * d * PANEL, PANEL, d,
+                s, i * ld + j - first, ld,
+            )  # fmt: skip
+
+
+@kernel(fast=True)
+def cap_and_bias(row, lo, hi, cap, slope, at):
+    """row[j] (j = 0 is key `at` positions before the query) becomes the soft-capped, biased
+    score.
+    """
+    if cap > 0:
+        for j in range(lo, hi):
+            e = exp_f32(np.float32(2.0) * row[j] / cap)
+            row[j] = cap * (np.float32(1.0) - np.float32(2.0) / (e + np.float32(1.0)))
+    if slope != 0:
+        for j in range(lo, hi):
+            row[j] += slope * np.float32(j - at)
+
+
+@kernel(fast=True)
+def exp_sum(row, lo, hi, top):
+    """row[lo:hi] = exp(row - top), the rest of the row 0; returns the sum."""
+    total = np.float32(0.0)
+    part = row[lo:hi]
+    for j in range(part.shape[0]):
+        e = exp_f32(part[j] - top)
+        part[j] = e
+        total += e
+    row[:lo] = np.float32(0.0)
+    row[hi:] = np.float32(0.0)
+    return total
+
+
+_work = np.empty((0, 0), np.float32)
+
+
+def workspace(pieces: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Per-thread scratch `[threads, sum(pieces)]`, kept between calls, and the ends of its
+    pieces.
+    """
+    global _work
+    sizes = np.cumsum(np.array(pieces, np.int64))
+    threads = get_num_threads()
+    if _work.shape[0] < threads or _work.shape[1] < sizes[-1]:
+        _work = np.empty((threads, int(sizes[-1])), np.float32)
+    return _work, sizes
+
+
+def round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def check_streams(
+    q: np.ndarray, kv: tuple[np.ndarray, ...], q_offsets: np.ndarray, k_offsets: np.ndarray
+) -> None:
+    """Raise ValueError unless q `[N, H, D]` and all of `kv` `[Nk, G, D]` fit the int32 offsets."""
+    if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
+        raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
+    check_array("attention", "q", q, q.shape)
+    if kv[0].shape[2] != q.shape[2] or q.shape[1] % kv[0].shape[1]:
+        raise ValueError(f"attention: keys {kv[0].shape} do not fit queries {q.shape}")
+    for x in kv:
+        check_array("attention", "k or v", x, kv[0].shape)
+    if np.ndim(q_offsets) != 1 or len(q_offsets) < 2:
+        raise ValueError("attention: offsets are int32 [S+1], S at least 1")
+    check_array("attention", "q_offsets", q_offsets, q_offsets.shape, np.int32)
+    check_array("attention", "k_offsets", k_offsets, q_offsets.shape, np.int32)
+    tq, tk = np.diff(q_offsets), np.diff(k_offsets)
+    if (tq < 1).any() or (tk < tq).any():
+        raise ValueError("attention: every sequence needs queries and at least as many keys")
+    if q_offsets[0] or k_offsets[0] or q_offsets[-1] != len(q) or k_offsets[-1] != len(kv[0]):
+        raise ValueError("attention: offsets do not cover the stream")
