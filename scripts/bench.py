@@ -53,85 +53,94 @@ def random_weight(type_name: str, n_in: int, n_out: int, rng: np.random.Generato
     return Weight("w", kind.id, as_readonly(raw.reshape(-1)), (n_out, n_in))
 
 
-def bench_matmul(types: tuple[str, ...], tokens: tuple[int, ...], repeats: int) -> list[dict]:
-    """Forward and gradient product against sgemm on ready float32, and decode-all + sgemm."""
+def matmul_case(w: Any, ready: np.ndarray, n: int, repeats: int) -> dict:
+    """One weight and number of tokens: forward and gradient against sgemm on `ready` float32."""
     from nbllama.ops.linear import panel_floats
     from nbllama.ops.matmul import matmul, matmul_grad, pack
-    from nbllama.quants import QUANTS, decode
+    from nbllama.quants import QUANTS
+
+    n_out, n_in = w.shape
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, n_in)).astype(np.float32)
+    dy = rng.standard_normal((n, n_out)).astype(np.float32)
+    y, dx = np.empty_like(dy), np.empty_like(x)
+    pools = [np.empty(panel_floats(n, k), np.float32) for k in (n_in, n_out)]
+    runs = {
+        "forward": lambda: matmul(w, pack(x, pools[0]), y),
+        "sgemm": lambda: np.matmul(x, ready.T, out=y),
+        "gradient": lambda: matmul_grad(w, pack(dy, pools[1]), dx),
+        "sgemm gradient": lambda: np.matmul(dy, ready, out=dx),
+    }
+    for f in runs.values():
+        f()
+    times = [[timed(f) for f in runs.values()] for _ in range(repeats)]
+    work = 2 * n * n_in * n_out
+    return {
+        "type": QUANTS[w.type_id].name,
+        "n_in": n_in,
+        "n_out": n_out,
+        "tokens": n,
+        "forward_ratio": median(s / f for f, s, _, _ in times),
+        "gradient_ratio": median(s / g for _, _, g, s in times),
+        "forward_gflops": work / min(t[0] for t in times) / 1e9,
+        "sgemm_gflops": work / min(t[1] for t in times) / 1e9,
+    }
+
+
+def bench_matmul(types: tuple[str, ...], tokens: tuple[int, ...], repeats: int) -> list[dict]:
+    """Every type, shape and number of tokens (packing of the input is counted in)."""
+    from nbllama.quants import decode, quant_type
 
     rng, rows = np.random.default_rng(0), []
     for type_name in types:
         for n_in, n_out in SHAPES:
-            if n_in % next(q for q in QUANTS.values() if q.name == type_name).block_size:
-                continue
             w = random_weight(type_name, n_in, n_out, rng)
+            if n_in % quant_type(w.type_id).block_size:
+                continue
             ready = decode(w.type_id, w.raw, n_in * n_out).reshape(n_out, n_in)
             for n in tokens:
-                x = rng.standard_normal((n, n_in)).astype(np.float32)
-                dy = rng.standard_normal((n, n_out)).astype(np.float32)
-                y, dx = np.empty_like(dy), np.empty_like(x)
-                pools = [np.empty(panel_floats(n, k), np.float32) for k in (n_in, n_out)]
-                runs = {
-                    "forward": lambda: matmul(w, pack(x, pools[0]), y),
-                    "sgemm": lambda: np.matmul(x, ready.T, out=y),
-                    "gradient": lambda: matmul_grad(w, pack(dy, pools[1]), dx),
-                    "sgemm gradient": lambda: np.matmul(dy, ready, out=dx),
-                    "decode all": lambda: decode(w.type_id, w.raw, n_in * n_out),
-                }
-                for f in runs.values():
-                    f()
-                times: dict[str, list[float]] = {k: [] for k in runs}
-                for _ in range(repeats):
-                    for k, f in runs.items():
-                        times[k].append(timed(f))
-                pairs = list(zip(*times.values(), strict=True))
-                work = 2 * n * n_in * n_out
-                rows.append(
-                    {
-                        "type": type_name, "n_in": n_in, "n_out": n_out, "tokens": n,
-                        "forward_ratio": median(s / f for f, s, _, _, _ in pairs),
-                        "gradient_ratio": median(s / g for _, _, g, s, _ in pairs),
-                        "forward_gflops": work / min(times["forward"]) / 1e9,
-                        "sgemm_gflops": work / min(times["sgemm"]) / 1e9,
-                    }
-                )  # fmt: skip
+                rows.append(matmul_case(w, ready, n, repeats))
                 print(rows[-1], flush=True)
     return rows
 
 
-def bench_attention(repeats: int) -> list[dict]:
-    """Causal attention forward and gradient, in GF/s (causal products counted) and against sgemm."""
+def attention_case(h: int, g: int, d: int, t: int, repeats: int) -> dict:
+    """Causal attention, GF/s with the causal half of the products counted, and against sgemm."""
     from nbllama.ops.attention import alibi_slopes, attention
     from nbllama.ops.attention_grad import attention_grad
 
-    rng, rows = np.random.default_rng(1), []
+    rng = np.random.default_rng(1)
     a = rng.standard_normal((1024, 1024)).astype(np.float32)
     out = np.empty_like(a)
-    for h, g, d, t in ((9, 3, 64, 512), (32, 8, 128, 512)):
-        q, do = (rng.standard_normal((t, h, d)).astype(np.float32) for _ in range(2))
-        k, v = (rng.standard_normal((t, g, d)).astype(np.float32) for _ in range(2))
-        offsets, slopes = np.array([0, t], np.int32), alibi_slopes(h, 0)
-        o, lse = np.empty_like(q), np.empty((t, h), np.float32)
-        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-        args = (q, k, v, offsets, offsets, d**-0.5, slopes, o, lse)
-        back = (do, q, k, v, o, lse, offsets, d**-0.5, slopes, dq, dk, dv)
-        attention(*args)
-        attention_grad(*back)
-        times = [
-            (timed(lambda: attention(*args)), timed(lambda: attention_grad(*back)),
-             timed(lambda: np.matmul(a, a, out=out)))
-            for _ in range(repeats)
-        ]  # fmt: skip
-        work, sgemm = 2 * t * t * h * d, 2 * 1024**3
-        rows.append(
-            {
-                "heads": f"{h}/{g}", "head_dim": d, "tokens": t,
-                "forward_gflops": work / min(f for f, _, _ in times) / 1e9,
-                "gradient_gflops": 2.5 * work / min(b for _, b, _ in times) / 1e9,
-                "forward_ratio": median(work / f / (sgemm / s) for f, _, s in times),
-                "gradient_ratio": median(2.5 * work / b / (sgemm / s) for _, b, s in times),
-            }
-        )  # fmt: skip
+    q, do = (rng.standard_normal((t, h, d)).astype(np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((t, g, d)).astype(np.float32) for _ in range(2))
+    offsets, slopes = np.array([0, t], np.int32), alibi_slopes(h, 0)
+    o, lse = np.empty_like(q), np.empty((t, h), np.float32)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    runs: tuple[Callable[[], Any], ...] = (
+        lambda: attention(q, k, v, offsets, offsets, d**-0.5, slopes, o, lse),
+        lambda: attention_grad(do, q, k, v, o, lse, offsets, d**-0.5, slopes, dq, dk, dv),
+        lambda: np.matmul(a, a, out=out),
+    )
+    for f in runs:
+        f()
+    times = [[timed(f) for f in runs] for _ in range(repeats)]
+    work, sgemm = 2 * t * t * h * d, 2 * 1024**3
+    return {
+        "heads": f"{h}/{g}",
+        "head_dim": d,
+        "tokens": t,
+        "forward_gflops": work / min(x[0] for x in times) / 1e9,
+        "gradient_gflops": 2.5 * work / min(x[1] for x in times) / 1e9,
+        "forward_ratio": median(work / f / (sgemm / s) for f, _, s in times),
+        "gradient_ratio": median(2.5 * work / b / (sgemm / s) for _, b, s in times),
+    }
+
+
+def bench_attention(repeats: int) -> list[dict]:
+    rows = []
+    for h, g, d, t in ((9, 3, 64, 512), (32, 8, 64, 512), (32, 8, 128, 512)):
+        rows.append(attention_case(h, g, d, t, repeats))
         print(rows[-1], flush=True)
     return rows
 
