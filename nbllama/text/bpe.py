@@ -53,7 +53,7 @@ class BpeTokenizer(Tokenizer):
             models.BPE(vocab=ids, merges=self._merges, ignore_merges=self._pre.ignore_merges)
         )
         library.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(p), "isolated") for p in self._pre.patterns]
+            [pre_tokenizers.Split(Regex(p), "isolated") for p in self._pre.expressions()]
             + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
         return library
@@ -61,6 +61,15 @@ class BpeTokenizer(Tokenizer):
     def _encode_plain(self, text: str) -> list[int]:
         ids = self._library.encode(text, add_special_tokens=False).ids
         return [i for i in ids if i < self.n_vocab]
+
+    def _locate(self, text: str) -> tuple[list[int], list[int]]:
+        encoding = self._library.encode(text, add_special_tokens=False)
+        known = [
+            (i, start)
+            for i, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            if i < self.n_vocab
+        ]
+        return [i for i, _ in known], [start for _, start in known]
 
     def _normal_piece(self, text: str) -> bytes:
         """Bytes of the token's characters; llama.cpp writes a character that stands for no byte

@@ -81,9 +81,7 @@ class ChatTemplate:
         """
         return self._render(messages, [(len(messages), add_generation_prompt)])[0]
 
-    def render_spans(
-        self, messages: Sequence[dict[str, Any]]
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def render_spans(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
         """Text of `messages`, and for each assistant message the characters (start, end) that the
         model has to write: the answer with the token that ends the turn, without what follows it.
 

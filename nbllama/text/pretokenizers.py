@@ -11,6 +11,7 @@ of the piece and `&&` intersects character classes.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from nbllama.errors import GGUFError, shown
@@ -24,18 +25,34 @@ class PreTokenizer(NamedTuple):
     add_bos: bool = False  # where `tokenizer.ggml.add_bos_token` is missing
     has_bos: bool = True  # where `tokenizer.ggml.bos_token_id` is missing
 
+    def expressions(self) -> list[str]:
+        """`patterns` with the general categories of Unicode 15.1, which llama.cpp has."""
+        return [_CATEGORY.sub(rf"[\g<0>&&[^{_UNICODE_16}]]", p) for p in self.patterns]
+
+
+# Oniguruma of `tokenizers` 0.23 knows the characters that came with Unicode 16.0.
+_UNICODE_16 = (
+    "\u0897\u1b4e\u1b4f\u1b7f\u1c89\u1c8a\u2427-\u2429\u31e4\u31e5\ua7cb-\ua7cd\ua7da-\ua7dc"
+    "\U000105c0-\U000105f3\U00010d40-\U00010d65\U00010d69-\U00010d85\U00010d8e\U00010d8f"
+    "\U00010ec2-\U00010ec4\U00010efc\U00011380-\U000113e2\U000116d0-\U000116e3"
+    "\U00011bc0-\U00011be1\U00011bf0-\U00011bf9\U00013460-\U000143fa\U00016100-\U00016139"
+    "\U00016d40-\U00016d79\U00018cff\U0001cc00-\U0001ccf9\U0001cd00-\U0001ceb3"
+    "\U0001e5d0-\U0001e5fa\U0001e5ff\U0001f8b2-\U0001f8bb\U0001f8c0\U0001f8c1\U0001fa89"
+    "\U0001fa8f\U0001fabe\U0001fac6\U0001fadc\U0001fadf\U0001fae9\U0001fbcb-\U0001fbef"
+)
+_CATEGORY = re.compile(r"\\p\{[LMNPS]\}")
+
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _words(numbers: str, contraction: str = _CONTRACTION + "|", letters: str = r"\p{L}+") -> str:
-    """The family of expressions that began with cl100k: only how digits are grouped differs."""
+def _words(numbers: str) -> str:
+    """The cl100k family, whose members group digits differently."""
     return (
-        contraction
-        + rf"[^\r\n\p{{L}}\p{{N}}]?{letters}|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|"
-        + _SPACES
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
     )
 
 
@@ -49,11 +66,9 @@ def _cased_words(numbers: str, contraction: str) -> str:
     )
 
 
-# llama.cpp's table of ASCII symbols has no tilde.
-_SYMBOL = r"[\p{S}&&[^~]]"
 _DEEPSEEK3_WORDS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
-    rf"|[^\r\n\p{{L}}\p{{P}}{_SYMBOL}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}{_SYMBOL}]+[\r\n]*|{_SPACES}"
+    rf"|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 
 # Cased letters as DeepSeek lists them, some of them by age of their Unicode version.
@@ -166,9 +181,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "bailingmoe2": _BAILING,
     "llada-moe": _BAILING,
     "seed-coder": PreTokenizer(
-        (
-            _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,
-        ),
+        (_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,),
     ),
 }
 

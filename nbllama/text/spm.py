@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import sentencepiece
 
 SPACE = "\u2581"
-_BYTE_TEXTS = tuple(f"<0x{b:02X}>" for b in range(256))
+_BYTE_TEXTS = {f"<0x{b:02X}>": b for b in range(256)}
 _NORMAL, _UNKNOWN, _BYTE = 1, 2, 6  # ModelProto.SentencePiece.Type
 _BPE = 2  # TrainerSpec.ModelType
 
@@ -40,10 +40,7 @@ class SpmTokenizer(Tokenizer):
         super().__init__(vocab)
         assert vocab.scores is not None
         self._scores: list[float] = vocab.scores.tolist()
-
-    @property
-    def _space_prefix(self) -> str:
-        return " " if self.add_space_prefix else ""
+        self._prefix = " " if self.add_space_prefix else ""
 
     @cached_property
     def _library(self) -> sentencepiece.SentencePieceProcessor | None:
@@ -70,19 +67,36 @@ class SpmTokenizer(Tokenizer):
             ids = self._library.EncodeAsIds(text)
         for i in ids:
             if i >= self.n_vocab:
-                missing = _BYTE_TEXTS[i - self.n_vocab - 1]
                 raise GGUFError(
-                    f"tokenizer.ggml.tokens: no token spells a character of "
-                    f"'{shown(text, 40)}': {missing} is missing"
+                    f"{shown(self.path, 400)}: tokenizer.ggml.tokens: no token spells a character "
+                    f"of '{shown(text, 40)}': <0x{i - self.n_vocab - 1:02X}> is missing"
                 )
         return ids
+
+    def _locate(self, text: str) -> tuple[list[int], list[int]]:
+        ids = self._encode_plain(text)
+        text = text.replace(" ", SPACE)
+        starts, at, spelled = [], 0, 0  # `spelled` bytes of the character at `at` are behind us
+        for i in ids:
+            starts.append(at)
+            token = self._texts[i]
+            is_byte = token in _BYTE_TEXTS and (
+                self._library is not None or not text.startswith(token, at)
+            )
+            if not is_byte:
+                at += len(token)
+            else:
+                spelled += 1
+                if spelled == len(text[at].encode()):
+                    at, spelled = at + 1, 0
+        return ids, starts
 
     def _spell(self, piece: str) -> list[int]:
         """Id of `piece`, or of its bytes where it is not a token."""
         token_id = self._ids.get(piece)
         if token_id is not None:
             return [token_id]
-        return [self._ids.get(_BYTE_TEXTS[b], self.n_vocab + 1 + b) for b in piece.encode()]
+        return [self._ids.get(f"<0x{b:02X}>", self.n_vocab + 1 + b) for b in piece.encode()]
 
     def _normal_piece(self, text: str) -> bytes:
         return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
@@ -126,9 +140,9 @@ def model_proto(texts: list[str], scores: list[float]) -> bytes:
     among `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
     """
     out = bytearray()
-    byte_texts, known = set(_BYTE_TEXTS), set(texts)
+    known = set(texts)
     for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
-        kind = _BYTE if text in byte_texts else _NORMAL
+        kind = _BYTE if text in _BYTE_TEXTS else _NORMAL
         if any("\ud800" <= c <= "\udfff" for c in text):
             text = f" not UTF-8 {i}"  # the text has no space when it comes here
         out += _piece(text, score, kind)

@@ -52,6 +52,7 @@ class Tokenizer(ABC):
         special.sort(key=lambda i: -len(self._texts[i].encode()))
         self._special = [(i, self._texts[i]) for i in special]
         self._pieces: dict[int, bytes] = {}
+        self._prefix = ""  # of plain text at the beginning and after a special token
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -63,8 +64,8 @@ class Tokenizer(ABC):
         Raises DataError when `text` holds lone surrogates, which no UTF-8 text has.
         """
         ids: list[int] = []
-        for part, _ in self._encode_parts(text, parse_special):
-            ids += part
+        for token_id, plain, _ in self._fragments(text, parse_special):
+            ids += self._encode_plain(plain) if token_id is None else [token_id]
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_with_starts(
@@ -77,9 +78,11 @@ class Tokenizer(ABC):
         """
         ids: list[int] = []
         starts: list[int] = []
-        for part, (start, end) in self._encode_parts(text, parse_special):
+        for token_id, plain, at in self._fragments(text, parse_special):
+            part, inside = ([token_id], [0]) if token_id is not None else self._locate(plain)
             ids += part
-            starts += self._starts(part, text[start:end], start)
+            starts += [at + i for i in inside]
+        starts = [max(0, i) for i in starts]  # a space that was put in front has no place
         if add_special:
             n_bos = int(self.add_bos and self.bos_id is not None)
             n_eos = int(self.add_eos and self.eos_id is not None)
@@ -128,6 +131,10 @@ class Tokenizer(ABC):
         """Ids of text without special tokens."""
 
     @abstractmethod
+    def _locate(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids as `_encode_plain`, and the index in `text` of each one's first character."""
+
+    @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
         """Bytes of a normal token."""
 
@@ -148,10 +155,12 @@ class Tokenizer(ABC):
         eos = [self.eos_id] if self.add_eos and self.eos_id is not None else []
         return bos + ids + eos
 
-    def _encode_parts(
-        self, text: str, parse_special: bool
-    ) -> Iterator[tuple[list[int], tuple[int, int]]]:
-        """Ids of each fragment of `text`, with the range of characters that it covers."""
+    def _fragments(self, text: str, parse_special: bool) -> Iterator[tuple[int | None, str, int]]:
+        """`text` cut at its special tokens: (id, "", start) or (None, plain text, start).
+
+        Plain text at the beginning and after a special token gets the model's prefix in front, and
+        its start is that much lower.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as e:
@@ -159,21 +168,16 @@ class Tokenizer(ABC):
                 f"text is not Unicode: lone surrogate U+{ord(text[e.start]):04X} "
                 f"at character {e.start}"
             ) from None
-        prefix = self._space_prefix
-        for start, end, token_id in self._fragments(text, parse_special):
-            if token_id is not None:
-                yield [token_id], (start, end)
-                prefix = self._space_prefix
-            else:
-                yield self._encode_plain(prefix + text[start:end]), (start, end)
+        prefix = self._prefix
+        for start, end, token_id in self._partition(text, parse_special):
+            if token_id is None:
+                yield None, prefix + text[start:end], start - len(prefix)
                 prefix = ""
+            else:
+                yield token_id, "", start
+                prefix = self._prefix
 
-    @property
-    def _space_prefix(self) -> str:
-        """What stands before plain text at the beginning and after a special token."""
-        return ""
-
-    def _fragments(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
+    def _partition(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
         """`text` cut at its special tokens: (start, end, id or None for plain text).
 
         Every special token in turn, longest first, takes all its occurrences in the plain text that
@@ -185,12 +189,8 @@ class Tokenizer(ABC):
             if token not in text or (not parse_special and attr & (CONTROL | UNKNOWN)):
                 continue
             cut: list[tuple[int, int, int | None]] = []
-            for part in parts:
-                start, end, of = part
+            for start, end, of in parts:
                 at = text.find(token, start, end) if of is None else -1
-                if at < 0:
-                    cut.append(part)
-                    continue
                 while at >= 0:
                     if at > start:
                         cut.append((start, at, None))
@@ -201,26 +201,9 @@ class Tokenizer(ABC):
                             start += 1
                     at = text.find(token, start, end)
                 if start < end:
-                    cut.append((start, end, None))
+                    cut.append((start, end, of))
             parts = cut
         return parts
-
-    def _starts(self, ids: list[int], text: str, offset: int) -> list[int]:
-        """Index of the first character of each of `ids`, which encode `text` at index `offset`."""
-        if len(ids) == 1:
-            return [offset]
-        ends = [0]
-        for c in text:
-            ends.append(ends[-1] + len(c.encode()))
-        # The prefix space is in the tokens but not in the text.
-        total = sum(len(self.token_bytes(i)) for i in ids)
-        at, char, starts = ends[-1] - total, 0, []
-        for i in ids:
-            while ends[char + 1] <= at and char + 1 < len(text):
-                char += 1
-            starts.append(offset + char)
-            at += len(self.token_bytes(i))
-        return starts
 
 
 def tokenizer_from_gguf(f: GGUFFile) -> Tokenizer:

@@ -139,9 +139,7 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
     if types is None:
         return [NORMAL] * len(texts)
     if len(types) != len(texts):
-        raise GGUFError(
-            f"tokenizer.ggml.token_type: {len(types)} elements for {len(texts)} tokens"
-        )
+        raise GGUFError(f"tokenizer.ggml.token_type: {len(types)} elements for {len(texts)} tokens")
     wrong = np.flatnonzero((types < 0) | (types >= len(ATTR_OF_TYPE)))
     if wrong.size:
         raise GGUFError(
