@@ -131,6 +131,53 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
     return sig, codegen
 
 
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """VL vectors of VL lanes, transposed by log2(VL) rounds of interleaving row i with i + VL/2."""
+    half = VL // 2
+
+    def mask(first: int) -> Any:
+        lanes = [x for i in range(first, first + half) for x in (i, i + VL)]
+        return ir.Constant(ir.VectorType(ir.IntType(32), VL), lanes)
+
+    for _ in range(VL.bit_length() - 1):
+        pairs = [(rows[i], rows[i + half]) for i in range(half)]
+        rows = [builder.shuffle_vector(a, b, mask(first)) for a, b in pairs for first in (0, half)]
+    return rows
+
+
+def _make_transpose(add: bool) -> Any:
+    @intrinsic
+    def transpose(typingctx, x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+        sig = types.void(x, types.int64, types.int64, y, types.int64, types.int64)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            xv, x0v, x_rowv, yv, y0v, y_rowv = args
+            px = _data(context, builder, signature.args[0], xv)
+            py = _data(context, builder, signature.args[3], yv)
+            vec = ir.VectorType(_F32, VL)
+            rows = []
+            for j in range(VL):
+                at = builder.add(x0v, builder.mul(x_rowv, _I64(j)))
+                rows.append(builder.load(_element(builder, px, at, vec), align=4))
+            for i, row in enumerate(_transposed(builder, rows)):
+                at = builder.add(y0v, builder.mul(y_rowv, _I64(i)))
+                place = _element(builder, py, at, vec)
+                if add:
+                    row = builder.fadd(builder.load(place, align=4), row)
+                builder.store(row, place, align=4)
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return transpose
+
+
+# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square of numbers turned over in
+# registers; the second adds to y instead. x and y are float32 arrays, nothing is checked.
+transpose_tile = _make_transpose(add=False)
+transpose_add_tile = _make_transpose(add=True)
+
+
 @intrinsic
 def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     """a * b + c in float32, fused where the CPU has the instruction; loops over it vectorise."""

@@ -35,7 +35,7 @@ from numba import get_num_threads, get_thread_id, prange
 from nbllama._jit import kernel
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
-from nbllama.simd import PANEL, ROWS, fma_tile
+from nbllama.simd import PANEL, ROWS, VL, fma_tile, transpose_add_tile, transpose_tile
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
 ROW_BLOCK = 192  # rows of W decoded at a time in the gradient
@@ -76,7 +76,14 @@ def _pack(x, n, xp):
     for p in prange(xp.shape[0]):
         t0 = p * PANEL
         have = min(PANEL, n - t0)
-        for k in range(x.shape[1]):
+        width = x.shape[1]
+        whole = width // VL * VL if have == PANEL else 0
+        for k in range(0, whole, VL):
+            for j in range(0, PANEL, VL):
+                transpose_tile(
+                    x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL
+                )
+        for k in range(whole, width):
             for j in range(have):
                 xp[p, k, j] = x[t0 + j, k]
             for j in range(have, PANEL):
@@ -86,14 +93,21 @@ def _pack(x, n, xp):
 @kernel()
 def _store(cs, width, rows, have, y, t0, n0, add):
     """y[t0 + t, n0 + i] = (or +=) cs[i, t]: the finished tile, transposed into the output."""
-    for t in range(have):
-        out = y[t0 + t, n0 : n0 + rows]
+    ld = y.shape[1]
+    square_t, square_i = have // VL * VL, rows // VL * VL
+    for t in range(0, square_t, VL):
+        at = (t0 + t) * ld + n0
         if add:
-            for i in range(rows):
-                out[i] += cs[i * width + t]
+            for i in range(0, square_i, VL):
+                transpose_add_tile(cs, i * width + t, width, y, at + i, ld)
         else:
-            for i in range(rows):
-                out[i] = cs[i * width + t]
+            for i in range(0, square_i, VL):
+                transpose_tile(cs, i * width + t, width, y, at + i, ld)
+    for t in range(have):
+        first = square_i if t < square_t else 0
+        out = y[t0 + t, n0 : n0 + rows]
+        for i in range(first, rows):
+            out[i] = out[i] + cs[i * width + t] if add else cs[i * width + t]
 
 
 def _forward_entry(type_id: int) -> Callable[..., None]:
