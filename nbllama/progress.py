@@ -42,7 +42,7 @@ class Eta:
     """Time to the end of the run: the median of the last steps' times, so that one slow step (a
     save, another program) does not throw it."""
 
-    def __init__(self, window: int = 21) -> None:
+    def __init__(self, window: int = 11) -> None:
         self._recent: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
