@@ -101,12 +101,6 @@ _QWEN2 = PreTokenizer((_words(r"\p{N}"),))
 _O200K = PreTokenizer((_cased_words(r"\p{N}{1,3}", f"{_CONTRACTION}?"),))
 _DEEPSEEK3 = PreTokenizer((r"\p{N}{1,3}", _KANA_HAN, _DEEPSEEK3_WORDS))
 _BLOOM = PreTokenizer((f" ?[^(\\s|.,!?{_POINTS})]+",))
-_BAILING = PreTokenizer(
-    (
-        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-    )
-)
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "default": PreTokenizer(
@@ -177,9 +171,9 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "poro-chat": _BLOOM,
     "gpt3-finnish": _BLOOM,
     "viking": PreTokenizer((*_BLOOM.patterns, r"\p{N}")),
-    "bailingmoe": _BAILING,
-    "bailingmoe2": _BAILING,
-    "llada-moe": _BAILING,
+    "bailingmoe": _QWEN2,
+    "bailingmoe2": _QWEN2,
+    "llada-moe": _QWEN2,
     "seed-coder": PreTokenizer(
         (_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,),
     ),

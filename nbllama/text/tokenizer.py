@@ -64,8 +64,11 @@ class Tokenizer(ABC):
         Raises DataError when `text` holds lone surrogates, which no UTF-8 text has.
         """
         ids: list[int] = []
-        for token_id, plain, _ in self._fragments(text, parse_special):
-            ids += self._encode_plain(plain) if token_id is None else [token_id]
+        for token_id, prefix, start, end in self._fragments(text, parse_special):
+            if token_id is not None:
+                ids.append(token_id)
+            else:
+                ids += self._encode_plain(prefix + text[start:end])
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_with_starts(
@@ -78,11 +81,14 @@ class Tokenizer(ABC):
         """
         ids: list[int] = []
         starts: list[int] = []
-        for token_id, plain, at in self._fragments(text, parse_special):
-            part, inside = ([token_id], [0]) if token_id is not None else self._locate(plain)
-            ids += part
-            starts += [at + i for i in inside]
-        starts = [max(0, i) for i in starts]  # a space that was put in front has no place
+        for token_id, prefix, start, end in self._fragments(text, parse_special):
+            if token_id is not None:
+                ids.append(token_id)
+                starts.append(start)
+            else:
+                part, places = self._locate(prefix + text[start:end])
+                ids += part
+                starts += [start + max(0, i - len(prefix)) for i in places]
         if add_special:
             n_bos = int(self.add_bos and self.bos_id is not None)
             n_eos = int(self.add_eos and self.eos_id is not None)
@@ -155,12 +161,11 @@ class Tokenizer(ABC):
         eos = [self.eos_id] if self.add_eos and self.eos_id is not None else []
         return bos + ids + eos
 
-    def _fragments(self, text: str, parse_special: bool) -> Iterator[tuple[int | None, str, int]]:
-        """`text` cut at its special tokens: (id, "", start) or (None, plain text, start).
-
-        Plain text at the beginning and after a special token gets the model's prefix in front, and
-        its start is that much lower.
-        """
+    def _fragments(
+        self, text: str, parse_special: bool
+    ) -> Iterator[tuple[int | None, str, int, int]]:
+        """`text` cut at its special tokens: (id or None for plain text, what to put in front of
+        the plain text, start, end)."""
         try:
             text.encode()
         except UnicodeEncodeError as e:
@@ -170,12 +175,8 @@ class Tokenizer(ABC):
             ) from None
         prefix = self._prefix
         for start, end, token_id in self._partition(text, parse_special):
-            if token_id is None:
-                yield None, prefix + text[start:end], start - len(prefix)
-                prefix = ""
-            else:
-                yield token_id, "", start
-                prefix = self._prefix
+            yield token_id, prefix, start, end
+            prefix = "" if token_id is None else self._prefix
 
     def _partition(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
         """`text` cut at its special tokens: (start, end, id or None for plain text).

@@ -1,0 +1,108 @@
+"""Every row of the pre-tokenizer table cuts as llama.cpp does."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from nbllama.errors import GGUFError
+from nbllama.text.pretokenizers import PRE_TOKENIZERS, pre_tokenizer
+from tests.oracle import LlamaVocab
+from tests.text.conftest import load
+from tests.text.strings import test_strings
+from tests.text.vocabs import CONTROL, write_vocab
+
+Parts = tuple[list[str], list[int], list[str]]
+# llama.cpp runs these on std::regex, 20 to 40 times slower than we are.
+SLOW_IN_LLAMA = {"tekken", "gpt-4o"}
+DISTINCT = list({row.patterns: name for name, row in reversed(PRE_TOKENIZERS.items())}.values())
+
+
+def write(tmp_path: Path, parts: Parts, pre: str) -> Path:
+    tokens, types, merges = parts
+    ids = {"bos_token_id": len(tokens) - 4, "eos_token_id": len(tokens) - 1}
+    path = tmp_path / "bpe.gguf"
+    return write_vocab(path, "gpt2", tokens, types=types, merges=merges, pre=pre, keys=ids)
+
+
+@pytest.mark.parametrize("pre", DISTINCT)
+def test_ids(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
+    path = write(tmp_path, bpe_parts, pre)
+    n, size = (80, 4) if pre in SLOW_IN_LLAMA else (400, 12)
+    tokenizer = load(path)
+    with LlamaVocab(path) as llama:
+        assert (tokenizer.add_bos, tokenizer.eog_ids) == (llama.add_bos, llama.eog)
+        for s in test_strings(n, CONTROL, seed=4, size=size):
+            ids = tokenizer.encode(s, add_special=True, parse_special=True)
+            assert ids == llama.tokenize(s, True, True), s
+            for special in (False, True):
+                pieces = b"".join(llama.token_to_piece(i, special) for i in ids)
+                assert tokenizer.decode_bytes(ids, special=special) == pieces
+
+
+def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
+    """The vocabulary tells the rows apart: the same text has other ids under each of them."""
+    text = "".join(test_strings(300, [], seed=4))
+    seen: dict[tuple[int, ...], str] = {}
+    for pre in DISTINCT:
+        ids = tuple(load(write(tmp_path, bpe_parts, pre)).encode(text))
+        assert ids not in seen, (pre, seen.get(ids))
+        seen[ids] = pre
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+def test_names_and_defaults(pre: str, tmp_path: Path) -> None:
+    """llama.cpp knows every name, and has the same defaults for it."""
+    tokens = [*"abcdefghijklmn", "ab", "abc", "Ċ"]
+    path = tmp_path / "v.gguf"
+    write_vocab(path, "gpt2", tokens, merges=["b c", "a b", "ab c"][1:], pre=pre)
+    tokenizer = load(path)
+    with LlamaVocab(path) as llama:
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (llama.bos, llama.eos)
+        assert (tokenizer.add_bos, tokenizer.add_eos) == (llama.add_bos, llama.add_eos)
+        for s in ("abc", "cab"):
+            assert tokenizer.encode(s, add_special=True) == llama.tokenize(s, True, False)
+
+
+def test_ignore_merges(tmp_path: Path) -> None:
+    """A piece that is a token is taken whole under llama-bpe, and merged under qwen2."""
+    tokens = [*"abcĊ", "abc", *"<>", "ab", "ca", "x", "y", "z", "w"]
+    for pre, expected in (("llama-bpe", [4]), ("qwen2", [7, 2])):
+        path = tmp_path / f"{pre}.gguf"
+        write_vocab(path, "gpt2", tokens, merges=["a b"], pre=pre)
+        assert load(path).encode("abc") == expected
+        with LlamaVocab(path) as llama:
+            assert llama.tokenize("abc") == expected
+
+
+def test_unknown_name_is_refused_with_it() -> None:
+    with pytest.raises(GGUFError, match="pre-tokenizer 'kimi-k2' is not supported") as e:
+        pre_tokenizer("kimi-k2")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre", ["gpt-2", "default", "llama-bpe", "deepseek-v3"])
+def test_every_character(pre: str, tmp_path: Path) -> None:
+    """Each Unicode character between letters, digits, marks and spaces; all byte pairs merge."""
+    from nbllama.text.bpe import BYTE_CHARACTERS
+
+    letters = list(BYTE_CHARACTERS.values())
+    pairs = [(a, b) for a in letters for b in letters]
+    pairs.sort(key=lambda p: hash(("x", ord(p[0]) * 7919 + ord(p[1]) * 104729)))
+    tokens = [*letters, *(a + b for a, b in pairs)]
+    path = tmp_path / "pairs.gguf"
+    write_vocab(path, "gpt2", tokens, merges=[f"{a} {b}" for a, b in pairs], pre=pre)
+    tokenizer = load(path)
+    with LlamaVocab(path) as llama:
+        for code in range(0x110000):
+            c = chr(code)
+            # Of the large scripts a sample; characters younger than this Python's Unicode all.
+            if 0xD800 <= code < 0xE000 or (
+                code > 0x3400 and code % 11 and unicodedata.category(c) in ("Lo", "Co")
+            ):
+                continue
+            s = f"a{c}a 1{c}1 !{c}! {c}a"
+            assert tokenizer.encode(s) == llama.tokenize(s), hex(code)
