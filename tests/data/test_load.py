@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nbllama.data import ChatData, RawText, data_kind, load_dataset
+from nbllama.errors import DataError
+from nbllama.text import Tokenizer
+from nbllama.text.chat_template import ChatTemplate
+
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+LINE = json.dumps(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (LINE, "chat"),
+        (f"\ufeff\n{LINE}\n\n{LINE}\r\n", "chat"),
+        (f"{LINE}\n{LINE}\nbroken\n", "chat"),
+        (f"broken\n{LINE}\n", "chat"),
+        ('{"text": "a"}', "chat"),
+        ("Enter HAMLET.\n", "raw"),
+        ("   \n", "raw"),
+        (f"a\nb\n{LINE}\n", "raw"),
+        ("{broken\n", "raw"),
+        ("[1, 2]\n", "raw"),
+        ('{\n "name": "x",\n "version": 1\n}\n', "raw"),
+    ],
+)
+def test_the_content_decides(tmp_path: Path, content: str, kind: str) -> None:
+    for name in ("data.txt", "data.jsonl"):
+        path = tmp_path / name
+        path.write_text(content, encoding="utf-8")
+        assert data_kind(path) == kind
+
+
+@pytest.mark.parametrize("document", [CHAT, [CHAT, CHAT], [1, CHAT]])
+def test_json_that_is_not_json_lines(tmp_path: Path, document: object) -> None:
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"one JSON document; chats must be JSON lines"):
+        data_kind(path)
+
+
+def test_load(tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate) -> None:
+    path = tmp_path / "data"
+    path.write_text(LINE, encoding="utf-8")
+    chat = load_dataset(path, bpe, 64, template=chatml)
+    assert isinstance(chat, ChatData) and chat.n_samples == 1
+    assert chat.fingerprint == load_dataset(path, bpe, 64, template=chatml, kind="chat").fingerprint
+    raw = load_dataset(path, bpe, 64, template=chatml, kind="raw")
+    assert isinstance(raw, RawText) and bpe.decode(raw.tokens.tolist()) == LINE
+    path.write_text("the hand", encoding="utf-8")
+    assert load_dataset(path, bpe, 64, template=None).kind == "raw"
+    with pytest.raises(DataError, match="line 1: broken JSON"):
+        load_dataset(path, bpe, 64, template=chatml, kind="chat")
+    with pytest.raises(ValueError, match="neither raw nor chat"):
+        load_dataset(path, bpe, 64, template=None, kind="json")
+
+
+def test_chats_need_a_template(tmp_path: Path, bpe: Tokenizer) -> None:
+    path = tmp_path / "data"
+    path.write_text(LINE, encoding="utf-8")
+    with pytest.raises(DataError, match="the model has no chat template"):
+        load_dataset(path, bpe, 64, template=None)
+
+
+def test_a_broken_line_is_told(tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate) -> None:
+    path = tmp_path / "data"
+    path.write_text(f"{LINE}\n{LINE[:-9]}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="data, line 2: broken JSON at column"):
+        load_dataset(path, bpe, 64, template=chatml)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"a\xff", "offset 1")])
+def test_bad_files(tmp_path: Path, bpe: Tokenizer, content: bytes, message: str) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_dataset(path, bpe, 64, template=None)
+    with pytest.raises(DataError, match="No such file"):
+        load_dataset(tmp_path / "none", bpe, 64, template=None)
