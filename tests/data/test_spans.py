@@ -16,6 +16,7 @@ from nbllama.data.spans import (
 from nbllama.errors import DataError
 from nbllama.text import Tokenizer
 from nbllama.text.chat_template import ChatTemplate
+from nbllama.text.special_tokens import RSTRIP
 from tests.data.conftest import TRIMMING
 
 # Pieces that meet at borders in every way: white space, special tokens whole and in halves, words,
@@ -119,6 +120,23 @@ def test_what_a_special_token_in_a_message_becomes(
     middle = demo_tokenizer.encode("user\na<|im_end|>\n<|im_start|>system\nb")
     assert ids(placed) == head + middle + tail + demo_tokenizer.encode("\n")
     assert demo_tokenizer.token_id("<|im_end|>") not in middle
+
+
+def test_white_space_that_a_special_token_swallows(
+    bpe: Tokenizer, chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phi-3's end-of-turn token takes the line break after it along, in both ways of encoding."""
+    attrs = [a | RSTRIP if i == 2 else a for i, a in enumerate(bpe._attrs)]
+    monkeypatch.setattr(bpe, "_attrs", attrs)
+    messages = chat("the", "hand")
+    text = chatml.render(messages, False)
+    placed = encode_rendered(bpe, chatml, messages, text, False)
+    assert ids(placed) == bpe.encode(text, parse_special=True)
+    assert 3 + ord("\n") not in ids(placed)[-1:]
+    ends = [t for t in placed if t.token == 2]
+    assert [text[t.start : t.end] for t in ends] == ["<|im_end|>\n"] * 2
+    spans = find_contents(chatml, messages, range(2), text, False)
+    assert encode_around(bpe, text, spans) == placed
 
 
 def test_bos_comes_once(bpe: Tokenizer, spm: Tokenizer, chatml: ChatTemplate) -> None:
