@@ -10,8 +10,9 @@ Gradient:
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
 Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient runs
-in place (gate becomes dgate, up becomes dup): the two are the widest arrays of a layer, and a loop
-over three addresses vectorises where one over five does not.
+in place (gate becomes dgate, up becomes dup), as the two are the widest arrays of a layer. The
+kernel names them once: where an output argument is also an input, LLVM's test for overlap fails and
+the loop is not vectorised (5 times as long).
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`; its `ggml_geglu_split` reads

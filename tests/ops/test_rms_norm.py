@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -139,3 +143,13 @@ def test_outputs_are_checked() -> None:
         rms_norm_grad_weight(x, x, rstd, np.zeros(7, np.float32))
     with pytest.raises(ValueError, match="wanted \\[N, C\\]"):
         rms_norm(x[0], w, 1e-5, x[0], rstd)
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+    """docs/ops.md: its finite differences assert what the text says of them."""
+    text = (Path(__file__).parents[2] / "docs" / "ops.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "assert worst < 1e-9" in block
+    script = tmp_path / "example.py"
+    script.write_text(block, encoding="utf-8")
+    assert runpy.run_path(str(script))["worst"] > 0
