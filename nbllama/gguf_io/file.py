@@ -54,6 +54,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
+        self._absolute = os.path.abspath(path)  # the working directory may change
         self.size = info.st_size
         self.version = version
         self.alignment = alignment
@@ -130,7 +131,7 @@ class GGUFFile:
         that is shortened while its pages are being read ends the process (SIGBUS); see `reader`.
         """
         try:
-            now = _state(os.stat(self.path))
+            now = _state(os.stat(self._absolute))
         except OSError as e:
             raise self.error("file", f"is gone since it was opened: {e.strerror}") from e
         if now != self._state:

@@ -23,6 +23,19 @@ LOAD = {
     "keys-at-limit",
     "tensors-at-limit",
 }
+OVER = {
+    "strings-over": "over 2097152 array strings in all",
+    "string-of-10-GiB": "limit 50331648 bytes",
+    "numbers-8-GiB": "limit 50331648 bytes",
+    "numbers-64-MiB": "limit 50331648 bytes",
+    "text-over": "keys and strings over 16777216 bytes in all",
+    "keys-over": "16385, limit 16384",
+    "keys-of-64-KiB": "keys and strings over 16777216 bytes in all",
+    "tensors-over": "65537, limit 65536",
+    "zeros-keys": "key 0 of 16384: empty at byte 24",
+    "zeros-tensors": "name of tensor 0 of 65536: empty at byte 24",
+    "zeros-nothing": "end of file: at byte 21474836480",
+}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
@@ -38,10 +51,11 @@ def test_cost_of_every_file(tmp_path: Path) -> None:
     costs = [json.loads(line) for line in done.stdout.splitlines()]
     names = {cost[0] for cost in costs}
     assert names > {name for name, _, _ in CASES if name[:3] in DANGEROUS}
-    assert names >= LOAD
+    assert names >= LOAD | set(OVER)
     for name, message, seconds, peak in costs:
         assert seconds < MOST_SECONDS, (name, seconds)
         assert peak < MOST_BYTES, (name, peak)
         assert (message == "") == (name in LOAD), (name, message)
+        assert OVER.get(name, "") in message, (name, message)
     # The two that are meant to hurt do: otherwise this test measures nothing.
     assert max(cost[3] for cost in costs) > 100_000_000

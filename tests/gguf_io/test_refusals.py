@@ -133,6 +133,14 @@ class TestG65:
         with open_gguf(path) as f:
             f.recheck()
 
+    def test_unchanged_seen_from_elsewhere(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(path.parent)
+        with open_gguf(path.name) as f:
+            monkeypatch.chdir("/")
+            f.recheck()
+
     def test_shortened(self, path: Path) -> None:
         with open_gguf(path) as f:
             os.truncate(path, len(GOOD) - 40)
