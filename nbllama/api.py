@@ -25,11 +25,12 @@ _SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 def _batch(tokens: Sequence[int], targets: Sequence[int] | None = None) -> Batch:
     """One sequence; without targets every token's target is the token after it."""
     ids = np.array(tokens, np.int32)
-    after = np.full(len(ids), NOT_TRAINED, np.int32)
     if targets is None:
-        after[:-1] = ids[1:]
+        after = np.append(ids[1:], np.int32(NOT_TRAINED))
     else:
-        after[:] = targets
+        after = np.array(targets, np.int32)
+        if after.min(initial=0) < NOT_TRAINED:
+            raise ValueError(f"a target is {after.min()}; for none it must be {NOT_TRAINED}")
     return Batch.from_rows([(ids, after)])
 
 

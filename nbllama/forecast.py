@@ -12,6 +12,7 @@ import os
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 
 from nbllama.activations import activation_bytes
@@ -28,57 +29,89 @@ from nbllama.train import Trainer
 class Forecast(NamedTuple):
     """Bytes, and seconds an iteration."""
 
-    held: int  # resident already
-    activations: int
-    other_mode: int  # activations if checkpointing were the other way round
+    held: int  # resident already, without the mapped file: program, kernels, data, optimiser
+    activations: dict[bool, int]  # with checkpointing (True) and without
+    checkpointing: bool
     loss: int  # logits of one chunk of positions
-    adapter: int  # parameters, gradients, two moments
     scratch: int  # tiles and score rows of all threads
+    saving: int  # the copy of adapter and moments that a save makes
     weights: int  # the mapped file
     seconds: float
 
     @property
-    def private(self) -> int:
-        """What cannot be dropped: all but the mapped weights."""
-        return self.held + self.activations + self.loss + self.adapter + self.scratch
+    def untouched(self) -> int:
+        """What will be taken beyond `held` and cannot be dropped again."""
+        return self.activations[self.checkpointing] + self.loss + self.scratch + self.saving
 
     @property
     def peak(self) -> int:
         """Expected peak of resident memory."""
-        return self.private + self.weights
+        return self.held + self.untouched + self.weights
 
 
-def forecast(trainer: Trainer, threads: int, checkpointing: bool) -> Forecast:
-    """Forecast for a trainer whose kernels are compiled and whose large arrays are untouched.
+def check_memory(trainer: Trainer, threads: int) -> Forecast:
+    """The forecast without times, before anything is compiled.
 
-    Raises `NotEnoughMemory` when the private part is more than what the system has available.
+    Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
     """
-    model, hp = trainer.model, trainer.model.hp
-    held = resident()
-    ranks = linear_ranks(trainer.adapter)
-    most = trainer.limits
+    told = _memory(trainer, threads)
+    available = available_memory()
+    if told.untouched > available:
+        more = told.activations[True] + told.untouched - told.activations[told.checkpointing]
+        hint = "try a smaller --batch or --ctx"
+        if not told.checkpointing and more < available:
+            hint = "--use-checkpointing would do"
+        raise NotEnoughMemory(
+            f"the run needs {memory(told.untouched)} more and {memory(available)} are available; "
+            f"{hint}"
+        )
+    return told
+
+
+def forecast(trainer: Trainer, threads: int) -> Forecast:
+    """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
+    told = _memory(trainer, threads)
+    return told._replace(seconds=trainer.forecast_seconds())
+
+
+def _memory(trainer: Trainer, threads: int) -> Forecast:
+    model, hp, adapter = trainer.model, trainer.model.hp, trainer.adapter
+    for array in (*adapter.parameters().values(), *trainer.gradients.values()):
+        _touch(array)
+    for moments in (trainer.opt.m, trainer.opt.v):
+        for array in moments.values():
+            _touch(array)
+    ranks, most = linear_ranks(adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
-    pair = trainer.adapter.pairs.get(model.output.name)
+    pair = adapter.pairs.get(model.output.name)
     pieces = sum(forward_pieces(most.longest, hp.head_dim)) + sum(
         gradient_pieces(most.longest, hp.head_dim)
     )
-    told = Forecast(
-        held=held,
-        activations=activation_bytes(*args, checkpointing),
-        other_mode=activation_bytes(*args, not checkpointing),
+    return Forecast(
+        held=resident() - mapped(model.gguf.path),
+        activations={on: activation_bytes(*args, on) for on in (True, False)},
+        checkpointing=trainer.checkpointing,
         loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
-        adapter=16 * trainer.adapter.n_parameters,
         scratch=threads * (4 * pieces + scratch_bytes()),
+        saving=3 * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
     )
-    available = available_memory()
-    if told.private - held > available:
-        raise NotEnoughMemory(
-            f"the run needs {memory(told.private - held)} more and {memory(available)} are "
-            "available; try a smaller --batch or --ctx, or --use-checkpointing"
-        )
-    return told._replace(seconds=trainer.forecast_seconds())
+
+
+def _touch(array: np.ndarray) -> None:
+    """Have the system give memory to an array of zeros that was only promised; changes no bit."""
+    np.multiply(array, 1, out=array)
+
+
+def mapped(path: str | os.PathLike[str]) -> int:
+    """Bytes of a mapped file that are in memory now; 0 where the system does not tell."""
+    try:
+        maps = psutil.Process().memory_maps()
+    except (AttributeError, OSError, psutil.Error):
+        return 0
+    name = os.path.realpath(path)
+    return sum(int(m.rss) for m in maps if m.path == name)
 
 
 def resident() -> int:

@@ -55,11 +55,16 @@ class Session:
             raise UsageError("nothing to continue from: the prompt has no tokens")
         if self.cache.length + len(tokens) > self.cache.n_ctx:
             raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
-        for start in range(0, len(tokens), self._acts.most_tokens):
-            self._run(np.array(tokens[start : start + self._acts.most_tokens], np.int32))
-        return self._logits()
+        ids = np.array(tokens, np.int64)
+        if ids.min() < 0 or ids.max() >= self.model.hp.n_vocab:
+            raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab}")
+        step = self._acts.most_tokens
+        for start in range(0, len(ids), step):
+            last = self._run(ids[start : start + step].astype(np.int32))
+        return self._logits(last)
 
-    def _run(self, tokens: np.ndarray) -> None:
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens through all blocks; the last one's residual stream `[1, C]`."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
@@ -75,12 +80,13 @@ class Session:
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n
-        self._last = self._acts.x(self.model.hp.n_layer, n)[-1:]
+        return self._acts.x(self.model.hp.n_layer, n)[-1:]
 
-    def _logits(self) -> np.ndarray:
+    def _logits(self, x: np.ndarray) -> np.ndarray:
         hp, head = self.model.hp, self.model.output
+        self.model.matrix(head.name.removesuffix(".weight"))  # looks for infinities once
         normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
-        rms_norm(self._last, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
+        rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
         logits = np.empty((1, head.shape[0]), np.float32)
         pool = self._acts.shared("panels", 1)
         linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)

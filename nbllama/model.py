@@ -19,6 +19,7 @@ import numpy as np
 from nbllama.activations import LINEARS, Activations
 from nbllama.arch import Hparams, hparams_from_gguf
 from nbllama.data.batch import Batch
+from nbllama.errors import CheckpointError
 from nbllama.gguf_io import GGUFFile, open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.activation import gated, gated_grad
@@ -41,6 +42,9 @@ class Bound:
     """
 
     def __init__(self, model: Model, adapter: Adapter | None, trained: bool = False) -> None:
+        """Raises `CheckpointError` for an adapter whose shapes are not the model's."""
+        if adapter is not None and (problem := adapter.misfit(model.shapes)):
+            raise CheckpointError(f"the adapter is for another model: {problem}")
         self._model = model
         self.adapter = adapter
         self.grads: dict[str, np.ndarray] = {}
@@ -102,6 +106,7 @@ class Model:
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
                 )
             elif len(info.shape) == 1:
+                check_finite(info.type_id, as_readonly(gguf.data(name)), info.shape[0], name)
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
         self.slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)

@@ -28,7 +28,9 @@ class ReferenceModel:
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp: Hparams = model.hp
         self.dtype = dtype
-        self.tensors: dict[str, np.ndarray] = {n: model.tensor(n).astype(dtype) for n in model.gguf.tensors}
+        self.tensors: dict[str, np.ndarray] = {
+            n: model.tensor(n).astype(dtype) for n in model.gguf.tensors
+        }
         self._tables = model.rope_tables
 
     def weight(self, name: str, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:

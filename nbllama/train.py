@@ -2,7 +2,7 @@
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
 gradients are summed in ascending m. The loss of an iteration is the sum over all trained tokens of
-all its micro- batches, divided by their number: batch 4 with one accumulation equals batch 1 with
+all its micro-batches, divided by their number: batch 4 with one accumulation equals batch 1 with
 four.
 """
 
@@ -22,8 +22,7 @@ from nbllama.data.order import Order, Position
 from nbllama.errors import Diverged
 from nbllama.lora import Adapter
 from nbllama.model import Bound, Model
-from nbllama.ops.loss import LossBuffers
-from nbllama.opt import AdamW, schedule
+from nbllama.opt import AdamW, check_finite, schedule
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
 PROBE_TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
@@ -61,22 +60,28 @@ class StepResult(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch of a data set: tokens, trained positions, tokens of one sequence."""
+    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and the
+    means of a sample.
+    """
 
     tokens: int
     trained: int
     longest: int
+    mean_tokens: float
+    mean_trained: float
 
 
 def limits(dataset: Dataset, batch: int) -> Limits:
     """Bounds for micro-batches of `batch` samples, whatever their order."""
+    most = min(batch, dataset.n_samples)
     if dataset.kind == "raw":
-        longest = dataset.n_tokens(0)
-        return Limits(longest * batch, longest * batch, longest)
+        size = dataset.n_tokens(0)
+        return Limits(size * most, size * most, size, size, size)
     every = range(dataset.n_samples)
     tokens = sorted((dataset.n_tokens(i) for i in every), reverse=True)
     trained = sorted((dataset.n_trained(i) for i in every), reverse=True)
-    return Limits(sum(tokens[:batch]), sum(trained[:batch]), tokens[0])
+    means = (sum(counts) / dataset.n_samples for counts in (tokens, trained))
+    return Limits(sum(tokens[:most]), sum(trained[:most]), tokens[0], *means)
 
 
 class Trainer:
@@ -101,6 +106,7 @@ class Trainer:
     ) -> None:
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.batch, self.grad_acc = rates, batch, grad_acc
+        self.checkpointing = checkpointing
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
@@ -147,7 +153,8 @@ class Trainer:
         loss = total / trained
         factor = schedule(self.iteration + 1, *self.rates)
         grad_norm, skipped = math.nan, True
-        if math.isfinite(loss):
+        good = not check_finite(self.opt.m) and not check_finite(self.opt.v)
+        if good and math.isfinite(loss):
             with suppress(FloatingPointError):
                 grad_norm = self.opt.step(self._bound.grads, factor).grad_norm
                 skipped = False
@@ -207,35 +214,30 @@ class Trainer:
         self.model.block_backward(layer, self._bound, acts, batch, 0)
 
     def forecast_seconds(self) -> float:
-        """Seconds an iteration will take, from one block, one loss and one optimiser step timed
-        at full size.
+        """Seconds an iteration will take on average, from one block and one loss timed at the
+        run's own size.
         """
         rows = range(min(self.batch, self.dataset.n_samples))
         batch = self.dataset.batch(list(rows))
         layers = self.model.hp.n_layer
+        lowest = min(self.adapter.lowest_layer(), layers)
         self.model.embed_tokens(self._bound, self._acts, batch)
-        times = []
+        blocks, heads = [], []
         for _ in range(2):
             start = time.perf_counter()
-            self._probe(0, self._acts, batch, repeat=self._acts.checkpointing)
-            block = time.perf_counter() - start
+            self._probe(0, self._acts, batch, repeat=self.checkpointing)
+            blocks.append(time.perf_counter() - start)
             self._acts.x(layers, batch.n_tokens)[:] = self._acts.x(0, batch.n_tokens)
             start = time.perf_counter()
             self.model.loss(
                 self._bound, self._acts, self._buffers, batch, 1.0 / batch.n_trained, gradient=True
             )
-            head = time.perf_counter() - start
-            lowest = min(self.adapter.lowest_layer(), layers)
-            times.append(head + block * (layers + layers - lowest) / 2)
+            heads.append(time.perf_counter() - start)
         self._bound.zero_grads()
-        share = min(1.0, self.dataset.n_samples / (self.batch * self.grad_acc))
-        return min(times) * max(1.0, self.grad_acc * share)
-
-
-def loss_of(
-    model: Model, adapter: Adapter | None, batch: Batch, acts: Activations, buffers: LossBuffers
-) -> float:
-    """Mean loss (nats per trained token) of one micro-batch, without gradients."""
-    bound = Bound(model, adapter)
-    model.forward(bound, acts, batch)
-    return model.loss(bound, acts, buffers, batch, 1.0, gradient=False) / batch.n_trained
+        # Blocks below the lowest pair run forwards only: about a third of the work.
+        work = (layers - lowest) + lowest / 3
+        per_token = min(blocks) * work / batch.n_tokens
+        per_trained = min(heads) / batch.n_trained
+        samples = self.dataset.n_samples / self._order.n_batches(self.batch * self.grad_acc)
+        mean = self.limits
+        return samples * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

@@ -54,8 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.settings": {"errors", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
-    "cli.session": RUN | SCREEN,
-    "finetune": RUN | SCREEN | {"cli.session"},
+    "cli.outputs": {"errors", "files", "opt", "arch", "adapter", "checkpoint", "cli.options"},
+    "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
+    "cli.stop": {"errors", "train"},
+    "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
+    "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generate", "lora", "model", "opt"},
 }

@@ -7,105 +7,51 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numba
 
-from nbllama.adapter import adapter_notes, check_format, save_adapter
-from nbllama.checkpoint import (
-    LATEST,
-    TrainState,
-    load_checkpoint,
-    output_name,
-    prune,
-    save_checkpoint,
-)
+from nbllama.adapter import adapter_notes
+from nbllama.checkpoint import TrainState, load_checkpoint
 from nbllama.cli.options import PROG, Options
+from nbllama.cli.outputs import Outputs
+from nbllama.cli.resume import completed, identity
 from nbllama.cli.settings import Settings, context, fresh_seed, resolve
+from nbllama.cli.stop import StopFlag
 from nbllama.cli.ui import Display
-from nbllama.data import Position, data_kind, load_dataset
+from nbllama.data import Dataset, Position, data_kind, load_dataset
 from nbllama.errors import Interrupted, OutputError, SaveFailed, shown
-from nbllama.forecast import Forecast, forecast, peak_resident, resident
-from nbllama.identity import (
-    Identity,
-    check_fits,
-    differences,
-    environment,
-    environment_notes,
-    model_fingerprint,
-    model_numbers,
-)
-from nbllama.lora import init_adapter
+from nbllama.forecast import Forecast, check_memory, forecast, peak_resident, resident
+from nbllama.identity import check_fits, environment, environment_notes
+from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
 from nbllama.opt import AdamW
 from nbllama.progress import StepRecord, duration, memory
-from nbllama.train import Schedule, StopRequested, Trainer
-
-if TYPE_CHECKING:
-    from nbllama.finetune import StopFlag
-
-
-# Settings whose change would make a continued run another run. Those in STORED are taken from the
-# checkpoint where the command line does not give them.
-SETTINGS = (
-    "batch",
-    "grad_acc",
-    "ctx",
-    "adam_alpha",
-    "adam_min_alpha",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_decay",
-    "adam_decay_min_ndim",
-    "adam_gclip",
-    "warmup",
-    "cos_decay_steps",
-    "cos_decay_min",
-    "cos_decay_restart",
-    "enable_restart",
-)
-STORED = ("ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min")
-
-
-def _completed(options: Options, state: TrainState | None) -> Options:
-    """Options with what the command line left open taken from the checkpoint that is continued."""
-    if state is None:
-        return options
-    same = state.identity
-    stored = {name: same.settings[name] for name in STORED if name in same.settings}
-    if options.lora_r is None:
-        stored |= {f"rank_{slot}": rank for slot, rank in same.ranks.items()}
-    stored |= {"lora_r": same.lora_r, "lora_alpha": same.lora_alpha}
-    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
-    if options.seed < 0:
-        left["seed"] = state.seed
-    return replace(options, **left)  # type: ignore[arg-type]
+from nbllama.train import Schedule, StepResult, StopRequested, Trainer
 
 
 class Session:
     """One run of the program: everything loaded, then the loop."""
 
     def __init__(
-        self, options: Options, words: list[str], threads: int, ui: Display, stop: StopFlag
+        self,
+        options: Options,
+        words: list[str],
+        threads: int,
+        outputs: Outputs,
+        ui: Display,
+        stop: StopFlag,
     ) -> None:
-        self.words, self.ui, self.stop = words, ui, stop
-        if options.lora_out:
-            check_format(options.lora_out)
+        self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
         self.threads = threads
         numba.set_num_threads(threads)
         self.state = self._resume(options)
-        self.options = options = _completed(options, self.state)
+        self.options = completed(options, self.state)
         self.model = load_model(options.model_base)
         for warning in self.model.hp.warnings:
             ui.note(warning)
-        kind = data_kind(options.train_data)
-        template = self.model.chat_template if kind == "chat" else None
-        self.data = load_dataset(
-            options.train_data, self.model.tokenizer, context(options, kind), template=template
-        )
-        for note in self.data.notes:
-            ui.note(note)
+        self.data = self._load_data()
         self.settings = self._settings()
+        self.identity = identity(self.settings, self.model, self.data)
         self.trainer = self._trainer()
 
     def _resume(self, options: Options) -> TrainState | None:
@@ -119,6 +65,18 @@ class Session:
             return None
         self.ui.note(f"continuing {shown(path)} after iteration {state.iteration}")
         return state
+
+    def _load_data(self) -> Dataset:
+        path, model = self.options.train_data, self.model
+        kind = data_kind(path)
+        template = model.chat_template if kind == "chat" else None
+        n_ctx = context(self.options, kind)
+        data = load_dataset(path, model.tokenizer, n_ctx, template=template, kind=kind)
+        if template is not None:
+            template.close()  # it is a process with memory of its own
+        for note in data.notes:
+            self.ui.note(note)
+        return data
 
     def _settings(self) -> Settings:
         state = self.state
@@ -135,15 +93,29 @@ class Session:
             self.ui.note(note)
         return settings
 
-    def _trainer(self) -> Trainer:
-        s, state = self.settings, self.state
-        if state is None:
-            adapter = init_adapter(
+    def _adapter(self) -> Adapter:
+        s = self.settings
+        if self.state is None:
+            return init_adapter(
                 self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
             )
-        else:
-            self._check_fits(state)
-            adapter = state.adapter
+        path = self.options.checkpoint_in
+        force = self.options.force
+        for line in check_fits(path, self.state.identity, self.identity, force=force):
+            self.ui.note(f"continued by --force: {line}")
+        for line in environment_notes(self.state.environment):
+            self.ui.note(line)
+        return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
+
+    def _position(self) -> Position:
+        """Where in the data to begin; data that --force let pass may end before that place."""
+        if self.state is None:
+            return Position()
+        epoch, next_sample = self.state.epoch, self.state.next_sample
+        return Position(epoch, next_sample if next_sample < self.data.n_samples else 0)
+
+    def _trainer(self) -> Trainer:
+        s, state, adapter = self.settings, self.state, self._adapter()
         for line in adapter_notes(adapter, self.model.hp):
             self.ui.note(line)
         opt = AdamW(
@@ -174,39 +146,18 @@ class Session:
             grad_acc=s.grad_acc,
             seed=s.seed,
             checkpointing=s.use_checkpointing,
-            iteration=state.iteration if state else 0,
-            position=Position(state.epoch, state.next_sample) if state else None,
+            iteration=state.iteration if state is not None else 0,
+            position=self._position(),
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
 
-    def _check_fits(self, state: TrainState) -> None:
-        wanted = self.identity()
-        if self.options.force:
-            for line in differences(state.identity, wanted):
-                self.ui.note(f"continued by --force: {line}")
-        else:
-            check_fits(self.options.checkpoint_in, state.identity, wanted)
-        for line in environment_notes(state.environment):
-            self.ui.note(line)
-
-    def identity(self) -> Identity:
-        """What a checkpoint of this run must share with it."""
-        s = self.settings
-        return Identity(
-            self.model.hp.arch,
-            s.lora_r,
-            s.lora_alpha,
-            s.ranks,
-            model_fingerprint(self.model.gguf),
-            self.data.fingerprint,
-            model_numbers(self.model.hp),
-            {name: getattr(s, name) for name in SETTINGS},
-        )
-
     def forecast(self) -> Forecast:
-        """Print what the run is and what it will take."""
+        """Print what the run is and what it will take.
+
+        Raises `NotEnoughMemory` before anything slow is done.
+        """
         s, ui, hp = self.settings, self.ui, self.model.hp
         n_parameters = self.trainer.adapter.n_parameters
         ui.header(
@@ -217,74 +168,74 @@ class Session:
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]
         )
+        check_memory(self.trainer, self.threads)
         ui.compiling()
         ui.compiling(self.trainer.compile())
-        told = forecast(self.trainer, self.threads, s.use_checkpointing)
-        on, off = (
-            (told.activations, told.other_mode)
-            if s.use_checkpointing
-            else (told.other_mode, told.activations)
-        )
+        told = forecast(self.trainer, self.threads)
+        in_all = duration(told.seconds * s.n_iter)
+        mapped = memory(told.weights)
+        on, off = memory(told.activations[True]), memory(told.activations[False])
         ui.header(
             [
-                (
-                    "forecast",
-                    f"{told.seconds:.2f} s an iteration, "
-                    f"{duration(told.seconds * s.n_iter)} in all",
-                ),
-                ("memory", f"{memory(told.peak)}, {memory(told.weights)} of it the mapped model"),
-                ("activations", f"{memory(on)} with checkpointing, {memory(off)} without"),
+                ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
+                ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
+                ("activations", f"{on} with checkpointing, {off} without"),
             ]
         )
         return told
 
     def train(self, told: Forecast) -> None:
         """The loop, the saves, and the summary."""
-        trainer, ui, s = self.trainer, self.ui, self.settings
-        last = self._last = trainer.iteration + s.n_iter
-        saved, start, spent, losses = trainer.iteration, time.perf_counter(), 0.0, []
+        trainer, s = self.trainer, self.settings
+        self._first = self._saved = tried = trainer.iteration
+        self._last = last = trainer.iteration + s.n_iter
+        start, results = time.perf_counter(), []
+        self.stop.at_once = False
         while trainer.iteration < last:
             try:
                 self.stop.check()
                 r = trainer.step(self.stop.check)
             except StopRequested:
-                self._save_at_end(saved)
-                raise Interrupted(
-                    f"stopped after iteration {trainer.iteration}; {self._how_to_resume()}",
-                    self.stop.signum,
-                ) from None
-            spent += r.seconds
-            losses.append(r.loss)
-            ui.step(
-                StepRecord(
-                    iter=r.iteration, n_iter=last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-                    grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-                    seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
-                )
-            )  # fmt: skip
+                self._save_at_end()
+                raise Interrupted(self._how_to_resume(), self.stop.signum) from None
+            results.append(r)
+            self._show(r)
             trainer.raise_if_diverged()
-            if s.save_every > 0 and r.iteration - saved >= s.save_every and r.iteration < last:
+            if 0 < s.save_every <= r.iteration - tried and r.iteration < last:
+                tried = r.iteration
                 try:
                     self._save()
-                    saved = r.iteration
                 except OutputError as e:
-                    ui.note(f"not saved: {e}; training goes on, the next save is tried again")
-        self._save_at_end(saved)
-        done = max(1, len(losses))
-        ui.close(
-            [
-                ("time", f"{duration(time.perf_counter() - start)} in all"),
-                ("an iteration", f"{spent / done:.2f} s, forecast {told.seconds:.2f} s"),
-                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
-                ("loss", f"{losses[0]:.4f} at first, {losses[-1]:.4f} at last" if losses else "-"),
-                *self._written(),
-            ]
+                    self.ui.note(f"not saved: {e}; training goes on, the next save is tried again")
+        self._save_at_end()
+        self._summary(told, results, time.perf_counter() - start)
+
+    def _show(self, r: StepResult) -> None:
+        self.ui.step(
+            StepRecord(
+                iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
+                grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
+                seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+            )
         )  # fmt: skip
+
+    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
+        mean = sum(r.seconds for r in results) / len(results)
+        first, last = results[0].loss, results[-1].loss
+        self.ui.close(
+            [
+                ("time", f"{duration(seconds)} in all"),
+                ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
+                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
+                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
+                *self.outputs.written(),
+            ]
+        )
 
     def _state(self) -> TrainState:
         t = self.trainer
         return TrainState(
-            self.identity(),
+            self.identity,
             t.adapter,
             t.opt.m,
             t.opt.v,
@@ -299,37 +250,28 @@ class Session:
         )
 
     def _save(self) -> None:
-        """Checkpoint and adapter, each under its number and as LATEST."""
-        options, iteration = self.options, self.trainer.iteration
         self.model.gguf.recheck()
-        if options.checkpoint_out:
-            state = self._state()
-            for stamp in (iteration, LATEST):
-                save_checkpoint(output_name(options.checkpoint_out, stamp), state)
-            prune(options.checkpoint_out, self.settings.keep_last, iteration)
-        if options.lora_out:
-            for stamp in (iteration, LATEST):
-                name = output_name(options.lora_out, stamp)
-                save_adapter(name, self.trainer.adapter, self.model.hp)
+        self.outputs.save(self._state(), self.model.hp)
+        self._saved = self.trainer.iteration
+        if problem := self.outputs.prune(self._saved):
+            self.ui.note(f"{problem}; --keep-last does not hold for it")
 
-    def _save_at_end(self, saved: int) -> None:
-        if self.trainer.iteration == saved:
+    def _save_at_end(self) -> None:
+        if self.trainer.iteration == self._saved:
             return
         try:
             self._save()
         except OutputError as e:
             raise SaveFailed(f"the last save failed: {e}") from e
 
-    def _written(self) -> list[tuple[str, str]]:
-        files = (("checkpoint", self.options.checkpoint_out), ("adapter", self.options.lora_out))
-        return [(what, shown(output_name(p, LATEST))) for what, p in files if p]
-
     def _how_to_resume(self) -> str:
-        if not self.options.checkpoint_out:
-            return "nothing was saved, as --checkpoint-out is empty"
-        s, left = self.settings, self._last - self.trainer.iteration
-        latest = output_name(self.options.checkpoint_out, LATEST)
-        more = ["--checkpoint-in", latest, "--adam-iter", str(left), "--epochs", "0"]
-        more += ["--seed", str(s.seed)]
-        command = shlex.join([*self.words, *more])
-        return f"continue with: {PROG} {command}"
+        done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
+        text = f"stopped after iteration {done}"
+        if done == self._first:
+            # nothing new was saved: the newest file may be another run's
+            return f"{text}; start again with: {PROG} {shlex.join([*self.words, *seed])}"
+        if not self.outputs.checkpoint:
+            return f"{text}; it cannot be continued, as --checkpoint-out is empty"
+        left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
+        resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
+        return f"{text}; continue with: {PROG} {shlex.join([*self.words, *resume])}"

@@ -174,8 +174,8 @@ def resolve(
     """The settings of a run.
 
     `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's
-    output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that
-    the checkpoint brings along; the schedule counts on from there.
+    output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`.
+    `done`: iterations that the checkpoint brings along; the schedule counts on from there.
 
     Raises `UsageError` for options that contradict each other.
     """
