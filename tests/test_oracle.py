@@ -10,7 +10,6 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from tests import oracle
-from tests.demo_model import demo_model
 from tests.toy_models import decode_to_f32, make_llama
 
 # Root mean square error of normal weights after quantisation, in units of their own deviation.
@@ -184,8 +183,8 @@ def test_toy_tokenizers(kind: str, tmp_path: Path) -> None:
             assert pieces == [b"the", b"d", b" the", b" ", b"\xc3", b"\xa9", b"\n"]
 
 
-def test_demo_tokenizer() -> None:
-    with oracle.LlamaVocab(demo_model()) as vocab:
+def test_demo_tokenizer(demo_model: Path) -> None:
+    with oracle.LlamaVocab(demo_model) as vocab:
         assert (vocab.n_tokens, vocab.bos, vocab.eos, vocab.add_bos) == (49152, 1, 2, False)
         assert vocab.eog == {0, 2, 4}
         assert vocab.tokenize("<|im_start|>", parse_special=True) == [1]
@@ -195,8 +194,8 @@ def test_demo_tokenizer() -> None:
         assert vocab.detokenize(vocab.tokenize(text)) == text.encode()
 
 
-def test_demo_model_speaks() -> None:
-    with oracle.LlamaModel(demo_model()) as model:
+def test_demo_model_speaks(demo_model: Path) -> None:
+    with oracle.LlamaModel(demo_model) as model:
         question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
         tokens = model.vocab.tokenize(question + "<|im_start|>assistant\n", parse_special=True)
         answer = model.greedy(tokens, 20)
