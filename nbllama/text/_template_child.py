@@ -86,6 +86,10 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[str]:
     """The text of every cut of a render request."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
+
+    def strftime_now(format: str) -> str:
+        return moment.strftime(format)
+
     texts = []
     for n, add_generation_prompt in request["cuts"]:
         parts, size = [], 0
@@ -93,7 +97,7 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[str]:
             **{"tools": None, "documents": None, **request["variables"]},
             messages=request["messages"][:n],
             add_generation_prompt=add_generation_prompt,
-            strftime_now=moment.strftime,
+            strftime_now=strftime_now,
         ):
             size += len(part)
             if size > MAX_TEXT:

@@ -80,7 +80,7 @@ class BpeTokenizer(Tokenizer):
             if byte is not None:
                 out.append(byte)
             else:
-                raw = c.encode("utf-8", "surrogateescape")
+                raw = ("\ufffd" if "\ud800" <= c <= "\udfff" else c).encode()
                 out += b"[UNK_BYTE_0x" + raw.hex().encode()
                 out += text.encode("utf-8", "surrogateescape") + b"]"
         return bytes(out)
