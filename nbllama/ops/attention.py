@@ -22,8 +22,7 @@ needed. Masking is done by loop bounds. Shapes: N tokens in a stream of S sequen
 k and v
 `[Nk, G, D]`.
 
-llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t13 ..
-t17.
+llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12 .. t19.
 """
 
 from __future__ import annotations

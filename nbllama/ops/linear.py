@@ -134,6 +134,8 @@ def linear_grad(
     x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is
     computed. `buffers`: memory for dy packed and for dh packed.
     """
+    if dy.shape != (len(x), w.shape[0]):
+        raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
     if dx is None and pair is None:
         return
     gp = pack(dy, buffers[0])

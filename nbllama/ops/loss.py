@@ -7,7 +7,7 @@ Rows are the positions that have a target, gathered beforehand: other positions 
 pass in chunks of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w`
 of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the step's mean.
 
-Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetune.cpp: t33 .. t36.
+Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetune.cpp: t34, t36.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ Every output number belongs to one task and its sum runs over k (or n) in ascend
 size and no number of threads changes its bits.
 
 Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05, t08,
-t11, t18, t24, t25, t28, t33.
+(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
+t08, t11, t20, t25, t26, t29, t34.
 """
 
 from __future__ import annotations
