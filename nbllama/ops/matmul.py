@@ -71,23 +71,27 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
     return dy @ w, dy.T @ x
 
 
+@kernel()
+def pack_panel(x, n, p, xp):
+    """xp[p, k, j] = x[p*PANEL + j, k] for one panel, zeros past token n."""
+    t0 = p * PANEL
+    have = min(PANEL, n - t0)
+    width = x.shape[1]
+    whole = width // VL * VL if have == PANEL else 0
+    for k in range(0, whole, VL):
+        for j in range(0, PANEL, VL):
+            transpose_tile(x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL)
+    for k in range(whole, width):
+        for j in range(have):
+            xp[p, k, j] = x[t0 + j, k]
+        for j in range(have, PANEL):
+            xp[p, k, j] = np.float32(0.0)
+
+
 @kernel(parallel=True)
 def _pack(x, n, xp):
     for p in prange(xp.shape[0]):
-        t0 = p * PANEL
-        have = min(PANEL, n - t0)
-        width = x.shape[1]
-        whole = width // VL * VL if have == PANEL else 0
-        for k in range(0, whole, VL):
-            for j in range(0, PANEL, VL):
-                transpose_tile(
-                    x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL
-                )
-        for k in range(whole, width):
-            for j in range(have):
-                xp[p, k, j] = x[t0 + j, k]
-            for j in range(have, PANEL):
-                xp[p, k, j] = np.float32(0.0)
+        pack_panel(x, n, p, xp)
 
 
 @kernel()
@@ -276,18 +280,21 @@ def n_panels(n: int) -> int:
     return -(-n // PANEL)
 
 
-def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Pack x float32 `[N, K]` into `out` `[n_panels(N), K, PANEL]` (its first panels); returns
-    that view.
-    """
+def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
     if np.ndim(x) != 2:
         raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
     check_array("pack", "x", x, x.shape)
     n, k = x.shape
-    if out.dtype != np.float32 or out.size < n_panels(n) * k * PANEL:
-        raise ValueError(f"pack: {out.size} numbers of memory are too few for x {x.shape}")
-    xp = out.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
-    _pack(readonly(x), n, xp)
+    if memory.dtype != np.float32 or memory.size < n_panels(n) * k * PANEL:
+        raise ValueError(f"pack: {memory.size} numbers of memory are too few for x {x.shape}")
+    return memory.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
+
+
+def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Pack x float32 `[N, K]` into the start of `out`; returns the panels."""
+    xp = panels_of(x, out)
+    _pack(readonly(x), len(x), xp)
     return xp
 
 
