@@ -40,8 +40,8 @@ from nbllama.simd import PANEL, ROWS, VL, fma_tile, transpose_add_tile, transpos
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
 ROW_BLOCK = 192  # rows of W decoded at a time in the gradient
 TILE = 96  # rows of W a forward task owns
-TILE_COLUMNS = 256  # columns of W a gradient task owns
-CHUNK = 512  # tokens a task handles: its output tile stays in the L2 cache
+TILE_COLUMNS = 160  # columns of W a gradient task owns; a block of 256 where that is the type's
+CHUNK = 256  # tokens a task handles: its output tile stays in the L2 cache
 PAD = 16  # a stride that is a power of two would map a tile's rows to the same cache lines
 
 
@@ -267,8 +267,9 @@ SCRATCH = Scratch()
 
 def scratch_bytes() -> int:
     """Most bytes a thread's tiles can take, for the memory forecast."""
-    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (TILE_COLUMNS + 32 + PAD) + PAD)
-    return 4 * (w + (TILE_COLUMNS + 32 + ROWS) * CHUNK)
+    widest = max(TILE_COLUMNS, 256)
+    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
+    return 4 * (w + (widest + ROWS) * CHUNK)
 
 
 NO_PANELS = np.empty((0, 0, PANEL), np.float32)
@@ -368,7 +369,7 @@ def matmul_grad(
     if rank and a.shape[1] != n_in:
         raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, the weight has {n_in}")
     threads = get_num_threads()
-    tile = split(n_in, QUANTS[w.type_id].block_size, TILE_COLUMNS + 32, threads)
+    tile = split(n_in, QUANTS[w.type_id].block_size, TILE_COLUMNS, threads)
     height = -(-tile // ROWS) * ROWS
     ws, cs = SCRATCH.get(
         threads, ROW_BLOCK * (tile + PAD) + PAD, height * min(CHUNK, gp.shape[0] * PANEL)
