@@ -19,10 +19,11 @@ from nbllama.model import Bound, Model
 from nbllama.ops.linear import Input, linear, panel_floats
 from nbllama.ops.rms_norm import rms_norm
 
+Tokens = Sequence[int] | np.ndarray
 _SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
-def _batch(tokens: Sequence[int], targets: Sequence[int] | None = None) -> Batch:
+def _batch(tokens: Tokens, targets: Tokens | None = None) -> Batch:
     """One sequence; without targets every token's target is the token after it."""
     ids = np.array(tokens, np.int32)
     if targets is None:
@@ -46,7 +47,7 @@ def _head(model: Model, bound: Bound, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def logits(model: Model, tokens: Sequence[int], adapter: Adapter | None = None) -> np.ndarray:
+def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.ndarray:
     """Logits float32 `[N, V]` after each token, with an adapter or without.
 
     Raises `ValueError` for a token that is not in the vocabulary.
@@ -60,8 +61,8 @@ def logits(model: Model, tokens: Sequence[int], adapter: Adapter | None = None) 
 def loss_and_gradients(
     model: Model,
     adapter: Adapter,
-    tokens: Sequence[int],
-    targets: Sequence[int] | None = None,
+    tokens: Tokens,
+    targets: Tokens | None = None,
     *,
     checkpointing: bool = False,
 ) -> tuple[float, dict[str, np.ndarray]]:
@@ -92,7 +93,7 @@ def _run(
 
 
 def trace(
-    model: Model, tokens: Sequence[int], adapter: Adapter | None = None
+    model: Model, tokens: Tokens, adapter: Adapter | None = None
 ) -> dict[str, np.ndarray]:
     """Activations of a forward pass by name, float32 copies.
 
