@@ -116,6 +116,19 @@ def test_long_texts(demo: Pair, spm: Pair) -> None:
             assert tokenizer.encode(s) == llama.tokenize(s)
 
 
+@pytest.mark.parametrize("chunk", [1, 50, 1000])
+def test_chunks_change_nothing(
+    demo: Pair, spm: Pair, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "CHUNK", chunk)
+    for seed in range(20):
+        text = "".join(test_strings(60, ["\nx", "a\nb", "\n"], seed=seed, size=6))
+        for tokenizer, llama in (demo, spm):
+            parts = list(tokenizer.encode_parts(text))
+            assert [i for p in parts for i in p] == llama.tokenize(text)
+            assert len(parts) > min(20, len(text) / chunk / 100)
+
+
 def test_stream_yields_whole_characters_only(demo: Pair, spm: Pair) -> None:
     s = "a 😀👨‍👩‍👧 天地玄黄 \U0001f9ff é"
     for tokenizer, _ in (demo, spm):
