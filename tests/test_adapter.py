@@ -119,14 +119,14 @@ def test_reading_back(toy: Path, tmp_path: Path) -> None:
     hp, shapes = base(toy)
     alike = trained(toy, {slot.name: 4 for slot in SLOTS}, 11, 4)
     save_adapter(tmp_path / "a.gguf", alike, hp)
-    assert equal(alike, load_adapter(tmp_path / "a.gguf", "llama", shapes))
+    assert equal(alike, load_adapter(tmp_path / "a.gguf", hp, shapes))
     # factors 1/2, 2 and 4 are exact, 3/4 is not
     powers = trained(toy, {"wq": 2, "wk": 4, "tok_embd": 16, "ffn_norm": 1}, 11, 4)
     save_adapter(tmp_path / "a.gguf", powers, hp)
-    assert equal(powers, load_adapter(tmp_path / "a.gguf", "llama", shapes))
+    assert equal(powers, load_adapter(tmp_path / "a.gguf", hp, shapes))
     odd = trained(toy, {"wq": 3}, 11, 4)
     save_adapter(tmp_path / "a.gguf", odd, hp)
-    back = load_adapter(tmp_path / "a.gguf", "llama", shapes)
+    back = load_adapter(tmp_path / "a.gguf", hp, shapes)
     assert (back.alpha, back.lora_r) == (11, 4)
     for x, y in zip(odd.parameters().values(), back.parameters().values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-7)  # two roundings of float32
@@ -192,16 +192,16 @@ def halves(rank: int, n_out: int = 64, n_in: int = 64, name: str = Q) -> Tensors
 
 
 def test_files_of_llama_cpp_s_converter(toy: Path, tmp_path: Path) -> None:
-    shapes = base(toy)[1]
+    hp, shapes = base(toy)
     tensors = halves(4) | halves(2, n_out=32, name="blk.1.attn_k.weight")
-    got = load_adapter(converted(tmp_path / "c.gguf", tensors), "llama", shapes)
+    got = load_adapter(converted(tmp_path / "c.gguf", tensors), hp, shapes)
     assert (got.alpha, got.lora_r) == (8, 4)
     for name, rank in ((Q, 4), ("blk.1.attn_k.weight", 2)):
         a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
         # llama.cpp: alpha / rank of the tensor
         np.testing.assert_allclose(delta(got.pairs[name], got.scale), 8 / rank * (b @ a), rtol=1e-5)
     one = converted(tmp_path / "c.gguf", halves(4))
-    assert np.array_equal(load_adapter(one, "llama", shapes).pairs[Q].b, halves(4)[f"{Q}.lora_b"])
+    assert np.array_equal(load_adapter(one, hp, shapes).pairs[Q].b, halves(4)[f"{Q}.lora_b"])
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
@@ -221,7 +221,7 @@ def test_other_tensor_types(toy: Path, tmp_path: Path, kind: str) -> None:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    got = load_adapter(tmp_path / "c.gguf", "llama", base(toy)[1]).parameters()
+    got = load_adapter(tmp_path / "c.gguf", *base(toy)).parameters()
     for name, x in want.items():
         np.testing.assert_array_equal(got[name], x)
 
@@ -278,25 +278,25 @@ def test_bad_adapters_are_refused(toy: Path, tmp_path: Path, name: str) -> None:
     tensors, keys, message = BAD[name]
     path = converted(tmp_path / "bad.gguf", tensors, **keys)
     with pytest.raises(CheckpointError, match=message) as e:
-        load_adapter(path, "llama", base(toy)[1])
+        load_adapter(path, *base(toy))
     assert e.value.exit_code == 5
     assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
 
 
 def test_damaged_and_missing_files(toy: Path, tmp_path: Path) -> None:
-    shapes = base(toy)[1]
+    hp, shapes = base(toy)
     path = tmp_path / "a.gguf"
     save_adapter(path, trained(toy, {"wq": 2}, 4, 2), base(toy)[0])
     whole = path.read_bytes()
     for size in (0, 3, 40, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError) as e:
-            load_adapter(path, "llama", shapes)
+            load_adapter(path, hp, shapes)
         assert not isinstance(e.value, GGUFError)
     with pytest.raises(FileNotFoundError):
-        load_adapter(tmp_path / "none.gguf", "llama", shapes)
+        load_adapter(tmp_path / "none.gguf", hp, shapes)
     with pytest.raises(CheckpointError, match=r"toy\.gguf.*general\.type"):
-        load_adapter(toy, "llama", shapes)
+        load_adapter(toy, hp, shapes)
 
 
 @pytest.mark.parametrize("name", ["a.bin", "A.BIN", "peft/", "."])
@@ -305,7 +305,7 @@ def test_other_formats_are_refused_by_name(toy: Path, tmp_path: Path, name: str)
     with pytest.raises(UsageError):
         save_adapter(path, trained(toy, {"wq": 2}, 4, 2), base(toy)[0])
     with pytest.raises(UsageError):
-        load_adapter(path, "llama", base(toy)[1])
+        load_adapter(path, *base(toy))
     assert list(tmp_path.iterdir()) == []
 
 

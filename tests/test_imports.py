@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"errors", "arch", "slots"},
     "identity": {"errors", "_jit", "gguf_io", "arch"},
     "activations": {"arch", "ops"},
-    "adapter": STATE,
+    "formats": STATE | {"quants"},
+    "adapter": STATE | {"formats"},
     "checkpoint": STATE,
     "model": MODEL,
     "reference": MODEL | {"model"},
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
     "cli.stop": {"errors", "train"},
     "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
+    "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
@@ -93,7 +95,9 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+LIGHT = (
+    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
+)  # fmt: skip
 
 
 def sources() -> list[Path]:
