@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.formats.ggla import MAGIC_BYTES, read_ggla, write_ggla
 from nbllama.formats.gguf_lora import read_gguf_lora, write_gguf_lora
-from nbllama.formats.peft import CONFIG, norms_line, read_peft, write_peft
+from nbllama.formats.peft import CONFIG, WEIGHTS, norms_line, read_peft, write_peft
 from nbllama.formats.source import Path, Source
 from nbllama.formats.stored import Base, Stored, fitting, refuse
 from nbllama.lora import Adapter
@@ -28,6 +28,7 @@ from nbllama.slots import SLOT_BY_NAME, slot_of
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
+FOLDER_FILES = (WEIGHTS, CONFIG)  # of a PEFT folder, in the order in which they are written
 _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
 
 

@@ -52,7 +52,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     if not names:
         raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
     head_dim = _head_dim(stored.base, names)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name in names:
         a, b = stored.pairs[name].a, stored.pairs[name].b
         if name == _EMBEDDING:

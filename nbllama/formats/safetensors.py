@@ -90,8 +90,9 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")
-    dtype, shape, place = (entry.get(k) for k in ("dtype", "shape", "data_offsets"))
-    if dtype not in BYTES:
+    fields: tuple[Any, ...] = tuple(entry.get(k) for k in ("dtype", "shape", "data_offsets"))
+    dtype, shape, place = fields
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise f.error(where, f"type {shown(dtype)}, read are {', '.join(BYTES)}")
     if not _counts(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
         raise f.error(where, f"shape {shown(shape)}, must be one or two sizes above 0")

@@ -32,7 +32,9 @@ class Base(NamedTuple):
 
     def or_else(self, other: Base) -> Base:
         """What is known here, completed by what is known there."""
-        return Base(*(b if a is None else a for a, b in zip(self, other, strict=True)))
+        return Base(
+            **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
+        )
 
     @property
     def interleaved(self) -> bool:

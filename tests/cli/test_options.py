@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 
 # The options that the first release promises, in the order of the old tool's help.
 PROMISED = """
---model-base --train-data --checkpoint-in --checkpoint-out --lora-out --save-every --threads -t
---adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r --lora-alpha
+--model-base --train-data --checkpoint-in --lora-in --checkpoint-out --lora-out --save-every
+--threads -t --adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r --lora-alpha
 --rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq --rank-wk
 --rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down --rank-ffn-up
 --seed -s --adam-alpha --adam-min-alpha --adam-decay --adam-decay-min-ndim --adam-beta1
