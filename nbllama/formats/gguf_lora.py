@@ -104,7 +104,8 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
     if not 1 <= lora_r <= 1 << 20:
         raise f.error(f"key '{_LORA_R}'", f"{lora_r}, must be from 1 to 2^20")
     head_dim = f.get(_HEAD_DIM, "uint", None)
-    return Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim))
+    stored = Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim))
+    return stored.with_one_scale() if _LORA_R in f.metadata else stored
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:

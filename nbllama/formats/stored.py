@@ -98,6 +98,22 @@ class Stored:
             exact = math.frexp(factor)[0] == 0.5 and np.array_equal(out / factor, b)
         return Scaled(out, bool(exact))
 
+    def with_one_scale(self) -> Stored:
+        """The same with the scale alpha / lora_r for every pair in which nothing is rounded by it.
+
+        What `scaled` did to a file of ours is undone so.
+        """
+        pairs, alphas = dict(self.pairs), dict(self.alphas)
+        for name, pair in self.pairs.items():
+            alpha = self.alpha * pair.rank / self.lora_r
+            try:
+                b, exact = self.scaled(name, alpha)
+            except OverflowError:
+                continue
+            if exact:
+                pairs[name], alphas[name] = Pair(pair.a, b), alpha
+        return replace(self, pairs=pairs, alphas=alphas)
+
     def adapter(self) -> Adapter:
         """With one scale for all pairs, as it is trained. Raises `OverflowError`."""
         pairs = {}
