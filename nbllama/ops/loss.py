@@ -19,7 +19,7 @@ from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.ops.linear import LoraPair
-from nbllama.ops.lora_ops import outer_product, padded, thin_product
+from nbllama.ops.lora_ops import padded, pair_gradients, thin_product
 from nbllama.ops.matmul import NO_PAIR, NO_PANELS, Weight, matmul, matmul_grad, n_panels, pack
 from nbllama.ops.op import (
     Gradients,
@@ -138,8 +138,9 @@ def output_loss(
         if pair is not None:
             dhp, a = thin_product(b, gp, pair.scale, buffers.dhp, transposed=True), pair.a
             if pair.da is not None and pair.db is not None:
-                np.add(pair.da, outer_product(dhp, xc, len(a)), out=pair.da)
-                np.add(pair.db, outer_product(hp, logits, len(a)).T, out=pair.db)
+                da, db = pair_gradients(dhp, xc, hp, logits, len(a))
+                np.add(pair.da, da, out=pair.da)
+                np.add(pair.db, db, out=pair.db)
         matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
     return total
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +159,16 @@ def test_stream_in_the_middle_keeps_the_space(spm: Pair) -> None:
     assert token is not None
     assert StreamDecoder(tokenizer).push(token) == " the"
     assert tokenizer.decode([token]) == ("the" if tokenizer.add_space_prefix else " the")
+
+
+def test_libraries_are_imported_when_they_are_used(demo_model: Path) -> None:
+    code = (
+        "import sys\nfrom nbllama.gguf_io import open_gguf\nimport nbllama.text as t\n"
+        f"t.tokenizer_from_gguf(open_gguf({str(demo_model)!r})).decode([5])\n"
+        "heavy = {'tokenizers', 'sentencepiece', 'jinja2', 'numba', 'gguf'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_lone_surrogate_is_refused(demo: Pair) -> None:
