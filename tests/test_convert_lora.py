@@ -96,7 +96,7 @@ def test_scales_that_a_format_has_no_place_for(toy: Path, tmp_path: Path) -> Non
         # times 3/4, and back: two roundings
         np.testing.assert_allclose(back.parameters()[name], x, rtol=2e-7)
     # of another program, pairs scaled by alpha / rank: exact in PEFT, rounded in a .bin
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, pair in adapter.pairs.items():
         tensors |= {f"{name}.lora_a": pair.a, f"{name}.lora_b": pair.b}
     keys = [

@@ -78,7 +78,7 @@ def _header(stored: Stored) -> tuple[int, int, list[str]]:
         return top, bottom, []
     line = (
         f"a .bin has whole numbers for alpha and r, alpha is {stored.alpha:g}: every lora_b was"
-        " multiplied to make up for it, and so rounded (at most 6e-8 of each value)"
+        " multiplied to make up for it, and so rounded (at most 1.2e-7 of each value)"
     )
     return stored.lora_r, stored.lora_r, [line]
 

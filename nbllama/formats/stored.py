@@ -173,5 +173,5 @@ def rounded(names: Iterable[str], why: str) -> list[str]:
         return []
     return [
         f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was multiplied to make up"
-        " for it and so rounded (at most 6e-8 of each value)"
+        " for it and so rounded (at most 1.2e-7 of each value)"
     ]
