@@ -76,10 +76,32 @@ class Real:
         return number
 
     def allowed(self) -> str:
+        if math.isinf(self.low):
+            return "a number"
         low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
         if math.isinf(self.high):
             return f"a number, {low}"
         return f"a number, {low}, {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    metavar: str = "WORD"
+
+    def parse(self, text: str) -> str:
+        """The word; raises `ValueError` for another one."""
+        if text not in self.words:
+            raise ValueError(text)
+        return text
+
+    def allowed(self) -> str:
+        return " or ".join(self.words)
+
+
+Value = Text | Whole | Real | Choice
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ class Option:
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Text | Whole | Real | None  # None: a switch, which takes no value
+    value: Value | None  # None: a switch, which takes no value
     default: Any
     shown_default: str
     help: str
@@ -98,7 +120,7 @@ class Option:
 
 def option(
     group: str,
-    value: Text | Whole | Real | None,
+    value: Value | None,
     default: Any,
     help: str,
     *,

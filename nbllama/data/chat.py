@@ -23,6 +23,7 @@ from nbllama.data.text_file import read_bytes, sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
 
 if TYPE_CHECKING:
+    from nbllama.data.order import Shuffled
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
@@ -67,8 +68,19 @@ class ChatData:
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
 
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        every = range(self.n_samples)
+        counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
+        tokens, trained = (np.array(c, np.int64) for c in counts)
+        return tokens, trained
+
     def batch(self, indices: Sequence[int]) -> Batch:
         return Batch.from_rows(self._row(i) for i in indices)
+
+    def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+        places = np.arange(first, first + n_rows)
+        places = places % self.n_samples if wraps else places[places < self.n_samples]
+        return self.batch(order.order[places].tolist()), len(places)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         ids, trained = self.ids[self._part(i)], self.trained[self._part(i)]
