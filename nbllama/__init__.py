@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         trace,
     )
     from nbllama.errors import NbllamaError
-    from nbllama.generate import generate
+    from nbllama.generation import generate
     from nbllama.lora import Adapter
     from nbllama.model import Model, load_model
     from nbllama.opt import AdamW
@@ -51,7 +51,7 @@ _HOME = {
     "Adapter": "lora",
     "Model": "model",
     "NbllamaError": "errors",
-    "generate": "generate",
+    "generate": "generation",
     "load_model": "model",
 }
 

@@ -38,7 +38,9 @@ def kernel_sources() -> list[Path]:
 
 def kernel_hash() -> str:
     """Hex digest (16 characters) of kernel sources and the versions that compile them."""
-    h = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    kernel_set = os.environ.get("NBLLAMA_KERNELS", "")
+    versions = f"{numba.__version__} {np.__version__} {sys.version} {kernel_set}"
+    h = hashlib.sha256(versions.encode())
     for path in kernel_sources():
         h.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return h.hexdigest()[:16]
@@ -56,10 +58,10 @@ def _cache_root() -> Path:
         return Path(tempfile.gettempdir()) / f"nbllama-{os.getuid()}"
 
 
-def _set_cache_dir() -> None:
-    """Point Numba at a folder of this kernel set; fall back to a private temporary folder."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return
+def _cache_dir() -> str:
+    """A folder of this kernel set, made if need be; a private temporary one where that fails."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return given
     folder = _cache_root() / f"kernels-{kernel_hash()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,16 +70,18 @@ def _set_cache_dir() -> None:
         probe.unlink()
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="nbllama-kernels-"))
-    numba.config.CACHE_DIR = str(folder)
+    return str(folder)
 
 
-_set_cache_dir()
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    numba.config.THREADING_LAYER = "workqueue"
+CACHE_DIR = _cache_dir()
+# In the environment too: Numba reads its configuration again whenever a NUMBA_ variable changed.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
 
 
 def kernel(*, parallel: bool = False, fast: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Decorator for every compiled function of the package (see the module's text)."""
+    numba.config.CACHE_DIR = CACHE_DIR  # a reread configuration would have forgotten it
     return numba.njit(
         cache=True,
         parallel=parallel,

@@ -19,19 +19,27 @@ from nbllama.model import Bound, Model
 from nbllama.ops.linear import Input, linear, panel_floats
 from nbllama.ops.rms_norm import rms_norm
 
+Tokens = Sequence[int] | np.ndarray
 _SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
-def _batch(tokens: Sequence[int], targets: Sequence[int] | None = None) -> Batch:
+def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
     """One sequence; without targets every token's target is the token after it."""
-    ids = np.array(tokens, np.int32)
+    ids = _ids(model, tokens, "token", 0)
     if targets is None:
         after = np.append(ids[1:], np.int32(NOT_TRAINED))
     else:
-        after = np.array(targets, np.int32)
-        if after.min(initial=0) < NOT_TRAINED:
-            raise ValueError(f"a target is {after.min()}; for none it must be {NOT_TRAINED}")
+        after = _ids(model, targets, "target", NOT_TRAINED)
     return Batch.from_rows([(ids, after)])
+
+
+def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
+    """int32 `[N]`; `ValueError` for what is not in the vocabulary."""
+    wide = np.array(ids, np.int64)
+    last = model.hp.n_vocab - 1
+    if wide.min(initial=0) < lowest or wide.max(initial=0) > last:
+        raise ValueError(f"a {what} is outside {lowest}..{last}")
+    return wide.astype(np.int32)
 
 
 def _head(model: Model, bound: Bound, x: np.ndarray) -> np.ndarray:
@@ -46,12 +54,12 @@ def _head(model: Model, bound: Bound, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def logits(model: Model, tokens: Sequence[int], adapter: Adapter | None = None) -> np.ndarray:
+def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.ndarray:
     """Logits float32 `[N, V]` after each token, with an adapter or without.
 
     Raises `ValueError` for a token that is not in the vocabulary.
     """
-    batch, bound = _batch(tokens), Bound(model, adapter)
+    batch, bound = _batch(model, tokens), Bound(model, adapter)
     acts = model.activations(adapter, len(tokens), 1, checkpointing=True)
     model.forward(bound, acts, batch)
     return _head(model, bound, np.ascontiguousarray(acts.x(model.hp.n_layer, len(tokens))))
@@ -60,8 +68,8 @@ def logits(model: Model, tokens: Sequence[int], adapter: Adapter | None = None) 
 def loss_and_gradients(
     model: Model,
     adapter: Adapter,
-    tokens: Sequence[int],
-    targets: Sequence[int] | None = None,
+    tokens: Tokens,
+    targets: Tokens | None = None,
     *,
     checkpointing: bool = False,
 ) -> tuple[float, dict[str, np.ndarray]]:
@@ -70,7 +78,7 @@ def loss_and_gradients(
     `targets[i]` is the id wanted after token i, -1 for none; by default the next token. The
     gradients have the shapes of `adapter.parameters()`. Raises `ValueError` if nothing is trained.
     """
-    batch = _batch(tokens, targets)
+    batch = _batch(model, tokens, targets)
     if not batch.n_trained:
         raise ValueError("no position has a target")
     bound, acts = _run(model, adapter, batch, checkpointing)
@@ -91,9 +99,7 @@ def _run(
     return bound, acts
 
 
-def trace(
-    model: Model, tokens: Sequence[int], adapter: Adapter | None = None
-) -> dict[str, np.ndarray]:
+def trace(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> dict[str, np.ndarray]:
     """Activations of a forward pass by name, float32 copies.
 
     `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att` `[N, H, D]`,
@@ -101,7 +107,7 @@ def trace(
     block, `logits` `[N, V]`.
     """
     n = len(tokens)
-    bound, acts = _run(model, adapter, _batch(tokens), False)
+    bound, acts = _run(model, adapter, _batch(model, tokens), False)
     out = {}
     for layer in range(model.hp.n_layer):
         kept = acts.block(layer, n)

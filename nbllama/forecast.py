@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -130,25 +131,43 @@ def peak_resident() -> int:
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: the system's, or its control group's if that is less."""
+    """Bytes this process may still take: the system's, or those of its control groups if that is
+    less.
+    """
     available = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        if os.path.exists(limit) and os.path.exists(used):
-            text, now = _read(limit), _read(used)
-            if text.isdigit() and now.isdigit():
-                available = min(available, max(0, int(text) - int(now)))
+    for limit, used in _control_groups():
+        available = min(available, max(0, limit - used))
     return available
+
+
+_PROC_CGROUP, _SYS_CGROUP = "/proc/self/cgroup", "/sys/fs/cgroup"
+_V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """(limit, used) of this process's Linux control groups and of those around them, versions 1
+    and 2. Pages of files, which can be dropped, do not count as used.
+    """
+    for line in _read(_PROC_CGROUP).splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, names = (f"{_SYS_CGROUP}/memory", _V1) if kinds else (_SYS_CGROUP, _V2)
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for n in range(len(parts), -1, -1):
+            folder = "/".join([root, *parts[:n], "memory."])
+            limit, used = (_read(folder + name) for name in names)
+            if limit.isdigit() and used.isdigit():
+                rows = (row.split() for row in _read(folder + "stat").splitlines())
+                stat = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+                total = "total_" if kinds else ""
+                files = sum(stat.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+                yield int(limit), int(used) - files
 
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -183,7 +183,7 @@ def bench_step(model_path: Path, ctx: int, batch: int, repeats: int, checkpointi
         checkpointing=checkpointing,
     )  # fmt: skip
     compile_seconds = trainer.compile()
-    told = forecast(trainer, threads, checkpointing)
+    told = forecast(trainer, threads)
     trainer.step()
     x = np.random.default_rng(2).standard_normal((1024, 576)).astype(np.float32)
     w = np.random.default_rng(3).standard_normal((576, 1536)).astype(np.float32)
@@ -207,7 +207,7 @@ def bench_step(model_path: Path, ctx: int, batch: int, repeats: int, checkpointi
         "sgemm_gflops": sgemm / median(b for _, b in rows) / 1e9,
         "share": median((work / s) / (sgemm / b) for s, b in rows),
         "peak_mb": peak_resident() / 1e6, "forecast_mb": told.peak / 1e6,
-        "forecast_seconds": told.seconds, "activations_mb": told.activations / 1e6,
+        "forecast_seconds": told.seconds, "activations_mb": told.activations[checkpointing] / 1e6,
         "compile_seconds": compile_seconds,
     }  # fmt: skip
 

@@ -25,7 +25,8 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def record(name: str, value: float, bound: float) -> float:
-    """Note a measured `value`, assert that it is at most `bound`, and return it."""
+    """Note a measured `value` (NaN counts as infinite), assert that it is at most `bound`."""
+    value = float("inf") if np.isnan(value) else value
     if path := os.environ.get("NBLLAMA_DIFFERENCES"):
         with open(path, "a", encoding="utf-8") as f:
             f.write(json.dumps({"name": name, "value": value, "bound": bound}) + "\n")

@@ -23,7 +23,6 @@ from nbllama.identity import (
     model_fingerprint,
     model_numbers,
 )
-from tests.demo_model import demo_model
 from tests.toy_models import make_llama
 
 RUN = Identity(
@@ -83,10 +82,10 @@ def test_fingerprint_sees_weights_and_numbers_but_not_names(tmp_path: Path) -> N
     assert len(seen) == 7
 
 
-def test_fingerprint_of_a_real_model_is_quick() -> None:
+def test_fingerprint_of_a_real_model_is_quick(demo_model: Path) -> None:
     import time
 
-    with open_gguf(demo_model()) as f:
+    with open_gguf(demo_model) as f:
         start = time.perf_counter()
         assert model_fingerprint(f) == model_fingerprint(f)
         assert time.perf_counter() - start < 1  # 272 tensors of three pages each

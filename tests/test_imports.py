@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE,
     "model": MODEL,
     "reference": MODEL | {"model"},
-    "generate": MODEL | {"model"},
+    "generation": MODEL | {"model"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},
@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
     "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
-    "": {"errors", "api", "generate", "lora", "model", "opt"},
+    "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 
 # What users may import from nbllama itself: a change here is a change for them.
@@ -205,6 +205,8 @@ def test_only_jit_makes_kernels_and_nothing_is_made_from_text() -> None:
 
 def test_the_public_names() -> None:
     assert list(nbllama.__all__) == PUBLIC
+    # importing a module of that name would put it in the function's place
+    assert not set(nbllama.__all__) & {part_of(module_name(path)) for path in sources()}
     for name in nbllama.__all__:
         assert hasattr(nbllama, name), name
     assert set(nbllama.__all__) <= set(dir(nbllama))

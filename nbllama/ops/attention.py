@@ -19,10 +19,10 @@ from it (Dao et al., "FlashAttention", 2022, section 3.1). A task owns one KV he
 Queries come in blocks of
 `BLOCK`; a block's scores are whole rows, so the memory grows with T and no online rescaling is
 needed. Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
-k and v
-`[Nk, G, D]`.
+k and v `[Nk, G, D]`.
 
-llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12 .. t19.
+llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12 to
+t19.
 """
 
 from __future__ import annotations

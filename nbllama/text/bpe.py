@@ -10,6 +10,7 @@ Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_deco
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ def byte_characters() -> dict[int, str]:
 
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
+# After a line feed that stands between no space and a letter, every pre-tokenizer cuts, and none of
+# them looks from one side to the other.
+_SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
 
 
 class BpeTokenizer(Tokenizer):
@@ -61,6 +65,10 @@ class BpeTokenizer(Tokenizer):
     def _encode_plain(self, text: str) -> list[int]:
         ids = self._library.encode(text, add_special_tokens=False).ids
         return [i for i in ids if i < self.n_vocab]
+
+    def _safe_cut(self, text: str, at: int) -> int:
+        found = _SAFE_CUT.search(text, at)
+        return found.end() if found else len(text)
 
     def _locate(self, text: str) -> tuple[list[int], list[int]]:
         encoding = self._library.encode(text, add_special_tokens=False)

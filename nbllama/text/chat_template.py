@@ -148,7 +148,7 @@ def chat_template_for(
 
     error: type[NbllamaError] = UsageError
     where = "the given chat template"
-    if source is None and tokenizer.chat_template is not None:
+    if source is None and tokenizer.chat_template:
         source, error = tokenizer.chat_template, GGUFError
         where = f"{shown(tokenizer.path, 400)}: tokenizer.chat_template"
     elif source is None:

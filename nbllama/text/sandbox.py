@@ -85,13 +85,16 @@ class TemplateSandbox:
         env = {k: os.environ[k] for k in _ENV if k in os.environ}
         env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
         longest = 2 * max(self._render_seconds, self._compile_seconds) + 10
-        process = subprocess.Popen(
-            [sys.executable, _CHILD, str(self._memory_bytes), str(longest)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=env,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, _CHILD, str(self._memory_bytes), str(longest)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=env,
+            )
+        except OSError as e:
+            raise TemplateFailed("died", f"its process cannot be started: {e.strerror}") from None
         self._process = process
         self._end = weakref.finalize(self, _kill, process)
         self._answers = queue.Queue()

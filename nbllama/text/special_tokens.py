@@ -2,7 +2,8 @@
 
 Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. Where several names of one role
 are in a vocabulary and no key names the id, llama.cpp takes whichever its hash table gives first;
-here it is the first of the list. All of them end a generation in both.
+here it is the first of the list. For the end of a turn this changes `eot_id` only: every name of
+that role ends a generation anyway.
 """
 
 from __future__ import annotations

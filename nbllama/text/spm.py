@@ -9,7 +9,7 @@ piece for the library, except
 - an unknown token of its own, past the vocabulary.
 
 A vocabulary in which merges could build the text of a byte token, such as "<0x0A>" from "<0x0A" and
-">", is merged by `merge_pieces`, which has llama.cpp's rules and is some 30 times slower.
+">", is merged by `merge_pieces`, which has llama.cpp's rules and is some 15 times slower.
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`, `llama_vocab::byte_to_token`.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import heapq
 import struct
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbllama.errors import GGUFError, shown
@@ -72,6 +73,18 @@ class SpmTokenizer(Tokenizer):
                     f"of '{shown(text, 40)}': <0x{i - self.n_vocab - 1:02X}> is missing"
                 )
         return ids
+
+    @cached_property
+    def _inner_pairs(self) -> set[str]:
+        """Pairs of characters that stand side by side in some token."""
+        return {a + b for text in self._texts for a, b in pairwise(text)}
+
+    def _safe_cut(self, text: str, at: int) -> int:
+        # Merges never join two characters that are neighbours in no token.
+        for i in range(max(at, 1), len(text)):
+            if text[i - 1 : i + 1].replace(" ", SPACE) not in self._inner_pairs:
+                return i
+        return len(text)
 
     def _locate(self, text: str) -> tuple[list[int], list[int]]:
         ids = self._encode_plain(text)
@@ -143,8 +156,8 @@ def model_proto(texts: list[str], scores: list[float]) -> bytes:
     known = set(texts)
     for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
         kind = _BYTE if text in _BYTE_TEXTS else _NORMAL
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            text = f" not UTF-8 {i}"  # the text has no space when it comes here
+        if any(c == " " or "\ud800" <= c <= "\udfff" for c in text):
+            text = f" {i}"  # out of reach: the library's input is UTF-8 without spaces
         out += _piece(text, score, kind)
     out += _piece(" unknown", 0.0, _UNKNOWN)
     for text in _BYTE_TEXTS:

@@ -29,6 +29,8 @@ class Tokenizer(ABC):
     that end an answer.
     """
 
+    CHUNK = 1 << 18
+
     def __init__(self, vocab: Vocab) -> None:
         self.path = vocab.path
         self.n_vocab = len(vocab.texts)
@@ -63,13 +65,23 @@ class Tokenizer(ABC):
         reads the texts of control tokens as these tokens (user-defined tokens always are).
         Raises DataError when `text` holds lone surrogates, which no UTF-8 text has.
         """
-        ids: list[int] = []
+        ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
+        return self._with_bos_eos(ids) if add_special else ids
+
+    def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
+        """The ids of `encode` without bos and eos, in parts of at most about `CHUNK` characters of
+        text, so that the libraries' working memory (some 100 bytes a character) stays small."""
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
-                ids.append(token_id)
-            else:
-                ids += self._encode_plain(prefix + text[start:end])
-        return self._with_bos_eos(ids) if add_special else ids
+                yield [token_id]
+                continue
+            plain, at = prefix + text[start:end], 0
+            while at < len(plain):
+                stop = len(plain)
+                if at + self.CHUNK < stop:
+                    stop = self._safe_cut(plain, at + self.CHUNK)
+                yield self._encode_plain(plain[at:stop])
+                at = stop
 
     def encode_with_starts(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -135,6 +147,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
+
+    @abstractmethod
+    def _safe_cut(self, text: str, at: int) -> int:
+        """The first place from `at` on where `text` may be cut without a change of its ids, else
+        its end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[list[int], list[int]]:

@@ -120,7 +120,8 @@ def _read(f: GGUFFile) -> Vocab:
 
 
 def _texts(f: GGUFFile) -> list[str]:
-    texts = list(f.get("tokenizer.ggml.tokens", "strings"))
+    # llama.cpp's strings end at a zero byte.
+    texts = [t.partition("\0")[0] for t in f.get("tokenizer.ggml.tokens", "strings")]
     if not texts:
         raise GGUFError("tokenizer.ggml.tokens: empty")
     return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]

@@ -151,7 +151,7 @@ def function(name: str, result: Any, *arguments: Any) -> Any:
 
     Raises AttributeError when the library does not export it.
     """
-    f = getattr(LIB, name)
+    f = LIB[name]  # its own object: another caller may give other types
     f.restype, f.argtypes = result, list(arguments)
     return f
 

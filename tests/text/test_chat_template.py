@@ -280,6 +280,12 @@ def test_child_ends_with_its_parent() -> None:
     assert not child.is_running()
 
 
+def test_a_child_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(GGUFError, match="process cannot be started: No such file"):
+        ChatTemplate(CHATML)
+
+
 def test_child_sees_little_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NBLLAMA_TEST_SECRET", "x")
     before = children()
@@ -314,9 +320,10 @@ def test_which_template(tmp_path: Path) -> None:
     with chat_template_for(chatml) as t:
         assert t.source == CHATML
         assert t.render_spans(CHAT)[1]
-    for texts in ((), ("<|im_end|>",)):
+    for texts, template in ((), None), (("<|im_end|>",), None), ((), ""):
+        none = spm_file(tmp_path / "none.gguf", *texts, template=template)
         with pytest.raises(UsageError, match=r"none.gguf: no chat template, .* give a template$"):
-            chat_template_for(spm_file(tmp_path / "none.gguf", *texts))
+            chat_template_for(none)
 
 
 def test_whose_template_is_bad(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from pathlib import Path
 
 import pytest
 
 from nbllama.errors import GGUFError
+from nbllama.text import Tokenizer
 from nbllama.text.pretokenizers import PRE_TOKENIZERS, pre_tokenizer
 from tests.oracle import LlamaVocab
 from tests.text.conftest import load
@@ -40,6 +42,22 @@ def test_ids(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
             for special in (False, True):
                 pieces = b"".join(llama.token_to_piece(i, special) for i in ids)
                 assert tokenizer.decode_bytes(ids, special=special) == pieces
+
+
+@pytest.mark.parametrize("pre", DISTINCT)
+def test_chunks_change_nothing(
+    pre: str, tmp_path: Path, bpe_parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at every place that is held to be safe."""
+    tokenizer = load(write(tmp_path, bpe_parts, pre))
+    ends = [". ", "", " ", "1", "'s", "!!", "/", "\r", "\n", "\u3000", "A", "\u4f60", "~"]
+    lines = [a + b + "\n" for a in test_strings(150, [], seed=8, size=4) for b in ends]
+    text = "".join(c + s for c, s in zip("axBs" * 999, lines, strict=False))
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(Tokenizer, "CHUNK", 1)
+    parts = list(tokenizer.encode_parts(text))
+    assert len(parts) > 500
+    assert [i for p in parts for i in p] == whole
 
 
 def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
@@ -91,7 +109,7 @@ def test_every_character(pre: str, tmp_path: Path) -> None:
 
     letters = list(BYTE_CHARACTERS.values())
     pairs = [(a, b) for a in letters for b in letters]
-    pairs.sort(key=lambda p: hash(("x", ord(p[0]) * 7919 + ord(p[1]) * 104729)))
+    random.Random(1).shuffle(pairs)
     tokens = [*letters, *(a + b for a, b in pairs)]
     path = tmp_path / "pairs.gguf"
     write_vocab(path, "gpt2", tokens, merges=[f"{a} {b}" for a, b in pairs], pre=pre)

@@ -136,7 +136,23 @@ def test_tokens_that_are_not_text(tmp_path: Path) -> None:
     """Bytes that are no UTF-8, and no bytes at all."""
     rows: list[Row] = [*HEAD, *BYTES, (b"\xe4\xbd", -1.0, NORMAL), ("", -1.0, NORMAL)]
     rows += [(b"a\xff", -1.0, NORMAL), ("a", -2.0, NORMAL), ("\u4f60", -3.0, NORMAL)]
-    tokenizer = check(write(tmp_path / "v.gguf", rows), ["a", "\u4f60a", "a\u5929", "\xff"])
+    rows += [(" unknown", -1.0, NORMAL), (" <0x41>", -1.0, NORMAL), (" 259", -1.0, NORMAL)]
+    rows += [("\0", -1.0, NORMAL), ("\t\n", -1.0, NORMAL), ("\n", -1.0, NORMAL)]
+    rows += [("x" * 300, -1.0, NORMAL), ("\ufffd", -1.0, NORMAL), ("\u2047", -1.0, NORMAL)]
+    rows += [("<pad>", 0.0, CONTROL), (" b", 0.0, CONTROL), ("\u2581", -5.0, NORMAL)]
+    strings = [
+        "a",
+        "\u4f60a",
+        "a\u5929",
+        "\xff",
+        "\0a\0\0",
+        "\t\n\n",
+        "\ufffd\u2047",
+        " unknown A b",
+    ]
+    tokenizer = check(
+        write(tmp_path / "v.gguf", rows), [*strings, " <0x41> 259", "x" * 300, "<pad>"]
+    )
     assert tokenizer.token_bytes(259) == b"\xe4\xbd"
     assert tokenizer.token_text(260) == "[EMPTY_260]"
     assert tokenizer.decode([259, 228 + 3]) == "\ufffd\ufffd"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +119,19 @@ def test_long_texts(demo: Pair, spm: Pair) -> None:
             assert tokenizer.encode(s) == llama.tokenize(s)
 
 
+@pytest.mark.parametrize("chunk", [1, 50, 1000])
+def test_chunks_change_nothing(
+    demo: Pair, spm: Pair, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "CHUNK", chunk)
+    for seed in range(20):
+        text = "".join(test_strings(60, ["\nx", "a\nb", "\n"], seed=seed, size=6))
+        for tokenizer, llama in (demo, spm):
+            parts = list(tokenizer.encode_parts(text))
+            assert [i for p in parts for i in p] == llama.tokenize(text)
+            assert len(parts) > min(20, len(text) / chunk / 100)
+
+
 def test_stream_yields_whole_characters_only(demo: Pair, spm: Pair) -> None:
     s = "a 😀👨‍👩‍👧 天地玄黄 \U0001f9ff é"
     for tokenizer, _ in (demo, spm):
@@ -143,6 +159,16 @@ def test_stream_in_the_middle_keeps_the_space(spm: Pair) -> None:
     assert token is not None
     assert StreamDecoder(tokenizer).push(token) == " the"
     assert tokenizer.decode([token]) == ("the" if tokenizer.add_space_prefix else " the")
+
+
+def test_libraries_are_imported_when_they_are_used(demo_model: Path) -> None:
+    code = (
+        "import sys\nfrom nbllama.gguf_io import open_gguf\nimport nbllama.text as t\n"
+        f"t.tokenizer_from_gguf(open_gguf({str(demo_model)!r})).decode([5])\n"
+        "heavy = {'tokenizers', 'sentencepiece', 'jinja2', 'numba', 'gguf'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_lone_surrogate_is_refused(demo: Pair) -> None:

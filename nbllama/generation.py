@@ -46,12 +46,12 @@ class Session:
         most = min(PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
 
-    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+    def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
 
         Raises `UsageError` when the context is full or a token is not in the vocabulary.
         """
-        if not tokens:
+        if len(tokens) == 0:
             raise UsageError("nothing to continue from: the prompt has no tokens")
         if self.cache.length + len(tokens) > self.cache.n_ctx:
             raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
