@@ -34,7 +34,7 @@ class Convergence:
 
     def __post_init__(self) -> None:
         if len(self.past_losses) != self.past:
-            self.past_losses = [math.nan] * self.past
+            self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
         """Take in the loss of an evaluation; why the run is to end, or "".

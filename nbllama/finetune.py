@@ -42,6 +42,7 @@ def _prepare(options: Options) -> int:
 
 def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
     threads = _prepare(options)
+    from nbllama.cli.loop import Loop
     from nbllama.cli.outputs import Outputs
     from nbllama.cli.session import Session
     from nbllama.cli.ui import Display
@@ -53,7 +54,7 @@ def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -
     session = Session(options, words, threads, outputs, ui, stop)
     told = session.forecast()
     if not options.dry_run:
-        session.train(told)
+        Loop(session).run(told)
 
 
 if __name__ == "__main__":

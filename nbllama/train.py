@@ -190,17 +190,19 @@ class Trainer:
         epoch = self.position.epoch
         self.iteration += 1
         self.tokens_seen += found.tokens
-        self.pass_over(found)
+        self.position = found.after
+        self.samples_seen += found.n_samples
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         return StepResult(
             self.iteration, epoch, found.loss, self.opt.alpha * factor, grad_norm, found.tokens,
             found.trained, found.seconds + time.perf_counter() - start, skipped,
         )  # fmt: skip
 
-    def pass_over(self, found: Evaluation) -> None:
-        """Go on behind the samples of `found` without an update."""
-        self.position = found.after
-        self.samples_seen += found.n_samples
+    def pass_over_next(self, grad_acc: int) -> None:
+        """Go on behind the next `grad_acc` micro-batches without looking at them."""
+        taken = self.feed.take(self.position, self.batch, grad_acc)
+        self.position = taken.after
+        self.samples_seen += taken.n_samples
 
     def raise_if_diverged(self) -> None:
         """`Diverged` when the last MOST_SKIPPED steps were all skipped."""

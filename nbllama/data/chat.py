@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat_lines import Chat, parse_chats
 from nbllama.data.spans import encode_rendered
 from nbllama.data.text_file import read_bytes, sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
 
 if TYPE_CHECKING:
-    from nbllama.data.order import Shuffled
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
@@ -38,7 +37,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ChatData:
+class ChatData(RowPerSample):
     """The `Dataset` of a file of chats.
 
     ids and trained hold all chats end to end, chat i is `offsets[i] : offsets[i + 1]` of both, of
@@ -68,19 +67,8 @@ class ChatData:
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
 
-    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        every = range(self.n_samples)
-        counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
-        tokens, trained = (np.array(c, np.int64) for c in counts)
-        return tokens, trained
-
     def batch(self, indices: Sequence[int]) -> Batch:
         return Batch.from_rows(self._row(i) for i in indices)
-
-    def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        places = np.arange(first, first + n_rows)
-        places = places % self.n_samples if wraps else places[places < self.n_samples]
-        return self.batch(order.order[places].tolist()), len(places)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         ids, trained = self.ids[self._part(i)], self.trained[self._part(i)]

@@ -117,9 +117,7 @@ class RawText:
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
 
-    def _row(
-        self, order: Shuffled, first: int, end: int, *, wraps: bool
-    ) -> tuple[np.ndarray, int]:
+    def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
         """Targets int32 of the row that begins with the sample at place `first` of the order, and
         how many samples are in it. Places from `end` on are not there, unless the order `wraps`.
         """

@@ -24,9 +24,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def decode_utf8(
-    content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False
-) -> str:
+def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
     """`content` as text, without a leading byte-order mark unless `keep_mark`; nothing else is
     changed.
 

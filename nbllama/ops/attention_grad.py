@@ -191,9 +191,7 @@ def attention_grad(
     )  # fmt: skip
 
 
-def _sample(
-    kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any
-) -> Inputs:
+def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
     lengths, h, g, d = {
         "tiny": ((1, 4), 4, 2, 3),
         "one": ((1,), 3, 1, 32),
