@@ -222,24 +222,26 @@ def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
     return split(vector(f, name, adapter.n_parameters), order, adapter)
 
 
-def output_name(pattern: str, stamp: int | str) -> str:
-    """`pattern` with its first ITERATION replaced by an iteration number, or by `LATEST`."""
-    return pattern.replace(PLACEHOLDER, str(stamp), 1)
+def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
+    """`pattern` with its first `mark` replaced by an iteration number, or by what stands for the
+    newest file.
+    """
+    return pattern.replace(mark, str(stamp), 1)
 
 
-def prune(pattern: str, keep_last: int, iteration: int) -> list[str]:
+def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
     """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
 
     Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
     removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
 
-    Raises `UsageError` if ITERATION stands in the folder's name, `OutputError` if a file cannot
+    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
     be removed.
     """
     folder, base = os.path.split(pattern)
-    if PLACEHOLDER in folder and keep_last:
-        raise UsageError(f"--keep-last needs {PLACEHOLDER} in the file's name, not in a folder's")
-    before, found, after = base.partition(PLACEHOLDER)
+    if mark in folder and keep_last:
+        raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
+    before, found, after = base.partition(mark)
     if not keep_last or not found:
         return []
     shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
@@ -247,7 +249,7 @@ def prune(pattern: str, keep_last: int, iteration: int) -> list[str]:
     numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
     valid, removed = 0, []
     for number in numbers:
-        name = output_name(pattern, number)
+        name = output_name(pattern, number, mark)
         try:
             with open_gguf(name) as f:
                 _verify(f)

@@ -42,6 +42,7 @@ def _prepare(options: Options) -> int:
 
 def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
     threads = _prepare(options)
+    from nbllama.cli.export import write_lora
     from nbllama.cli.loop import Loop
     from nbllama.cli.outputs import Outputs
     from nbllama.cli.session import Session
@@ -51,6 +52,9 @@ def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -
     if not options.dry_run:
         outputs.claim(stack)
     ui = stack.enter_context(Display(log="" if options.dry_run else options.log))
+    if options.only_write_lora:
+        write_lora(options, outputs, ui)
+        return
     session = Session(options, words, threads, outputs, ui, stop)
     told = session.forecast()
     if not options.dry_run:

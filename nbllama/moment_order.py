@@ -9,7 +9,7 @@ they point where the next gradient points, and where they do not, nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -63,11 +63,15 @@ class Told(NamedTuple):
     cosine: float
 
 
-def agreement(m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray]) -> float:
-    """Mean cosine between moments and gradients over the tensors in which neither is all zero."""
+def agreement(
+    m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
+) -> float:
+    """Mean cosine between moments and gradients over those tensors of `names` in which neither is
+    all zero; 0 if there are none.
+    """
     cosines = []
-    for name, x in m.items():
-        a, b = (y.astype(np.float64).ravel() for y in (x, grads[name]))
+    for name in names:
+        a, b = (x[name].astype(np.float64).ravel() for x in (m, grads))
         length = float(np.sqrt((a @ a) * (b @ b)))
         if length > 0:
             cosines.append(float(a @ b) / length)
@@ -86,22 +90,25 @@ def tell(
     `grads`: the gradient of the first batch after loading. `direction` "left" or "right": only
     these orders are looked at, and the better one is taken.
 
-    Raises `CheckpointError` when no order stands out.
+    Raises `CheckpointError` when no order stands out from each other one, judged by the tensors
+    that lie at different places in the two.
     """
     rows = []
     for order in ORDERS:
         if order.startswith(direction):
-            names = parameter_order(order, n_layer)
-            m, v = (split(flat, names, adapter) for flat in moments)
-            rows.append(Told(m, v, order, agreement(m, grads)))
-    # Among equals the first: moments that are all zero lie right in any order.
-    best, *others = sorted(rows, key=lambda told: -told.cosine)
-    if not direction and moments.first.any():
-        second = others[0]
-        if best.cosine < LEAST or best.cosine < MARGIN * second.cosine:
+            m, v = (split(x, parameter_order(order, n_layer), adapter) for x in moments)
+            rows.append(Told(m, v, order, agreement(m, grads, m)))
+    best = max(rows, key=lambda told: told.cosine)
+    if direction or not moments.first.any():
+        return best
+    for other in rows:
+        moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
+        mine, its = (agreement(told.m, grads, moved) for told in (best, other))
+        # "not above" and not "below": a NaN stands out from nothing
+        if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
                 "the order of the moments in the old checkpoint cannot be told from its data "
-                f"({best.order} {best.cosine:.2f}, {second.order} {second.cosine:.2f}); look for "
+                f"({best.order} {mine:.2f}, {other.order} {its:.2f}); look for "
                 "'evaluation order' in the old log and give --checkpoint-order left or right"
             )
     return best

@@ -269,7 +269,8 @@ class Trainer:
         work = (layers - lowest) + lowest / 3
         per_token = min(blocks) * work / batch.n_tokens
         per_trained = min(heads) / batch.n_trained
-        mean, n, rows = self.limits, self.dataset.n_samples, self.batch * self.grad_acc
+        mean, n, most = self.limits, self.dataset.n_samples, self.batch * self.grad_acc
+        per_step = float(most)
         if not self.feed.wraps:
-            rows = min(rows, n / -(-n // rows))  # the last iteration of an epoch is short
-        return rows * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)
+            per_step = min(per_step, n / -(-n // most))  # the last one of an epoch is short
+        return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

@@ -22,6 +22,7 @@ KERNELS = {"errors", "_jit", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
+SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -42,7 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": {"errors", "_jit", "gguf_io", "arch"},
     "activations": {"arch", "ops"},
     "adapter": STATE,
-    "checkpoint": STATE,
+    "train_state": STATE,
+    "old_checkpoint": STATE | {"train_state", "data"},
+    "checkpoint": STATE | {"train_state", "old_checkpoint"},
+    "moment_order": STATE | {"train_state"},
+    "convergence": set(),
     "model": MODEL,
     "reference": MODEL | {"model"},
     "generation": MODEL | {"model"},
@@ -50,15 +55,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": TRAIN | {"train"},
     "cli": {""},
     "cli.parser": {"", "errors"},
-    "cli.options": {"errors", "cli.parser"},
+    "cli.escapes": {"errors"},
+    "cli.options": {"errors", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
-    "cli.outputs": {"errors", "files", "opt", "arch", "adapter", "checkpoint", "cli.options"},
-    "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
+    "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
+    "cli.data": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},
-    "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
-    "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
+    "cli.session": RUN | SAVED | SCREEN | {"cli.data", "cli.outputs", "cli.resume", "cli.stop"},
+    "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
+    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }

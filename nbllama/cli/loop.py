@@ -93,7 +93,7 @@ class Loop:
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0
-        return 0 < epochs <= self.trainer.position.epoch - self.session.start.epoch
+        return 0 < epochs <= self.trainer.position.epoch - self.session.position.epoch
 
     def _show(self, r: StepResult) -> None:
         self.ui.step(
@@ -167,7 +167,9 @@ class Loop:
 
     def _how_to_resume(self) -> str:
         done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
-        words = self.session.words
+        # the order that was asked for is now the checkpoint's own
+        again = ("--force-reshuffle", "--force_reshuffle")
+        words = [word for word in self.session.words if word not in again]
         text = f"stopped after iteration {done}"
         if done == self._first:
             # nothing new was saved: the newest file may be another run's

@@ -30,7 +30,8 @@ ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 Defaults depend on the training data: plain text, or chat (every line a JSON object with
 "messages"). The ones in force are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
-save is also written under the same name with LATEST. Training continues from --checkpoint-in
+save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
+words). Training continues from --checkpoint-in
 if that file exists.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
@@ -335,8 +336,10 @@ def parse(argv: Sequence[str]) -> Options:
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or give 0"
         )
-    if not options.pattern_fn_it or not options.fn_latest:
-        raise UsageError("--pattern-fn-it and --fn-latest must not be empty")
+    for name in ("pattern_fn_it", "fn_latest"):
+        text = getattr(options, name)
+        if not text or "/" in text or "\\" in text:
+            raise UsageError(f"--{name.replace('_', '-')} is a part of a file's name, not empty")
     if options.escape:
         return replace(options, sample_start=unescape(options.sample_start), escape=False)
     return options

@@ -53,7 +53,7 @@ class Session:
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.feed, self.start = make_feed(options, self.data, self.seed, self.state)
+        self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
         self.identity = identity(self.settings, self.model, self.data)
         self.trainer = self._trainer()
@@ -81,7 +81,7 @@ class Session:
             new_seed=self.seed,
             done=state.iteration if state is not None else 0,
             unscaled=state is not None and state.old,
-            walk=walk(self.options, self.data, self.feed, self.start),
+            walk=walk(self.options, self.data, self.feed, self.position),
         )
         for note in settings.notes:
             self.ui.note(note)
@@ -133,7 +133,7 @@ class Session:
             grad_acc=s.grad_acc,
             checkpointing=s.use_checkpointing,
             iteration=state.iteration if state is not None else 0,
-            position=self.start,
+            position=self.position,
             lag=s.compat,
         )
         if state is not None:

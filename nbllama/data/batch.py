@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -110,18 +110,15 @@ class Dataset(Protocol):
 class RowPerSample:
     """The rest of a `Dataset` in which every sample is a row of its own, whatever comes next."""
 
-    n_samples: int
-    n_tokens: Callable[[int], int]
-    n_trained: Callable[[int], int]
-    batch: Callable[[Sequence[int]], Batch]
-
-    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+    def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
         every = range(self.n_samples)
         counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
         tokens, trained = (np.array(c, np.int64) for c in counts)
         return tokens, trained
 
-    def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+    def take(
+        self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool
+    ) -> tuple[Batch, int]:
         places = np.arange(first, first + n_rows)
         places = places % self.n_samples if wraps else places[places < self.n_samples]
         return self.batch(order.order[places].tolist()), len(places)

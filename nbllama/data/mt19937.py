@@ -22,8 +22,10 @@ class MT19937:
     def __init__(self, words: np.ndarray, place: int) -> None:
         """words uint32 [624]; place 0..624, 624: all words are used up."""
         self._bits = np.random.MT19937()
-        state = {"key": words.astype(np.uint32), "pos": place}
-        self._bits.state = {"bit_generator": "MT19937", "state": state}
+        self._bits.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": words.astype(np.uint32), "pos": place},
+        }
 
     @classmethod
     def seeded(cls, seed: int) -> MT19937:

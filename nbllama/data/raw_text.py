@@ -107,7 +107,8 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        at, rows = first, []
+        at = first
+        rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
             targets, used = self._row(order, at, self.n_samples, wraps=wraps)
             rows.append(targets)
@@ -121,7 +122,8 @@ class RawText:
         """Targets int32 of the row that begins with the sample at place `first` of the order, and
         how many samples are in it. Places from `end` on are not there, unless the order `wraps`.
         """
-        rules, room, parts = self.rules, self.n_ctx, []
+        rules, room = self.rules, self.n_ctx
+        parts: list[np.ndarray] = []
         place = first % len(order.order)
         begin, size = self._window(order, place)
         # A sample of no token has no offset either: the product is 0.
