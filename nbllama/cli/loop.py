@@ -84,7 +84,7 @@ class Loop:
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return
         trainer = self.trainer
-        direction = self.session.options.checkpoint_order
+        direction = self.session.options.checkpoint_order or ""
         told = tell(
             state.moments, trainer.adapter, trainer.gradients, trainer.model.hp.n_layer, direction
         )

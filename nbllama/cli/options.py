@@ -306,9 +306,9 @@ class Options:
     compat: bool = _old(
         None, False, "compute as llama.cpp's finetune of 2024 did, quirks and defaults included"
     )
-    checkpoint_order: str = _old(
+    checkpoint_order: str | None = _old(
         Choice(("left", "right")),
-        "",
+        None,
         "evaluation order of the run that wrote an old checkpoint",
         shown_default="told from its moments",
     )
@@ -341,7 +341,7 @@ def parse(argv: Sequence[str]) -> Options:
         if not text or "/" in text or "\\" in text:
             raise UsageError(f"--{name.replace('_', '-')} is a part of a file's name, not empty")
     if options.escape:
-        return replace(options, sample_start=unescape(options.sample_start), escape=False)
+        return replace(options, sample_start=unescape(options.sample_start))
     return options
 
 

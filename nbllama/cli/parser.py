@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -157,6 +158,16 @@ def table(kind: type) -> tuple[Option, ...]:
     return tuple(rows)
 
 
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """argparse's layout, but an option's name in a text is not broken at its hyphens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> str:
     """The list of options as argparse lays it out."""
     parser = argparse.ArgumentParser(
@@ -164,9 +175,7 @@ def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> 
         usage=f"{prog} [options]",
         description=about,
         epilog=epilog,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32
-        ),
+        formatter_class=_Layout,
         add_help=False,
     )
     groups: dict[str, Any] = {}
