@@ -66,14 +66,14 @@ class Told(NamedTuple):
 def agreement(
     m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
-    """Mean cosine between moments and gradients over those tensors of `names` in which neither is
-    all zero; 0 if there are none.
+    """Mean cosine between moments and gradients over those tensors of `names` that have more than
+    one element (whose cosine is 1 or -1) and in which neither is all zero; 0 if there are none.
     """
     cosines = []
     for name in names:
         a, b = (x[name].astype(np.float64).ravel() for x in (m, grads))
         length = float(np.sqrt((a @ a) * (b @ b)))
-        if length > 0:
+        if length > 0 and a.size > 1:
             cosines.append(float(a @ b) / length)
     return float(np.mean(cosines)) if cosines else 0.0
 
