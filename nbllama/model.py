@@ -26,9 +26,9 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import alibi_slopes, attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
-from nbllama.ops.linear import Input, LoraPair, hidden_only, linear, linear_grad
+from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matmul import Weight
+from nbllama.ops.matmul import NO_PANELS, Weight
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.ops.rope import rope, rope_tables
 from nbllama.quants import as_readonly, check_finite, decode
@@ -187,17 +187,19 @@ class Model:
         x, norm = acts.x(layer, n), acts.shared("norm", n)
         pool = acts.shared("panels", n)
 
+        pairs = {s: bound.pair(f"blk.{layer}.{t}.weight") for s, t in LINEARS.items()}
+
+        def source_of(values: np.ndarray, *slots: str) -> Input:
+            return Input(values, pool, [(pairs[s], kept.hidden.get(s)) for s in slots])
+
         def apply(slot: str, source: Input, y: np.ndarray, add: bool = False) -> None:
             name = f"blk.{layer}.{LINEARS[slot]}"
-            out = y.reshape(n, -1)
-            pair = bound.pair(name + ".weight")
-            kept.hp[slot] = linear(
-                self.matrix(name), pair, source, out, kept.hidden.get(slot), add=add
-            )
+            out, memory = y.reshape(n, -1), kept.hidden.get(slot)
+            kept.hp[slot] = linear(self.matrix(name), pairs[slot], source, out, memory, add=add)
             self._bias(name, out)
 
         rms_norm(x, bound.norm(f"blk.{layer}.attn_norm.weight"), hp.rms_eps, norm, kept.rstd_att)
-        source = Input(norm, pool)
+        source = source_of(norm, "q", "k", "v")
         for slot, y in (("q", kept.q), ("k", kept.k), ("v", kept.v)):
             apply(slot, source, y)
         if hp.alibi_max_bias == 0:
@@ -210,20 +212,21 @@ class Model:
             hp.attn_scale, self.slopes, kept.att, kept.lse,
         )  # fmt: skip
         kept.x_mid[:] = x
-        apply("o", Input(kept.att.reshape(n, -1), pool), kept.x_mid, add=True)
+        apply("o", source_of(kept.att.reshape(n, -1), "o"), kept.x_mid, add=True)
 
         rms_norm(
             kept.x_mid, bound.norm(f"blk.{layer}.ffn_norm.weight"), hp.rms_eps, norm, kept.rstd_ffn
         )
-        source = Input(norm, pool)
+        source = source_of(norm, "gate", "up")
         apply("gate", source, kept.gate)
         apply("up", source, kept.up)
         act = acts.shared("act", n)
         gated(kept.gate, kept.up, act, gelu=hp.activation == "gelu")
-        source = Input(act, pool)
+        source = source_of(act, "down")
         if recompute:
-            pair = bound.pair(f"blk.{layer}.ffn_down.weight")
-            kept.hp["down"] = hidden_only(pair, source, kept.hidden.get("down"))
+            pair = pairs["down"]
+            if pair is not None:
+                kept.hp["down"] = source.hidden(pair, kept.hidden.get("down"))
             return
         out = acts.x(layer + 1, n)
         out[:] = kept.x_mid
@@ -257,7 +260,7 @@ class Model:
             dy2 = dy.reshape(n, -1)
             out2 = None if out is None else out.reshape(n, -1)
             pair = bound.pair(name + ".weight")
-            hidden = kept.hp[slot]
+            hidden = kept.hp.get(slot, NO_PANELS)
             linear_grad(self.matrix(name), pair, dy2, x, hidden, out2, buffers, add=add)
 
         gated(kept.gate, kept.up, act, gelu=hp.activation == "gelu")
@@ -351,9 +354,10 @@ class Model:
         weight: float,
         *,
         gradient: bool,
+        floor: float = 0.0,
     ) -> float:
         """Sum of the trained positions' losses after `forward`; with `gradient`, acts.dx
-        becomes that of `weight` times it.
+        becomes that of `weight` times it. `floor`: under the probabilities, see `ops.loss`.
         """
         n = len(batch.tokens)
         rows = np.flatnonzero(batch.targets >= 0)
@@ -368,7 +372,7 @@ class Model:
         self.matrix(head.name.removesuffix(".weight"))
         total = output_loss(
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers,
+            bound.pair(head.name), buffers, floor,
         )  # fmt: skip
         if gradient:
             self._norm_grad(bound, name, dnormed, x, rstd)

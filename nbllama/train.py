@@ -120,11 +120,14 @@ class Trainer:
         iteration: int = 0,
         position: Position | None = None,
         lag: bool = False,
+        floor: float = 0.0,
     ) -> None:
-        """`lag`: an update has the rate of the update before it, as in the old tool."""
+        """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
+        `ops.loss`.
+        """
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
-        self.checkpointing, self.lag = checkpointing, lag
+        self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
@@ -158,8 +161,9 @@ class Trainer:
         for batch in batches:
             self.model.forward(self._bound, self._acts, batch, check)
             total += self.model.loss(
-                self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True
-            )
+                self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True,
+                floor=self.floor,
+            )  # fmt: skip
             if not math.isfinite(total):
                 break
             self.model.backward(self._bound, self._acts, batch, check)

@@ -25,6 +25,8 @@ from nbllama.progress import duration, memory
 from nbllama.train import Schedule, Trainer
 from nbllama.train_state import TrainState
 
+OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
+
 
 class Session:
     """Everything that a run needs; `nbllama.cli.loop` runs it."""
@@ -135,6 +137,7 @@ class Session:
             iteration=state.iteration if state is not None else 0,
             position=self.position,
             lag=s.compat,
+            floor=OLD_FLOOR if s.compat else 0.0,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count

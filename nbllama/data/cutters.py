@@ -43,7 +43,8 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
     there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
     n - n_ctx - 1. The window that ends with the last token is not among them.
     """
-    tokens = np.array(tokenizer.encode(text), dtype=np.int32)
+    parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
+    tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
     n_samples = max(1, len(tokens) - n_ctx)
     size = min(n_ctx, len(tokens))
     windows = Windows(np.arange(n_samples), np.broadcast_to(np.int64(size), (n_samples,)))

@@ -6,6 +6,7 @@ dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from nbllama.ops.lora_ops import (
     add_hidden,
     lora_grad_ref,
     lora_ref,
-    outer_product,
+    pack_with_hidden,
     padded,
+    pair_gradients,
     thin_product,
 )
 from nbllama.ops.matmul import (
@@ -52,20 +54,54 @@ class LoraPair(NamedTuple):
 
 
 class Input:
-    """The input x `[N, K]` of one or more linear layers, packed once when the first of them
-    needs it.
+    """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
+
+    `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
     """
 
-    def __init__(self, x: np.ndarray, buffer: np.ndarray) -> None:
+    def __init__(
+        self,
+        x: np.ndarray,
+        buffer: np.ndarray,
+        group: Sequence[tuple[LoraPair | None, np.ndarray | None]] = (),
+    ) -> None:
         self.x = x
         self._buffer = buffer
+        self._group = [(pair, memory) for pair, memory in group if pair is not None]
         self._panels: np.ndarray | None = None
+        self._hidden: list[np.ndarray] = []
 
     @property
     def panels(self) -> np.ndarray:
+        """x packed `[P, K, PANEL]`."""
         if self._panels is None:
-            self._panels = pack(self.x, self._buffer)
+            if self._group:
+                factors = []
+                for pair, memory in self._group:
+                    _check_ranks(pair)
+                    if memory is None:
+                        memory = np.empty(hidden_floats(len(self.x), pair.rank), np.float32)
+                    factors.append((pair.a, pair.scale, memory))
+                self._panels, self._hidden = pack_with_hidden(self.x, self._buffer, factors)
+            else:
+                self._panels = pack(self.x, self._buffer)
         return self._panels
+
+    def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
+        """h = s x Aᵀ of a pair, packed; from the group or, outside of it, by itself."""
+        panels = self.panels
+        for (member, _), h in zip(self._group, self._hidden, strict=True):
+            if member is pair:
+                return h
+        _check_ranks(pair)
+        if memory is None:
+            memory = np.empty(hidden_floats(len(self.x), pair.rank), np.float32)
+        return thin_product(pair.a, panels, pair.scale, memory)
+
+
+def _check_ranks(pair: LoraPair) -> None:
+    if np.ndim(pair.a) != 2 or np.ndim(pair.b) != 2 or pair.a.shape[0] != pair.b.shape[1]:
+        raise ValueError(f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} share no rank")
 
 
 def panel_floats(n: int, k: int) -> int:
@@ -96,26 +132,15 @@ def linear(
         matvec(w, x.x, y, add=add)
         if pair is None:
             return NO_PANELS
-        hp = hidden_only(pair, x, hidden)
+        hp = x.hidden(pair, hidden)
         add_hidden(hp, pair.b, y)
         return hp
     if pair is None:
         matmul(w, x.panels, y, add=add)
         return NO_PANELS
-    hp = hidden_only(pair, x, hidden)
+    hp = x.hidden(pair, hidden)
     matmul(w, x.panels, y, hp=hp, b=pair.b, add=add)
     return hp
-
-
-def hidden_only(pair: LoraPair | None, x: Input, hidden: np.ndarray | None) -> np.ndarray:
-    """h = s x Aᵀ packed, without the layer's output."""
-    if pair is None:
-        return NO_PANELS
-    if np.ndim(pair.a) != 2 or np.ndim(pair.b) != 2 or pair.a.shape[0] != pair.b.shape[1]:
-        raise ValueError(f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} share no rank")
-    if hidden is None:
-        hidden = np.empty(hidden_floats(len(x.x), pair.rank), np.float32)
-    return thin_product(pair.a, x.panels, pair.scale, hidden)
 
 
 def linear_grad(
@@ -138,14 +163,16 @@ def linear_grad(
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
     if dx is None and pair is None:
         return
-    gp = pack(dy, buffers[0])
     dhp, a = NO_PANELS, NO_PAIR
-    if pair is not None:
+    if pair is None:
+        gp = pack(dy, buffers[0])
+    else:
         a = pair.a
-        dhp = thin_product(pair.b, gp, pair.scale, buffers[1], transposed=True)
+        gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
         if pair.da is not None and pair.db is not None:
-            np.add(pair.da, outer_product(dhp, x, pair.rank), out=pair.da)
-            np.add(pair.db, outer_product(hp, dy, pair.rank).T, out=pair.db)
+            da, db = pair_gradients(dhp, x, hp, dy, pair.rank)
+            np.add(pair.da, da, out=pair.da)
+            np.add(pair.db, db, out=pair.db)
     if dx is not None:
         matmul_grad(w, gp, dx, dhp=dhp, a=a, add=add)
 

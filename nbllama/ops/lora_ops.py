@@ -15,11 +15,13 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
-from nbllama.ops.matmul import n_panels
+from nbllama.ops.matmul import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.simd import PANEL, ROWS, fma_tile
 
@@ -62,30 +64,72 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 
 
 @kernel(parallel=True)
-def _outer(hp, x, n, out):
-    """out[r, c] = sum over tokens t of h[t, r] * x[t, c]; out `[R6, columns]` is overwritten."""
+def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
+    """Pack a panel of x, and while it is in the cache multiply it by all rows of m, which go to h0,
+    h1 and h2 in this order.
+    """
+    high = m.shape[0]
+    k = x.shape[1]
+    second = h0.shape[1]
+    third = second + h1.shape[1]
+    for p in prange(xp.shape[0]):
+        pack_panel(x, n, p, xp)
+        c = cs[get_thread_id()]
+        c[: high * PANEL] = np.float32(0.0)
+        for r in range(0, high, ROWS):
+            fma_tile(m, r * k, k, 1, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL)
+        for r in range(high):
+            for j in range(PANEL):
+                if r < second:
+                    h0[p, r, j] = c[r * PANEL + j]
+                elif r < third:
+                    h1[p, r - second, j] = c[r * PANEL + j]
+                else:
+                    h2[p, r - third, j] = c[r * PANEL + j]
+
+
+@kernel()
+def _outer_block(hp, x, n, task, out):
+    """One task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns c."""
     high = hp.shape[1]
     width = x.shape[1]
     whole = width // PANEL * PANEL
-    for task in prange((width + COLUMNS - 1) // COLUMNS):
-        first = task * COLUMNS
-        last = min(first + COLUMNS, width)
+    first = task * COLUMNS
+    last = min(first + COLUMNS, width)
+    for r in range(high):
+        out[r, first:last] = np.float32(0.0)
+    for p in range(hp.shape[0]):
+        t0 = p * PANEL
+        tokens = min(PANEL, n - t0)
+        for r in range(0, high, ROWS):
+            at = (p * high + r) * PANEL
+            for c in range(first, min(last, whole), PANEL):
+                fma_tile(
+                    hp, at, PANEL, 1, x, t0 * width + c, width, tokens,
+                    out, r * width + c, width,
+                )  # fmt: skip
         for r in range(high):
-            out[r, first:last] = np.float32(0.0)
-        for p in range(hp.shape[0]):
-            t0 = p * PANEL
-            tokens = min(PANEL, n - t0)
-            for r in range(0, high, ROWS):
-                at = (p * high + r) * PANEL
-                for c in range(first, min(last, whole), PANEL):
-                    fma_tile(
-                        hp, at, PANEL, 1, x, t0 * width + c, width, tokens,
-                        out, r * width + c, width,
-                    )  # fmt: skip
-            for r in range(high):
-                for t in range(tokens):
-                    for c in range(max(first, whole), last):
-                        out[r, c] += hp[p, r, t] * x[t0 + t, c]
+            for t in range(tokens):
+                for c in range(max(first, whole), last):
+                    out[r, c] += hp[p, r, t] * x[t0 + t, c]
+
+
+@kernel(parallel=True)
+def _outer(hp, x, n, out):
+    for task in prange((x.shape[1] + COLUMNS - 1) // COLUMNS):
+        _outer_block(hp, x, n, task, out)
+
+
+@kernel(parallel=True)
+def _outer_pair(dhp, x, da, hp, dy, db, n):
+    """Both gradients of a pair: da = dhᵀ x and db = hᵀ dy, the tasks of both in one launch."""
+    of_a = (x.shape[1] + COLUMNS - 1) // COLUMNS
+    of_b = (dy.shape[1] + COLUMNS - 1) // COLUMNS
+    for task in prange(of_a + of_b):
+        if task < of_a:
+            _outer_block(dhp, x, n, task, da)
+        else:
+            _outer_block(hp, dy, n, task - of_a, db)
 
 
 @kernel(parallel=True)
@@ -147,11 +191,62 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
     dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
     """
-    check_array("outer_product", "x", x, x.shape)
-    check_array("outer_product", "h", hp, hp.shape)
+    _check_outer(hp, x, rank)
     n, width = x.shape
-    if hp.shape[0] != n_panels(n) or hp.shape[1] < rank:
-        raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
     out = np.empty((hp.shape[1], width), np.float32)
     _outer(readonly(hp), readonly(x), n, out)
     return out[:rank]
+
+
+def _check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
+    check_array("outer product", "x", x, x.shape)
+    check_array("outer product", "h", hp, hp.shape)
+    if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
+        raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
+
+
+def pair_gradients(
+    dhp: np.ndarray, x: np.ndarray, hp: np.ndarray, dy: np.ndarray, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(dA, dB) float32 `[rank, n_in]`, `[n_out, rank]` of one pair, from packed dh and h."""
+    _check_outer(dhp, x, rank)
+    _check_outer(hp, dy, rank)
+    if len(x) != len(dy):
+        raise ValueError(f"x {x.shape} and dy {dy.shape} are not of the same tokens")
+    da = np.empty((dhp.shape[1], x.shape[1]), np.float32)
+    db = np.empty((hp.shape[1], dy.shape[1]), np.float32)
+    _outer_pair(readonly(dhp), readonly(x), da, readonly(hp), readonly(dy), db, len(x))
+    return da[:rank], db[:rank].T
+
+
+_NONE = np.empty((0, 0, PANEL), np.float32)
+
+
+def pack_with_hidden(
+    x: np.ndarray,
+    memory: np.ndarray,
+    factors: Sequence[tuple[np.ndarray, float, np.ndarray]],
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pack x `[N, K]` into `memory` and multiply it on the way: (panels, [s x Mᵀ packed, ...]).
+
+    `factors`: up to three (M `[R, K]`, s, memory of the product).
+    """
+    if not 1 <= len(factors) <= 3:
+        raise ValueError(f"pack_with_hidden: {len(factors)} factors, wanted 1 to 3")
+    xp = panels_of(x, memory)
+    k, panels = x.shape[1], len(xp)
+    heights = [padded(len(m)) for m, _, _ in factors]
+    rows = np.zeros((sum(heights), k), np.float32)
+    products, first = [], 0
+    for (m, scale, out), high in zip(factors, heights, strict=True):
+        if np.ndim(m) != 2 or m.shape[1] != k or m.dtype != np.float32:
+            raise ValueError(f"a LoRA matrix {np.shape(m)} does not fit x {x.shape}")
+        if out.dtype != np.float32 or out.size < panels * high * PANEL:
+            raise ValueError(f"{out.size} numbers of memory are too few for h of x {x.shape}")
+        np.multiply(m, np.float32(scale), out=rows[first : first + len(m)])
+        products.append(out.reshape(-1)[: panels * high * PANEL].reshape(panels, high, PANEL))
+        first += high
+    h = products + [_NONE] * (3 - len(products))
+    tiles = _tiles(len(rows) * PANEL)
+    _pack_thin(readonly(x), len(x), xp, readonly(rows), h[0], h[1], h[2], tiles)
+    return xp, products

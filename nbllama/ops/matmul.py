@@ -40,8 +40,8 @@ from nbllama.simd import PANEL, ROWS, VL, fma_tile, transpose_add_tile, transpos
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
 ROW_BLOCK = 192  # rows of W decoded at a time in the gradient
 TILE = 96  # rows of W a forward task owns
-TILE_COLUMNS = 256  # columns of W a gradient task owns
-CHUNK = 512  # tokens a task handles: its output tile stays in the L2 cache
+TILE_COLUMNS = 160  # columns of W a gradient task owns; a block of 256 where that is the type's
+CHUNK = 256  # tokens a task handles: its output tile stays in the L2 cache
 PAD = 16  # a stride that is a power of two would map a tile's rows to the same cache lines
 
 
@@ -71,23 +71,27 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
     return dy @ w, dy.T @ x
 
 
+@kernel()
+def pack_panel(x, n, p, xp):
+    """xp[p, k, j] = x[p*PANEL + j, k] for one panel, zeros past token n."""
+    t0 = p * PANEL
+    have = min(PANEL, n - t0)
+    width = x.shape[1]
+    whole = width // VL * VL if have == PANEL else 0
+    for k in range(0, whole, VL):
+        for j in range(0, PANEL, VL):
+            transpose_tile(x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL)
+    for k in range(whole, width):
+        for j in range(have):
+            xp[p, k, j] = x[t0 + j, k]
+        for j in range(have, PANEL):
+            xp[p, k, j] = np.float32(0.0)
+
+
 @kernel(parallel=True)
 def _pack(x, n, xp):
     for p in prange(xp.shape[0]):
-        t0 = p * PANEL
-        have = min(PANEL, n - t0)
-        width = x.shape[1]
-        whole = width // VL * VL if have == PANEL else 0
-        for k in range(0, whole, VL):
-            for j in range(0, PANEL, VL):
-                transpose_tile(
-                    x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL
-                )
-        for k in range(whole, width):
-            for j in range(have):
-                xp[p, k, j] = x[t0 + j, k]
-            for j in range(have, PANEL):
-                xp[p, k, j] = np.float32(0.0)
+        pack_panel(x, n, p, xp)
 
 
 @kernel()
@@ -263,8 +267,9 @@ SCRATCH = Scratch()
 
 def scratch_bytes() -> int:
     """Most bytes a thread's tiles can take, for the memory forecast."""
-    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (TILE_COLUMNS + 32 + PAD) + PAD)
-    return 4 * (w + (TILE_COLUMNS + 32 + ROWS) * CHUNK)
+    widest = max(TILE_COLUMNS, 256)
+    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
+    return 4 * (w + (widest + ROWS) * CHUNK)
 
 
 NO_PANELS = np.empty((0, 0, PANEL), np.float32)
@@ -276,18 +281,21 @@ def n_panels(n: int) -> int:
     return -(-n // PANEL)
 
 
-def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Pack x float32 `[N, K]` into `out` `[n_panels(N), K, PANEL]` (its first panels); returns
-    that view.
-    """
+def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
     if np.ndim(x) != 2:
         raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
     check_array("pack", "x", x, x.shape)
     n, k = x.shape
-    if out.dtype != np.float32 or out.size < n_panels(n) * k * PANEL:
-        raise ValueError(f"pack: {out.size} numbers of memory are too few for x {x.shape}")
-    xp = out.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
-    _pack(readonly(x), n, xp)
+    if memory.dtype != np.float32 or memory.size < n_panels(n) * k * PANEL:
+        raise ValueError(f"pack: {memory.size} numbers of memory are too few for x {x.shape}")
+    return memory.reshape(-1)[: n_panels(n) * k * PANEL].reshape(n_panels(n), k, PANEL)
+
+
+def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Pack x float32 `[N, K]` into the start of `out`; returns the panels."""
+    xp = panels_of(x, out)
+    _pack(readonly(x), len(x), xp)
     return xp
 
 
@@ -361,7 +369,7 @@ def matmul_grad(
     if rank and a.shape[1] != n_in:
         raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, the weight has {n_in}")
     threads = get_num_threads()
-    tile = split(n_in, QUANTS[w.type_id].block_size, TILE_COLUMNS + 32, threads)
+    tile = split(n_in, QUANTS[w.type_id].block_size, TILE_COLUMNS, threads)
     height = -(-tile // ROWS) * ROWS
     ws, cs = SCRATCH.get(
         threads, ROW_BLOCK * (tile + PAD) + PAD, height * min(CHUNK, gp.shape[0] * PANEL)

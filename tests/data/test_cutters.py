@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class OneTokenAByte:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_parts(self, text: str) -> Iterator[list[int]]:
+        yield self.encode(text)
 
     def token_text(self, i: int) -> str:
         return "ab" if i == 256 else chr(i & 127)
