@@ -87,7 +87,8 @@ def trainer(model: Model, adapter: Adapter, data: Any, **options: Any) -> Traine
     own = {k: options.pop(k) for k in ("alpha", "gclip", "decay") if k in options}
     rates = options.pop("rates", RATES)
     feed = SeedFeed(data, options.pop("seed", 7))
-    options = dict(feed=feed, batch=2, grad_acc=1, checkpointing=False) | options
+    standard: dict[str, Any] = dict(feed=feed, batch=2, grad_acc=1, checkpointing=False)
+    options = standard | options
     return Trainer(model, adapter, AdamW(adapter.parameters(), **own), data, rates, **options)
 
 

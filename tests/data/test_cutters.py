@@ -104,7 +104,7 @@ def test_each_sample_is_tokenised_for_itself(spm: Any, tmp_path: Path) -> None:
 def test_rules_and_cutting_are_in_the_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"<ab<abc<a")
-    more = [
+    more: list[dict[str, Any]] = [
         {}, {"cutter": SampleStart("<")}, {"cutter": SampleStart("<", include=True)},
         {"rules": Rules(fill_with_next_samples=True)}, {"rules": Rules(pad=True)},
         {"rules": Rules(separate_with_bos=False)}, {"rules": Rules(sample_random_offsets=True)},

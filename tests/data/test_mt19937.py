@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from nbllama.checkpoint import load_checkpoint
 from nbllama.data import MT19937
 from nbllama.errors import DataError
 
@@ -53,7 +56,6 @@ def test_the_text_of_another_cpp_library() -> None:
     *words, place = rng.text().split()
     # The words before the place are of the newest block, those behind it of the one before;
     # libc++ makes each word when it is asked for, so the state are the 624 words drawn last.
-    last = [0] * 624
     older = MT19937.seeded(7)
     older.draw(624)  # the block before
     block = older.text().split()[:-1]
@@ -79,9 +81,7 @@ def test_what_is_no_state(text: str) -> None:
         MT19937.parse(text)
 
 
-def test_states_of_the_real_tool(shared) -> None:  # type: ignore[no-untyped-def]
-    from nbllama.checkpoint import load_checkpoint
-
+def test_states_of_the_real_tool(shared: Path) -> None:
     folder = shared / "data" / "old-finetune"
     for name, seed, n_samples in (("a-chk-10", 7, 5968), ("b-chk-6", 21, 63)):
         state = load_checkpoint(folder / f"{name}.gguf")
