@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,26 @@ import numpy as np
 from nbllama.errors import CheckpointError, Diverged, GGUFError, OutputError, UsageError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.identity import MODEL_KEYS, Identity, digest
-from nbllama.lora import Adapter, Pair
+from nbllama.lora import Adapter
+from nbllama.old_checkpoint import is_old, read_old
 from nbllama.opt import check_finite
-from nbllama.slots import SLOTS, slot_of
+from nbllama.slots import SLOTS
+from nbllama.train_state import (
+    FIRST,
+    PAST_LOSSES,
+    SECOND,
+    TrainState,
+    array,
+    check_moments,
+    legacy,
+    pairs,
+    split,
+    vector,
+)
 
 VERSION = 1
 PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 SHA_KEY = "nbllama.sha256"
-_FIRST, _SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
 _RANK, _SETTING, _ENVIRONMENT = "training.lora.rank.", "nbllama.settings.", "nbllama.environment."
 _COUNTERS = (
     ("iteration", "training.iteration_count", ValueType.UINT64),
@@ -51,27 +62,6 @@ _SETTING_TYPES = {
 Path = str | os.PathLike[str]
 
 
-@dataclass
-class TrainState:
-    """All that a run needs to go on with the same bits. Counters are since the very first run."""
-
-    identity: Identity
-    adapter: Adapter
-    m: dict[str, np.ndarray]  # moments by parameter name, in the parameters' shapes
-    v: dict[str, np.ndarray]
-    seed: int
-    n_samples: int  # in the data
-    iteration: int = 0  # optimiser updates done
-    sample_count: int = 0  # samples trained on
-    token_count: int = 0
-    epoch: int = 0  # the next sample is number `next_sample` of this epoch's order
-    next_sample: int = 0
-    no_improvement: int = 0
-    best_loss: float = 0.0
-    previous_loss: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)  # `identity.environment`
-
-
 def save_checkpoint(path: Path, state: TrainState) -> None:
     """Write `state` to `path` in one atomic step; takes memory for one more copy of the state.
 
@@ -82,18 +72,15 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     for arrays in (params, state.m, state.v):
         if bad := check_finite(arrays):
             raise Diverged(f"{shown(path, 400)}: not saved: {bad} or its moments are not finite")
-    tensors = [(name, _legacy(name, x)) for name, x in params.items()]
-    for name, moments in ((_FIRST, state.m), (_SECOND, state.v)):
-        flat = [_legacy(p, moments[p]).reshape(-1) for p in params]
+    tensors = [(name, legacy(name, x)) for name, x in params.items()]
+    for name, moments in ((FIRST, state.m), (SECOND, state.v)):
+        flat = [legacy(p, moments[p]).reshape(-1) for p in params]
         tensors.append((name, np.concatenate(flat)))
+    if state.past_losses:
+        tensors.append((PAST_LOSSES, np.array(state.past_losses, np.float32)))
     entries = list(_entries(state))
     sha = digest(entries, ((name, x.shape, x) for name, x in tensors))
     write_gguf(path, [*entries, (SHA_KEY, sha, ValueType.STRING)], tensors)
-
-
-def _legacy(name: str, x: np.ndarray) -> np.ndarray:
-    """Between our orientation and the old tool's (rank fastest): A transposed, B as it is."""
-    return np.ascontiguousarray(x.T if name.endswith(".lora_a") else x)
 
 
 def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
@@ -111,9 +98,11 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
     yield "training.file_version", 1, u32
     for name, key, kind in _COUNTERS:
         yield key, getattr(state, name), kind
+    if state.rng_state:
+        yield "training.shuffle.rng_state", state.rng_state, text
     yield "training.shuffle.samples_hash", int(same.data[:16] or "0", 16), u64
     yield "optimizer.file_version", 0, u32
-    yield "optimizer.convergence_past_count", 0, u32
+    yield "optimizer.convergence_past_count", len(state.past_losses), u32
     yield "optimizer.parameter_count", adapter.n_parameters, u64
     yield "optimizer.iteration_count", state.iteration, u32
     yield "optimizer.just_initialized", False, ValueType.BOOL
@@ -133,7 +122,8 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint; nothing of it is used before its sha256 was found right.
+    """Read a checkpoint: of this program, of which nothing is used before its sha256 was found
+    right, or of llama.cpp's `finetune` (`old_checkpoint`).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged, is not a checkpoint, or holds what cannot be.
@@ -142,8 +132,11 @@ def load_checkpoint(path: Path) -> TrainState:
         raise FileNotFoundError(os.fspath(path))
     try:
         with open_gguf(path) as f:
-            _verify(f)
-            state = _read(f)
+            if is_old(f):
+                state = read_old(f)
+            else:
+                _verify(f)
+                state = _read(f)
             f.recheck()
             return state
     except GGUFError as e:
@@ -156,8 +149,6 @@ def _verify(f: GGUFFile) -> None:
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
         raise f.error("file", "not a checkpoint of a LoRA run")
-    if SHA_KEY not in f.metadata:
-        raise f.error("file", "a checkpoint of another program (llama.cpp?), not read yet")
     if (version := f.get("nbllama.checkpoint_version", "uint")) > VERSION:
         raise f.error("file", f"of format {version}, by a newer nbllama; known is {VERSION}")
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
@@ -181,8 +172,9 @@ def _read(f: GGUFFile) -> TrainState:
     lora_r, alpha = f.get("nbllama.lora_r", "uint"), f.get("nbllama.lora_alpha", "float")
     if lora_r < 1 or not 0 < alpha < np.inf:
         raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"{lora_r} and {alpha}")
-    stored = {name: _array(f, name) for name in f.tensors if name not in (_FIRST, _SECOND)}
-    adapter = Adapter(arch, alpha, lora_r, _pairs(f, stored))
+    others = (FIRST, SECOND, PAST_LOSSES)
+    stored = {name: array(f, name) for name in f.tensors if name not in others}
+    adapter = Adapter(arch, alpha, lora_r, pairs(f, stored))
     identity = Identity(
         arch,
         lora_r,
@@ -193,13 +185,24 @@ def _read(f: GGUFFile) -> TrainState:
         {k: v for k, v in _group(f, f"{arch}.").items() if k in MODEL_KEYS},
         _group(f, _SETTING),
     )
-    m, v = (_moments(f, name, adapter, stored) for name in (_FIRST, _SECOND))
-    if min(x.min() for x in v.values()) < 0:
-        raise f.error(f"tensor '{_SECOND}'", "holds a negative value")
+    m, v = (_moments(f, name, adapter) for name in (FIRST, SECOND))
+    for x in v.values():
+        check_moments(f, x)
+    n_past = f.get("optimizer.convergence_past_count", "uint")
+    past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     numbers: dict[str, Any] = {name: f.get(key, "uint") for name, key, _ in _COUNTERS}
     numbers |= {name: f.get(key, "float") for name, key in _LOSSES}
     written = {name: str(value) for name, value in _group(f, _ENVIRONMENT).items()}
-    return TrainState(identity, adapter, m, v, **numbers, environment=written)
+    return TrainState(
+        identity,
+        adapter,
+        m,
+        v,
+        **numbers,
+        environment=written,
+        rng_state=f.get("training.shuffle.rng_state", "str", ""),
+        past_losses=tuple(past.tolist()),
+    )
 
 
 def _group(f: GGUFFile, prefix: str) -> dict[str, Any]:
@@ -211,68 +214,34 @@ def _group(f: GGUFFile, prefix: str) -> dict[str, Any]:
     }
 
 
-def _array(f: GGUFFile, name: str) -> np.ndarray:
-    """A copy of a float32 tensor in its numpy shape, all values finite."""
-    if name not in f.tensors:
-        raise f.error(f"tensor '{name}'", "is missing")
-    info = f.tensors[name]
-    if info.type_id != 0:
-        raise f.error(f"tensor '{shown(name)}'", "must be F32")
-    x = f.data(name).view("<f4").reshape(info.shape).astype(np.float32)
-    if check_finite({name: x}):
-        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
-    return x
-
-
-def _pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """Pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
-    pairs = {}
-    for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
-        a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
-        if a is None or b is None or slot_of(base) is None:
-            raise f.error(f"tensor '{shown(base)}.lora_*'", "not the two halves of a LoRA pair")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-            raise f.error(f"tensor '{shown(base)}.lora_*'", f"shapes {a.shape}, {b.shape}")
-        pairs[base] = Pair(_legacy(".lora_a", a), b)
-    if not pairs or 2 * len(pairs) != len(stored):
-        raise f.error("file", "its tensors are not the pairs of a LoRA run")
-    return pairs
-
-
-def _moments(
-    f: GGUFFile, name: str, adapter: Adapter, stored: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
     """A flat moment vector as arrays by parameter name, in our orientation."""
-    params = adapter.parameters()
     order = list(f.get("nbllama.moment_order", "strings"))
-    if sorted(order) != sorted(params):
+    if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")
-    flat = _array(f, name)
-    if flat.shape != (adapter.n_parameters,):
-        raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({adapter.n_parameters},)")
-    parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
-    found = {p: part.reshape(stored[p].shape) for p, part in zip(order, parts, strict=True)}
-    return {p: _legacy(p, found[p]) for p in params}
+    return split(vector(f, name, adapter.n_parameters), order, adapter)
 
 
-def output_name(pattern: str, stamp: int | str) -> str:
-    """`pattern` with its first ITERATION replaced by an iteration number, or by `LATEST`."""
-    return pattern.replace(PLACEHOLDER, str(stamp), 1)
+def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
+    """`pattern` with its first `mark` replaced by an iteration number, or by what stands for the
+    newest file.
+    """
+    return pattern.replace(mark, str(stamp), 1)
 
 
-def prune(pattern: str, keep_last: int, iteration: int) -> list[str]:
+def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
     """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
 
     Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
     removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
 
-    Raises `UsageError` if ITERATION stands in the folder's name, `OutputError` if a file cannot
+    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
     be removed.
     """
     folder, base = os.path.split(pattern)
-    if PLACEHOLDER in folder and keep_last:
-        raise UsageError(f"--keep-last needs {PLACEHOLDER} in the file's name, not in a folder's")
-    before, found, after = base.partition(PLACEHOLDER)
+    if mark in folder and keep_last:
+        raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
+    before, found, after = base.partition(mark)
     if not keep_last or not found:
         return []
     shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
@@ -280,7 +249,7 @@ def prune(pattern: str, keep_last: int, iteration: int) -> list[str]:
     numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
     valid, removed = 0, []
     for number in numbers:
-        name = output_name(pattern, number)
+        name = output_name(pattern, number, mark)
         try:
             with open_gguf(name) as f:
                 _verify(f)

@@ -42,6 +42,8 @@ def _prepare(options: Options) -> int:
 
 def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
     threads = _prepare(options)
+    from nbllama.cli.export import write_lora
+    from nbllama.cli.loop import Loop
     from nbllama.cli.outputs import Outputs
     from nbllama.cli.session import Session
     from nbllama.cli.ui import Display
@@ -50,10 +52,13 @@ def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -
     if not options.dry_run:
         outputs.claim(stack)
     ui = stack.enter_context(Display(log="" if options.dry_run else options.log))
+    if options.only_write_lora:
+        write_lora(options, outputs, ui)
+        return
     session = Session(options, words, threads, outputs, ui, stop)
     told = session.forecast()
     if not options.dry_run:
-        session.train(told)
+        Loop(session).run(told)
 
 
 if __name__ == "__main__":

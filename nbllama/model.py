@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from nbllama.activations import LINEARS, Activations
-from nbllama.arch import Hparams, hparams_from_gguf
+from nbllama.arch import Hparams, hparams_from_gguf, with_overrides
 from nbllama.data.batch import Batch
 from nbllama.errors import CheckpointError
 from nbllama.gguf_io import GGUFFile, open_gguf
@@ -354,9 +354,10 @@ class Model:
         weight: float,
         *,
         gradient: bool,
+        floor: float = 0.0,
     ) -> float:
         """Sum of the trained positions' losses after `forward`; with `gradient`, acts.dx
-        becomes that of `weight` times it.
+        becomes that of `weight` times it. `floor`: under the probabilities, see `ops.loss`.
         """
         n = len(batch.tokens)
         rows = np.flatnonzero(batch.targets >= 0)
@@ -371,7 +372,7 @@ class Model:
         self.matrix(head.name.removesuffix(".weight"))
         total = output_loss(
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers,
+            bound.pair(head.name), buffers, floor,
         )  # fmt: skip
         if gradient:
             self._norm_grad(bound, name, dnormed, x, rstd)
@@ -421,10 +422,21 @@ def linear_ranks(adapter: Adapter | None) -> dict[str, int]:
     return ranks
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """Open a GGUF model. Weights stay memory-mapped.
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    rms_eps: float | None = None,
+    rope_freq_base: float | None = None,
+    rope_freq_scale: float | None = None,
+) -> Model:
+    """Open a GGUF model. Weights stay memory-mapped. Numbers that are given take the place of the
+    file's (`arch.with_overrides`).
 
     Raises `GGUFError` for a file that is damaged or not supported.
     """
     gguf = open_gguf(path)
-    return Model(gguf, hparams_from_gguf(gguf))
+    hp = hparams_from_gguf(gguf)
+    hp = with_overrides(
+        hp, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale
+    )
+    return Model(gguf, hp)

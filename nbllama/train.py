@@ -18,7 +18,8 @@ import numpy as np
 
 from nbllama.activations import Activations
 from nbllama.data.batch import Batch, Dataset
-from nbllama.data.order import Order, Position
+from nbllama.data.feed import Feed
+from nbllama.data.order import Position
 from nbllama.errors import Diverged
 from nbllama.lora import Adapter
 from nbllama.model import Bound, Model
@@ -41,6 +42,20 @@ class Schedule(NamedTuple):
     cos_decay_restart: float
     enable_restart: bool
     min_ratio: float
+
+
+class Evaluation(NamedTuple):
+    """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
+
+    `after`: the place in the data behind them; `n_samples` of the data are in them.
+    """
+
+    loss: float
+    tokens: int
+    trained: int
+    n_samples: int
+    after: Position
+    seconds: float
 
 
 class StepResult(NamedTuple):
@@ -71,17 +86,18 @@ class Limits(NamedTuple):
     mean_trained: float
 
 
-def limits(dataset: Dataset, batch: int) -> Limits:
-    """Bounds for micro-batches of `batch` samples, whatever their order."""
-    most = min(batch, dataset.n_samples)
-    if dataset.kind == "raw":
-        size = dataset.n_tokens(0)
-        return Limits(size * most, size * most, size, size, size)
-    every = range(dataset.n_samples)
-    tokens = sorted((dataset.n_tokens(i) for i in every), reverse=True)
-    trained = sorted((dataset.n_trained(i) for i in every), reverse=True)
-    means = (sum(counts) / dataset.n_samples for counts in (tokens, trained))
-    return Limits(sum(tokens[:most]), sum(trained[:most]), tokens[0], *means)
+def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
+    """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
+    whole, also where the data set has fewer samples.
+    """
+    most = batch if wraps else min(batch, dataset.n_samples)
+    lengths = dataset.lengths()
+    means = (float(counts.mean()) for counts in lengths)
+    if wraps:
+        bounds = [most * int(counts.max()) for counts in lengths]
+    else:
+        bounds = [int(np.sort(counts)[-most:].sum()) for counts in lengths]
+    return Limits(bounds[0], bounds[1], int(lengths[0].max()), *means)
 
 
 class Trainer:
@@ -97,21 +113,25 @@ class Trainer:
         dataset: Dataset,
         rates: Schedule,
         *,
+        feed: Feed,
         batch: int,
         grad_acc: int,
-        seed: int,
         checkpointing: bool,
         iteration: int = 0,
         position: Position | None = None,
+        lag: bool = False,
+        floor: float = 0.0,
     ) -> None:
+        """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
+        `ops.loss`.
+        """
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
-        self.rates, self.batch, self.grad_acc = rates, batch, grad_acc
-        self.checkpointing = checkpointing
+        self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
+        self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
-        self.limits = limits(dataset, batch)
-        self._order = Order(dataset.n_samples, seed)
+        self.limits = limits(dataset, batch, feed.wraps)
         self._bound = Bound(model, adapter, trained=True)
         self._acts = model.activations(
             adapter, self.limits.tokens, self.limits.trained, checkpointing=checkpointing
@@ -121,23 +141,19 @@ class Trainer:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Gradients of the last step by parameter name, before clipping."""
+        """Gradients of the last evaluation by parameter name, before clipping."""
         return self._bound.grads
 
-    def _micro_batches(self) -> tuple[list[Batch], Position]:
-        taken, after = self._order.take(self.position, self.batch * self.grad_acc)
-        parts = range(0, len(taken), self.batch)
-        return [self.dataset.batch(taken[i : i + self.batch].tolist()) for i in parts], after
-
     def step(self, check: Callable[[], None] | None = None) -> StepResult:
-        """One iteration. `check` is called between layers and may raise `StopRequested`: nothing
-        has changed then.
+        """One iteration: `evaluate`, then `update`."""
+        return self.update(self.evaluate(check))
 
-        Raises `Diverged` after MOST_SKIPPED iterations in a row whose loss or gradient is not
-        finite.
+    def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
+        """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
+        called between layers and may raise `StopRequested`.
         """
         start = time.perf_counter()
-        batches, after = self._micro_batches()
+        batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         trained = sum(b.n_trained for b in batches)
         tokens = sum(b.n_tokens for b in batches)
         self._bound.zero_grads()
@@ -145,16 +161,29 @@ class Trainer:
         for batch in batches:
             self.model.forward(self._bound, self._acts, batch, check)
             total += self.model.loss(
-                self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True
-            )
+                self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True,
+                floor=self.floor,
+            )  # fmt: skip
             if not math.isfinite(total):
                 break
             self.model.backward(self._bound, self._acts, batch, check)
-        loss = total / trained
-        factor = schedule(self.iteration + 1, *self.rates)
+        seconds = time.perf_counter() - start
+        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
+
+    def factor(self, iteration: int) -> float:
+        """The schedule's factor on the rate of update `iteration` (the first is 1)."""
+        return schedule(iteration - 1 if self.lag else iteration, *self.rates)
+
+    def update(self, found: Evaluation) -> StepResult:
+        """One step of the optimiser with the gradient of `found`, which is the last evaluation.
+
+        A loss or gradient that is not finite changes nothing, and counts as an iteration.
+        """
+        start = time.perf_counter()
+        factor = self.factor(self.iteration + 1)
         grad_norm, skipped = math.nan, True
         good = not check_finite(self.opt.m) and not check_finite(self.opt.v)
-        if good and math.isfinite(loss):
+        if good and math.isfinite(found.loss):
             with suppress(FloatingPointError):
                 grad_norm = self.opt.step(self._bound.grads, factor).grad_norm
                 skipped = False
@@ -163,15 +192,21 @@ class Trainer:
         else:
             self._bound.refresh()
         epoch = self.position.epoch
-        self.position = after
         self.iteration += 1
-        self.samples_seen += sum(b.n_sequences for b in batches)
-        self.tokens_seen += tokens
+        self.tokens_seen += found.tokens
+        self.position = found.after
+        self.samples_seen += found.n_samples
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         return StepResult(
-            self.iteration, epoch, loss, self.opt.alpha * factor, grad_norm, tokens, trained,
-            time.perf_counter() - start, skipped,
+            self.iteration, epoch, found.loss, self.opt.alpha * factor, grad_norm, found.tokens,
+            found.trained, found.seconds + time.perf_counter() - start, skipped,
         )  # fmt: skip
+
+    def pass_over_next(self, grad_acc: int) -> None:
+        """Go on behind the next `grad_acc` micro-batches without looking at them."""
+        taken = self.feed.take(self.position, self.batch, grad_acc)
+        self.position = taken.after
+        self.samples_seen += taken.n_samples
 
     def raise_if_diverged(self) -> None:
         """`Diverged` when the last MOST_SKIPPED steps were all skipped."""
@@ -238,6 +273,8 @@ class Trainer:
         work = (layers - lowest) + lowest / 3
         per_token = min(blocks) * work / batch.n_tokens
         per_trained = min(heads) / batch.n_trained
-        samples = self.dataset.n_samples / self._order.n_batches(self.batch * self.grad_acc)
-        mean = self.limits
-        return samples * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)
+        mean, n, most = self.limits, self.dataset.n_samples, self.batch * self.grad_acc
+        per_step = float(most)
+        if not self.feed.wraps:
+            per_step = min(per_step, n / -(-n // most))  # the last one of an epoch is short
+        return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

@@ -150,14 +150,15 @@ def bench_step(model_path: Path, ctx: int, batch: int, repeats: int, checkpointi
     import numba
 
     from nbllama.cli.settings import physical_cores
-    from nbllama.data.batch import Batch
+    from nbllama.data.batch import Batch, RowPerSample
+    from nbllama.data.feed import SeedFeed
     from nbllama.forecast import forecast, peak_resident
     from nbllama.lora import init_adapter
     from nbllama.model import load_model
     from nbllama.opt import AdamW
     from nbllama.train import Schedule, Trainer
 
-    class Tokens:
+    class Tokens(RowPerSample):
         """Random samples of `ctx` tokens."""
 
         kind, n_samples, fingerprint, notes = "raw", 10_000, "", ()
@@ -178,8 +179,9 @@ def bench_step(model_path: Path, ctx: int, batch: int, repeats: int, checkpointi
     adapter = init_adapter(model.hp, LORA, 4, 4, 1, model.shapes)
     opt = AdamW(adapter.parameters())
     rates = Schedule(0, 1000, 0.1, 1.1, False, 0.0)
+    data = Tokens()
     trainer = Trainer(
-        model, adapter, opt, Tokens(), rates, batch=batch, grad_acc=1, seed=1,
+        model, adapter, opt, data, rates, feed=SeedFeed(data, 1), batch=batch, grad_acc=1,
         checkpointing=checkpointing,
     )  # fmt: skip
     compile_seconds = trainer.compile()

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.checkpoint import SHA_KEY, TrainState
+from nbllama.checkpoint import SHA_KEY
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from nbllama.identity import Identity, Setting, digest
 from nbllama.lora import Adapter, init_adapter
 from nbllama.opt import AdamW
 from nbllama.slots import SLOTS, base_names
+from nbllama.train_state import TrainState
 
 MODEL = {
     "embedding_length": 24, "feed_forward_length": 40, "attention.head_count": 4,

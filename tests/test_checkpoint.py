@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nbllama.checkpoint import load_checkpoint, save_checkpoint
-from nbllama.errors import CheckpointError, Diverged, OutputError
+from nbllama.errors import Diverged, OutputError
 from nbllama.gguf_io import StringArray, ValueType, open_gguf
 from nbllama.opt import AdamW
 from tests.run_states import assert_same, forge, gradients, make_state, optimiser
@@ -100,7 +100,7 @@ def test_superset_of_a_real_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.gguf", make_state())
     with open_gguf(OLD) as old, open_gguf(tmp_path / "c.gguf") as new:
         types = [{k: t for k, _, t in f.entries()} for f in (old, new)]
-        del types[0]["training.shuffle.rng_state"]  # our order has no state but epoch and number
+        del types[0]["training.shuffle.rng_state"]  # which only the old order has
         assert {k: types[1].get(k) for k in types[0]} == types[0]
         mine = list(new.tensors)
         n_layers = 2
@@ -109,8 +109,15 @@ def test_superset_of_a_real_old_checkpoint(tmp_path: Path) -> None:
         assert ranks == [2, 2]
         assert old.tensors["blk.0.attn_q.weight.lora_a"].shape == (256, 4)
         assert new.tensors["blk.0.attn_q.weight.lora_a"].shape == (24, 4)
-    with pytest.raises(CheckpointError, match="of another program"):
-        load_checkpoint(OLD)
+
+
+def test_what_only_some_runs_have(tmp_path: Path) -> None:
+    state = make_state(rng_state="1 2 3", past_losses=(2.5, 0.0, 0.25))
+    save_checkpoint(tmp_path / "c.gguf", state)
+    assert_same(load_checkpoint(tmp_path / "c.gguf"), state)
+    with open_gguf(tmp_path / "c.gguf") as f:
+        assert f.get("optimizer.convergence_past_count", "uint") == 3
+        assert f.tensors["optimizer.adam.past_loss_values"].shape == (3,)
 
 
 def test_moments_follow_the_order_that_the_file_states(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ KERNELS = {"errors", "_jit", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
+SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,7 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activations": {"arch", "ops"},
     "formats": STATE | {"quants"},
     "adapter": STATE | {"formats"},
-    "checkpoint": STATE,
+    "train_state": STATE,
+    "old_checkpoint": STATE | {"train_state", "data"},
+    "checkpoint": STATE | {"train_state", "old_checkpoint"},
+    "moment_order": STATE | {"train_state"},
+    "convergence": set(),
     "model": MODEL,
     "reference": MODEL | {"model"},
     "generation": MODEL | {"model"},
@@ -51,17 +56,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": TRAIN | {"train"},
     "cli": {""},
     "cli.parser": {"", "errors"},
-    "cli.options": {"errors", "cli.parser"},
+    "cli.escapes": {"errors"},
+    "cli.options": {"errors", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
-    "cli.outputs": {"errors", "files", "opt", "arch", "adapter", "checkpoint", "cli.options"},
+    "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
-    "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
+    "cli.data": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},
-    "cli.session": RUN | SCREEN | {"cli.outputs", "cli.lora_in", "cli.resume", "cli.stop"},
+    "cli.session": RUN
+    | SAVED
+    | SCREEN
+    | {"cli.data", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
-    "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
+    "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
+    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbllama.data import Batch
+from nbllama.data import Batch, SeedFeed
+from nbllama.data.batch import RowPerSample
 from nbllama.lora import SLOTS, Adapter, init_adapter
 from nbllama.model import Model, load_model
 from nbllama.opt import AdamW
@@ -48,7 +49,7 @@ def toy_adapter(model: Model, ranks: dict[str, int] | None = None, seed: int = 5
 
 
 @dataclass
-class Rows:
+class Rows(RowPerSample):
     """A data set of given rows."""
 
     rows: list[tuple[np.ndarray, np.ndarray]]
@@ -85,7 +86,9 @@ def trainer(model: Model, adapter: Adapter, data: Any, **options: Any) -> Traine
     """A trainer with `options` of `Trainer` and of `AdamW` (`alpha`, `gclip`, `decay`)."""
     own = {k: options.pop(k) for k in ("alpha", "gclip", "decay") if k in options}
     rates = options.pop("rates", RATES)
-    options = dict(batch=2, grad_acc=1, seed=7, checkpointing=False) | options
+    feed = SeedFeed(data, options.pop("seed", 7))
+    standard: dict[str, Any] = dict(feed=feed, batch=2, grad_acc=1, checkpointing=False)
+    options = standard | options
     return Trainer(model, adapter, AdamW(adapter.parameters(), **own), data, rates, **options)
 
 

@@ -7,10 +7,21 @@ Names and meanings are those of the old llama.cpp `finetune`. A default of None 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
-from nbllama.cli.parser import Real, Text, Whole, markdown, option, parse_into, table
+from nbllama.cli.escapes import unescape
+from nbllama.cli.parser import (
+    Choice,
+    Real,
+    Text,
+    Whole,
+    markdown,
+    option,
+    parse_into,
+    table,
+)
 from nbllama.errors import UsageError
 
 PROG = "python -m nbllama.finetune"
@@ -19,7 +30,8 @@ ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 Defaults depend on the training data: plain text, or chat (every line a JSON object with
 "messages"). The ones in force are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
-save is also written under the same name with LATEST. Training continues from --checkpoint-in
+save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
+words). Training continues from --checkpoint-in
 if that file exists.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
@@ -43,13 +55,17 @@ FAMILIAR = {
 _files = partial(option, "Files")
 _run = partial(option, "Run")
 _data = partial(option, "Length of the run and batches")
+_text = partial(option, "Samples of plain text")
 _lora = partial(option, "LoRA")
 _adam = partial(option, "AdamW")
 _rate = partial(option, "Learning rate")
+_stop = partial(option, "Early end")
+_model = partial(option, "Model")
+_old = partial(option, "Coming from the old finetune")
 
 _RANK = Whole(0, 65536)
 _SEVEN = "--lora-r"
-_NORM = "0; 1 if --lora-out ends in .bin"
+_NORM = "0; 1 if --lora-out ends in .bin, or with --compat"
 _ENDS = "--lora-r for plain text, 0 for chat"
 
 
@@ -81,6 +97,17 @@ class Options:
         "ggml-lora-ITERATION-f32.gguf",
         "where adapters are saved: .gguf for llama.cpp of today, .bin for that of 2023, a name with"
         " / at its end for PEFT; empty: nowhere",
+    )
+    only_write_lora: bool = _files(
+        None, False, "write the adapter of --checkpoint-in to --lora-out, and stop"
+    )
+    pattern_fn_it: str = _files(
+        Text("TEXT"),
+        "ITERATION",
+        "text in the names of outputs in whose place the iteration's number is put",
+    )
+    fn_latest: str = _files(
+        Text("TEXT"), "LATEST", "text that is put there in the name of the newest file"
     )
     save_every: int = _files(
         Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
@@ -132,6 +159,57 @@ class Options:
         "longest sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
+    )
+
+    sample_start: str = _text(
+        Text("TEXT"),
+        "",
+        "text that opens a sample; empty: a sample begins at every token",
+        shown_default="empty",
+    )
+    include_sample_start: bool = _text(
+        None, False, "samples begin with --sample-start, not behind it"
+    )
+    escape: bool = _text(
+        None, False, r"read \n \r \t \' \" \\ and \xHH in --sample-start as characters"
+    )
+    overlapping_samples: bool = _text(
+        None, False, "samples do not end where the next one is opened"
+    )
+    fill_with_next_samples: bool = _text(
+        None, False, "where a sample ends before --ctx tokens, the next ones follow in the same row"
+    )
+    separate_with_eos: bool = _text(
+        None,
+        False,
+        "EOS between samples of a row, with --fill-with-next-samples",
+        off=["--no-separate-with-eos"],
+    )
+    separate_with_bos: bool = _text(
+        None,
+        True,
+        "BOS between samples of a row, with --fill-with-next-samples",
+        off=["--no-separate-with-bos"],
+        shown_default="on",
+    )
+    sample_random_offsets: bool = _text(
+        None, False, "the first sample of a row begins at a random token of it"
+    )
+    force_reshuffle: bool = _text(
+        None, False, "a new order of samples from --seed, also when a checkpoint is continued"
+    )
+
+    norm_rms_eps: float | None = _model(
+        Real(above=True), None, "epsilon of the RMS norms", shown_default="the model's"
+    )
+    rope_freq_base: float | None = _model(
+        Real(above=True), None, "base frequency of RoPE", shown_default="the model's"
+    )
+    rope_freq_scale: float | None = _model(
+        Real(above=True),
+        None,
+        "factor on RoPE's positions, 1 / factor of a stretched context",
+        shown_default="the model's",
     )
 
     lora_r: int | None = _lora(
@@ -220,6 +298,37 @@ class Options:
     adam_beta2: float = _adam(Real(0, 1, below=True), 0.999, "decay rate of the second moment")
     adam_gclip: float = _adam(Real(), 1.0, "limit of the gradient's norm; 0: none")
 
+    opt_past: int = _stop(
+        Whole(0, 1 << 20),
+        0,
+        "end when the loss is as --opt-delta says, compared with so many iterations ago; 0: off",
+    )
+    opt_delta: float = _stop(
+        Real(-inf), 1e-5, "relative change of the loss below which --opt-past ends the run"
+    )
+    opt_max_no_improvement: int = _stop(
+        Whole(-(2**31)), 0, "end after so many iterations without a new lowest loss; 0: off"
+    )
+    adam_epsf: float = _stop(
+        Real(-inf), 0.0, "end when the loss changes by less than this fraction of it; 0: off"
+    )
+
+    compat: bool = _old(
+        None, False, "compute as llama.cpp's finetune of 2024 did, quirks and defaults included"
+    )
+    checkpoint_order: str | None = _old(
+        Choice(("left", "right")),
+        None,
+        "evaluation order of the run that wrote an old checkpoint",
+        shown_default="told from its moments",
+    )
+    n_gpu_layers: int = _old(
+        Whole(-(2**31)), 0, "only 0: this trainer computes on the CPU", also=["-ngl"]
+    )
+    use_flash: bool | None = _old(
+        None, None, "no effect", off=["--no-flash"], shown_default="not given"
+    )
+
 
 OPTIONS = table(Options)
 
@@ -232,6 +341,17 @@ def parse(argv: Sequence[str]) -> Options:
     options = parse_into(Options, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=FAMILIAR)
     if not options.model_base:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
+    if options.n_gpu_layers:
+        raise UsageError(
+            f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
+            "leave it out or give 0"
+        )
+    for name in ("pattern_fn_it", "fn_latest"):
+        text = getattr(options, name)
+        if not text or "/" in text or "\\" in text:
+            raise UsageError(f"--{name.replace('_', '-')} is a part of a file's name, not empty")
+    if options.escape:
+        return replace(options, sample_start=unescape(options.sample_start))
     return options
 
 

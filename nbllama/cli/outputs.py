@@ -1,7 +1,8 @@
 """The files that a run writes: their names, the right to write them, and one save.
 
-Checkpoints and adapters have a name in which ITERATION stands for the iteration's number; each
-save is also written under the same name with LATEST. An adapter for PEFT is a folder.
+Checkpoints and adapters have a name in which ITERATION (`--pattern-fn-it`) stands for the
+iteration's number; each save is also written under the same name with LATEST (`--fn-latest`). An
+adapter for PEFT is a folder.
 """
 
 from __future__ import annotations
@@ -13,18 +14,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from nbllama.adapter import FOLDER_FILES, check_format, is_folder, save_adapter
-from nbllama.checkpoint import (
-    LATEST,
-    PLACEHOLDER,
-    TrainState,
-    output_name,
-    prune,
-    save_checkpoint,
-)
+from nbllama.checkpoint import output_name, prune, save_checkpoint
 from nbllama.cli.options import Options
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.files import RunLock, check_writable, make_folder, sweep_temporary
 from nbllama.opt import check_finite
+from nbllama.train_state import TrainState
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
@@ -39,6 +34,10 @@ class Outputs:
         """Raises `UsageError` for names that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.keep_last = options.keep_last
+        self._mark, self._newest = options.pattern_fn_it, options.fn_latest
+        if options.only_write_lora:
+            self.checkpoint = ""
+        self._old_layout = options.compat
         self._folder = bool(self.adapter) and is_folder(self.adapter)
         adapter = _bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
@@ -46,17 +45,17 @@ class Outputs:
         if self.adapter:
             check_format(self.adapter)
         for option, pattern in self._named.items():
-            if PLACEHOLDER in os.path.dirname(pattern):
+            if self._mark in os.path.dirname(pattern):
                 raise UsageError(
-                    f"{option} {shown(pattern, 400)}: {PLACEHOLDER} must stand in the file's "
+                    f"{option} {shown(pattern, 400)}: {self._mark} must stand in the file's "
                     "name, not in a folder's"
                 )
         others = {"--model-base": options.model_base, "--train-data": options.train_data}
         written = self._named | ({"--log": options.log} if options.log else {})
-        others |= {option: output_name(pattern, LATEST) for option, pattern in written.items()}
+        others |= {option: self._latest(pattern) for option, pattern in written.items()}
         for option, pattern in written.items():
             for other, name in others.items():
-                if other != option and _may_be(pattern, name):
+                if other != option and self._may_be(pattern, name):
                     raise UsageError(f"{option} and {other} are the same file {shown(name, 400)}")
 
     def claim(self, stack: ExitStack) -> None:
@@ -66,12 +65,12 @@ class Outputs:
         Raises `OutputError`.
         """
         for option, pattern in self._named.items():
-            latest = output_name(pattern, LATEST)
-            left_over = _left_over
+            latest = self._latest(pattern)
+            left_over = self._left_over
             if option == "--lora-out" and self._folder:
                 make_folder(latest)
                 latest = os.path.join(latest, FOLDER_FILES[-1])
-                left_over = _left_over_in_folders
+                left_over = self._left_over_in_folders
             check_writable(latest)
             stack.enter_context(RunLock(latest))
             for name in left_over(pattern):
@@ -84,66 +83,71 @@ class Outputs:
         """
         if bad := check_finite(state.adapter.parameters()):
             raise Diverged(f"iteration {state.iteration} is not saved: {bad} is not finite")
-        stamps = (state.iteration, LATEST)
-        for name in dict.fromkeys(output_name(self.checkpoint, s) for s in stamps):
+        stamps = (state.iteration, self._newest)
+        for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
             if name:
                 save_checkpoint(name, state)
-        for name in dict.fromkeys(output_name(self.adapter, s) for s in stamps):
+        self.save_adapter(state, hp)
+
+    def save_adapter(self, state: TrainState, hp: Hparams) -> None:
+        """The adapter alone, under its number and as LATEST."""
+        stamps = (state.iteration, self._newest)
+        for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
-                save_adapter(name, state.adapter, hp)
+                save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
         if self.checkpoint:
             try:
-                prune(self.checkpoint, self.keep_last, iteration)
+                prune(self.checkpoint, self.keep_last, iteration, self._mark)
             except OutputError as e:
                 return str(e)
         return ""
 
     @property
     def latest_checkpoint(self) -> str:
-        return output_name(self.checkpoint, LATEST)
+        return self._latest(self.checkpoint)
 
     def written(self) -> list[tuple[str, str]]:
         """(what, newest file) for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
-        return [(what, shown(output_name(p, LATEST), 400)) for what, p in files if p]
+        return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 
+    def _latest(self, pattern: str) -> str:
+        return output_name(pattern, self._newest, self._mark)
 
-def _shape(pattern: str) -> re.Pattern[str]:
-    """What the last part of a file's name looks like where `pattern` made it."""
-    before, found, after = os.path.basename(pattern).partition(PLACEHOLDER)
-    number = f"(?:[0-9]+|{LATEST})" if found else ""
-    return re.compile(re.escape(before) + number + re.escape(after))
+    def _shape(self, pattern: str) -> re.Pattern[str]:
+        """What the last part of a file's name looks like where `pattern` made it."""
+        before, found, after = os.path.basename(pattern).partition(self._mark)
+        number = f"(?:[0-9]+|{re.escape(self._newest)})" if found else ""
+        return re.compile(re.escape(before) + number + re.escape(after))
 
+    def _may_be(self, pattern: str, name: str) -> bool:
+        """Whether one of the files of `pattern` is the file `name`, also through links."""
+        latest = self._latest(pattern)
+        if os.path.exists(latest) and os.path.exists(name) and os.path.samefile(latest, name):
+            return True
+        folders = (os.path.realpath(os.path.dirname(p) or os.curdir) for p in (pattern, name))
+        same = len(set(folders)) == 1
+        return same and bool(self._shape(pattern).fullmatch(os.path.basename(name)))
 
-def _may_be(pattern: str, name: str) -> bool:
-    """Whether one of the files of `pattern` is the file `name`, also through links."""
-    latest = output_name(pattern, LATEST)
-    if os.path.exists(latest) and os.path.exists(name) and os.path.samefile(latest, name):
-        return True
-    folders = (os.path.realpath(os.path.dirname(p) or os.curdir) for p in (pattern, name))
-    return len(set(folders)) == 1 and bool(_shape(pattern).fullmatch(os.path.basename(name)))
+    def _left_over_in_folders(self, pattern: str) -> Iterator[str]:
+        """The files of all folders of `pattern`."""
+        parent, shape = os.path.dirname(pattern), self._shape(pattern)
+        for base in sorted(os.listdir(parent or os.curdir)):
+            folder = os.path.join(parent, base)
+            if shape.fullmatch(base) and os.path.isdir(folder):
+                yield from (os.path.join(folder, file) for file in FOLDER_FILES)
+
+    def _left_over(self, pattern: str) -> Iterator[str]:
+        """Files of `pattern` of which a temporary file is there."""
+        folder, shape = os.path.dirname(pattern), self._shape(pattern)
+        found = map(_TEMPORARY.fullmatch, os.listdir(folder or os.curdir))
+        for base in sorted({m[1] for m in found if m and shape.fullmatch(m[1])}):
+            yield os.path.join(folder, base)
 
 
 def _bare(name: str) -> str:
     """A folder's name without what ends it."""
     return name.rstrip("/" + os.sep) or name
-
-
-def _left_over_in_folders(pattern: str) -> Iterator[str]:
-    """The files of all folders of `pattern`."""
-    parent, shape = os.path.dirname(pattern), _shape(pattern)
-    for base in sorted(os.listdir(parent or os.curdir)):
-        folder = os.path.join(parent, base)
-        if shape.fullmatch(base) and os.path.isdir(folder):
-            yield from (os.path.join(folder, file) for file in FOLDER_FILES)
-
-
-def _left_over(pattern: str) -> Iterator[str]:
-    """Files of `pattern` of which a temporary file is there."""
-    folder, shape = os.path.dirname(pattern), _shape(pattern)
-    found = map(_TEMPORARY.fullmatch, os.listdir(folder or os.curdir))
-    for base in sorted({m[1] for m in found if m and shape.fullmatch(m[1])}):
-        yield os.path.join(folder, base)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -76,10 +77,32 @@ class Real:
         return number
 
     def allowed(self) -> str:
+        if math.isinf(self.low):
+            return "a number"
         low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
         if math.isinf(self.high):
             return f"a number, {low}"
         return f"a number, {low}, {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    metavar: str = "WORD"
+
+    def parse(self, text: str) -> str:
+        """The word; raises `ValueError` for another one."""
+        if text not in self.words:
+            raise ValueError(text)
+        return text
+
+    def allowed(self) -> str:
+        return " or ".join(self.words)
+
+
+Value = Text | Whole | Real | Choice
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class Option:
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Text | Whole | Real | None  # None: a switch, which takes no value
+    value: Value | None  # None: a switch, which takes no value
     default: Any
     shown_default: str
     help: str
@@ -98,7 +121,7 @@ class Option:
 
 def option(
     group: str,
-    value: Text | Whole | Real | None,
+    value: Value | None,
     default: Any,
     help: str,
     *,
@@ -135,6 +158,16 @@ def table(kind: type) -> tuple[Option, ...]:
     return tuple(rows)
 
 
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """argparse's layout, but an option's name in a text is not broken at its hyphens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> str:
     """The list of options as argparse lays it out."""
     parser = argparse.ArgumentParser(
@@ -142,9 +175,7 @@ def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> 
         usage=f"{prog} [options]",
         description=about,
         epilog=epilog,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32
-        ),
+        formatter_class=_Layout,
         add_help=False,
     )
     groups: dict[str, Any] = {}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from nbllama.cli.options import Options
 from nbllama.cli.settings import Settings
-from nbllama.identity import Identity, model_fingerprint, model_numbers
+from nbllama.errors import CheckpointError, shown
+from nbllama.identity import Identity, check_fits, model_fingerprint, model_numbers
 
 if TYPE_CHECKING:
-    from nbllama.checkpoint import TrainState
     from nbllama.data import Dataset
     from nbllama.model import Model
+    from nbllama.train_state import TrainState
 
 # Settings whose change would make a continued run another run. Those in STORED are taken from the
 # checkpoint where the command line does not give them.
@@ -33,8 +34,17 @@ SETTINGS = (
     "cos_decay_restart",
     "enable_restart",
     "seed",
+    "sample_start",
+    "include_sample_start",
+    "overlapping_samples",
+    "fill_with_next_samples",
+    "separate_with_eos",
+    "separate_with_bos",
+    "sample_random_offsets",
+    "compat",
 )
 STORED = ("ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min")
+_NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
@@ -43,11 +53,14 @@ def completed(options: Options, state: TrainState | None) -> Options:
         return options
     same = state.identity
     stored = {name: same.settings[name] for name in STORED if name in same.settings}
-    if options.lora_r is None:
-        stored |= {f"rank_{slot}": rank for slot, rank in same.ranks.items()}
-    stored |= {"lora_r": same.lora_r, "lora_alpha": same.lora_alpha}
+    # --lora-r is the default of all ranks but those of norms.
+    slots = same.ranks if options.lora_r is None else _NORMS
+    stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
+    stored |= {"lora_r": same.lora_r}
+    if not state.old:
+        stored |= {"lora_alpha": same.lora_alpha}
     left = {name: value for name, value in stored.items() if getattr(options, name) is None}
-    if options.seed < 0:
+    if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
     return replace(options, **left)  # type: ignore[arg-type]
 
@@ -64,3 +77,31 @@ def identity(settings: Settings, model: Model, data: Dataset) -> Identity:
         model_numbers(model.hp),
         {name: getattr(settings, name) for name in SETTINGS},
     )
+
+
+def check_resume(
+    options: Options, state: TrainState, wanted: Identity, n_samples: int
+) -> list[str]:
+    """Raise `CheckpointError` unless `wanted` continues the checkpoint; lines about what
+    `--force` let pass.
+
+    An old checkpoint knows of its base model the sizes only, and of its data their number.
+    """
+    path, found = options.checkpoint_in, state.identity
+    settings = {
+        k: v for k, v in found.settings.items() if k != "seed" or not options.force_reshuffle
+    }
+    found = replace(found, settings=settings)
+    if not state.old:
+        return check_fits(path, found, wanted, force=options.force)
+    found = replace(found, lora_r=wanted.lora_r, lora_alpha=wanted.lora_alpha, settings={})
+    lines = check_fits(path, found, wanted, force=options.force)
+    if state.rng_state and state.n_samples != n_samples and not options.force_reshuffle:
+        line = f"the training data had {state.n_samples} samples, now {n_samples}"
+        if not options.force:
+            raise CheckpointError(
+                f"{shown(path, 400)}: {line}; give the same data and options (--ctx and those of "
+                "samples), or --force-reshuffle to begin the epoch afresh"
+            )
+        lines.append(line)
+    return lines

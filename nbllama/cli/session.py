@@ -1,37 +1,36 @@
-"""One run of `nbllama.finetune`: everything loaded, the forecast told, the loop, the saves, the
-summary.
-"""
+"""One run of `nbllama.finetune` up to its first iteration: all loaded, the forecast told."""
 
 from __future__ import annotations
 
-import shlex
-import time
 from dataclasses import replace
 
 import numba
 
 from nbllama.adapter import adapter_notes
-from nbllama.checkpoint import TrainState, load_checkpoint
+from nbllama.checkpoint import load_checkpoint
+from nbllama.cli.data import load_data, make_feed, walk
 from nbllama.cli.lora_in import started_from
-from nbllama.cli.options import PROG, Options
+from nbllama.cli.options import Options
 from nbllama.cli.outputs import Outputs
-from nbllama.cli.resume import completed, identity
-from nbllama.cli.settings import Settings, context, fresh_seed, resolve
+from nbllama.cli.resume import check_resume, completed, identity
+from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
 from nbllama.cli.ui import Display
-from nbllama.data import Dataset, Position, data_kind, load_dataset
-from nbllama.errors import Interrupted, OutputError, SaveFailed, shown
-from nbllama.forecast import Forecast, check_memory, forecast, peak_resident, resident
-from nbllama.identity import check_fits, environment, environment_notes
+from nbllama.errors import shown
+from nbllama.forecast import Forecast, check_memory, forecast
+from nbllama.identity import environment_notes
 from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
 from nbllama.opt import AdamW
-from nbllama.progress import StepRecord, duration, memory
-from nbllama.train import Schedule, StepResult, StopRequested, Trainer
+from nbllama.progress import duration, memory
+from nbllama.train import Schedule, Trainer
+from nbllama.train_state import TrainState
+
+OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
 
 class Session:
-    """One run of the program: everything loaded, then the loop."""
+    """Everything that a run needs; `nbllama.cli.loop` runs it."""
 
     def __init__(
         self,
@@ -46,12 +45,20 @@ class Session:
         self.threads = threads
         numba.set_num_threads(threads)
         self.state = self._resume(options)
-        self.options = completed(options, self.state)
-        self.model = load_model(options.model_base)
-        for warning in self.model.hp.warnings:
-            ui.note(warning)
+        self.options = options = completed(options, self.state)
+        self.model = load_model(
+            options.model_base,
+            rms_eps=options.norm_rms_eps,
+            rope_freq_base=options.rope_freq_base,
+            rope_freq_scale=options.rope_freq_scale,
+        )
         self.start = self._start()
-        self.data = self._load_data()
+        self.options = options = self.options
+        self.data = load_data(options, self.model, self.state)
+        for note in (*self.model.hp.warnings, *self.data.notes):
+            ui.note(note)
+        self.seed = fresh_seed() if options.seed < 0 else options.seed
+        self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
         self.identity = identity(self.settings, self.model, self.data)
         self.trainer = self._trainer()
@@ -80,18 +87,6 @@ class Session:
         self.ui.note(f"starting from the adapter {shown(path)}")
         return start
 
-    def _load_data(self) -> Dataset:
-        path, model = self.options.train_data, self.model
-        kind = data_kind(path)
-        template = model.chat_template if kind == "chat" else None
-        n_ctx = context(self.options, kind)
-        data = load_dataset(path, model.tokenizer, n_ctx, template=template, kind=kind)
-        if template is not None:
-            template.close()  # it is a process with memory of its own
-        for note in data.notes:
-            self.ui.note(note)
-        return data
-
     def _settings(self) -> Settings:
         state = self.state
         settings = resolve(
@@ -100,8 +95,10 @@ class Session:
             self.data.n_samples,
             tied_output=self.model.hp.tied_output,
             cores=self.threads,
-            new_seed=fresh_seed(),
+            new_seed=self.seed,
             done=state.iteration if state is not None else 0,
+            unscaled=state is not None and state.old,
+            walk=walk(self.options, self.data, self.feed, self.position),
         )
         for note in settings.notes:
             self.ui.note(note)
@@ -115,20 +112,12 @@ class Session:
             return init_adapter(
                 self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
             )
-        path = self.options.checkpoint_in
-        force = self.options.force
-        for line in check_fits(path, self.state.identity, self.identity, force=force):
+        n_samples = self.data.n_samples
+        for line in check_resume(self.options, self.state, self.identity, n_samples):
             self.ui.note(f"continued by --force: {line}")
         for line in environment_notes(self.state.environment):
             self.ui.note(line)
         return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
-
-    def _position(self) -> Position:
-        """Where in the data to begin; data that --force let pass may end before that place."""
-        if self.state is None:
-            return Position()
-        epoch, next_sample = self.state.epoch, self.state.next_sample
-        return Position(epoch, next_sample if next_sample < self.data.n_samples else 0)
 
     def _trainer(self) -> Trainer:
         s, state, adapter = self.settings, self.state, self._adapter()
@@ -143,7 +132,7 @@ class Session:
             decay_min_ndim=s.adam_decay_min_ndim,
             gclip=s.adam_gclip,
         )
-        if state is not None:
+        if state is not None and not state.old:
             opt.restore(state.m, state.v, state.iteration)
         trainer = Trainer(
             self.model,
@@ -158,12 +147,14 @@ class Session:
                 s.enable_restart,
                 s.adam_min_alpha / s.adam_alpha,
             ),
+            feed=self.feed,
             batch=s.batch,
             grad_acc=s.grad_acc,
-            seed=s.seed,
             checkpointing=s.use_checkpointing,
             iteration=state.iteration if state is not None else 0,
-            position=self._position(),
+            position=self.position,
+            lag=s.compat,
+            floor=OLD_FLOOR if s.compat else 0.0,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
@@ -199,95 +190,3 @@ class Session:
             ]
         )
         return told
-
-    def train(self, told: Forecast) -> None:
-        """The loop, the saves, and the summary."""
-        trainer, s = self.trainer, self.settings
-        self._first = self._saved = tried = trainer.iteration
-        self._last = last = trainer.iteration + s.n_iter
-        start, results = time.perf_counter(), []
-        self.stop.at_once = False
-        while trainer.iteration < last:
-            try:
-                self.stop.check()
-                r = trainer.step(self.stop.check)
-            except StopRequested:
-                self._save_at_end()
-                raise Interrupted(self._how_to_resume(), self.stop.signum) from None
-            results.append(r)
-            self._show(r)
-            trainer.raise_if_diverged()
-            if 0 < s.save_every <= r.iteration - tried and r.iteration < last:
-                tried = r.iteration
-                try:
-                    self._save()
-                except OutputError as e:
-                    self.ui.note(f"not saved: {e}; training goes on, the next save is tried again")
-        self._save_at_end()
-        self._summary(told, results, time.perf_counter() - start)
-
-    def _show(self, r: StepResult) -> None:
-        self.ui.step(
-            StepRecord(
-                iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-                grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-                seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
-            )
-        )  # fmt: skip
-
-    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
-        mean = sum(r.seconds for r in results) / len(results)
-        first, last = results[0].loss, results[-1].loss
-        self.ui.close(
-            [
-                ("time", f"{duration(seconds)} in all"),
-                ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
-                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
-                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
-                *self.outputs.written(),
-            ]
-        )
-
-    def _state(self) -> TrainState:
-        t = self.trainer
-        return TrainState(
-            self.identity,
-            t.adapter,
-            t.opt.m,
-            t.opt.v,
-            seed=self.settings.seed,
-            n_samples=self.data.n_samples,
-            iteration=t.iteration,
-            sample_count=t.samples_seen,
-            token_count=t.tokens_seen,
-            epoch=t.position.epoch,
-            next_sample=t.position.next_sample,
-            environment=environment(),
-        )
-
-    def _save(self) -> None:
-        self.model.gguf.recheck()
-        self.outputs.save(self._state(), self.model.hp)
-        self._saved = self.trainer.iteration
-        if problem := self.outputs.prune(self._saved):
-            self.ui.note(f"{problem}; --keep-last does not hold for it")
-
-    def _save_at_end(self) -> None:
-        if self.trainer.iteration == self._saved:
-            return
-        try:
-            self._save()
-        except OutputError as e:
-            raise SaveFailed(f"the last save failed: {e}") from e
-
-    def _how_to_resume(self) -> str:
-        done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
-        text = f"stopped after iteration {done}"
-        if done == self._first:
-            # nothing new was saved: the newest file may be another run's
-            return f"{text}; start again with: {PROG} {shlex.join([*self.words, *seed])}"
-        if not self.outputs.checkpoint:
-            return f"{text}; it cannot be continued, as --checkpoint-out is empty"
-        left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
-        resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
-        return f"{text}; continue with: {PROG} {shlex.join([*self.words, *resume])}"

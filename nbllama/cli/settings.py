@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nbllama.cli.options import Options
@@ -90,6 +91,18 @@ class Settings:
     adam_beta1: float
     adam_beta2: float
     adam_gclip: float
+    sample_start: str
+    include_sample_start: bool
+    overlapping_samples: bool
+    fill_with_next_samples: bool
+    separate_with_eos: bool
+    separate_with_bos: bool
+    sample_random_offsets: bool
+    compat: bool
+    opt_past: int
+    opt_delta: float
+    opt_max_no_improvement: int
+    adam_epsf: float
     save_every: int
     keep_last: int
     notes: tuple[str, ...]  # what the user should know about these numbers
@@ -121,6 +134,7 @@ class Settings:
                 f"betas {self.adam_beta1:g} {self.adam_beta2:g}, decay {self.adam_decay:g}, "
                 f"clip {self.adam_gclip:g}",
             ),
+            *([("compat", "as the old finetune of 2024")] if self.compat else []),
             ("checkpointing", "on" if self.use_checkpointing else "off"),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
@@ -132,18 +146,28 @@ def context(options: Options, data_kind: str) -> int:
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
-def iterations(options: Options, data_kind: str, n_samples: int) -> int:
+def iterations(
+    options: Options,
+    data_kind: str,
+    n_samples: int,
+    walk: Callable[[int], int] | None = None,
+) -> int:
     """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
 
     A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
-    is the end of an iteration, however few samples are left for it.
+    is the end of an iteration, however few samples are left for it. Where that is not so, `walk`
+    tells the iterations of a number of passes. With `--compat` the default of `--adam-iter` holds
+    beside `--epochs`.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
-    if adam_iter is None and options.epochs is None:
-        adam_iter, epochs = DEFAULTS[data_kind].adam_iter, DEFAULTS[data_kind].epochs
+    if adam_iter is None and (options.epochs is None or options.compat):
+        adam_iter = DEFAULTS[data_kind].adam_iter
+        epochs = DEFAULTS[data_kind].epochs if options.epochs is None else epochs
     limits = [] if adam_iter is None else [adam_iter]
-    if epochs is not None:
+    if epochs is not None and walk is not None:
+        limits.append(walk(epochs))
+    elif epochs is not None:
         limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
     if not limits:
         raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
@@ -152,7 +176,7 @@ def iterations(options: Options, data_kind: str, n_samples: int) -> int:
 
 def _ranks(options: Options, data_kind: str, lora_r: int, tied: bool) -> dict[str, int]:
     ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
-    norm = 1 if options.lora_out.lower().endswith(".bin") else 0
+    norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
     defaults = {"tok_embd": ends, "out": ends}
     defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
     given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
@@ -170,21 +194,33 @@ def resolve(
     cores: int,
     new_seed: int,
     done: int = 0,
+    unscaled: bool = False,
+    walk: Callable[[int], int] | None = None,
 ) -> Settings:
     """The settings of a run.
 
     `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's
     output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`.
     `done`: iterations that the checkpoint brings along; the schedule counts on from there.
+    `unscaled`: the run continues an old checkpoint, whose scale is 1 (as it is with `--compat`).
+    `walk`: see `iterations`.
 
     Raises `UsageError` for options that contradict each other.
     """
     if n_samples < 1:
         raise ValueError("a run needs samples")
     d = DEFAULTS[data_kind]
-    n_iter = iterations(options, data_kind, n_samples)
+    n_iter = iterations(options, data_kind, n_samples, walk)
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
+    notes = []
+    if options.compat or unscaled:
+        if alpha != lora_r:
+            notes.append(
+                f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1, "
+                "whatever alpha was"
+            )
+        alpha = lora_r
     ranks = _ranks(options, data_kind, lora_r, tied_output)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
@@ -199,7 +235,8 @@ def resolve(
         warmup = d.warmup if isinstance(d.warmup, int) else math.ceil(d.warmup * total)
     steps = options.cos_decay_steps or d.cos_decay_steps or total
     floor = d.cos_decay_min if options.cos_decay_min is None else options.cos_decay_min
-    notes = []
+    if options.use_flash is not None:
+        notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
     if warmup > total:
         notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
     return Settings(
@@ -226,6 +263,18 @@ def resolve(
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
         adam_gclip=options.adam_gclip,
+        sample_start=options.sample_start,
+        include_sample_start=options.include_sample_start,
+        overlapping_samples=options.overlapping_samples,
+        fill_with_next_samples=options.fill_with_next_samples,
+        separate_with_eos=options.separate_with_eos,
+        separate_with_bos=options.separate_with_bos,
+        sample_random_offsets=options.sample_random_offsets,
+        compat=options.compat,
+        opt_past=options.opt_past,
+        opt_delta=options.opt_delta,
+        opt_max_no_improvement=max(0, options.opt_max_no_improvement),
+        adam_epsf=options.adam_epsf,
         save_every=options.save_every,
         keep_last=options.keep_last,
         notes=tuple(notes),

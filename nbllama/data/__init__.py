@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from nbllama.data.batch import NOT_TRAINED, Batch, Dataset
 from nbllama.data.chat import ChatData, load_chat, prompt_ids
 from nbllama.data.chat_lines import is_json_object, numbered_lines
+from nbllama.data.cutters import Cutter, SampleStart, every_token
+from nbllama.data.feed import Feed, OldFeed, SeedFeed
+from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
-from nbllama.data.raw_text import RawText, load_raw_text
+from nbllama.data.raw_text import RawText, Rules, load_raw_text
 from nbllama.data.text_file import decode_utf8, read_bytes
 from nbllama.errors import DataError, shown
 
@@ -19,14 +22,22 @@ if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 __all__ = [
+    "MT19937",
     "NOT_TRAINED",
     "Batch",
     "ChatData",
+    "Cutter",
     "Dataset",
+    "Feed",
+    "OldFeed",
     "Order",
     "Position",
     "RawText",
+    "Rules",
+    "SampleStart",
+    "SeedFeed",
     "data_kind",
+    "every_token",
     "load_chat",
     "load_dataset",
     "load_raw_text",
@@ -41,10 +52,14 @@ def load_dataset(
     *,
     template: ChatTemplate | None,
     kind: str | None = None,
+    cutter: Cutter = every_token,
+    rules: Rules | None = None,
+    keep_mark: bool = False,
 ) -> Dataset:
     """The samples of a training file, none longer than `n_ctx` tokens.
 
-    `kind` "raw" or "chat" says what the file is; without it `data_kind` does.
+    `kind` "raw" or "chat" says what the file is; without it `data_kind` does. `cutter`, `rules`
+    and `keep_mark` are for raw text, see `load_raw_text`.
 
     Raises `DataError` as `data_kind` does, for a faulty line in a file of chats, for chats without
     a `template`, and when nothing is left to train on.
@@ -54,7 +69,9 @@ def load_dataset(
     content = read_bytes(path)
     kind = kind or _kind_of(decode_utf8(content, path), path)
     if kind == "raw":
-        return load_raw_text(path, tokenizer, n_ctx, content=content)
+        return load_raw_text(
+            path, tokenizer, n_ctx, cutter=cutter, rules=rules, content=content, keep_mark=keep_mark
+        )
     if template is None:
         raise DataError(f"{shown(os.fspath(path))} holds chats, but the model has no chat template")
     return load_chat(path, tokenizer, n_ctx, template, content=content)

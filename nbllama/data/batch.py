@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from nbllama.data.order import Shuffled
 
 NOT_TRAINED = -1
 
@@ -88,6 +91,34 @@ class Dataset(Protocol):
         """Number of sample i's targets that count in the loss, at least 1."""
         ...
 
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """`n_tokens` and `n_trained` of all samples, int64 [n_samples] each."""
+        ...
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples of these numbers, in this order; `IndexError` for a number out of range."""
         ...
+
+    def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+        """At most `n_rows` rows from place `first` of an epoch's order on, and the samples in them.
+
+        `wraps`: go on at the order's start where it ends, so that the batch is whole.
+        """
+        ...
+
+
+class RowPerSample:
+    """The rest of a `Dataset` in which every sample is a row of its own, whatever comes next."""
+
+    def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
+        every = range(self.n_samples)
+        counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
+        tokens, trained = (np.array(c, np.int64) for c in counts)
+        return tokens, trained
+
+    def take(
+        self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool
+    ) -> tuple[Batch, int]:
+        places = np.arange(first, first + n_rows)
+        places = places % self.n_samples if wraps else places[places < self.n_samples]
+        return self.batch(order.order[places].tolist()), len(places)

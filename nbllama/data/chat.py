@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat_lines import Chat, parse_chats
 from nbllama.data.spans import encode_rendered
 from nbllama.data.text_file import read_bytes, sha256_parts
@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ChatData:
+class ChatData(RowPerSample):
     """The `Dataset` of a file of chats.
 
     ids and trained hold all chats end to end, chat i is `offsets[i] : offsets[i + 1]` of both, of

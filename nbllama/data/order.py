@@ -24,18 +24,46 @@ class Position(NamedTuple):
     next_sample: int = 0
 
 
+class Shuffled(NamedTuple):
+    """One epoch: which sample comes when, int64 [n], and a random number in [0, 1] for each place,
+    float64 [n], from which a sample's random offset is made.
+    """
+
+    order: np.ndarray
+    unit: np.ndarray
+
+
+def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
+    if not (0 <= seed < _KEY_LIMIT and 0 <= epoch < _KEY_LIMIT):
+        raise ValueError(f"seed {seed} and epoch {epoch} must be in 0..2^64-1")
+    if n < 1:
+        raise ValueError("an order needs at least one sample")
+    return np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(n)
+
+
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch: int64 [n_samples], every number from 0 to n_samples - 1 once.
 
     Raises `ValueError` when seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
     """
-    if not (0 <= seed < _KEY_LIMIT and 0 <= epoch < _KEY_LIMIT):
-        raise ValueError(f"seed {seed} and epoch {epoch} must be in 0..2^64-1")
-    if n_samples < 1:
-        raise ValueError("an order needs at least one sample")
-    key = np.array([seed, epoch], dtype=np.uint64)
-    draws = np.random.Philox(key=key).random_raw(n_samples)
+    draws = _draws(n_samples, seed, epoch)
     return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
+    """The permutation of an epoch and a number in [0, 1) for each of its places."""
+    tail = _draws(2 * n_samples, seed, epoch)[n_samples:]
+    return Shuffled(permutation(n_samples, seed, epoch), (tail >> 11) * 2.0**-53)
+
+
+def check_position(position: Position, n_samples: int) -> None:
+    """Raise `DataError` for a position that is not in data of so many samples."""
+    epoch, first = position
+    if not (0 <= epoch < _KEY_LIMIT and 0 <= first < n_samples):
+        raise DataError(
+            f"epoch {epoch}, sample {first} is outside the data, which has "
+            f"{n_samples} samples; was the file changed?"
+        )
 
 
 class Order:
@@ -49,7 +77,14 @@ class Order:
         self.n_samples = n_samples
         self.seed = seed
         self._epoch = 0
-        self._permutation = permutation(n_samples, seed, 0)
+        self._shuffled = shuffled(n_samples, seed, 0)
+
+    def epoch(self, epoch: int) -> Shuffled:
+        """One epoch's order; the last one asked for is kept."""
+        if epoch != self._epoch:
+            self._shuffled = shuffled(self.n_samples, self.seed, epoch)
+            self._epoch = epoch
+        return self._shuffled
 
     def take(self, position: Position, n: int) -> tuple[np.ndarray, Position]:
         """At most `n` sample numbers (int64 [1..n]) from `position` on, and where to go on.
@@ -60,18 +95,11 @@ class Order:
         Raises `DataError` for a position that is not in this data (a state saved with other
         data), `ValueError` for n < 1.
         """
-        epoch, first = position
         if n < 1:
             raise ValueError("take at least one sample")
-        if not (0 <= epoch < _KEY_LIMIT and 0 <= first < self.n_samples):
-            raise DataError(
-                f"epoch {epoch}, sample {first} is outside the data, which has "
-                f"{self.n_samples} samples; was the file changed?"
-            )
-        if epoch != self._epoch:
-            self._permutation = permutation(self.n_samples, self.seed, epoch)
-            self._epoch = epoch
-        taken = self._permutation[first : first + n].copy()
+        check_position(position, self.n_samples)
+        epoch, first = position
+        taken = self.epoch(epoch).order[first : first + n].copy()
         after = first + len(taken)
         return taken, Position(epoch + 1) if after == self.n_samples else Position(epoch, after)
 

@@ -1,26 +1,28 @@
-"""Raw text: one file, tokenised in one go, cut into windows of at most n_ctx tokens.
+"""Raw text: one file, tokenised and cut into samples, from which rows of at most n_ctx tokens
+are made.
 
-A sample is a window (begin, size) of the file's tokens t. Its sequence is
+A sample is a window (begin, size) of the file's tokens t. A row that holds (the beginning of) one
+is the sequence
 
-    tokens   BOS       t[begin]     ...  t[begin + size - 2]
-    targets  t[begin]  t[begin + 1] ...  t[begin + size - 1]
+    tokens   BOS       t[begin]     ...  t[begin + n - 2]
+    targets  t[begin]  t[begin + 1] ...  t[begin + n - 1]        n = min(size, n_ctx)
 
-as in llama.cpp's `common/train.cpp:get_example_targets_batch`. A window shorter than n_ctx gives
-a shorter sequence. (The old tool padded it with EOS and trained on the padding.)
-
-A cutter decides which windows there are; further ways of cutting are further cutters.
+as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` say what becomes of a row
+that is not full. Which windows there are, a cutter decides (`nbllama.data.cutters`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nbllama.data.batch import Batch
+from nbllama.data.cutters import Cut, Cutter, Windows, every_token
+from nbllama.data.order import Shuffled
 from nbllama.data.text_file import decode_utf8, read_bytes, sha256_parts
 from nbllama.errors import DataError, shown
 
@@ -28,40 +30,18 @@ if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 
-class Windows(NamedTuple):
-    """Where samples lie in the tokens: begins int64 [n], sizes int64 [n] (each >= 1)."""
+class Rules(NamedTuple):
+    """What a row is made of; the names are those of the options.
 
-    begins: np.ndarray
-    sizes: np.ndarray
-
-
-class Cut(NamedTuple):
-    """What a cutter returns: the file's token ids, int32 [T], and the windows in them."""
-
-    tokens: np.ndarray
-    windows: Windows
-
-
-# (text, tokenizer, n_ctx) -> Cut. A cutter sees the text because some tokenise piece by piece.
-Cutter = Callable[[str, "Tokenizer", int], Cut]
-
-
-def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
-    """The old tool's cutting without `--sample-start`: a sample begins at every token.
-
-    The text is tokenised whole, without BOS; special tokens in it are plain text. With n tokens
-    there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
-    n - n_ctx - 1. The window that ends with the last token is not among them, as in
-    `common/train.cpp:tokenize_file`.
+    pad: short rows are filled with EOS, which is trained on, as in the old tool. Else they stay
+    short.
     """
-    parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
-    tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
-    n_samples = max(1, len(tokens) - n_ctx)
-    size = min(n_ctx, len(tokens))
-    return Cut(
-        tokens,
-        Windows(np.arange(n_samples), np.broadcast_to(np.int64(size), (n_samples,))),
-    )
+
+    fill_with_next_samples: bool = False
+    separate_with_eos: bool = False
+    separate_with_bos: bool = True
+    sample_random_offsets: bool = False
+    pad: bool = False
 
 
 def first_token(tokenizer: Tokenizer) -> int:
@@ -83,13 +63,17 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """The `Dataset` of a text file.
 
-    tokens int32 [T] are the file's ids, `first` the id put before each window.
+    tokens int32 [T] are the file's ids, `first` the id put before each row, `last` the one that
+    ends a sample where the rules want that, and that stands for an empty sample.
     """
 
     tokens: np.ndarray
     windows: Windows
+    n_ctx: int
     first: int
+    last: int
     fingerprint: str
+    rules: Rules = Rules()
     notes: tuple[str, ...] = ()
     kind: str = "raw"
 
@@ -97,20 +81,83 @@ class RawText:
     def n_samples(self) -> int:
         return len(self.windows.begins)
 
+    @property
+    def full_rows(self) -> bool:
+        """Whether rows have n_ctx tokens (but for the last one of an epoch), whatever is in
+        them.
+        """
+        return self.rules.pad or self.rules.fill_with_next_samples
+
     def n_tokens(self, i: int) -> int:
-        return int(self.windows.sizes[self._checked(i)])
+        size = int(self.windows.sizes[self._checked(i)])
+        return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
     def n_trained(self, i: int) -> int:
-        """All of a window is trained: its size."""
+        """All of a row is trained."""
         return self.n_tokens(i)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        return Batch.from_rows(self._row(self._checked(i)) for i in indices)
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        low = self.n_ctx if self.full_rows else 1
+        counts = np.clip(self.windows.sizes, low, self.n_ctx)
+        return counts, counts
 
-    def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        begin = self.windows.begins[i]
-        targets = self.tokens[begin : begin + self.windows.sizes[i]]
+    def batch(self, indices: Sequence[int]) -> Batch:
+        order = Shuffled(np.array([self._checked(i) for i in indices]), np.zeros(len(indices)))
+        rows = [self._row(order, at, at + 1, wraps=False)[0] for at in range(len(indices))]
+        return Batch.from_rows(self._with_input(targets) for targets in rows)
+
+    def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+        at = first
+        rows: list[np.ndarray] = []
+        while len(rows) < n_rows and (wraps or at < self.n_samples):
+            targets, used = self._row(order, at, self.n_samples, wraps=wraps)
+            rows.append(targets)
+            at += used
+        return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
+
+    def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
+
+    def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
+        """Targets int32 of the row that begins with the sample at place `first` of the order, and
+        how many samples are in it. Places from `end` on are not there, unless the order `wraps`.
+        """
+        rules, room = self.rules, self.n_ctx
+        parts: list[np.ndarray] = []
+        place = first % len(order.order)
+        begin, size = self._window(order, place)
+        # A sample of no token has no offset either: the product is 0.
+        at = int(max(0, size - 1) * order.unit[place]) if rules.sample_random_offsets else 0
+        used, separators = 1, self._separators()
+        while room:
+            if at < size:
+                part = self.tokens[begin + at : begin + min(size, at + room)]
+                at += len(part)
+            elif rules.fill_with_next_samples and (wraps or first + used < end):
+                if separators:
+                    part = np.array([separators.pop(0)], np.int32)
+                else:
+                    begin, size = self._window(order, (first + used) % len(order.order))
+                    at, separators = 0, self._separators()
+                    used += 1
+                    part = np.array([] if size else [self.last], np.int32)
+            elif rules.pad:
+                part = np.full(room, self.last, np.int32)
+            elif not parts:
+                part = np.array([self.last], np.int32)
+            else:
+                break
+            parts.append(part)
+            room -= len(part)
+        return np.concatenate(parts), used
+
+    def _window(self, order: Shuffled, place: int) -> tuple[int, int]:
+        i = order.order[place]
+        return int(self.windows.begins[i]), int(self.windows.sizes[i])
+
+    def _separators(self) -> list[int]:
+        eos = [self.last] if self.rules.separate_with_eos else []
+        return eos + ([self.first] if self.rules.separate_with_bos else [])
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.n_samples:
@@ -124,35 +171,41 @@ def load_raw_text(
     n_ctx: int,
     *,
     cutter: Cutter = every_token,
+    rules: Rules | None = None,
     content: bytes | None = None,
+    keep_mark: bool = False,
 ) -> RawText:
-    """The samples of a UTF-8 text file, at most `n_ctx` tokens each.
+    """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
-    `content`: the file's bytes, if they were read already.
+    `content`: the file's bytes, if they were read already. `keep_mark`: a byte-order mark at the
+    start is part of the text.
     Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
+    rules = rules or Rules()
     content = read_bytes(path) if content is None else content
-    cut = cutter(decode_utf8(content, path), tokenizer, n_ctx)
+    text = decode_utf8(content, path, keep_mark=keep_mark)
+    cut = cutter(text, tokenizer, n_ctx)
     if len(cut.tokens) == 0:
         raise DataError(f"training data {shown(os.fspath(path))} is empty: it holds no token")
     first = first_token(tokenizer)
-    longest = int(cut.windows.sizes.max())
-    notes: tuple[str, ...] = ()
-    if len(cut.windows.sizes) == 1 and longest < n_ctx:
-        notes = (f"the text has only {longest} tokens; one sample of that length is trained on",)
+    last = first if tokenizer.eos_id is None else tokenizer.eos_id
     return RawText(
         cut.tokens,
         cut.windows,
+        n_ctx,
         first,
-        _fingerprint(cut, n_ctx, first),
-        notes,
+        last,
+        _fingerprint(cut, n_ctx, first, rules),
+        rules,
+        cut.notes,
     )
 
 
-def _fingerprint(cut: Cut, n_ctx: int, first: int) -> str:
+def _fingerprint(cut: Cut, n_ctx: int, first: int, rules: Rules) -> str:
     begins, sizes = cut.windows
+    more = () if rules == Rules() else tuple(int(r) for r in rules)
     return sha256_parts(
-        "raw", n_ctx, first, cut.tokens.tobytes(), begins.tobytes(), sizes.tobytes()
+        "raw", n_ctx, first, cut.tokens.tobytes(), begins.tobytes(), sizes.tobytes(), *more
     )

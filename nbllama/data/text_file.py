@@ -24,8 +24,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def decode_utf8(content: bytes, path: str | os.PathLike[str]) -> str:
-    """`content` as text, without a leading byte-order mark; nothing else is changed.
+def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
+    """`content` as text, without a leading byte-order mark unless `keep_mark`; nothing else is
+    changed.
 
     Raises `DataError` with the offset of the first byte that is not UTF-8 (counted from 0, a
     byte-order mark included) and its line.
@@ -39,7 +40,7 @@ def decode_utf8(content: bytes, path: str | os.PathLike[str]) -> str:
             f"{shown(os.fspath(path))} is not UTF-8: byte 0x{content[e.start]:02x} at offset "
             f"{e.start}, line {line}{hint}; convert the file to UTF-8"
         ) from e
-    return text.removeprefix("\ufeff")
+    return text if keep_mark else text.removeprefix("\ufeff")
 
 
 def sha256_parts(*parts: bytes | str | int) -> str:

@@ -7,7 +7,9 @@ Rows are the positions that have a target, gathered beforehand: other positions 
 pass in chunks of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w`
 of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the step's mean.
 
-Source: llama.cpp `ggml_cross_entropy_loss` (without its floor of 1e-9). finetune.cpp: t34, t36.
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36. In 2023 and 2024 that had a
+floor f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient; it is an option
+here, and off (0) unless an old run is to be repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def _exponentials(row, top):
 
 
 @kernel(parallel=True)
-def _cross_entropy(z, targets, weight, losses):
+def _cross_entropy(z, targets, weight, losses, floor):
     """losses[m] = unweighted loss of row m; z becomes its weighted gradient."""
     for m in prange(z.shape[0]):
         row = z[m]
@@ -69,11 +71,20 @@ def _cross_entropy(z, targets, weight, losses):
         total = _exponentials(row, top)
         losses[m] = np.float32(np.log(total)) + top - wanted
         row *= weight / total
+        if floor > 0:
+            losses[m] = -np.log(np.exp(-losses[m]) * (np.float32(1.0) - floor) + floor)
+            row *= np.float32(1.0) - floor
+            row += weight * floor
         row[targets[m]] -= weight
 
 
-def cross_entropy(z: np.ndarray, targets: np.ndarray, weight: float, losses: np.ndarray) -> None:
-    """Losses float32 `[M]` of logits z `[M, V]`, which become their own gradient times `weight`."""
+def cross_entropy(
+    z: np.ndarray, targets: np.ndarray, weight: float, losses: np.ndarray, floor: float = 0.0
+) -> None:
+    """Losses float32 `[M]` of logits z `[M, V]`, which become their own gradient times `weight`.
+
+    `floor`: see the module's text.
+    """
     if np.ndim(z) != 2 or z.shape[1] == 0:
         raise ValueError(f"cross_entropy: z has shape {np.shape(z)}, wanted [M, V]")
     check_output("cross_entropy", "z", z, z.shape)
@@ -81,7 +92,7 @@ def cross_entropy(z: np.ndarray, targets: np.ndarray, weight: float, losses: np.
     check_output("cross_entropy", "losses", losses, z.shape[:1])
     if targets.size and (targets.min() < 0 or targets.max() >= z.shape[1]):
         raise ValueError(f"cross_entropy: a target is outside 0..{z.shape[1] - 1}")
-    _cross_entropy(z, readonly(targets), np.float32(weight), losses)
+    _cross_entropy(z, readonly(targets), np.float32(weight), losses, np.float32(floor))
 
 
 class LossBuffers:
@@ -113,6 +124,7 @@ def output_loss(
     dx: np.ndarray | None,
     pair: LoraPair | None,
     buffers: LossBuffers,
+    floor: float = 0.0,
 ) -> float:
     """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
     sum.
@@ -129,7 +141,7 @@ def output_loss(
         if pair is not None:
             hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
         matmul(w, xp, logits, hp=hp, b=b)
-        cross_entropy(logits, targets[m0 : m0 + m], weight, losses)
+        cross_entropy(logits, targets[m0 : m0 + m], weight, losses, floor)
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue

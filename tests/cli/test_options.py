@@ -7,25 +7,32 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.parser import Text
+from nbllama.cli.parser import Choice, Text
 from nbllama.errors import UsageError
 from tests.conftest import ROOT
 
-# The options that the first release promises, in the order of the old tool's help.
-PROMISED = """
---model-base --train-data --checkpoint-in --lora-in --checkpoint-out --lora-out --save-every
---threads -t --adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r
---lora-alpha --rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq
+# All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
+# ranks that its parser could not read.
+OLD = """
+--model-base --train-data --checkpoint-in --checkpoint-out --lora-out --pattern-fn-it --fn-latest
+--save-every --only-write-lora --seed -s --ctx -c --threads -t --batch -b --grad-acc
+--sample-start --include-sample-start --escape --overlapping-samples --fill-with-next-samples
+--separate-with-eos --separate-with-bos --no-separate-with-eos --no-separate-with-bos
+--sample-random-offsets --force-reshuffle --use-flash --no-flash --use-checkpointing
+--no-checkpointing --warmup --cos-decay-steps --cos-decay-restart --cos-decay-min --enable-restart
+--disable-restart --opt-past --opt-delta --opt-max-no-improvement --epochs --adam-iter --adam-alpha
+--adam-min-alpha --adam-decay --adam-decay-min-ndim --adam-beta1 --adam-beta2 --adam-gclip
+--adam-epsf --n-gpu-layers -ngl --norm-rms-eps --rope-freq-base --rope-freq-scale --lora-alpha
+--lora-r --rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq
 --rank-wk --rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down
---rank-ffn-up --seed -s --adam-alpha --adam-min-alpha --adam-decay --adam-decay-min-ndim
---adam-beta1 --adam-beta2 --adam-gclip --warmup --cos-decay-steps --cos-decay-restart
---cos-decay-min --enable-restart --disable-restart --epochs --grad-acc --keep-last --log --dry-run
---force --debug
+--rank-ffn-up
 """.split()
+NEW = "--lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order".split()
 
 
 def names() -> list[str]:
@@ -33,8 +40,35 @@ def names() -> list[str]:
 
 
 def test_the_table_holds_what_is_promised_and_nothing_twice() -> None:
-    assert sorted(names()) == sorted(PROMISED)
+    assert sorted(names()) == sorted(OLD + NEW)
     assert len(names()) == len(set(names()))
+
+
+def test_the_old_options_are_those_of_the_reference(shared: Path) -> None:
+    text = (shared / "reference" / "finetune-reference.md").read_text(encoding="utf-8")
+    tables = text[text.index("### 1.1 ") : text.index("### 1.3 ")]
+    first = [row.split("|")[1] for row in tables.splitlines() if row.startswith("|")]
+    quoted = [name for cell in first for name in re.findall(r"`(--?[a-z][^ `]*)", cell)]
+    listed = {"--" + name[2:].replace("_", "-") if name[1] == "-" else name for name in quoted}
+    assert listed - {"-h", "--help"} == set(OLD)
+
+
+def test_what_every_old_default_is(shared: Path) -> None:
+    """Where the reference gives a plain number as default, so do we, or say it in words."""
+    text = (shared / "reference" / "finetune-reference.md").read_text(encoding="utf-8")
+    tables = text[text.index("### 1.1 ") : text.index("### 1.3 ")]
+    seen = 0
+    for row in tables.splitlines():
+        cells = [cell.strip() for cell in row.split("|")]
+        if len(cells) < 4 or not re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", cells[2]):
+            continue
+        name = "--" + re.findall(r"`--([^ `]*)", cells[1])[0]
+        (o,) = [o for o in OPTIONS if name in o.names]
+        shown = o.shown_default.split()[0] if o.default is None else o.default
+        if name not in ("--threads", "--epochs"):  # the physical cores; for plain text no limit
+            assert float(shown) == float(cells[2]), name
+            seen += 1
+    assert seen > 20
 
 
 def test_help_lists_every_option_grouped_and_fast() -> None:
@@ -76,6 +110,10 @@ def test_each_value_lands_in_its_own_field() -> None:
             if o.value is None:
                 got = parse(["--model-base", "m", name])
                 want: object = name in o.names
+            elif isinstance(o.value, Choice):
+                got, want = parse(["--model-base", "m", name, "right"]), "right"
+            elif o.dest == "n_gpu_layers":
+                got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):
                 got, want = parse(["--model-base", "m", name, "1"]), "1"
             else:
@@ -110,6 +148,11 @@ def test_what_is_refused() -> None:
         (["--model-base", "m", "--thraeds", "2"], "--threads"),
         (["--model-base", "m", "--checkpoint", "2"], "did you mean --checkpoint-"),
         (["--model-base", "m", "--use-chekpointing"], "--use-checkpointing"),
+        (["--model-base", "m", "-ngl", "33"], "on the CPU only"),
+        (["--model-base", "m", "--checkpoint-order", "up"], "'up' is not allowed; give left or ri"),
+        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest is a part of a file's name"),
+        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it is a part"),
+        (["--model-base", "m", "--escape", "--sample-start", r"\xff"], "is not UTF-8"),
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):
             parse(argv)
@@ -125,3 +168,11 @@ def test_familiar_names_lead_to_real_options() -> None:
 
 def test_the_docs_page_is_made_from_the_table() -> None:
     assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page()
+
+
+def test_escapes_are_read_wherever_the_switch_stands() -> None:
+    text = r"a\nb\t\r\'\"\\n\x41\xe4\xbd\xa0\q\x4"
+    for argv in (["--escape", "--sample-start", text], ["--sample-start", text, "--escape"]):
+        got = parse(["--model-base", "m", *argv])
+        assert got.sample_start == "a\nb\t\r'\"\\nA你\\q\\x4"
+    assert parse(["--model-base", "m", "--sample-start", text]).sample_start == text

@@ -54,6 +54,18 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_gclip=1.0,
+        sample_start="",
+        include_sample_start=False,
+        overlapping_samples=False,
+        fill_with_next_samples=False,
+        separate_with_eos=False,
+        separate_with_bos=True,
+        sample_random_offsets=False,
+        compat=False,
+        opt_past=0,
+        opt_delta=1e-5,
+        opt_max_no_improvement=0,
+        adam_epsf=0.0,
         save_every=10,
         keep_last=0,
         notes=(),
@@ -190,3 +202,34 @@ def test_cores_and_seed_of_this_machine() -> None:
     seeds = {fresh_seed() for _ in range(20)}
     assert len(seeds) > 1
     assert all(0 <= s < 2**31 for s in seeds)
+
+
+def test_compat_restores_the_old_defaults() -> None:
+    got = settings("--compat")
+    assert [got.ranks[n] for n in NORMS] == [1, 1, 1]
+    assert got.ranks["tok_embd"] == got.ranks["wq"] == 4
+    assert settings("--compat --rank-out-norm 0").ranks["out_norm"] == 0
+    # The cap of 256 iterations holds beside --epochs, which only ours lifts.
+    assert settings("--compat --epochs 3").n_iter == 256
+    assert settings("--compat --epochs 2").n_iter == 250
+    assert settings("--compat --epochs 0").n_iter == 256
+
+
+def test_the_old_scale_is_one() -> None:
+    for given, kept in (("", 4), ("--lora-r 6", 6), ("--lora-r 6 --lora-alpha 12", 6)):
+        for got in (settings("--compat " + given), settings(given, unscaled=True)):
+            assert got.lora_alpha == got.lora_r == kept
+            assert bool(got.notes) == ("alpha" in given)
+    assert settings("--lora-r 6 --lora-alpha 12").lora_alpha == 12
+
+
+def test_what_has_no_effect_is_said() -> None:
+    for word in ("--use-flash", "--no-flash"):
+        assert "no effect" in settings(word).notes[0]
+    assert settings().notes == ()
+
+
+def test_epochs_of_another_length() -> None:
+    assert settings("--epochs 3", walk=lambda n: 7 * n).n_iter == 21
+    assert settings("--epochs 3 --adam-iter 9", walk=lambda n: 7 * n).n_iter == 9
+    assert settings("--adam-iter 9", walk=lambda n: 7 * n).n_iter == 9

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbllama.data import RawText, load_raw_text
-from nbllama.data.raw_text import Cut, Windows, every_token, first_token
+from nbllama.data.cutters import Cut, Windows, every_token
+from nbllama.data.raw_text import first_token
 from nbllama.errors import DataError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, tokenizer_from_gguf

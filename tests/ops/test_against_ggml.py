@@ -152,6 +152,28 @@ def test_cross_entropy(rows: int) -> None:
     compare("cross_entropy gradient", z, back.reshape(z.shape), SUM)
 
 
+@pytest.mark.parametrize("floor", [1e-9, 1e-3])
+def test_cross_entropy_with_the_floor_of_2023(floor: float) -> None:
+    """p' = p (1 - f) + f: the loss is -ln p', the gradient p' - target, which is not its
+    derivative. Today's ggml has no floor; the formula in float64 is what is compared with.
+    """
+    rows, n_vocab, weight = 37, 503, 0.25
+    z = normal(1, rows, n_vocab) * 12  # losses up to about 90, far above ln(1e9) = 20.7
+    targets = np.random.default_rng(2).integers(0, n_vocab, rows).astype(np.int32)
+    wide = z.astype(np.float64)
+    p = np.exp(wide - wide.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    p = p * (1 - floor) + floor
+    losses, plain = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    cross_entropy(z.copy(), targets, weight, plain)
+    cross_entropy(z, targets, weight, losses, floor)
+    compare("losses", losses, -np.log(p[np.arange(rows), targets]).astype(np.float32), SUM)
+    p[np.arange(rows), targets] -= 1
+    compare("gradient", z, (weight * p).astype(np.float32), SUM)
+    assert losses.max() < plain.max() - 1
+    assert losses.max() == pytest.approx(-np.log(floor), rel=1e-3)
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_output_loss(rank: int) -> None:
     """The fused output product and loss over several chunks of rows, with and without LoRA."""

@@ -1,0 +1,29 @@
+"""Characters that are written with a backslash on the command line (`--escape`)."""
+
+from __future__ import annotations
+
+import re
+
+from nbllama.errors import UsageError, shown
+
+_ESCAPE = re.compile(r"\\(?:([nrt'\"\\])|x([0-9a-fA-F]{2}))")
+_CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def unescape(text: str) -> str:
+    r"""`text` with \n \r \t \' \" \\ and \xHH (a byte of UTF-8) read; other backslashes stay.
+
+    Raises `UsageError` where the bytes are not UTF-8.
+    """
+
+    def byte(found: re.Match[str]) -> str:
+        if found[2]:
+            # a lone surrogate stands for a byte until the whole is decoded
+            return bytes([int(found[2], 16)]).decode("utf-8", "surrogateescape")
+        return _CHARACTERS.get(found[1], found[1])
+
+    read = _ESCAPE.sub(byte, text)
+    try:
+        return read.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"--sample-start '{shown(text)}' is not UTF-8") from None

@@ -1,0 +1,181 @@
+"""The training loop of `nbllama.finetune`: iterations, saves, early ends, and the summary."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+
+from nbllama.cli.options import PROG
+from nbllama.cli.session import Session
+from nbllama.convergence import Convergence
+from nbllama.errors import Interrupted, OutputError, SaveFailed
+from nbllama.forecast import Forecast, peak_resident, resident
+from nbllama.identity import environment
+from nbllama.moment_order import tell
+from nbllama.progress import StepRecord, duration, memory
+from nbllama.train import StepResult, StopRequested
+from nbllama.train_state import TrainState
+
+
+class Loop:
+    """Runs a `Session` to its end.
+
+    With `--compat` the order of events at the end is the old tool's: it evaluates once more after
+    the last update, so the samples of one more iteration are passed over, and what the tests of an
+    early end find in an evaluation holds before its update, not after it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.trainer, self.settings = session.trainer, session.settings
+        self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
+        self._first = self._saved = self._tried = self.trainer.iteration
+        self._last = self.trainer.iteration + self.settings.n_iter
+        self._convergence = self._tests()
+
+    def run(self, told: Forecast) -> None:
+        """All iterations, with what they save and show.
+
+        Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
+        """
+        trainer, compat = self.trainer, self.settings.compat
+        start, results, reason = time.perf_counter(), [], ""
+        self.stop.at_once = False
+        while trainer.iteration < self._last and not reason:
+            try:
+                self.stop.check()
+                found = trainer.evaluate(self.stop.check)
+            except StopRequested:
+                self._save_at_end()
+                raise Interrupted(self._how_to_resume(), self.stop.signum) from None
+            self._place_moments()
+            reason = self._convergence.reached(found.loss, trainer.iteration)
+            if reason and compat:
+                break
+            r = trainer.update(found)
+            results.append(r)
+            self._show(r)
+            trainer.raise_if_diverged()
+            self._save_if_due(at_end_too=compat)
+        if compat:
+            trainer.pass_over_next(1 if self._epochs_done() else self.settings.grad_acc)
+        if reason:
+            self.ui.note(f"ended after iteration {trainer.iteration}: {reason}")
+        self._save_at_end()
+        self._summary(told, results, time.perf_counter() - start)
+
+    def _tests(self) -> Convergence:
+        s, state = self.settings, self.session.state
+        made = Convergence(s.opt_past, s.opt_delta, s.opt_max_no_improvement, s.adam_epsf)
+        if state is None:
+            return made
+        if len(state.past_losses) == s.opt_past:
+            made.past_losses = list(state.past_losses)
+        # The old tool begins anew with each run, but for the ring; 0 is a loss that was not kept.
+        if not s.compat and not state.old and state.previous_loss:
+            made.best, made.previous = state.best_loss, state.previous_loss
+            made.no_improvement = state.no_improvement
+        return made
+
+    def _place_moments(self) -> None:
+        """With the first gradient, put the moments of an old checkpoint where they belong."""
+        state = self.session.state
+        if state is None or state.moments is None or self.trainer.iteration > state.iteration:
+            return
+        trainer = self.trainer
+        direction = self.session.options.checkpoint_order or ""
+        told = tell(
+            state.moments, trainer.adapter, trainer.gradients, trainer.model.hp.n_layer, direction
+        )
+        trainer.opt.restore(told.m, told.v, state.iteration)
+        self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
+
+    def _epochs_done(self) -> bool:
+        epochs = self.session.options.epochs or 0
+        return 0 < epochs <= self.trainer.position.epoch - self.session.position.epoch
+
+    def _show(self, r: StepResult) -> None:
+        self.ui.step(
+            StepRecord(
+                iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
+                grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
+                seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+            )
+        )  # fmt: skip
+
+    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
+        lines = [("time", f"{duration(seconds)} in all")]
+        if results:
+            mean = sum(r.seconds for r in results) / len(results)
+            first, last = results[0].loss, results[-1].loss
+            lines += [
+                ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
+                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
+                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
+            ]
+        self.ui.close([*lines, *self.outputs.written()])
+
+    def _state(self) -> TrainState:
+        t, session, c = self.trainer, self.session, self._convergence
+        known = not math.isnan(c.previous)
+        return TrainState(
+            session.identity,
+            t.adapter,
+            t.opt.m,
+            t.opt.v,
+            seed=self.settings.seed,
+            n_samples=session.data.n_samples,
+            iteration=t.iteration,
+            sample_count=t.samples_seen,
+            token_count=t.tokens_seen,
+            epoch=t.position.epoch,
+            next_sample=t.position.next_sample,
+            no_improvement=c.no_improvement,
+            best_loss=c.best if known else 0.0,
+            previous_loss=c.previous if known else 0.0,
+            environment=environment(),
+            rng_state=session.feed.rng_state(t.position),
+            past_losses=tuple(c.past_losses),
+        )
+
+    def _save(self) -> None:
+        self.session.model.gguf.recheck()
+        self.outputs.save(self._state(), self.session.model.hp)
+        self._saved = self.trainer.iteration
+        if problem := self.outputs.prune(self._saved):
+            self.ui.note(f"{problem}; --keep-last does not hold for it")
+
+    def _save_if_due(self, at_end_too: bool) -> None:
+        now = self.trainer.iteration
+        if not 0 < self.settings.save_every <= now - self._tried:
+            return
+        if now < self._last or at_end_too:
+            self._tried = now
+            try:
+                self._save()
+            except OutputError as e:
+                self.ui.note(f"not saved: {e}; training goes on, the next save is tried again")
+
+    def _save_at_end(self) -> None:
+        if self.trainer.iteration == self._saved:
+            return
+        try:
+            self._save()
+        except OutputError as e:
+            raise SaveFailed(f"the last save failed: {e}") from e
+
+    def _how_to_resume(self) -> str:
+        done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
+        # the order that was asked for is now the checkpoint's own
+        again = ("--force-reshuffle", "--force_reshuffle")
+        words = [word for word in self.session.words if word not in again]
+        text = f"stopped after iteration {done}"
+        if done == self._first:
+            # nothing new was saved: the newest file may be another run's
+            return f"{text}; start again with: {PROG} {shlex.join([*words, *seed])}"
+        if not self.outputs.checkpoint:
+            return f"{text}; it cannot be continued, as --checkpoint-out is empty"
+        left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
+        resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
+        return f"{text}; continue with: {PROG} {shlex.join([*words, *resume])}"

@@ -1,0 +1,77 @@
+"""When a run has learned what it can: three tests of the loss, after each evaluation.
+
+As in llama.cpp's `ggml.c:ggml_opt_adam`, in this order, f the loss, with what is set to 0 off:
+
+    |f - f of the evaluation before| / f < epsf
+    |f `past` evaluations ago - f| / f < delta
+    the lowest loss is `max_no_improvement` evaluations old
+
+All losses are float32 there, and so in what is stored; a loss that is not finite ends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Convergence:
+    """The tests and what they remember. `past_losses` is a ring: evaluation e (from 0, counted
+    since the very first run) lies at e % past, as in the old tool's file.
+    """
+
+    past: int = 0
+    delta: float = 1e-5
+    max_no_improvement: int = 0
+    epsf: float = 0.0
+    best: float = math.nan  # NaN: no evaluation yet
+    previous: float = math.nan
+    no_improvement: int = 0
+    past_losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.past_losses) != self.past:
+            self.past_losses = [0.0] * self.past
+
+    def reached(self, loss: float, evaluation: int) -> str:
+        """Take in the loss of an evaluation; why the run is to end, or "".
+
+        The first evaluation that it is told of is only remembered.
+        """
+        f = float(np.float32(loss))
+        if not math.isfinite(f):
+            return ""
+        if math.isnan(self.previous):
+            self.best = self.previous = f
+            self._remember(f, evaluation)
+            return ""
+        reason = self._tests(f, evaluation)
+        self._remember(f, evaluation - 1)
+        self.previous = f
+        return reason
+
+    def _tests(self, f: float, evaluation: int) -> str:
+        if abs(f - self.previous) < self.epsf * abs(f):
+            return f"the loss changed by less than {self.epsf:g} of it (--adam-epsf)"
+        if 0 < self.past <= evaluation - 1:
+            before = self.past_losses[(evaluation - 1) % self.past]
+            if abs(before - f) < self.delta * abs(f):
+                return f"the loss is as it was {self.past} iterations ago (--opt-past)"
+        if self.max_no_improvement > 0:
+            if f < self.best:
+                self.best, self.no_improvement = f, 0
+            else:
+                self.no_improvement += 1
+                if self.no_improvement >= self.max_no_improvement:
+                    return (
+                        f"no new lowest loss in {self.no_improvement} iterations "
+                        "(--opt-max-no-improvement)"
+                    )
+        return ""
+
+    def _remember(self, f: float, slot: int) -> None:
+        if self.past:
+            self.past_losses[slot % self.past] = f

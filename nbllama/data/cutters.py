@@ -1,0 +1,138 @@
+"""Where the samples of a raw text lie: at every token, or wherever a text begins that opens one.
+
+A cutter takes (text, tokenizer, n_ctx) and returns a `Cut`; it sees the text because some
+tokenise sample by sample. Source: llama.cpp `common/train.cpp:tokenize_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nbllama.text.tokenizer import Tokenizer
+
+
+class Windows(NamedTuple):
+    """Where samples lie in the tokens: begins int64 [n], sizes int64 [n] (0 for an empty one)."""
+
+    begins: np.ndarray
+    sizes: np.ndarray
+
+
+class Cut(NamedTuple):
+    """What a cutter returns: the file's token ids, int32 [T], the windows in them, and lines for
+    the user.
+    """
+
+    tokens: np.ndarray
+    windows: Windows
+    notes: tuple[str, ...] = ()
+
+
+Cutter = Callable[[str, "Tokenizer", int], Cut]
+
+
+def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
+    """The old tool's cutting without `--sample-start`: a sample begins at every token.
+
+    The text is tokenised whole, without BOS; special tokens in it are plain text. With n tokens
+    there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
+    n - n_ctx - 1. The window that ends with the last token is not among them.
+    """
+    parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
+    tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
+    n_samples = max(1, len(tokens) - n_ctx)
+    size = min(n_ctx, len(tokens))
+    windows = Windows(np.arange(n_samples), np.broadcast_to(np.int64(size), (n_samples,)))
+    notes: tuple[str, ...] = ()
+    if 0 < size < n_ctx:
+        notes = (f"the text has only {size} tokens; one sample of that length is trained on",)
+    return Cut(tokens, windows, notes)
+
+
+@dataclass(frozen=True)
+class SampleStart:
+    """A sample begins behind every occurrence of `start`, found from the left without overlaps.
+
+    Each sample is tokenised for itself. Text before the first occurrence belongs to no sample. A
+    sample ends where the next one is opened (a sample may be empty then); with `overlapping`, as
+    many bytes on as n_ctx of the longest tokens may have, moved on to a whole character.
+
+    include: the samples begin with `start`, not behind it.
+    old: as in the old tool, a text without `start` loses as many bytes as `start` has (unless
+    `include`); ours makes one sample of it all.
+    """
+
+    start: str
+    include: bool = False
+    overlapping: bool = False
+    old: bool = False
+
+    def __call__(self, text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
+        content, mark = text.encode(), self.start.encode()
+        notes = []
+        opened = _occurrences(content, mark)
+        skipped = 0 if self.include else len(mark)
+        if not opened:
+            notes.append(f"--sample-start {self.start!r} does not occur: the text is one sample")
+            opened = [0]
+            skipped = skipped if self.old else 0
+        begins = [min(place + skipped, len(content)) for place in opened]
+        if self.overlapping:
+            reach = _longest_token(tokenizer) * n_ctx
+            ends = [min(begin + reach, len(content)) for begin in begins]
+        else:
+            ends = [*opened[1:], len(content)]
+        pieces = []
+        for begin, end in zip(begins, ends, strict=True):
+            part = content[_whole(content, begin) : _whole(content, max(begin, end))]
+            pieces.append(np.array(tokenizer.encode(part.decode()), np.int32))
+        sizes = np.array([len(p) for p in pieces], np.int64)
+        places = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+        notes += _about(sizes, n_ctx)
+        return Cut(np.concatenate(pieces), Windows(places, sizes), tuple(notes))
+
+
+def _occurrences(content: bytes, mark: bytes) -> list[int]:
+    found, at = [], content.find(mark)
+    while at >= 0:
+        found.append(at)
+        at = content.find(mark, at + len(mark))
+    return found
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest token as the vocabulary writes it."""
+    texts = (tokenizer.token_text(i) for i in range(tokenizer.n_vocab))
+    return max(len(text.encode("utf-8", "surrogateescape")) for text in texts)
+
+
+def _whole(content: bytes, place: int) -> int:
+    """The first place from here on that is not inside a UTF-8 character."""
+    while place < len(content) and content[place] & 0xC0 == 0x80:
+        place += 1
+    return place
+
+
+def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
+    """Lines about samples that are not as long as a row."""
+    notes = []
+    empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
+    shorter = sizes[sizes < n_ctx]
+    if empty:
+        notes.append(f"{empty} empty samples; each counts as one EOS")
+    if len(longer):
+        notes.append(
+            f"{len(longer)} samples (longest: {longer.max()} tokens) are longer than the context"
+            f" of {n_ctx} and are cut off there"
+        )
+    if len(shorter):
+        notes.append(
+            f"{len(shorter)} samples (shortest: {shorter.min()} tokens) are shorter than the"
+            f" context of {n_ctx}"
+        )
+    return notes

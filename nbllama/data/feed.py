@@ -1,0 +1,127 @@
+"""What the trainer gets its batches from: a place in the data goes in, an iteration's batches and
+the next place come out.
+
+`SeedFeed` is ours: orders keyed by (seed, epoch), every sample once an epoch, and an epoch ends
+where an iteration ends. `OldFeed` is that of llama.cpp's `common/train.cpp`
+(`train_opt_callback`, `shuffle_samples`): orders from one `std::mt19937` that goes through the
+epochs, batches that are always whole and wrap around within the old epoch's order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from nbllama.data.batch import Batch, Dataset
+from nbllama.data.mt19937 import MOST, MT19937
+from nbllama.data.order import Order, Position, Shuffled, check_position
+
+
+class Taken(NamedTuple):
+    """Micro-batches of one iteration, the place behind them, and the samples in them (more than
+    the rows where rows go on with the next sample).
+    """
+
+    batches: list[Batch]
+    after: Position
+    n_samples: int
+
+
+class Feed(Protocol):
+    """Deals out batches; `take` depends on its arguments alone, whatever was taken before.
+
+    wraps: batches are always whole. Raises `DataError` for a place that is not in the data.
+    """
+
+    wraps: bool
+
+    def take(self, position: Position, batch: int, grad_acc: int) -> Taken: ...
+
+    def rng_state(self, position: Position) -> str:
+        """The generator as it was before the epoch of `position` was drawn; "": none is kept."""
+        ...
+
+
+class SeedFeed:
+    """The `Feed` of a seed: an epoch's last batches are short, or missing."""
+
+    wraps = False
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self._dataset = dataset
+        self._order = Order(dataset.n_samples, seed)
+
+    def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
+        n = self._dataset.n_samples
+        check_position(position, n)
+        epoch, first = position
+        order, at = self._order.epoch(epoch), first
+        batches: list[Batch] = []
+        while len(batches) < grad_acc and at < n:
+            made, used = self._dataset.take(order, at, batch, wraps=False)
+            batches.append(made)
+            at += used
+        after = Position(epoch + 1) if at == n else Position(epoch, at)
+        return Taken(batches, after, at - first)
+
+    def rng_state(self, position: Position) -> str:
+        return ""
+
+
+class OldFeed:
+    """The `Feed` of the old tool, from the state that its generator had at the start of an epoch.
+
+    `state`: text, see `MT19937`. Epochs before `epoch` cannot be had any more.
+    """
+
+    wraps = True
+
+    def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
+        """Raises `DataError` for a state that is none."""
+        self._dataset = dataset
+        self._states = {epoch: MT19937.parse(state).text()}
+        self._drawn: tuple[int, Shuffled] | None = None
+
+    def epoch(self, epoch: int) -> Shuffled:
+        """One epoch's order; `unit` may be one rounding above 1, as in the old tool."""
+        while epoch not in self._states:
+            self._draw(max(self._states))
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> Shuffled:
+        rng, n = MT19937.parse(self._states[epoch]), self._dataset.n_samples
+        order = np.argsort(rng.draw(n), kind="stable").astype(np.int64, copy=False)
+        unit = rng.draw(n) / float(MOST - 1)
+        self._states[epoch + 1] = rng.text()
+        return Shuffled(order, unit)
+
+    def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
+        n = self._dataset.n_samples
+        check_position(position, n)
+        epoch, at = position
+        batches, in_all = [], 0
+        for _ in range(grad_acc):
+            made, used = self._dataset.take(self.epoch(epoch), at, batch, wraps=True)
+            batches.append(made)
+            in_all += used
+            at += used
+            if at >= n:
+                # What went beyond the end is dropped: it came again from the old order's start.
+                epoch, at = epoch + 1, 0
+        return Taken(batches, Position(epoch, at), in_all)
+
+    def rng_state(self, position: Position) -> str:
+        self.epoch(position.epoch)
+        return self._states[position.epoch]
+
+
+def iterations(feed: Feed, position: Position, epochs: int, batch: int, grad_acc: int) -> int:
+    """Iterations until `epochs` ends of an epoch were reached or passed, by walking through."""
+    end, count = position.epoch + epochs, 0
+    while position.epoch < end:
+        position = feed.take(position, batch, grad_acc).after
+        count += 1
+    return count

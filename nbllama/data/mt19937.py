@@ -1,0 +1,56 @@
+"""The generator behind the old tool's order of samples: C++'s `std::mt19937`, with its text form.
+
+A checkpoint of the old tool holds the generator as the text that the C++ library prints:
+libstdc++ the 624 words of its state and the place in them, libc++ the 624 words from that place
+on. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator has the same words and
+the same place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.errors import DataError
+
+_N = 624
+MOST = 0xFFFFFFFF  # std::mt19937::max()
+
+
+class MT19937:
+    """A generator of 32-bit numbers; `draw` moves it on."""
+
+    def __init__(self, words: np.ndarray, place: int) -> None:
+        """words uint32 [624]; place 0..624, 624: all words are used up."""
+        self._bits = np.random.MT19937()
+        self._bits.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": words.astype(np.uint32), "pos": place},
+        }
+
+    @classmethod
+    def seeded(cls, seed: int) -> MT19937:
+        """As `std::mt19937(seed)`, of which only the lowest 32 bits count."""
+        state = np.random.RandomState(seed & MOST).get_state(legacy=False)["state"]
+        return cls(state["key"], state["pos"])
+
+    @classmethod
+    def parse(cls, text: str) -> MT19937:
+        """The generator that a C++ library printed. Raises `DataError` for anything else."""
+        words = text.split()
+        if len(words) == _N:
+            words.append(str(_N))
+        if len(words) != _N + 1 or not all(w.isascii() and w.isdigit() for w in words):
+            raise DataError(f"the state of a random generator has 625 numbers, not {len(words)}")
+        numbers = [int(w) for w in words]
+        if max(numbers) > MOST or numbers[-1] > _N:
+            raise DataError("the state of a random generator holds a number that is too large")
+        return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
+
+    def text(self) -> str:
+        """As libstdc++ prints it."""
+        state = self._bits.state["state"]
+        return " ".join(map(str, [*state["key"].tolist(), int(state["pos"])]))
+
+    def draw(self, n: int) -> np.ndarray:
+        """The next n numbers, uint64 [n], each below 2^32."""
+        return np.asarray(self._bits.random_raw(n), np.uint64)
