@@ -55,7 +55,10 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):  # type: ignore[n
         scale, offset = span / high, least
         best = code_error(size, x, w, least, high / span, high, scale, offset, exponent)
         for i in range(n_steps):
-            inverse = (high + start + step * np.float32(i)) / span
+            if most - offset < TINY:
+                break
+            least = offset
+            inverse = (high + start + step * np.float32(i)) / (most - least)
             sum_q, sum_qq, sum_qx = code_sums(size, x, w, least, inverse, zero, high)
             determinant = sum_w * sum_qq - sum_q * sum_q
             if determinant > 0:
