@@ -86,7 +86,7 @@ def extreme(x, n):  # type: ignore[no-untyped-def]
 
 @kernel(own="quantise")
 def symmetric_scale(x, w, high):  # type: ignore[no-untyped-def]
-    """Scale of a group of 16, of either sign: best of 19 candidates by the squares' weighted sum.
+    """Scale of a group of 16, of either sign: best of 19 candidates (one comes twice) by the squares' weighted sum.
 
     For given codes the best scale is sum(w x q) / sum(w q q); it explains sum(w x q)^2 / sum(w q q)
     of sum(w x x), and the candidate that explains most wins.
@@ -96,8 +96,8 @@ def symmetric_scale(x, w, high):  # type: ignore[no-untyped-def]
     if abs(largest) < TINY:
         return zero
     scale = best = zero
-    for i in range(19):
-        j = i // 2 + 1 if i & 1 else -(i // 2)  # 0, 1, -1, 2, -2, ...
+    for i in range(20):
+        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: of equals the first one wins
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:
