@@ -24,7 +24,9 @@ def adapter_for(path: Path, seed: int = 1, strength: float = 0.2, **options: Any
     return made
 
 
-def toy(folder: Path, *, adapter: dict[str, Any] | None = None, **options: Any) -> tuple[Path, Path]:
+def toy(
+    folder: Path, *, adapter: dict[str, Any] | None = None, **options: Any
+) -> tuple[Path, Path]:
     """(base, adapter) as files."""
     base, lora = folder / "base.gguf", folder / "lora.gguf"
     make_llama(base, **options)

@@ -24,6 +24,8 @@ STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt",
 SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
 TRAIN = MODEL | STATE | {"model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
+MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -58,6 +60,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
     "cli.stop": {"errors", "train"},
     "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
+    "quantise": KERNELS | {"quants"},
+    "mixes": {"errors"},
+    "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
+    "cli.merge_options": {"errors", "mixes", "cli.parser"},
+    "cli.merge": {"errors", "files", "rewrite"},
+    "export_lora": MERGE | {"adapter", "lora"},
+    "quantize": MERGE,
     "finetune": SCREEN | {"cli.outputs", "cli.stop", "cli.session"},
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
@@ -84,8 +93,17 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"simd", "quants", "identity"},
-    "numba": {"_jit", "simd", "quants", "ops", "identity", "cli.session"},
+    "llvmlite": {"simd", "quants", "quantise", "identity"},
+    "numba": {
+        "_jit",
+        "simd",
+        "quants",
+        "quantise",
+        "ops",
+        "identity",
+        "cli.session",
+        "cli.settings",
+    },
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.ui"},
     "sentencepiece": {"text"},
@@ -94,6 +112,7 @@ OUTSIDE = {
 
 # Light parts that must come without numpy, numba and the like.
 LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+LIGHT += ("mixes", "cli.merge_options", "export_lora", "quantize")
 
 
 def sources() -> list[Path]:

@@ -218,9 +218,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):
         to = dst + 144 * b
-        _encode_32(
-            x, src + 256 * b, np.float32(15), np.float32(-1), 21, work, s, m, codes, out, to
-        )
+        _encode_32(x, src + 256 * b, np.float32(15), np.float32(-1), 21, work, s, m, codes, out, to)
         _pack_four_bits(codes, out, to + 16)
 
 
