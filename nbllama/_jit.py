@@ -9,7 +9,9 @@ that no NaN and no infinity exist, and then `isnan` is false and a broken loss g
 - `kernel(parallel=True)`: `prange` over what is written, never a reduction across threads.
 
 Numba's on-disk cache does not notice an edit in a kernel that another kernel calls, so the cache
-folder's name holds a hash of every kernel source (`NUMBA_CACHE_DIR` overrides it).
+folder's name holds a hash of every kernel source (`NUMBA_CACHE_DIR` overrides it). A package that
+training does not need (`own="quantise"`) has a folder of its own, so that an edit there leaves the
+trainer's compiled kernels in use.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +32,20 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def kernel_sources() -> list[Path]:
+def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
     single = [_PACKAGE / name for name in ("_jit.py", "simd.py")]
-    folders = [p for d in ("ops", "quants") for p in (_PACKAGE / d).rglob("*.py")]
+    names = ("ops", "quants", own) if own else ("ops", "quants")
+    folders = [p for d in names for p in (_PACKAGE / d).rglob("*.py")]
     return sorted(p for p in single + folders if p.exists())
 
 
-def kernel_hash() -> str:
+def kernel_hash(own: str = "") -> str:
     """Hex digest (16 characters) of kernel sources and the versions that compile them."""
     kernel_set = os.environ.get("NBLLAMA_KERNELS", "")
     versions = f"{numba.__version__} {np.__version__} {sys.version} {kernel_set}"
     h = hashlib.sha256(versions.encode())
-    for path in kernel_sources():
+    for path in kernel_sources(own):
         h.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return h.hexdigest()[:16]
 
@@ -58,11 +62,12 @@ def _cache_root() -> Path:
         return Path(tempfile.gettempdir()) / f"nbllama-{os.getuid()}"
 
 
-def _cache_dir() -> str:
+@cache
+def _cache_dir(own: str = "") -> str:
     """A folder of this kernel set, made if need be; a private temporary one where that fails."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return given
-    folder = _cache_root() / f"kernels-{kernel_hash()}"
+    folder = _cache_root() / f"kernels-{kernel_hash(own)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -79,9 +84,15 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
 
 
-def kernel(*, parallel: bool = False, fast: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator for every compiled function of the package (see the module's text)."""
-    numba.config.CACHE_DIR = CACHE_DIR  # a reread configuration would have forgotten it
+def kernel(
+    *, parallel: bool = False, fast: bool = False, own: str = ""
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator for every compiled function of the package (see the module's text).
+
+    `own`: the folder of the package whose kernels are cached apart; empty for all others.
+    """
+    # Set each time: a reread configuration would have forgotten it.
+    numba.config.CACHE_DIR = _cache_dir(own) if own else CACHE_DIR
     return numba.njit(
         cache=True,
         parallel=parallel,

@@ -25,6 +25,8 @@ SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cl
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
+MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -74,6 +76,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
     "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    "quantise": KERNELS | {"quants"},
+    "mixes": {"errors"},
+    "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
+    "cli.merge_options": {"errors", "mixes", "cli.parser"},
+    "cli.merge": {"errors", "files", "rewrite"},
+    "export_lora": MERGE | {"adapter", "lora"},
+    "quantize": MERGE,
     "api": MODEL | {"model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -99,8 +108,17 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"simd", "quants", "identity"},
-    "numba": {"_jit", "simd", "quants", "ops", "identity", "cli.session"},
+    "llvmlite": {"simd", "quants", "quantise", "identity"},
+    "numba": {
+        "_jit",
+        "simd",
+        "quants",
+        "quantise",
+        "ops",
+        "identity",
+        "cli.session",
+        "cli.settings",
+    },
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.ui"},
     "sentencepiece": {"text"},
@@ -108,9 +126,8 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT = (
-    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
-)  # fmt: skip
+LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+LIGHT += ("convert_lora", "mixes", "cli.merge_options", "export_lora", "quantize")
 
 
 def sources() -> list[Path]:

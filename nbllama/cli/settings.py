@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -289,6 +290,17 @@ def physical_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         count = min(count, len(os.sched_getaffinity(0)))
     return max(1, count)
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads (physical cores for None), whether Numba is imported or not."""
+    threads = threads or physical_cores()
+    if "numba" not in sys.modules:
+        os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def fresh_seed() -> int:

@@ -34,11 +34,16 @@ _PYTHON_TYPES: dict[type, ValueType] = {
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as they go to the file."""
+    """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as they go to the file.
+
+    `raw` is a uint8 array, bytes or memoryview of exactly the size that shape and type ask for; or
+    a function that gives them in pieces. It is called when the tensor's turn has come, so a model
+    can be written that does not fit memory; what it raises ends the writing and changes no file.
+    """
 
     shape: tuple[int, ...]
     type_id: int
-    raw: Any  # uint8 array, bytes or memoryview of exactly the size that shape and type ask for
+    raw: Any
 
 
 def write_gguf(
@@ -54,15 +59,25 @@ def write_gguf(
     F32, F16, F64 or I8..I64 by their dtype.
 
     Raises `OutputError` if the path cannot be written, and, before the first byte is written,
-    `ValueError` for names, values, shapes and sizes that the format or `limits` do not allow.
+    `ValueError` for names, values, shapes and sizes that the format or `limits` do not allow;
+    also, with the old file kept, for pieces that are not a tensor's size together.
     """
-    header, bodies, alignment = _encode(list(metadata), list(tensors))
+    tensors = list(tensors)
+    header, bodies, alignment = _encode(list(metadata), tensors)
     with atomic_write(path) as file:
         file.write(header)
         _pad(file, len(header), alignment)
-        for body in bodies:
-            file.write(body)
-            _pad(file, len(body), alignment)
+        for (name, _), (size, body) in zip(tensors, bodies, strict=True):
+            written = 0
+            for piece in body() if callable(body) else (body,):
+                view = memoryview(piece).cast("B")
+                written += len(view)
+                if written > size:
+                    break
+                file.write(view)
+            if written != size:
+                raise ValueError(f"tensor '{shown(name)}': its pieces are not {size} bytes")
+            _pad(file, size, alignment)
 
 
 def _pad(file: BinaryIO, size: int, alignment: int) -> None:
@@ -71,8 +86,8 @@ def _pad(file: BinaryIO, size: int, alignment: int) -> None:
 
 def _encode(
     metadata: list[tuple[str, object, int]], tensors: list[tuple[str, np.ndarray | RawTensor]]
-) -> tuple[bytes, list[memoryview], int]:
-    """Header without its padding, the bytes of every tensor (views), the alignment."""
+) -> tuple[bytes, list[tuple[int, Any]], int]:
+    """Header without its padding, size and bytes (views, or a function) of tensors, alignment."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     alignment = limits.DEFAULT_ALIGNMENT
     seen: set[str] = set()
@@ -93,11 +108,11 @@ def _encode(
     bodies, offset = [], 0
     for name, tensor in tensors:
         _name(out, name, "tensor", limits.MAX_NAME_BYTES, seen)
-        shape, type_id, body = _tensor(name, tensor)
+        shape, type_id, size, body = _tensor(name, tensor)
         out += struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         out += struct.pack("<IQ", type_id, offset)
-        bodies.append(body)
-        offset += len(body) + -len(body) % alignment
+        bodies.append((size, body))
+        offset += size + -size % alignment
     return bytes(out), bodies, alignment
 
 
@@ -181,12 +196,13 @@ def _array(out: bytearray, value: object) -> None:
     _array(out, np.array(value, dtype=SCALARS[kind]))
 
 
-def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, memoryview]:
-    """Shape (numpy order), type and bytes of a tensor; the bytes are a view where possible."""
+def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, int, Any]:
+    """Shape (numpy order), type, size and bytes of a tensor (a view, or a function as given)."""
     what = f"tensor '{shown(name)}'"
+    body: Any
     if isinstance(tensor, RawTensor):
         shape, type_id = tuple(int(n) for n in tensor.shape), tensor.type_id
-        body = memoryview(tensor.raw).cast("B")
+        body = tensor.raw if callable(tensor.raw) else memoryview(tensor.raw).cast("B")
     else:
         found = NUMPY_TENSOR_TYPES.get(tensor.dtype)
         if found is None:
@@ -201,6 +217,6 @@ def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...],
     if shape[-1] % kind.block_size:
         raise ValueError(f"{what}: row of {shape[-1]}, {kind.name} block is {kind.block_size}")
     expected = kind.nbytes(math.prod(shape))
-    if len(body) != expected:
+    if not callable(body) and len(body) != expected:
         raise ValueError(f"{what}: {len(body)} bytes, shape and type need {expected}")
-    return shape, type_id, body
+    return shape, type_id, expected, body

@@ -1,0 +1,65 @@
+"""What `export_lora` and `quantize` share: the output's checks, progress, and the table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+from nbllama.errors import UsageError, shown
+from nbllama.files import check_writable, sweep_temporary
+from nbllama.rewrite import Changes
+
+
+def prepare_output(path: str, inputs: Iterable[str]) -> None:
+    """Refuse an output that is one of the inputs or cannot be written; remove dead leftovers.
+
+    Raises `UsageError` or `OutputError`.
+    """
+    for file in inputs:
+        if os.path.exists(path) and os.path.exists(file) and os.path.samefile(path, file):
+            raise UsageError(f"{shown(path, 400)}: is an input too; choose another output name")
+    check_writable(path)
+    sweep_temporary(path)
+
+
+class Progress:
+    """Tensors done, on standard error: one line that is overwritten, or a line every 10 %."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._told = -1
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        if self._terminal:
+            print(f"\r[{done + 1:4}/{total}] {shown(name, 60):60}", end="", file=sys.stderr)
+        elif (tenth := 10 * done // total) > self._told:
+            self._told = tenth
+            print(f"[{done + 1:4}/{total}] {shown(name, 60)}", file=sys.stderr)
+
+    def close(self) -> float:
+        """End the line; seconds since the start."""
+        if self._terminal:
+            print(f"\r{'':76}\r", end="", file=sys.stderr)
+        return time.monotonic() - self._start
+
+
+def table(changes: Changes) -> list[str]:
+    """One line for each pair of types: tensors, size, and the error of encoding."""
+    head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
+    lines = [head]
+    for (old, new), c in sorted(changes.items()):
+        row = f"{old:8} {new:8} {c.tensors:7} {c.bytes / 2**20:9.2f}"
+        if c.squares:
+            row += f" {c.rmse:10.3g} {c.relative:9.3g}"
+        else:
+            row += f" {'unchanged':>10}"
+        lines.append(row)
+    return lines
+
+
+def print_result(path: str, changes: Changes, seconds: float) -> None:
+    print("\n".join(table(changes)))
+    print(f"{shown(path, 400)}: {os.path.getsize(path) / 2**20:.2f} MiB in {seconds:.1f} s")

@@ -1,0 +1,233 @@
+"""The command lines of `python -m nbllama.export_lora` and `python -m nbllama.quantize`.
+
+`-l` and `-s` may be given several times, which the parser of one-value options does not know, so
+they are taken out of the command line before it sees the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.cli.parser import Text, Whole, option, parse_into, table
+from nbllama.errors import UsageError, shown
+from nbllama.mixes import ALIASES, FILE_TYPES
+
+_TYPES = " ".join((*FILE_TYPES, *ALIASES)).lower()
+_files = partial(option, "Files")
+_run = partial(option, "Run")
+_THREADS = Whole(1, 4096)
+
+EXPORT_PROG = "python -m nbllama.export_lora"
+_EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
+tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
+_EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; else a file type as in
+`python -m nbllama.quantize`, in either case: {_TYPES}
+
+-l and -s may be given several times; all adapters are added up.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
+enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
+_EXPORT_FAMILIAR = {"--type": "--outtype", "--model-file": "--model-base"}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A parsed command line of `export_lora`, but for the adapters."""
+
+    model_base: str = _files(
+        Text(), "", "base model, a GGUF file", also=["-m", "--model"], shown_default="must be given"
+    )
+    model_out: str = _files(
+        Text(),
+        "",
+        "merged model to write",
+        also=["-o", "--output", "--output-file"],
+        shown_default="must be given",
+    )
+    lora: str = _files(
+        Text("FILE,..."), "", "adapters at scale 1", also=["-l"], shown_default="none"
+    )
+    lora_scaled: str = _files(
+        Text("FILE:SCALE,..."),
+        "",
+        "adapters at other scales; `-s FILE SCALE` is the same for one",
+        also=["-s"],
+        shown_default="none",
+    )
+    outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
+    threads: int | None = _run(
+        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
+    )
+    debug: bool = _run(None, False, "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_lora` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: ExportOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+
+def parse_export(argv: Sequence[str]) -> Export:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = _take_adapters(argv)
+    options = parse_into(
+        ExportOptions,
+        rest,
+        prog=EXPORT_PROG,
+        about=_EXPORT_ABOUT,
+        epilog=_EXPORT_EPILOG,
+        familiar=_EXPORT_FAMILIAR,
+    )
+    for given, name in (
+        (options.model_base, "--model-base FILE"),
+        (options.model_out, "--model-out FILE"),
+        (adapters, "--lora FILE or --lora-scaled FILE SCALE"),
+    ):
+        if not given:
+            raise UsageError(f"{name} is missing; --help lists every option")
+    return Export(options, adapters)
+
+
+def _take_adapters(argv: Sequence[str]) -> tuple[list[tuple[str, float]], list[str]]:
+    """Adapters with their scales, and the words that are left."""
+    by_name = {name: o for o in table(ExportOptions) for name in o.names}
+    adapters: list[tuple[str, float]] = []
+    left: list[str] = []
+    rest = list(argv)
+
+    def value(name: str) -> str:
+        if not rest or _plain(rest[0].partition("=")[0]) in by_name:
+            raise UsageError(f"{name} needs a value")
+        return rest.pop(0)
+
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.partition("=")
+        found = by_name.get(_plain(name))
+        if found is None or found.dest not in ("lora", "lora_scaled"):
+            left.append(word)
+            if found is not None and found.value is not None and not equals and rest:
+                left.append(rest.pop(0))
+            continue
+        text = text if equals else value(name)
+        if found.dest == "lora":
+            adapters += [(file, 1.0) for file in _list(name, text)]
+        elif (scaled := _scaled_list(text)) is not None:
+            adapters += scaled
+        elif equals or not rest or _plain(rest[0].partition("=")[0]) in by_name:
+            raise UsageError(f"{name} {shown(text)}: has no scale; give FILE SCALE or FILE:SCALE")
+        else:
+            adapters.append((text, _scale(name, rest.pop(0))))
+    return adapters, left
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def _list(name: str, text: str) -> list[str]:
+    """File names between commas; a comma in the name of a file that exists is none."""
+    files = [text] if os.path.lexists(text) else text.split(",")
+    if not all(files):
+        raise UsageError(f"{name} '{shown(text)}': an empty file name")
+    return files
+
+
+def _scale(name: str, text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UsageError(f"{name}: scale '{shown(text)}' is not a number")
+    return scale
+
+
+def _scaled_list(text: str) -> list[tuple[str, float]] | None:
+    """FILE:SCALE,... as pairs; None for a file name alone, whose scale is the next word."""
+    if os.path.lexists(text):
+        return None
+    items = [item.rpartition(":") for item in text.split(",")]
+    if not any(colon for _, colon, _ in items):
+        return None
+    if len(items) == 1 and len(items[0][0]) == 1 and items[0][2][:1] in ("\\", "/"):
+        return None  # a drive letter, not a file with a scale
+    for file, colon, _ in items:
+        if not colon or not file:
+            raise UsageError(f"--lora-scaled '{shown(text)}': each item must be FILE:SCALE")
+    return [(file, _scale("--lora-scaled", scale)) for file, _, scale in items]
+
+
+QUANTIZE_PROG = "python -m nbllama.quantize"
+_QUANTIZE_ABOUT = """Write a GGUF model in another weight type.
+
+usage: python -m nbllama.quantize [options] IN OUT TYPE [THREADS]"""
+_QUANTIZE_EPILOG = f"""TYPE, in either case: {_TYPES}
+(q3_k, q4_k and q5_k stand for q3_k_m, q4_k_m and q5_k_m). Which tensor gets which type is
+llama.cpp's choice; --pure gives all of them the same.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
+enough memory, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The options of `quantize`, but for IN, OUT and TYPE."""
+
+    pure: bool = _run(None, False, "one type for all matrices, no mix")
+    allow_requantize: bool = _run(
+        None, False, "quantise a model that is quantised already; that adds up errors"
+    )
+    threads: int | None = _run(
+        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
+    )
+    debug: bool = _run(None, False, "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """What `quantize` is to do."""
+
+    options: QuantizeOptions
+    source: str
+    target: str
+    type: str
+    threads: int | None
+
+
+def parse_quantize(argv: Sequence[str]) -> Quantize:
+    """Read the command line (without the program's name); errors as of `parse_export`."""
+    words: list[str] = []
+    left: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        left.append(word)
+        if word in ("-t", "--threads") and rest:
+            left.append(rest.pop(0))
+    options = parse_into(
+        QuantizeOptions, left, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG
+    )
+    if len(words) not in (3, 4) or not all(words):
+        raise UsageError(f"{len(words)} words are given, not IN OUT TYPE; --help says more")
+    threads = options.threads
+    if len(words) == 4 and threads is None:
+        try:
+            threads = _THREADS.parse(words[3])
+        except ValueError:
+            raise UsageError(
+                f"THREADS: '{shown(words[3])}' is not allowed; give {_THREADS.allowed()}"
+            ) from None
+    return Quantize(options, words[0], words[1], words[2], threads)

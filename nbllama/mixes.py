@@ -1,0 +1,158 @@
+"""Which tensor of a model gets which weight type: the file types of llama.cpp's `llama-quantize`.
+
+Rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantization`,
+`llama_tensor_get_type_impl`, `tensor_type_fallback`), for models of llama's tensor names, without
+an importance matrix and without experts:
+
+- only matrices named `*.weight` that are no norms change type;
+- `output`, or `token_embd` where it is the output too, gets Q6_K (Q8_0 in a Q8_0 file, and where
+  a row is not whole blocks of the file's main type);
+- `attn_v`, `attn_output` and `ffn_down` of the K mixes get more bits, in some or all blocks;
+- a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
+
+Numbers are those of `enum llama_ftype`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nbllama.errors import UsageError, shown
+
+BLOCK_OF_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_PLAIN = ("F32", "F16", "BF16")
+_FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_NAME = re.compile(r"blk\.([0-9]{1,7})\.(attn_v|attn_output|ffn_down)\.weight")
+
+
+class FileType(NamedTuple):
+    """A row of the table: `general.file_type` and the type of most tensors."""
+
+    name: str
+    id: int
+    main: str
+
+
+FILE_TYPES: dict[str, FileType] = {
+    t.name: t
+    for t in (
+        FileType("F32", 0, "F32"),
+        FileType("F16", 1, "F16"),
+        FileType("BF16", 32, "BF16"),
+        FileType("Q4_0", 2, "Q4_0"),
+        FileType("Q4_1", 3, "Q4_1"),
+        FileType("Q5_0", 8, "Q5_0"),
+        FileType("Q5_1", 9, "Q5_1"),
+        FileType("Q8_0", 7, "Q8_0"),
+        FileType("Q2_K", 10, "Q2_K"),
+        FileType("Q3_K_S", 11, "Q3_K"),
+        FileType("Q3_K_M", 12, "Q3_K"),
+        FileType("Q3_K_L", 13, "Q3_K"),
+        FileType("Q4_K_S", 14, "Q4_K"),
+        FileType("Q4_K_M", 15, "Q4_K"),
+        FileType("Q5_K_S", 16, "Q5_K"),
+        FileType("Q5_K_M", 17, "Q5_K"),
+        FileType("Q6_K", 18, "Q6_K"),
+    )
+}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""Short names, with llama.cpp's meaning."""
+
+
+def file_type(name: str) -> FileType:
+    """The row of a name in either case; `UsageError` lists the names."""
+    upper = name.upper()
+    found = FILE_TYPES.get(ALIASES.get(upper, upper))
+    if found is None:
+        names = " ".join((*FILE_TYPES, *ALIASES))
+        reason = f"unknown type '{shown(name)}'"
+        if upper.startswith(("IQ", "TQ", "MXFP")) or upper == "Q2_K_S":
+            reason = f"type '{shown(name)}' cannot be written"
+        raise UsageError(f"{reason}; the types are {names}")
+    return found
+
+
+def may_change(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor takes the file's type at all (numpy shape)."""
+    return len(shape) >= 2 and name.endswith("weight") and "_norm.weight" not in name
+
+
+def fitting(kind: str, row: int) -> str:
+    """`kind`, or what llama.cpp takes instead for rows that are not whole blocks of it."""
+    if kind in BLOCK_OF_256 and row % 256:
+        kind = _FALLBACK[kind]
+    return "F16" if kind not in (*_PLAIN, *BLOCK_OF_256) and row % 32 else kind
+
+
+def tensor_types(
+    kind: FileType,
+    shapes: Mapping[str, tuple[int, ...]],
+    n_layer: int,
+    n_head: int,
+    n_head_kv: int,
+    pure: bool = False,
+) -> dict[str, str]:
+    """Weight type by name of every tensor that takes one (see `may_change`), numpy shapes.
+
+    `pure`: the main type for all of them. Where even blocks of 32 do not fit, F16.
+    """
+    mixed = not pure and kind.main not in _PLAIN
+    tied = "output.weight" not in shapes
+    out = {}
+    for name, shape in shapes.items():
+        if not may_change(name, shape):
+            continue
+        wanted = kind.main
+        if mixed and name == ("token_embd.weight" if tied else "output.weight"):
+            wanted = _of_output(kind, shape[-1])
+        elif mixed and (found := _NAME.fullmatch(name)):
+            layer = int(found[1])
+            wanted = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
+            wanted = wanted or kind.main
+        out[name] = fitting(wanted, shape[-1])
+    return out
+
+
+def _of_output(kind: FileType, row: int) -> str:
+    block = 256 if kind.main in BLOCK_OF_256 else 32
+    return "Q8_0" if kind.main == "Q8_0" or row % block else "Q6_K"
+
+
+def _more_bits(layer: int, n_layer: int) -> bool:
+    """The first and last eighth of the blocks, and every third one between."""
+    eighth = n_layer // 8
+    return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
+
+
+def _in_block(
+    mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
+) -> str | None:
+    """The type of one of the three tensors that a mix treats apart; None: the main type."""
+    more = _more_bits(layer, n_layer)
+    if tensor == "attn_output":
+        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix)
+    if tensor == "ffn_down":
+        return {
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < n_layer // 16 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "Q4_K_S": "Q5_K" if layer < n_layer // 8 else None,
+            "Q4_K_M": "Q6_K" if more else None,
+            "Q5_K_M": "Q6_K" if more else None,
+        }.get(mix)
+    found = {
+        "Q2_K": "Q4_K" if n_head // n_head_kv >= 4 else "Q3_K",
+        "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "Q4_K_S": "Q5_K" if layer < 4 else None,
+        "Q4_K_M": "Q6_K" if more else None,
+        "Q5_K_M": "Q6_K" if more else None,
+    }.get(mix)
+    # attn_v of the 70B model is an eighth of attn_q: more bits cost little there
+    if n_layer == 80 and n_head != n_head_kv:
+        main = FILE_TYPES[mix].main
+        if (found or main) in ("Q3_K", "Q4_K"):
+            return "Q5_K"
+    return found
