@@ -126,7 +126,15 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+LIGHT: tuple[str, ...] = (
+    "",
+    "errors",
+    "progress",
+    "cli.options",
+    "cli.settings",
+    "cli.run",
+    "finetune",
+)
 LIGHT += ("convert_lora", "mixes", "cli.merge_options", "export_lora", "quantize")
 
 
