@@ -45,12 +45,7 @@ class Session:
         numba.set_num_threads(threads)
         self.state = self._resume(options)
         self.options = options = completed(options, self.state)
-        self.model = load_model(
-            options.model_base,
-            rms_eps=options.norm_rms_eps,
-            rope_freq_base=options.rope_freq_base,
-            rope_freq_scale=options.rope_freq_scale,
-        )
+        self.model = load_model(options.model_base, **options.constants())
         self.data = load_data(options, self.model, self.state)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
