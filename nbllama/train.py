@@ -144,9 +144,18 @@ class Trainer:
         """Gradients of the last evaluation by parameter name, before clipping."""
         return self._bound.grads
 
-    def step(self, check: Callable[[], None] | None = None) -> StepResult:
-        """One iteration: `evaluate`, then `update`."""
-        return self.update(self.evaluate(check))
+    def step(
+        self,
+        check: Callable[[], None] | None = None,
+        seen: Callable[[Evaluation], None] | None = None,
+    ) -> StepResult:
+        """One iteration: `evaluate`, then `update`. `seen` gets the evaluation in between; what it
+        raises leaves the update undone.
+        """
+        found = self.evaluate(check)
+        if seen is not None:
+            seen(found)
+        return self.update(found)
 
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
         """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is

@@ -282,12 +282,12 @@ def _signal_in_step(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     """SIGINT in the middle of the nth step from now."""
     step, left = Trainer.step, nth
 
-    def stepping(self: Trainer, check: Callable[[], None]) -> Any:
+    def stepping(self: Trainer, *args: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, check)
+        return step(self, *args)
 
     monkeypatch.setattr(Trainer, "step", stepping)
 

@@ -30,12 +30,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Display) -> None:
         state = load_checkpoint(path)
     except FileNotFoundError:
         raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}") from None
-    model = load_model(
-        options.model_base,
-        rms_eps=options.norm_rms_eps,
-        rope_freq_base=options.rope_freq_base,
-        rope_freq_scale=options.rope_freq_scale,
-    )
+    model = load_model(options.model_base, **options.constants())
     same = state.identity
     base, numbers = model_fingerprint(model.gguf), model_numbers(model.hp)
     wanted = Identity(

@@ -14,8 +14,12 @@ from nbllama.forecast import Forecast, peak_resident, resident
 from nbllama.identity import environment
 from nbllama.moment_order import tell
 from nbllama.progress import StepRecord, duration, memory
-from nbllama.train import StepResult, StopRequested
+from nbllama.train import Evaluation, StepResult, StopRequested
 from nbllama.train_state import TrainState
+
+
+class _Ended(Exception):
+    """An early end before the update."""
 
 
 class Loop:
@@ -33,6 +37,7 @@ class Loop:
         self._first = self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
+        self._reason = ""  # of an early end
 
     def run(self, told: Forecast) -> None:
         """All iterations, with what they save and show.
@@ -40,30 +45,34 @@ class Loop:
         Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
         """
         trainer, compat = self.trainer, self.settings.compat
-        start, results, reason = time.perf_counter(), [], ""
+        start, results = time.perf_counter(), []
         self.stop.at_once = False
-        while trainer.iteration < self._last and not reason:
+        while trainer.iteration < self._last and not self._reason:
             try:
                 self.stop.check()
-                found = trainer.evaluate(self.stop.check)
+                r = trainer.step(self.stop.check, self._seen)
+            except _Ended:
+                break
             except StopRequested:
                 self._save_at_end()
                 raise Interrupted(self._how_to_resume(), self.stop.signum) from None
-            self._place_moments()
-            reason = self._convergence.reached(found.loss, trainer.iteration)
-            if reason and compat:
-                break
-            r = trainer.update(found)
             results.append(r)
             self._show(r)
             trainer.raise_if_diverged()
             self._save_if_due(at_end_too=compat)
         if compat:
             trainer.pass_over_next(1 if self._epochs_done() else self.settings.grad_acc)
-        if reason:
-            self.ui.note(f"ended after iteration {trainer.iteration}: {reason}")
+        if self._reason:
+            self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
         self._summary(told, results, time.perf_counter() - start)
+
+    def _seen(self, found: Evaluation) -> None:
+        """Between an evaluation and its update."""
+        self._place_moments()
+        self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
+        if self._reason and self.settings.compat:
+            raise _Ended
 
     def _tests(self) -> Convergence:
         s, state = self.settings, self.session.state

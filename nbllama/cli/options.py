@@ -329,6 +329,15 @@ class Options:
         None, None, "no effect", off=["--no-flash"], shown_default="not given"
     )
 
+    def constants(self) -> dict[str, float]:
+        """The model's constants that are given, as `nbllama.model.load_model` names them."""
+        values = {
+            "rms_eps": self.norm_rms_eps,
+            "rope_freq_base": self.rope_freq_base,
+            "rope_freq_scale": self.rope_freq_scale,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
 
 OPTIONS = table(Options)
 
