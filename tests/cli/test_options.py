@@ -17,13 +17,14 @@ from tests.conftest import ROOT
 
 # The options that the first release promises, in the order of the old tool's help.
 PROMISED = """
---model-base --train-data --checkpoint-in --checkpoint-out --lora-out --save-every --threads -t
---adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r --lora-alpha
---rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq --rank-wk
---rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down --rank-ffn-up
---seed -s --adam-alpha --adam-min-alpha --adam-decay --adam-decay-min-ndim --adam-beta1
---adam-beta2 --adam-gclip --warmup --cos-decay-steps --cos-decay-restart --cos-decay-min
---enable-restart --disable-restart --epochs --grad-acc --keep-last --log --dry-run --force --debug
+--model-base --train-data --checkpoint-in --lora-in --checkpoint-out --lora-out --save-every
+--threads -t --adam-iter --batch -b --ctx -c --use-checkpointing --no-checkpointing --lora-r
+--lora-alpha --rank-att-norm --rank-ffn-norm --rank-out-norm --rank-tok-embd --rank-out --rank-wq
+--rank-wk --rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down
+--rank-ffn-up --seed -s --adam-alpha --adam-min-alpha --adam-decay --adam-decay-min-ndim
+--adam-beta1 --adam-beta2 --adam-gclip --warmup --cos-decay-steps --cos-decay-restart
+--cos-decay-min --enable-restart --disable-restart --epochs --grad-acc --keep-last --log --dry-run
+--force --debug
 """.split()
 
 
