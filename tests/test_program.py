@@ -505,7 +505,7 @@ def test_a_full_disk_at_the_end(folder: Path, run: Run, monkeypatch: pytest.Monk
     steps = _count_steps(monkeypatch)
     _full_disk(monkeypatch, lambda: len(steps) == 4)
     done = run(words(folder, "--save-every", "3"))
-    refused(done, 6, "the last save failed", "chk-4.gguf", "No space left on device")
+    refused(done, 6, "the last save failed", "lora-4.gguf", "No space left on device")
     assert load_checkpoint(folder / "chk-LATEST.gguf").iteration == 3
 
 

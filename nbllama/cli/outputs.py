@@ -77,10 +77,15 @@ class Outputs:
                 sweep_temporary(name)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Checkpoint and adapter, each under its number and as LATEST.
+        """Adapter and checkpoint, each under its number and as LATEST.
+
+        The adapter comes first: a run that is killed in between is continued from the older
+        checkpoint and writes the same adapter again, while a checkpoint of the last iteration
+        without its adapter would leave nothing to do and no result.
 
         Raises `OutputError` if one cannot be written, `Diverged` if the state is not finite.
         """
+<<<<<<< HEAD
         if bad := check_finite(state.adapter.parameters()):
             raise Diverged(f"iteration {state.iteration} is not saved: {bad} is not finite")
         stamps = (state.iteration, self._newest)
@@ -95,6 +100,19 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
+=======
+        for arrays in (state.adapter.parameters(), state.m, state.v):
+            if bad := check_finite(arrays):
+                what = f"{bad} or its moments are not finite"
+                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
+        stamps = (state.iteration, LATEST)
+        for name in dict.fromkeys(output_name(self.adapter, s) for s in stamps):
+            if name:
+                save_adapter(name, state.adapter, hp)
+        for name in dict.fromkeys(output_name(self.checkpoint, s) for s in stamps):
+            if name:
+                save_checkpoint(name, state)
+>>>>>>> main
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""

@@ -46,18 +46,9 @@ class Session:
         numba.set_num_threads(threads)
         self.state = self._resume(options)
         self.options = options = completed(options, self.state)
-<<<<<<< HEAD
-        self.model = load_model(
-            options.model_base,
-            rms_eps=options.norm_rms_eps,
-            rope_freq_base=options.rope_freq_base,
-            rope_freq_scale=options.rope_freq_scale,
-        )
-        self.start = self._start()
-        self.options = options = self.options
-=======
         self.model = load_model(options.model_base, **options.constants())
->>>>>>> compat
+        self.start = self._start()
+        options = self.options
         self.data = load_data(options, self.model, self.state)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
