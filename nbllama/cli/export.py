@@ -43,7 +43,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Display) -> None:
         state.adapter = replace(state.adapter, lora_r=options.lora_r, alpha=alpha)
     if problem := state.adapter.misfit(model.shapes):
         raise CheckpointError(f"{shown(path, 400)}: {problem}")
-    for line in adapter_notes(state.adapter, model.hp):
+    for line in adapter_notes(state.adapter, model.hp, outputs.adapter):
         ui.note(line)
     outputs.save_adapter(state, model.hp)
     ui.close(outputs.written())

@@ -85,14 +85,15 @@ class Outputs:
 
         Raises `OutputError` if one cannot be written, `Diverged` if the state is not finite.
         """
-<<<<<<< HEAD
-        if bad := check_finite(state.adapter.parameters()):
-            raise Diverged(f"iteration {state.iteration} is not saved: {bad} is not finite")
+        for arrays in (state.adapter.parameters(), state.m, state.v):
+            if bad := check_finite(arrays):
+                what = f"{bad} or its moments are not finite"
+                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
+        self.save_adapter(state, hp)
         stamps = (state.iteration, self._newest)
         for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
             if name:
                 save_checkpoint(name, state)
-        self.save_adapter(state, hp)
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
         """The adapter alone, under its number and as LATEST."""
@@ -100,19 +101,6 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
-=======
-        for arrays in (state.adapter.parameters(), state.m, state.v):
-            if bad := check_finite(arrays):
-                what = f"{bad} or its moments are not finite"
-                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
-        stamps = (state.iteration, LATEST)
-        for name in dict.fromkeys(output_name(self.adapter, s) for s in stamps):
-            if name:
-                save_adapter(name, state.adapter, hp)
-        for name in dict.fromkeys(output_name(self.checkpoint, s) for s in stamps):
-            if name:
-                save_checkpoint(name, state)
->>>>>>> main
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
