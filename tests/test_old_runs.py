@@ -103,3 +103,17 @@ def test_an_old_run_goes_on_in_our_way(golden: Path, tmp_path: Path) -> None:
     )
     assert state.adapter.scale == 1
     assert np.isfinite(state.previous_loss)
+
+
+@pytest.mark.parametrize(("run", "iteration"), [("a", 10), ("a", 20), ("b", 12)])
+def test_the_old_adapter_byte_for_byte(
+    golden: Path, tmp_path: Path, run: str, iteration: int
+) -> None:
+    model = {"a": "tiny-q8_0.gguf", "b": "tiny-q4_k.gguf"}[run]
+    line = ["--model-base", str(golden / model), "--compat", "--only-write-lora"]
+    line += ["--lora-r", {"a": "4", "b": "6"}[run]]
+    line += ["--checkpoint-in", str(golden / f"{run}-chk-{iteration}.gguf")]
+    assert main([*line, "--lora-out", str(tmp_path / "x-ITERATION.bin")]) == 0
+    wanted = (golden / f"{run}-lora-{iteration}.bin").read_bytes()
+    assert (tmp_path / f"x-{iteration}.bin").read_bytes() == wanted
+    assert (tmp_path / "x-LATEST.bin").read_bytes() == wanted
