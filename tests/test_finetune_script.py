@@ -121,6 +121,8 @@ def test_ctrl_c_reaches_the_program_and_its_last_words_the_log(tmp_path: Path) -
         cwd=tmp_path,
         env=environment(tmp_path, body, model_name="m"),
         start_new_session=True,
+        # a shell that was started with SIGINT ignored, as in the background, cannot trap it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = tmp_path / "m.log"
     until = time.monotonic() + 30
