@@ -109,8 +109,8 @@ def tensor_types(
             wanted = _of_output(kind, shape[-1])
         elif mixed and (found := _NAME.fullmatch(name)):
             layer = int(found[1])
-            wanted = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
-            wanted = wanted or kind.main
+            better = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
+            wanted = better or kind.main
         out[name] = fitting(wanted, shape[-1])
     return out
 

@@ -111,7 +111,7 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
+LIGHT: tuple[str, ...] = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
 LIGHT += ("mixes", "cli.merge_options", "export_lora", "quantize")
 
 
