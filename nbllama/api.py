@@ -137,10 +137,13 @@ def init_adapter(
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
-    """Read an adapter for `model`. Raises `CheckpointError` if it is damaged or does not fit."""
-    return adapter_file.load_adapter(path, model.hp.arch, model.shapes)
+    """Read an adapter of any format. Raises `CheckpointError` if it is damaged or does not fit."""
+    return adapter_file.load_adapter(path, model.hp, model.shapes)
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter, model: Model) -> list[str]:
-    """Write an adapter that llama.cpp reads; returns lines about what it will not do there."""
+    """Write an adapter in the format of its name (`.gguf` for llama.cpp, `.bin`, `FOLDER/`).
+
+    Returns lines about what the format's readers will not do as it was trained.
+    """
     return adapter_file.save_adapter(path, adapter, model.hp)

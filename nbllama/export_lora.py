@@ -72,18 +72,18 @@ def merged_deltas(f: GGUFFile, hp: Hparams, adapters: Sequence[tuple[str, float]
     shapes = {name: info.shape for name, info in f.tensors.items()}
     deltas: dict[str, list] = {}
     for path, scale in adapters:
-        adapter = _load(path, hp.arch, shapes)
+        adapter = _load(path, hp, shapes)
         print(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")
         for name, pair in adapter.pairs.items():
             deltas.setdefault(name, []).append((scale * adapter.scale, pair))
     return deltas
 
 
-def _load(path: str, arch: str, shapes: dict[str, tuple[int, ...]]) -> Adapter:
+def _load(path: str, hp: Hparams, shapes: dict[str, tuple[int, ...]]) -> Adapter:
     from nbllama.adapter import load_adapter
 
     try:
-        return load_adapter(path, arch, shapes)
+        return load_adapter(path, hp, shapes)
     except FileNotFoundError:
         raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
 

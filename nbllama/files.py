@@ -100,6 +100,19 @@ def sweep_temporary(path: Path) -> list[str]:
     return removed
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder if it is not there; its parent must be. Raises `OutputError`."""
+    name = os.fsdecode(os.fspath(path))
+    if os.path.isdir(name):
+        return
+    folder, _ = _split(name.rstrip("/" + os.sep))
+    try:
+        os.mkdir(name)
+    except OSError as e:
+        raise _cannot_write(name, e) from e
+    _sync_folder(folder)
+
+
 def check_writable(path: Path) -> None:
     """Raise `OutputError` unless a file can be created in the folder of `path` and replace it."""
     name = os.fsdecode(os.fspath(path))

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter, save_adapter
+from nbllama.adapter import format_of, load_adapter, save_adapter
 from nbllama.arch import Hparams, hparams_from_gguf
 from nbllama.errors import CheckpointError, GGUFError, UsageError
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
@@ -119,14 +119,14 @@ def test_reading_back(toy: Path, tmp_path: Path) -> None:
     hp, shapes = base(toy)
     alike = trained(toy, {slot.name: 4 for slot in SLOTS}, 11, 4)
     save_adapter(tmp_path / "a.gguf", alike, hp)
-    assert equal(alike, load_adapter(tmp_path / "a.gguf", "llama", shapes))
+    assert equal(alike, load_adapter(tmp_path / "a.gguf", hp, shapes))
     # factors 1/2, 2 and 4 are exact, 3/4 is not
     powers = trained(toy, {"wq": 2, "wk": 4, "tok_embd": 16, "ffn_norm": 1}, 11, 4)
     save_adapter(tmp_path / "a.gguf", powers, hp)
-    assert equal(powers, load_adapter(tmp_path / "a.gguf", "llama", shapes))
+    assert equal(powers, load_adapter(tmp_path / "a.gguf", hp, shapes))
     odd = trained(toy, {"wq": 3}, 11, 4)
     save_adapter(tmp_path / "a.gguf", odd, hp)
-    back = load_adapter(tmp_path / "a.gguf", "llama", shapes)
+    back = load_adapter(tmp_path / "a.gguf", hp, shapes)
     assert (back.alpha, back.lora_r) == (11, 4)
     for x, y in zip(odd.parameters().values(), back.parameters().values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-7)  # two roundings of float32
@@ -141,12 +141,12 @@ def test_stored_form(toy: Path, tmp_path: Path) -> None:
     string, f32, u32 = (gguf.GGUFValueType[n] for n in ("STRING", "FLOAT32", "UINT32"))
     assert types == {
         "general.type": [string], "general.architecture": [string], "adapter.type": [string],
-        "adapter.lora.alpha": [f32], "nbllama.lora_r": [u32],
+        "adapter.lora.alpha": [f32], "nbllama.lora_r": [u32], "nbllama.head_dim": [u32],
     }  # fmt: skip
     texts = {k: reader.fields[k].contents() for k in types}
     assert texts == {
         "general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora",
-        "adapter.lora.alpha": 8.0, "nbllama.lora_r": 4,
+        "adapter.lora.alpha": 8.0, "nbllama.lora_r": 4, "nbllama.head_dim": 16,
     }  # fmt: skip
     pairs = adapter.pairs
     want = {
@@ -192,16 +192,16 @@ def halves(rank: int, n_out: int = 64, n_in: int = 64, name: str = Q) -> Tensors
 
 
 def test_files_of_llama_cpp_s_converter(toy: Path, tmp_path: Path) -> None:
-    shapes = base(toy)[1]
+    hp, shapes = base(toy)
     tensors = halves(4) | halves(2, n_out=32, name="blk.1.attn_k.weight")
-    got = load_adapter(converted(tmp_path / "c.gguf", tensors), "llama", shapes)
+    got = load_adapter(converted(tmp_path / "c.gguf", tensors), hp, shapes)
     assert (got.alpha, got.lora_r) == (8, 4)
     for name, rank in ((Q, 4), ("blk.1.attn_k.weight", 2)):
         a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
         # llama.cpp: alpha / rank of the tensor
         np.testing.assert_allclose(delta(got.pairs[name], got.scale), 8 / rank * (b @ a), rtol=1e-5)
     one = converted(tmp_path / "c.gguf", halves(4))
-    assert np.array_equal(load_adapter(one, "llama", shapes).pairs[Q].b, halves(4)[f"{Q}.lora_b"])
+    assert np.array_equal(load_adapter(one, hp, shapes).pairs[Q].b, halves(4)[f"{Q}.lora_b"])
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
@@ -221,7 +221,7 @@ def test_other_tensor_types(toy: Path, tmp_path: Path, kind: str) -> None:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    got = load_adapter(tmp_path / "c.gguf", "llama", base(toy)[1]).parameters()
+    got = load_adapter(tmp_path / "c.gguf", *base(toy)).parameters()
     for name, x in want.items():
         np.testing.assert_array_equal(got[name], x)
 
@@ -236,7 +236,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "both transposed": (
         {n: np.ascontiguousarray(x.T) for n, x in halves(4).items()}, {}, r"\(4, 4\)"),
     "unknown block": (halves(4, name="blk.2.attn_q.weight"), {}, "no such tensor"),
-    "no target at all": (halves(4, name="blk.0.attn_q.bias"), {}, "no such tensor"),
+    "no target at all": (halves(4, name="blk.0.attn_q.bias"), {}, "no model has"),
     "name of a model's tensor": ({Q: np.ones((64, 64), np.float32)}, {}, "not a half"),
     "wrong n_in": (halves(4, n_in=96), {}, r"\(64, 96\).*\(64, 64\)"),
     "wrong n_out": (halves(4, n_out=32), {}, r"\(32, 64\).*\(64, 64\)"),
@@ -266,6 +266,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "lora_r 0": (halves(4), {"nbllama__lora_r": (0, ValueType.UINT32)}, "lora_r"),
     "lora_r huge": (halves(4), {"nbllama__lora_r": (2**32 - 1, ValueType.UINT32)}, "lora_r"),
     "lora_r of another type": (halves(4), {"nbllama__lora_r": ("4", ValueType.STRING)}, "lora_r"),
+    "more than pairs": (halves(4) | {f"{Q}.lora_c": np.ones((4, 4), np.float32)}, {}, "more"),
     "factor overflows": (
         halves(4) | {f"{Q}.lora_b": np.full((64, 4), 3e38, np.float32)},
         {"nbllama__lora_r": (1 << 20, ValueType.UINT32)}, "overflows"),
@@ -278,35 +279,81 @@ def test_bad_adapters_are_refused(toy: Path, tmp_path: Path, name: str) -> None:
     tensors, keys, message = BAD[name]
     path = converted(tmp_path / "bad.gguf", tensors, **keys)
     with pytest.raises(CheckpointError, match=message) as e:
-        load_adapter(path, "llama", base(toy)[1])
+        load_adapter(path, *base(toy))
     assert e.value.exit_code == 5
     assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
 
 
 def test_damaged_and_missing_files(toy: Path, tmp_path: Path) -> None:
-    shapes = base(toy)[1]
+    hp, shapes = base(toy)
     path = tmp_path / "a.gguf"
     save_adapter(path, trained(toy, {"wq": 2}, 4, 2), base(toy)[0])
     whole = path.read_bytes()
     for size in (0, 3, 40, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError) as e:
-            load_adapter(path, "llama", shapes)
+            load_adapter(path, hp, shapes)
         assert not isinstance(e.value, GGUFError)
     with pytest.raises(FileNotFoundError):
-        load_adapter(tmp_path / "none.gguf", "llama", shapes)
+        load_adapter(tmp_path / "none.gguf", hp, shapes)
     with pytest.raises(CheckpointError, match=r"toy\.gguf.*general\.type"):
-        load_adapter(toy, "llama", shapes)
+        load_adapter(toy, hp, shapes)
 
 
-@pytest.mark.parametrize("name", ["a.bin", "A.BIN", "peft/", "."])
-def test_other_formats_are_refused_by_name(toy: Path, tmp_path: Path, name: str) -> None:
-    path = f"{tmp_path}/{name}"
-    with pytest.raises(UsageError):
-        save_adapter(path, trained(toy, {"wq": 2}, 4, 2), base(toy)[0])
-    with pytest.raises(UsageError):
-        load_adapter(path, "llama", base(toy)[1])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.gguf", "gguf"), ("a", "gguf"), ("a.bin.gguf", "gguf"),
+        ("a.bin", "bin"), ("A.BIN", "bin"), ("none/", "peft"), (".", "peft"), ("a.bin/", "peft"),
+    ],
+)  # fmt: skip
+def test_the_name_decides_what_is_written(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hp, shapes = base(toy)
+    adapter = trained(toy, {"wq": 2, "w2": 2}, 4, 2)
+    assert format_of(name) == kind
+    assert save_adapter(name, adapter, hp) == []
+    assert equal(adapter, load_adapter(name, hp, shapes))
+    file = Path(name) / "adapter_model.safetensors" if kind == "peft" else Path(name)
+    magic = {"gguf": b"GGUF", "bin": b"algg", "peft": b"{"}[kind]
+    assert file.read_bytes()[8 if kind == "peft" else 0 :].startswith(magic)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "adapter_config.json", "x.pt"])
+def test_names_that_ask_for_something_else(toy: Path, tmp_path: Path, name: str) -> None:
+    hp, _ = base(toy)
+    with pytest.raises(UsageError, match="folder"):
+        save_adapter(tmp_path / name, trained(toy, {"wq": 2}, 4, 2), hp)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_read_by_what_they_hold(toy: Path, tmp_path: Path) -> None:
+    hp, shapes = base(toy)
+    adapter = trained(toy, {"wq": 2}, 4, 2)
+    save_adapter(tmp_path / "a.bin", adapter, hp)
+    (tmp_path / "a.bin").rename(tmp_path / "a.gguf")  # as the old tool's default name
+    assert equal(adapter, load_adapter(tmp_path / "a.gguf", hp, shapes))
+    for name, content, said in (
+        ("pytorch.bin", b"PK\x03\x04", "PyTorch"),
+        ("adapter_model.safetensors", bytes(8), "folder"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=said):
+            load_adapter(tmp_path / name, hp, shapes)
+
+
+def test_notes_belong_to_the_format(toy: Path, tmp_path: Path) -> None:
+    hp, _ = base(toy)
+    adapter = trained(toy, {"att_norm": 2, "wq": 2}, 4, 2)
+    assert save_adapter(tmp_path / "a.bin", adapter, hp) == []
+    (note,) = save_adapter(f"{tmp_path}/p/", adapter, hp)
+    assert note.startswith("a PEFT folder holds no LoRA on norm vectors: 2 pairs, such as blk.0.")
+    tied = tmp_path / "tied.gguf"
+    make_llama(tied, tied=True)
+    (note,) = save_adapter(tmp_path / "p", trained(tied, {"tok_embd": 2}, 4, 2), base(tied)[0])
+    assert note.startswith("PEFT adds LoRA of token_embd to the embedding alone")
 
 
 def test_what_llama_cpp_would_not_load_is_not_written(toy: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"errors", "arch", "slots"},
     "identity": {"errors", "_jit", "gguf_io", "arch"},
     "activations": {"arch", "ops"},
-    "adapter": STATE,
+    "formats": STATE | {"quants"},
+    "adapter": STATE | {"formats"},
     "checkpoint": STATE,
     "model": MODEL,
     "reference": MODEL | {"model"},
@@ -57,9 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
     "cli.outputs": {"errors", "files", "opt", "arch", "adapter", "checkpoint", "cli.options"},
+    "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
     "cli.resume": TRAIN | {"checkpoint", "cli.options", "cli.settings"},
     "cli.stop": {"errors", "train"},
-    "cli.session": RUN | SCREEN | {"cli.outputs", "cli.resume", "cli.stop"},
+    "cli.session": RUN | SCREEN | {"cli.outputs", "cli.lora_in", "cli.resume", "cli.stop"},
+    "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
@@ -111,8 +114,10 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT: tuple[str, ...] = ("", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune")
-LIGHT += ("mixes", "cli.merge_options", "export_lora", "quantize")
+LIGHT = (
+    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
+    "mixes", "cli.merge_options", "export_lora", "quantize",
+)  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ SLOT_RANKS = {slot.name: 1 + i % 3 for i, slot in enumerate(SLOTS)}
 STEP = 1e-5
 
 
-def _model(folder: Path, **options: object) -> Model:
+def _model(folder: Path, **options: Any) -> Model:
     path = folder / "toy.gguf"
-    make_llama(path, **options)  # type: ignore[arg-type]
+    make_llama(path, **options)
     return load_model(path)
 
 
@@ -55,7 +56,7 @@ def _gradients(
     return total / batch.n_trained, bound.grads
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "gqa": (dict(n_head=4, n_head_kv=2), (1, 7, 18)),
     "mha": (dict(n_head=4, n_head_kv=4), (19,)),
     "one token": (dict(n_head=4, n_head_kv=1), (1,)),

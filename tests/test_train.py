@@ -61,10 +61,13 @@ def test_accumulation_equals_a_larger_batch(model: Model, batch: int, grad_acc: 
     other_loss, other = one_step(model, rows, batch=batch, grad_acc=grad_acc)
     assert other_loss == pytest.approx(loss, rel=1e-6)
     assert grads.keys() == other.keys()
+    largest = max(float(np.abs(g).max()) for g in grads.values())
     for name, g in grads.items():
         assert np.abs(g).max() > 0, name
-        # sums of 33 rows in another order: some roundings of 6e-8 of the largest number
-        np.testing.assert_allclose(other[name], g, rtol=0, atol=3e-6 * np.abs(g).max())
+        # Sums of 33 rows in another order: some roundings of 6e-8 of the largest number, or, where
+        # a norm's single number is what a long sum leaves over, of the largest one in the model.
+        atol = 3e-6 * float(np.abs(g).max()) + 1e-7 * largest
+        np.testing.assert_allclose(other[name], g, rtol=0, atol=atol)
 
 
 def test_the_order_of_the_samples_is_the_seeds(model: Model) -> None:

@@ -16,10 +16,11 @@ from nbllama.arch.hparams import (
     hparams_identity,
     with_overrides,
 )
-from nbllama.arch.rows import ARCHS, ROPE_FACTORS, ArchRow, TensorRow
+from nbllama.arch.rows import ARCHS, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
 
 __all__ = [
     "ARCHS",
+    "OLD_TOOL_ARCH",
     "ROPE_FACTORS",
     "ArchRow",
     "ExpectedTensor",

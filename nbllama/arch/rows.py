@@ -72,3 +72,6 @@ ARCHS: dict[str, ArchRow] = {
         ),
     )
 }
+
+# The one architecture that llama.cpp's `finetune` trained: its `.bin` adapters name none.
+OLD_TOOL_ARCH = "llama"

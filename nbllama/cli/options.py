@@ -66,11 +66,21 @@ class Options:
     checkpoint_in: str = _files(
         Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
     )
+    lora_in: str = _files(
+        Text(),
+        "",
+        "start from this adapter (.gguf, .bin or a PEFT folder) with new moments, unless there is"
+        " a checkpoint to continue",
+        shown_default="a new adapter",
+    )
     checkpoint_out: str = _files(
         Text(), "checkpoint-ITERATION.gguf", "where checkpoints are saved; empty: nowhere"
     )
     lora_out: str = _files(
-        Text(), "ggml-lora-ITERATION-f32.gguf", "where adapters are saved; empty: nowhere"
+        Text(),
+        "ggml-lora-ITERATION-f32.gguf",
+        "where adapters are saved: .gguf for llama.cpp of today, .bin for that of 2023, a name with"
+        " / at its end for PEFT; empty: nowhere",
     )
     save_every: int = _files(
         Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"

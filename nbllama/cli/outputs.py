@@ -1,7 +1,7 @@
 """The files that a run writes: their names, the right to write them, and one save.
 
 Checkpoints and adapters have a name in which ITERATION stands for the iteration's number; each
-save is also written under the same name with LATEST.
+save is also written under the same name with LATEST. An adapter for PEFT is a folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from nbllama.adapter import check_format, save_adapter
+from nbllama.adapter import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint import (
     LATEST,
     PLACEHOLDER,
@@ -23,7 +23,7 @@ from nbllama.checkpoint import (
 )
 from nbllama.cli.options import Options
 from nbllama.errors import Diverged, OutputError, UsageError, shown
-from nbllama.files import RunLock, check_writable, sweep_temporary
+from nbllama.files import RunLock, check_writable, make_folder, sweep_temporary
 from nbllama.opt import check_finite
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class Outputs:
         """Raises `UsageError` for names that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.keep_last = options.keep_last
-        named = {"--checkpoint-out": self.checkpoint, "--lora-out": self.adapter}
+        self._folder = bool(self.adapter) and is_folder(self.adapter)
+        adapter = _bare(self.adapter) if self._folder else self.adapter
+        named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
         self._named = {option: pattern for option, pattern in named.items() if pattern}
         if self.adapter:
             check_format(self.adapter)
@@ -63,27 +65,38 @@ class Outputs:
 
         Raises `OutputError`.
         """
-        for pattern in self._named.values():
+        for option, pattern in self._named.items():
             latest = output_name(pattern, LATEST)
+            left_over = _left_over
+            if option == "--lora-out" and self._folder:
+                make_folder(latest)
+                latest = os.path.join(latest, FOLDER_FILES[-1])
+                left_over = _left_over_in_folders
             check_writable(latest)
             stack.enter_context(RunLock(latest))
-            for name in _left_over(pattern):
+            for name in left_over(pattern):
                 sweep_temporary(name)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Checkpoint and adapter, each under its number and as LATEST.
+        """Adapter and checkpoint, each under its number and as LATEST.
+
+        The adapter comes first: a run that is killed in between is continued from the older
+        checkpoint and writes the same adapter again, while a checkpoint of the last iteration
+        without its adapter would leave nothing to do and no result.
 
         Raises `OutputError` if one cannot be written, `Diverged` if the state is not finite.
         """
-        if bad := check_finite(state.adapter.parameters()):
-            raise Diverged(f"iteration {state.iteration} is not saved: {bad} is not finite")
+        for arrays in (state.adapter.parameters(), state.m, state.v):
+            if bad := check_finite(arrays):
+                what = f"{bad} or its moments are not finite"
+                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
         stamps = (state.iteration, LATEST)
-        for name in dict.fromkeys(output_name(self.checkpoint, s) for s in stamps):
-            if name:
-                save_checkpoint(name, state)
         for name in dict.fromkeys(output_name(self.adapter, s) for s in stamps):
             if name:
                 save_adapter(name, state.adapter, hp)
+        for name in dict.fromkeys(output_name(self.checkpoint, s) for s in stamps):
+            if name:
+                save_checkpoint(name, state)
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
@@ -118,6 +131,20 @@ def _may_be(pattern: str, name: str) -> bool:
         return True
     folders = (os.path.realpath(os.path.dirname(p) or os.curdir) for p in (pattern, name))
     return len(set(folders)) == 1 and bool(_shape(pattern).fullmatch(os.path.basename(name)))
+
+
+def _bare(name: str) -> str:
+    """A folder's name without what ends it."""
+    return name.rstrip("/" + os.sep) or name
+
+
+def _left_over_in_folders(pattern: str) -> Iterator[str]:
+    """The files of all folders of `pattern`."""
+    parent, shape = os.path.dirname(pattern), _shape(pattern)
+    for base in sorted(os.listdir(parent or os.curdir)):
+        folder = os.path.join(parent, base)
+        if shape.fullmatch(base) and os.path.isdir(folder):
+            yield from (os.path.join(folder, file) for file in FOLDER_FILES)
 
 
 def _left_over(pattern: str) -> Iterator[str]:

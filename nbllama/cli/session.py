@@ -12,6 +12,7 @@ import numba
 
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import TrainState, load_checkpoint
+from nbllama.cli.lora_in import started_from
 from nbllama.cli.options import PROG, Options
 from nbllama.cli.outputs import Outputs
 from nbllama.cli.resume import completed, identity
@@ -49,6 +50,7 @@ class Session:
         self.model = load_model(options.model_base)
         for warning in self.model.hp.warnings:
             ui.note(warning)
+        self.start = self._start()
         self.data = self._load_data()
         self.settings = self._settings()
         self.identity = identity(self.settings, self.model, self.data)
@@ -65,6 +67,18 @@ class Session:
             return None
         self.ui.note(f"continuing {shown(path)} after iteration {state.iteration}")
         return state
+
+    def _start(self) -> Adapter | None:
+        """The adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        path = self.options.lora_in
+        if not path:
+            return None
+        if self.state is not None:
+            self.ui.note(f"--lora-in {shown(path)} is not read: the checkpoint is continued")
+            return None
+        self.options, start = started_from(self.options, self.model)
+        self.ui.note(f"starting from the adapter {shown(path)}")
+        return start
 
     def _load_data(self) -> Dataset:
         path, model = self.options.train_data, self.model
@@ -95,6 +109,8 @@ class Session:
 
     def _adapter(self) -> Adapter:
         s = self.settings
+        if self.start is not None:
+            return self.start
         if self.state is None:
             return init_adapter(
                 self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
@@ -116,7 +132,7 @@ class Session:
 
     def _trainer(self) -> Trainer:
         s, state, adapter = self.settings, self.state, self._adapter()
-        for line in adapter_notes(adapter, self.model.hp):
+        for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
         opt = AdamW(
             adapter.parameters(),

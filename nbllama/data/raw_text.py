@@ -54,7 +54,8 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
     n - n_ctx - 1. The window that ends with the last token is not among them, as in
     `common/train.cpp:tokenize_file`.
     """
-    tokens = np.array(tokenizer.encode(text), dtype=np.int32)
+    parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
+    tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
     n_samples = max(1, len(tokens) - n_ctx)
     size = min(n_ctx, len(tokens))
     return Cut(

@@ -23,15 +23,11 @@ if TYPE_CHECKING:
 
 
 class Placed(NamedTuple):
-    """A token and the characters of the text that it stands for: `text[start:end]`.
-
-    `special`: the text names a control token there, which is parsed only on request.
-    """
+    """A token and the characters of the text that it stands for: `text[start:end]`."""
 
     token: int
     start: int
     end: int
-    special: bool
 
 
 def encode_rendered(
@@ -58,7 +54,7 @@ def encode_rendered(
         placed = _encode(tokenizer, text, parse_special=True)
     bos = tokenizer.bos_id
     if tokenizer.add_bos and bos is not None and (not placed or placed[0].token != bos):
-        placed.insert(0, Placed(bos, 0, 0, False))
+        placed.insert(0, Placed(bos, 0, 0))
     return placed
 
 
@@ -76,7 +72,7 @@ def encode_around(
     out: list[Placed] = []
     at = 0
     for t in _encode(tokenizer, "".join(blotted), parse_special=True):
-        if t.special:
+        if _is_special(tokenizer, t.token):
             out += [*_encode(tokenizer, text[at : t.start], parse_special=False, offset=at), t]
             at = t.end
     return out + _encode(tokenizer, text[at:], parse_special=False, offset=at)
@@ -145,20 +141,14 @@ def _encode(
 ) -> list[Placed]:
     """Tokens of `text`, which stands at character `offset` of the whole."""
     ids, starts = tokenizer.encode_with_starts(text, parse_special=parse_special)
-    placed = []
-    for token, (start, end) in zip(ids, pairwise([*starts, len(text)]), strict=True):
-        piece = tokenizer.token_bytes(token).decode("utf-8", "replace")
-        special = _is_special(tokenizer, token) and text.startswith(piece, start)
-        if special:
-            # Not `end`: bytes that the vocabulary cannot spell make later starts inexact. Only
-            # white space that the token swallows belongs to it as well.
-            own = start + len(piece)
-            end = end if text[own:end].isspace() else own
+    ranges = pairwise([*starts, len(text)])
+    return [
         # A token inside a character ends with it, not where it starts.
-        placed.append(Placed(token, offset + start, offset + max(end, start + 1), special))
-    return placed
+        Placed(token, offset + start, offset + max(end, start + 1))
+        for token, (start, end) in zip(ids, ranges, strict=True)
+    ]
 
 
 def _is_special(tokenizer: Tokenizer, token: int) -> bool:
-    """Whether it is a control token or the unknown token."""
+    """Whether it is a control token, which is parsed only on request, or the unknown token."""
     return not tokenizer.token_bytes(token, special=False) and bool(tokenizer.token_bytes(token))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ class OneTokenAByte:
     def encode(self, text: str, **options: Any) -> list[int]:
         assert not any(options.values()), "raw text takes no special tokens"
         return list(text.encode())
+
+    def encode_parts(self, text: str, **options: Any) -> Iterator[list[int]]:
+        ids = self.encode(text, **options)
+        yield from (ids[i : i + 3] for i in range(0, len(ids), 3))
 
 
 TOY: Any = OneTokenAByte()

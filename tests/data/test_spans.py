@@ -100,7 +100,7 @@ def test_spm(spm: Tokenizer, trimming: ChatTemplate, contents: list[str], prompt
     messages = chat(*contents)
     text = trimming.render(messages, prompt)
     placed = encode_rendered(spm, trimming, messages, text, prompt)
-    assert ids(placed).count(1) == 1 and placed[0] == Placed(1, 0, 3, True)
+    assert ids(placed).count(1) == 1 and placed[0] == Placed(1, 0, 3)
     assert ids(placed).count(2) == len(messages) // 2
     if not any(holds_special(spm, m["content"]) for m in messages):
         assert ids(placed) == spm.encode(text, parse_special=True)
@@ -144,7 +144,7 @@ def test_bos_comes_once(bpe: Tokenizer, spm: Tokenizer, chatml: ChatTemplate) ->
     text = chatml.render(messages, True)
     assert ids(encode_rendered(bpe, chatml, messages, text, True))[0] == 1  # <|im_start|>, no BOS
     placed = encode_rendered(spm, chatml, messages, text, True)
-    assert placed[0] == Placed(1, 0, 0, False)
+    assert placed[0] == Placed(1, 0, 0)
     assert ids(placed) == spm.encode(text, add_special=True, parse_special=True)
 
 

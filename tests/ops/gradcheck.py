@@ -49,7 +49,7 @@ def check_directions(
 ) -> None:
     """Compare slopes along random directions, for each input by itself, relative to |gradient|."""
     for name, gradient in gradients.items():
-        size = np.linalg.norm(gradient)
+        size = float(np.linalg.norm(gradient))
         if size < BOUND and max(np.linalg.norm(g) for g in gradients.values()) > 1e-3:
             size = 1.0  # truly without influence (a softmax over one key): the slope must be 0 too
         assert size > 0, f"gradient by {name} is zero: the comparison would be empty"
