@@ -104,13 +104,14 @@ def tensor_types(
     for name, shape in shapes.items():
         if not may_change(name, shape):
             continue
-        wanted: str | None = kind.main
+        wanted = kind.main
         if mixed and name == ("token_embd.weight" if tied else "output.weight"):
             wanted = _of_output(kind, shape[-1])
         elif mixed and (found := _NAME.fullmatch(name)):
             layer = int(found[1])
-            wanted = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
-        out[name] = fitting(wanted or kind.main, shape[-1])
+            better = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
+            wanted = better or kind.main
+        out[name] = fitting(wanted, shape[-1])
     return out
 
 

@@ -126,16 +126,10 @@ OUTSIDE = {
 }
 
 # Light parts that must come without numpy, numba and the like.
-LIGHT: tuple[str, ...] = (
-    "",
-    "errors",
-    "progress",
-    "cli.options",
-    "cli.settings",
-    "cli.run",
-    "finetune",
-)
-LIGHT += ("convert_lora", "mixes", "cli.merge_options", "export_lora", "quantize")
+LIGHT = (
+    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
+    "mixes", "cli.merge_options", "export_lora", "quantize",
+)  # fmt: skip
 
 
 def sources() -> list[Path]:
@@ -241,8 +235,7 @@ def test_only_jit_makes_kernels_and_nothing_is_made_from_text() -> None:
             assert word not in ("exec", "eval", "guvectorize", "jitclass"), f"{path}: {word}"
             if path.name != "_jit.py":
                 assert word not in ("njit", "jit", "vectorize"), f"{path}: {word}"
-                # (a flag on one instruction of an intrinsic is none of Numba's options)
-                if isinstance(node, ast.keyword) and path.name != "_vec.py":
+                if isinstance(node, ast.keyword):
                     assert node.arg not in ("fastmath", "error_model"), f"{path}: {node.arg}"
 
 

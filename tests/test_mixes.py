@@ -1,4 +1,4 @@
-"""The mixes against what llama.cpp makes: counts of types that its loader prints for models."""
+"""The mixes against llama.cpp: counts of types that its loader prints for known models."""
 
 from __future__ import annotations
 

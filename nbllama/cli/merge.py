@@ -1,4 +1,4 @@
-"""What `export_lora` and `quantize` share: the output's checks, progress, and the last table."""
+"""What `export_lora` and `quantize` share: checks of the output, progress, the table at the end."""
 
 from __future__ import annotations
 

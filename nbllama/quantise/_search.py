@@ -86,8 +86,7 @@ def extreme(x, n):  # type: ignore[no-untyped-def]
 
 @kernel(own="quantise")
 def symmetric_scale(x, w, high):  # type: ignore[no-untyped-def]
-    """Scale of a group of 16, of either sign: best of 19 candidates (one comes twice) by the
-    squares' weighted sum.
+    """Scale of a group of 16, of either sign: the best of 19 candidates (one is tried twice).
 
     For given codes the best scale is sum(w x q) / sum(w q q); it explains sum(w x q)^2 / sum(w q q)
     of sum(w x x), and the candidate that explains most wins.

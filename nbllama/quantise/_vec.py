@@ -67,7 +67,10 @@ class _Vectors:
         signature = ir.FunctionType(_F32, [_F32, self.kind])
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f32"
         f = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        return self.builder.call(f, [_F32(-0.0), vector], fastmath=_SUM)
+        result = self.builder.call(f, [_F32(-0.0), vector])
+        for flag in _SUM:
+            result.fastmath.add(flag)
+        return result
 
 
 @intrinsic(prefer_literal=True)

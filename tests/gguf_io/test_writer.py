@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,28 @@ def test_round_trip(path: Path, metadata: dict[str, Any], tensors: dict[str, Any
         for name, sent in tensors.items():
             assert f.tensors[name].shape == sent.shape
             assert f.data(name).tobytes() == sent.tobytes()
+
+
+def test_a_tensor_in_pieces(tmp_path: Path) -> None:
+    """Pieces are asked for in their turn, make the same file as one array, and must add up."""
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    asked: list[str] = []
+
+    def pieces(name: str, rows: int) -> Callable[[], Iterator[np.ndarray]]:
+        def give() -> Iterator[np.ndarray]:
+            asked.append(name)
+            yield from (x[i] for i in range(rows))
+
+        return give
+
+    whole, path = tmp_path / "whole.gguf", tmp_path / "pieces.gguf"
+    write_gguf(whole, [], [("a", x), ("b", x)])
+    write_gguf(path, [], [(n, RawTensor(x.shape, 0, pieces(n, 4))) for n in "ab"])
+    assert path.read_bytes() == whole.read_bytes()
+    assert asked == ["a", "b"]
+    with pytest.raises(ValueError, match="'a': its pieces are not 96 bytes"):
+        write_gguf(path, [], [("a", RawTensor(x.shape, 0, pieces("a", 3)))])
+    with pytest.raises(ValueError, match="'a': its pieces are not 72 bytes"):
+        write_gguf(path, [], [("a", RawTensor((3, 6), 0, pieces("a", 4)))])
+    assert path.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.gguf", "whole.gguf"]
