@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from nbllama.block import block_forward
+from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Bound, Model
+from nbllama.model import Model
 from nbllama.ops.linear import Input, linear
 from nbllama.ops.rms_norm import rms_norm
 
@@ -75,8 +77,8 @@ class Session:
         self.model.embed_tokens(self._bound, self._acts, batch)
         offsets = np.array([0, past + n], np.int32)
         for layer in range(self.model.hp.n_layer):
-            self.model.block_forward(
-                layer, self._bound, self._acts, batch,
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n
