@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,6 +35,24 @@ class Text:
 
     def allowed(self) -> str:
         return "any text"
+
+
+@dataclass(frozen=True)
+class Words(Text):
+    """Text that is read, not the name of a file: UTF-8, whatever the locale says of the command
+    line.
+    """
+
+    metavar: str = "TEXT"
+
+    def parse(self, text: str) -> str:
+        """The text; raises `ValueError` if it is not UTF-8."""
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not read
+            return os.fsencode(text).decode("utf-8")
+        return text
+
+    def allowed(self) -> str:
+        return "text in UTF-8"
 
 
 @dataclass(frozen=True)
