@@ -20,7 +20,6 @@ from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.matmul import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
-from nbllama.ops.rope import rope
 from nbllama.weights import Weights
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -133,14 +132,6 @@ class _Block:
         w, hidden = self.model.matrix(self.name(LINEARS[slot])), self.kept.hp.get(slot, NO_PANELS)
         linear_grad(w, self.pairs[slot], dy, x, hidden, out, buffers, add=add)
 
-    def rotate(self, y: np.ndarray, *, inverse: bool = False) -> None:
-        """RoPE on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
-        if self.hp.alibi_max_bias == 0:
-            positions = self.batch.positions
-            cos, sin = self.model.rope_tables(int(positions.max()) + 1)
-            halves = self.hp.rope_pairing == "halves"
-            rope(y, positions, cos, sin, halves=halves, inverse=inverse)
-
     # Attention
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
@@ -150,8 +141,8 @@ class _Block:
         source = self.input(self.rms_norm(x, "attn_norm.weight", kept.rstd_att), "q", "k", "v")
         for slot, y in (("q", kept.q), ("k", kept.k), ("v", kept.v)):
             self.linear(slot, source, y)
-        self.rotate(kept.q)
-        self.rotate(kept.k)
+        self.model.rotate(kept.q, self.batch.positions)
+        self.model.rotate(kept.k, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
         attention(
             kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
@@ -176,8 +167,8 @@ class _Block:
             datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
             self.hp.attn_scale, self.model.slopes, dq, dk, dv,
         )  # fmt: skip
-        self.rotate(dq, inverse=True)
-        self.rotate(dk, inverse=True)
+        self.model.rotate(dq, self.batch.positions, inverse=True)
+        self.model.rotate(dk, self.batch.positions, inverse=True)
         x = self.acts.x(self.layer, n)
         norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
         out = dnorm if below or norm_trained else None

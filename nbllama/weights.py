@@ -11,7 +11,7 @@ from nbllama.arch import ROPE_FACTORS, Hparams
 from nbllama.gguf_io import GGUFFile
 from nbllama.ops.attention import alibi_slopes
 from nbllama.ops.matmul import Weight
-from nbllama.ops.rope import rope_tables
+from nbllama.ops.rope import rope, rope_tables
 from nbllama.quants import as_readonly, check_finite, decode
 from nbllama.text import Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
@@ -83,6 +83,22 @@ class Weights:
                 factors=factors,
             )
         return self._rope
+
+    def rotate(self, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False) -> None:
+        """RoPE on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
+        if self.hp.alibi_max_bias == 0:
+            cos, sin = self.rope_tables(int(positions.max()) + 1)
+            halves = self.hp.rope_pairing == "halves"
+            rope(y, positions, cos, sin, halves=halves, inverse=inverse)
+
+    def turn_back(self, y: np.ndarray, count: int) -> None:
+        """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+        if self.hp.alibi_max_bias == 0:
+            cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1))
+            size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
+            none = np.zeros(len(y), np.int32)
+            halves = self.hp.rope_pairing == "halves"
+            rope(y, none, cos / size, sin / size, halves=halves, inverse=True)
 
     def block_types(self, layer: int) -> tuple[int, ...]:
         """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
