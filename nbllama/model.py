@@ -238,6 +238,14 @@ class Model:
         halves = self.hp.rope_pairing == "halves"
         rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
+    def turn_back(self, y: np.ndarray, count: int) -> None:
+        """y `[N, heads, D]`, turned by RoPE before, in place as if `count` positions earlier."""
+        cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1))
+        size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
+        none = np.zeros(len(y), np.int32)
+        halves = self.hp.rope_pairing == "halves"
+        rope(y, none, cos / size, sin / size, halves=halves, inverse=True)
+
     def block_backward(
         self, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
     ) -> None:

@@ -79,7 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
-    "cli.merge_options": {"errors", "mixes", "cli.parser"},
+    "cli.lora_options": {"errors", "cli.parser"},
+    "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"adapter", "lora"},
     "quantize": MERGE,
@@ -128,7 +129,7 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
-    "mixes", "cli.merge_options", "export_lora", "quantize",
+    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
 )  # fmt: skip
 
 
