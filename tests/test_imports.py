@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": MODEL,
     "reference": MODEL | {"model"},
     "generation": MODEL | {"model"},
+    "sampling": {"errors", "data"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},
