@@ -76,7 +76,7 @@ class LlamaSampler:
     def apply(self, logits: np.ndarray) -> tuple[list[int], list[float], int]:
         """Ids and logits that are left, and the chosen id (-1: no link chooses)."""
         n = len(logits)
-        data = (_TokenData * n)(*((i, float(x), 0.0) for i, x in enumerate(logits)))
+        data = (_TokenData * n)(*(_TokenData(i, float(x), 0.0) for i, x in enumerate(logits)))
         array = _TokenDataArray(data, n, -1, False)
         _apply(self._chain, C.byref(array))
         ids = [array.data[i].id for i in range(array.size)]

@@ -127,7 +127,7 @@ DEFAULT = SamplingParams(seed=42)
 def test_the_same_seed_draws_the_same_tokens(params: SamplingParams, n_vocab: int) -> None:
     """120 tokens, with a reset in between; the same random numbers as llama.cpp's."""
     if params.mirostat == 1:
-        n_vocab = max(n_vocab, 50)  # of two tokens llama.cpp's estimate of k leaves the integers
+        n_vocab = max(n_vocab, 400)  # with few tokens its estimate of k leaves the integers
     ours = Sampler(params, n_vocab, n_ctx=512)
     with sampler(*links(params, n_vocab)) as theirs:
         drawn, wanted = [], []
