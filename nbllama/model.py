@@ -28,7 +28,8 @@ from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matmul import NO_PANELS, Weight
+from nbllama.ops.matmul import Weight
+from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.ops.rope import rope, rope_tables
 from nbllama.quants import as_readonly, check_finite, decode
