@@ -6,7 +6,6 @@ It reads a model, an adapter or checkpoint and data, forecasts, trains, and save
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,19 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(run, "--debug" in words)
 
 
-def _prepare(options: Options) -> int:
-    """Threads to use; environment for numba and numpy, which read it when they are imported."""
-    from nbllama.cli.settings import physical_cores
-
-    threads = options.threads or physical_cores()
-    if "numba" not in sys.modules:
-        os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return threads
-
-
 def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
-    threads = _prepare(options)
+    from nbllama.cli.settings import use_threads
+
+    threads = use_threads(options.threads)
     from nbllama.cli.export import write_lora
     from nbllama.cli.loop import Loop
     from nbllama.cli.outputs import Outputs

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from nbllama.block import block_forward
+from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Bound, Model
+from nbllama.model import Model
 from nbllama.ops.linear import Input, linear
 from nbllama.ops.rms_norm import rms_norm
 
@@ -35,15 +37,37 @@ class KVCache:
         self.v[layer, self.length : end] = v
         return self.k[layer, :end], self.v[layer, :end]
 
+    def cut(self, start: int, end: int) -> None:
+        """Take out the tokens from `start` up to `end`; what is behind them moves down as it is."""
+        if not 0 <= start <= end <= self.length:
+            raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
+        left = self.length - end
+        for x in (*self.k, *self.v):  # a block at a time: numpy copies what overlaps
+            x[start : start + left] = x[end : self.length]
+        self.length = start + left
+
 
 class Session:
-    """One sequence growing token by token."""
+    """One sequence growing token by token.
 
-    def __init__(self, model: Model, adapter: Adapter | None, n_ctx: int) -> None:
+    `step`: tokens of a prompt that go through the model together. `check` is called between
+    blocks; if it raises, the session is as it was before the step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        n_ctx: int,
+        *,
+        step: int | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
         self.cache = KVCache(model, n_ctx)
         self._bound = Bound(model, adapter)
-        most = min(PROMPT_STEP, n_ctx)
+        self._check = check
+        most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -63,6 +87,21 @@ class Session:
             last = self._run(ids[start : start + step].astype(np.int32))
         return self._logits(last)
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
+        self.cache.cut(length, self.cache.length)
+
+    def shift(self, start: int, count: int) -> None:
+        """Forget `count` tokens from `start` on, and count the ones behind them `count` less.
+
+        Keys behind the gap are turned back by `count` positions. They still hold what they once
+        read from the tokens that are gone. llama.cpp: `llama_memory_seq_rm`,
+        `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
+        """
+        self.cache.cut(start, start + count)
+        for keys in self.cache.k:
+            self.model.turn_back(keys[start : self.cache.length], count)
+
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""
         n, past = len(tokens), self.cache.length
@@ -75,8 +114,10 @@ class Session:
         self.model.embed_tokens(self._bound, self._acts, batch)
         offsets = np.array([0, past + n], np.int32)
         for layer in range(self.model.hp.n_layer):
-            self.model.block_forward(
-                layer, self._bound, self._acts, batch,
+            if self._check is not None:
+                self._check()
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n

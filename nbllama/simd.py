@@ -75,7 +75,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
     """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
 
-    With `fresh` C starts from zero instead of from what it holds, which spares a pass that clears it.
+    With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
 
     `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
     A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
@@ -85,18 +85,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
         if not isinstance(array, types.Array) or array.dtype != types.float32:
             raise TypeError(f"fma_tile wants float32 arrays, not {array}")
     ints = [types.int64] * 3
-    sig = types.void(
-        a,
-        *ints,
-        b,
-        types.int64,
-        types.int64,
-        types.int64,
-        c,
-        types.int64,
-        types.int64,
-        types.boolean,
-    )
+    sig = types.void(a, *ints, b, *ints, c, *ints[:2], types.boolean)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv, freshv = args

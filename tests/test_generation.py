@@ -154,3 +154,62 @@ def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) ->
     other = toy_adapter(toy_model(tmp_path, n_embd=48, n_head=4, n_head_kv=2))
     with pytest.raises(CheckpointError, match="another model: the pair of token_embd.weight"):
         nbllama.generate(model, PROMPT, 4, other)
+
+
+def test_tokens_can_be_taken_back(model: Model) -> None:
+    session = Session(model, toy_adapter(model), 20)
+    wanted = session.feed(PROMPT)
+    session.feed([3, 4])
+    session.truncate(4)
+    np.testing.assert_allclose(session.feed(PROMPT[4:]), wanted, rtol=0, atol=TOLERANCE)
+    session.truncate(0)
+    np.testing.assert_array_equal(session.feed(PROMPT), wanted)
+    with pytest.raises(ValueError, match="8 to 7 of 7"):
+        session.truncate(8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(rope_scaling=("yarn", 4.0, 16)),
+        dict(rope_scaling=("linear", 2.0)),
+        dict(rope_factors=True),
+    ],
+    ids=str,
+)
+def test_a_shift_is_as_if_the_tokens_had_never_been(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """With one block keys and values know nothing of the tokens before them."""
+    model = endless(toy_model(tmp_path, n_layer=1, **options))
+    tokens = np.random.default_rng(2).integers(0, 320, 60).tolist()
+    session = Session(model, None, 60)
+    session.feed(tokens[:50])
+    session.shift(3, 20)
+    assert session.cache.length == 30
+    found = session.feed(tokens[50:])
+    wanted = nbllama.logits(model, tokens[:3] + tokens[23:])[-1]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    assert np.abs(nbllama.logits(model, tokens)[-1] - wanted).max() > 100 * TOLERANCE
+    with pytest.raises(ValueError, match="cannot be cut out"):
+        session.shift(30, 20)
+
+
+def test_a_check_that_raises_leaves_the_session_as_it_was(model: Model) -> None:
+    class Stop(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2 * model.hp.n_layer - 1:
+            raise Stop
+
+    session = Session(model, None, 20, step=3, check=check)
+    with pytest.raises(Stop):
+        session.feed(PROMPT)
+    assert session.cache.length == 3
+    wanted = Session(model, None, 20, step=3).feed(PROMPT)
+    np.testing.assert_array_equal(session.feed(PROMPT[3:]), wanted)

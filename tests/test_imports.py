@@ -23,7 +23,7 @@ MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "t
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
-TRAIN = MODEL | STATE | {"model", "progress"}
+TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
@@ -51,9 +51,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE | {"train_state", "old_checkpoint"},
     "moment_order": STATE | {"train_state"},
     "convergence": set(),
-    "model": MODEL,
+    "weights": MODEL,
+    "bound": MODEL | {"weights"},
+    "block": MODEL | {"weights", "bound"},
+    "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
-    "generation": MODEL | {"model"},
+    "generation": MODEL | {"bound", "block", "model"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},
@@ -79,11 +82,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
-    "cli.merge_options": {"errors", "mixes", "cli.parser"},
+    "cli.lora_options": {"errors", "cli.parser"},
+    "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"adapter", "lora"},
     "quantize": MERGE,
-    "api": MODEL | {"model", "adapter"},
+    "api": MODEL | {"bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 
@@ -128,7 +132,7 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
-    "mixes", "cli.merge_options", "export_lora", "quantize",
+    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
 )  # fmt: skip
 
 

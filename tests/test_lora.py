@@ -10,7 +10,7 @@ import pytest
 
 from nbllama import lora, slots
 from nbllama.errors import UsageError
-from nbllama.lora import NO_LAYER, Adapter, Pair, init_adapter
+from nbllama.lora import NO_LAYER, Adapter, Pair, delta, init_adapter, mix
 from nbllama.slots import SLOTS
 
 
@@ -154,3 +154,36 @@ def test_misfit() -> None:
         assert str(ad.misfit(SHAPES | {name: shape})).startswith(message)
     tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}
     assert ad.misfit(tied) == "output.weight has a pair, the base model has no such tensor"
+
+
+def filled(seed: int, **options: Any) -> Adapter:
+    made = adapter(seed=seed, **options)
+    rng = np.random.default_rng(seed)
+    for pair in made.pairs.values():
+        pair.b[:] = rng.standard_normal(pair.b.shape)
+    return made
+
+
+def test_a_mix_adds_what_its_parts_add() -> None:
+    parts = [(filled(1), 0.4), (filled(2, ranks={"wq": 7, "tok_embd": 3}), -0.8), (filled(3), 0.0)]
+    mixed = mix(parts)
+    assert list(mixed.pairs) == list(parts[0][0].pairs)
+    assert mixed.pairs["blk.1.attn_q.weight"].rank == 4 + 7 + 4
+    assert mixed.pairs["blk.1.attn_k.weight"].rank == 4 + 4
+    assert mixed.misfit(SHAPES) is None
+    for name, pair in mixed.pairs.items():
+        wanted = sum(
+            factor * delta(part.pairs[name], part.scale)
+            for part, factor in parts
+            if name in part.pairs
+        )
+        np.testing.assert_allclose(delta(pair, mixed.scale), wanted, rtol=0, atol=2e-6)
+
+
+def test_a_mix_of_one_keeps_its_bits() -> None:
+    one = filled(1)
+    assert mix([(one, 1.0)]) == one
+    half = mix([(one, 0.5)])
+    assert half.scale == one.scale / 2 and half.pairs == one.pairs
+    with pytest.raises(ValueError, match="no adapter"):
+        mix([])

@@ -531,10 +531,14 @@ def test_a_file_size_limit(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "env",
-    [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
-    ids=["as Python takes it", "in earnest"],
+    [
+        {"LC_ALL": "C", "LANG": "C"},
+        {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "cp936"},
+    ],
+    ids=["C as Python takes it", "C in earnest", "a Chinese Windows console"],
 )
-def test_chinese_names_and_text_in_the_c_locale(folder: Path, env: dict[str, str]) -> None:
+def test_chinese_names_text_and_options_in_any_locale(folder: Path, env: dict[str, str]) -> None:
     there = folder / "数据 目录"
     there.mkdir()
     (folder / "toy.gguf").rename(there / "模型.gguf")
@@ -545,10 +549,12 @@ def test_chinese_names_and_text_in_the_c_locale(folder: Path, env: dict[str, str
         there, "--model-base", str(there / "模型.gguf"), "--train-data", str(there / "红楼梦.txt"),
         "--checkpoint-out", str(there / "存档-ITERATION.gguf"), "--lora-out",
         str(there / "适配器-ITERATION.gguf"), "--log", str(there / "日志.jsonl"),
+        "--sample-start", "都云", "--include-sample-start",
     )  # fmt: skip
-    done = run_child(args, folder, LC_ALL="C", LANG="C", **env)
+    done = run_child(args, folder, **env)
     assert done.code == 0, done
-    if not env:
+    assert "都云" not in done.err
+    if "PYTHONUTF8" not in env:
         assert "模型.gguf" in done.out and "适配器-LATEST.gguf" in done.out
     assert {p.name for p in there.iterdir()} == {
         "模型.gguf", "红楼梦.txt", "存档-4.gguf", "存档-LATEST.gguf", "适配器-4.gguf",

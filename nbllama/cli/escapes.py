@@ -10,10 +10,10 @@ _ESCAPE = re.compile(r"\\(?:([nrt'\"\\])|x([0-9a-fA-F]{2}))")
 _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def unescape(text: str) -> str:
+def unescape(text: str, option: str = "--sample-start") -> str:
     r"""`text` with \n \r \t \' \" \\ and \xHH (a byte of UTF-8) read; other backslashes stay.
 
-    Raises `UsageError` where the bytes are not UTF-8.
+    Raises `UsageError` where the bytes are not UTF-8; `option` is where the text was given.
     """
 
     def byte(found: re.Match[str]) -> str:
@@ -26,4 +26,4 @@ def unescape(text: str) -> str:
     try:
         return read.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"--sample-start '{shown(text)}' is not UTF-8") from None
+        raise UsageError(f"{option} '{shown(text)}' is not UTF-8") from None

@@ -1,17 +1,12 @@
-"""The command lines of `python -m nbllama.export_lora` and `python -m nbllama.quantize`.
-
-`-l` and `-s` may be given several times, which the parser of one-value options does not know, so
-they are taken out of the command line before it sees the rest.
-"""
+"""The command lines of `python -m nbllama.export_lora` and `python -m nbllama.quantize`."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
 from nbllama.cli.parser import Text, Whole, option, parse_into, table
 from nbllama.errors import UsageError, shown
 from nbllama.mixes import ALIASES, FILE_TYPES
@@ -48,16 +43,8 @@ class ExportOptions:
         also=["-o", "--output", "--output-file"],
         shown_default="must be given",
     )
-    lora: str = _files(
-        Text("FILE,..."), "", "adapters at scale 1", also=["-l"], shown_default="none"
-    )
-    lora_scaled: str = _files(
-        Text("FILE:SCALE,..."),
-        "",
-        "adapters at other scales; `-s FILE SCALE` is the same for one",
-        also=["-s"],
-        shown_default="none",
-    )
+    lora: str = lora_option("-l")
+    lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
     threads: int | None = _run(
         _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
@@ -78,7 +65,7 @@ def parse_export(argv: Sequence[str]) -> Export:
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
-    adapters, rest = _take_adapters(argv)
+    adapters, rest = take_adapters(argv, table(ExportOptions))
     options = parse_into(
         ExportOptions,
         rest,
@@ -95,76 +82,6 @@ def parse_export(argv: Sequence[str]) -> Export:
         if not given:
             raise UsageError(f"{name} is missing; --help lists every option")
     return Export(options, adapters)
-
-
-def _take_adapters(argv: Sequence[str]) -> tuple[list[tuple[str, float]], list[str]]:
-    """Adapters with their scales, and the words that are left."""
-    by_name = {name: o for o in table(ExportOptions) for name in o.names}
-    adapters: list[tuple[str, float]] = []
-    left: list[str] = []
-    rest = list(argv)
-
-    def value(name: str) -> str:
-        if not rest or _plain(rest[0].partition("=")[0]) in by_name:
-            raise UsageError(f"{name} needs a value")
-        return rest.pop(0)
-
-    while rest:
-        word = rest.pop(0)
-        name, equals, text = word.partition("=")
-        found = by_name.get(_plain(name))
-        if found is None or found.dest not in ("lora", "lora_scaled"):
-            left.append(word)
-            if found is not None and found.value is not None and not equals and rest:
-                left.append(rest.pop(0))
-            continue
-        text = text if equals else value(name)
-        if found.dest == "lora":
-            adapters += [(file, 1.0) for file in _list(name, text)]
-        elif (scaled := _scaled_list(text)) is not None:
-            adapters += scaled
-        elif equals or not rest or _plain(rest[0].partition("=")[0]) in by_name:
-            raise UsageError(f"{name} {shown(text)}: has no scale; give FILE SCALE or FILE:SCALE")
-        else:
-            adapters.append((text, _scale(name, rest.pop(0))))
-    return adapters, left
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "-") if name.startswith("--") else name
-
-
-def _list(name: str, text: str) -> list[str]:
-    """File names between commas; a comma in the name of a file that exists is none."""
-    files = [text] if os.path.lexists(text) else text.split(",")
-    if not all(files):
-        raise UsageError(f"{name} '{shown(text)}': an empty file name")
-    return files
-
-
-def _scale(name: str, text: str) -> float:
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise UsageError(f"{name}: scale '{shown(text)}' is not a number")
-    return scale
-
-
-def _scaled_list(text: str) -> list[tuple[str, float]] | None:
-    """FILE:SCALE,... as pairs; None for a file name alone, whose scale is the next word."""
-    if os.path.lexists(text):
-        return None
-    items = [item.rpartition(":") for item in text.split(",")]
-    if not any(colon for _, colon, _ in items):
-        return None
-    if len(items) == 1 and len(items[0][0]) == 1 and items[0][2][:1] in ("\\", "/"):
-        return None  # a drive letter, not a file with a scale
-    for file, colon, _ in items:
-        if not colon or not file:
-            raise UsageError(f"--lora-scaled '{shown(text)}': each item must be FILE:SCALE")
-    return [(file, _scale("--lora-scaled", scale)) for file, _, scale in items]
 
 
 QUANTIZE_PROG = "python -m nbllama.quantize"

@@ -17,6 +17,7 @@ from nbllama.cli.parser import (
     Real,
     Text,
     Whole,
+    Words,
     markdown,
     option,
     parse_into,
@@ -162,7 +163,7 @@ class Options:
     )
 
     sample_start: str = _text(
-        Text("TEXT"),
+        Words(),
         "",
         "text that opens a sample; empty: a sample begins at every token",
         shown_default="empty",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,6 +35,24 @@ class Text:
 
     def allowed(self) -> str:
         return "any text"
+
+
+@dataclass(frozen=True)
+class Words(Text):
+    """Text that is read, not the name of a file: UTF-8, whatever the locale says of the command
+    line.
+    """
+
+    metavar: str = "TEXT"
+
+    def parse(self, text: str) -> str:
+        """The text; raises `ValueError` if it is not UTF-8."""
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not read
+            return os.fsencode(text).decode("utf-8")
+        return text
+
+    def allowed(self) -> str:
+        return "text in UTF-8"
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,7 @@ class Option:
     default: Any
     shown_default: str
     help: str
+    many: bool = False  # may be given several times; the field is a tuple of all values
 
 
 def option(
@@ -128,12 +148,16 @@ def option(
     also: Sequence[str] = (),
     off: Sequence[str] = (),
     shown_default: str | None = None,
+    many: bool = False,
 ) -> Any:
     """A dataclass field that is an option; its name is the field's, `_` written as `-`.
 
     `also`: further names. `shown_default`: what help says where the default itself does not tell.
+    `many`: a tuple of all values that are given, instead of the last one.
     """
-    made = dict(group=group, value=value, help=help, also=also, off=off, shown=shown_default)
+    made = dict(
+        group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many
+    )
     return field(default=default, metadata={"option": made})
 
 
@@ -153,6 +177,7 @@ def table(kind: type) -> tuple[Option, ...]:
                 f.default,
                 made["shown"] if made["shown"] is not None else plain,
                 made["help"],
+                made["many"],
             )
         )
     return tuple(rows)
@@ -216,21 +241,22 @@ def read(
     rest = list(argv)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        name = _plain(name)
+        name = plain(name)
         if name not in by_name:
             raise _unknown(name, list(by_name), familiar)
         found = by_name[name]
         if found is not None and found.value is not None:
             if not equals:
-                if not rest or _plain(rest[0].partition("=")[0]) in by_name:
+                if not rest or plain(rest[0].partition("=")[0]) in by_name:
                     raise UsageError(f"{name} needs a value: {found.value.allowed()}")
                 value = rest.pop(0)
             try:
-                values[found.dest] = found.value.parse(value)
+                parsed = found.value.parse(value)
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"
                 ) from None
+            values[found.dest] = (*values.get(found.dest, ()), parsed) if found.many else parsed
         elif equals:
             raise UsageError(f"{name} takes no value, but got '{shown(value)}'")
         elif found is None:
@@ -240,7 +266,8 @@ def read(
     return values
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """An option's name as the table has it: `_` counts as `-`."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numba
-
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
 from nbllama.cli.data import load_data, make_feed, walk
@@ -43,7 +41,8 @@ class Session:
     ) -> None:
         self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
         self.threads = threads
-        numba.set_num_threads(threads)
+        if (options.threads or 0) > threads:
+            ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
         self.state = self._resume(options)
         self.options = options = completed(options, self.state)
         self.model = load_model(options.model_base, **options.constants())

@@ -70,10 +70,10 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 
 @cache
 def split(total: int, unit: int, largest: int, chunks: int, threads: int) -> int:
-    """Size of a tile: a multiple of `unit`, at most about `largest`, so that `threads` end together.
+    """Size of a tile: a multiple of `unit`, at most about `largest`, with equal work for `threads`.
 
-    There are ceil(total / tile) tiles for each of `chunks` chunks of tokens; the size with the least
-    work for the busiest thread wins, the larger one where two are level.
+    There are ceil(total / tile) tiles for each of `chunks` chunks of tokens; the size with the
+    least work for the busiest thread wins, the larger one where two are level.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):

@@ -51,6 +51,16 @@ def test_the_last_one_wins() -> None:
     assert parse("--slow", "--fast").fast is True
 
 
+def test_an_option_for_many_values() -> None:
+    @dataclass(frozen=True)
+    class Many:
+        words: tuple[str, ...] = option("A", Text(), (), "words", also=["-r"], many=True)
+
+    assert parse_into(Many, [], prog="many", about="About") == Many(())
+    argv = ["-r", "a", "--words=b,c", "-r", ""]
+    assert parse_into(Many, argv, prog="many", about="About") == Many(("a", "b,c", ""))
+
+
 @pytest.mark.parametrize(
     "value", ["-x.gguf", "--", "-1e-3", "", "a b", "--nothing", "模型.gguf", "%s"]
 )
