@@ -173,19 +173,21 @@ def load_raw_text(
     cutter: Cutter = every_token,
     rules: Rules | None = None,
     content: bytes | None = None,
+    text: str | None = None,
     keep_mark: bool = False,
 ) -> RawText:
     """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
-    `content`: the file's bytes, if they were read already. `keep_mark`: a byte-order mark at the
-    start is part of the text.
+    `content` or `text`: what is in the file, if it was read already. `keep_mark`: a byte-order mark
+    at the start is part of the text.
     Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
     rules = rules or Rules()
-    content = read_bytes(path) if content is None else content
-    text = decode_utf8(content, path, keep_mark=keep_mark)
+    if text is None:
+        content = read_bytes(path) if content is None else content
+        text = decode_utf8(content, path, keep_mark=keep_mark)
     cut = cutter(text, tokenizer, n_ctx)
     if len(cut.tokens) == 0:
         raise DataError(f"training data {shown(os.fspath(path))} is empty: it holds no token")
