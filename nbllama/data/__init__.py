@@ -12,6 +12,7 @@ from nbllama.data.feed import Feed, OldFeed, SeedFeed
 from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
+from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
 from nbllama.data.records import DataFile, open_data, parse_columns
 from nbllama.data.samples import Progress, Samples, load_samples
@@ -33,6 +34,7 @@ __all__ = [
     "Feed",
     "OldFeed",
     "Order",
+    "Packed",
     "Position",
     "Progress",
     "RawText",
@@ -96,5 +98,8 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """What a training file is, by its content: "raw" or "chat". Raises as `open_data`."""
-    return open_data(path).kind
+    """What a training file is, by its content: "raw" or "chat" (records of any format).
+
+    Bad records are told when it is loaded. Raises as `open_data` with `skip_bad`.
+    """
+    return open_data(path, skip_bad=True).kind

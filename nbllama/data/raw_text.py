@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nbllama.data.batch import Batch
+from nbllama.data.batch import Batch, largest_rows
 from nbllama.data.cutters import Cut, Cutter, Windows, every_token
 from nbllama.data.order import Shuffled
 from nbllama.data.text_file import decode_utf8, read_bytes, sha256_parts
@@ -114,6 +114,17 @@ class RawText:
             rows.append(targets)
             at += used
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
+
+    def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        if self.rules.fill_with_next_samples:
+            return self.take(order, first, n_rows, wraps=wraps)[1]
+        return n_rows if wraps else min(n_rows, self.n_samples - first)
+
+    def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        return largest_rows(self.lengths(), n_rows, wraps)
+
+    def per_batch(self, n_rows: int) -> float:
+        return n_rows
 
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets

@@ -18,7 +18,7 @@ from nbllama.data.containers import (
     numbered_lines,
     table_rows,
 )
-from nbllama.data.formats import FORMATS, Format, Record, Sample, Style, format_of
+from nbllama.data.formats import FORMATS, Conversation, Format, Record, Sample, Style, format_of
 from nbllama.data.formats.record import keys_of
 from nbllama.data.text_file import decode_utf8, read_bytes
 from nbllama.errors import DataError, UsageError, shown
@@ -51,6 +51,11 @@ class DataFile(NamedTuple):
     text: str
     samples: list[tuple[int, Sample]]
     bad: list[Bad]
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether a chat template is needed."""
+        return any(isinstance(sample, Conversation) for _, sample in self.samples)
 
 
 def open_data(
@@ -100,7 +105,8 @@ def _entries(
         entries = [_renamed(e, columns) for e in document_items(text, path, strict=bool(wanted))]
         if entries and (found := wanted or format_of(_good(entries))):
             return entries, found
-        if lines := _json_lines(text, wanted is not None):
+        lines = _json_lines(text, wanted is not None)
+        if lines or wanted:
             entries = [_renamed(e, columns) for e in lines]
             return entries, wanted or _known(entries, path)
         if not _has_table_header(text, columns):

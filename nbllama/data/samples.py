@@ -141,6 +141,7 @@ def load_samples(
             continue
         n_cut += n_tokens > n_ctx
         kept.append((line, encoded))
+    bad.sort()
     n_all = len(data.samples) + len(data.bad)
     if not kept:
         raise DataError(_nothing(where, n_all, n_ctx, bad))
@@ -166,7 +167,7 @@ def load_samples(
     )
 
 
-def encode_sample(tokenizer: Tokenizer, sample: Continuation) -> Encoded:
+def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Encoded:
     """Ids of a prompt and its continuation, and which of them belong to the latter.
 
     BOS is put in front where the model has one put there, and EOS behind, which is trained.
@@ -212,7 +213,7 @@ def _one(
     if isinstance(sample, Conversation):
         return next(chats)
     try:
-        return encode_sample(tokenizer, sample)
+        return encode_continuation(tokenizer, sample)
     except NbllamaError as e:
         return e
 
