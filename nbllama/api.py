@@ -17,7 +17,8 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.lora import SLOTS, Adapter
 from nbllama.lora import init_adapter as new_adapter
 from nbllama.model import Model
-from nbllama.ops.linear import Input, linear, panel_floats
+from nbllama.ops.linear import Input, linear
+from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm
 
 Tokens = Sequence[int] | np.ndarray

@@ -18,7 +18,7 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
-from nbllama.ops.matmul import NO_PANELS
+from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
 

@@ -33,7 +33,7 @@ OLD = """
 --rank-ffn-up
 """.split()
 NEW = """
---lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
+--pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
 --data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
 --packing --no-packing
 """.split()
