@@ -131,6 +131,7 @@ class Activations:
         checkpointing: bool,
     ) -> None:
         self.checkpointing = checkpointing
+        self.int8 = False  # integer products of few tokens (`ops.matvec_int8`): for generation
         self.most_tokens = n
         self._shapes = block_shapes(hp, n)
         self._inputs = np.empty((hp.n_layer + 1, n * hp.n_embd), np.float32)

@@ -111,7 +111,8 @@ class _Block:
     def input(self, x: np.ndarray, *slots: str) -> Input:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
-        return Input(x, self.shared("panels"), group)
+        int8 = [self.model.matrix(self.name(LINEARS[s])) for s in slots] if self.acts.int8 else ()
+        return Input(x, self.shared("panels"), group, int8)
 
     def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
         """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""

@@ -51,7 +51,8 @@ class Session:
     """One sequence growing token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step.
+    blocks; if it raises, the session is as it was before the step. Without `exact`, single tokens
+    go through quantised weights in integers (`ops.matvec_int8`), as in llama.cpp.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         *,
         step: int | None = None,
         check: Callable[[], None] | None = None,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.cache = KVCache(model, n_ctx)
@@ -69,6 +71,7 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        self._acts.int8 = not exact
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -129,8 +132,8 @@ class Session:
         normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
         rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
         logits = np.empty((1, head.shape[0]), np.float32)
-        pool = self._acts.shared("panels", 1)
-        linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)
+        pool, int8 = self._acts.shared("panels", 1), [head] if self._acts.int8 else ()
+        linear(head, self._bound.pair(head.name), Input(normed, pool, (), int8), logits, None)
         return logits[0]
 
 

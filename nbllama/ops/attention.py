@@ -33,6 +33,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.ops.attention_few import MOST_QUERIES, attention_few
 from nbllama.ops.attention_tiles import (
     BLOCK,
     cap_and_bias,
@@ -191,6 +192,12 @@ def attention(
     check_array("attention", "slopes", slopes, q.shape[1:2])
     check_output("attention", "o", o, q.shape)
     check_output("attention", "lse", lse, q.shape[:2])
+    if len(q) <= MOST_QUERIES and len(q_offsets) == 2:
+        attention_few(
+            readonly(q), readonly(k), readonly(v), np.float32(scale), readonly(slopes), window,
+            np.float32(cap), o, lse,
+        )  # fmt: skip
+        return
     work, sizes = workspace(forward_pieces(int(np.diff(k_offsets).max()), q.shape[2]))
     _forward(
         readonly(q), readonly(k), readonly(v), readonly(q_offsets), readonly(k_offsets),

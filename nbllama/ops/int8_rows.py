@@ -4,9 +4,10 @@ In each block of B numbers (32, or 256 for the K-quants; B is the block of W):
 
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
-Halves are rounded to even. With the numbers come their sums, for types of W whose codes are not centred
-on zero: d sum q of each block of 32; in blocks of 256 sum q of each 16 numbers. A block that holds an infinity or a NaN gets d = NaN, so that every output
-it reaches is NaN. There is no gradient: only generation uses this, never training.
+Halves are rounded to even. With the numbers come their sums, for types of W whose codes are not
+centred on zero: d sum q of each block of 32; in blocks of 256 sum q of each 16 numbers. A block
+that holds an infinity or a NaN gets d = NaN, so that every output it reaches is NaN. There is no
+gradient: only generation uses this, never training.
 
 llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this does
 not), `quantize_row_q8_K`.

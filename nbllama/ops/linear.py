@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nbllama.ops.int8_rows import Int8Rows, int8_rows
 from nbllama.ops.lora_ops import (
     add_hidden,
     lora_grad_ref,
@@ -29,9 +30,11 @@ from nbllama.ops.matmul import (
     matmul_ref,
 )
 from nbllama.ops.matvec import MOST_TOKENS, matvec
+from nbllama.ops.matvec_int8 import MOST_WEIGHTS, matvec_int8
 from nbllama.ops.op import Gradients, Inputs, Op
 from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
+from nbllama.quants.dot import int8_block
 from nbllama.simd import PANEL
 
 
@@ -55,6 +58,8 @@ class Input:
     """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
 
     `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
+    `int8`: these layers' weights, for products of few tokens in integers; those of one type are
+    computed together when the first one is asked for.
     """
 
     def __init__(
@@ -62,12 +67,38 @@ class Input:
         x: np.ndarray,
         buffer: np.ndarray,
         group: Sequence[tuple[LoraPair | None, np.ndarray | None]] = (),
+        int8: Sequence[Weight] = (),
     ) -> None:
         self.x = x
+        self._int8 = int8
+        self._rows: dict[int, Int8Rows] = {}
+        self._products: dict[str, np.ndarray] = {}
         self._buffer = buffer
         self._group = [(pair, memory) for pair, memory in group if pair is not None]
         self._panels: np.ndarray | None = None
         self._hidden: list[np.ndarray] = []
+
+    def matvec(self, w: Weight, y: np.ndarray, add: bool) -> None:
+        """y `[N, n_out]` = (or += with `add`) x Wᵀ for a few tokens."""
+        block = int8_block(w.type_id)
+        if not (block and self._int8):
+            matvec(w, self.x, y, add=add)
+            return
+        done = self._products.pop(w.name, None)
+        if done is not None:
+            np.add(y, done, out=y) if add else np.copyto(y, done)
+            return
+        rows = self._rows.get(block)
+        if rows is None:
+            rows = self._rows[block] = int8_rows(self.x, block)
+        others: list[Weight] = []
+        if not add:
+            others = [o for o in self._int8 if o.type_id == w.type_id and o.name != w.name]
+            others = others[: MOST_WEIGHTS - 1]
+        for other in others:
+            self._products[other.name] = np.empty((len(self.x), other.shape[0]), np.float32)
+        outs = [self._products[other.name] for other in others]
+        matvec_int8([w, *others], rows, [y, *outs], add=add)
 
     @property
     def panels(self) -> np.ndarray:
@@ -122,7 +153,7 @@ def linear(
     `hidden` is float32 memory of at least `hidden_floats(N, R)` for h, which the gradient needs.
     """
     if len(x.x) <= MOST_TOKENS:
-        matvec(w, x.x, y, add=add)
+        x.matvec(w, y, add)
         if pair is None:
             return NO_PANELS
         hp = x.hidden(pair, hidden)

@@ -127,7 +127,7 @@ def bytes32(typingctx, q, i):  # type: ignore[no-untyped-def]
     """Numbers i .. i+31 of an int8 array as Codes(32)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _load(builder, context, signature.args[0], *args, _BYTES)
+        return _load(builder, context, signature.args[0], args[0], args[1], _BYTES)
 
     return Codes(32)(q, types.int64), codegen
 
@@ -137,7 +137,7 @@ def join(typingctx, low, high):  # type: ignore[no-untyped-def]
     """Two Codes(16) one after the other."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _lanes(builder, *args, list(range(32)))
+        return _lanes(builder, args[0], args[1], list(range(32)))
 
     return Codes(32)(Codes(16), Codes(16)), codegen
 
