@@ -29,38 +29,45 @@ MOST_QUERIES = 4
 
 
 @kernel(fast=True)
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for c in range(a.shape[0]):
-        total += a[c] * b[c]
-    return total
+def _score_row(q, q0, k, k0, step, d, scale, row, n):  # type: ignore[no-untyped-def]
+    """row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n; flat arrays."""
+    a = q[q0 : q0 + d]
+    for j in range(n):
+        b = k[k0 + j * step : k0 + j * step + d]
+        total = np.float32(0.0)
+        for c in range(d):
+            total += a[c] * b[c]
+        row[j] = scale * total
 
 
 @kernel(fast=True)
-def _add_scaled(o, p, v):  # type: ignore[no-untyped-def]
-    for c in range(o.shape[0]):
-        o[c] += p * v[c]
+def _weigh(p, n, v, v0, step, o):  # type: ignore[no-untyped-def]
+    """o[c] = sum over j < n of p[j] v[v0 + j*step + c]; v flat."""
+    d = o.shape[0]
+    o[:] = np.float32(0.0)
+    for j in range(n):
+        b = v[v0 + j * step : v0 + j * step + d]
+        for c in range(d):
+            o[c] += p[j] * b[c]
 
 
 @kernel()
-def _chunk(q, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # type: ignore[no-untyped-def]
-    """Keys lo <= j < hi of KV head g for a query at key position `at`, q `[H, D]`: m, l and o of
-    each head of the group into found `[H, 2 + D]`.
+def _chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # type: ignore[no-untyped-def]
+    """Keys lo <= j < hi of KV head g for a query at key position `at`: m, l and o of each head of
+    the group into found `[H, 2 + D]`. The query `[H, D]` begins at q0 of q; k and v `[Nk, G, D]`.
     """
-    group = q.shape[0] // k.shape[1]
+    n_kv, d, n = k.shape[1], k.shape[2], hi - lo
+    group = found.shape[0] // n_kv
+    first = (lo * n_kv + g) * d
+    keys, values = k.reshape(-1), v.reshape(-1)
     for h in range(g * group, (g + 1) * group):
-        out = found[h]
-        row = scores[h]
-        for j in range(lo, hi):
-            row[j - lo] = scale * _dot(q[h], k[j, g])
-        n = hi - lo
+        out, row = found[h], scores[h]
+        _score_row(q, q0 + h * d, keys, first, n_kv * d, d, scale, row, n)
         cap_and_bias(row, 0, n, cap, slopes[h], at - lo)
         top = row_max(row, 0, n)
         out[0] = top
         out[1] = exp_sum(row, 0, n, top)
-        out[2:] = np.float32(0.0)
-        for j in range(lo, hi):
-            _add_scaled(out[2:], row[j - lo], v[j, g])
+        _weigh(row, n, values, first, n_kv * d, out[2:])
 
 
 @kernel()
@@ -76,7 +83,8 @@ def _join(found, first, last, o):  # type: ignore[no-untyped-def]
     for c in range(first, last):
         weight = np.float32(math.exp(found[c, 0] - top))
         total += weight * found[c, 1]
-        _add_scaled(o, weight, found[c, 2:])
+        for i in range(o.shape[0]):
+            o[i] += weight * found[c, 2 + i]
     for i in range(o.shape[0]):
         o[i] /= total
     return top + np.float32(math.log(total))
@@ -88,6 +96,7 @@ def _few(q, k, v, scale, slopes, window, cap, o, lse, scores, found):  # type: i
     n_kv = k.shape[1]
     past = k.shape[0] - n
     chunks = found.shape[1]
+    flat, width = q.reshape(-1), q.shape[1] * q.shape[2]
     for task in prange(n * chunks * n_kv):
         g = task % n_kv
         c = task // n_kv % chunks
@@ -98,7 +107,9 @@ def _few(q, k, v, scale, slopes, window, cap, o, lse, scores, found):  # type: i
             lo = max(lo, at - window + 1)
         hi = min((c + 1) * CHUNK, at + 1)
         if lo < hi:
-            _chunk(q[i], k, v, g, lo, hi, at, scale, slopes, cap, scores[i, c], found[i, c])
+            _chunk(
+                flat, i * width, k, v, g, lo, hi, at, scale, slopes, cap, scores[i, c], found[i, c]
+            )
     for i in range(n):
         at = past + i
         first = max(0, at - window + 1) // CHUNK if window > 0 else 0

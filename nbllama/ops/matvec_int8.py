@@ -44,10 +44,11 @@ def _matvec_entry(type_id: int) -> Callable[..., None]:
 
     @kernel()
     def rows(raw, first, last, q, d, sums, y, add):
-        blocks = q.shape[1] // block
+        blocks = q.size // y.shape[0] // block
         for n in range(first, last):
-            for t in range(q.shape[0]):
-                value = dot_blocks(type_id, raw, n * blocks * size, blocks, q[t], d[t], sums[t])
+            for t in range(y.shape[0]):
+                src = n * blocks * size
+                value = dot_blocks(type_id, raw, src, blocks, q, d, sums, t * blocks)
                 if add:
                     y[t, n] += value
                 else:
@@ -100,7 +101,6 @@ def matvec_int8(
     missing = MOST_WEIGHTS - len(ws)
     raws = [w.raw for w in ws] + [_no_raw] * missing
     outs = [*ys, *[np.empty((n, 0), np.float32)] * missing]
-    q, d, sums = x
-    matvec_entry(first.type_id)(
-        *raws, readonly(q), readonly(d), readonly(sums), *outs, add, get_num_threads(), _counter
-    )
+    # Flat: a row of a two-dimensional array would be counted as a reference by every thread.
+    q, d, sums = (readonly(a.reshape(-1)) for a in x)
+    matvec_entry(first.type_id)(*raws, q, d, sums, *outs, add, get_num_threads(), _counter)

@@ -1,10 +1,11 @@
 """Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
 
-Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums) -> float32`: `n_blocks` blocks
-from byte `src` of `raw`, the int8 numbers `q`, their scales `d` (one for `int8_block(type_id)`
-numbers) and `sums`: for blocks of 32 float32, d times a block's sum; for blocks of 256 int16, the
-sum of each 16 numbers. The products within a block are added up as whole
-numbers, exactly; blocks are added in float32, in eight lanes in ascending order.
+Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`: `n_blocks`
+blocks from byte `src` of `raw`, and as many from block `c` on of x. That is the int8 numbers `q`,
+their scales `d` (one for `int8_block(type_id)` numbers) and `sums`: for blocks of 32 float32, d
+times a block's sum; for blocks of 256 int16, the sum of each 16 numbers. All are flat. The products
+within a block are added up as whole numbers, exactly; blocks are added in float32, in eight lanes
+in ascending order.
 
 `dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, as
 `nbllama.quants.decode_blocks` does.
@@ -44,18 +45,20 @@ def find_dot(type_id: int) -> Any:
     return getattr(module, f"dot_{name.lower()}")
 
 
-def dot_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any) -> Any:
+def dot_blocks(
+    type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
+) -> Any:
     """The product of `n_blocks` blocks, inside a kernel; nothing is checked."""
-    return find_dot(type_id)(raw, src, n_blocks, q, d, sums)
+    return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 
-@overload(dot_blocks, prefer_literal=True)
-def _dot_blocks(type_id, raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@overload(dot_blocks, prefer_literal=True, inline="always")
+def _dot_blocks(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     if not isinstance(type_id, types.IntegerLiteral):
         raise TypingError("dot_blocks: type_id must be a literal integer")
     kernel = find_dot(type_id.literal_value)
 
-    def dot_this_type(type_id, raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
-        return kernel(raw, np.int64(src), np.int64(n_blocks), q, d, sums)
+    def dot_this_type(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+        return kernel(raw, np.int64(src), np.int64(n_blocks), q, d, sums, np.int64(c))
 
     return dot_this_type

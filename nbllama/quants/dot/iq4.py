@@ -30,19 +30,19 @@ def values32(raw, at):  # type: ignore[no-untyped-def]
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
 
-@kernel()
-def dot_iq4_nl(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """One scale."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 18 * b
-        dots = dot_signed(values32(raw, at + 2), bytes32(q, 32 * b))
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
+        dots = dot_signed(values32(raw, at + 2), bytes32(q, 32 * (c + b)))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
     return sum8(total)
 
 
-@kernel()
-def dot_iq4_xs(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """Groups of 32, signed scales of six bits."""
     total = zeros8()
     for b in range(n_blocks):
@@ -51,7 +51,7 @@ def dot_iq4_xs(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
         for g in range(8):
             low = (u8(raw, at + 4 + (g >> 1)) >> (4 * (g & 1))) & 15
             scale = (low | (((high >> (2 * g)) & 3) << 4)) - 32
-            x = bytes32(q, 256 * b + 32 * g)
+            x = bytes32(q, 256 * (c + b) + 32 * g)
             dots = dots + dot_signed(values32(raw, at + 8 + 16 * g), x) * scale
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
     return sum8(total)

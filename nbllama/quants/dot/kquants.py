@@ -45,8 +45,8 @@ def scales_and_mins(raw, at):  # type: ignore[no-untyped-def]
     return (a & _LOW6) | (scales << 32), (b & _LOW6) | (mins << 32)
 
 
-@kernel()
-def dot_q2_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q2_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """Groups of 16, no z."""
     total = zeros8()
     for b in range(n_blocks):
@@ -56,17 +56,17 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
         for half in range(2):
             qs = load32(raw, at + 16 + 32 * half)
             for field in range(4):
-                x = bytes32(q, 256 * b + 128 * half + 32 * field)
+                x = bytes32(q, 256 * (c + b) + 128 * half + 32 * field)
                 factors = scales_of(scales, 8 * half + 2 * field)
                 dots = dots + dot_scaled((qs >> (2 * field)) & 3, x, factors)
-        total = add_scaled(total, dots, d[b] * half8(raw, at + 80))
-        least = dot_sums(unsigned_scales(both >> 4), sums, 16 * b)
-        total = add_scaled(total, least, -d[b] * half8(raw, at + 82))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at + 80))
+        least = dot_sums(unsigned_scales(both >> 4), sums, 16 * (c + b))
+        total = add_scaled(total, least, -d[c + b] * half8(raw, at + 82))
     return sum8(total)
 
 
-@kernel()
-def dot_q3_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q3_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """Groups of 16, z = 4, signed scales; the third bits are in 32 bytes for all groups."""
     total = zeros8()
     for b in range(n_blocks):
@@ -81,17 +81,17 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
         for half in range(2):
             qs = load32(raw, at + 32 + 32 * half)
             for field in range(4):
-                x = bytes32(q, 256 * b + 128 * half + 32 * field)
+                x = bytes32(q, 256 * (c + b) + 128 * half + 32 * field)
                 third = ((hmask >> (4 * half + field)) & 1) << 2
                 factors = scales_of(scales, 8 * half + 2 * field)
                 dots = dots + dot_scaled(((qs >> (2 * field)) & 3) | third, x, factors)
-        dots = dots - dot_sums(scales, sums, 16 * b) * 4
-        total = add_scaled(total, dots, d[b] * half8(raw, at + 108))
+        dots = dots - dot_sums(scales, sums, 16 * (c + b)) * 4
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at + 108))
     return sum8(total)
 
 
-@kernel()
-def dot_q4_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q4_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """Groups of 32, no z."""
     total = zeros8()
     for b in range(n_blocks):
@@ -100,18 +100,18 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
         both = bytes_of(low, high)
         scales, dots = unsigned_scales(both), no_dots()
         for pair in range(4):
-            qs, to = load32(raw, at + 16 + 32 * pair), 256 * b + 64 * pair
+            qs, to = load32(raw, at + 16 + 32 * pair), 256 * (c + b) + 64 * pair
             dots = dots + dot_scaled(qs & 15, bytes32(q, to), scale_of(scales, 2 * pair))
             factors = scale_of(scales, 2 * pair + 1)
             dots = dots + dot_scaled(qs >> 4, bytes32(q, to + 32), factors)
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
-        least = dot_sums(unsigned_scales(each_twice(bytes_of(high, high))), sums, 16 * b)
-        total = add_scaled(total, least, -d[b] * half8(raw, at + 2))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
+        least = dot_sums(unsigned_scales(each_twice(bytes_of(high, high))), sums, 16 * (c + b))
+        total = add_scaled(total, least, -d[c + b] * half8(raw, at + 2))
     return sum8(total)
 
 
-@kernel()
-def dot_q5_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q5_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """As Q4_K, and bit g of 32 bytes is the fifth bit of group g."""
     total = zeros8()
     for b in range(n_blocks):
@@ -119,21 +119,21 @@ def dot_q5_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
         low, high = scales_and_mins(raw, at + 4)
         scales, dots, qh = unsigned_scales(bytes_of(low, high)), no_dots(), load32(raw, at + 16)
         for pair in range(4):
-            qs, to = load32(raw, at + 48 + 32 * pair), 256 * b + 64 * pair
+            qs, to = load32(raw, at + 48 + 32 * pair), 256 * (c + b) + 64 * pair
             fifth = ((qh >> (2 * pair)) & 1) << 4
             factors = scale_of(scales, 2 * pair)
             dots = dots + dot_scaled((qs & 15) | fifth, bytes32(q, to), factors)
             fifth = ((qh >> (2 * pair + 1)) & 1) << 4
             factors = scale_of(scales, 2 * pair + 1)
             dots = dots + dot_scaled((qs >> 4) | fifth, bytes32(q, to + 32), factors)
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
-        least = dot_sums(unsigned_scales(each_twice(bytes_of(high, high))), sums, 16 * b)
-        total = add_scaled(total, least, -d[b] * half8(raw, at + 2))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
+        least = dot_sums(unsigned_scales(each_twice(bytes_of(high, high))), sums, 16 * (c + b))
+        total = add_scaled(total, least, -d[c + b] * half8(raw, at + 2))
     return sum8(total)
 
 
-@kernel()
-def dot_q6_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q6_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """Groups of 16, z = 32, signed scales."""
     total = zeros8()
     for b in range(n_blocks):
@@ -143,12 +143,12 @@ def dot_q6_k(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
             qh = load32(raw, at + 128 + 32 * half)
             for side in range(2):
                 ql = load32(raw, at + 64 * half + 32 * side)
-                to, g = 256 * b + 128 * half + 32 * side, 8 * half + 2 * side
+                to, g = 256 * (c + b) + 128 * half + 32 * side, 8 * half + 2 * side
                 codes = (ql & 15) | (((qh >> (2 * side)) & 3) << 4)
                 dots = dots + dot_scaled(codes, bytes32(q, to), scales_of(scales, g))
                 codes = (ql >> 4) | (((qh >> (2 * side + 4)) & 3) << 4)
                 factors = scales_of(scales, g + 4)
                 dots = dots + dot_scaled(codes, bytes32(q, to + 64), factors)
-        dots = dots - dot_sums(scales, sums, 16 * b) * 32
-        total = add_scaled(total, dots, d[b] * half8(raw, at + 208))
+        dots = dots - dot_sums(scales, sums, 16 * (c + b)) * 32
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at + 208))
     return sum8(total)

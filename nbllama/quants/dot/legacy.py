@@ -31,62 +31,64 @@ from nbllama.quants.dot._lanes import (
 from nbllama.simd import fma
 
 
-@kernel()
-def dot_q4_0(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q4_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """z = 8."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 18 * b
         scale = half8(raw, at)
-        total = add_scaled(total, dot(nibbles(raw, at + 2), bytes32(q, 32 * b)), d[b] * scale)
-        rest = fma(first(scale), sums[b], rest)
+        total = add_scaled(
+            total, dot(nibbles(raw, at + 2), bytes32(q, 32 * (c + b))), d[c + b] * scale
+        )
+        rest = fma(first(scale), sums[c + b], rest)
     return sum8(total) - np.float32(8) * rest
 
 
-@kernel()
-def dot_q4_1(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q4_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """With a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 20 * b
-        dots = dot(nibbles(raw, at + 4), bytes32(q, 32 * b))
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
-        rest = fma(first(half8(raw, at + 2)), sums[b], rest)
+        dots = dot(nibbles(raw, at + 4), bytes32(q, 32 * (c + b)))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
+        rest = fma(first(half8(raw, at + 2)), sums[c + b], rest)
     return sum8(total) + rest
 
 
-@kernel()
-def dot_q5_0(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q5_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """z = 16; the fifth bits are together in four bytes."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 22 * b
         scale = half8(raw, at)
         codes = nibbles(raw, at + 6) | bits32(u32(raw, at + 2))
-        total = add_scaled(total, dot(codes, bytes32(q, 32 * b)), d[b] * scale)
-        rest = fma(first(scale), sums[b], rest)
+        total = add_scaled(total, dot(codes, bytes32(q, 32 * (c + b))), d[c + b] * scale)
+        rest = fma(first(scale), sums[c + b], rest)
     return sum8(total) - np.float32(16) * rest
 
 
-@kernel()
-def dot_q5_1(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q5_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """As Q5_0, with a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 24 * b
         codes = nibbles(raw, at + 8) | bits32(u32(raw, at + 4))
-        dots = dot(codes, bytes32(q, 32 * b))
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
-        rest = fma(first(half8(raw, at + 2)), sums[b], rest)
+        dots = dot(codes, bytes32(q, 32 * (c + b)))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
+        rest = fma(first(half8(raw, at + 2)), sums[c + b], rest)
     return sum8(total) + rest
 
 
-@kernel()
-def dot_q8_0(raw, src, n_blocks, q, d, sums):  # type: ignore[no-untyped-def]
+@kernel(inline=True)
+def dot_q8_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
     """z = 0, signed codes."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 34 * b
-        dots = dot_signed(load32(raw, at + 2), bytes32(q, 32 * b))
-        total = add_scaled(total, dots, d[b] * half8(raw, at))
+        dots = dot_signed(load32(raw, at + 2), bytes32(q, 32 * (c + b)))
+        total = add_scaled(total, dots, d[c + b] * half8(raw, at))
     return sum8(total)
