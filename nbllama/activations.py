@@ -17,6 +17,7 @@ import numpy as np
 
 from nbllama.arch import Hparams
 from nbllama.ops.linear import hidden_floats
+from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.panels import panel_floats
 
 # Linear layers of a block: slot, GGUF name.
@@ -131,7 +132,8 @@ class Activations:
         checkpointing: bool,
     ) -> None:
         self.checkpointing = checkpointing
-        self.int8 = False  # integer products of few tokens (`ops.matvec_int8`): for generation
+        # For generation: the groups of weights, by layer and slots, that `ops.matvec_int8` takes.
+        self.int8: dict[tuple[int, tuple[str, ...]], Mapping[str, Int8Group]] | None = None
         self.most_tokens = n
         self._shapes = block_shapes(hp, n)
         self._inputs = np.empty((hp.n_layer + 1, n * hp.n_embd), np.float32)

@@ -12,7 +12,8 @@ from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
-from nbllama.ops.linear import Input, linear
+from nbllama.ops.linear import NO_INT8, Input, linear
+from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.rms_norm import rms_norm
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
@@ -71,7 +72,9 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
-        self._acts.int8 = not exact
+        if not exact:
+            self._acts.int8 = {}
+        self._head = NO_INT8 if exact else int8_groups([model.output])
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -132,8 +135,8 @@ class Session:
         normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
         rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
         logits = np.empty((1, head.shape[0]), np.float32)
-        pool, int8 = self._acts.shared("panels", 1), [head] if self._acts.int8 else ()
-        linear(head, self._bound.pair(head.name), Input(normed, pool, (), int8), logits, None)
+        pool = self._acts.shared("panels", 1)
+        linear(head, self._bound.pair(head.name), Input(normed, pool, (), self._head), logits, None)
         return logits[0]
 
 

@@ -6,7 +6,7 @@ dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +30,13 @@ from nbllama.ops.matmul import (
     matmul_ref,
 )
 from nbllama.ops.matvec import MOST_TOKENS, matvec
-from nbllama.ops.matvec_int8 import MOST_WEIGHTS, matvec_int8
+from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.op import Gradients, Inputs, Op
 from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
-from nbllama.quants.dot import int8_block
 from nbllama.simd import PANEL
+
+NO_INT8: Mapping[str, Int8Group] = {}
 
 
 class LoraPair(NamedTuple):
@@ -58,8 +59,8 @@ class Input:
     """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
 
     `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
-    `int8`: these layers' weights, for products of few tokens in integers; those of one type are
-    computed together when the first one is asked for.
+    `int8`: the groups of the weights (`int8_groups`) that few tokens are multiplied with in
+    integers; a group is computed when its first weight is asked for.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Input:
         x: np.ndarray,
         buffer: np.ndarray,
         group: Sequence[tuple[LoraPair | None, np.ndarray | None]] = (),
-        int8: Sequence[Weight] = (),
+        int8: Mapping[str, Int8Group] = NO_INT8,
     ) -> None:
         self.x = x
         self._int8 = int8
@@ -80,25 +81,28 @@ class Input:
 
     def matvec(self, w: Weight, y: np.ndarray, add: bool) -> None:
         """y `[N, n_out]` = (or += with `add`) x Wᵀ for a few tokens."""
-        block = int8_block(w.type_id)
-        if not (block and self._int8):
+        group = self._int8.get(w.name)
+        if group is None:
             matvec(w, self.x, y, add=add)
             return
         done = self._products.pop(w.name, None)
         if done is not None:
             np.add(y, done, out=y) if add else np.copyto(y, done)
             return
-        rows = self._rows.get(block)
+        rows = self._rows.get(group.block)
         if rows is None:
-            rows = self._rows[block] = int8_rows(self.x, block)
-        others: list[Weight] = []
+            rows = self._rows[group.block] = int8_rows(self.x, group.block)
+        if len(group.names) == 1:
+            group.multiply(rows, (y,), add=add)
+            return
+        outs = [np.empty((len(self.x), n_out), np.float32) for n_out in group.n_outs]
         if not add:
-            others = [o for o in self._int8 if o.type_id == w.type_id and o.name != w.name]
-            others = others[: MOST_WEIGHTS - 1]
-        for other in others:
-            self._products[other.name] = np.empty((len(self.x), other.shape[0]), np.float32)
-        outs = [self._products[other.name] for other in others]
-        matvec_int8([w, *others], rows, [y, *outs], add=add)
+            outs[group.names.index(w.name)] = y
+        group.multiply(rows, outs)
+        self._products |= zip(group.names, outs, strict=True)
+        done = self._products.pop(w.name)
+        if add:
+            y += done
 
     @property
     def panels(self) -> np.ndarray:

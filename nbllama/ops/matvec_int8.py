@@ -4,9 +4,9 @@ file.
     y[t, n] = sum over blocks b of  d_w[n, b] d_x[t, b] (sum over k of c[n, k] q[t, k])
 
 with the sum in brackets in whole numbers (`nbllama.quants.dot` has each type's formula). Up to
-`MOST_WEIGHTS` matrices of one type share x and one launch (q, k, v; gate, up): starting the
-threads costs as much as a small product. Tasks of `ROWS_PER_TASK` rows are drawn from a counter; an
-output belongs to one task, so threads do not change bits.
+`MOST_WEIGHTS` matrices of one type share x and one launch (q, k, v; gate, up), and a small product
+stays on one thread: starting the others takes longer. Tasks of `ROWS_PER_TASK` rows are drawn from
+a counter; an output belongs to one task, so threads do not change bits.
 
 llama.cpp: `ggml_vec_dot_*_q8_0`, `ggml_vec_dot_*_q8_K`.
 """
@@ -29,6 +29,7 @@ from nbllama.simd import next_task
 
 ROWS_PER_TASK = 32
 MOST_WEIGHTS = 3
+SERIAL = 2_000_000  # up to so many products one thread ends before two have begun (about 60 us)
 
 
 def matvec_int8_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ def matvec_int8_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
     return x @ w.astype(np.float64).T
 
 
-def _matvec_entry(type_id: int) -> Callable[..., None]:
+def _matvec_entries(type_id: int) -> tuple[Callable[..., None], Callable[..., None]]:
     block = QUANTS[type_id].block_size
     size = QUANTS[type_id].type_size
 
@@ -54,8 +55,14 @@ def _matvec_entry(type_id: int) -> Callable[..., None]:
                 else:
                     y[t, n] = value
 
+    @kernel()
+    def serial(raw0, raw1, raw2, q, d, sums, y0, y1, y2, add):
+        rows(raw0, 0, y0.shape[1], q, d, sums, y0, add)
+        rows(raw1, 0, y1.shape[1], q, d, sums, y1, add)
+        rows(raw2, 0, y2.shape[1], q, d, sums, y2, add)
+
     @kernel(parallel=True)
-    def matvec(raw0, raw1, raw2, q, d, sums, y0, y1, y2, add, threads, counter):
+    def parallel(raw0, raw1, raw2, q, d, sums, y0, y1, y2, add, threads, counter):
         end0 = y0.shape[1]
         end1 = end0 + y1.shape[1]
         end2 = end1 + y2.shape[1]
@@ -69,38 +76,73 @@ def _matvec_entry(type_id: int) -> Callable[..., None]:
                 rows(raw2, max(first - end1, 0), min(last, end2) - end1, q, d, sums, y2, add)
                 first = next_task(counter) * ROWS_PER_TASK
 
-    return matvec
+    return serial, parallel
 
 
-matvec_entry = cache(_matvec_entry)
+matvec_entries = cache(_matvec_entries)
 _counter = np.zeros(1, np.int64)
 _no_raw = readonly(np.empty(0, np.uint8))
+
+
+class Int8Group:
+    """One to three weights of one type and width, checked once: what a launch computes."""
+
+    def __init__(self, ws: Sequence[Weight]) -> None:
+        """Raises ValueError for weights that do not go together."""
+        first = ws[0]
+        self.n_in, self.block = first.shape[1], int8_block(first.type_id)
+        if not self.block or len(ws) > MOST_WEIGHTS or self.n_in % self.block:
+            raise ValueError(f"{first.name}: no int8 product of {len(ws)} weights {first.shape}")
+        for w in ws:
+            if w.type_id != first.type_id or w.shape[1] != self.n_in:
+                raise ValueError(f"{w.name}: {w.shape} does not go with {first.name}")
+            if w.raw.size != w.shape[0] * w.row_bytes:
+                raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+        self.names = tuple(w.name for w in ws)
+        self.n_outs = tuple(w.shape[0] for w in ws)
+        self._raws = [w.raw for w in ws] + [_no_raw] * (MOST_WEIGHTS - len(ws))
+        self._products = self.n_in * sum(self.n_outs)
+        self._serial, self._parallel = matvec_entries(first.type_id)
+
+    def multiply(self, x: Int8Rows, ys: Sequence[np.ndarray], *, add: bool = False) -> None:
+        """y `[N, n_out]` = (or += with `add`) x Wᵀ for each weight. Raises ValueError for arrays
+        that do not fit.
+        """
+        name, n = self.names[0], len(x.q)
+        sums = (self.block, np.float32) if self.block == 32 else (SUMMED, np.int16)
+        check_array(name, "q", x.q, (n, self.n_in), np.int8)
+        check_array(name, "d", x.d, (n, self.n_in // self.block))
+        check_array(name, "sums", x.sums, (n, self.n_in // sums[0]), sums[1])
+        if len(ys) != len(self.names):
+            raise ValueError(f"{name}: {len(ys)} outputs for {len(self.names)} weights")
+        for n_out, y in zip(self.n_outs, ys, strict=True):
+            check_output(name, "y", y, (n, n_out))
+        outs = list(ys)
+        while len(outs) < MOST_WEIGHTS:
+            outs.append(np.empty((n, 0), np.float32))
+        # Flat: a row of a two-dimensional array would be counted as a reference by every thread.
+        rows = (readonly(x.q.reshape(-1)), readonly(x.d.reshape(-1)), readonly(x.sums.reshape(-1)))
+        if n * self._products <= SERIAL:
+            self._serial(*self._raws, *rows, *outs, add)
+        else:
+            self._parallel(*self._raws, *rows, *outs, add, get_num_threads(), _counter)
+
+
+def int8_groups(ws: Sequence[Weight]) -> dict[str, Int8Group]:
+    """The group of each weight by its name, as few groups as possible; weights whose type has no
+    integer product are left out.
+    """
+    found: dict[str, Int8Group] = {}
+    for type_id in dict.fromkeys(w.type_id for w in ws if int8_block(w.type_id)):
+        same = [w for w in ws if w.type_id == type_id]
+        for i in range(0, len(same), MOST_WEIGHTS):
+            group = Int8Group(same[i : i + MOST_WEIGHTS])
+            found |= dict.fromkeys(group.names, group)
+    return found
 
 
 def matvec_int8(
     ws: Sequence[Weight], x: Int8Rows, ys: Sequence[np.ndarray], *, add: bool = False
 ) -> None:
     """y `[N, n_out]` = (or += with `add`) x Wᵀ for each of one to three weights of one type."""
-    first = ws[0]
-    n, n_in = x.q.shape
-    block = int8_block(first.type_id)
-    if not block or len(ws) > MOST_WEIGHTS or len(ys) != len(ws) or n_in % block:
-        raise ValueError(f"{first.name}: no int8 product for {len(ws)} weights, x {x.q.shape}")
-    check_array(first.name, "q", x.q, (n, n_in), np.int8)
-    check_array(first.name, "d", x.d, (n, n_in // block))
-    if block == 32:
-        check_array(first.name, "sums", x.sums, (n, n_in // block))
-    else:
-        check_array(first.name, "sums", x.sums, (n, n_in // SUMMED), np.int16)
-    for w, y in zip(ws, ys, strict=True):
-        if w.type_id != first.type_id or w.shape[1] != n_in:
-            raise ValueError(f"{w.name}: {w.shape} of another type or width than {first.name}")
-        if w.raw.size != w.shape[0] * w.row_bytes:
-            raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
-        check_output(w.name, "y", y, (n, w.shape[0]))
-    missing = MOST_WEIGHTS - len(ws)
-    raws = [w.raw for w in ws] + [_no_raw] * missing
-    outs = [*ys, *[np.empty((n, 0), np.float32)] * missing]
-    # Flat: a row of a two-dimensional array would be counted as a reference by every thread.
-    q, d, sums = (readonly(a.reshape(-1)) for a in x)
-    matvec_entry(first.type_id)(*raws, q, d, sums, *outs, add, get_num_threads(), _counter)
+    Int8Group(ws).multiply(x, ys, add=add)
