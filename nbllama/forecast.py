@@ -19,8 +19,8 @@ import psutil
 from nbllama.activations import activation_bytes
 from nbllama.errors import NotEnoughMemory
 from nbllama.model import linear_ranks
-from nbllama.ops.attention import forward_pieces
-from nbllama.ops.attention_grad import gradient_pieces
+from nbllama.ops.attention import forward_floats
+from nbllama.ops.attention_grad import gradient_floats
 from nbllama.ops.loss import LossBuffers
 from nbllama.ops.matmul import scratch_bytes
 from nbllama.progress import memory
@@ -85,15 +85,19 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     ranks, most = linear_ranks(adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
     pair = adapter.pairs.get(model.output.name)
-    pieces = sum(forward_pieces(most.longest, hp.head_dim)) + sum(
-        gradient_pieces(most.longest, hp.head_dim)
+    rows = min(trainer.batch, trainer.dataset.n_samples)
+    shape = (hp.n_head_kv, hp.head_dim)
+    passes = (
+        forward_floats(most.longest, most.tokens, rows, *shape),
+        gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
+    own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
         activations={on: activation_bytes(*args, on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
         loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
-        scratch=threads * (4 * pieces + scratch_bytes()),
+        scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         saving=3 * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
