@@ -21,7 +21,7 @@ from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.ops.linear import LoraPair
-from nbllama.ops.lora_ops import padded, pair_gradients, thin_product
+from nbllama.ops.lora_ops import add_pair_gradients, padded, thin_product
 from nbllama.ops.matmul import NO_PAIR, Weight, matmul, matmul_grad
 from nbllama.ops.op import (
     Gradients,
@@ -151,9 +151,7 @@ def output_loss(
         if pair is not None:
             dhp, a = thin_product(b, gp, pair.scale, buffers.dhp, transposed=True), pair.a
             if pair.da is not None and pair.db is not None:
-                da, db = pair_gradients(dhp, xc, hp, logits, len(a))
-                np.add(pair.da, da, out=pair.da)
-                np.add(pair.db, db, out=pair.db)
+                add_pair_gradients(dhp, xc, hp, logits, pair.da, pair.db)
         matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
     return total
 
