@@ -32,6 +32,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.attention_tiles import (
     BLOCK,
     SCRATCH,
@@ -46,7 +47,7 @@ from nbllama.ops.attention_tiles import (
     scores,
 )
 from nbllama.ops.op import check_array, check_output, readonly
-from nbllama.simd import PANEL, ROWS, fma_tile, next_task, row_max
+from nbllama.simd import fma_tile, next_task, row_max
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.attention import alibi_slopes, attention, attention_grad_ref, attention_ref
 from nbllama.ops.attention_tiles import (
     BLOCK,
@@ -29,7 +30,7 @@ from nbllama.ops.attention_tiles import (
     scores,
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
-from nbllama.simd import PANEL, ROWS, exp_f32, fma_tile, next_task
+from nbllama.simd import exp_f32, fma_tile, next_task
 
 PIECES = 8  # of a KV head's keys, when the sums of its heads are added
 TASKS = 24  # tasks of the gradient at least: threads then end at about the same time

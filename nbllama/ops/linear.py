@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nbllama.lanes import PANEL
 from nbllama.ops.lora_ops import (
     add_hidden,
     add_pair_gradients,
@@ -32,7 +33,6 @@ from nbllama.ops.matvec import MOST_TOKENS, matvec
 from nbllama.ops.op import Gradients, Inputs, Op
 from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
-from nbllama.simd import PANEL
 
 
 class LoraPair(NamedTuple):

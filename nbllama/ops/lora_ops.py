@@ -22,9 +22,10 @@ import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.ops.panels import n_panels, pack_panel, panels_of
-from nbllama.simd import PANEL, ROWS, fma_tile
+from nbllama.simd import fma_tile
 
 COLUMNS = 128  # columns of dA or dB that one task owns
 

@@ -20,6 +20,7 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL
 from nbllama.ops.linear import LoraPair
 from nbllama.ops.lora_ops import add_pair_gradients, padded, thin_product
 from nbllama.ops.matmul import NO_PAIR, Weight, matmul, matmul_grad
@@ -33,7 +34,7 @@ from nbllama.ops.op import (
     readonly,
 )
 from nbllama.ops.panels import NO_PANELS, n_panels, pack
-from nbllama.simd import PANEL, exp_f32, row_max
+from nbllama.simd import exp_f32, row_max
 
 CHUNK = 128  # rows whose logits are alive together
 
