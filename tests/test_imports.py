@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "progress": {"errors"},
     "_jit": set(),
-    "simd": {"_jit"},
+    "lanes": set(),
+    "plain": {"_jit", "lanes"},
+    "simd": {"_jit", "lanes", "plain"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -74,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.options": {"errors", "cli.data_options", "cli.parser", "cli.escapes"},
-    "cli.settings": {"errors", "cli.data_options", "cli.options"},
+    "cli.settings": {"errors", "progress", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
@@ -126,9 +128,10 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
+        "lanes",
         "simd",
         "quants",
         "quantise",

@@ -150,6 +150,7 @@ class Session:
             batch=s.batch,
             grad_acc=s.grad_acc,
             checkpointing=s.use_checkpointing,
+            activation_memory=s.activation_memory,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
             lag=s.compat,
@@ -195,7 +196,7 @@ class Session:
             [
                 ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
                 ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
-                ("activations", f"{on} with checkpointing, {off} without"),
+                ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
             ]
         )
         return told
