@@ -99,8 +99,8 @@ class Session:
         `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
-        for keys in self.cache.k:
-            self.model.turn_back(keys[start : self.cache.length], count)
+        for layer, keys in enumerate(self.cache.k):
+            self.model.turn_back(layer, keys[start : self.cache.length], count)
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""

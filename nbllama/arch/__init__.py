@@ -10,6 +10,7 @@ from nbllama.arch.from_gguf import hparams_from_gguf
 from nbllama.arch.hparams import (
     ExpectedTensor,
     Hparams,
+    Rope,
     RopeScaling,
     context_warnings,
     expected_tensors,
@@ -25,6 +26,7 @@ __all__ = [
     "ArchRow",
     "ExpectedTensor",
     "Hparams",
+    "Rope",
     "RopeScaling",
     "TensorRow",
     "context_warnings",
