@@ -21,7 +21,7 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, linear, linear_grad
-from nbllama.ops.matmul import NO_PANELS
+from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
 
@@ -92,7 +92,9 @@ class _Block:
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *slots: str) -> bool:
-        return any(pair is not None and pair.da is not None for s in slots if (pair := self.pairs[s]))
+        return any(
+            pair is not None and pair.da is not None for s in slots if (pair := self.pairs[s])
+        )
 
     def shared(self, name: str) -> np.ndarray:
         return self.acts.shared(name, self.n)
@@ -169,7 +171,7 @@ class _Block:
     # Attention
 
     def heads(self, slot: str, x: Input, y: np.ndarray) -> None:
-        """y `[N, heads, D]` = queries or keys: projected, normed where the model does so, turned."""
+        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
         if self.hp.has_qk_norm:
             raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
             self.linear(slot, x, raw)

@@ -82,7 +82,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     for moments in (trainer.opt.m, trainer.opt.v):
         for array in moments.values():
             _touch(array)
-    ranks, most = linear_ranks(adapter), trainer.limits
+    ranks, most = linear_ranks(model, adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
     pair = adapter.pairs.get(model.output.name)
     pieces = sum(forward_pieces(most.longest, hp.head_dim)) + sum(
@@ -92,7 +92,9 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         held=resident() - mapped(model.gguf.path),
         activations={on: activation_bytes(*args, on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
-        loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
+        loss=LossBuffers.nbytes(
+            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
+        ),
         scratch=threads * (4 * pieces + scratch_bytes()),
         saving=3 * 4 * adapter.n_parameters,
         weights=model.gguf.size,

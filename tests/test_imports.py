@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
     "generation": MODEL | {"bound", "block", "model"},
+    "sampling": {"errors", "data"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},

@@ -42,6 +42,9 @@ def make_llama(
     tokenizer: str = "spm",
     arch: str = "llama",
     keys: Mapping[str, int | float] | None = None,
+    qk_norm: bool = False,
+    post_norms: bool = False,
+    fused: bool = False,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -52,8 +55,9 @@ def make_llama(
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
     ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    `keys`: more of the architecture's metadata, without "ARCH.". The same arguments write the same
-    bytes.
+    `keys`: more of the architecture's metadata, without "ARCH.". `qk_norm`: norms of queries and
+    keys; `post_norms`: norms after attention and feed-forward; `fused`: queries, keys and values in
+    one matrix, gate and up in another. The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -94,6 +98,13 @@ def make_llama(
         "ffn_up": (n_ff, n_embd),
         "ffn_down": (n_embd, n_ff),
     }
+    if fused:
+        linears = {
+            "attn_qkv": ((n_head + 2 * n_head_kv) * head_dim, n_embd),
+            "attn_output": linears["attn_output"],
+            "ffn_up": (2 * n_ff, n_embd),
+            "ffn_down": linears["ffn_down"],
+        }
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
@@ -112,6 +123,12 @@ def make_llama(
     for i in range(n_layer):
         vector(f"blk.{i}.attn_norm.weight", n_embd, 1.0)
         vector(f"blk.{i}.ffn_norm.weight", n_embd, 1.0)
+        if qk_norm:
+            vector(f"blk.{i}.attn_q_norm.weight", head_dim, 1.0)
+            vector(f"blk.{i}.attn_k_norm.weight", head_dim, 1.0)
+        if post_norms:
+            vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
+            vector(f"blk.{i}.post_ffw_norm.weight", n_embd, 1.0)
         for slot, shape in linears.items():
             matrix(f"blk.{i}.{slot}.weight", shape, 1 / np.sqrt(shape[1]))
             if slot in with_bias:
