@@ -14,12 +14,12 @@ from nbllama import adapter as adapter_file
 from nbllama.activations import Activations
 from nbllama.bound import Bound
 from nbllama.data.batch import NOT_TRAINED, Batch
-from nbllama.lora import SLOTS, Adapter
+from nbllama.lora import Adapter
 from nbllama.lora import init_adapter as new_adapter
 from nbllama.model import Model
+from nbllama.slots import EVERY_SLOT, without_tensor
 
 Tokens = Sequence[int] | np.ndarray
-_SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
@@ -114,11 +114,16 @@ def init_adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Adapter:
-    """A new adapter on the seven linears of every block (B = 0: it changes nothing yet).
+    """A new adapter on the linears of every block (B = 0: it changes nothing yet).
 
-    `ranks` by slot (`nbllama.lora.SLOTS`) overrides; 0 switches a slot off. `alpha`: `rank`.
+    `ranks` by slot (`nbllama.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`: `rank`.
     """
-    wanted = {slot.name: rank if slot.name in _SEVEN else 0 for slot in SLOTS} | (ranks or {})
+    missing = without_tensor(model.shapes)
+    wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
+    for slot in EVERY_SLOT:
+        if slot.kind == "linear" and slot.in_block and slot.name not in missing:
+            wanted[slot.name] = rank
+    wanted |= ranks or {}
     scale = float(rank if alpha is None else alpha)
     return new_adapter(model.hp, wanted, scale, rank, seed, model.shapes)
 

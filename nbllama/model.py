@@ -95,7 +95,7 @@ class Model(Weights):
         normed *= scale
         total = output_loss(
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers, floor,
+            bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
         )  # fmt: skip
         if gradient:
             dnormed *= scale

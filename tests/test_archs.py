@@ -15,7 +15,7 @@ from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.ops.activation import gated, gated_ref
 from nbllama.reference import ReferenceModel, parameters64
-from nbllama.slots import SLOTS, base_names
+from nbllama.slots import EVERY_SLOT, without_tensor
 from tests import oracle
 from tests.arch_models import MODELS
 from tests.differences import compare, record, relative
@@ -108,16 +108,14 @@ def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
 
 def random_adapter(model: Model, norms: bool) -> Adapter:
     """Random A and B of different ranks on every tensor that takes a pair."""
-    names = {name for _, name in base_names(model.hp.n_layer) if name in model.shapes}
-    used = {slot.name for slot, name in base_names(1) if name in names}
-    ranks = {
-        slot.name: 1 + i % 3
-        for i, slot in enumerate(SLOTS)
-        if slot.name in used and (norms or slot.kind != "norm")
-    }
+    missing = without_tensor(model.shapes)
     if model.hp.tied_output and not norms:
-        del ranks["tok_embd"]  # llama.cpp cannot run such an adapter
-    adapter = nbllama.init_adapter(model, rank=2, alpha=3, ranks={s.name: 0 for s in SLOTS} | ranks)
+        missing.add("tok_embd")  # llama.cpp cannot run such an adapter
+    ranks = {
+        slot.name: 0 if slot.name in missing or (slot.kind == "norm" and not norms) else 1 + i % 3
+        for i, slot in enumerate(EVERY_SLOT)
+    }
+    adapter = nbllama.init_adapter(model, rank=2, alpha=3, ranks=ranks)
     rng = np.random.default_rng(9)
     for p in adapter.parameters().values():
         p[...] = rng.standard_normal(p.shape) * (0.3 if len(p) < 4 else 0.1)

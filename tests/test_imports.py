@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"adapter", "lora"},
     "quantize": MERGE,
-    "api": MODEL | {"bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 

@@ -128,7 +128,7 @@ def make_llama(
             vector(f"blk.{i}.attn_k_norm.weight", head_dim, 1.0)
         if post_norms:
             vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
-            # Small: ggml's GELU table makes steps, and a step that we take elsewhere must stay small.
+            # Small: ggml's GELU is a staircase, and a step taken elsewhere must not show much.
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         for slot, shape in linears.items():

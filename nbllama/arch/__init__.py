@@ -17,7 +17,7 @@ from nbllama.arch.hparams import (
     hparams_identity,
     with_overrides,
 )
-from nbllama.arch.rows import ARCHS, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
+from nbllama.arch.rows import ARCHS, HF_MODULES, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
 
 __all__ = [
     "ARCHS",
@@ -25,6 +25,7 @@ __all__ = [
     "ROPE_FACTORS",
     "ArchRow",
     "ExpectedTensor",
+    "HF_MODULES",
     "Hparams",
     "Rope",
     "RopeScaling",

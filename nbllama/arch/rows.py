@@ -116,7 +116,7 @@ _FUSED = (
 ROPE_FACTORS = "rope_freqs.weight"
 _FACTORS = TensorRow(ROPE_FACTORS, ("n_rot_half",), False)
 
-_HF = {
+HF_MODULES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -141,17 +141,17 @@ def _minicpm_scales(n_layer: int, n_embd: int) -> Scales:
 ARCHS: dict[str, ArchRow] = {
     row.name: row
     for row in (
-        ArchRow("llama", (*_ENDS, _FACTORS), _BLOCK + _BIASES, hf_modules=_HF),
+        ArchRow("llama", (*_ENDS, _FACTORS), _BLOCK + _BIASES, hf_modules=HF_MODULES),
         ArchRow("baichuan", _ENDS, _BLOCK, alibi_by_depth={32: 0.0, 40: 8.0}),
-        ArchRow("qwen2", _ENDS, _BLOCK + _QKV_BIASES, rope_pairing="halves", hf_modules=_HF),
-        ArchRow("qwen3", _ENDS, _BLOCK + _QK_NORMS, rope_pairing="halves", hf_modules=_HF),
+        ArchRow("qwen2", _ENDS, _BLOCK + _QKV_BIASES, rope_pairing="halves", hf_modules=HF_MODULES),
+        ArchRow("qwen3", _ENDS, _BLOCK + _QK_NORMS, rope_pairing="halves", hf_modules=HF_MODULES),
         ArchRow("internlm2", _ENDS, _BLOCK),
         ArchRow(
             "minicpm",
             (*_ENDS, _FACTORS),
             _BLOCK + _BIASES,
             scales=_minicpm_scales,
-            hf_modules=_HF,
+            hf_modules=HF_MODULES,
         ),
         ArchRow(
             "gemma2",
@@ -164,7 +164,7 @@ ARCHS: dict[str, ArchRow] = {
             logit_softcap=30.0,
             window=Window(4096, 2, None),
             wide_queries_at=46,
-            hf_modules=_HF,
+            hf_modules=HF_MODULES,
         ),
         ArchRow(
             "gemma3",
@@ -176,7 +176,7 @@ ARCHS: dict[str, ArchRow] = {
             logit_softcap=0.0,
             window=Window(0, 6, 10000.0),
             wide_queries_at=62,
-            hf_modules=_HF,
+            hf_modules=HF_MODULES,
         ),
         ArchRow(
             "phi3",
@@ -186,7 +186,7 @@ ARCHS: dict[str, ArchRow] = {
             partial_rope=True,
             hf_modules=_HF_FUSED,
         ),
-        ArchRow("deepseek", _ENDS, _BLOCK, dense_lead_key=True, hf_modules=_HF),
+        ArchRow("deepseek", _ENDS, _BLOCK, dense_lead_key=True, hf_modules=HF_MODULES),
     )
 }
 

@@ -238,6 +238,13 @@ class Options:
     rank_w3: int | None = _lora(
         _RANK, None, "rank of ffn_up; 0: none", also=["--rank-ffn-up"], shown_default=_SEVEN
     )
+    rank_wqkv: int | None = _lora(
+        _RANK,
+        None,
+        "rank of attn_qkv, which some models have in place of attn_q, attn_k and attn_v (and"
+        " ffn_gate within ffn_up); 0: none",
+        shown_default=_SEVEN,
+    )
     rank_tok_embd: int | None = _lora(
         _RANK,
         None,

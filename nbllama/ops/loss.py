@@ -100,7 +100,7 @@ def cross_entropy(
 
 class LossBuffers:
     """Reused memory of one chunk: logits `[CHUNK, V]`, its panels, and the input's panels; the
-    logits twice for a soft-cap.
+    logits twice where a soft-cap `cap` bends them.
     """
 
     def __init__(
@@ -108,7 +108,6 @@ class LossBuffers:
     ) -> None:
         rows = min(CHUNK, most_rows)
         panels = n_panels(rows)
-        self.cap = cap
         self.logits = np.empty((rows, n_vocab), np.float32)
         self.capped = np.empty((rows if cap > 0 else 0, n_vocab), np.float32)
         self.gp = np.empty(panels * n_vocab * PANEL, np.float32)
@@ -135,11 +134,13 @@ def output_loss(
     pair: LoraPair | None,
     buffers: LossBuffers,
     floor: float = 0.0,
+    cap: float = 0.0,
 ) -> float:
     """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
     sum.
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
+    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made.
     """
     total = 0.0
     for m0 in range(0, x.shape[0], buffers.logits.shape[0]):
@@ -151,15 +152,15 @@ def output_loss(
         if pair is not None:
             hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
         matmul(w, xp, logits, hp=hp, b=b)
-        if buffers.cap > 0:
-            soft_cap(logits, buffers.cap)
+        if cap > 0:
+            soft_cap(logits, cap)
             buffers.capped[:m] = logits
         cross_entropy(logits, targets[m0 : m0 + m], weight, losses, floor)
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue
-        if buffers.cap > 0:
-            soft_cap_grad(logits, buffers.capped[:m], buffers.cap)
+        if cap > 0:
+            soft_cap_grad(logits, buffers.capped[:m], cap)
         gp = pack(logits, buffers.gp)
         dhp, a = NO_PANELS, NO_PAIR
         if pair is not None:
