@@ -75,7 +75,8 @@ def tensor_index(name: str) -> int:
     if not slot.in_block:
         return _ENDS.index(slot)
     if slot in FUSED_SLOTS:
-        return (_MAX_LAYERS + layer) * len(_IN_BLOCK) + FUSED_SLOTS.index(slot)
+        after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
+        return after + layer * len(FUSED_SLOTS) + FUSED_SLOTS.index(slot)
     return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
 
 
