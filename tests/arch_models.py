@@ -48,13 +48,13 @@ DENSE = {
 }
 
 MODELS: dict[str, Thin] = {
-    "llama": Thin("llama", {}),
-    "llama, 70B (GQA 64/8)": Thin(
+    "llama, 7B to 30B": Thin("llama", {}),
+    "llama, 70B (64 heads over 8)": Thin(
         "llama",
         {"n_embd": 512, "n_head": 64, "n_head_kv": 8, "n_ff": 128},
         {"n_ff": 256},
     ),
-    "llama, Mistral": Thin(
+    "llama, Mistral (its window ignored)": Thin(
         "llama", {"keys": {"attention.sliding_window": 16}, "rope_freq_base": 1e6}
     ),
     "llama, Chinese-LLaMA-2-16k": Thin(
@@ -73,15 +73,17 @@ MODELS: dict[str, Thin] = {
         {"n_layer": 40, "n_embd": 40, "n_head": 5, "n_head_kv": 5, "n_ff": 48},
         WIDE | {"n_head": 4, "n_head_kv": 4},
     ),
-    "qwen2": Thin("qwen2", BPE | {"biases": QKV}),
-    "qwen2, tied": Thin(
+    "qwen2, 7B": Thin("qwen2", BPE | {"biases": QKV}),
+    "qwen2, 0.5B (tied)": Thin(
         "qwen2",
         BPE | {"biases": QKV, "tied": True, "n_head": 7, "n_head_kv": 1, "n_embd": 56},
         WIDE | {"n_head": 4},
     ),
-    "qwen3": Thin("qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}),
-    "internlm2": Thin("internlm2", {"rope_freq_base": 1e6}),
-    "minicpm": Thin(
+    "qwen3, all dense sizes": Thin(
+        "qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}
+    ),
+    "internlm2, all sizes": Thin("internlm2", {"rope_freq_base": 1e6}),
+    "minicpm, with its scales in the file": Thin(
         "minicpm",
         {
             "n_head_kv": 4,
@@ -89,8 +91,8 @@ MODELS: dict[str, Thin] = {
             "keys": {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 3.0},
         },
     ),
-    "minicpm, 2023 (no scales in the file)": Thin("minicpm", {"n_head_kv": 4}),
-    "gemma2": Thin(
+    "minicpm, without them": Thin("minicpm", {"n_head_kv": 4}),
+    "gemma2, 2B and 9B": Thin(
         "gemma2",
         GEMMA
         | {
@@ -102,14 +104,14 @@ MODELS: dict[str, Thin] = {
         },
         WIDE_GEMMA,
     ),
-    "gemma2 (defaults)": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, without its keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
     "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
-    "gemma3": Thin(
+    "gemma3, 270M and 1B": Thin(
         "gemma3",
         GEMMA3 | {"n_layer": 7, "keys": {"attention.sliding_window": 20}},
         WIDE_GEMMA,
     ),
-    "gemma3, 4B (linear RoPE scaling)": Thin(
+    "gemma3, 4B and 12B, text": Thin(
         "gemma3",
         GEMMA3
         | {
@@ -119,14 +121,17 @@ MODELS: dict[str, Thin] = {
         },
         WIDE_GEMMA,
     ),
-    "gemma3 (no window)": Thin("gemma3", GEMMA3, WIDE_GEMMA),
-    "gemma3, 27B": Thin(
+    "gemma3, without a window": Thin("gemma3", GEMMA3, WIDE_GEMMA),
+    "gemma3, 27B, text": Thin(
         "gemma3",
         GEMMA3
         | {"n_layer": 62, "n_embd": 40, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
         WIDE_GEMMA,
     ),
-    "phi3": Thin("phi3", {"fused": True, "n_head_kv": 4}),
-    "phi3, GQA": Thin("phi3", {"fused": True, "tokenizer": "bpe"}),
+    "phi3, mini": Thin("phi3", {"fused": True, "n_head_kv": 4}),
+    "phi3, medium (GQA)": Thin("phi3", {"fused": True, "tokenizer": "bpe"}),
+    "phi3, Phi-4-mini (a part of the head turns)": Thin(
+        "phi3", {"fused": True, "tied": True, "n_rot": 12, "tokenizer": "bpe"}, WIDE | {"n_rot": 48}
+    ),
     "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
 }

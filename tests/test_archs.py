@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama import export_lora
+from nbllama import export_lora, finetune
+from nbllama.arch import ARCHS
 from nbllama.bound import Bound
+from nbllama.cli import archs
 from nbllama.data.batch import Batch
+from nbllama.errors import GGUFError
+from nbllama.gguf_io import ValueType, write_gguf
 from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.ops.activation import gated, gated_ref
 from nbllama.reference import ReferenceModel, parameters64
 from nbllama.slots import EVERY_SLOT, without_tensor
 from tests import oracle
-from tests.arch_models import MODELS
+from tests.arch_models import DENSE, MODELS
+from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 from tests.toy_models import decode_to_f32
 
@@ -25,6 +30,53 @@ from tests.toy_models import decode_to_f32
 BOUND = 1e-4
 LENGTHS = (1, 2, 33, 257)
 STEP = 1e-5
+
+
+def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {f"{row.name}, {kind}" for row in ARCHS.values() for kind in row.checked}
+    assert listed == set(MODELS)
+    assert all(name.startswith(f"{thin.arch}, ") for name, thin in MODELS.items())
+    assert finetune.main(["--list-archs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in ARCHS.values():
+        (line,) = (line for line in lines if line.startswith(f"{row.name} "))
+        assert line.endswith("; ".join(row.checked)) and row.checked
+    page = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert archs.markdown() in page
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("qwen3moe", "mixture-of-experts models are not supported"),
+        ("mamba", "recurrent models are not supported"),
+        ("qwen2vl", "multimodal models are not supported"),
+        ("bert", "do not predict the next token are not supported"),
+        ("grok-7", "'grok-7' is not supported"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(arch: str, said: str, tmp_path: Path) -> None:
+    """Before anything else of the file is looked at: this one has no tensors."""
+    path = tmp_path / "m.gguf"
+    write_gguf(path, [("general.architecture", arch, ValueType.STRING)], [])
+    with pytest.raises(GGUFError, match=said) as caught:
+        nbllama.load_model(path)
+    assert "supported are llama, " in str(caught.value) and f"'{arch}'" in str(caught.value)
+
+
+def test_a_deepseek_with_experts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    MODELS["deepseek, dense"].make(path, keys=DENSE | {"leading_dense_block_count": 1})
+    with pytest.raises(GGUFError, match="leading_dense_block_count'.*mixture-of-experts"):
+        nbllama.load_model(path)
+
+
+@pytest.mark.parametrize("n_layer", [1, 31, 33, 48])
+def test_a_baichuan_of_another_depth_is_refused(n_layer: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    MODELS["baichuan, 7B (RoPE)"].make(path, n_layer=n_layer)
+    with pytest.raises(GGUFError, match=f"block_count': {n_layer}: .* 32, 40 layers only"):
+        nbllama.load_model(path)
 
 
 def tokens_of(n: int) -> list[int]:

@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"errors", "cli.data_options", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
+    "cli.archs": {"arch"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
@@ -89,7 +90,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"cli.data", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
-    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    "finetune": SCREEN
+    | {"cli.archs", "cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},

@@ -28,6 +28,7 @@ def make_llama(
     n_head: int = 4,
     n_head_kv: int = 2,
     head_dim: int | None = None,
+    n_rot: int | None = None,
     n_ff: int = 96,
     n_vocab: int = 320,
     n_ctx_train: int = 512,
@@ -71,7 +72,7 @@ def make_llama(
     w.add_head_count(n_head)
     w.add_head_count_kv(n_head_kv)
     w.add_layer_norm_rms_eps(rms_eps)
-    w.add_rope_dimension_count(head_dim)
+    w.add_rope_dimension_count(n_rot or head_dim)
     w.add_rope_freq_base(rope_freq_base)
     w.add_vocab_size(n_vocab)
     if head_dim * n_head != n_embd:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nbllama.arch.checks import check_tensors, check_token_ids
 from nbllama.arch.hparams import Hparams, Rope, RopeScaling, yarn_attn_factor
-from nbllama.arch.rows import ARCHS, ROPE_FACTORS, ArchRow, Scales
+from nbllama.arch.rows import ARCHS, REFUSED, ROPE_FACTORS, ArchRow, Scales
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
 
@@ -93,9 +93,10 @@ def _row(f: GGUFFile) -> ArchRow:
     name = f.get("general.architecture", "str")
     row = ARCHS.get(name)
     if row is None:
+        why = f": {REFUSED[name]} not supported" if name in REFUSED else " is not supported"
         raise f.error(
             "key 'general.architecture'",
-            f"'{shown(name)}' is not supported; supported are {', '.join(ARCHS)}",
+            f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
     if f.get(f"{name}.expert_count", "uint", 0) > 0 or moe:

@@ -61,6 +61,7 @@ class ArchRow:
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
+    checked: tuple[str, ...] = ()  # kinds of models that the tests go through
 
 
 _ENDS = (
@@ -141,17 +142,51 @@ def _minicpm_scales(n_layer: int, n_embd: int) -> Scales:
 ARCHS: dict[str, ArchRow] = {
     row.name: row
     for row in (
-        ArchRow("llama", (*_ENDS, _FACTORS), _BLOCK + _BIASES, hf_modules=HF_MODULES),
-        ArchRow("baichuan", _ENDS, _BLOCK, alibi_by_depth={32: 0.0, 40: 8.0}),
-        ArchRow("qwen2", _ENDS, _BLOCK + _QKV_BIASES, rope_pairing="halves", hf_modules=HF_MODULES),
-        ArchRow("qwen3", _ENDS, _BLOCK + _QK_NORMS, rope_pairing="halves", hf_modules=HF_MODULES),
-        ArchRow("internlm2", _ENDS, _BLOCK),
+        ArchRow(
+            "llama",
+            (*_ENDS, _FACTORS),
+            _BLOCK + _BIASES,
+            hf_modules=HF_MODULES,
+            checked=(
+                "7B to 30B",
+                "70B (64 heads over 8)",
+                "Mistral (its window ignored)",
+                "Chinese-LLaMA-2-16k",
+                "Llama 3 1B",
+                "Yi",
+            ),
+        ),
+        ArchRow(
+            "baichuan",
+            _ENDS,
+            _BLOCK,
+            alibi_by_depth={32: 0.0, 40: 8.0},
+            checked=("7B (RoPE)", "13B (ALiBi)"),
+        ),
+        ArchRow(
+            "qwen2",
+            _ENDS,
+            _BLOCK + _QKV_BIASES,
+            rope_pairing="halves",
+            hf_modules=HF_MODULES,
+            checked=("7B", "0.5B (tied)"),
+        ),
+        ArchRow(
+            "qwen3",
+            _ENDS,
+            _BLOCK + _QK_NORMS,
+            rope_pairing="halves",
+            hf_modules=HF_MODULES,
+            checked=("all dense sizes",),
+        ),
+        ArchRow("internlm2", _ENDS, _BLOCK, checked=("all sizes",)),
         ArchRow(
             "minicpm",
             (*_ENDS, _FACTORS),
             _BLOCK + _BIASES,
             scales=_minicpm_scales,
             hf_modules=HF_MODULES,
+            checked=("with its scales in the file", "without them"),
         ),
         ArchRow(
             "gemma2",
@@ -165,6 +200,7 @@ ARCHS: dict[str, ArchRow] = {
             window=Window(4096, 2, None),
             wide_queries_at=46,
             hf_modules=HF_MODULES,
+            checked=("2B and 9B", "without its keys", "27B"),
         ),
         ArchRow(
             "gemma3",
@@ -177,6 +213,7 @@ ARCHS: dict[str, ArchRow] = {
             window=Window(0, 6, 10000.0),
             wide_queries_at=62,
             hf_modules=HF_MODULES,
+            checked=("270M and 1B", "4B and 12B, text", "without a window", "27B, text"),
         ),
         ArchRow(
             "phi3",
@@ -185,9 +222,30 @@ ARCHS: dict[str, ArchRow] = {
             rope_pairing="halves",
             partial_rope=True,
             hf_modules=_HF_FUSED,
+            checked=("mini", "medium (GQA)", "Phi-4-mini (a part of the head turns)"),
         ),
-        ArchRow("deepseek", _ENDS, _BLOCK, dense_lead_key=True, hf_modules=HF_MODULES),
+        ArchRow(
+            "deepseek",
+            _ENDS,
+            _BLOCK,
+            dense_lead_key=True,
+            hf_modules=HF_MODULES,
+            checked=("dense",),
+        ),
     )
+}
+
+# What these would need, for the line that refuses them; other names are only said to be unknown.
+_EXPERTS, _STATE = "mixture-of-experts models are", "recurrent models are"
+_VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("qwen2moe", "qwen3moe", "deepseek2", "llama4", "gpt-oss", "grok"), _EXPERTS),
+    **dict.fromkeys(("dbrx", "olmoe", "phimoe", "glm4moe", "ernie4_5-moe", "granitemoe"), _EXPERTS),
+    **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h", "lfm2"), _STATE),
+    **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
+    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe", "plamo2"), _STATE),
+    **dict.fromkeys(("qwen2vl", "qwen3vl", "qwen3vlmoe", "clip", "mllama", "cogvlm"), _VISION),
+    **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }
 
 # The one architecture that llama.cpp's `finetune` trained: its `.bin` adapters name none.

@@ -151,6 +151,9 @@ class Options:
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    list_archs: bool = _run(
+        None, False, "print the architectures that work and what was checked, then stop"
+    )
     debug: bool = _run(None, False, "show the traceback of an error")
 
     adam_iter: int | None = _data(
