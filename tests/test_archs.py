@@ -26,8 +26,14 @@ from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 from tests.toy_models import decode_to_f32
 
-# The bound that was set is 1e-4 of the largest logit; 1e-6 to 1e-5 is what float32 leaves.
-BOUND = 1e-4
+
+# float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
+# staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
+# activation is 5e-4 off; 1.8e-5 of the largest logit was measured.
+def bound_of(name: str) -> float:
+    return 1e-4 if name.startswith("gemma") else 2e-5
+
+
 LENGTHS = (1, 2, 33, 257)
 STEP = 1e-5
 
@@ -99,8 +105,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbllama.block.gated", gated_by_table)
 
 
-# What the exact GELU differs from llama.cpp's table, of the largest logit: 1.1e-3 was seen.
-EXACT_GELU = 4e-3
+# What the exact GELU differs from llama.cpp's table, of the largest logit: 5.9e-5 was measured.
+EXACT_GELU = 2e-4
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("gemma")])
@@ -122,7 +128,7 @@ def test_logits(name: str, tmp_path: Path) -> None:
     with oracle.LlamaModel(path) as theirs:
         for n in LENGTHS:
             tokens = tokens_of(n)
-            compare(name, nbllama.logits(model, tokens), theirs.logits(tokens), BOUND)
+            compare(name, nbllama.logits(model, tokens), theirs.logits(tokens), bound_of(name))
 
 
 # llama.cpp on the quantised file itself rounds activations to 8 bits, and to halves for F16.
@@ -135,7 +141,7 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
     got = nbllama.logits(nbllama.load_model(path), tokens)
     decode_to_f32(path, folder / "f32.gguf")
     with oracle.LlamaModel(folder / "f32.gguf") as theirs:
-        compare(f"{name}, {types}", got, theirs.logits(tokens), BOUND)
+        compare(f"{name}, {types}", got, theirs.logits(tokens), bound_of(name))
     with oracle.LlamaModel(path) as theirs:
         direct = relative(got, theirs.logits(tokens))
     # forty layers of rounding add up
@@ -234,7 +240,13 @@ def check_gradients(model: Model, single: bool) -> None:
         assert got == pytest.approx(numeric, abs=1e-4 * float(size) + 1e-8), names
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Deep for the scale of their queries alone, which `test_logits` sees.
+SLOW = ("gemma2, 27B", "gemma3, 27B, text")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS]
+)
 def test_gradients(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "toy.gguf")
     check_gradients(nbllama.load_model(tmp_path / "toy.gguf"), single=False)
@@ -259,10 +271,45 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
     nbllama.save_adapter(lora, adapter, model)
     got = nbllama.logits(model, tokens, adapter)
     with oracle.LlamaModel(path) as theirs:
-        compare(f"{name}, adapter", got, theirs.logits(tokens, lora=[(lora, 1.0)]), BOUND)
+        compare(f"{name}, adapter", got, theirs.logits(tokens, lora=[(lora, 1.0)]), bound_of(name))
         assert relative(got, theirs.logits(tokens)) > 0.05
     words = ["--model-base", path, "--model-out", merged, "--lora", lora]
     assert export_lora.main([str(w) for w in words]) == 0
     with oracle.LlamaModel(merged) as theirs:
-        compare(f"{name}, merged", got, theirs.logits(tokens), BOUND)
-    compare(f"{name}, merged", nbllama.logits(nbllama.load_model(merged), tokens), got, BOUND)
+        compare(f"{name}, merged", got, theirs.logits(tokens), bound_of(name))
+    compare(
+        f"{name}, merged", nbllama.logits(nbllama.load_model(merged), tokens), got, bound_of(name)
+    )
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "phi3, mini",
+        "gemma3, 270M and 1B",
+        pytest.param("minicpm, without them", marks=pytest.mark.slow),
+        pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
+    ],
+)
+def test_program(name: str, tmp_path: Path) -> None:
+    """Trained by the program with its own defaults, resumed, and run by llama.cpp."""
+    path, text, tokens = tmp_path / "toy.gguf", tmp_path / "text.txt", tokens_of(33)
+    MODELS[name].make(path)
+    text.write_text("the hen and the heron are on the other end of it\n" * 40, encoding="utf-8")
+    words = ["--model-base", str(path), "--train-data", str(text), "--ctx", "16", "-b", "2"]
+    words += ["--checkpoint-out", f"{tmp_path}/c-ITERATION.gguf", "--save-every", "2"]
+    words += ["--lora-out", f"{tmp_path}/lora-ITERATION.gguf", "--adam-alpha", "0.1", "--seed", "7"]
+    assert finetune.main([*words, "--warmup", "0", "--adam-iter", "4"]) == 0
+    again = ["--checkpoint-in", f"{tmp_path}/c-2.gguf", "--lora-out", f"{tmp_path}/again.gguf"]
+    assert finetune.main([*words, *again, "--warmup", "0", "--adam-iter", "2"]) == 0
+    model = nbllama.load_model(path)
+    trained = nbllama.load_adapter(tmp_path / "lora-4.gguf", model)
+    resumed = nbllama.load_adapter(tmp_path / "again.gguf", model)
+    for key, p in trained.parameters().items():
+        np.testing.assert_array_equal(resumed.parameters()[key], p, err_msg=key)
+    got = nbllama.logits(model, tokens, trained)
+    with oracle.LlamaModel(path) as theirs:
+        lora = [(tmp_path / "lora-4.gguf", 1.0)]
+        compare(f"{name}, trained", got, theirs.logits(tokens, lora=lora), bound_of(name))
+        assert relative(got, theirs.logits(tokens)) > 1e-3
