@@ -28,13 +28,15 @@ from typing import Any
 import numba
 import numpy as np
 
+PLAIN = os.environ.get("NBLLAMA_KERNELS") == "plain"
+"""Whether plain loops take the place of vector code (checked in `quants.base`)."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
-    single = [_PACKAGE / name for name in ("_jit.py", "simd.py")]
+    single = [_PACKAGE / name for name in ("_jit.py", "lanes.py", "plain.py", "simd.py")]
     names = ("ops", "quants", own) if own else ("ops", "quants")
     folders = [p for d in names for p in (_PACKAGE / d).rglob("*.py")]
     return sorted(p for p in single + folders if p.exists())
@@ -85,11 +87,13 @@ numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
 
 
 def kernel(
-    *, parallel: bool = False, fast: bool = False, own: str = ""
+    *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
     """Decorator for every compiled function of the package (see the module's text).
 
     `own`: the folder of the package whose kernels are cached apart; empty for all others.
+    `inline`: always copied into its caller, for what is called once a row: an array is passed to
+    a function as seven words.
     """
     # Set each time: a reread configuration would have forgotten it.
     numba.config.CACHE_DIR = _cache_dir(own) if own else CACHE_DIR
@@ -98,4 +102,5 @@ def kernel(
         parallel=parallel,
         error_model="numpy",
         fastmath=FAST if fast else False,
+        inline="always" if inline else "never",
     )

@@ -12,6 +12,8 @@ from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
+from nbllama.ops.linear import NO_INT8
+from nbllama.ops.matvec_int8 import int8_groups
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
 
@@ -49,7 +51,8 @@ class Session:
     """One sequence growing token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step.
+    blocks; if it raises, the session is as it was before the step. Without `exact`, single tokens
+    go through quantised weights in integers (`ops.matvec_int8`), as in llama.cpp.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Session:
         *,
         step: int | None = None,
         check: Callable[[], None] | None = None,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.cache = KVCache(model, n_ctx)
@@ -67,6 +71,9 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        if not exact:
+            self._acts.int8 = {}
+        self._head = NO_INT8 if exact else int8_groups([model.output])
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -84,7 +91,7 @@ class Session:
         for start in range(0, len(ids), step):
             last = self._run(ids[start : start + step].astype(np.int32))
         pool = self._acts.shared("panels", 1)
-        return self.model.logits(self._bound, last, pool)[0]
+        return self.model.logits(self._bound, last, pool, self._head)[0]
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""

@@ -14,7 +14,7 @@ positions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
-from nbllama.ops.linear import Input, linear
+from nbllama.ops.linear import NO_INT8, Input, linear
 from nbllama.ops.loss import LossBuffers, output_loss
+from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
@@ -86,7 +87,8 @@ class Model(Weights):
         m = len(rows)
         x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
-        x[:] = acts.x(self.hp.n_layer, n)[rows]
+        # "clip": with the default mode numpy fills a copy first
+        np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = "output_norm.weight"
         w = bound.norm(name)
         rms_norm(x, w, self.hp.rms_eps, normed, rstd)
@@ -107,9 +109,15 @@ class Model(Weights):
             dx[rows] = back
         return total
 
-    def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
+    def logits(
+        self,
+        bound: Bound,
+        x: np.ndarray,
+        panels: np.ndarray | None = None,
+        int8: Mapping[str, Int8Group] = NO_INT8,
+    ) -> np.ndarray:
         """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
-        packed x.
+        packed x; `int8`: the head's, for single tokens in integers.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -119,7 +127,7 @@ class Model(Weights):
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
-        linear(head, bound.pair(head.name), Input(normed, panels), out, None)
+        linear(head, bound.pair(head.name), Input(normed, panels, (), int8), out, None)
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
         return out
@@ -134,18 +142,26 @@ class Model(Weights):
         for layer in range(top, lowest - 1, -1):
             if check is not None:
                 check()
-            if acts.checkpointing and layer < top:
+            if acts.recomputes(layer):
                 block_forward(self, layer, bound, acts, batch, recompute=True)
             block_backward(self, layer, bound, acts, batch, lowest)
         self.embed_tokens_backward(bound, acts, batch)
 
     def activations(
-        self, adapter: Adapter | None, n: int, n_trained: int, *, checkpointing: bool
+        self,
+        adapter: Adapter | None,
+        n: int,
+        n_trained: int,
+        *,
+        checkpointing: bool,
+        kept: int = 0,
     ) -> Activations:
-        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained."""
+        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained; `kept`: see
+        `nbllama.activations`.
+        """
         ranks = linear_ranks(self, adapter)
         top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing)
+        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None

@@ -62,7 +62,9 @@ class Weights:
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
-                w = Weight(w.name, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
+                # of its own name, by which the products of several weights are told apart
+                name = f"{w.name}[{rows.start}:{rows.stop}]"
+                w = Weight(name, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, slot] = w
         return self._parts[layer, slot]
 

@@ -337,7 +337,11 @@ SCALING = "llama.rope.scaling"
 WK = "blk.1.attn_k.weight"
 REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M01", drop("general.architecture"), "key 'general.architecture': is missing"),
-    ("M01b", edit("string", "general.architecture", "mamba"), "'mamba': recurrent models are not supported; supporte"),
+    (
+        "M01b",
+        edit("string", "general.architecture", "mamba"),
+        "'mamba': recurrent models are not supported; supporte",
+    ),
     ("M01c", edit("string", "general.architecture", "a\nb"), r"'a\nb' is not supported"),
     ("M01d", edit("count", "general.architecture", 1), "must be a string, is UINT32 1"),
     ("M01e", edit("string", "general.type", "adapter"), "a LoRA adapter, not a model"),

@@ -36,7 +36,7 @@ NEW = """
 --list-archs --pre
 --rank-wqkv --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
 --data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
---packing --no-packing
+--packing --no-packing --activation-memory
 """.split()
 
 
