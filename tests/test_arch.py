@@ -340,7 +340,7 @@ REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     (
         "M01b",
         edit("string", "general.architecture", "mamba"),
-        "'mamba': recurrent models are not supported; supporte",
+        "recurrent models are not supported; su",
     ),
     ("M01c", edit("string", "general.architecture", "a\nb"), r"'a\nb' is not supported"),
     ("M01d", edit("count", "general.architecture", 1), "must be a string, is UINT32 1"),
