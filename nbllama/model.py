@@ -144,9 +144,10 @@ def load_model(
     rms_eps: float | None = None,
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
+    pre: str | None = None,
 ) -> Model:
     """Open a GGUF model. Weights stay memory-mapped. Numbers that are given take the place of the
-    file's (`arch.with_overrides`).
+    file's (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
 
     Raises `GGUFError` for a file that is damaged or not supported.
     """
@@ -155,4 +156,4 @@ def load_model(
     hp = with_overrides(
         hp, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale
     )
-    return Model(gguf, hp)
+    return Model(gguf, hp, pre)

@@ -20,9 +20,10 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 class Weights:
     """The tensors of a GGUF model, its constants and tokenizer."""
 
-    def __init__(self, gguf: GGUFFile, hp: Hparams) -> None:
+    def __init__(self, gguf: GGUFFile, hp: Hparams, pre: str | None = None) -> None:
         self.gguf = gguf
         self.hp = hp
+        self._pre = pre
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, np.ndarray] = {}
         for name, info in gguf.tensors.items():
@@ -54,7 +55,7 @@ class Weights:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return tokenizer_from_gguf(self.gguf)
+        return tokenizer_from_gguf(self.gguf, self._pre)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from typing import Any
 
+from nbllama.cli.data_options import (
+    chat_template_option,
+    data_columns_option,
+    data_format_option,
+    on_long_option,
+    skip_bad_option,
+    template_date_option,
+    train_on_prompt_option,
+)
 from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
     Choice,
@@ -28,8 +38,8 @@ from nbllama.errors import UsageError
 PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
-Defaults depend on the training data: plain text, or chat (every line a JSON object with
-"messages"). The ones in force are printed before training starts."""
+Defaults depend on the training data: plain text, or records such as chats ("chat" below). The
+ones in force are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
 save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
 words). Training continues from --checkpoint-in
@@ -78,7 +88,10 @@ class Options:
         Text(), "", "base model to train on, a GGUF file", shown_default="none, must be given"
     )
     train_data: str = _files(
-        Text(), "shakespeare.txt", "training data: plain text, or JSON lines of chats"
+        Text(),
+        "shakespeare.txt",
+        "training data: plain text or records (JSON lines and others), or a folder with"
+        " train.jsonl",
     )
     checkpoint_in: str = _files(
         Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
@@ -152,7 +165,12 @@ class Options:
         "passes over the data in this run; 0 or less: no limit",
         shown_default="no limit for plain text, 3 for chat",
     )
-    batch: int = _data(Whole(1, 65536), 8, "samples of one forward and backward pass", also=["-b"])
+    batch: int = _data(
+        Whole(1, 65536),
+        8,
+        "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
+        also=["-b"],
+    )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration")
     ctx: int | None = _data(
         Whole(1, 2**24),
@@ -160,6 +178,21 @@ class Options:
         "longest sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
+    )
+
+    data_format: str | None = data_format_option()
+    data_columns: str = data_columns_option()
+    chat_template: str = chat_template_option()
+    template_date: str | None = template_date_option()
+    train_on_prompt: bool = train_on_prompt_option()
+    on_long: str = on_long_option()
+    skip_bad: bool = skip_bad_option()
+    packing: bool = option(
+        "Training data",
+        None,
+        False,
+        "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
+        off=["--no-packing"],
     )
 
     sample_start: str = _text(
@@ -211,6 +244,12 @@ class Options:
         None,
         "factor on RoPE's positions, 1 / factor of a stretched context",
         shown_default="the model's",
+    )
+    pre: str | None = _model(
+        Text("NAME"),
+        None,
+        "how a BPE vocabulary cuts text, where the file names a way that is not known",
+        shown_default="the model's tokenizer.ggml.pre",
     )
 
     lora_r: int | None = _lora(
@@ -330,12 +369,13 @@ class Options:
         None, None, "no effect", off=["--no-flash"], shown_default="not given"
     )
 
-    def constants(self) -> dict[str, float]:
-        """The model's constants that are given, as `nbllama.model.load_model` names them."""
+    def constants(self) -> dict[str, Any]:
+        """What takes the place of the model file's own, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,
             "rope_freq_scale": self.rope_freq_scale,
+            "pre": self.pre,
         }
         return {name: value for name, value in values.items() if value is not None}
 

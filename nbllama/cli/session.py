@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
@@ -47,8 +48,11 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = load_model(options.model_base, **options.constants())
         self.start = self._start()
-        options = self.options
-        self.data = load_data(options, self.model, self.state)
+        today = datetime.now().date().isoformat()
+        options = self.options = replace(
+            self.options, template_date=self.options.template_date or today
+        )
+        self.data = load_data(options, self.model, self.state, ui.note)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.seed = fresh_seed() if options.seed < 0 else options.seed

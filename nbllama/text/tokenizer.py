@@ -8,8 +8,10 @@ Sources: llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nbllama.errors import DataError
@@ -144,6 +146,17 @@ class Tokenizer(ABC):
         """Id of the token that the vocabulary writes as `text`."""
         return self._ids.get(text)
 
+    @cached_property
+    def _on_request(self) -> re.Pattern[str]:
+        """Any text of a token that is parsed on request only."""
+        kinds = CONTROL | UNKNOWN
+        texts = (re.escape(text) for i, text in self._special if self._attrs[i] & kinds)
+        return re.compile("|".join(filter(None, texts)) or r"(?!)")
+
+    def may_hold_special(self, text: str) -> bool:
+        """False only where `parse_special` makes no difference to the ids of `text`."""
+        return self._on_request.search(text) is not None
+
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of text without special tokens."""
@@ -224,12 +237,13 @@ class Tokenizer(ABC):
         return parts
 
 
-def tokenizer_from_gguf(f: GGUFFile) -> Tokenizer:
+def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
     """The tokenizer of `f`: SentencePiece for `tokenizer.ggml.model` "llama", BPE for "gpt2".
 
-    Raises GGUFError for a vocabulary that is damaged or not supported (see `read_vocab`).
+    `pre`: the pre-tokenizer's name instead of the file's. Raises GGUFError for a vocabulary that
+    is damaged or not supported, and UsageError for a `pre` that cannot be (see `read_vocab`).
     """
-    vocab = read_vocab(f)
+    vocab = read_vocab(f, pre)
     if vocab.model == "llama":
         from nbllama.text.spm import SpmTokenizer
 
