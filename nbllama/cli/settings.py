@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from nbllama.cli.data_options import DataOptions
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
+from nbllama.progress import memory
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Settings:
     batch: int
     grad_acc: int
     use_checkpointing: bool
+    activation_memory: int  # bytes; 0: not given
     lora_r: int
     lora_alpha: float
     ranks: dict[str, int]  # by slot name, all twelve
@@ -110,6 +112,11 @@ class Settings:
     save_every: int
     keep_last: int
     notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def _checkpointing(self) -> str:
+        if self.activation_memory:
+            return f"as far as {memory(self.activation_memory)} ask for it"
+        return "on" if self.use_checkpointing else "off"
 
     def _size(self) -> str:
         if not self.packing:
@@ -144,7 +151,7 @@ class Settings:
                 f"clip {self.adam_gclip:g}",
             ),
             *([("compat", "as the old finetune of 2024")] if self.compat else []),
-            ("checkpointing", "on" if self.use_checkpointing else "off"),
+            ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
         ]
@@ -257,6 +264,7 @@ def resolve(
         batch=options.batch,
         grad_acc=options.grad_acc,
         use_checkpointing=options.use_checkpointing,
+        activation_memory=options.activation_memory or 0,
         lora_r=lora_r,
         lora_alpha=float(alpha),
         ranks=ranks,

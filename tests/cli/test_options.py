@@ -35,7 +35,7 @@ OLD = """
 NEW = """
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
 --data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
---packing --no-packing
+--packing --no-packing --activation-memory
 """.split()
 
 

@@ -39,6 +39,7 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         batch=8,
         grad_acc=1,
         use_checkpointing=True,
+        activation_memory=0,
         lora_r=4,
         lora_alpha=4.0,
         ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys(NORMS, 0),
