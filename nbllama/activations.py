@@ -66,10 +66,13 @@ def block_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[str, tuple[int, ...]]:
+def shared_shapes(
+    hp: Hparams, n: int, n_trained: int, top_rank: int, dropout: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that all blocks and the loss share."""
     h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
     widest = max(hp.n_embd, hp.n_ff, h * d)
+    masked = {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return {
         "norm": (n, hp.n_embd),
         "act": (n, hp.n_ff),
@@ -87,6 +90,7 @@ def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[st
         "top_norm": (n_trained, hp.n_embd),
         "top_dnorm": (n_trained, hp.n_embd),
         "top_rstd": (n_trained,),
+        **(masked if dropout else {}),
     }
 
 
@@ -105,6 +109,7 @@ def activation_bytes(
     n_trained: int,
     top_rank: int,
     checkpointing: bool,
+    dropout: bool = False,
 ) -> int:
     """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
 
@@ -113,7 +118,7 @@ def activation_bytes(
     sets = 1 if checkpointing else hp.n_layer
     kept = sets * (_floats(block_shapes(hp, n)) + _hidden_floats(ranks, n))
     inputs = (hp.n_layer + 1) * n * hp.n_embd
-    return 4 * (kept + inputs + _floats(shared_shapes(hp, n, n_trained, top_rank)))
+    return 4 * (kept + inputs + _floats(shared_shapes(hp, n, n_trained, top_rank, dropout)))
 
 
 class Activations:
@@ -129,13 +134,14 @@ class Activations:
         n_trained: int,
         top_rank: int,
         checkpointing: bool,
+        dropout: bool = False,
     ) -> None:
         self.checkpointing = checkpointing
         self.most_tokens = n
         self._shapes = block_shapes(hp, n)
         self._inputs = np.empty((hp.n_layer + 1, n * hp.n_embd), np.float32)
         self._n_embd = hp.n_embd
-        shared = shared_shapes(hp, n, n_trained, top_rank)
+        shared = shared_shapes(hp, n, n_trained, top_rank, dropout)
         self._shared = {k: np.empty(s, np.float32) for k, s in shared.items()}
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
         for _ in range(1 if checkpointing else hp.n_layer):

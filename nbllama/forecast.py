@@ -90,11 +90,11 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     )
     return Forecast(
         held=resident() - mapped(model.gguf.path),
-        activations={on: activation_bytes(*args, on) for on in (True, False)},
+        activations={on: activation_bytes(*args, on, trainer.dropout > 0) for on in (True, False)},
         checkpointing=trainer.checkpointing,
         loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
         scratch=threads * (4 * pieces + scratch_bytes()),
-        saving=3 * 4 * adapter.n_parameters,
+        saving=(3 if trainer.opt.second else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
     )

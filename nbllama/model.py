@@ -115,12 +115,18 @@ class Model(Weights):
         self.embed_tokens_backward(bound, acts, batch)
 
     def activations(
-        self, adapter: Adapter | None, n: int, n_trained: int, *, checkpointing: bool
+        self,
+        adapter: Adapter | None,
+        n: int,
+        n_trained: int,
+        *,
+        checkpointing: bool,
+        dropout: bool = False,
     ) -> Activations:
         """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained."""
         ranks = linear_ranks(adapter)
         top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing)
+        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, dropout)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None

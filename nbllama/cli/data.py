@@ -23,6 +23,7 @@ from nbllama.data import (
     load_dataset,
 )
 from nbllama.data.feed import iterations
+from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -45,13 +46,34 @@ def old_order(options: Options, state: TrainState | None) -> bool:
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
-def load_data(options: Options, model: Model, state: TrainState | None) -> Dataset:
-    """The samples of `--train-data`.
+def load_data(
+    options: Options, model: Model, state: TrainState | None, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """The samples of `--train-data`, and those of `--val-data` or `--val-split`, if any.
+
+    Raises as `_load`, and `UsageError` for validation data of another kind.
+    """
+    data = _load(options, model, state, options.train_data)
+    if options.val_split:
+        return hold_out(data, options.val_split, seed)
+    if not options.val_data:
+        return data, None
+    validation = _load(options, model, state, options.val_data)
+    if validation.kind != data.kind:
+        raise UsageError(
+            f"--val-data {shown(options.val_data)} is {validation.kind}, the training data are "
+            f"{data.kind}"
+        )
+    return data, apart(validation)
+
+
+def _load(options: Options, model: Model, state: TrainState | None, path: str) -> Dataset:
+    """The samples of a file.
 
     The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
     every file is that. Raises `DataError`, and `UsageError` for options of plain text with chats.
     """
-    path, old = options.train_data, old_order(options, state)
+    old = old_order(options, state)
     kind = "raw" if old else data_kind(path)
     given = [name for name in _TEXT_ONLY if getattr(options, name)]
     if kind == "chat" and given:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
 from nbllama.cli.data import load_data, make_feed, walk
+from nbllama.cli.layers import blocks
 from nbllama.cli.lora_in import started_from
 from nbllama.cli.options import Options
 from nbllama.cli.outputs import Outputs
@@ -19,7 +20,7 @@ from nbllama.forecast import Forecast, check_memory, forecast
 from nbllama.identity import environment_notes
 from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
-from nbllama.opt import AdamW
+from nbllama.opt import OPTIMISERS
 from nbllama.progress import duration, memory
 from nbllama.train import Schedule, Trainer
 from nbllama.train_state import TrainState
@@ -48,13 +49,13 @@ class Session:
         self.model = load_model(options.model_base, **options.constants())
         self.start = self._start()
         options = self.options
-        self.data = load_data(options, self.model, self.state)
+        self.seed = fresh_seed() if options.seed < 0 else options.seed
+        self.data, self.validation = load_data(options, self.model, self.state, self.seed)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
-        self.seed = fresh_seed() if options.seed < 0 else options.seed
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
-        self.identity = identity(self.settings, self.model, self.data)
+        self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
 
     def _resume(self, options: Options) -> TrainState | None:
@@ -92,6 +93,7 @@ class Session:
             new_seed=self.seed,
             done=state.iteration if state is not None else 0,
             unscaled=state is not None and state.old,
+            n_layer=self.model.hp.n_layer,
             walk=walk(self.options, self.data, self.feed, self.position),
         )
         for note in settings.notes:
@@ -104,8 +106,9 @@ class Session:
             return self.start
         if self.state is None:
             return init_adapter(
-                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
-            )
+                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes,
+                blocks(s.lora_layers, self.model.hp.n_layer),
+            )  # fmt: skip
         n_samples = self.data.n_samples
         for line in check_resume(self.options, self.state, self.identity, n_samples):
             self.ui.note(f"continued by --force: {line}")
@@ -117,7 +120,7 @@ class Session:
         s, state, adapter = self.settings, self.state, self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = AdamW(
+        opt = OPTIMISERS[s.optimizer](
             adapter.parameters(),
             s.adam_alpha,
             s.adam_beta1,
@@ -125,6 +128,7 @@ class Session:
             decay=s.adam_decay,
             decay_min_ndim=s.adam_decay_min_ndim,
             gclip=s.adam_gclip,
+            b_ratio=s.loraplus_lr_ratio,
         )
         if state is not None and not state.old:
             opt.restore(state.m, state.v, state.iteration)
@@ -140,6 +144,8 @@ class Session:
                 s.cos_decay_restart,
                 s.enable_restart,
                 s.adam_min_alpha / s.adam_alpha,
+                s.lr_schedule,
+                s.wsd_decay,
             ),
             feed=self.feed,
             batch=s.batch,
@@ -149,10 +155,19 @@ class Session:
             position=self.position,
             lag=s.compat,
             floor=OLD_FLOOR if s.compat else 0.0,
+            dropout=s.lora_dropout,
+            seed=s.seed,
+            validation=self.validation,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
+
+    def _held_out(self) -> str:
+        if self.validation is None:
+            return ""
+        every = f"every {self.settings.eval_every} iterations"
+        return f", {self.validation.n_samples} for validation {every}"
 
     def forecast(self) -> Forecast:
         """Print what the run is and what it will take.
@@ -165,7 +180,7 @@ class Session:
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(),
-                ("samples", f"{self.data.n_samples}"),
+                ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]
         )

@@ -6,10 +6,11 @@ metrics file stops training.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +18,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbllama.progress import Eta, LossCurve, MetricsLog, StepRecord, duration, memory
+from nbllama.progress import (
+    Eta,
+    EvaluationRecord,
+    LossCurve,
+    MetricsLog,
+    StepRecord,
+    duration,
+    memory,
+)
 
 
 class _Stream:
@@ -60,6 +69,22 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
         f"dt={record.seconds:.2f}s eta={eta} mem={memory(record.rss_bytes).replace(' ', '')}"
     )
     return line + " skipped: loss or gradient not finite" if record.skipped else line
+
+
+def evaluation_line(record: EvaluationRecord) -> str:
+    """One evaluation as `name=value` words."""
+    loss = math.nan if record.val_loss is None else record.val_loss
+    ppl = math.nan if record.perplexity is None else record.perplexity
+    line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"
+    if record.train_loss is not None:
+        line += f" train_loss={record.train_loss:f}"
+    return line + f" dt={record.seconds:.2f}s" + (" best" if record.best else "")
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of a text, its line breaks shown as such."""
+    flat = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Display:
@@ -133,6 +158,20 @@ class Display:
             )
             self._live.start()
         self._live.update(self._picture(record, left), refresh=True)
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Append a line of another kind to the metrics file; it has a key `event`."""
+        if self._log is not None:
+            self._log.write(row)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Show an evaluation and append it to the metrics file."""
+        if self._log is not None:
+            self._log.write(record)
+        if record.val_loss is not None:
+            self.note(evaluation_line(record))
+        for sample in record.samples:
+            self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         """End the display; `pairs` is a summary. May be called twice, also after an error."""
