@@ -96,14 +96,10 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
     """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
     whole, also where the data set has fewer samples.
     """
-    most = batch if wraps else min(batch, dataset.n_samples)
     lengths = dataset.lengths()
     means = (float(counts.mean()) for counts in lengths)
-    if wraps:
-        bounds = [most * int(counts.max()) for counts in lengths]
-    else:
-        bounds = [int(np.sort(counts)[-most:].sum()) for counts in lengths]
-    return Limits(bounds[0], bounds[1], int(lengths[0].max()), *means)
+    tokens, trained = dataset.largest(batch, wraps=wraps)
+    return Limits(tokens, trained, int(lengths[0].max()), *means)
 
 
 class Trainer:
@@ -308,8 +304,7 @@ class Trainer:
         """Seconds an iteration will take on average, from one block and one loss timed at the
         run's own size.
         """
-        rows = range(min(self.batch, self.dataset.n_samples))
-        batch = self.dataset.batch(list(rows))
+        batch = self.feed.take(self.position, self.batch, 1).batches[0]
         layers = self.model.hp.n_layer
         lowest = min(self.adapter.lowest_layer(), layers)
         self.model.embed_tokens(self._bound, self._acts, batch)
@@ -331,8 +326,8 @@ class Trainer:
         work = (layers - lowest) + lowest / 3
         per_token = min(blocks) * work / batch.n_tokens
         per_trained = min(heads) / batch.n_trained
-        mean, n, most = self.limits, self.dataset.n_samples, self.batch * self.grad_acc
-        per_step = float(most)
+        mean, n = self.limits, self.dataset.n_samples
+        per_step = self.dataset.per_batch(self.batch) * self.grad_acc
         if not self.feed.wraps:
-            per_step = min(per_step, n / -(-n // most))  # the last one of an epoch is short
+            per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
         return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

@@ -21,7 +21,16 @@ PACKAGE = ROOT / "nbllama"
 KERNELS = {"errors", "_jit", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
-SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
+SCREEN = {
+    "errors",
+    "progress",
+    "cli.parser",
+    "cli.data_options",
+    "cli.options",
+    "cli.settings",
+    "cli.run",
+    "cli.ui",
+}
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
@@ -64,15 +73,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {""},
     "cli.parser": {"", "errors"},
     "cli.escapes": {"errors"},
-    "cli.config": {"errors", "cli.parser"},
-    "cli.options": {"errors", "cli.config", "cli.parser", "cli.escapes"},
+    "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
-    "cli.settings": {"errors", "cli.layers", "cli.options"},
+    "cli.config": {"errors", "cli.parser"},
+    "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
+    "cli.settings": {"errors", "cli.layers", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
-    "cli.data": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.settings"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
     "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},

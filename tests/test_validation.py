@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.data.chat import ChatData
 from nbllama.data.cutters import Windows
 from nbllama.data.held_out import apart, hold_out
 from nbllama.data.raw_text import RawText, Rules
+from nbllama.data.samples import Samples
 from nbllama.errors import DataError
 from nbllama.model import Model
 from nbllama.validation import Watch, batches, perplexity
@@ -55,15 +55,15 @@ def test_validation_of_a_text_counts_each_token_once() -> None:
     assert apart(rows) is rows
 
 
-def chats(rows: list[list[int]]) -> ChatData:
+def chats(rows: list[list[int]]) -> Samples:
     """Records of these token ids, all but the first two of each trained."""
     ids = np.concatenate(rows).astype(np.int32)
     offsets = np.cumsum([0] + [len(row) for row in rows])
     trained = np.concatenate([np.arange(len(row)) > 1 for row in rows])
-    return ChatData(ids, trained, offsets, np.arange(1, len(rows) + 1), "cd" * 32)
+    return Samples(ids, trained, offsets, np.arange(1, len(rows) + 1), 512, "cd" * 32)
 
 
-def random_rows_of_lines(lengths: list[int]) -> ChatData:
+def random_rows_of_lines(lengths: list[int]) -> Samples:
     rng = np.random.default_rng(5)
     return chats([rng.integers(1, 300, n + 1).tolist() for n in lengths])
 

@@ -13,6 +13,15 @@ from math import inf
 from typing import Any
 
 from nbllama.cli.config import config_words
+from nbllama.cli.data_options import (
+    chat_template_option,
+    data_columns_option,
+    data_format_option,
+    on_long_option,
+    skip_bad_option,
+    template_date_option,
+    train_on_prompt_option,
+)
 from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
     Choice,
@@ -33,8 +42,8 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
-Defaults depend on the training data: plain text, or chat (every line a JSON object with
-"messages"). The ones in force are printed before training starts."""
+Defaults depend on the training data: plain text, or records such as chats ("chat" below). The
+ones in force are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
 save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
 words). Training continues from --checkpoint-in
@@ -88,7 +97,10 @@ class Options:
         Text(), "", "base model to train on, a GGUF file", shown_default="none, must be given"
     )
     train_data: str = _files(
-        Text(), "shakespeare.txt", "training data: plain text, or JSON lines of chats"
+        Text(),
+        "shakespeare.txt",
+        "training data: plain text or records (JSON lines and others), or a folder with"
+        " train.jsonl",
     )
     checkpoint_in: str = _files(
         Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
@@ -168,7 +180,12 @@ class Options:
         "passes over the data in this run; 0 or less: no limit",
         shown_default="no limit for plain text, 3 for chat",
     )
-    batch: int = _data(Whole(1, 65536), 8, "samples of one forward and backward pass", also=["-b"])
+    batch: int = _data(
+        Whole(1, 65536),
+        8,
+        "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
+        also=["-b"],
+    )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration")
     ctx: int | None = _data(
         Whole(1, 2**24),
@@ -176,6 +193,21 @@ class Options:
         "longest sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
+    )
+
+    data_format: str | None = data_format_option()
+    data_columns: str = data_columns_option()
+    chat_template: str = chat_template_option()
+    template_date: str | None = template_date_option()
+    train_on_prompt: bool = train_on_prompt_option()
+    on_long: str = on_long_option()
+    skip_bad: bool = skip_bad_option()
+    packing: bool = option(
+        "Training data",
+        None,
+        False,
+        "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
+        off=["--no-packing"],
     )
 
     sample_start: str = _text(
@@ -441,8 +473,6 @@ def parse(argv: Sequence[str]) -> Options:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
     if options.val_data and options.val_split:
         raise UsageError("--val-data and --val-split: validation data come from one of them")
-    if options.early_stop and not (options.val_data or options.val_split):
-        raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if options.n_gpu_layers:
         raise UsageError(
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "

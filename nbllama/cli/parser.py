@@ -16,6 +16,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import date
 from typing import Any, TypeVar
 
 from nbllama import __version__
@@ -121,7 +122,21 @@ class Choice:
         return " or ".join(self.words)
 
 
-Value = Text | Whole | Real | Choice
+@dataclass(frozen=True)
+class Day:
+    """A day, as `YYYY-MM-DD`."""
+
+    metavar: str = "DATE"
+
+    def parse(self, text: str) -> str:
+        """The day as it was written; raises `ValueError` for anything else."""
+        return date.fromisoformat(text).isoformat()
+
+    def allowed(self) -> str:
+        return "a day as YYYY-MM-DD"
+
+
+Value = Text | Whole | Real | Choice | Day
 
 
 @dataclass(frozen=True)

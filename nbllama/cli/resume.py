@@ -41,6 +41,8 @@ SETTINGS = (
     "separate_with_eos",
     "separate_with_bos",
     "sample_random_offsets",
+    "packing",
+    "template_date",
     "compat",
     "optimizer",
     "lr_schedule",
@@ -54,6 +56,7 @@ SETTINGS = (
 )
 STORED = (
     "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "lora_layers",
+    "eval_every", "template_date",
 )  # fmt: skip
 # What a checkpoint from before there was a choice means.
 _BEFORE: dict[str, bool | int | float | str] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
@@ -48,9 +49,12 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = load_model(options.model_base, **options.constants())
         self.start = self._start()
-        options = self.options
+        today = datetime.now().date().isoformat()
+        options = self.options = replace(
+            self.options, template_date=self.options.template_date or today
+        )
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.data, self.validation = load_data(options, self.model, self.state, self.seed)
+        self.data, self.validation = load_data(options, self.model, self.state, self.seed, ui.note)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nbllama.cli.data_options import DataOptions
 from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
@@ -109,6 +110,8 @@ class Settings:
     separate_with_eos: bool
     separate_with_bos: bool
     sample_random_offsets: bool
+    packing: bool
+    template_date: str  # of a chat template; "" for plain text
     compat: bool
     opt_past: int
     opt_delta: float
@@ -125,6 +128,11 @@ class Settings:
         more = " rank-stabilised" if self.rslora else ""
         more += f", dropout {self.lora_dropout:g}" if self.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
+
+    def _size(self) -> str:
+        if not self.packing:
+            return f"{self.batch} x {self.grad_acc} samples"
+        return f"whole samples of {self.batch * self.ctx} x {self.grad_acc} tokens"
 
     def pairs(self) -> list[tuple[str, str]]:
         """(name, value) lines for the screen."""
@@ -149,7 +157,7 @@ class Settings:
             betas = f"momentum {self.adam_beta1:g}"
         return [
             ("data", kind),
-            ("run", f"{self.n_iter} iterations of {self.batch} x {self.grad_acc} samples"),
+            ("run", f"{self.n_iter} iterations of {self._size()}"),
             ("sample", f"at most {self.ctx} tokens"),
             ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
             ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
@@ -164,7 +172,7 @@ class Settings:
         ]
 
 
-def context(options: Options, data_kind: str) -> int:
+def context(options: DataOptions, data_kind: str) -> int:
     """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
@@ -340,6 +348,8 @@ def resolve(
         separate_with_eos=options.separate_with_eos,
         separate_with_bos=options.separate_with_bos,
         sample_random_offsets=options.sample_random_offsets,
+        packing=options.packing,
+        template_date=(options.template_date or "") if data_kind == "chat" else "",
         compat=options.compat,
         opt_past=options.opt_past,
         opt_delta=options.opt_delta,

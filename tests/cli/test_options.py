@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.parser import Choice, Real, Text
+from nbllama.cli.parser import Choice, Day, Real, Text
 from nbllama.errors import UsageError
 from tests.conftest import ROOT
 
@@ -37,6 +37,8 @@ NEW = """
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop
+--data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
+--packing --no-packing
 """.split()
 
 
@@ -122,6 +124,8 @@ def test_each_value_lands_in_its_own_field() -> None:
                 got, want = parse(["--model-base", "m", name, os.devnull]), os.devnull
             elif o.dest == "early_stop":  # it needs validation data, and is tested with them
                 continue
+            elif isinstance(o.value, Day):
+                got, want = parse(["--model-base", "m", name, "2024-02-29"]), "2024-02-29"
             elif o.dest == "n_gpu_layers":
                 got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):

@@ -70,6 +70,8 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         separate_with_eos=False,
         separate_with_bos=True,
         sample_random_offsets=False,
+        packing=False,
+        template_date="",
         compat=False,
         opt_past=0,
         opt_delta=1e-5,
