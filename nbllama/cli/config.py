@@ -107,7 +107,8 @@ def config_text(table: Sequence[Option], options: Any, settings: Any, version: s
         if o.dest in ("config", "debug", "dry_run", "escape", "only_write_lora", "force"):
             continue
         value = taken.get(o.dest, getattr(settings, o.dest, None))
-        value = getattr(options, o.dest) if value is None else value
+        if value is None or (value == "" and o.default is None):
+            value = getattr(options, o.dest)
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     body = yaml.safe_dump(rows, allow_unicode=True, sort_keys=False, width=1000)
