@@ -75,6 +75,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
+    "report": {"", "errors", "files", "progress", "cli.run"},
+    "cli.prompts": TRAIN | {"generation", "cli.options"},
+    "cli.board": {"errors", "progress"},
+    "cli.story": {"", "forecast", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
     "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "cli.layers", "cli.data_options", "cli.options"},
@@ -89,10 +93,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.session": RUN
     | SAVED
     | SCREEN
-    | {"cli.data", "cli.layers", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
+    | {
+        "cli.data",
+        "cli.layers",
+        "cli.lora_in",
+        "cli.prompts",
+        "cli.outputs",
+        "cli.resume",
+        "cli.stop",
+    },
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
-    "cli.loop": RUN | SAVED | SCREEN | {"", "validation", "cli.config", "cli.session"},
-    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    "cli.loop": RUN
+    | SAVED
+    | SCREEN
+    | {"", "validation", "report", "cli.config", "cli.prompts", "cli.session", "cli.story"},
+    "finetune": SCREEN
+    | {"cli.board", "cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
@@ -139,6 +155,7 @@ OUTSIDE = {
     },
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.ui"},
+    "tensorboardX": {"cli.board"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
@@ -146,7 +163,8 @@ OUTSIDE = {
 
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
-    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
+    "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
+    "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
 )  # fmt: skip
 

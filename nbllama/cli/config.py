@@ -90,12 +90,10 @@ def _words(where: str, name: str, found: Option | None, value: Any) -> list[str]
     return [found.off[0]] if found.off else []
 
 
-def config_text(table: Sequence[Option], options: Any, settings: Any, version: str) -> str:
-    """The options of a run as a file that `--config` reads: what was given, and in place of what
-    was not, what the run took. `table`: all options.
+def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
+    """The options of a run by name: what was given, and in place of what was not, what the run
+    took. `table`: all options.
     """
-    import yaml
-
     taken = {
         "lora_alpha": settings.alpha,
         "adam_iter": settings.n_iter,
@@ -111,5 +109,12 @@ def config_text(table: Sequence[Option], options: Any, settings: Any, version: s
             value = getattr(options, o.dest)
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
-    body = yaml.safe_dump(rows, allow_unicode=True, sort_keys=False, width=1000)
+    return rows
+
+
+def config_text(rows: Mapping[str, Any], version: str) -> str:
+    """`taken_options` as a file that `--config` reads."""
+    import yaml
+
+    body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
     return f"# The options of a run of nbllama {version}; read with --config\n{body}"

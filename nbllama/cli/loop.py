@@ -7,15 +7,18 @@ import shlex
 import time
 
 from nbllama import __version__
-from nbllama.cli.config import config_text
+from nbllama.cli.config import config_text, taken_options
 from nbllama.cli.options import OPTIONS, PROG
+from nbllama.cli.prompts import answers
 from nbllama.cli.session import Session
+from nbllama.cli.story import begun, ended
 from nbllama.convergence import Convergence
-from nbllama.errors import Interrupted, OutputError, SaveFailed, shown
+from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
 from nbllama.forecast import Forecast, peak_resident, resident
 from nbllama.identity import environment
 from nbllama.moment_order import tell
 from nbllama.progress import EvaluationRecord, StepRecord, duration, memory
+from nbllama.report.write import write_report
 from nbllama.train import Evaluation, StepResult, StopRequested
 from nbllama.train_state import TrainState
 from nbllama.validation import Watch, perplexity
@@ -37,6 +40,7 @@ class Loop:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
+        self._start = time.perf_counter()
         self._first = self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
@@ -50,11 +54,21 @@ class Loop:
 
         Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
         """
+        options = taken_options(OPTIONS, self.session.options, self.settings)
+        self.outputs.save_config(config_text(options, __version__))
+        self.ui.record(begun(self.session, told, options, self.session.words))
+        try:
+            self._iterate(told)
+        except NbllamaError as e:
+            reason = (
+                f"stopped by signal {self.stop.signum}" if isinstance(e, Interrupted) else str(e)
+            )
+            self._tell_end(reason)
+            raise
+
+    def _iterate(self, told: Forecast) -> None:
         trainer, compat = self.trainer, self.settings.compat
         start, results = time.perf_counter(), []
-        self.outputs.save_config(
-            config_text(OPTIONS, self.session.options, self.settings, __version__)
-        )
         self.stop.at_once = False
         try:
             self._evaluate_if_due()
@@ -76,7 +90,20 @@ class Loop:
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
+        self._tell_end(self._reason)
         self._summary(told, results, time.perf_counter() - start)
+
+    def _tell_end(self, reason: str) -> None:
+        self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
+        self._report()
+
+    def _report(self) -> None:
+        """Make the page of `--report` again; a failure does not stop training."""
+        if self.outputs.report:
+            try:
+                write_report(self.outputs.log, self.outputs.report)
+            except NbllamaError as e:
+                self.ui.note(f"--report is not written: {e}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate where the run's plan says so, once: at its very start, every so many iterations,
@@ -84,20 +111,25 @@ class Loop:
         """
         now, session = self.trainer.iteration, self.session
         due = now % self.settings.eval_every == 0 or now >= self._last or bool(self._reason)
-        if session.validation is None or not due or self._watch.last == now:
+        if not (session.validation or session.prompts) or not due or self._watch.last == now:
             return
-        watch, start = self._watch, time.perf_counter()
-        loss = self.trainer.validation_loss(self.stop.check)
-        best = watch.improves(loss) and self._save_best()
-        mean = watch.training_loss
-        overfits = watch.evaluated(now, loss, best)
+        watch, start, loss, best = self._watch, time.perf_counter(), None, False
+        asked, most = session.prompts, session.options.sample_tokens
+        said = answers(asked, session.model, self.trainer.adapter, most, self.stop.check)
+        mean, overfits = watch.training_loss, False
+        if session.validation is not None:
+            loss = self.trainer.validation_loss(self.stop.check)
+            best = watch.improves(loss) and self._save_best()
+            overfits = watch.evaluated(now, loss, best)
+        watch.last = now
         self.ui.evaluation(
             EvaluationRecord(
-                iter=now, val_loss=loss, perplexity=perplexity(loss),
+                iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
                 train_loss=None if math.isnan(mean) else mean, best=best,
-                seconds=time.perf_counter() - start,
+                seconds=time.perf_counter() - start, samples=said,
             )
         )  # fmt: skip
+        self._report()
         if overfits:
             self.ui.note(
                 f"warning: the training loss falls and the validation loss rises since iteration "
@@ -201,7 +233,7 @@ class Loop:
             environment=environment(),
             rng_state=session.feed.rng_state(t.position),
             past_losses=tuple(c.past_losses),
-            watch=self._watch.numbers() if self.session.validation is not None else {},
+            watch=self._watch.numbers() if self._watch.last >= 0 else {},
         )
 
     def _save(self) -> None:

@@ -78,7 +78,7 @@ _text = partial(option, "Samples of plain text")
 _lora = partial(option, "LoRA")
 _adam = partial(option, "Optimiser")
 _rate = partial(option, "Learning rate")
-_val = partial(option, "Validation")
+_val = partial(option, "Validation and samples")
 _stop = partial(option, "Early end")
 _model = partial(option, "Model")
 _old = partial(option, "Coming from the old finetune")
@@ -140,6 +140,15 @@ class Options:
     )
     log: str = _files(
         Text(), "", "append a line of JSON per iteration to this file", shown_default="off"
+    )
+    report: str = _files(
+        Text(),
+        "",
+        "write a page about the run; without --log, the log goes beside it",
+        shown_default="off",
+    )
+    tensorboard: str = _files(
+        Text("FOLDER"), "", "write TensorBoard event files there", shown_default="off"
     )
     config: str = _files(
         Text(),
@@ -414,6 +423,14 @@ class Options:
     early_stop: int = _val(
         Whole(), 0, "end after so many evaluations without a new lowest loss; 0: off"
     )
+    sample_prompts: str = _val(
+        Text(),
+        "",
+        "prompts, one a line, that are answered (greedily) at each evaluation",
+        shown_default="none",
+    )
+    sample_tokens: int = _val(Whole(1, 4096), 48, "longest such answer, in tokens")
+
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,

@@ -35,6 +35,10 @@ class Outputs:
     def __init__(self, options: Options) -> None:
         """Raises `UsageError` for names that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
+        self.report = "" if options.only_write_lora else options.report
+        self.log = options.log
+        if self.report and not self.log:
+            self.log = os.path.splitext(self.report)[0] + ".jsonl"
         self.keep_last = options.keep_last
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
@@ -56,8 +60,13 @@ class Outputs:
         if self._newest == BEST:
             raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
         others |= {"--val-data": options.val_data, "--config": options.config}
+        others["--sample-prompts"] = options.sample_prompts
         others = {option: name for option, name in others.items() if name}
-        written = self._named | ({"--log": options.log} if options.log else {})
+        more = {
+            "--log" if options.log else "the log of --report": self.log,
+            "--report": self.report,
+        }
+        written = self._named | {option: name for option, name in more.items() if name}
         if self.adapter:
             written |= {"the file of the run's options": self.config}
         others |= {option: self._latest(pattern) for option, pattern in written.items()}
@@ -72,6 +81,8 @@ class Outputs:
 
         Raises `OutputError`.
         """
+        if self.report:
+            check_writable(self.report)
         for option, pattern in self._named.items():
             latest = self._latest(pattern)
             left_over = self._left_over

@@ -12,6 +12,7 @@ from nbllama.cli.layers import blocks
 from nbllama.cli.lora_in import started_from
 from nbllama.cli.options import Options
 from nbllama.cli.outputs import Outputs
+from nbllama.cli.prompts import load_prompts
 from nbllama.cli.resume import check_resume, completed, identity
 from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
@@ -59,6 +60,7 @@ class Session:
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
+        self.prompts = load_prompts(options, self.model, self.data)
         self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
 

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,6 +27,13 @@ from nbllama.progress import (
     duration,
     memory,
 )
+
+
+class Board(Protocol):
+    """Another place that records go to (`nbllama.cli.board`)."""
+
+    def write(self, record: StepRecord | EvaluationRecord) -> None: ...
+    def close(self) -> None: ...
 
 
 class _Stream:
@@ -94,9 +101,13 @@ class Display:
     iteration, `close`; `note` at any time.
     """
 
-    def __init__(self, stream: TextIO | None = None, log: str = "") -> None:
-        """`log`: path of the metrics file, empty for none. Raises `OutputError` if it cannot be
-        opened."""
+    def __init__(
+        self, stream: TextIO | None = None, log: str = "", board: Board | None = None
+    ) -> None:
+        """`log`: path of the metrics file, empty for none. `board` is told all that is shown.
+        Raises `OutputError` if the log cannot be opened.
+        """
+        self._board = board
         self._out = _Stream(sys.stdout if stream is None else stream)
         self._console = Console(
             file=cast(TextIO, self._out), force_terminal=self._out.isatty(), highlight=False
@@ -136,8 +147,7 @@ class Display:
 
     def step(self, record: StepRecord) -> None:
         """Show one iteration and append it to the metrics file."""
-        if self._log is not None:
-            self._log.write(record)
+        self._keep(record)
         if self._first is None:
             self._first = record.iter
         self._eta.add(record.seconds)
@@ -159,6 +169,16 @@ class Display:
             self._live.start()
         self._live.update(self._picture(record, left), refresh=True)
 
+    def _keep(self, record: StepRecord | EvaluationRecord) -> None:
+        if self._log is not None:
+            self._log.write(record)
+        if self._board is not None:
+            try:
+                self._board.write(record)
+            except OSError as e:
+                self._board = None
+                self.note(f"--tensorboard: {e.strerror or e}; training goes on without it")
+
     def record(self, row: Mapping[str, Any]) -> None:
         """Append a line of another kind to the metrics file; it has a key `event`."""
         if self._log is not None:
@@ -166,8 +186,7 @@ class Display:
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Show an evaluation and append it to the metrics file."""
-        if self._log is not None:
-            self._log.write(record)
+        self._keep(record)
         if record.val_loss is not None:
             self.note(evaluation_line(record))
         for sample in record.samples:
@@ -181,6 +200,12 @@ class Display:
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._board is not None:
+            board, self._board = self._board, None
+            try:
+                board.close()
+            except OSError as e:
+                self.note(f"--tensorboard: {e.strerror or e}")
         self._pairs(pairs)
         self._out.flush()
 

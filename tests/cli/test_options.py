@@ -36,7 +36,8 @@ NEW = """
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
---val-data --val-split --eval-every --early-stop
+--val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
+--sample-tokens
 --data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
 --packing --no-packing
 """.split()
