@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -317,7 +318,7 @@ def test_a_report_with_samples_and_event_files(folder: Path, run: Run) -> None:
     ]
 
 
-def board_values(folder: Path, tag: str) -> list[tuple[int, float]]:
+def board_values(folder: Path, tag: str) -> list[Any]:
     """The scalars of a tag, as the format says: records of length, checksum, message, checksum."""
     import struct
 
