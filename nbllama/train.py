@@ -16,17 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.activations import Activations
+from nbllama.activations import Activations, activation_bytes, set_bytes
 from nbllama.block import block_backward, block_forward
 from nbllama.bound import Bound
 from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
-from nbllama.errors import Diverged
+from nbllama.errors import Diverged, UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Model
+from nbllama.model import Model, linear_ranks
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt import Optimiser, check_finite, schedule
+from nbllama.progress import memory
 from nbllama.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -102,6 +103,27 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
     return Limits(tokens, trained, int(lengths[0].max()), *means)
 
 
+def kept_blocks(
+    model: Model, adapter: Adapter, most: Limits, nbytes: int, dropout: bool = False
+) -> int:
+    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
+
+    Raises `UsageError` if not even the inputs of all blocks fit.
+    """
+    ranks = linear_ranks(adapter)
+    top_rank = max(ranks.values(), default=0)
+    least = activation_bytes(
+        model.hp, ranks, most.tokens, most.trained, top_rank, True, dropout=dropout
+    )
+    if least > nbytes:
+        raise UsageError(
+            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
+            "give more, or a smaller --batch or --ctx"
+        )
+    fit = (nbytes - least) // set_bytes(model.hp, ranks, most.tokens)
+    return min(int(fit), model.hp.n_layer - 1)
+
+
 class Trainer:
     """A model, an adapter, its optimiser, and a place in the data; `step` moves all of them on
     by one iteration.
@@ -123,13 +145,17 @@ class Trainer:
         position: Position | None = None,
         lag: bool = False,
         floor: float = 0.0,
+        activation_memory: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
         validation: Dataset | None = None,
     ) -> None:
         """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
-        `ops.loss`. `dropout`: see `ops.dropout`, its masks are those of `seed`.
-        `validation`: data for `validation_loss`.
+        `ops.loss`. `activation_memory`: bytes that decide how many blocks are computed twice; 0:
+        `checkpointing` decides (all or none). `dropout`: see `ops.dropout`, its masks are those of
+        `seed`. `validation`: data for `validation_loss`.
+
+        Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
@@ -143,10 +169,18 @@ class Trainer:
         if validation is not None:
             self._add_validation(validation)
         self._bound = Bound(model, adapter, trained=True)
+        self.kept = 0
+        if activation_memory:
+            self.checkpointing = True
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
         self._acts = model.activations(
-            adapter, self.limits.tokens, self.limits.trained, checkpointing=checkpointing,
+            adapter,
+            self.limits.tokens,
+            self.limits.trained,
+            checkpointing=self.checkpointing,
+            kept=self.kept,
             dropout=dropout > 0,
-        )  # fmt: skip
+        )
         self._buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
 
@@ -311,9 +345,14 @@ class Trainer:
         self._set_dropout(0)
         blocks, heads = [], []
         for _ in range(2):
-            start = time.perf_counter()
-            self._probe(0, self._acts, batch, repeat=self.checkpointing)
-            blocks.append(time.perf_counter() - start)
+            spent = []
+            for twice in (False, True)[: 2 if self.checkpointing else 1]:
+                start = time.perf_counter()
+                self._probe(0, self._acts, batch, repeat=twice)
+                spent.append(time.perf_counter() - start)
+            again = sum(self._acts.recomputes(layer) for layer in range(lowest, layers))
+            share = again / max(1, layers - lowest)
+            blocks.append(spent[0] * (1 - share) + spent[-1] * share)
             self._acts.x(layers, batch.n_tokens)[:] = self._acts.x(0, batch.n_tokens)
             start = time.perf_counter()
             self.model.loss(

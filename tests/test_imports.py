@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "progress": {"errors"},
     "_jit": set(),
-    "simd": {"_jit"},
+    "lanes": set(),
+    "plain": {"_jit", "lanes"},
+    "simd": {"_jit", "lanes", "plain"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -81,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.story": {"", "forecast", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
     "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
-    "cli.settings": {"errors", "cli.layers", "cli.data_options", "cli.options"},
+    "cli.settings": {"errors", "progress", "cli.layers", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
@@ -102,6 +104,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.resume",
         "cli.stop",
     },
+    "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
+    "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
+    "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN
     | SAVED
@@ -142,9 +147,10 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
+        "lanes",
         "simd",
         "quants",
         "quantise",
@@ -154,7 +160,7 @@ OUTSIDE = {
         "cli.settings",
     },
     "psutil": {"forecast", "cli.settings"},
-    "rich": {"cli.ui"},
+    "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
@@ -166,6 +172,7 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
+    "cli.data_options", "show_data",
 )  # fmt: skip
 
 

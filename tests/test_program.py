@@ -175,7 +175,9 @@ def test_the_log_and_the_lines(folder: Path, run: Run) -> None:
         done.out.index(s) for s in ("seed ", "compiled kernels in", "forecast ", "iter=", "peak")
     ]
     assert order == sorted(order)
-    assert re.search(r"(?m)^activations +\d+ MB with checkpointing, \d+ MB without$", done.out)
+    assert re.search(
+        r"(?m)^activations +\d+ MB \(\d+ MB with checkpointing, \d+ MB without\)$", done.out
+    )
 
 
 def test_dry_run_writes_nothing(folder: Path, run: Run) -> None:

@@ -26,6 +26,7 @@ from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
     Choice,
     Real,
+    Size,
     Text,
     Whole,
     Words,
@@ -172,6 +173,13 @@ class Options:
         "gradient checkpointing: less memory, more time",
         off=["--no-checkpointing"],
         shown_default="on",
+    )
+    activation_memory: int | None = _run(
+        Size(),
+        None,
+        "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
+        "the others twice; takes the place of --use-checkpointing",
+        shown_default="off",
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")

@@ -123,6 +123,24 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A number of bytes, plain or in units of 10^3, 10^6, 10^9: `750M`, `1.5G`."""
+
+    metavar: str = "SIZE"
+
+    def parse(self, text: str) -> int:
+        """The bytes; raises `ValueError` for anything else."""
+        unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
+        number = float(text[:-1] if unit else text) * (unit or 1.0)
+        if not 1 <= number < 2**62:
+            raise ValueError(text)
+        return int(number)
+
+    def allowed(self) -> str:
+        return "a number of bytes, such as 750M or 1.5G"
+
+
+@dataclass(frozen=True)
 class Day:
     """A day, as `YYYY-MM-DD`."""
 
@@ -136,7 +154,7 @@ class Day:
         return "a day as YYYY-MM-DD"
 
 
-Value = Text | Whole | Real | Choice | Day
+Value = Text | Whole | Real | Choice | Day | Size
 
 
 @dataclass(frozen=True)

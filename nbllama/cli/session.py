@@ -17,6 +17,7 @@ from nbllama.cli.resume import check_resume, completed, identity
 from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
 from nbllama.cli.ui import Display
+from nbllama.data.statistics import utilisation
 from nbllama.errors import shown
 from nbllama.forecast import Forecast, check_memory, forecast
 from nbllama.identity import environment_notes
@@ -157,6 +158,7 @@ class Session:
             batch=s.batch,
             grad_acc=s.grad_acc,
             checkpointing=s.use_checkpointing,
+            activation_memory=s.activation_memory,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
             lag=s.compat,
@@ -175,6 +177,15 @@ class Session:
         every = f"every {self.settings.eval_every} iterations"
         return f", {self.validation.n_samples} for validation {every}"
 
+    def _tokens(self) -> str:
+        """How many there are in the data, and what the loss is taken on."""
+        tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
+        line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
+        if not self.settings.packing:
+            return line
+        use = utilisation(self.data, self.settings.ctx, self.settings.batch, self.seed)
+        return f"{line}; batches {100 * use.packed:.1f} % full"
+
     def forecast(self) -> Forecast:
         """Print what the run is and what it will take.
 
@@ -187,6 +198,7 @@ class Session:
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(),
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
+                ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]
         )
@@ -201,7 +213,7 @@ class Session:
             [
                 ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
                 ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
-                ("activations", f"{on} with checkpointing, {off} without"),
+                ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
             ]
         )
         return told

@@ -17,6 +17,7 @@ from nbllama.cli.data_options import DataOptions
 from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
+from nbllama.progress import memory
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Settings:
     batch: int
     grad_acc: int
     use_checkpointing: bool
+    activation_memory: int  # bytes; 0: not given
     lora_r: int
     alpha: float  # as given; scale alpha / r, or alpha / sqrt(r) with rslora
     rslora: bool
@@ -129,6 +131,11 @@ class Settings:
         more += f", dropout {self.lora_dropout:g}" if self.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
 
+    def _checkpointing(self) -> str:
+        if self.activation_memory:
+            return f"as far as {memory(self.activation_memory)} ask for it"
+        return "on" if self.use_checkpointing else "off"
+
     def _size(self) -> str:
         if not self.packing:
             return f"{self.batch} x {self.grad_acc} samples"
@@ -166,7 +173,7 @@ class Settings:
                 f"{betas}, decay {self.adam_decay:g}, clip {self.adam_gclip:g}",
             ),
             *([("compat", "as the old finetune of 2024")] if self.compat else []),
-            ("checkpointing", "on" if self.use_checkpointing else "off"),
+            ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
         ]
@@ -318,6 +325,7 @@ def resolve(
         batch=options.batch,
         grad_acc=options.grad_acc,
         use_checkpointing=options.use_checkpointing,
+        activation_memory=options.activation_memory or 0,
         lora_r=lora_r,
         alpha=float(alpha),
         rslora=options.rslora,

@@ -40,6 +40,7 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         batch=8,
         grad_acc=1,
         use_checkpointing=True,
+        activation_memory=0,
         lora_r=4,
         alpha=4.0,
         rslora=False,
