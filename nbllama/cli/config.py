@@ -90,6 +90,16 @@ def _words(where: str, name: str, found: Option | None, value: Any) -> list[str]
     return [found.off[0]] if found.off else []
 
 
+def _is_allowed(o: Option, value: Any) -> bool:
+    if o.value is None:
+        return isinstance(value, bool)
+    try:
+        o.value.parse(str(value))
+    except ValueError:
+        return False
+    return True
+
+
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
     """The options of a run by name: what was given, and in place of what was not, what the run
     took. `table`: all options.
@@ -105,8 +115,8 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
         if o.dest in ("config", "debug", "dry_run", "escape", "only_write_lora", "force"):
             continue
         value = taken.get(o.dest, getattr(settings, o.dest, None))
-        if value is None or (value == "" and o.default is None):
-            value = getattr(options, o.dest)
+        if value is None or not _is_allowed(o, value):
+            value = getattr(options, o.dest)  # the settings' own word for nothing
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     return rows
