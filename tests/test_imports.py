@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "progress", "cli.layers", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
+    "cli.archs": {"arch"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
@@ -116,7 +117,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     | SCREEN
     | {"", "validation", "report", "cli.config", "cli.prompts", "cli.session", "cli.story"},
     "finetune": SCREEN
-    | {"cli.board", "cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    | {
+        "cli.archs",
+        "cli.board",
+        "cli.export",
+        "cli.loop",
+        "cli.outputs",
+        "cli.stop",
+        "cli.session",
+    },
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
@@ -133,7 +142,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
-    "api": MODEL | {"bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 

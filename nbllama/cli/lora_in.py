@@ -10,7 +10,7 @@ from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora import block_of
-from nbllama.slots import SLOTS, slot_of
+from nbllama.slots import EVERY_SLOT, slot_of
 
 if TYPE_CHECKING:
     from nbllama.lora import Adapter
@@ -48,7 +48,7 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
     has several ranks: a run, and its checkpoints, have one for each kind.
     """
     name = shown(options.lora_in)
-    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in SLOTS), 0)
+    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)
     for tensor, pair in adapter.pairs.items():
         slot = slot_of(tensor)
         if slot is None:

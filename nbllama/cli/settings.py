@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbllama.cli.data_options import DataOptions
@@ -63,9 +63,9 @@ DEFAULTS: dict[str, Defaults] = {
     ),
 }
 
-# Slots as in `--rank-NAME` and `nbllama.lora.SLOTS`.
+# Slots as in `--rank-NAME` and `nbllama.slots.EVERY_SLOT`.
 _NAMES = {"adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "wqkv")
 NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
@@ -90,7 +90,7 @@ class Settings:
     lora_layers: str
     loraplus_lr_ratio: float
     optimizer: str
-    ranks: dict[str, int]  # by slot name, all twelve
+    ranks: dict[str, int]  # by slot name, all of them
     adam_alpha: float
     adam_min_alpha: float
     lr_schedule: str
@@ -212,11 +212,14 @@ def iterations(
     return min(limits)
 
 
-def _ranks(options: Options, data_kind: str, lora_r: int, tied: bool) -> dict[str, int]:
-    ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
+def _ranks(
+    options: Options, data_kind: str, lora_r: int, missing: Collection[str]
+) -> dict[str, int]:
+    ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
     defaults = {"tok_embd": ends, "out": ends}
     defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
+    defaults |= {slot: 0 for slot in missing if slot in defaults}
     given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
     return {
         slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
@@ -250,7 +253,7 @@ def resolve(
     data_kind: str,
     n_samples: int,
     *,
-    tied_output: bool,
+    missing: Collection[str],
     cores: int,
     new_seed: int,
     done: int = 0,
@@ -260,11 +263,12 @@ def resolve(
 ) -> Settings:
     """The settings of a run.
 
-    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's
-    output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`.
-    `done`: iterations that the checkpoint brings along; the schedule counts on from there.
-    `unscaled`: the run continues an old checkpoint, whose scale is 1 (as it is with `--compat`).
-    `n_layer`: blocks of the model. `walk`: see `iterations`.
+    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
+    model has no tensor for (`out` where the output is the embedding). `cores`: the default of
+    `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
+    along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
+    scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
+    `iterations`.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -288,7 +292,7 @@ def resolve(
                 "whatever alpha was"
             )
         alpha = scaled = lora_r
-    ranks = _ranks(options, data_kind, lora_r, tied_output)
+    ranks = _ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
     rate = options.adam_alpha

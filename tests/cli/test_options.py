@@ -33,6 +33,7 @@ OLD = """
 --rank-ffn-up
 """.split()
 NEW = """
+--list-archs --rank-wqkv
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
