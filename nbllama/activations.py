@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbllama.arch import Hparams
-from nbllama.ops.linear import hidden_floats, panel_floats
+from nbllama.ops.linear import hidden_floats
+from nbllama.ops.panels import panel_floats
 
 # Linear layers of a block: slot, GGUF name.
 LINEARS = {

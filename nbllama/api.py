@@ -12,11 +12,13 @@ import numpy as np
 
 from nbllama import adapter as adapter_file
 from nbllama.activations import Activations
+from nbllama.bound import Bound
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.lora import SLOTS, Adapter
 from nbllama.lora import init_adapter as new_adapter
-from nbllama.model import Bound, Model
-from nbllama.ops.linear import Input, linear, panel_floats
+from nbllama.model import Model
+from nbllama.ops.linear import Input, linear
+from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm
 
 Tokens = Sequence[int] | np.ndarray

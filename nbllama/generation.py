@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from nbllama.block import block_forward
+from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Bound, Model
+from nbllama.model import Model
 from nbllama.ops.linear import Input, linear
 from nbllama.ops.rms_norm import rms_norm
 
@@ -97,9 +99,8 @@ class Session:
         `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
-        if self.model.hp.alibi_max_bias == 0:
-            for keys in self.cache.k:
-                self.model.turn_back(keys[start : self.cache.length], count)
+        for keys in self.cache.k:
+            self.model.turn_back(keys[start : self.cache.length], count)
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""
@@ -115,8 +116,8 @@ class Session:
         for layer in range(self.model.hp.n_layer):
             if self._check is not None:
                 self._check()
-            self.model.block_forward(
-                layer, self._bound, self._acts, batch,
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n

@@ -72,8 +72,10 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 
 @intrinsic
-def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # type: ignore[no-untyped-def]
+def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
     """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
+
+    With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
 
     `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
     A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
@@ -83,12 +85,10 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
         if not isinstance(array, types.Array) or array.dtype != types.float32:
             raise TypeError(f"fma_tile wants float32 arrays, not {array}")
     ints = [types.int64] * 3
-    sig = types.void(
-        a, *ints, b, types.int64, types.int64, types.int64, c, types.int64, types.int64
-    )
+    sig = types.void(a, *ints, b, *ints, c, *ints[:2], types.boolean)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv = args
+        av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv, freshv = args
         pa = _data(context, builder, signature.args[0], av)
         pb = _data(context, builder, signature.args[4], bv)
         pc = _data(context, builder, signature.args[8], cv)
@@ -98,6 +98,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
         )
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), VL), [0] * VL)
         undef = ir.Constant(vec, ir.Undefined)
+        zero = ir.Constant(vec, [0.0] * VL)
         where = []
         for i in range(ROWS):
             row = builder.add(c0v, builder.mul(c_rowv, _I64(i)))
@@ -107,7 +108,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row):  # ty
         for total, place in zip(sums, where, strict=True):
             value = builder.load(place)
             value.align = 4
-            builder.store(value, total)
+            builder.store(builder.select(freshv, zero, value), total)
         with cgutils.for_range(builder, n_kv) as loop:
             at_b = builder.add(b0v, builder.mul(loop.index, b_kv))
             panel = []
@@ -176,6 +177,23 @@ def _make_transpose(add: bool) -> Any:
 # registers; the second adds to y instead. x and y are float32 arrays, nothing is checked.
 transpose_tile = _make_transpose(add=False)
 transpose_add_tile = _make_transpose(add=True)
+
+
+@intrinsic
+def next_task(typingctx, counter):  # type: ignore[no-untyped-def]
+    """counter[0]++ as one indivisible step: the number before it, which no other thread gets.
+
+    `counter` is an int64 array that was set to 0 before the threads began. Threads that draw their
+    tasks from it all end at about the same time, also where one core is slower or taken by another
+    process; with fixed shares all would wait for that one.
+    """
+    sig = types.int64(counter)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = _data(context, builder, signature.args[0], args[0])
+        return builder.atomic_rmw("add", place, _I64(1), "monotonic")
+
+    return sig, codegen
 
 
 @intrinsic

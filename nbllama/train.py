@@ -17,12 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.activations import Activations
+from nbllama.block import block_backward, block_forward
+from nbllama.bound import Bound
 from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
 from nbllama.errors import Diverged
 from nbllama.lora import Adapter
-from nbllama.model import Bound, Model
+from nbllama.model import Model
 from nbllama.opt import AdamW, check_finite, schedule
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -251,11 +253,11 @@ class Trainer:
         return time.perf_counter() - start
 
     def _probe(self, layer: int, acts: Activations, batch: Batch, repeat: bool = False) -> None:
-        self.model.block_forward(layer, self._bound, acts, batch)
+        block_forward(self.model, layer, self._bound, acts, batch)
         if repeat:
-            self.model.block_forward(layer, self._bound, acts, batch, recompute=True)
+            block_forward(self.model, layer, self._bound, acts, batch, recompute=True)
         acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
-        self.model.block_backward(layer, self._bound, acts, batch, 0)
+        block_backward(self.model, layer, self._bound, acts, batch, 0)
 
     def forecast_seconds(self) -> float:
         """Seconds an iteration will take on average, from one block and one loss timed at the

@@ -55,8 +55,8 @@ def random_weight(type_name: str, n_in: int, n_out: int, rng: np.random.Generato
 
 def matmul_case(w: Any, ready: np.ndarray, n: int, repeats: int) -> dict:
     """One weight and number of tokens: forward and gradient against sgemm on `ready` float32."""
-    from nbllama.ops.linear import panel_floats
-    from nbllama.ops.matmul import matmul, matmul_grad, pack
+    from nbllama.ops.matmul import matmul, matmul_grad
+    from nbllama.ops.panels import pack, panel_floats
     from nbllama.quants import QUANTS
 
     n_out, n_in = w.shape

@@ -531,7 +531,10 @@ class TestRows:
         self.row(monkeypatch, alibi_by_depth={L: 8.0, 40: 0.0})
         assert read(model, path).alibi_max_bias == 8.0
         self.row(monkeypatch, alibi_by_depth={32: 0.0, 40: 8.0})
-        assert "'llama.block_count': 2, known are 32, 40" in refused(model, path)
+        assert (
+            "'llama.block_count': 2: how llama places its positions is known for 32, 40 layers"
+            in refused(model, path)
+        )
 
     def test_softcaps_scale_pairing(
         self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch

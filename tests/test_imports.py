@@ -23,7 +23,7 @@ MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "t
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
-TRAIN = MODEL | STATE | {"model", "progress"}
+TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
@@ -51,9 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE | {"train_state", "old_checkpoint"},
     "moment_order": STATE | {"train_state"},
     "convergence": set(),
-    "model": MODEL,
+    "weights": MODEL,
+    "bound": MODEL | {"weights"},
+    "block": MODEL | {"weights", "bound"},
+    "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
-    "generation": MODEL | {"model"},
+    "generation": MODEL | {"bound", "block", "model"},
+    "sampling": {"errors", "data"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},
@@ -84,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"adapter", "lora"},
     "quantize": MERGE,
-    "api": MODEL | {"model", "adapter"},
+    "api": MODEL | {"bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.lora import SLOTS, Adapter, init_adapter
-from nbllama.model import Bound, Model, load_model
+from nbllama.model import Model, load_model
 from nbllama.reference import ReferenceModel, parameters64
 from tests.toy_models import make_llama
 

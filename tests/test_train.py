@@ -286,7 +286,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
 
 def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
     """Blocks of other types, too: compile time is no training time."""
-    from nbllama.ops import matmul
+    from nbllama.ops import matmul_tiles
 
     model = toy_model(
         tmp_path, n_ff=128, types={"ffn_down": "Q8_0", "token_embd": "Q8_0", "*": "F32"}
@@ -296,7 +296,7 @@ def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
 
     def compiled() -> int:
         entries: list[Any] = [
-            f(i) for f in (matmul.forward_entry, matmul.gradient_entry) for i in (0, 8)
+            f(i) for f in (matmul_tiles.forward_entry, matmul_tiles.gradient_entry) for i in (0, 8)
         ]
         return sum(len(kernel.signatures) for kernel in entries)
 

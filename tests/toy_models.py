@@ -41,8 +41,9 @@ def make_llama(
     seed: int = 0,
     tokenizer: str = "spm",
     arch: str = "llama",
+    keys: Mapping[str, int | float] | None = None,
 ) -> None:
-    """Write a random model of the llama architecture (or one with the same tensors, as qwen2).
+    """Write a random model of the llama architecture, or of another one with such tensors.
 
     `types`: a quant name for all matrices, or names by tensor ("attn_q", "token_embd", ...) with
     "*" for the others (F32 without it). A row is `n_embd`, `n_head * head_dim` (attn_output) or
@@ -51,7 +52,8 @@ def make_llama(
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
     ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    The same arguments write the same bytes.
+    `keys`: more of the architecture's metadata, without "ARCH.". The same arguments write the same
+    bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -76,6 +78,11 @@ def make_llama(
         w.add_rope_scaling_factor(rope_scaling[1])
         if len(rope_scaling) > 2:
             w.add_rope_scaling_orig_ctx_len(int(rope_scaling[2]))
+    for key, value in (keys or {}).items():
+        if isinstance(value, float):
+            w.add_float32(f"{arch}.{key}", value)
+        else:
+            w.add_uint32(f"{arch}.{key}", value)
     _add_tokenizer(w, tokenizer, n_vocab)
 
     linears = {

@@ -45,7 +45,10 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     if row.alibi_by_depth is not None:
         if n_layer not in row.alibi_by_depth:
             known = ", ".join(str(n) for n in row.alibi_by_depth)
-            raise f.error(f"key '{row.name}.block_count'", f"{n_layer}, known are {known}")
+            raise f.error(
+                f"key '{row.name}.block_count'",
+                f"{n_layer}: how {row.name} places its positions is known for {known} layers only",
+            )
         alibi = row.alibi_by_depth[n_layer]
     softcaps = [0.0, 0.0]
     if row.softcap_keys:

@@ -70,6 +70,7 @@ ARCHS: dict[str, ArchRow] = {
             tensors=(*_ENDS, TensorRow(ROPE_FACTORS, ("n_rot_half",), False)),
             block=(*_BLOCK, *_BIASES),
         ),
+        ArchRow("baichuan", tensors=_ENDS, block=_BLOCK, alibi_by_depth={32: 0.0, 40: 8.0}),
     )
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from typing import Any
 
 from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
@@ -212,6 +213,12 @@ class Options:
         "factor on RoPE's positions, 1 / factor of a stretched context",
         shown_default="the model's",
     )
+    pre: str | None = _model(
+        Text("NAME"),
+        None,
+        "how a BPE vocabulary cuts text, where the file names a way that is not known",
+        shown_default="the model's tokenizer.ggml.pre",
+    )
 
     lora_r: int | None = _lora(
         Whole(1, 65536),
@@ -330,12 +337,13 @@ class Options:
         None, None, "no effect", off=["--no-flash"], shown_default="not given"
     )
 
-    def constants(self) -> dict[str, float]:
-        """The model's constants that are given, as `nbllama.model.load_model` names them."""
+    def constants(self) -> dict[str, Any]:
+        """What takes the place of the model file's own, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,
             "rope_freq_scale": self.rope_freq_scale,
+            "pre": self.pre,
         }
         return {name: value for name, value in values.items() if value is not None}
 

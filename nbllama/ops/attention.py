@@ -158,13 +158,12 @@ def _forward(q, k, v, q_off, k_off, scale, slopes, window, cap, o, lse, work, si
                     total = exp_sum(row, lo, at + 1, top)
                     row *= one / total
                     lse[t0 + i0 + i, h] = top + np.float32(math.log(total))
-                tile[: BLOCK * wide] = np.float32(0.0)
                 for i in range(0, n, ROWS):
                     keys = min(last, here + i + ROWS) - first
                     for p in range(d_panels):
                         fma_tile(
                             s, i * ld, ld, 1, vp, (p * tk + first) * PANEL, PANEL, keys,
-                            tile, i * wide + p * PANEL, wide,
+                            tile, i * wide + p * PANEL, wide, True,
                         )  # fmt: skip
                 for i in range(n):
                     out = o[t0 + i0 + i, h]

@@ -69,7 +69,7 @@ def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
         for p in range(d_panels):
             fma_tile(
                 s, j, 1, ld, rows, p * n * PANEL, PANEL, n,
-                out, (first + j) * wide + p * PANEL, wide,
+                out, (first + j) * wide + p * PANEL, wide, False,
             )  # fmt: skip
 
 
@@ -134,13 +134,12 @@ def _gradient(do, q, k, v, o, lse, offsets, scale, slopes, window, cap, dq, dk, 
                     )  # fmt: skip
                 _add_transposed(s, ld, n, last - first, do_panels, d_panels, dv_h, wide, first)
                 _add_transposed(ds, ld, n, last - first, q_panels, d_panels, dk_h, wide, first)
-                tile[: BLOCK * wide] = np.float32(0.0)
                 for i in range(0, n, ROWS):
                     keys = min(last, i0 + i + ROWS) - first
                     for p in range(d_panels):
                         fma_tile(
                             ds, i * ld, ld, 1, kr, (p * tk + first) * PANEL, PANEL, keys,
-                            tile, i * wide + p * PANEL, wide,
+                            tile, i * wide + p * PANEL, wide, True,
                         )  # fmt: skip
                 for i in range(n):
                     out = dq[t0 + i0 + i, h]

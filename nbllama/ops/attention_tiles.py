@@ -60,13 +60,12 @@ def scores(rows, d, panels, first, last, past, n, s, ld):
     """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each
     row group.
     """
-    s[: BLOCK * ld] = np.float32(0.0)
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
         for j in range(first, end, PANEL):
             fma_tile(
                 rows, i * d, d, 1, panels, j // PANEL * d * PANEL, PANEL, d,
-                s, i * ld + j - first, ld,
+                s, i * ld + j - first, ld, True,
             )  # fmt: skip
 
 

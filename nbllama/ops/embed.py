@@ -24,7 +24,7 @@ from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.ops.lora_ops import outer_product, padded
-from nbllama.ops.matmul import Weight, n_panels
+from nbllama.ops.matmul import Weight
 from nbllama.ops.op import (
     Gradients,
     Inputs,
@@ -34,6 +34,7 @@ from nbllama.ops.op import (
     copy_as_laid_out,
     readonly,
 )
+from nbllama.ops.panels import n_panels
 from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
 from nbllama.simd import PANEL
 

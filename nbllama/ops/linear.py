@@ -22,17 +22,15 @@ from nbllama.ops.lora_ops import (
 )
 from nbllama.ops.matmul import (
     NO_PAIR,
-    NO_PANELS,
     Weight,
     matmul,
     matmul_grad,
     matmul_grad_ref,
     matmul_ref,
-    n_panels,
-    pack,
 )
 from nbllama.ops.matvec import MOST_TOKENS, matvec
 from nbllama.ops.op import Gradients, Inputs, Op
+from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
 from nbllama.simd import PANEL
 
@@ -102,11 +100,6 @@ class Input:
 def _check_ranks(pair: LoraPair) -> None:
     if np.ndim(pair.a) != 2 or np.ndim(pair.b) != 2 or pair.a.shape[0] != pair.b.shape[1]:
         raise ValueError(f"lora_a {np.shape(pair.a)} and lora_b {np.shape(pair.b)} share no rank")
-
-
-def panel_floats(n: int, k: int) -> int:
-    """float32 numbers that `n` tokens of width `k` take when packed."""
-    return n_panels(n) * PANEL * k
 
 
 def hidden_floats(n: int, rank: int) -> int:

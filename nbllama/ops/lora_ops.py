@@ -21,8 +21,8 @@ import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
-from nbllama.ops.matmul import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
+from nbllama.ops.panels import n_panels, pack_panel, panels_of
 from nbllama.simd import PANEL, ROWS, fma_tile
 
 COLUMNS = 128  # columns of dA or dB that one task owns
@@ -52,9 +52,8 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
     high = hp.shape[1]
     for p in prange(xp.shape[0]):
         c = cs[get_thread_id()]
-        c[: high * PANEL] = np.float32(0.0)
         for r in range(0, high, ROWS):
-            fma_tile(m, r * row, row, step, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL)
+            fma_tile(m, r * row, row, step, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL, True)
         for r in range(rank):
             for j in range(PANEL):
                 hp[p, r, j] = scale * c[r * PANEL + j]
@@ -75,9 +74,8 @@ def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
     for p in prange(xp.shape[0]):
         pack_panel(x, n, p, xp)
         c = cs[get_thread_id()]
-        c[: high * PANEL] = np.float32(0.0)
         for r in range(0, high, ROWS):
-            fma_tile(m, r * k, k, 1, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL)
+            fma_tile(m, r * k, k, 1, xp, p * k * PANEL, PANEL, k, c, r * PANEL, PANEL, True)
         for r in range(high):
             for j in range(PANEL):
                 if r < second:
@@ -106,7 +104,7 @@ def _outer_block(hp, x, n, task, out):
             for c in range(first, min(last, whole), PANEL):
                 fma_tile(
                     hp, at, PANEL, 1, x, t0 * width + c, width, tokens,
-                    out, r * width + c, width,
+                    out, r * width + c, width, p == 0,
                 )  # fmt: skip
         for r in range(high):
             for t in range(tokens):

@@ -22,7 +22,7 @@ from numba import prange
 from nbllama._jit import kernel
 from nbllama.ops.linear import LoraPair
 from nbllama.ops.lora_ops import padded, pair_gradients, thin_product
-from nbllama.ops.matmul import NO_PAIR, NO_PANELS, Weight, matmul, matmul_grad, n_panels, pack
+from nbllama.ops.matmul import NO_PAIR, Weight, matmul, matmul_grad
 from nbllama.ops.op import (
     Gradients,
     Inputs,
@@ -32,6 +32,7 @@ from nbllama.ops.op import (
     copy_as_laid_out,
     readonly,
 )
+from nbllama.ops.panels import NO_PANELS, n_panels, pack
 from nbllama.simd import PANEL, exp_f32, row_max
 
 CHUNK = 128  # rows whose logits are alive together

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from nbllama.text.chat_template import CHATML, ChatTemplate, chat_template_for
+from nbllama.text.chat_template import ChatTemplate, chat_template_for
 from nbllama.text.stream import StreamDecoder
+from nbllama.text.templates import CHATML, LAYOUTS, Layout, find_layout
 from nbllama.text.tokenizer import Tokenizer, tokenizer_from_gguf
 
 __all__ = [
     "CHATML",
+    "LAYOUTS",
     "ChatTemplate",
+    "Layout",
     "StreamDecoder",
     "Tokenizer",
     "chat_template_for",
+    "find_layout",
     "tokenizer_from_gguf",
 ]

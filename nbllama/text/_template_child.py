@@ -3,8 +3,9 @@
 One JSON object a line, UTF-8, a request on stdin and its answer on stdout:
 
     {"op": "compile", "source": str}                          -> {"ok": true}
-    {"op": "render", "cuts": [[n, add_generation_prompt]...],
-     "messages": [...], "variables": {...}, "now": str|null}  -> {"ok": [text of each cut]}
+    {"op": "render",
+     "chats": [{"messages": [...], "cuts": [[n, add_generation_prompt]...]}...],
+     "variables": {...}, "now": str|null}                     -> {"ok": [[text of a cut...]...]}
     anything that fails                                       -> {"error": kind, "message": str}
 
 A cut renders the first n messages. Kinds: syntax, security, raised, memory, recursion, size,
@@ -82,20 +83,19 @@ def environment() -> ImmutableSandboxedEnvironment:
     return env
 
 
-def render(template: jinja2.Template, request: dict[str, Any]) -> list[str]:
-    """The text of every cut of a render request."""
+def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]]:
+    """The text of every cut of every chat of a render request."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
     def strftime_now(format: str) -> str:
         return moment.strftime(format)
 
-    texts = []
-    for n, add_generation_prompt in request["cuts"]:
+    def text(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         parts, size = [], 0
         for part in template.generate(
             **{"tools": None, "documents": None, **request["variables"]},
-            messages=request["messages"][:n],
+            messages=messages,
             add_generation_prompt=add_generation_prompt,
             strftime_now=strftime_now,
         ):
@@ -103,8 +103,14 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[str]:
             if size > MAX_TEXT:
                 raise TooLong(f"over {MAX_TEXT} characters")
             parts.append(part)
-        texts.append("".join(parts))
-    return texts
+        return "".join(parts)
+
+    out = []
+    for chat in request["chats"]:
+        cuts = [(n, add) for n, add in chat["cuts"]]
+        texts = {cut: text(chat["messages"][: cut[0]], cut[1]) for cut in set(cuts)}
+        out.append([texts[cut] for cut in cuts])
+    return out
 
 
 def failure(error: BaseException) -> dict[str, str]:
@@ -155,7 +161,8 @@ def main(memory: int, seconds: float) -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     env = environment()
     template = env.from_string("{{ strftime_now('%Y') }}{{ [1]|tojson }}")
-    render(template, {"cuts": [[0, False]], "messages": [], "variables": {}, "now": None})
+    chat: dict[str, Any] = {"messages": [], "cuts": [[0, False]]}
+    render(template, {"chats": [chat], "variables": {}, "now": None})
     limit_memory(memory)
     alarm = set_alarm()
     answers.write(b'{"ok": true}\n')

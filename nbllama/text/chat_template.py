@@ -12,14 +12,8 @@ from typing import Any, NoReturn
 
 from nbllama.errors import DataError, GGUFError, NbllamaError, UsageError, shown
 from nbllama.text.sandbox import TemplateFailed, TemplateSandbox
+from nbllama.text.templates import CHATML
 from nbllama.text.tokenizer import Tokenizer
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 _PROBLEMS = {
     "syntax": "cannot be compiled",
@@ -31,6 +25,21 @@ _PROBLEMS = {
     "died": "failed",
     "failed": "failed",
 }
+
+
+Messages = Sequence[dict[str, Any]]
+Cuts = list[tuple[int, bool]]
+Rendered = tuple[str, list[tuple[int, int]]]
+
+
+def _answers(messages: Messages) -> list[int]:
+    return [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+
+
+def _cuts(messages: Messages) -> Cuts:
+    """What to render to find the answers: up to each one, through each one, and all."""
+    cuts = [cut for i in _answers(messages) for cut in ((i, True), (i + 1, False))]
+    return [*cuts, (len(messages), False)]
 
 
 class ChatTemplate:
@@ -73,15 +82,15 @@ class ChatTemplate:
         except TemplateFailed as e:
             self._refuse(e)
 
-    def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """Text of `messages`; with `add_generation_prompt` up to where the next answer begins.
 
         Raises DataError when the template refuses the messages (`raise_exception`), and the
         template's error when it fails or passes a limit.
         """
-        return self._render(messages, [(len(messages), add_generation_prompt)])[0]
+        return self._render([(messages, [(len(messages), add_generation_prompt)])])[0][0]
 
-    def render_spans(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+    def render_spans(self, messages: Messages) -> Rendered:
         """Text of `messages`, and for each assistant message the characters (start, end) that the
         model has to write: the answer with the token that ends the turn, without what follows it.
 
@@ -89,11 +98,31 @@ class ChatTemplate:
         the messages up to it end. Raises as `render`, and the template's error where this is not
         so because later messages change the text of earlier ones.
         """
-        answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
-        cuts = [c for i in answers for c in ((i, True), (i + 1, False))]
-        *parts, text = self._render(messages, [*cuts, (len(messages), False)])
+        return self._spans(messages, self._render([(messages, _cuts(messages))])[0])
+
+    def render_spans_of(self, chats: Sequence[Messages]) -> list[Rendered | NbllamaError]:
+        """`render_spans` of each chat, or what it would raise; in one request to the child, which
+        takes a fraction of the time.
+        """
+        try:
+            texts = self._render([(chat, _cuts(chat)) for chat in chats])
+        except NbllamaError as e:
+            if len(chats) == 1:
+                return [e]
+            # The request as a whole failed; whose fault it was is seen one by one.
+            return [found for chat in chats for found in self.render_spans_of([chat])]
+        out: list[Rendered | NbllamaError] = []
+        for chat, parts in zip(chats, texts, strict=True):
+            try:
+                out.append(self._spans(chat, parts))
+            except NbllamaError as e:
+                out.append(e)
+        return out
+
+    def _spans(self, messages: Messages, texts: list[str]) -> Rendered:
+        *parts, text = texts
         spans = []
-        for n, i in enumerate(answers):
+        for n, i in enumerate(_answers(messages)):
             before, through = parts[2 * n : 2 * n + 2]
             if not (through.startswith(before) and text.startswith(through)):
                 raise self._error(
@@ -118,11 +147,9 @@ class ChatTemplate:
         answer = text[start:end].rstrip()
         return start + len(answer) if answer.endswith(self._end_tokens) else end
 
-    def _render(
-        self, messages: Sequence[dict[str, Any]], cuts: Sequence[tuple[int, bool]]
-    ) -> list[str]:
+    def _render(self, chats: Sequence[tuple[Messages, Cuts]]) -> list[list[str]]:
         try:
-            return self._sandbox.render(messages, cuts, self._variables, self._now)
+            return self._sandbox.render(chats, self._variables, self._now)
         except TemplateFailed as e:
             self._refuse(e)
 

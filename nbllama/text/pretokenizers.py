@@ -188,7 +188,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     row = PRE_TOKENIZERS.get(name)
     if row is None:
         raise GGUFError(
-            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; "
-            f"supported: {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it cuts as a "
+            f"supported one does, name that with --pre: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return row

@@ -57,16 +57,16 @@ class TemplateSandbox:
 
     def render(
         self,
-        messages: Sequence[dict[str, Any]],
-        cuts: Sequence[tuple[int, bool]],
+        chats: Sequence[tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]]]],
         variables: dict[str, Any],
         now: datetime | None,
-    ) -> list[str]:
-        """For each (n, add_generation_prompt) of `cuts`, the text of the first n messages."""
+    ) -> list[list[str]]:
+        """For each (messages, cuts) of `chats` and each (n, add_generation_prompt) of its cuts, the
+        text of the first n messages.
+        """
         request = {
             "op": "render",
-            "cuts": cuts,
-            "messages": messages,
+            "chats": [{"messages": messages, "cuts": cuts} for messages, cuts in chats],
             "variables": variables,
             "now": now.isoformat() if now else None,
         }

@@ -224,12 +224,13 @@ class Tokenizer(ABC):
         return parts
 
 
-def tokenizer_from_gguf(f: GGUFFile) -> Tokenizer:
+def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
     """The tokenizer of `f`: SentencePiece for `tokenizer.ggml.model` "llama", BPE for "gpt2".
 
-    Raises GGUFError for a vocabulary that is damaged or not supported (see `read_vocab`).
+    `pre`: the pre-tokenizer's name instead of the file's. Raises GGUFError for a vocabulary that
+    is damaged or not supported, and UsageError for a `pre` that cannot be (see `read_vocab`).
     """
-    vocab = read_vocab(f)
+    vocab = read_vocab(f, pre)
     if vocab.model == "llama":
         from nbllama.text.spm import SpmTokenizer
 

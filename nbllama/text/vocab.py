@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbllama.errors import GGUFError, shown
+from nbllama.errors import GGUFError, UsageError, shown
 from nbllama.text.pretokenizers import PreTokenizer, pre_tokenizer
 from nbllama.text.special_tokens import (
     ATTR_OF_TYPE,
@@ -65,21 +65,22 @@ class Vocab:
     path: str = ""
 
 
-def read_vocab(f: GGUFFile) -> Vocab:
-    """The vocabulary of `f`.
+def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
+    """The vocabulary of `f`, its pre-tokenizer named `pre` instead of as the file says, if given.
 
     Raises GGUFError when a key is missing, of another type or length, names an id outside the
-    vocabulary, or asks for a tokenizer or pre-tokenizer that is not supported.
+    vocabulary, or asks for a tokenizer or pre-tokenizer that is not supported; UsageError for a
+    `pre` that is not known, or for a vocabulary that has no pre-tokenizer.
     """
     try:
-        return _read(f)
+        return _read(f, pre)
     except GGUFError as e:
         line = str(e)
         path = shown(f.path, 400)
         raise e if line.startswith(path) else GGUFError(f"{path}: {line}") from None
 
 
-def _read(f: GGUFFile) -> Vocab:
+def _read(f: GGUFFile, pre: str | None) -> Vocab:
     model = f.get("tokenizer.ggml.model", "str")
     if model not in _DEFAULT_IDS:
         raise GGUFError(
@@ -94,11 +95,13 @@ def _read(f: GGUFFile) -> Vocab:
             f"tokenizer.ggml.tokens: '{shown(texts[first])}' is token {first} and token {second}"
         )
     v = Vocab(model, texts, ids, _attrs(f, texts), path=f.path)
+    if pre is not None and model == "llama":
+        raise UsageError(f"--pre {shown(pre)}: a SentencePiece vocabulary has no pre-tokenizer")
     if model == "llama":
         v.scores = _scores(f, len(texts))
         v.add_bos = v.add_space_prefix = True
     else:
-        v.pre = pre_tokenizer(f.get("tokenizer.ggml.pre", "str", "default"))
+        v.pre = pre_tokenizer(f.get("tokenizer.ggml.pre", "str", "default") if pre is None else pre)
         v.add_bos = v.pre.add_bos
         v.merges = _merges(f, ids)
     v.add_space_prefix = f.get("tokenizer.ggml.add_space_prefix", "bool", v.add_space_prefix)

@@ -32,7 +32,9 @@ OLD = """
 --rank-wk --rank-wv --rank-wo --rank-w1 --rank-w2 --rank-w3 --rank-ffn-gate --rank-ffn-down
 --rank-ffn-up
 """.split()
-NEW = "--lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order".split()
+NEW = """
+--pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
+""".split()
 
 
 def names() -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.loss import LossBuffers, cross_entropy, output_loss
-from nbllama.ops.matmul import Weight, matmul, matmul_grad, n_panels, pack
+from nbllama.ops.matmul import Weight, matmul, matmul_grad
 from nbllama.ops.matvec import matvec
+from nbllama.ops.panels import n_panels, pack
 from nbllama.opt import AdamW
 from nbllama.quants import QUANTS, decode
 from nbllama.simd import PANEL

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.errors import GGUFError
-from nbllama.text import Tokenizer
+from nbllama.errors import GGUFError, UsageError
+from nbllama.gguf_io import open_gguf
+from nbllama.text import Tokenizer, tokenizer_from_gguf
 from nbllama.text.pretokenizers import PRE_TOKENIZERS, pre_tokenizer
 from tests.oracle import LlamaVocab
 from tests.text.conftest import load
@@ -99,6 +100,25 @@ def test_unknown_name_is_refused_with_it() -> None:
     with pytest.raises(GGUFError, match="pre-tokenizer 'kimi-k2' is not supported") as e:
         pre_tokenizer("kimi-k2")
     assert "\n" not in str(e.value)
+
+
+def test_another_name_takes_its_place(tmp_path: Path, bpe_parts: Parts) -> None:
+    """A file whose way of cutting is not known is cut as `pre` says: like a file that names it."""
+    text = "".join(test_strings(50, [], seed=4))
+    named = load(write(tmp_path, bpe_parts, "qwen2")).encode(text)
+    with open_gguf(write(tmp_path, bpe_parts, "kimi-k2")) as f:
+        with pytest.raises(GGUFError, match="kimi-k2.*--pre"):
+            tokenizer_from_gguf(f)
+        assert tokenizer_from_gguf(f, "qwen2").encode(text) == named
+        assert tokenizer_from_gguf(f, "gpt-2").encode(text) != named
+        with pytest.raises(GGUFError, match="'nothing' is not supported"):
+            tokenizer_from_gguf(f, "nothing")
+
+
+def test_sentencepiece_has_none(tmp_path: Path) -> None:
+    path = write_vocab(tmp_path / "v.gguf", "llama", ["<unk>", "a"], scores=[0.0, 0.0])
+    with open_gguf(path) as f, pytest.raises(UsageError, match="--pre qwen2: a SentencePiece"):
+        tokenizer_from_gguf(f, "qwen2")
 
 
 @pytest.mark.slow

@@ -1,0 +1,215 @@
+"""A block of the model, forwards and backwards: attention and feed-forward, each on a normed copy
+of the residual stream and added to it.
+
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
+for the backward pass is a `BlockSet` (`nbllama.activations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nbllama.activations import LINEARS, Activations
+from nbllama.bound import Bound
+from nbllama.data.batch import Batch
+from nbllama.ops.activation import gated, gated_grad
+from nbllama.ops.attention import attention
+from nbllama.ops.attention_grad import attention_grad
+from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
+from nbllama.ops.panels import NO_PANELS
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
+from nbllama.weights import Weights
+
+CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+
+
+def block_forward(
+    model: Weights,
+    layer: int,
+    bound: Bound,
+    acts: Activations,
+    batch: Batch,
+    *,
+    recompute: bool = False,
+    cache: CacheExchange | None = None,
+    k_offsets: np.ndarray | None = None,
+) -> None:
+    """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
+
+    `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
+    are those of the keys it gives.
+    """
+    block = _Block(model, layer, bound, acts, batch)
+    block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
+    block.feed_forward(recompute)
+
+
+def block_backward(
+    model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
+) -> None:
+    """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
+
+    `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
+    only feeds the layers below is left out.
+    """
+    block = _Block(model, layer, bound, acts, batch)
+    block.feed_forward_backward()
+    block.attention_backward(layer > lowest or bound.trains("token_embd.weight"))
+
+
+def norm_pair_grad(
+    bound: Bound, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray
+) -> None:
+    """The gradient of a norm vector's pair, if it has one that is trained."""
+    if bound.trains(name):
+        dw = np.zeros(x.shape[1], np.float32)
+        rms_norm_grad_weight(dy, x, rstd, dw)
+        bound.add_norm_grad(name, dw)
+
+
+class _Block:
+    """One block at work on one batch."""
+
+    def __init__(
+        self, model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch
+    ) -> None:
+        self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
+        self.hp, self.n = model.hp, len(batch.tokens)
+        self.kept = acts.block(layer, self.n)
+        self.pairs: dict[str, LoraPair | None] = {s: bound.pair(self.weight(s)) for s in LINEARS}
+
+    def name(self, tensor: str) -> str:
+        return f"blk.{self.layer}.{tensor}"
+
+    def weight(self, slot: str) -> str:
+        """GGUF name of the matrix of a slot of `LINEARS`."""
+        return self.name(f"{LINEARS[slot]}.weight")
+
+    def shared(self, name: str) -> np.ndarray:
+        return self.acts.shared(name, self.n)
+
+    # What the passes are made of
+
+    def rms_norm(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
+        """The normed stream `[N, C]`, in memory that the next one overwrites."""
+        norm = self.shared("norm")
+        rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, norm, rstd)
+        return norm
+
+    def rms_norm_grad(
+        self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
+    ) -> None:
+        """dx += the gradient by x; and that of the norm's pair."""
+        name = self.name(tensor)
+        norm_pair_grad(self.bound, name, dy, x, rstd)
+        if dx is not None:
+            rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx, add=True)
+
+    def input(self, x: np.ndarray, *slots: str) -> Input:
+        """x `[N, n_in]` as the input of these linear layers."""
+        group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
+        return Input(x, self.shared("panels"), group)
+
+    def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
+        """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""
+        tensor = self.name(LINEARS[slot])
+        out, memory = y.reshape(self.n, -1), self.kept.hidden.get(slot)
+        w = self.model.matrix(tensor)
+        self.kept.hp[slot] = linear(w, self.pairs[slot], x, out, memory, add=add)
+        bias = self.model.vectors.get(tensor + ".bias")
+        if bias is not None:
+            out += bias
+
+    def linear_grad(
+        self, slot: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
+    ) -> None:
+        """dx `[N, ...]` = (or += with `add`) the gradient by x; and that of the layer's pair."""
+        dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
+        buffers = (self.shared("grad_panels"), self.shared("grad_hidden"))
+        w, hidden = self.model.matrix(self.name(LINEARS[slot])), self.kept.hp.get(slot, NO_PANELS)
+        linear_grad(w, self.pairs[slot], dy, x, hidden, out, buffers, add=add)
+
+    # Attention
+
+    def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
+        """The stream between attention and feed-forward into `kept.x_mid`."""
+        kept, n = self.kept, self.n
+        x = self.acts.x(self.layer, n)
+        source = self.input(self.rms_norm(x, "attn_norm.weight", kept.rstd_att), "q", "k", "v")
+        for slot, y in (("q", kept.q), ("k", kept.k), ("v", kept.v)):
+            self.linear(slot, source, y)
+        self.model.rotate(kept.q, self.batch.positions)
+        self.model.rotate(kept.k, self.batch.positions)
+        keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
+        attention(
+            kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
+            self.model.slopes, kept.att, kept.lse,
+        )  # fmt: skip
+        kept.x_mid[:] = x
+        self.linear("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid, add=True)
+
+    def attention_backward(self, below: bool) -> None:
+        """acts.dx from the gradient by `x_mid` to that by the block's input; without `below` only
+        what this block's own pairs need.
+        """
+        bound, kept, n = self.bound, self.kept, self.n
+        slots = (self.weight(s) for s in ("q", "k", "v", "o"))
+        norm_trained = bound.trains(self.name("attn_norm.weight"))
+        if not (below or norm_trained or bound.trains(*slots)):
+            return
+        dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
+        dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
+        self.linear_grad("o", dx, kept.att.reshape(n, -1), datt)
+        attention_grad(
+            datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
+            self.hp.attn_scale, self.model.slopes, dq, dk, dv,
+        )  # fmt: skip
+        self.model.rotate(dq, self.batch.positions, inverse=True)
+        self.model.rotate(dk, self.batch.positions, inverse=True)
+        x = self.acts.x(self.layer, n)
+        norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
+        out = dnorm if below or norm_trained else None
+        self.linear_grad("q", dq, norm, out)
+        self.linear_grad("k", dk, norm, out, add=True)
+        self.linear_grad("v", dv, norm, out, add=True)
+        if out is not None:
+            down = dx if below else None
+            self.rms_norm_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
+
+    # Feed-forward
+
+    def activation(self) -> np.ndarray:
+        """act(gate) * up `[N, F]`, in shared memory."""
+        act = self.shared("act")
+        gated(self.kept.gate, self.kept.up, act, gelu=self.hp.activation == "gelu")
+        return act
+
+    def feed_forward(self, recompute: bool) -> None:
+        """The block's output; `recompute` leaves it out."""
+        kept = self.kept
+        norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        source = self.input(norm, "gate", "up")
+        self.linear("gate", source, kept.gate)
+        self.linear("up", source, kept.up)
+        source, pair = self.input(self.activation(), "down"), self.pairs["down"]
+        if recompute:
+            if pair is not None:
+                kept.hp["down"] = source.hidden(pair, kept.hidden.get("down"))
+            return
+        out = self.acts.x(self.layer + 1, self.n)
+        out[:] = kept.x_mid
+        self.linear("down", source, out, add=True)
+
+    def feed_forward_backward(self) -> None:
+        """acts.dx from the gradient by the block's output to that by `x_mid`."""
+        kept = self.kept
+        dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
+        self.linear_grad("down", dx, self.activation(), dact)
+        gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
+        norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        self.linear_grad("gate", kept.gate, norm, dnorm)
+        self.linear_grad("up", kept.up, norm, dnorm, add=True)
+        self.rms_norm_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)

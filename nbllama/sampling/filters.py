@@ -1,0 +1,98 @@
+"""Samplers that leave candidates out or change their logits, and know nothing of earlier tokens.
+
+Sums are taken one after the other in float32 where llama.cpp does so: at the border of a filter the
+last digit decides.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Candidates(NamedTuple):
+    """Tokens that may come next: ids int64 `[n]`, logits float32 `[n]`; whether the most likely
+    come first.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    ordered: bool = False
+
+    def take(self, which: np.ndarray | slice, ordered: bool) -> Candidates:
+        return Candidates(self.ids[which], self.logits[which], ordered)
+
+
+def in_order(c: Candidates) -> Candidates:
+    """The most likely first; among equals the lower id."""
+    if c.ordered:
+        return c
+    return c.take(np.argsort(-c.logits, kind="stable"), True)
+
+
+def softmax(c: Candidates) -> np.ndarray:
+    """Probabilities float32 `[n]`: exp(l - max l) / sum."""
+    p = np.exp(c.logits - c.logits.max())
+    return p / np.cumsum(p)[-1]
+
+
+def top_k(c: Candidates, k: int) -> Candidates:
+    """The k most likely; k 0 or below: all. Fan et al., "Hierarchical Neural Story Generation"
+    (2018).
+    """
+    if k <= 0:
+        return c
+    if c.ordered or k >= len(c.ids):
+        return in_order(c).take(slice(k), True)
+    border = np.partition(c.logits, len(c.logits) - k)[len(c.logits) - k]
+    above = np.flatnonzero(c.logits > border)
+    equal = np.flatnonzero(c.logits == border)[: k - len(above)]
+    return in_order(c.take(np.concatenate([above, equal]), False))
+
+
+def top_p(c: Candidates, p: float) -> Candidates:
+    """The most likely ones that reach p together. Holtzman et al., "The Curious Case of Neural Text
+    Degeneration" (2020).
+    """
+    if p >= 1:
+        return c
+    q = softmax(c)
+    if not c.ordered:
+        order = np.argsort(-c.logits, kind="stable")
+        c, q = c.take(order, True), q[order]
+    reached = np.cumsum(q) >= np.float32(p)
+    return c.take(slice(int(reached.argmax()) + 1 if reached.any() else None), True)
+
+
+def min_p(c: Candidates, p: float) -> Candidates:
+    """Those at least p times as likely as the most likely one. Nguyen et al., "Turning Up the Heat:
+    Min-p Sampling" (2024).
+    """
+    if p <= 0:
+        return c
+    return c.take(c.logits >= c.logits.max() + np.log(np.float32(p)), c.ordered)
+
+
+def typical(c: Candidates, p: float) -> Candidates:
+    """Those whose surprise -log p_i is nearest to its mean, the entropy, until they reach p
+    together. Meister et al., "Locally Typical Sampling" (2022).
+    """
+    if p >= 1:
+        return c
+    c = in_order(c)
+    q = softmax(c)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(q)
+        entropy = np.cumsum(np.where(q > 0, q * surprise, np.float32(0)))[-1]
+    order = np.argsort(np.abs(surprise - entropy), kind="stable")
+    passed = np.cumsum(q[order]) > np.float32(p)
+    return c.take(order[: int(passed.argmax()) + 1 if passed.any() else None], False)
+
+
+def temperature(c: Candidates, temp: float) -> Candidates:
+    """Logits divided by temp; at 0 and below only the most likely one (the first of equals)."""
+    if temp <= 0:
+        best = int(c.logits.argmax())
+        return c.take(slice(best, best + 1), True)
+    return c._replace(logits=c.logits / np.float32(temp))

@@ -1,0 +1,30 @@
+"""Random numbers as the C++ library gives them to llama.cpp: the same seed, the same choices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.data.mt19937 import MT19937
+
+
+class Random:
+    """`std::mt19937` and what llama.cpp makes of it."""
+
+    def __init__(self, seed: int) -> None:
+        self._numbers = MT19937.seeded(seed)
+
+    def uniform(self) -> float:
+        """A number in [0, 1): `std::generate_canonical<double, 53>` of libstdc++."""
+        low, high = (int(x) for x in self._numbers.draw(2))
+        return min((low + high * 2.0**32) / 2.0**64, 1.0 - 2.0**-53)
+
+    def index(self, p: np.ndarray) -> int:
+        """An index with weights p `[n]`: `std::discrete_distribution`, which draws nothing for one
+        weight.
+        """
+        if len(p) < 2:
+            return 0
+        wide = p.astype(np.float64)
+        up_to = np.cumsum(wide / np.cumsum(wide)[-1])
+        up_to[-1] = 1.0
+        return int(np.searchsorted(up_to, self.uniform()))

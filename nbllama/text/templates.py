@@ -1,0 +1,122 @@
+"""Chat templates by name, for models whose file has none or another than one wants.
+
+Each is the layout that its family publishes, written as a Jinja template: what stands around the
+messages, which of the vocabulary's tokens end a turn. An answer is followed by the token that ends
+it in every one of them, so that a trained model learns to stop.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from nbllama.errors import UsageError, shown
+from nbllama.text.sandbox import MAX_SOURCE_BYTES
+
+
+class Layout(NamedTuple):
+    """A chat template, and how an instruction with an input (Alpaca's data) becomes one message.
+
+    The input follows the instruction after `joint`. `with_input` is the system message of a chat
+    that has an input and no system message of its own; empty: none.
+    """
+
+    source: str
+    joint: str = "\n\n"
+    with_input: str = ""
+
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# The system message stands inside of the first question.
+_LLAMA_2 = (
+    "{% set ns = namespace(system='') %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}"
+    "{% set ns.system = '<<SYS>>\\n' + m['content'] | trim + '\\n<</SYS>>\\n\\n' %}"
+    "{% elif m['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + ns.system + m['content'] | trim + ' [/INST]' }}"
+    "{% set ns.system = '' %}"
+    "{% elif m['role'] == 'assistant' %}"
+    "{{ ' ' + m['content'] | trim + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('llama-2 has no role ' + m['role']) }}"
+    "{% endif %}{% endfor %}"
+)
+
+_LLAMA_3 = (
+    "{{ bos_token }}"
+    "{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ m['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    "{% endif %}"
+)
+
+_TASK = "Below is an instruction that describes a task"
+_COMPLETE = "Write a response that appropriately completes the request."
+
+_ALPACA = (
+    "{% if not messages or messages[0]['role'] != 'system' %}"
+    f"{{{{ '{_TASK}. {_COMPLETE}\\n\\n' }}}}"
+    "{% endif %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] + '\\n\\n' }}"
+    "{% elif m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n' }}"
+    "{% elif m['role'] == 'assistant' %}"
+    "{{ '### Response:\\n' + m['content'] + eos_token + '\\n\\n' }}"
+    "{% else %}{{ raise_exception('alpaca has no role ' + m['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+
+# Two tokens that Baichuan's vocabulary kept in reserve mark who speaks.
+_BAICHUAN = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "{% elif m['role'] == 'user' %}{{ '<reserved_106>' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<reserved_107>' + m['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('baichuan has no role ' + m['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<reserved_107>' }}{% endif %}"
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "alpaca": Layout(
+        _ALPACA,
+        "\n\n### Input:\n",
+        f"{_TASK}, paired with an input that provides further context. {_COMPLETE}",
+    ),
+    "baichuan": Layout(_BAICHUAN),
+    "chatml": Layout(CHATML),
+    "llama-2": Layout(_LLAMA_2),
+    "llama-3": Layout(_LLAMA_3),
+}
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of a name in `LAYOUTS` (hyphens may be left out), or of a file with a template.
+
+    Raises `UsageError` for what is neither, and for a file that cannot be read, is not UTF-8 or is
+    larger than a template may be.
+    """
+    for known, layout in LAYOUTS.items():
+        if name.lower().replace("-", "") == known.replace("-", ""):
+            return layout
+    what = f"--chat-template {shown(name)}"
+    if not os.path.exists(name):
+        raise UsageError(f"{what}: no such file, and not one of {', '.join(LAYOUTS)}")
+    try:
+        with open(name, "rb") as file:
+            content = file.read(MAX_SOURCE_BYTES + 1)
+        return Layout(content.decode("utf-8").removeprefix("\ufeff"))
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{what}: not UTF-8 at offset {e.start}") from e
+    except OSError as e:
+        raise UsageError(f"{what}: {e.strerror or e}") from e

@@ -1,0 +1,119 @@
+"""The layouts by name: their texts, to the character, and where their answers stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbllama.errors import DataError, UsageError
+from nbllama.text import LAYOUTS, ChatTemplate, find_layout
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2 天"},
+]
+TASK = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+
+# name -> (text of CHAT, its two answers, what asks for the answer to CHAT[1:2])
+TEXTS = {
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n"
+        "<|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n"
+        "<|im_start|>assistant\n2 天<|im_end|>\n",
+        ["1<|im_end|>", "2 天<|im_end|>"],
+        "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama-2": (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne? [/INST] 1 </s>"
+        "<s>[INST] Two? [/INST] 2 天 </s>",
+        [" 1 </s>", " 2 天 </s>"],
+        "<s>[INST] One? [/INST]",
+    ),
+    "llama-3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nOne?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n1<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nTwo?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n2 天<|eot_id|>",
+        ["1<|eot_id|>", "2 天<|eot_id|>"],
+        "<s><|start_header_id|>user<|end_header_id|>\n\nOne?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "alpaca": (
+        "Be brief.\n\n### Instruction:\nOne?\n\n### Response:\n1</s>\n\n"
+        "### Instruction:\nTwo?\n\n### Response:\n2 天</s>\n\n",
+        ["1</s>", "2 天</s>"],
+        TASK + "### Instruction:\nOne?\n\n### Response:\n",
+    ),
+    "baichuan": (
+        "Be brief.<reserved_106>One?<reserved_107>1</s><reserved_106>Two?<reserved_107>2 天</s>",
+        ["1</s>", "2 天</s>"],
+        "<reserved_106>One?<reserved_107>",
+    ),
+}
+
+
+def test_every_layout_is_tested() -> None:
+    assert TEXTS.keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(name: str) -> None:
+    text, answers, prompt = TEXTS[name]
+    ends = ["<|im_end|>", "<|eot_id|>"]
+    with ChatTemplate(find_layout(name).source, "<s>", "</s>", end_tokens=ends) as t:
+        assert t.render(CHAT, False) == text
+        found, spans = t.render_spans(CHAT)
+        assert found == text
+        assert [text[a:b] for a, b in spans] == answers
+        assert t.render(CHAT[1:2], True) == prompt
+
+
+@pytest.mark.parametrize("name", ["llama-2", "alpaca", "baichuan"])
+def test_roles_that_a_layout_has_not(name: str) -> None:
+    with ChatTemplate(find_layout(name).source) as t:
+        with pytest.raises(DataError, match=f"{name} has no role tool"):
+            t.render([*CHAT, {"role": "tool", "content": "x"}], False)
+
+
+def test_many_chats_in_one_request() -> None:
+    """The same as one by one, also where one of them is refused or has no stable prefix."""
+    source = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if m.content == 'n' %}{{ messages | length }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>"
+        "{% endif %}"
+    )
+
+    def chat(question: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]
+
+    with ChatTemplate(source) as t:
+        assert t.render_spans_of([chat("x"), CHAT]) == [
+            t.render_spans(chat("x")), t.render_spans(CHAT),
+        ]  # fmt: skip
+        for bad, message in (("no", "refuses the messages: no"), ("n", "the text before or of")):
+            good, wrong, other = t.render_spans_of([CHAT, chat(bad), chat("x")])
+            assert (good, other) == (t.render_spans(CHAT), t.render_spans(chat("x")))
+            assert isinstance(wrong, Exception) and message in str(wrong)
+
+
+def test_names_and_files(tmp_path: Path) -> None:
+    assert find_layout("Llama2") is find_layout("llama-2") is LAYOUTS["llama-2"]
+    path = tmp_path / "own.jinja"
+    path.write_text("\ufeff天{{ messages }}", encoding="utf-8")
+    assert find_layout(str(path)).source == "天{{ messages }}"
+    with pytest.raises(UsageError, match=r"--chat-template nix: no such file, and not one of alpa"):
+        find_layout("nix")
+    with pytest.raises(UsageError, match="Is a directory"):
+        find_layout(str(tmp_path))
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(UsageError, match="not UTF-8 at offset 2"):
+        find_layout(str(path))
