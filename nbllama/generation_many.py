@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nbllama.block import block_forward
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
@@ -123,9 +124,10 @@ class _Group:
 
         self.model.embed_tokens(self._bound, self._acts, batch)
         for layer in range(self.model.hp.n_layer):
-            self.model.block_forward(
-                layer, self._bound, self._acts, batch, cache=exchange, k_offsets=k_offsets
-            )
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
+                cache=exchange, k_offsets=k_offsets,
+            )  # fmt: skip
         for row, count in zip(rows, counts, strict=True):
             self._lengths[row] += count
 

@@ -1,6 +1,6 @@
 """Make the data of the example: two databases and questions with their SQL.
 
-    python examples/text2sql/generate.py build/text2sql [--language en] [--train 2600] [--seed 1]
+    python -m examples.text2sql.generate build/text2sql [--language en] [--train 2600] [--seed 1]
 
 Writes `train.jsonl` (chats, for `--train-data`), `validation.jsonl` (chats too), `test.jsonl`
 (question, SQL, kind, phrasing) and `wholesale-1.db`, `wholesale-2.db`: the same company with other
@@ -19,10 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import execute
-import questions
-import schema
-from questions import KINDS, SLOTS, Phrasings
+from examples.text2sql import execute, questions, schema
+from examples.text2sql.questions import KINDS, SLOTS, Phrasings
 
 SYSTEM = "SQL"  # the whole system message: the model learns the schema instead of reading it
 DATABASES = ("wholesale-1.db", "wholesale-2.db")
@@ -42,7 +40,7 @@ class Pair(NamedTuple):
 def pairs_of(
     kind: str, phrasings: list[str], language: str, db: sqlite3.Connection, rng: random.Random
 ) -> Iterator[Pair]:
-    """Pairs of one kind without end, phrasing after phrasing; each query finds something in `db`."""
+    """Pairs of one kind without end; each query finds something in `db`."""
     while True:
         for phrasing in rng.sample(phrasings, len(phrasings)):
             yield _pair(kind, phrasing, language, db, rng)
@@ -146,9 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--test", type=int, default=270)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    counts = generate(
-        args.out, args.language, args.train, args.validation, args.test, args.seed
-    )
+    counts = generate(args.out, args.language, args.train, args.validation, args.test, args.seed)
     print(", ".join(f"{n} {name}" for name, n in counts.items()), f"pairs in {args.out}")
     return 0
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import schema
+from examples.text2sql import schema
 
 SPLITS = ("train", "validation", "test")
 LANGUAGES = ("en", "zh")
