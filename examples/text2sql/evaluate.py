@@ -28,7 +28,7 @@ from nbllama.errors import NbllamaError
 from nbllama.files import atomic_write
 from nbllama.generation_many import generate_many
 
-MAX_NEW_TOKENS = 80  # the longest right answer has 55
+MAX_NEW_TOKENS = 80  # twice the longest right answer
 SCHEMA = """\
 Write one SQLite query that answers the question. Tables:
 customers(customer_id, customer, city, segment, joined)
