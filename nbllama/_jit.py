@@ -28,13 +28,15 @@ from typing import Any
 import numba
 import numpy as np
 
+PLAIN = os.environ.get("NBLLAMA_KERNELS") == "plain"
+"""Whether plain loops take the place of vector code (checked in `quants.base`)."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
-    single = [_PACKAGE / name for name in ("_jit.py", "simd.py")]
+    single = [_PACKAGE / name for name in ("_jit.py", "lanes.py", "plain.py", "simd.py")]
     names = ("ops", "quants", own) if own else ("ops", "quants")
     folders = [p for d in names for p in (_PACKAGE / d).rglob("*.py")]
     return sorted(p for p in single + folders if p.exists())

@@ -1,15 +1,20 @@
-"""Memory of one training step: what the forward pass keeps for the backward pass, allocated once.
+"""Memory of one training step: what the forward pass keeps for the backward pass, allocated once
+as one piece.
 
 Kept for a block, beside its input x (`C` floats a token): q, k, v after RoPE, the attention output
 and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
 products h. Everything else is computed again from these, element by element.
 
-Without gradient checkpointing every block has its own set; with it the blocks share one, only the
-blocks' inputs are kept, and the backward pass runs each block's forward pass again.
+Without gradient checkpointing every block has its own set. With it the blocks share one, only the
+blocks' inputs are kept, and the backward pass runs each block's forward pass again. In between,
+`kept` of the blocks have sets of their own: each saves its second forward pass. The last block
+needs none, as its backward pass follows its forward pass. Whichever way, the gradient has the same
+bits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -90,12 +95,21 @@ def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[st
     }
 
 
+ALIGN = 16  # floats: every array begins at a cache line
+
+
 def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(int(np.prod(s)) for s in shapes.values())
+    return sum(-(-math.prod(s) // ALIGN) * ALIGN for s in shapes.values())
 
 
-def _hidden_floats(ranks: Mapping[str, int], n: int) -> int:
-    return sum(hidden_floats(n, r) for r in ranks.values() if r)
+def hidden_shapes(ranks: Mapping[str, int], n: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a block's LoRA products h, by slot."""
+    return {slot: (hidden_floats(n, r),) for slot, r in ranks.items() if r}
+
+
+def set_bytes(hp: Hparams, ranks: Mapping[str, int], n: int) -> int:
+    """Bytes of one block's own set."""
+    return 4 * (_floats(block_shapes(hp, n)) + _floats(hidden_shapes(ranks, n)))
 
 
 def activation_bytes(
@@ -105,15 +119,34 @@ def activation_bytes(
     n_trained: int,
     top_rank: int,
     checkpointing: bool,
+    kept: int = 0,
 ) -> int:
     """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
 
-    `ranks`: LoRA rank by slot of `LINEARS`; `top_rank`: the largest of them.
+    `ranks`: LoRA rank by slot of `LINEARS`; `top_rank`: the largest of them. `kept`: blocks that
+    have their own set though `checkpointing` is on.
     """
-    sets = 1 if checkpointing else hp.n_layer
-    kept = sets * (_floats(block_shapes(hp, n)) + _hidden_floats(ranks, n))
-    inputs = (hp.n_layer + 1) * n * hp.n_embd
-    return 4 * (kept + inputs + _floats(shared_shapes(hp, n, n_trained, top_rank)))
+    sets = 1 + kept if checkpointing else hp.n_layer
+    inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
+    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank))
+    return 4 * (shared + ALIGN) + sets * set_bytes(hp, ranks, n)
+
+
+class Arena:
+    """One piece of memory from which arrays are cut, one after the other."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = np.empty(nbytes // 4, np.float32)
+        self._used = -(self.memory.ctypes.data // 4) % ALIGN
+
+    def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """New float32 arrays by name; what is in them is undefined."""
+        made = {}
+        for name, shape in shapes.items():
+            end = self._used + math.prod(shape)
+            made[name] = self.memory[self._used : end].reshape(shape)
+            self._used += _floats({name: shape})
+        return made
 
 
 class Activations:
@@ -129,32 +162,38 @@ class Activations:
         n_trained: int,
         top_rank: int,
         checkpointing: bool,
+        kept: int = 0,
     ) -> None:
-        self.checkpointing = checkpointing
+        """Arguments as for `activation_bytes`."""
+        if not 0 <= kept < hp.n_layer:
+            raise ValueError(f"kept is {kept}, with {hp.n_layer} blocks")
+        self.kept = kept if checkpointing else hp.n_layer - 1
         self.most_tokens = n
+        self._top = hp.n_layer - 1
         self._shapes = block_shapes(hp, n)
-        self._inputs = np.empty((hp.n_layer + 1, n * hp.n_embd), np.float32)
-        self._n_embd = hp.n_embd
-        shared = shared_shapes(hp, n, n_trained, top_rank)
-        self._shared = {k: np.empty(s, np.float32) for k, s in shared.items()}
+        self._arena = Arena(
+            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept)
+        )
+        inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
+        self._inputs = list(self._arena.arrays(inputs).values())
+        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank))
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
-        for _ in range(1 if checkpointing else hp.n_layer):
-            arrays = {k: np.empty(s, np.float32) for k, s in self._shapes.items()}
-            hidden = {k: np.empty(hidden_floats(n, r), np.float32) for k, r in ranks.items() if r}
-            self._sets.append((arrays, hidden, {}))
+        for _ in range(1 + self.kept):
+            arrays = self._arena.arrays(self._shapes)
+            self._sets.append((arrays, self._arena.arrays(hidden_shapes(ranks, n)), {}))
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, for comparison with `activation_bytes`."""
-        total = self._inputs.nbytes + sum(a.nbytes for a in self._shared.values())
-        for arrays, hidden, _ in self._sets:
-            total += sum(a.nbytes for a in arrays.values())
-            total += sum(a.nbytes for a in hidden.values())
-        return total
+        return int(self._arena.memory.nbytes)
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether block `layer` must run forwards again before its backward pass."""
+        return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
         """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`."""
-        return self._inputs[layer, : n * self._n_embd].reshape(n, self._n_embd)
+        return self._inputs[layer][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
         """A shared array cut to `n` rows (memory pools come whole)."""
@@ -163,5 +202,6 @@ class Activations:
 
     def block(self, layer: int, n: int) -> BlockSet:
         """The set of block `layer`, cut to `n` rows."""
-        arrays, hidden, hp = self._sets[0 if self.checkpointing else layer]
+        own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        arrays, hidden, hp = self._sets[own if own > 0 and layer < self._top else 0]
         return BlockSet(**{k: a[:n] for k, a in arrays.items()}, hidden=hidden, hp=hp)

@@ -19,8 +19,8 @@ import psutil
 from nbllama.activations import activation_bytes
 from nbllama.errors import NotEnoughMemory
 from nbllama.model import linear_ranks
-from nbllama.ops.attention import forward_pieces
-from nbllama.ops.attention_grad import gradient_pieces
+from nbllama.ops.attention import forward_floats
+from nbllama.ops.attention_grad import gradient_floats
 from nbllama.ops.loss import LossBuffers
 from nbllama.ops.matmul import scratch_bytes
 from nbllama.progress import memory
@@ -33,6 +33,7 @@ class Forecast(NamedTuple):
     held: int  # resident already, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without
     checkpointing: bool
+    chosen: int  # activations of this run
     loss: int  # logits of one chunk of positions
     scratch: int  # tiles and score rows of all threads
     saving: int  # the copy of adapter and moments that a save makes
@@ -42,7 +43,7 @@ class Forecast(NamedTuple):
     @property
     def untouched(self) -> int:
         """What will be taken beyond `held` and cannot be dropped again."""
-        return self.activations[self.checkpointing] + self.loss + self.scratch + self.saving
+        return self.chosen + self.loss + self.scratch + self.saving
 
     @property
     def peak(self) -> int:
@@ -58,9 +59,11 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
     told = _memory(trainer, threads)
     available = available_memory()
     if told.untouched > available:
-        more = told.activations[True] + told.untouched - told.activations[told.checkpointing]
+        more = told.activations[True] + told.untouched - told.chosen
         hint = "try a smaller --batch or --ctx"
-        if not told.checkpointing and more < available:
+        if trainer.kept and more < available:
+            hint = "a smaller --activation-memory would do"
+        elif not told.checkpointing and more < available:
             hint = "--use-checkpointing would do"
         raise NotEnoughMemory(
             f"the run needs {memory(told.untouched)} more and {memory(available)} are available; "
@@ -85,15 +88,20 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     ranks, most = linear_ranks(adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
     pair = adapter.pairs.get(model.output.name)
-    pieces = sum(forward_pieces(most.longest, hp.head_dim)) + sum(
-        gradient_pieces(most.longest, hp.head_dim)
+    rows = min(trainer.batch, trainer.dataset.n_samples)
+    shape = (hp.n_head_kv, hp.head_dim)
+    passes = (
+        forward_floats(most.longest, most.tokens, rows, *shape),
+        gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
+    own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
         activations={on: activation_bytes(*args, on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
+        chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept),
         loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
-        scratch=threads * (4 * pieces + scratch_bytes()),
+        scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         saving=3 * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,

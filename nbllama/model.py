@@ -80,7 +80,8 @@ class Model(Weights):
         m = len(rows)
         x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
-        x[:] = acts.x(self.hp.n_layer, n)[rows]
+        # "clip": with the default mode numpy fills a copy first
+        np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = "output_norm.weight"
         w = bound.norm(name)
         rms_norm(x, w, self.hp.rms_eps, normed, rstd)
@@ -109,18 +110,26 @@ class Model(Weights):
         for layer in range(top, lowest - 1, -1):
             if check is not None:
                 check()
-            if acts.checkpointing and layer < top:
+            if acts.recomputes(layer):
                 block_forward(self, layer, bound, acts, batch, recompute=True)
             block_backward(self, layer, bound, acts, batch, lowest)
         self.embed_tokens_backward(bound, acts, batch)
 
     def activations(
-        self, adapter: Adapter | None, n: int, n_trained: int, *, checkpointing: bool
+        self,
+        adapter: Adapter | None,
+        n: int,
+        n_trained: int,
+        *,
+        checkpointing: bool,
+        kept: int = 0,
     ) -> Activations:
-        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained."""
+        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained; `kept`: see
+        `nbllama.activations`.
+        """
         ranks = linear_ranks(adapter)
         top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing)
+        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None

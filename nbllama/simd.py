@@ -11,56 +11,31 @@ broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the ari
 the loads, are the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring
 numbers for each k.
 
-The sizes follow the host's registers and are chosen once, here:
-
-| host | VL (floats a vector) | NV | ROWS | registers used |
-|---|---|---|---|---|
-| AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
-| AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice that of 32) |
-| other (SSE2) | 4 | 2 | 6 | 12 + 2 + 1 of 16 |
+The sizes (`nbllama.lanes`) follow the host's registers.
 
 Each number of C is one lane's own sum in the order of k. No size of tile, panel or thread count
 changes its bits. `llvm.fmuladd` becomes a fused multiply-add where the CPU has one.
+
+What each routine computes stands as plain loops in `nbllama.plain`, which take their place with
+`NBLLAMA_KERNELS=plain`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nbllama._jit import kernel
+from nbllama import plain
+from nbllama._jit import PLAIN, kernel
+from nbllama.lanes import NV, ROWS, VL
 
 _F32 = ir.FloatType()
 _I64 = ir.IntType(64)
-
-
-def host_vector_length() -> int:
-    """Floats in one vector for the CPU that Numba compiles for (`NUMBA_CPU_NAME` is honoured)."""
-    name = numba.config.CPU_NAME
-    if name is None:
-        features = llvm.get_host_cpu_features()
-        has = {k for k, on in features.items() if on}
-    else:
-        has = {f[1:] for f in (numba.config.CPU_FEATURES or "").split(",") if f.startswith("+")}
-    machine = llvm.get_process_triple().split("-")[0]
-    if machine in ("aarch64", "arm64"):
-        return 8
-    if "avx512f" in has:
-        return 16
-    return 8 if {"avx2", "fma"} <= has else 4
-
-
-VL = host_vector_length()
-NV = 2
-ROWS = 6
-PANEL = VL * NV
 
 
 def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
@@ -311,3 +286,8 @@ def exp_f32(x):  # type: ignore[no-untyped-def]
     power = (bits_of_float(shifted) - _ROUND_BITS + np.int32(127)) << np.int32(23)
     value = p * float_of_bits(np.int32(power))
     return _ZERO if x < _EXP_MIN else value
+
+
+if PLAIN:
+    fma_tile, row_max, exp_f32 = plain.fma_tile, plain.row_max, plain.exp_f32
+    transpose_tile, transpose_add_tile = plain.transpose_tile, plain.transpose_add_tile

@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.activations import Activations
+from nbllama.activations import Activations, activation_bytes, set_bytes
 from nbllama.block import block_backward, block_forward
 from nbllama.bound import Bound
 from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
-from nbllama.errors import Diverged
+from nbllama.errors import Diverged, UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Model
+from nbllama.model import Model, linear_ranks
 from nbllama.opt import AdamW, check_finite, schedule
+from nbllama.progress import memory
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
 PROBE_TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
@@ -92,14 +93,27 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
     """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
     whole, also where the data set has fewer samples.
     """
-    most = batch if wraps else min(batch, dataset.n_samples)
     lengths = dataset.lengths()
     means = (float(counts.mean()) for counts in lengths)
-    if wraps:
-        bounds = [most * int(counts.max()) for counts in lengths]
-    else:
-        bounds = [int(np.sort(counts)[-most:].sum()) for counts in lengths]
-    return Limits(bounds[0], bounds[1], int(lengths[0].max()), *means)
+    tokens, trained = dataset.largest(batch, wraps=wraps)
+    return Limits(tokens, trained, int(lengths[0].max()), *means)
+
+
+def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int) -> int:
+    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
+
+    Raises `UsageError` if not even the inputs of all blocks fit.
+    """
+    ranks = linear_ranks(adapter)
+    top_rank = max(ranks.values(), default=0)
+    least = activation_bytes(model.hp, ranks, most.tokens, most.trained, top_rank, True)
+    if least > nbytes:
+        raise UsageError(
+            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
+            "give more, or a smaller --batch or --ctx"
+        )
+    fit = (nbytes - least) // set_bytes(model.hp, ranks, most.tokens)
+    return min(int(fit), model.hp.n_layer - 1)
 
 
 class Trainer:
@@ -123,9 +137,13 @@ class Trainer:
         position: Position | None = None,
         lag: bool = False,
         floor: float = 0.0,
+        activation_memory: int = 0,
     ) -> None:
         """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
-        `ops.loss`.
+        `ops.loss`. `activation_memory`: bytes that decide how many blocks are computed twice; 0:
+        `checkpointing` decides (all or none).
+
+        Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
@@ -135,8 +153,16 @@ class Trainer:
         self.samples_seen = self.tokens_seen = 0
         self.limits = limits(dataset, batch, feed.wraps)
         self._bound = Bound(model, adapter, trained=True)
+        self.kept = 0
+        if activation_memory:
+            self.checkpointing = True
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory)
         self._acts = model.activations(
-            adapter, self.limits.tokens, self.limits.trained, checkpointing=checkpointing
+            adapter,
+            self.limits.tokens,
+            self.limits.trained,
+            checkpointing=self.checkpointing,
+            kept=self.kept,
         )
         self._buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
@@ -263,16 +289,20 @@ class Trainer:
         """Seconds an iteration will take on average, from one block and one loss timed at the
         run's own size.
         """
-        rows = range(min(self.batch, self.dataset.n_samples))
-        batch = self.dataset.batch(list(rows))
+        batch = self.feed.take(self.position, self.batch, 1).batches[0]
         layers = self.model.hp.n_layer
         lowest = min(self.adapter.lowest_layer(), layers)
         self.model.embed_tokens(self._bound, self._acts, batch)
         blocks, heads = [], []
         for _ in range(2):
-            start = time.perf_counter()
-            self._probe(0, self._acts, batch, repeat=self.checkpointing)
-            blocks.append(time.perf_counter() - start)
+            spent = []
+            for twice in (False, True)[: 2 if self.checkpointing else 1]:
+                start = time.perf_counter()
+                self._probe(0, self._acts, batch, repeat=twice)
+                spent.append(time.perf_counter() - start)
+            again = sum(self._acts.recomputes(layer) for layer in range(lowest, layers))
+            share = again / max(1, layers - lowest)
+            blocks.append(spent[0] * (1 - share) + spent[-1] * share)
             self._acts.x(layers, batch.n_tokens)[:] = self._acts.x(0, batch.n_tokens)
             start = time.perf_counter()
             self.model.loss(
@@ -284,8 +314,8 @@ class Trainer:
         work = (layers - lowest) + lowest / 3
         per_token = min(blocks) * work / batch.n_tokens
         per_trained = min(heads) / batch.n_trained
-        mean, n, most = self.limits, self.dataset.n_samples, self.batch * self.grad_acc
-        per_step = float(most)
+        mean, n = self.limits, self.dataset.n_samples
+        per_step = self.dataset.per_batch(self.batch) * self.grad_acc
         if not self.feed.wraps:
-            per_step = min(per_step, n / -(-n // most))  # the last one of an epoch is short
+            per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
         return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

@@ -18,10 +18,19 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
-SCREEN = {"errors", "progress", "cli.parser", "cli.options", "cli.settings", "cli.run", "cli.ui"}
+SCREEN = {
+    "errors",
+    "progress",
+    "cli.parser",
+    "cli.data_options",
+    "cli.options",
+    "cli.settings",
+    "cli.run",
+    "cli.ui",
+}
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
@@ -32,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "progress": {"errors"},
     "_jit": set(),
-    "simd": {"_jit"},
+    "lanes": set(),
+    "plain": {"_jit", "lanes"},
+    "simd": {"_jit", "lanes", "plain"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -63,13 +74,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {""},
     "cli.parser": {"", "errors"},
     "cli.escapes": {"errors"},
-    "cli.options": {"errors", "cli.parser", "cli.escapes"},
-    "cli.settings": {"errors", "cli.options"},
+    "cli.data_options": {"cli.parser"},
+    "cli.options": {"errors", "cli.data_options", "cli.parser", "cli.escapes"},
+    "cli.settings": {"errors", "progress", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
-    "cli.data": TRAIN | {"train_state", "cli.options", "cli.settings"},
+    "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.settings"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
     "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},
@@ -77,6 +89,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | SAVED
     | SCREEN
     | {"cli.data", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
+    "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
+    "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
+    "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
     "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
@@ -113,9 +128,10 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
+        "lanes",
         "simd",
         "quants",
         "quantise",
@@ -125,7 +141,7 @@ OUTSIDE = {
         "cli.settings",
     },
     "psutil": {"forecast", "cli.settings"},
-    "rich": {"cli.ui"},
+    "rich": {"cli.show_data", "cli.ui"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
 }
@@ -134,6 +150,7 @@ OUTSIDE = {
 LIGHT = (
     "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
+    "cli.data_options", "show_data",
 )  # fmt: skip
 
 

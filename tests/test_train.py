@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 import nbllama
 from nbllama.data import Position
-from nbllama.errors import Diverged
+from nbllama.errors import Diverged, UsageError
+from nbllama.forecast import check_memory
 from nbllama.lora import SLOTS, init_adapter
 from nbllama.model import Model
 from nbllama.opt import schedule
@@ -88,13 +90,25 @@ def test_checkpointing_and_threads_change_no_bit(tmp_path: Path, options: dict[s
     # 150 tokens in 3 sequences: more than one task for every kernel.
     model = toy_model(tmp_path, n_layer=5, **options)
     rows = random_rows(model, (70, 49, 31))
-    before, results = numba.get_num_threads(), {}
+    before = numba.get_num_threads()
+    results: dict[tuple[int, Any], Any] = {}
     for threads in (1, 2):
         numba.set_num_threads(threads)
         for checkpointing in (False, True):
             t = trainer(model, toy_adapter(model), rows, batch=3, checkpointing=checkpointing)
             losses = [t.step().loss, t.step().loss]
             results[threads, checkpointing] = losses, t.gradients, state_of(t)
+        # and with 1, 2, 3 of the 5 blocks kept
+        off, on = (
+            check_memory(trainer(model, toy_adapter(model), rows, batch=3, checkpointing=c), 1)
+            for c in (False, True)
+        )
+        for kept in (1, 2, 3):
+            size = on.chosen + kept * (off.chosen - on.chosen) // 4
+            t = trainer(model, toy_adapter(model), rows, batch=3, activation_memory=size)
+            assert t.kept == kept and check_memory(t, 1).chosen == size
+            losses = [t.step().loss, t.step().loss]
+            results[threads, kept] = losses, t.gradients, state_of(t)
     numba.set_num_threads(before)
     losses, grads, state = results.pop((1, False))
     assert losses[0] != losses[1]
@@ -104,6 +118,48 @@ def test_checkpointing_and_threads_change_no_bit(tmp_path: Path, options: dict[s
         assert other_losses == losses, how
         assert same_bits(other_grads, grads), how
         assert same_bits(other.arrays, state.arrays), how
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_allocates_next_to_nothing(tmp_path: Path, checkpointing: bool) -> None:
+    """After the first step all memory is there: what a step adds is small, whatever its size."""
+    model = toy_model(tmp_path, n_layer=3, n_embd=128, n_head=4, n_head_kv=2, n_ff=256)
+    rows = random_rows(model, (200, 200, 200, 200))
+    ranks = {slot: 4 for slot in ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "out")}
+    t = trainer(model, toy_adapter(model, ranks), rows, checkpointing=checkpointing)
+    t.step()
+    t.step()
+    stream = 4 * 400 * 128  # bytes of one activation [N, C], the smallest of them
+    taken = []
+    tracemalloc.start()
+    try:
+        found = t.evaluate()
+        taken.append(tracemalloc.get_traced_memory()[1])
+        t.update(found)
+        taken.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert taken[0] < stream / 2, "the forward and the backward pass"
+    assert taken[1] < stream / 4, "what stays after the step"
+
+
+def test_activation_memory_has_ends(model: Model) -> None:
+    def make(nbytes: int) -> Trainer:
+        rows = random_rows(model, LENGTHS)
+        return trainer(model, toy_adapter(model), rows, activation_memory=nbytes)
+
+    assert make(1 << 40).kept == model.hp.n_layer - 1
+    with pytest.raises(UsageError, match="--activation-memory: the blocks' inputs alone take"):
+        make(1000)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_broken_activation_reaches_the_loss(model: Model, number: float) -> None:
+    """No kernel takes a NaN for something else: masked sums, maxima and exponentials pass it on."""
+    for layer, name in ((0, "attn_q"), (0, "ffn_gate"), (model.hp.n_layer - 1, "ffn_down")):
+        t = trainer(model, toy_adapter(model), random_rows(model, LENGTHS), batch=4)
+        t.adapter.pairs[f"blk.{layer}.{name}.weight"].b[1, 0] = number
+        assert not math.isfinite(t.evaluate().loss), name
 
 
 def test_the_rate_is_that_of_the_step_itself(model: Model) -> None:

@@ -83,7 +83,7 @@ def make_llama(
             w.add_float32(f"{arch}.{key}", value)
         else:
             w.add_uint32(f"{arch}.{key}", value)
-    _add_tokenizer(w, tokenizer, n_vocab)
+    add_tokenizer(w, tokenizer, n_vocab)
 
     linears = {
         "attn_q": (n_head * head_dim, n_embd),
@@ -144,7 +144,8 @@ def _add_matrix(
     w.add_tensor(name, raw.reshape(len(values), -1), raw_dtype=type_id)
 
 
-def _add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
+def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
+    """The keys of a tokenizer with `n_vocab` tokens; kinds as in `make_llama`."""
     if kind == "none":
         w.add_tokenizer_model("none")
         return

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from nbllama.cli.data_options import DataOptions
 from nbllama.cli.options import Options
 from nbllama.cli.settings import context
 from nbllama.data import (
     MT19937,
+    Cutter,
     Dataset,
     Feed,
     OldFeed,
+    Packed,
     Position,
+    Progress,
     RawText,
     Rules,
+    Samples,
     SampleStart,
     SeedFeed,
-    data_kind,
+    Style,
     every_token,
+    find_splits,
     load_dataset,
+    open_data,
+    parse_columns,
 )
 from nbllama.data.feed import iterations
 from nbllama.errors import UsageError, shown
+from nbllama.text import Tokenizer, chat_template_for, find_layout
 
 if TYPE_CHECKING:
     from nbllama.model import Model
     from nbllama.train_state import TrainState
 
-# Options that say how plain text is cut, and have no meaning for chats.
+_MUCH = 4_000_000  # characters that take more than a moment to tokenise
+
+# Options that say how plain text is cut, and have no meaning for records.
 _TEXT_ONLY = (
     "sample_start",
     "include_sample_start",
@@ -38,6 +50,7 @@ _TEXT_ONLY = (
     "separate_with_eos",
     "sample_random_offsets",
 )
+_RECORDS_ONLY = ("chat_template", "data_columns", "train_on_prompt", "skip_bad", "packing")
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -45,19 +58,17 @@ def old_order(options: Options, state: TrainState | None) -> bool:
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
-def load_data(options: Options, model: Model, state: TrainState | None) -> Dataset:
-    """The samples of `--train-data`.
+def load_data(
+    options: Options, model: Model, state: TrainState | None, say: Progress | None = None
+) -> Dataset:
+    """The samples of `--train-data`, a file or a folder with one.
 
     The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
-    every file is that. Raises `DataError`, and `UsageError` for options of plain text with chats.
+    every file is that. `say` gets a line now and then while much text is tokenised. Raises
+    `DataError`, and `UsageError` for options of plain text with records and the other way round.
     """
-    path, old = options.train_data, old_order(options, state)
-    kind = "raw" if old else data_kind(path)
-    given = [name for name in _TEXT_ONLY if getattr(options, name)]
-    if kind == "chat" and given:
-        name = given[0].replace("_", "-")
-        raise UsageError(f"--{name} is for plain text, and {shown(path)} holds chats; leave it out")
-    template = model.chat_template if kind == "chat" else None
+    old = old_order(options, state)
+    path = find_splits(options.train_data).train
     cutter = every_token
     if options.sample_start:
         cutter = SampleStart(
@@ -73,13 +84,57 @@ def load_data(options: Options, model: Model, state: TrainState | None) -> Datas
         sample_random_offsets=options.sample_random_offsets,
         pad=options.compat,
     )
-    data = load_dataset(
-        path, model.tokenizer, context(options, kind), template=template, kind=kind, cutter=cutter,
-        rules=rules, keep_mark=old,
+    data = load_file(
+        path, options, model.tokenizer, old=old, cutter=cutter, rules=rules, say=say
     )  # fmt: skip
-    if template is not None:
-        template.close()  # it is a process with memory of its own
-    return data
+    _check_kind(options, path, data.kind)
+    return Packed(data) if isinstance(data, Samples) and options.packing else data
+
+
+def load_file(
+    path: str,
+    options: DataOptions,
+    tokenizer: Tokenizer,
+    *,
+    old: bool = False,
+    cutter: Cutter = every_token,
+    rules: Rules | None = None,
+    say: Progress | None = None,
+) -> Dataset:
+    """The samples of any file, read by the options of `--train-data`. Raises as `load_data`."""
+    layout = find_layout(options.chat_template) if options.chat_template else None
+    style = Style(layout.joint, layout.with_input) if layout is not None else Style()
+    data = open_data(
+        path, "raw" if old else options.data_format, columns=parse_columns(options.data_columns),
+        style=style, skip_bad=options.skip_bad, keep_mark=old,
+    )  # fmt: skip
+    if say is not None and (size := len(data.text) + 1000 * len(data.samples)) > _MUCH:
+        say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
+    template = None
+    if data.has_chats:
+        day = options.template_date
+        now = datetime.fromisoformat(day) if day else None
+        template = chat_template_for(tokenizer, layout.source if layout else None, now=now)
+    try:
+        return load_dataset(
+            data, tokenizer, context(options, data.kind), template=template, cutter=cutter,
+            rules=rules, train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad,
+            on_long=options.on_long, progress=say,
+        )  # fmt: skip
+    finally:
+        if template is not None:
+            template.close()  # it is a process with memory of its own
+
+
+def _check_kind(options: Options, path: str, kind: str) -> None:
+    """Raise `UsageError` for options that have no meaning for this kind of data."""
+    wants, holds = "plain text", "records"
+    if kind == "raw":
+        wants, holds = holds, wants
+    for name in _RECORDS_ONLY if kind == "raw" else _TEXT_ONLY:
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is for {wants}, and {shown(path)} holds {holds}")
 
 
 def make_feed(
@@ -114,7 +169,8 @@ def walk(
     """For `resolve`: how many iterations a number of epochs takes where that is no plain division,
     or None.
     """
-    if isinstance(data, RawText) and data.rules.fill_with_next_samples:
+    filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
+    if filled or isinstance(data, Packed):
         return lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
     if not feed.wraps:
         return None

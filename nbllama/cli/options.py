@@ -12,10 +12,20 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from nbllama.cli.data_options import (
+    chat_template_option,
+    data_columns_option,
+    data_format_option,
+    on_long_option,
+    skip_bad_option,
+    template_date_option,
+    train_on_prompt_option,
+)
 from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
     Choice,
     Real,
+    Size,
     Text,
     Whole,
     Words,
@@ -29,8 +39,8 @@ from nbllama.errors import UsageError
 PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
-Defaults depend on the training data: plain text, or chat (every line a JSON object with
-"messages"). The ones in force are printed before training starts."""
+Defaults depend on the training data: plain text, or records such as chats ("chat" below). The
+ones in force are printed before training starts."""
 EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
 save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
 words). Training continues from --checkpoint-in
@@ -79,7 +89,10 @@ class Options:
         Text(), "", "base model to train on, a GGUF file", shown_default="none, must be given"
     )
     train_data: str = _files(
-        Text(), "shakespeare.txt", "training data: plain text, or JSON lines of chats"
+        Text(),
+        "shakespeare.txt",
+        "training data: plain text or records (JSON lines and others), or a folder with"
+        " train.jsonl",
     )
     checkpoint_in: str = _files(
         Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
@@ -137,6 +150,13 @@ class Options:
         off=["--no-checkpointing"],
         shown_default="on",
     )
+    activation_memory: int | None = _run(
+        Size(),
+        None,
+        "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
+        "the others twice; takes the place of --use-checkpointing",
+        shown_default="off",
+    )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
     debug: bool = _run(None, False, "show the traceback of an error")
@@ -153,7 +173,12 @@ class Options:
         "passes over the data in this run; 0 or less: no limit",
         shown_default="no limit for plain text, 3 for chat",
     )
-    batch: int = _data(Whole(1, 65536), 8, "samples of one forward and backward pass", also=["-b"])
+    batch: int = _data(
+        Whole(1, 65536),
+        8,
+        "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
+        also=["-b"],
+    )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration")
     ctx: int | None = _data(
         Whole(1, 2**24),
@@ -161,6 +186,21 @@ class Options:
         "longest sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
+    )
+
+    data_format: str | None = data_format_option()
+    data_columns: str = data_columns_option()
+    chat_template: str = chat_template_option()
+    template_date: str | None = template_date_option()
+    train_on_prompt: bool = train_on_prompt_option()
+    on_long: str = on_long_option()
+    skip_bad: bool = skip_bad_option()
+    packing: bool = option(
+        "Training data",
+        None,
+        False,
+        "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
+        off=["--no-packing"],
     )
 
     sample_start: str = _text(

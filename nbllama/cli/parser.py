@@ -16,6 +16,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import date
 from typing import Any, TypeVar
 
 from nbllama import __version__
@@ -121,7 +122,39 @@ class Choice:
         return " or ".join(self.words)
 
 
-Value = Text | Whole | Real | Choice
+@dataclass(frozen=True)
+class Size:
+    """A number of bytes, plain or in units of 10^3, 10^6, 10^9: `750M`, `1.5G`."""
+
+    metavar: str = "SIZE"
+
+    def parse(self, text: str) -> int:
+        """The bytes; raises `ValueError` for anything else."""
+        unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
+        number = float(text[:-1] if unit else text) * (unit or 1.0)
+        if not 1 <= number < 2**62:
+            raise ValueError(text)
+        return int(number)
+
+    def allowed(self) -> str:
+        return "a number of bytes, such as 750M or 1.5G"
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day, as `YYYY-MM-DD`."""
+
+    metavar: str = "DATE"
+
+    def parse(self, text: str) -> str:
+        """The day as it was written; raises `ValueError` for anything else."""
+        return date.fromisoformat(text).isoformat()
+
+    def allowed(self) -> str:
+        return "a day as YYYY-MM-DD"
+
+
+Value = Text | Whole | Real | Choice | Day | Size
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,13 @@ SETTINGS = (
     "separate_with_eos",
     "separate_with_bos",
     "sample_random_offsets",
+    "packing",
+    "template_date",
     "compat",
 )
-STORED = ("ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min")
+STORED = (
+    "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "template_date",
+)  # fmt: skip
 _NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
@@ -14,6 +15,7 @@ from nbllama.cli.resume import check_resume, completed, identity
 from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
 from nbllama.cli.ui import Display
+from nbllama.data.statistics import utilisation
 from nbllama.errors import shown
 from nbllama.forecast import Forecast, check_memory, forecast
 from nbllama.identity import environment_notes
@@ -47,8 +49,11 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = load_model(options.model_base, **options.constants())
         self.start = self._start()
-        options = self.options
-        self.data = load_data(options, self.model, self.state)
+        today = datetime.now().date().isoformat()
+        options = self.options = replace(
+            self.options, template_date=self.options.template_date or today
+        )
+        self.data = load_data(options, self.model, self.state, ui.note)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
@@ -145,6 +150,7 @@ class Session:
             batch=s.batch,
             grad_acc=s.grad_acc,
             checkpointing=s.use_checkpointing,
+            activation_memory=s.activation_memory,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
             lag=s.compat,
@@ -153,6 +159,15 @@ class Session:
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
+
+    def _tokens(self) -> str:
+        """How many there are in the data, and what the loss is taken on."""
+        tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
+        line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
+        if not self.settings.packing:
+            return line
+        use = utilisation(self.data, self.settings.ctx, self.settings.batch, self.seed)
+        return f"{line}; batches {100 * use.packed:.1f} % full"
 
     def forecast(self) -> Forecast:
         """Print what the run is and what it will take.
@@ -166,6 +181,7 @@ class Session:
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(),
                 ("samples", f"{self.data.n_samples}"),
+                ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]
         )
@@ -180,7 +196,7 @@ class Session:
             [
                 ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
                 ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
-                ("activations", f"{on} with checkpointing, {off} without"),
+                ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
             ]
         )
         return told

@@ -13,8 +13,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nbllama.cli.data_options import DataOptions
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
+from nbllama.progress import memory
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Settings:
     batch: int
     grad_acc: int
     use_checkpointing: bool
+    activation_memory: int  # bytes; 0: not given
     lora_r: int
     lora_alpha: float
     ranks: dict[str, int]  # by slot name, all twelve
@@ -99,6 +102,8 @@ class Settings:
     separate_with_eos: bool
     separate_with_bos: bool
     sample_random_offsets: bool
+    packing: bool
+    template_date: str  # of a chat template; "" for plain text
     compat: bool
     opt_past: int
     opt_delta: float
@@ -107,6 +112,16 @@ class Settings:
     save_every: int
     keep_last: int
     notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def _checkpointing(self) -> str:
+        if self.activation_memory:
+            return f"as far as {memory(self.activation_memory)} ask for it"
+        return "on" if self.use_checkpointing else "off"
+
+    def _size(self) -> str:
+        if not self.packing:
+            return f"{self.batch} x {self.grad_acc} samples"
+        return f"whole samples of {self.batch * self.ctx} x {self.grad_acc} tokens"
 
     def pairs(self) -> list[tuple[str, str]]:
         """(name, value) lines for the screen."""
@@ -122,7 +137,7 @@ class Settings:
         )
         return [
             ("data", kind),
-            ("run", f"{self.n_iter} iterations of {self.batch} x {self.grad_acc} samples"),
+            ("run", f"{self.n_iter} iterations of {self._size()}"),
             ("sample", f"at most {self.ctx} tokens"),
             ("adapter", f"r {self.lora_r}, alpha {self.lora_alpha:g}, on {ranks}"),
             (
@@ -136,13 +151,13 @@ class Settings:
                 f"clip {self.adam_gclip:g}",
             ),
             *([("compat", "as the old finetune of 2024")] if self.compat else []),
-            ("checkpointing", "on" if self.use_checkpointing else "off"),
+            ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
         ]
 
 
-def context(options: Options, data_kind: str) -> int:
+def context(options: DataOptions, data_kind: str) -> int:
     """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
@@ -249,6 +264,7 @@ def resolve(
         batch=options.batch,
         grad_acc=options.grad_acc,
         use_checkpointing=options.use_checkpointing,
+        activation_memory=options.activation_memory or 0,
         lora_r=lora_r,
         lora_alpha=float(alpha),
         ranks=ranks,
@@ -271,6 +287,8 @@ def resolve(
         separate_with_eos=options.separate_with_eos,
         separate_with_bos=options.separate_with_bos,
         sample_random_offsets=options.sample_random_offsets,
+        packing=options.packing,
+        template_date=(options.template_date or "") if data_kind == "chat" else "",
         compat=options.compat,
         opt_past=options.opt_past,
         opt_delta=options.opt_delta,

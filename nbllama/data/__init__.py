@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING
 
 from nbllama.data.batch import NOT_TRAINED, Batch, Dataset
-from nbllama.data.chat import ChatData, load_chat, prompt_ids
-from nbllama.data.chat_lines import is_json_object, numbered_lines
+from nbllama.data.chat import prompt_ids
 from nbllama.data.cutters import Cutter, SampleStart, every_token
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
+from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
+from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
-from nbllama.data.text_file import decode_utf8, read_bytes
-from nbllama.errors import DataError, shown
+from nbllama.data.records import DataFile, open_data, parse_columns
+from nbllama.data.samples import Progress, Samples, load_samples
+from nbllama.data.splits import Splits, find_splits
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
@@ -25,90 +26,80 @@ __all__ = [
     "MT19937",
     "NOT_TRAINED",
     "Batch",
-    "ChatData",
+    "Continuation",
+    "Conversation",
     "Cutter",
+    "DataFile",
     "Dataset",
     "Feed",
     "OldFeed",
     "Order",
+    "Packed",
     "Position",
+    "Progress",
     "RawText",
     "Rules",
     "SampleStart",
+    "Samples",
     "SeedFeed",
+    "Splits",
+    "Style",
     "data_kind",
     "every_token",
-    "load_chat",
+    "find_splits",
     "load_dataset",
     "load_raw_text",
+    "load_samples",
+    "open_data",
+    "parse_columns",
     "prompt_ids",
 ]
 
 
 def load_dataset(
-    path: str | os.PathLike[str],
+    data: DataFile | str | os.PathLike[str],
     tokenizer: Tokenizer,
     n_ctx: int,
     *,
     template: ChatTemplate | None,
-    kind: str | None = None,
+    data_format: str | None = None,
     cutter: Cutter = every_token,
     rules: Rules | None = None,
     keep_mark: bool = False,
+    train_on_prompt: bool = False,
+    skip_bad: bool = False,
+    on_long: str = "cut",
+    progress: Progress | None = None,
 ) -> Dataset:
-    """The samples of a training file, none longer than `n_ctx` tokens.
+    """The samples of a training file (or of what `open_data` made of it), none longer than `n_ctx`
+    tokens.
 
-    `kind` "raw" or "chat" says what the file is; without it `data_kind` does. `cutter`, `rules`
-    and `keep_mark` are for raw text, see `load_raw_text`.
+    `data_format` and `skip_bad` are for `open_data`, `cutter` and `rules` for raw text (see
+    `load_raw_text`), the others for records (see `load_samples`).
 
-    Raises `DataError` as `data_kind` does, for a faulty line in a file of chats, for chats without
-    a `template`, and when nothing is left to train on.
+    Raises `DataError` as these three do.
     """
-    if kind not in (None, "raw", "chat"):
-        raise ValueError(f"kind {kind!r} is neither raw nor chat")
-    content = read_bytes(path)
-    kind = kind or _kind_of(decode_utf8(content, path), path)
-    if kind == "raw":
+    if not isinstance(data, DataFile):
+        data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
+    if data.kind == "raw":
         return load_raw_text(
-            path, tokenizer, n_ctx, cutter=cutter, rules=rules, content=content, keep_mark=keep_mark
+            data.path, tokenizer, n_ctx, cutter=cutter, rules=rules, text=data.text
         )
-    if template is None:
-        raise DataError(f"{shown(os.fspath(path))} holds chats, but the model has no chat template")
-    return load_chat(path, tokenizer, n_ctx, template, content=content)
+    return load_samples(
+        data,
+        tokenizer,
+        n_ctx,
+        template,
+        train_on_prompt=train_on_prompt,
+        skip_bad=skip_bad,
+        on_long=on_long,
+        progress=progress,
+    )
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """What a training file is, by its content: "raw" or "chat".
+    """What a training file is, by its content: "raw" or "chat" (records of any format).
 
-    Chats, if at least half of the lines that are not blank are JSON objects, else raw text. (Half,
-    not all: one broken line in a file of chats must be told, not turn the file into raw text.)
-
-    Raises `DataError` for a file that cannot be read, is empty, is not UTF-8, or is a JSON
-    document that holds chats but not one a line.
+    Bad records are told when it is loaded. Raises as `open_data` with `skip_bad`.
     """
-    return _kind_of(decode_utf8(read_bytes(path), path), path)
-
-
-def _kind_of(text: str, path: str | os.PathLike[str]) -> str:
-    lines = [line for _, line in numbered_lines(text)]
-    n_objects = sum(is_json_object(line) for line in lines)
-    if lines and 2 * n_objects >= len(lines):
-        return "chat"
-    if _is_chat_document(text):
-        raise DataError(
-            f"{shown(os.fspath(path))} is one JSON document; chats must be JSON lines, one "
-            '{"messages": [...]} a line'
-        )
-    return "raw"
-
-
-def _is_chat_document(text: str) -> bool:
-    """Whether the whole text is JSON, a chat or a list of chats, over several lines."""
-    if not text.lstrip().startswith(("{", "[")):
-        return False
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    records = document if isinstance(document, list) else [document]
-    return any(isinstance(record, dict) and "messages" in record for record in records)
+    return open_data(path, skip_bad=True).kind

@@ -106,6 +106,32 @@ class Dataset(Protocol):
         """
         ...
 
+    def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        """How many samples `take` would put into the batch."""
+        ...
+
+    def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        """Bounds of the tokens and the trained targets of any batch that `take` makes."""
+        ...
+
+    def per_batch(self, n_rows: int) -> float:
+        """Samples of a batch on average, but for an epoch's last one."""
+        ...
+
+
+def largest_rows(
+    lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
+) -> tuple[int, int]:
+    """`Dataset.largest` where every row is one sample: the longest ones together.
+
+    `wraps`: the same sample may come more than once.
+    """
+    if wraps:
+        tokens, trained = (n_rows * int(counts.max()) for counts in lengths)
+    else:
+        tokens, trained = (int(np.sort(counts)[-n_rows:].sum()) for counts in lengths)
+    return tokens, trained
+
 
 class RowPerSample:
     """The rest of a `Dataset` in which every sample is a row of its own, whatever comes next."""
@@ -122,3 +148,12 @@ class RowPerSample:
         places = np.arange(first, first + n_rows)
         places = places % self.n_samples if wraps else places[places < self.n_samples]
         return self.batch(order.order[places].tolist()), len(places)
+
+    def used(self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        return n_rows if wraps else min(n_rows, int(self.n_samples) - first)
+
+    def largest(self: Any, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        return largest_rows(self.lengths(), n_rows, wraps)
+
+    def per_batch(self, n_rows: int) -> float:
+        return n_rows

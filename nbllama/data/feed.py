@@ -38,6 +38,10 @@ class Feed(Protocol):
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken: ...
 
+    def after(self, position: Position, batch: int, grad_acc: int) -> Position:
+        """The place behind what `take` would give, without making it."""
+        ...
+
     def rng_state(self, position: Position) -> str:
         """The generator as it was before the epoch of `position` was drawn; "": none is kept."""
         ...
@@ -62,11 +66,24 @@ class SeedFeed:
             made, used = self._dataset.take(order, at, batch, wraps=False)
             batches.append(made)
             at += used
-        after = Position(epoch + 1) if at == n else Position(epoch, at)
-        return Taken(batches, after, at - first)
+        return Taken(batches, _place(epoch, at, n), at - first)
+
+    def after(self, position: Position, batch: int, grad_acc: int) -> Position:
+        n = self._dataset.n_samples
+        check_position(position, n)
+        epoch, at = position
+        order = self._order.epoch(epoch)
+        for _ in range(grad_acc):
+            if at < n:
+                at += self._dataset.used(order, at, batch, wraps=False)
+        return _place(epoch, at, n)
 
     def rng_state(self, position: Position) -> str:
         return ""
+
+
+def _place(epoch: int, at: int, n_samples: int) -> Position:
+    return Position(epoch + 1) if at == n_samples else Position(epoch, at)
 
 
 class OldFeed:
@@ -113,6 +130,9 @@ class OldFeed:
                 epoch, at = epoch + 1, 0
         return Taken(batches, Position(epoch, at), in_all)
 
+    def after(self, position: Position, batch: int, grad_acc: int) -> Position:
+        return self.take(position, batch, grad_acc).after
+
     def rng_state(self, position: Position) -> str:
         self.epoch(position.epoch)
         return self._states[position.epoch]
@@ -122,6 +142,6 @@ def iterations(feed: Feed, position: Position, epochs: int, batch: int, grad_acc
     """Iterations until `epochs` ends of an epoch were reached or passed, by walking through."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
-        position = feed.take(position, batch, grad_acc).after
+        position = feed.after(position, batch, grad_acc)
         count += 1
     return count

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nbllama.data.batch import Batch
+from nbllama.data.batch import Batch, largest_rows
 from nbllama.data.cutters import Cut, Cutter, Windows, every_token
 from nbllama.data.order import Shuffled
 from nbllama.data.text_file import decode_utf8, read_bytes, sha256_parts
@@ -115,6 +115,17 @@ class RawText:
             at += used
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
+    def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        if self.rules.fill_with_next_samples:
+            return self.take(order, first, n_rows, wraps=wraps)[1]
+        return n_rows if wraps else min(n_rows, self.n_samples - first)
+
+    def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        return largest_rows(self.lengths(), n_rows, wraps)
+
+    def per_batch(self, n_rows: int) -> float:
+        return n_rows
+
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
 
@@ -173,19 +184,21 @@ def load_raw_text(
     cutter: Cutter = every_token,
     rules: Rules | None = None,
     content: bytes | None = None,
+    text: str | None = None,
     keep_mark: bool = False,
 ) -> RawText:
     """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
-    `content`: the file's bytes, if they were read already. `keep_mark`: a byte-order mark at the
-    start is part of the text.
+    `content` or `text`: what is in the file, if it was read already. `keep_mark`: a byte-order mark
+    at the start is part of the text.
     Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
     rules = rules or Rules()
-    content = read_bytes(path) if content is None else content
-    text = decode_utf8(content, path, keep_mark=keep_mark)
+    if text is None:
+        content = read_bytes(path) if content is None else content
+        text = decode_utf8(content, path, keep_mark=keep_mark)
     cut = cutter(text, tokenizer, n_ctx)
     if len(cut.tokens) == 0:
         raise DataError(f"training data {shown(os.fspath(path))} is empty: it holds no token")

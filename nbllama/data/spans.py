@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from nbllama.errors import DataError
 
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
 
 
 class Placed(NamedTuple):
-    """A token and the characters of the text that it stands for: `text[start:end]`."""
+    """Tokens, int32 [n], and the characters of the text that each stands for: `text[start:end]`,
+    int64 [n].
+    """
 
-    token: int
-    start: int
-    end: int
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+def encode_plain(tokenizer: Tokenizer, text: str) -> Placed:
+    """Tokens of `text`, in which special tokens are only characters."""
+    return _encode(tokenizer, text, parse_special=False)
 
 
 def encode_rendered(
@@ -36,7 +44,7 @@ def encode_rendered(
     messages: Sequence[dict[str, str]],
     text: str,
     add_generation_prompt: bool,
-) -> list[Placed]:
+) -> Placed:
     """Tokens of `text`, which is what `template` makes of `messages`.
 
     Where no message holds a special token's text, the ids are those of
@@ -53,14 +61,12 @@ def encode_rendered(
     else:
         placed = _encode(tokenizer, text, parse_special=True)
     bos = tokenizer.bos_id
-    if tokenizer.add_bos and bos is not None and (not placed or placed[0].token != bos):
-        placed.insert(0, Placed(bos, 0, 0))
+    if tokenizer.add_bos and bos is not None and placed.ids[:1].tolist() != [bos]:
+        return Placed(*(np.insert(half, 0, x) for half, x in zip(placed, (bos, 0, 0), strict=True)))
     return placed
 
 
-def encode_around(
-    tokenizer: Tokenizer, text: str, plain: Sequence[tuple[int, int]]
-) -> list[Placed]:
+def encode_around(tokenizer: Tokenizer, text: str, plain: Sequence[tuple[int, int]]) -> Placed:
     """Tokens of `text`, with special tokens parsed outside of `plain` only.
 
     `plain`: ranges of characters (start, end) that do not overlap. Tokens may still reach across
@@ -69,13 +75,17 @@ def encode_around(
     blotted = list(text)
     for start, end in plain:
         blotted[start:end] = "x" * (end - start)
-    out: list[Placed] = []
+    parts = []
     at = 0
-    for t in _encode(tokenizer, "".join(blotted), parse_special=True):
-        if _is_special(tokenizer, t.token):
-            out += [*_encode(tokenizer, text[at : t.start], parse_special=False, offset=at), t]
-            at = t.end
-    return out + _encode(tokenizer, text[at:], parse_special=False, offset=at)
+    whole = _encode(tokenizer, "".join(blotted), parse_special=True)
+    for n, token in enumerate(whole.ids.tolist()):
+        if _is_special(tokenizer, token):
+            before = text[at : whole.starts[n]]
+            parts.append(_encode(tokenizer, before, parse_special=False, offset=at))
+            parts.append(Placed(*(half[n : n + 1] for half in whole)))
+            at = int(whole.ends[n])
+    parts.append(_encode(tokenizer, text[at:], parse_special=False, offset=at))
+    return Placed(*(np.concatenate(halves) for halves in zip(*parts, strict=True)))
 
 
 def find_contents(
@@ -123,8 +133,9 @@ def find_contents(
 
 def holds_special(tokenizer: Tokenizer, text: str) -> bool:
     """Whether `text` would give a special token if special tokens were parsed in it."""
-    ids = tokenizer.encode(text, parse_special=True)
-    return any(_is_special(tokenizer, token) for token in set(ids))
+    return tokenizer.may_hold_special(text) and any(
+        _is_special(tokenizer, token) for token in set(tokenizer.encode(text, parse_special=True))
+    )
 
 
 def _trimmings(content: str) -> list[str]:
@@ -136,17 +147,13 @@ def _after(text: str, at: int, piece: str) -> int:
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 
-def _encode(
-    tokenizer: Tokenizer, text: str, *, parse_special: bool, offset: int = 0
-) -> list[Placed]:
+def _encode(tokenizer: Tokenizer, text: str, *, parse_special: bool, offset: int = 0) -> Placed:
     """Tokens of `text`, which stands at character `offset` of the whole."""
-    ids, starts = tokenizer.encode_with_starts(text, parse_special=parse_special)
-    ranges = pairwise([*starts, len(text)])
-    return [
-        # A token inside a character ends with it, not where it starts.
-        Placed(token, offset + start, offset + max(end, start + 1))
-        for token, (start, end) in zip(ids, ranges, strict=True)
-    ]
+    ids, starts_list = tokenizer.encode_with_starts(text, parse_special=parse_special)
+    starts = np.array(starts_list, np.int64)
+    # A token inside a character ends with it, not where it starts.
+    ends = np.maximum(np.append(starts[1:], len(text))[: len(ids)], starts + 1)
+    return Placed(np.array(ids, np.int32), starts + offset, ends + offset)
 
 
 def _is_special(tokenizer: Tokenizer, token: int) -> bool:

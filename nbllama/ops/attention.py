@@ -15,10 +15,9 @@ Gradient, with delta = do . o:
     dq    += scale * dz k     dk[j] += scale * dz[j] q
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient computes p again
-from it (Dao et al., "FlashAttention", 2022, section 3.1). A task owns one KV head of one sequence.
-Queries come in blocks of
-`BLOCK`; a block's scores are whole rows, so the memory grows with T and no online rescaling is
-needed. Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
+from it (Dao et al., "FlashAttention", 2022, section 3.1). A task is a block of `BLOCK` queries of
+one head; its scores are whole rows, so the memory grows with T and no online rescaling is needed.
+Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
 k and v `[Nk, G, D]`.
 
 llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12 to
@@ -33,20 +32,22 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.attention_tiles import (
     BLOCK,
+    SCRATCH,
     cap_and_bias,
     check_streams,
     copy_block,
     exp_sum,
+    keys_at,
     pack_rows,
     pack_transposed,
     round_up,
     scores,
-    workspace,
 )
 from nbllama.ops.op import check_array, check_output, readonly
-from nbllama.simd import PANEL, ROWS, fma_tile, row_max
+from nbllama.simd import fma_tile, next_task, row_max
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
@@ -112,69 +113,89 @@ def attention_grad_ref(
     return dq, dk, dv
 
 
-@kernel(parallel=True)
-def _forward(q, k, v, q_off, k_off, scale, slopes, window, cap, o, lse, work, sizes):
-    n_kv = k.shape[1]
-    group = q.shape[1] // n_kv
+@kernel()
+def _block(q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, tk, mine):
+    """One task: the outputs of head h for the n queries from t0 + i0 on."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
-    one = np.float32(1.0)
-    for task in prange((q_off.shape[0] - 1) * n_kv):
-        seq = task // n_kv
-        g = task % n_kv
-        t0 = q_off[seq]
-        tq = q_off[seq + 1] - t0
-        k0 = k_off[seq]
-        tk = k_off[seq + 1] - k0
-        past = tk - tq
+    here = past + i0
+    last = here + n
+    first = 0
+    if window > 0:
+        first = max(0, here - window + 1) // PANEL * PANEL
+    ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
+    rows = mine[: BLOCK * d]
+    tile = mine[BLOCK * d : BLOCK * (d + wide)]
+    s = mine[BLOCK * (d + wide) :]
+    copy_block(q, t0 + i0, n, h, d, scale, rows)
+    scores(rows, d, kp, first, last, here, n, s, ld)
+    for i in range(n):
+        at = here + i - first
+        lo = 0
+        if window > 0:
+            lo = max(0, at - window + 1)
+        row = s[i * ld : (i + 1) * ld]
+        cap_and_bias(row, lo, at + 1, cap, slope, at)
+        top = row_max(row, lo, at + 1 - lo)
+        total = exp_sum(row, lo, at + 1, top)
+        row *= np.float32(1.0) / total
+        lse[t0 + i0 + i, h] = top + np.float32(math.log(total))
+    for i in range(0, n, ROWS):
+        keys = min(last, here + i + ROWS) - first
+        for p in range(d_panels):
+            fma_tile(
+                s, i * ld, ld, 1, vp, (p * tk + first) * PANEL, PANEL, keys,
+                tile, i * wide + p * PANEL, wide, True,
+            )  # fmt: skip
+    for i in range(n):
+        out = o[t0 + i0 + i, h]
+        for c in range(d):
+            out[c] = tile[i * wide + c]
+
+
+@kernel(parallel=True)
+def _forward(
+    q, k, v, q_off, k_off, most, scale, slopes, window, cap, o, lse, work, common, counter
+):
+    n_kv = k.shape[1]
+    n_head, d = q.shape[1:]
+    wide = (d + PANEL - 1) // PANEL * PANEL
+    n_seq = q_off.shape[0] - 1
+    values = (k.shape[0] + n_seq * PANEL) * n_kv * d  # where the packed values begin
+    for pair in prange(n_seq * n_kv):
+        seq, g = pair // n_kv, pair % n_kv
+        k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
+        pack_transposed(k, k0, tk, g, d, common[keys_at(k0, tk, seq, g, n_kv, d) :])
+        pack_rows(v, k0, tk, g, d, np.float32(1.0), common[values + (k0 * n_kv + g * tk) * wide :])
+    blocks = (most + BLOCK - 1) // BLOCK
+    counter[0] = 0
+    for _ in prange(work.shape[0]):
         mine = work[get_thread_id()]
-        kp = mine[: sizes[0]]
-        vp = mine[sizes[0] : sizes[1]]
-        rows = mine[sizes[1] : sizes[2]]
-        s = mine[sizes[2] : sizes[3]]
-        tile = mine[sizes[3] : sizes[4]]
-        pack_transposed(k, k0, tk, g, d, kp)
-        pack_rows(v, k0, tk, g, d, one, vp)
-        for h in range(g * group, (g + 1) * group):
-            for i0 in range(0, tq, BLOCK):
-                n = min(BLOCK, tq - i0)
-                here = past + i0
-                last = here + n
-                first = 0
-                if window > 0:
-                    first = max(0, here - window + 1) // PANEL * PANEL
-                ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
-                copy_block(q, t0 + i0, n, h, d, scale, rows)
-                scores(rows, d, kp, first, last, here, n, s, ld)
-                for i in range(n):
-                    at = here + i - first
-                    lo = 0
-                    if window > 0:
-                        lo = max(0, at - window + 1)
-                    row = s[i * ld : (i + 1) * ld]
-                    cap_and_bias(row, lo, at + 1, cap, slopes[h], at)
-                    top = row_max(row, lo, at + 1 - lo)
-                    total = exp_sum(row, lo, at + 1, top)
-                    row *= one / total
-                    lse[t0 + i0 + i, h] = top + np.float32(math.log(total))
-                for i in range(0, n, ROWS):
-                    keys = min(last, here + i + ROWS) - first
-                    for p in range(d_panels):
-                        fma_tile(
-                            s, i * ld, ld, 1, vp, (p * tk + first) * PANEL, PANEL, keys,
-                            tile, i * wide + p * PANEL, wide, True,
-                        )  # fmt: skip
-                for i in range(n):
-                    out = o[t0 + i0 + i, h]
-                    for c in range(d):
-                        out[c] = tile[i * wide + c]
+        task = next_task(counter)
+        while task < n_seq * n_head * blocks:
+            seq, h = task // blocks // n_head, task // blocks % n_head
+            i0 = (blocks - 1 - task % blocks) * BLOCK  # the longest rows first
+            t0, tq = q_off[seq], q_off[seq + 1] - q_off[seq]
+            k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
+            g = h // (n_head // n_kv)
+            if i0 < tq:
+                kp = common[keys_at(k0, tk, seq, g, n_kv, d) :]
+                vp = common[values + (k0 * n_kv + g * tk) * wide :]
+                _block(
+                    q, o, lse, h, t0, i0, min(BLOCK, tq - i0), tk - tq, scale, slopes[h],
+                    window, cap, kp, vp, tk, mine,
+                )  # fmt: skip
+            task = next_task(counter)
 
 
-def forward_pieces(longest: int, d: int) -> list[int]:
-    """Scratch floats a thread needs in `attention` for `longest` keys and head size `d`."""
-    wide, keys = round_up(d, PANEL), round_up(longest, PANEL)
-    return [keys * d, longest * wide, BLOCK * d, BLOCK * (keys + PANEL), BLOCK * wide]
+def forward_floats(longest: int, n: int, n_seq: int, n_kv: int, d: int) -> tuple[int, int]:
+    """Scratch floats of `attention` for `n` keys in `n_seq` sequences of at most `longest`: of one
+    thread, and common to all.
+    """
+    wide = round_up(d, PANEL)
+    own = BLOCK * (d + wide + round_up(longest, PANEL) + PANEL)
+    return own, (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
 
 
 def attention(
@@ -191,8 +212,9 @@ def attention(
     check_array("attention", "slopes", slopes, q.shape[1:2])
     check_output("attention", "o", o, q.shape)
     check_output("attention", "lse", lse, q.shape[:2])
-    work, sizes = workspace(forward_pieces(int(np.diff(k_offsets).max()), q.shape[2]))
+    longest, most = int(np.diff(k_offsets).max()), int(np.diff(q_offsets).max())
+    scratch = SCRATCH.get(*forward_floats(longest, len(k), len(q_offsets) - 1, *k.shape[1:]))
     _forward(
-        readonly(q), readonly(k), readonly(v), readonly(q_offsets), readonly(k_offsets),
-        np.float32(scale), readonly(slopes), window, np.float32(cap), o, lse, work, sizes,
+        readonly(q), readonly(k), readonly(v), readonly(q_offsets), readonly(k_offsets), most,
+        np.float32(scale), readonly(slopes), window, np.float32(cap), o, lse, *scratch,
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """Gradient of attention, by recomputing each block's probabilities from the kept `lse`.
 
-Formulas, shapes and the plain-numpy reference stand in `nbllama.ops.attention`. A task owns one KV
-head of one sequence and adds up dk and dv over the heads of its group in ascending order.
+Formulas, shapes and the plain-numpy reference stand in `nbllama.ops.attention`. A task owns the
+queries of one head of one sequence, or a part of them where there are few heads, and adds up dk and
+dv in private memory; at the end these are summed over parts and heads in ascending order.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -13,20 +15,25 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.attention import alibi_slopes, attention, attention_grad_ref, attention_ref
 from nbllama.ops.attention_tiles import (
     BLOCK,
+    SCRATCH,
     cap_and_bias,
     check_streams,
     copy_block,
+    keys_at,
     pack_rows,
     pack_transposed,
     round_up,
     scores,
-    workspace,
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
-from nbllama.simd import PANEL, ROWS, exp_f32, fma_tile
+from nbllama.simd import exp_f32, fma_tile, next_task
+
+PIECES = 8  # of a KV head's keys, when the sums of its heads are added
+TASKS = 24  # tasks of the gradient at least: threads then end at about the same time
 
 
 @kernel(fast=True)
@@ -73,97 +80,152 @@ def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
             )  # fmt: skip
 
 
-@kernel(parallel=True)
-def _gradient(do, q, k, v, o, lse, offsets, scale, slopes, window, cap, dq, dk, dv, work, sizes):
-    n_kv = k.shape[1]
-    group = q.shape[1] // n_kv
+@kernel()
+def _block(
+    do, q, o, lse, h, t0, i0, n, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h, mine
+):
+    """dq of n queries of head h, from t0 + i0 on; their share of dk and dv is added to dk_h,
+    dv_h."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
     one = np.float32(1.0)
-    for task in prange((offsets.shape[0] - 1) * n_kv):
-        seq = task // n_kv
-        g = task % n_kv
-        t0 = offsets[seq]
-        tk = offsets[seq + 1] - t0
+    last = i0 + n
+    first = 0
+    if window > 0:
+        first = max(0, i0 - window + 1) // PANEL * PANEL
+    ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
+    rows, panels = BLOCK * d, BLOCK * wide
+    q_rows, do_rows = mine[:rows], mine[rows : 2 * rows]
+    rest = mine[2 * rows :]
+    q_panels, do_panels = rest[:panels], rest[panels : 2 * panels]
+    tile, rest = rest[2 * panels : 3 * panels], rest[3 * panels :]
+    s, ds, z = rest[: BLOCK * ld], rest[BLOCK * ld : 2 * BLOCK * ld], rest[2 * BLOCK * ld :]
+    copy_block(q, t0 + i0, n, h, d, scale, q_rows)
+    copy_block(do, t0 + i0, n, h, d, one, do_rows)
+    pack_rows(q, t0 + i0, n, h, d, scale, q_panels)
+    pack_rows(do, t0 + i0, n, h, d, one, do_panels)
+    scores(q_rows, d, kp, first, last, i0, n, s, ld)
+    scores(do_rows, d, vp, first, last, i0, n, ds, ld)
+    for i in range(n):
+        t = t0 + i0 + i
+        at = i0 + i - first
+        lo = 0
+        if window > 0:
+            lo = max(0, at - window + 1)
+        row = s[i * ld : (i + 1) * ld]
+        if cap > 0:
+            z[:ld] = row
+        _score_gradient(
+            row, ds[i * ld : (i + 1) * ld], z, lo, at + 1, lse[t, h],
+            _dot(do[t, h], o[t, h]), cap, slope, at,
+        )  # fmt: skip
+    _add_transposed(s, ld, n, last - first, do_panels, d_panels, dv_h, wide, first)
+    _add_transposed(ds, ld, n, last - first, q_panels, d_panels, dk_h, wide, first)
+    for i in range(0, n, ROWS):
+        keys = min(last, i0 + i + ROWS) - first
+        for p in range(d_panels):
+            fma_tile(
+                ds, i * ld, ld, 1, kr, (p * tk + first) * PANEL, PANEL, keys,
+                tile, i * wide + p * PANEL, wide, True,
+            )  # fmt: skip
+    for i in range(n):
+        out = dq[t0 + i0 + i, h]
+        for c in range(d):
+            out[c] = scale * tile[i * wide + c]
+
+
+@kernel()
+def _cut(blocks, part, parts):
+    """First block of a part: the work before a block of queries grows with its square."""
+    return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
+
+
+@kernel()
+def _sum_heads(private, size, wide, heads, parts, tk, j, out):
+    """out[c] = sum of the private rows j over heads and parts in ascending order."""
+    blocks = (tk + BLOCK - 1) // BLOCK
+    out[:] = np.float32(0.0)
+    for h in range(heads):
+        for part in range(parts):
+            if _cut(blocks, part + 1, parts) * BLOCK > j:
+                row = private[(h * parts + part) * 2 * size + j * wide :]
+                for c in range(out.shape[0]):
+                    out[c] += row[c]
+
+
+@kernel(parallel=True)
+def _gradient(
+    do, q, k, v, o, lse, offsets, parts, scale, slopes, window, cap, dq, dk, dv,
+    work, common, counter,
+):  # fmt: skip
+    n_kv = k.shape[1]
+    n_head, d = q.shape[1:]
+    group = n_head // n_kv
+    wide = (d + PANEL - 1) // PANEL * PANEL
+    n_seq = offsets.shape[0] - 1
+    values = (k.shape[0] + n_seq * PANEL) * n_kv * d
+    plain = 2 * values
+    sums = plain + k.shape[0] * n_kv * wide
+    for pair in prange(n_seq * n_kv):
+        seq, g = pair // n_kv, pair % n_kv
+        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+        at = keys_at(t0, tk, seq, g, n_kv, d)
+        pack_transposed(k, t0, tk, g, d, common[at:])
+        pack_transposed(v, t0, tk, g, d, common[values + at :])
+        pack_rows(k, t0, tk, g, d, np.float32(1.0), common[plain + (t0 * n_kv + g * tk) * wide :])
+    counter[0] = 0
+    for _ in prange(work.shape[0]):
         mine = work[get_thread_id()]
-        kp = mine[: sizes[0]]
-        vp = mine[sizes[0] : sizes[1]]
-        kr = mine[sizes[1] : sizes[2]]
-        dk_h = mine[sizes[2] : sizes[3]]
-        dv_h = mine[sizes[3] : sizes[4]]
-        s = mine[sizes[4] : sizes[5]]
-        ds = mine[sizes[5] : sizes[6]]
-        z = mine[sizes[6] : sizes[7]]
-        q_rows = mine[sizes[7] : sizes[8]]
-        do_rows = mine[sizes[8] : sizes[9]]
-        q_panels = mine[sizes[9] : sizes[10]]
-        do_panels = mine[sizes[10] : sizes[11]]
-        tile = mine[sizes[11] : sizes[12]]
-        pack_transposed(k, t0, tk, g, d, kp)
-        pack_transposed(v, t0, tk, g, d, vp)
-        pack_rows(k, t0, tk, g, d, one, kr)
-        for h in range(g * group, (g + 1) * group):
-            dk_h[:] = np.float32(0.0)
-            dv_h[:] = np.float32(0.0)
-            for i0 in range(0, tk, BLOCK):
-                n = min(BLOCK, tk - i0)
-                last = i0 + n
-                first = 0
-                if window > 0:
-                    first = max(0, i0 - window + 1) // PANEL * PANEL
-                ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
-                copy_block(q, t0 + i0, n, h, d, scale, q_rows)
-                copy_block(do, t0 + i0, n, h, d, one, do_rows)
-                pack_rows(q, t0 + i0, n, h, d, scale, q_panels)
-                pack_rows(do, t0 + i0, n, h, d, one, do_panels)
-                scores(q_rows, d, kp, first, last, i0, n, s, ld)
-                scores(do_rows, d, vp, first, last, i0, n, ds, ld)
-                for i in range(n):
-                    t = t0 + i0 + i
-                    at = i0 + i - first
-                    lo = 0
-                    if window > 0:
-                        lo = max(0, at - window + 1)
-                    row = s[i * ld : (i + 1) * ld]
-                    if cap > 0:
-                        z[:ld] = row
-                    _score_gradient(
-                        row, ds[i * ld : (i + 1) * ld], z, lo, at + 1, lse[t, h],
-                        _dot(do[t, h], o[t, h]), cap, slopes[h], at,
-                    )  # fmt: skip
-                _add_transposed(s, ld, n, last - first, do_panels, d_panels, dv_h, wide, first)
-                _add_transposed(ds, ld, n, last - first, q_panels, d_panels, dk_h, wide, first)
-                for i in range(0, n, ROWS):
-                    keys = min(last, i0 + i + ROWS) - first
-                    for p in range(d_panels):
-                        fma_tile(
-                            ds, i * ld, ld, 1, kr, (p * tk + first) * PANEL, PANEL, keys,
-                            tile, i * wide + p * PANEL, wide, True,
-                        )  # fmt: skip
-                for i in range(n):
-                    out = dq[t0 + i0 + i, h]
-                    for c in range(d):
-                        out[c] = scale * tile[i * wide + c]
-            for t in range(tk):
-                dk_row = dk[t0 + t, g]
-                dv_row = dv[t0 + t, g]
-                if h == g * group:
-                    for c in range(d):
-                        dk_row[c] = dk_h[t * wide + c]
-                        dv_row[c] = dv_h[t * wide + c]
-                else:
-                    for c in range(d):
-                        dk_row[c] += dk_h[t * wide + c]
-                        dv_row[c] += dv_h[t * wide + c]
+        task = next_task(counter)
+        while task < n_seq * n_head * parts:
+            seq, h, part = task // parts // n_head, task // parts % n_head, task % parts
+            t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+            g = h // group
+            at = keys_at(t0, tk, seq, g, n_kv, d)
+            kr = common[plain + (t0 * n_kv + g * tk) * wide :]
+            size = (tk + ROWS) * wide
+            private = (
+                sums + ((t0 + seq * ROWS) * n_head * wide * parts + (h * parts + part) * size) * 2
+            )
+            dk_h = common[private : private + size]
+            dv_h = common[private + size : private + 2 * size]
+            blocks = (tk + BLOCK - 1) // BLOCK
+            first, last = _cut(blocks, part, parts), _cut(blocks, part + 1, parts)
+            reach = min(last * BLOCK, tk) + ROWS
+            dk_h[: reach * wide] = np.float32(0.0)
+            dv_h[: reach * wide] = np.float32(0.0)
+            for i0 in range(first * BLOCK, min(last * BLOCK, tk), BLOCK):
+                _block(
+                    do, q, o, lse, h, t0, i0, min(BLOCK, tk - i0), scale, slopes[h], window, cap,
+                    common[at:], common[values + at :], kr, tk, dq, dk_h, dv_h, mine,
+                )  # fmt: skip
+            task = next_task(counter)
+    for piece in prange(n_seq * n_kv * PIECES):
+        pair = piece // PIECES
+        seq, g = pair // n_kv, pair % n_kv
+        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+        size = (tk + ROWS) * wide
+        private = sums + ((t0 + seq * ROWS) * n_head * wide + g * group * size) * parts * 2
+        for j in range(tk * (piece % PIECES) // PIECES, tk * (piece % PIECES + 1) // PIECES):
+            _sum_heads(common[private:], size, wide, group, parts, tk, j, dk[t0 + j, g])
+            _sum_heads(common[private + size :], size, wide, group, parts, tk, j, dv[t0 + j, g])
 
 
-def gradient_pieces(longest: int, d: int) -> list[int]:
-    """The same for `attention_grad`."""
-    wide, keys = round_up(d, PANEL), round_up(longest, PANEL)
-    grads, score = (longest + ROWS) * wide, BLOCK * (keys + PANEL)
-    block = [BLOCK * d] * 2 + [BLOCK * wide] * 3
-    return [keys * d, keys * d, longest * wide, grads, grads, score, score, keys + PANEL, *block]
+def n_parts(n_seq: int, n_head: int) -> int:
+    """Tasks that a head's queries are cut into: by shape alone, never by threads, as the cuts
+    decide the order of the sums."""
+    return -(-TASKS // (n_seq * n_head))
+
+
+def gradient_floats(
+    longest: int, n: int, n_seq: int, n_head: int, n_kv: int, d: int
+) -> tuple[int, int]:
+    """The same as `forward_floats` for `attention_grad`."""
+    wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
+    own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
+    packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
+    return own, packed + 2 * (n + n_seq * ROWS) * n_head * wide * n_parts(n_seq, n_head)
 
 
 def attention_grad(
@@ -182,11 +244,12 @@ def attention_grad(
     check_output("attention_grad", "dq", dq, q.shape)
     check_output("attention_grad", "dk", dk, k.shape)
     check_output("attention_grad", "dv", dv, v.shape)
-    work, sizes = workspace(gradient_pieces(int(np.diff(offsets).max()), q.shape[2]))
+    n_seq, longest = len(offsets) - 1, int(np.diff(offsets).max())
+    scratch = SCRATCH.get(*gradient_floats(longest, len(k), n_seq, q.shape[1], *k.shape[1:]))
     _gradient(
         readonly(do), readonly(q), readonly(k), readonly(v), readonly(o), readonly(lse),
-        readonly(offsets), np.float32(scale), readonly(slopes), window, np.float32(cap),
-        dq, dk, dv, work, sizes,
+        readonly(offsets), n_parts(n_seq, q.shape[1]), np.float32(scale), readonly(slopes), window,
+        np.float32(cap), dq, dk, dv, *scratch,
     )  # fmt: skip
 
 

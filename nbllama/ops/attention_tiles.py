@@ -2,7 +2,10 @@
 checks.
 
 A block of `BLOCK` queries has its score rows alive together, `[BLOCK, ld]`, whole rows from the
-first visible panel of keys on. All kernels here run inside one task.
+first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
+once per KV head, before the tasks that read them begin: a task is then no more than one block of
+queries of one head (its gradient: a run of blocks), small enough that threads end together even
+with one sequence and three KV heads.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import numpy as np
 from numba import get_num_threads
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS, VL
 from nbllama.ops.op import check_array
-from nbllama.simd import PANEL, ROWS, exp_f32, fma_tile
+from nbllama.simd import exp_f32, fma_tile, transpose_tile
 
 BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
 
@@ -20,15 +24,27 @@ BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
 @kernel()
 def pack_transposed(x, t0, n, head, d, out):
     """out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
+    ld = x.shape[1] * d
     for p in range((n + PANEL - 1) // PANEL):
         have = min(PANEL, n - p * PANEL)
+        whole = d // VL * VL if have == PANEL else 0
+        for c in range(0, whole, VL):
+            for j in range(0, PANEL, VL):
+                at = (t0 + p * PANEL + j) * ld + head * d + c
+                transpose_tile(x, at, ld, out, (p * d + c) * PANEL + j, PANEL)
         for j in range(have):
             row = x[t0 + p * PANEL + j, head]
-            for c in range(d):
+            for c in range(whole, d):
                 out[(p * d + c) * PANEL + j] = row[c]
         for j in range(have, PANEL):
             for c in range(d):
                 out[(p * d + c) * PANEL + j] = np.float32(0.0)
+
+
+@kernel()
+def keys_at(k0, tk, seq, g, n_kv, d):
+    """Where the panels of KV head g of a sequence begin: tk keys from k0 on, in whole panels."""
+    return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
 @kernel()
@@ -97,19 +113,26 @@ def exp_sum(row, lo, hi, top):
     return total
 
 
-_work = np.empty((0, 0), np.float32)
-
-
-def workspace(pieces: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Per-thread scratch `[threads, sum(pieces)]`, kept between calls, and the ends of its
-    pieces.
+class Scratch:
+    """Memory of the kernels, kept between calls and grown when needed: `own` `[threads, floats]`,
+    `common` `[floats]`, and the counter of tasks.
     """
-    global _work
-    sizes = np.cumsum(np.array(pieces, np.int64))
-    threads = get_num_threads()
-    if _work.shape[0] < threads or _work.shape[1] < sizes[-1]:
-        _work = np.empty((threads, int(sizes[-1])), np.float32)
-    return _work, sizes
+
+    def __init__(self) -> None:
+        self.own = np.empty((0, 0), np.float32)
+        self.common = np.empty(0, np.float32)
+        self.counter = np.zeros(1, np.int64)
+
+    def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        threads = get_num_threads()
+        if self.own.shape[0] < threads or self.own.shape[1] < own:
+            self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)
+        if self.common.size < common:
+            self.common = np.empty(common, np.float32)
+        return self.own, self.common, self.counter
+
+
+SCRATCH = Scratch()
 
 
 def round_up(n: int, unit: int) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL
 from nbllama.ops.lora_ops import outer_product, padded
 from nbllama.ops.matmul import Weight
 from nbllama.ops.op import (
@@ -36,7 +37,6 @@ from nbllama.ops.op import (
 )
 from nbllama.ops.panels import n_panels
 from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
-from nbllama.simd import PANEL
 
 
 def embed_lora_ref(

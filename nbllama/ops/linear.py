@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nbllama.lanes import PANEL
 from nbllama.ops.lora_ops import (
     add_hidden,
+    add_pair_gradients,
     lora_grad_ref,
     lora_ref,
     pack_with_hidden,
     padded,
-    pair_gradients,
     thin_product,
 )
 from nbllama.ops.matmul import (
@@ -32,7 +33,6 @@ from nbllama.ops.matvec import MOST_TOKENS, matvec
 from nbllama.ops.op import Gradients, Inputs, Op
 from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
-from nbllama.simd import PANEL
 
 
 class LoraPair(NamedTuple):
@@ -163,9 +163,7 @@ def linear_grad(
         a = pair.a
         gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
         if pair.da is not None and pair.db is not None:
-            da, db = pair_gradients(dhp, x, hp, dy, pair.rank)
-            np.add(pair.da, da, out=pair.da)
-            np.add(pair.db, db, out=pair.db)
+            add_pair_gradients(dhp, x, hp, dy, pair.da, pair.db)
     if dx is not None:
         matmul_grad(w, gp, dx, dhp=dhp, a=a, add=add)
 

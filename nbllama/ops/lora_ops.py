@@ -15,15 +15,17 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.ops.panels import n_panels, pack_panel, panels_of
-from nbllama.simd import PANEL, ROWS, fma_tile
+from nbllama.simd import fma_tile
 
 COLUMNS = 128  # columns of dA or dB that one task owns
 
@@ -150,15 +152,21 @@ def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
     _add_hidden(readonly(hp), readonly(b), y)
 
 
-_small = np.empty((0, 0), np.float32)
+_memory: dict[str, np.ndarray] = {}
+
+
+def _floats(name: str, *shape: int) -> np.ndarray:
+    """float32 memory `shape` that the next call with this name takes again: no step after the first
+    allocates.
+    """
+    size = math.prod(shape)
+    if name not in _memory or _memory[name].size < size:
+        _memory[name] = np.empty(size, np.float32)
+    return _memory[name][:size].reshape(shape)
 
 
 def _tiles(size: int) -> np.ndarray:
-    global _small
-    threads = get_num_threads()
-    if _small.shape[0] < threads or _small.shape[1] < size:
-        _small = np.empty((threads, size), np.float32)
-    return _small
+    return _floats("tiles", get_num_threads(), size)
 
 
 def thin_product(
@@ -177,8 +185,9 @@ def thin_product(
         raise ValueError(f"panels {xp.shape} do not fit a LoRA matrix {m.shape}")
     high = padded(rank)
     hp = out.reshape(-1)[: xp.shape[0] * high * PANEL].reshape(xp.shape[0], high, PANEL)
-    rows = np.zeros((high, k), np.float32)
+    rows = _floats("rows", high, k)
     rows[:rank] = m.T if transposed else m
+    rows[rank:] = 0
     _thin(readonly(rows), k, 1, k, readonly(xp), np.float32(scale), hp, rank, _tiles(high * PANEL))
     return hp
 
@@ -203,18 +212,27 @@ def _check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
         raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
 
 
-def pair_gradients(
-    dhp: np.ndarray, x: np.ndarray, hp: np.ndarray, dy: np.ndarray, rank: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(dA, dB) float32 `[rank, n_in]`, `[n_out, rank]` of one pair, from packed dh and h."""
+def add_pair_gradients(
+    dhp: np.ndarray,
+    x: np.ndarray,
+    hp: np.ndarray,
+    dy: np.ndarray,
+    da: np.ndarray,
+    db: np.ndarray,
+) -> None:
+    """da `[rank, n_in]` += dhᵀ x, db `[n_out, rank]` += dyᵀ h of one pair, from packed dh and h."""
+    rank = len(da)
+    check_output("pair gradients", "da", da, (rank, x.shape[1]))
+    check_output("pair gradients", "db", db, (dy.shape[1], rank))
     _check_outer(dhp, x, rank)
     _check_outer(hp, dy, rank)
     if len(x) != len(dy):
         raise ValueError(f"x {x.shape} and dy {dy.shape} are not of the same tokens")
-    da = np.empty((dhp.shape[1], x.shape[1]), np.float32)
-    db = np.empty((hp.shape[1], dy.shape[1]), np.float32)
-    _outer_pair(readonly(dhp), readonly(x), da, readonly(hp), readonly(dy), db, len(x))
-    return da[:rank], db[:rank].T
+    sum_a = _floats("da", dhp.shape[1], x.shape[1])
+    sum_b = _floats("db", hp.shape[1], dy.shape[1])
+    _outer_pair(readonly(dhp), readonly(x), sum_a, readonly(hp), readonly(dy), sum_b, len(x))
+    np.add(da, sum_a[:rank], out=da)
+    np.add(db, sum_b[:rank].T, out=db)
 
 
 _NONE = np.empty((0, 0, PANEL), np.float32)
@@ -234,7 +252,7 @@ def pack_with_hidden(
     xp = panels_of(x, memory)
     k, panels = x.shape[1], len(xp)
     heights = [padded(len(m)) for m, _, _ in factors]
-    rows = np.zeros((sum(heights), k), np.float32)
+    rows = _floats("rows", sum(heights), k)
     products, first = [], 0
     for (m, scale, out), high in zip(factors, heights, strict=True):
         if np.ndim(m) != 2 or m.shape[1] != k or m.dtype != np.float32:
@@ -242,6 +260,7 @@ def pack_with_hidden(
         if out.dtype != np.float32 or out.size < panels * high * PANEL:
             raise ValueError(f"{out.size} numbers of memory are too few for h of x {x.shape}")
         np.multiply(m, np.float32(scale), out=rows[first : first + len(m)])
+        rows[first + len(m) : first + high] = 0
         products.append(out.reshape(-1)[: panels * high * PANEL].reshape(panels, high, PANEL))
         first += high
     h = products + [_NONE] * (3 - len(products))

@@ -20,8 +20,9 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL
 from nbllama.ops.linear import LoraPair
-from nbllama.ops.lora_ops import padded, pair_gradients, thin_product
+from nbllama.ops.lora_ops import add_pair_gradients, padded, thin_product
 from nbllama.ops.matmul import NO_PAIR, Weight, matmul, matmul_grad
 from nbllama.ops.op import (
     Gradients,
@@ -33,7 +34,7 @@ from nbllama.ops.op import (
     readonly,
 )
 from nbllama.ops.panels import NO_PANELS, n_panels, pack
-from nbllama.simd import PANEL, exp_f32, row_max
+from nbllama.simd import exp_f32, row_max
 
 CHUNK = 128  # rows whose logits are alive together
 
@@ -151,9 +152,7 @@ def output_loss(
         if pair is not None:
             dhp, a = thin_product(b, gp, pair.scale, buffers.dhp, transposed=True), pair.a
             if pair.da is not None and pair.db is not None:
-                da, db = pair_gradients(dhp, xc, hp, logits, len(a))
-                np.add(pair.da, da, out=pair.da)
-                np.add(pair.db, db, out=pair.db)
+                add_pair_gradients(dhp, xc, hp, logits, pair.da, pair.db)
         matmul_grad(w, gp, dx[m0 : m0 + m], dhp=dhp, a=a)
     return total
 

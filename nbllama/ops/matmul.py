@@ -31,11 +31,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
+from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.matmul_tiles import PAD, ROW_BLOCK, forward_entry, gradient_entry
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.ops.panels import NO_PANELS, n_panels
 from nbllama.quants import QUANTS
-from nbllama.simd import PANEL, ROWS
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
 TILE = 96  # rows of W a task owns (gradient: columns, in whole blocks: 256 for K-quants)

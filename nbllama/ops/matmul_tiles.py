@@ -14,16 +14,9 @@ from functools import cache
 from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, ROWS, VL
 from nbllama.quants import QUANTS, decode_blocks
-from nbllama.simd import (
-    PANEL,
-    ROWS,
-    VL,
-    fma_tile,
-    next_task,
-    transpose_add_tile,
-    transpose_tile,
-)
+from nbllama.simd import fma_tile, next_task, transpose_add_tile, transpose_tile
 
 ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks at a time in both
 PAD = 16  # a stride that is a power of two would map a tile's rows to the same cache lines

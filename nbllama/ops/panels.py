@@ -13,8 +13,9 @@ import numpy as np
 from numba import prange
 
 from nbllama._jit import kernel
+from nbllama.lanes import PANEL, VL
 from nbllama.ops.op import check_array, readonly
-from nbllama.simd import PANEL, VL, transpose_tile
+from nbllama.simd import transpose_tile
 
 NO_PANELS = np.empty((0, 0, PANEL), np.float32)
 

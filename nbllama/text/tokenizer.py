@@ -8,8 +8,10 @@ Sources: llama.cpp, src/llama-vocab.cpp, `tokenizer_st_partition`, `tokenize`, `
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nbllama.errors import DataError
@@ -143,6 +145,17 @@ class Tokenizer(ABC):
     def token_id(self, text: str) -> int | None:
         """Id of the token that the vocabulary writes as `text`."""
         return self._ids.get(text)
+
+    @cached_property
+    def _on_request(self) -> re.Pattern[str]:
+        """Any text of a token that is parsed on request only."""
+        kinds = CONTROL | UNKNOWN
+        texts = (re.escape(text) for i, text in self._special if self._attrs[i] & kinds)
+        return re.compile("|".join(filter(None, texts)) or r"(?!)")
+
+    def may_hold_special(self, text: str) -> bool:
+        """False only where `parse_special` makes no difference to the ids of `text`."""
+        return self._on_request.search(text) is not None
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.parser import Choice, Text
+from nbllama.cli.parser import Choice, Day, Text
 from nbllama.errors import UsageError
 from tests.conftest import ROOT
 
@@ -34,6 +34,8 @@ OLD = """
 """.split()
 NEW = """
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
+--data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
+--packing --no-packing --activation-memory
 """.split()
 
 
@@ -113,7 +115,9 @@ def test_each_value_lands_in_its_own_field() -> None:
                 got = parse(["--model-base", "m", name])
                 want: object = name in o.names
             elif isinstance(o.value, Choice):
-                got, want = parse(["--model-base", "m", name, "right"]), "right"
+                got, want = parse(["--model-base", "m", name, o.value.words[-1]]), o.value.words[-1]
+            elif isinstance(o.value, Day):
+                got, want = parse(["--model-base", "m", name, "2024-02-29"]), "2024-02-29"
             elif o.dest == "n_gpu_layers":
                 got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):

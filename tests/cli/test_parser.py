@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from nbllama.cli.parser import Real, Text, Whole, markdown, option, parse_into, table
+from nbllama.cli.parser import Real, Size, Text, Whole, markdown, option, parse_into, table
 from nbllama.errors import UsageError
 
 
@@ -128,6 +128,11 @@ def test_ends_of_the_ranges() -> None:
     assert Real(0, 1).parse("0") == 0.0
     assert Real(0, 1).parse("1") == 1.0
     assert Real(1).allowed() == "a number, 1 or more"
+    sizes = {"750M": 750 * 10**6, "1.5g": 15 * 10**8, "2k": 2000, "123": 123}
+    assert {text: Size().parse(text) for text in sizes} == sizes
+    for bad in ("", "M", "0", "-1M", "1T", "nan", "inf", "1e30G"):
+        with pytest.raises(ValueError):
+            Size().parse(bad)
     assert Real(0, 1).allowed() == "a number, 0 or more, at most 1"
     assert Whole(1).allowed() == "a whole number, 1 or more"
     assert Whole(-(2**31)).allowed() == "a whole number"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbllama.data import ChatData, load_chat, prompt_ids
+from nbllama.data import Samples, load_dataset, prompt_ids
 from nbllama.data.chat import encode_chat
 from nbllama.errors import DataError, GGUFError
 from nbllama.text import Tokenizer
@@ -19,7 +19,13 @@ Lines = Callable[..., Path]
 U, A, S = "user", "assistant", "system"
 
 
-def trained_text(tokenizer: Tokenizer, data: ChatData, i: int) -> list[str]:
+def load_chat(path: Path, tokenizer: Tokenizer, n_ctx: int, template: ChatTemplate) -> Samples:
+    data = load_dataset(path, tokenizer, n_ctx, template=template, data_format="chat")
+    assert isinstance(data, Samples)
+    return data
+
+
+def trained_text(tokenizer: Tokenizer, data: Samples, i: int) -> list[str]:
     """Text of each unbroken stretch of trained targets of sample i."""
     batch = data.batch([i])
     stretches: list[list[int]] = [[]]
@@ -174,7 +180,7 @@ class TestLength:
         first = int(np.flatnonzero(whole.targets >= 0)[0])
         for n_ctx in range(1, n + 3):
             if n_ctx <= first:
-                with pytest.raises(DataError, match="can be trained: in none of its 1 chats"):
+                with pytest.raises(DataError, match="can be trained: in none of its 1 samples"):
                     load_chat(path, bpe, n_ctx, chatml)
                 continue
             data = load_chat(path, bpe, n_ctx, chatml)
@@ -185,7 +191,7 @@ class TestLength:
             assert batch.targets.tolist() == whole.targets[: last + 1].tolist()
             assert data.n_cut == (n_ctx < n) and data.n_dropped == 0
             assert data.n_trained(0) == batch.n_trained >= 1
-            cut = f"1 of 1 chats are longer than {n_ctx} tokens and were cut"
+            cut = f"1 of 1 samples are longer than {n_ctx} tokens and were cut"
             assert data.notes == ((cut,) if n_ctx < n else ())
 
     def test_dropped_chats(self, bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines) -> None:
@@ -196,8 +202,8 @@ class TestLength:
         assert (data.n_samples, data.n_cut, data.n_dropped) == (2, 1, 1)
         assert data.lines.tolist() == [1, 3]
         assert data.notes == (
-            "1 of 3 chats are longer than 40 tokens and were cut",
-            "1 of 3 chats were left out: no answer begins within 40 tokens",
+            "1 of 3 samples are longer than 40 tokens and were cut",
+            "1 of 3 samples were left out: no answer begins within 40 tokens",
         )
         assert data.n_tokens(1) == 40 and data.n_tokens(0) < 40
         assert data.batch([1]).targets[-1] == 3 + ord("x")
@@ -221,8 +227,7 @@ def test_template_that_never_ends_a_turn(bpe: Tokenizer, write_lines: Lines) -> 
     with ChatTemplate(source) as template:
         data = load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
     assert data.notes == (
-        "the chat template puts no end-of-turn token after an answer: "
-        "the model will not learn to stop",
+        "no end-of-turn token follows an answer: the model will not learn to stop",
     )
 
 

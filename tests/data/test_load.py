@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.data import ChatData, RawText, data_kind, load_dataset
+from nbllama.data import RawText, Samples, data_kind, load_dataset
 from nbllama.errors import DataError
 from nbllama.text import Tokenizer
 from nbllama.text.chat_template import ChatTemplate
@@ -37,28 +37,33 @@ def test_the_content_decides(tmp_path: Path, content: str, kind: str) -> None:
         assert data_kind(path) == kind
 
 
-@pytest.mark.parametrize("document", [CHAT, [CHAT, CHAT], [1, CHAT]])
-def test_json_that_is_not_json_lines(tmp_path: Path, document: object) -> None:
+@pytest.mark.parametrize(("document", "lines"), [(CHAT, [1]), ([CHAT, CHAT], [2, 14])])
+def test_a_json_document_holds_records_too(
+    tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate, document: object, lines: list[int]
+) -> None:
     path = tmp_path / "chats.json"
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    with pytest.raises(DataError, match=r"one JSON document; chats must be JSON lines"):
-        data_kind(path)
+    data = load_dataset(path, bpe, 64, template=chatml)
+    assert isinstance(data, Samples) and data.lines.tolist() == lines
 
 
 def test_load(tmp_path: Path, bpe: Tokenizer, chatml: ChatTemplate) -> None:
     path = tmp_path / "data"
     path.write_text(LINE, encoding="utf-8")
     chat = load_dataset(path, bpe, 64, template=chatml)
-    assert isinstance(chat, ChatData) and chat.n_samples == 1
-    assert chat.fingerprint == load_dataset(path, bpe, 64, template=chatml, kind="chat").fingerprint
-    raw = load_dataset(path, bpe, 64, template=chatml, kind="raw")
+    assert isinstance(chat, Samples) and chat.n_samples == 1
+    assert (
+        chat.fingerprint
+        == load_dataset(path, bpe, 64, template=chatml, data_format="chat").fingerprint
+    )
+    raw = load_dataset(path, bpe, 64, template=chatml, data_format="raw")
     assert isinstance(raw, RawText) and bpe.decode(raw.tokens.tolist()) == LINE
     path.write_text("the hand", encoding="utf-8")
     assert load_dataset(path, bpe, 64, template=None).kind == "raw"
     with pytest.raises(DataError, match="line 1: broken JSON"):
-        load_dataset(path, bpe, 64, template=chatml, kind="chat")
-    with pytest.raises(ValueError, match="neither raw nor chat"):
-        load_dataset(path, bpe, 64, template=None, kind="json")
+        load_dataset(path, bpe, 64, template=chatml, data_format="chat")
+    with pytest.raises(ValueError, match="'json' is not one of raw, chat, "):
+        load_dataset(path, bpe, 64, template=None, data_format="json")
 
 
 def test_chats_need_a_template(tmp_path: Path, bpe: Tokenizer) -> None:

@@ -35,14 +35,21 @@ def chat(*contents: str) -> list[dict[str, str]]:
     return [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
 
 
-def ids(placed: list[Placed]) -> list[int]:
-    return [t.token for t in placed]
+def ids(placed: Placed) -> list[int]:
+    return placed.ids.tolist()
 
 
-def is_covered(text: str, placed: list[Placed]) -> bool:
+def rows(placed: Placed) -> list[tuple[int, int, int]]:
+    """(token, start, end) of each token."""
+    columns = (half.tolist() for half in placed)
+    return list(zip(*columns, strict=True))
+
+
+def is_covered(text: str, placed: Placed) -> bool:
     """Whether tokens follow each other from the text's start to its end."""
-    ends = [0, *(t.end for t in placed)]
-    return ends[-1] == len(text) and all(t.start <= e for t, e in zip(placed, ends, strict=False))
+    ends = [0, *placed.ends.tolist()]
+    starts = placed.starts.tolist()
+    return ends[-1] == len(text) and all(a <= b for a, b in zip(starts, ends, strict=False))
 
 
 @given(contents=st.lists(PIECES, min_size=1, max_size=4))
@@ -61,7 +68,7 @@ def test_ids_are_those_of_the_whole_text(
     every = range(len(messages))
     spans = find_contents(chatml, messages, every, text, True)
     assert [text[a:b] for a, b in spans] == [m["content"] for m in messages]
-    assert encode_around(demo_tokenizer, text, spans) == placed
+    assert rows(encode_around(demo_tokenizer, text, spans)) == rows(placed)
 
 
 @given(contents=st.lists(PIECES, min_size=1, max_size=4))
@@ -87,8 +94,8 @@ def test_tokens_lie_where_their_bytes_are(
     text = chatml.render(messages, False)
     placed = encode_rendered(demo_tokenizer, chatml, messages, text, False)
     assert is_covered(text, placed)
-    for t in placed:
-        piece, part = demo_tokenizer.token_bytes(t.token), text[t.start : t.end]
+    for token, start, end in rows(placed):
+        piece, part = demo_tokenizer.token_bytes(token), text[start:end]
         # A token may hold only some bytes of its first and last character.
         assert piece in part.encode()
         assert len(piece) > len(part[1:-1].encode())
@@ -100,13 +107,13 @@ def test_spm(spm: Tokenizer, trimming: ChatTemplate, contents: list[str], prompt
     messages = chat(*contents)
     text = trimming.render(messages, prompt)
     placed = encode_rendered(spm, trimming, messages, text, prompt)
-    assert ids(placed).count(1) == 1 and placed[0] == Placed(1, 0, 3)
+    assert ids(placed).count(1) == 1 and rows(placed)[0] == (1, 0, 3)
     assert ids(placed).count(2) == len(messages) // 2
     if not any(holds_special(spm, m["content"]) for m in messages):
         assert ids(placed) == spm.encode(text, parse_special=True)
         spans = find_contents(trimming, messages, range(len(messages)), text, prompt)
         assert [text[a:b] for a, b in spans] == [m["content"].strip() for m in messages]
-        assert encode_around(spm, text, spans) == placed
+        assert rows(encode_around(spm, text, spans)) == rows(placed)
 
 
 def test_what_a_special_token_in_a_message_becomes(
@@ -133,10 +140,10 @@ def test_white_space_that_a_special_token_swallows(
     placed = encode_rendered(bpe, chatml, messages, text, False)
     assert ids(placed) == bpe.encode(text, parse_special=True)
     assert 3 + ord("\n") not in ids(placed)[-1:]
-    ends = [t for t in placed if t.token == 2]
-    assert [text[t.start : t.end] for t in ends] == ["<|im_end|>\n"] * 2
+    ends = [(start, end) for token, start, end in rows(placed) if token == 2]
+    assert [text[start:end] for start, end in ends] == ["<|im_end|>\n"] * 2
     spans = find_contents(chatml, messages, range(2), text, False)
-    assert encode_around(bpe, text, spans) == placed
+    assert rows(encode_around(bpe, text, spans)) == rows(placed)
 
 
 def test_bos_comes_once(bpe: Tokenizer, spm: Tokenizer, chatml: ChatTemplate) -> None:
@@ -144,7 +151,7 @@ def test_bos_comes_once(bpe: Tokenizer, spm: Tokenizer, chatml: ChatTemplate) ->
     text = chatml.render(messages, True)
     assert ids(encode_rendered(bpe, chatml, messages, text, True))[0] == 1  # <|im_start|>, no BOS
     placed = encode_rendered(spm, chatml, messages, text, True)
-    assert placed[0] == Placed(1, 0, 0)
+    assert rows(placed)[0] == (1, 0, 0)
     assert ids(placed) == spm.encode(text, add_special=True, parse_special=True)
 
 

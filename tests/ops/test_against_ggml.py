@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nbllama.lanes import PANEL
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.loss import LossBuffers, cross_entropy, output_loss
 from nbllama.ops.matmul import Weight, matmul, matmul_grad
@@ -17,7 +18,6 @@ from nbllama.ops.matvec import matvec
 from nbllama.ops.panels import n_panels, pack
 from nbllama.opt import AdamW
 from nbllama.quants import QUANTS, decode
-from nbllama.simd import PANEL
 from tests import oracle
 from tests.differences import compare, record, relative
 

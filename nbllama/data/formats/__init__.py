@@ -1,0 +1,45 @@
+"""The formats of records, one a module; which one a record is in, its keys tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from nbllama.data.formats import alpaca, completion, messages, sharegpt, text
+from nbllama.data.formats.record import (
+    Continuation,
+    Conversation,
+    Format,
+    Message,
+    Record,
+    Sample,
+    Style,
+)
+
+__all__ = [
+    "FORMATS",
+    "Continuation",
+    "Conversation",
+    "Format",
+    "Message",
+    "Record",
+    "Sample",
+    "Style",
+    "format_of",
+]
+
+# Where a record has the keys of several, the first one counts.
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT for module in (messages, sharegpt, completion, alpaca, text)
+}
+
+
+def format_of(records: Iterable[Record]) -> Format | None:
+    """The format that most of `records` have the keys of; None where none has those of any."""
+    votes: Counter[str] = Counter()
+    for record in records:
+        for name, format in FORMATS.items():
+            if all(key in record for key in format.keys):
+                votes[name] += 1
+                break
+    return FORMATS[votes.most_common(1)[0][0]] if votes else None

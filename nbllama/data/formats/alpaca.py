@@ -1,0 +1,57 @@
+"""Instructions as Stanford Alpaca has them: {"instruction", "input", "output"}.
+
+They go through the chat template as a question and its answer. "input" may be empty or missing;
+else it follows the instruction in the way of the template's layout. "system" (a text) and "history"
+(a list of [question, answer]) may be there, as in LLaMA-Factory's form of it.
+"""
+
+from __future__ import annotations
+
+from nbllama.data.formats.record import (
+    ANSWERING_ROLE,
+    Conversation,
+    Format,
+    Message,
+    Record,
+    Style,
+    conversation,
+    filled,
+    kind_of,
+    text_of,
+)
+from nbllama.errors import DataError
+
+
+def read(record: Record, style: Style) -> Conversation:
+    """The instruction and its answer as messages. Raises `DataError`."""
+    question = filled(text_of(record, "instruction"), "the instruction")
+    more = text_of(record, "input", default="")
+    answer = filled(text_of(record, "output"), "the answer (output)")
+    system = text_of(record, "system", default="")
+    if more.strip():
+        question += style.joint + more
+        system = system if system.strip() else style.with_input
+    messages = [{"role": "system", "content": system}] if system.strip() else []
+    messages += _history(record)
+    messages.append({"role": "user", "content": question})
+    messages.append({"role": ANSWERING_ROLE, "content": answer})
+    return conversation(messages)
+
+
+def _history(record: Record) -> list[Message]:
+    turns = record.get("history")
+    if turns is None:
+        return []
+    if not isinstance(turns, list):
+        raise DataError(f'"history" must be a list, not {kind_of(turns)}')
+    out = []
+    for turn in turns:
+        if not (isinstance(turn, list) and len(turn) == 2):
+            raise DataError('"history" must hold pairs [question, answer]')
+        pair = dict(zip(("question", "answer"), turn, strict=True))
+        out.append({"role": "user", "content": text_of(pair, "question", "history: ")})
+        out.append({"role": ANSWERING_ROLE, "content": text_of(pair, "answer", "history: ")})
+    return out
+
+
+FORMAT = Format("alpaca", ("instruction", "output"), read)

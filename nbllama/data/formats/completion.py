@@ -1,0 +1,35 @@
+"""A prompt and what follows it: {"prompt", "completion"}.
+
+As texts they are put together as they are, without a template and without a space between; as lists
+of messages they are one chat, of which the answers in "completion" are trained.
+"""
+
+from __future__ import annotations
+
+from nbllama.data.formats.messages import messages_of
+from nbllama.data.formats.record import (
+    ANSWERING_ROLE,
+    Continuation,
+    Format,
+    Record,
+    Sample,
+    Style,
+    conversation,
+    filled,
+    text_of,
+)
+
+
+def read(record: Record, style: Style) -> Sample:
+    """Prompt and completion. Raises `DataError`."""
+    if isinstance(record.get("prompt"), list):
+        asked, _ = messages_of(record, "prompt")
+        answered, silent = messages_of(record, "completion")
+        n = len(asked)
+        given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
+        return conversation(asked + answered, frozenset(given | {n + i for i in silent}))
+    prompt = text_of(record, "prompt")
+    return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))
+
+
+FORMAT = Format("completion", ("prompt", "completion"), read)

@@ -1,0 +1,13 @@
+"""Documents: {"text"}. All of a text is trained, and the token that ends it."""
+
+from __future__ import annotations
+
+from nbllama.data.formats.record import Continuation, Format, Record, Style, filled, text_of
+
+
+def read(record: Record, style: Style) -> Continuation:
+    """The document. Raises `DataError`."""
+    return Continuation("", filled(text_of(record, "text"), "the text"))
+
+
+FORMAT = Format("text", ("text",), read)

@@ -1,0 +1,255 @@
+"""Records as token ids with a mask: the `Dataset` of everything that is not raw text.
+
+A sequence is a whole sample and ends with its last trained target, since what comes after it
+changes neither loss nor gradient. Which targets are trained is known by characters, and a token
+that reaches across the border of an answer belongs to the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
+from nbllama.data.chat import Encoded, encode_chats
+from nbllama.data.formats import Continuation, Conversation, Sample
+from nbllama.data.records import Bad, DataFile
+from nbllama.data.spans import encode_plain
+from nbllama.data.text_file import sha256_parts
+from nbllama.errors import DataError, NbllamaError, shown
+
+if TYPE_CHECKING:
+    from nbllama.text.chat_template import ChatTemplate
+    from nbllama.text.tokenizer import Tokenizer
+
+ON_LONG = ("cut", "refuse", "skip")
+_CHUNK = 64  # samples that are rendered in one request
+_REPORT_SECONDS = 5.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Samples(RowPerSample):
+    """The `Dataset` of a file of records.
+
+    ids and trained hold all samples end to end, sample i is `offsets[i] : offsets[i + 1]` of both,
+    of which all but the last id are input; `lines[i]` is the line of the file where it begins.
+    n_cut samples were longer than n_ctx tokens, n_dropped left no trained target within n_ctx,
+    n_long were skipped for their length, n_bad could not be read. `format`: as in the file.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+    offsets: np.ndarray
+    lines: np.ndarray
+    n_ctx: int
+    fingerprint: str
+    n_cut: int = 0
+    n_dropped: int = 0
+    n_long: int = 0
+    n_bad: int = 0
+    notes: tuple[str, ...] = ()
+    format: str = "chat"
+    kind: str = "chat"
+
+    @property
+    def n_samples(self) -> int:
+        return len(self.lines)
+
+    def n_tokens(self, i: int) -> int:
+        part = self._part(i)
+        return part.stop - part.start - 1
+
+    def n_trained(self, i: int) -> int:
+        part = self._part(i)
+        return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        # The first id of a sample is no target.
+        targets = self.trained.copy()
+        targets[self.offsets[:-1]] = False
+        counts = np.add.reduceat(targets, self.offsets[:-1], dtype=np.int64)
+        return np.diff(self.offsets) - 1, counts
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return Batch.from_rows(self._row(i) for i in indices)
+
+    def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, trained = self.ids[self._part(i)], self.trained[self._part(i)]
+        return ids[:-1], np.where(trained[1:], ids[1:], np.int32(NOT_TRAINED))
+
+    def _part(self, i: int) -> slice:
+        if not 0 <= i < self.n_samples:
+            raise IndexError(f"sample {i} of {self.n_samples}")
+        return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+
+
+def load_samples(
+    data: DataFile,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+    template: ChatTemplate | None,
+    *,
+    train_on_prompt: bool = False,
+    skip_bad: bool = False,
+    on_long: str = "cut",
+    progress: Progress | None = None,
+) -> Samples:
+    """The samples of a file of records, each at most `n_ctx` input tokens.
+
+    `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
+    leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
+    `template` is needed for chats only. `progress` gets a line every few seconds.
+
+    Raises `DataError` for chats without a template, with file and line for a sample that the
+    template refuses (unless `skip_bad`) or that is too long, and when no trained target is left in
+    the whole file; and what the template raises, with file and line.
+    """
+    if n_ctx < 1:
+        raise ValueError("n_ctx must be at least 1")
+    if on_long not in ON_LONG:
+        raise ValueError(f"on_long {on_long!r} is not one of {', '.join(ON_LONG)}")
+    where = shown(data.path)
+    bad, kept = list(data.bad), []
+    n_cut = n_dropped = n_long = 0
+    for line, found in _encoded(data, tokenizer, template, progress):
+        if isinstance(found, NbllamaError):
+            if not (skip_bad and isinstance(found, DataError)):
+                raise type(found)(f"{where}, line {line}: {found}") from found.__cause__
+            bad.append(Bad(line, str(found)))
+            continue
+        if train_on_prompt:
+            found = Encoded(found.ids, np.ones_like(found.trained))
+        whole = _up_to_last_trained(found)
+        n_tokens = len(whole.ids) - 1
+        if n_tokens > n_ctx and on_long == "refuse":
+            raise DataError(
+                f"{where}, line {line}: {n_tokens} tokens, longer than the context of {n_ctx}; "
+                "give a larger --ctx, or --on-long cut or skip"
+            )
+        if n_tokens > n_ctx and on_long == "skip":
+            n_long += 1
+            continue
+        encoded = _up_to_last_trained(Encoded(*(half[: n_ctx + 1] for half in whole)))
+        if not encoded.trained.any():
+            n_dropped += 1
+            continue
+        n_cut += n_tokens > n_ctx
+        kept.append((line, encoded))
+    bad.sort()
+    n_all = len(data.samples) + len(data.bad)
+    if not kept:
+        raise DataError(_nothing(where, n_all, n_ctx, bad))
+    ids = np.concatenate([e.ids for _, e in kept])
+    trained = np.concatenate([e.trained for _, e in kept])
+    offsets = np.cumsum([0] + [len(e.ids) for _, e in kept], dtype=np.int64)
+    notes = _notes(n_all, n_ctx, n_cut, n_dropped, n_long, bad)
+    if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
+        notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
+    return Samples(
+        ids,
+        trained,
+        offsets,
+        np.array([line for line, _ in kept], dtype=np.int64),
+        n_ctx,
+        sha256_parts("chat", n_ctx, ids.tobytes(), trained.tobytes(), offsets.tobytes()),
+        n_cut,
+        n_dropped,
+        n_long,
+        len(bad),
+        tuple(notes),
+        data.format,
+    )
+
+
+def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Encoded:
+    """Ids of a prompt and its continuation, and which of them belong to the latter.
+
+    BOS is put in front where the model has one put there, and EOS behind, which is trained.
+    Special tokens in the text are only characters.
+    """
+    placed = encode_plain(tokenizer, sample.prompt + sample.answer)
+    trained = placed.ends > len(sample.prompt)
+    ids = placed.ids
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
+        ids, trained = np.append(np.int32(tokenizer.bos_id), ids), np.append(False, trained)
+    end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
+    if end is not None:
+        ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
+    return Encoded(ids.astype(np.int32), trained)
+
+
+def _encoded(
+    data: DataFile,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    progress: Progress | None,
+) -> Iterator[tuple[int, Encoded | NbllamaError]]:
+    """Every sample with its line, in the file's order."""
+    start = told = time.monotonic()
+    for first in range(0, len(data.samples), _CHUNK):
+        chunk = data.samples[first : first + _CHUNK]
+        chats = [s for _, s in chunk if isinstance(s, Conversation)]
+        if chats and template is None:
+            raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
+        done = iter(encode_chats(tokenizer, template, chats) if template is not None else ())
+        for line, sample in chunk:
+            yield line, _one(tokenizer, sample, done)
+        now = time.monotonic()
+        if progress is not None and now - told >= _REPORT_SECONDS:
+            told, n = now, first + len(chunk)
+            left = (now - start) * (len(data.samples) - n) / n
+            progress(f"tokenised {n} of {len(data.samples)} samples, {left:.0f} s left")
+
+
+def _one(
+    tokenizer: Tokenizer, sample: Sample, chats: Iterator[Encoded | NbllamaError]
+) -> Encoded | NbllamaError:
+    if isinstance(sample, Conversation):
+        return next(chats)
+    try:
+        return encode_continuation(tokenizer, sample)
+    except NbllamaError as e:
+        return e
+
+
+def _up_to_last_trained(e: Encoded) -> Encoded:
+    """`e` without what follows its last trained target; empty if there is no trained target."""
+    # The first id is no target: nothing comes before it.
+    targets = np.flatnonzero(e.trained[1:]) + 1
+    n = int(targets[-1]) + 1 if len(targets) else 0
+    return Encoded(e.ids[:n], e.trained[:n])
+
+
+def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+    if len(bad) == n_all:
+        return f"nothing in {where} can be trained; line {bad[0].line}: {bad[0].reason}"
+    return (
+        f"no token of {where} can be trained: in none of its {n_all} samples does an answer begin "
+        f"within {n_ctx} tokens; a longer --ctx may help"
+    )
+
+
+def _notes(
+    n_all: int, n_ctx: int, n_cut: int, n_dropped: int, n_long: int, bad: list[Bad]
+) -> list[str]:
+    notes = []
+    if bad:
+        notes.append(
+            f"{len(bad)} of {n_all} records are bad and were skipped; "
+            f"the first: line {bad[0].line}: {bad[0].reason}"
+        )
+    if n_long:
+        notes.append(f"{n_long} of {n_all} samples are longer than {n_ctx} tokens: skipped")
+    if n_cut:
+        notes.append(f"{n_cut} of {n_all} samples are longer than {n_ctx} tokens and were cut")
+    if n_dropped:
+        notes.append(
+            f"{n_dropped} of {n_all} samples were left out: no answer begins within {n_ctx} tokens"
+        )
+    return notes

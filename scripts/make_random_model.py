@@ -1,0 +1,189 @@
+"""A random model of a real model's size: for measurements of speed and memory, not for its words.
+
+The weights of a tensor are blocks drawn from a pool, which is a normal sample of the usual size
+(1 / sqrt(n_in)) put through the package's own quantiser. So logits stay finite and of a normal
+model's size. The file is streamed: memory stays under 100 MB whatever its size. `--sparse` leaves
+the weights out (a hole in the file, read as zeros), where only names and sizes matter. The same
+arguments write the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+
+from nbllama.quantise import QUANTISED, quantise
+from nbllama.quants import nbytes
+from tests.toy_models import add_tokenizer
+
+PIECE = 1 << 24  # bytes written at once
+POOL = 1 << 20  # weights of the pool a tensor's blocks are drawn from
+
+
+class Shape(NamedTuple):
+    """Sizes of a model; vocabulary, layers and so on as GGUF names them."""
+
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_vocab: int = 32000
+    rope_freq_base: float = 10000.0
+
+
+SHAPES = {
+    "110m": Shape(768, 12, 12, 12, 2048),
+    "1.1b": Shape(2048, 22, 32, 4, 5632),
+    "3b": Shape(3072, 28, 24, 8, 8192, 128256, 500000.0),
+    "7b": Shape(4096, 32, 32, 32, 11008),
+    "13b": Shape(5120, 40, 40, 40, 13824),
+    "70b": Shape(8192, 80, 64, 8, 28672),
+}
+BIASES = {"llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
+
+
+def matrices(s: Shape, tied: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and shape of every matrix, in the order of the file."""
+    kv = s.n_embd // s.n_head * s.n_head_kv
+    yield "token_embd", (s.n_vocab, s.n_embd)
+    if not tied:
+        yield "output", (s.n_vocab, s.n_embd)
+    for i in range(s.n_layer):
+        yield f"blk.{i}.attn_q", (s.n_embd, s.n_embd)
+        yield f"blk.{i}.attn_k", (kv, s.n_embd)
+        yield f"blk.{i}.attn_v", (kv, s.n_embd)
+        yield f"blk.{i}.attn_output", (s.n_embd, s.n_embd)
+        yield f"blk.{i}.ffn_gate", (s.n_ff, s.n_embd)
+        yield f"blk.{i}.ffn_up", (s.n_ff, s.n_embd)
+        yield f"blk.{i}.ffn_down", (s.n_embd, s.n_ff)
+
+
+def vectors(s: Shape, arch: str) -> Iterator[tuple[str, int, float]]:
+    """Name, size and mean of every vector."""
+    yield "output_norm.weight", s.n_embd, 1.0
+    for i in range(s.n_layer):
+        yield f"blk.{i}.attn_norm.weight", s.n_embd, 1.0
+        yield f"blk.{i}.ffn_norm.weight", s.n_embd, 1.0
+        for name in BIASES[arch]:
+            heads = s.n_head if name == "attn_q" else s.n_head_kv
+            yield f"blk.{i}.{name}.bias", s.n_embd // s.n_head * heads, 0.0
+
+
+class Blocks:
+    """Random blocks of a weight type at the scale of a row's length."""
+
+    def __init__(self, kind: GGMLQuantizationType, rng: np.random.Generator) -> None:
+        self.kind, self.rng = kind, rng
+        self.sample = rng.standard_normal(POOL).astype(np.float32)
+        self.pools: dict[int, np.ndarray] = {}
+
+    def pool(self, n_in: int) -> np.ndarray:
+        """uint8 `[blocks, bytes of 256 weights]`."""
+        if n_in not in self.pools:
+            raw = quantise(int(self.kind), self.sample / np.float32(np.sqrt(n_in)))
+            self.pools[n_in] = raw.reshape(POOL // 256, -1)
+        return self.pools[n_in]
+
+    def pieces(self, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+        """The bytes of a tensor, a piece at a time."""
+        pool, left = self.pool(shape[1]), nbytes(int(self.kind), shape[0] * shape[1])
+        at_once = PIECE // pool.shape[1]
+        while left > 0:
+            raw = pool[self.rng.integers(0, len(pool), at_once)].reshape(-1)[:left]
+            left -= raw.size
+            yield raw
+
+
+def write(path: str, s: Shape, arch: str, kind: str, *, tied: bool, seed: int, sparse: bool) -> int:
+    """Write the model; returns the bytes of the file."""
+    rng, type_id = np.random.default_rng(seed), GGMLQuantizationType[kind]
+    w = GGUFWriter(None, arch)
+    w.add_name(f"random {arch} {kind}")
+    w.add_block_count(s.n_layer)
+    w.add_context_length(4096)
+    w.add_embedding_length(s.n_embd)
+    w.add_feed_forward_length(s.n_ff)
+    w.add_head_count(s.n_head)
+    w.add_head_count_kv(s.n_head_kv)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_rope_dimension_count(s.n_embd // s.n_head)
+    w.add_rope_freq_base(s.rope_freq_base)
+    w.add_vocab_size(s.n_vocab)
+    add_tokenizer(w, "spm", s.n_vocab)
+    bodies: list[tuple[int, Iterator[np.ndarray]]] = []
+    blocks = Blocks(type_id, rng)
+    for name, n, mean in vectors(s, arch):
+        x = (mean + 0.1 * rng.standard_normal(n)).astype(np.float32)
+        w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
+        bodies.append((x.nbytes, iter([x.view(np.uint8)])))
+    for name, shape in matrices(s, tied):
+        row = nbytes(int(type_id), shape[1])
+        size = shape[0] * row
+        w.add_tensor_info(
+            f"{name}.weight", (shape[0], row), np.dtype(np.uint8), size, raw_dtype=type_id
+        )
+        bodies.append((size, iter(()) if sparse else blocks.pieces(shape)))
+    unfinished = f"{path}.unfinished"
+    try:
+        w.write_header_to_file(unfinished)
+        w.write_kv_data_to_file()
+        w.write_ti_data_to_file()
+        w.close()
+        with open(unfinished, "r+b") as file:
+            at = file.seek(0, os.SEEK_END)
+            for size, body in bodies:
+                at += -at % w.data_alignment
+                file.seek(at)
+                for piece in body:
+                    file.write(piece.data)
+                at += size
+            file.truncate(at + -at % w.data_alignment)
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+    return os.path.getsize(path)
+
+
+def options() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    p.add_argument("out", metavar="OUT.gguf")
+    p.add_argument("--arch", choices=sorted(BIASES), default="llama")
+    p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
+    p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="of all matrices")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--tied", action="store_true", help="token_embd makes the logits too")
+    p.add_argument("--sparse", action="store_true", help="no weights: a hole, read as zeros")
+    for name in Shape._fields:
+        kind = float if name == "rope_freq_base" else int
+        p.add_argument("--" + name.replace("_", "-"), type=kind, help="in place of the shape's")
+    return p
+
+
+def main() -> None:
+    p = options()
+    given = p.parse_args()
+    own = {n: getattr(given, n) for n in Shape._fields if getattr(given, n) is not None}
+    s = SHAPES[given.shape]._replace(**own)
+    if min(s) < 1 or s.n_embd % s.n_head or s.n_head % s.n_head_kv or s.n_embd // s.n_head % 2:
+        p.error(f"these sizes make no model: {s._asdict()}")
+    try:
+        size = write(
+            given.out, s, given.arch, given.type, tied=given.tied, seed=given.seed,
+            sparse=given.sparse,
+        )  # fmt: skip
+    except (ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
+    parameters = sum(n * k for _, (n, k) in matrices(s, given.tied))
+    print(f"{given.out}: {parameters / 1e9:.2f}e9 weights {given.type}, {size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

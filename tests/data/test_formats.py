@@ -1,0 +1,283 @@
+"""The other formats of records, the files that hold them, and how a file's kind is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbllama.cli import data_options
+from nbllama.data import Continuation, Conversation, DataFile, Style, find_splits, open_data
+from nbllama.data.records import NAMES, parse_columns
+from nbllama.data.samples import ON_LONG
+from nbllama.errors import DataError, UsageError
+from nbllama.text import LAYOUTS
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+Q, A, S = message("user", "q"), message("assistant", "a"), message("system", "s")
+
+
+def opened(folder: Path, text: str, name: str = "data", **options: Any) -> DataFile:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    return open_data(path, **options)
+
+
+def one(folder: Path, record: Any, **options: Any) -> tuple[str, Any]:
+    """The format that is told from a record, and what becomes of it."""
+    found = opened(folder, json.dumps(record), **options)
+    ((line, sample),) = found.samples
+    assert line == 1 and found.kind == "chat"
+    return found.format, sample
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "sample"),
+    [
+        ({"text": " t\n"}, "text", Continuation("", " t\n")),
+        ({"prompt": "p ", "completion": " c"}, "completion", Continuation("p ", " c")),
+        ({"prompt": "", "completion": "c"}, "completion", Continuation("", "c")),
+        ({"prompt": [Q], "completion": [A]}, "completion", Conversation([Q, A])),
+        (
+            {"prompt": [Q, A, Q], "completion": [A]},
+            "completion",
+            Conversation([Q, A, Q, A], frozenset([1])),
+        ),
+        ({"instruction": "q", "output": "a"}, "alpaca", Conversation([Q, A])),
+        ({"instruction": "q", "input": " ", "output": "a"}, "alpaca", Conversation([Q, A])),
+        (
+            {"instruction": "q", "input": "i", "output": "a"},
+            "alpaca",
+            Conversation([message("user", "q\n\ni"), A]),
+        ),
+        (
+            {"instruction": "q", "output": "a", "system": "s", "history": [["q", "a"]]},
+            "alpaca",
+            Conversation([S, Q, A, Q, A]),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            "sharegpt",
+            Conversation([Q, A]),
+        ),
+        (
+            {
+                "system": "s",
+                "conversations": [
+                    {"from": "user", "value": "q"},
+                    {"from": "function_call", "value": "f()"},
+                    {"from": "observation", "value": "7"},
+                    {"from": "gpt", "value": "a"},
+                ],
+            },
+            "sharegpt",
+            Conversation([S, Q, message("assistant", "f()"), message("tool", "7"), A]),
+        ),
+        ({"conversations": [Q, A], "system": "s"}, "sharegpt", Conversation([S, Q, A])),
+        (
+            {"conversations": [Q, A | {"weight": 0}, A], "system": "s"},
+            "sharegpt",
+            Conversation([S, Q, A, A], frozenset([2])),
+        ),
+        ({"messages": [Q, A], "text": "t"}, "chat", Conversation([Q, A])),
+    ],
+)
+def test_records(tmp_path: Path, record: Any, format: str, sample: Any) -> None:
+    assert one(tmp_path, record) == (format, sample)
+    assert one(tmp_path, record, data_format=format) == (format, sample)
+
+
+def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
+    style = Style(LAYOUTS["alpaca"].joint, LAYOUTS["alpaca"].with_input)
+    record = {"instruction": "q", "input": "i", "output": "a"}
+    _, sample = one(tmp_path, record, style=style)
+    system, question, answer = sample.messages
+    assert system["content"].startswith("Below is an instruction that describes a task, paired")
+    assert question == message("user", "q\n\n### Input:\ni") and answer == A
+    own = one(tmp_path, record | {"system": "s"}, style=style)[1]
+    assert own.messages == [S, question, A]
+    assert one(tmp_path, record | {"input": ""}, style=style)[1] == Conversation([Q, A])
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "reason"),
+    [
+        ("text", {}, 'the key "text" is missing'),
+        ("text", {"text": 5}, '"text" must be text, not a number'),
+        ("text", {"text": " \n"}, "the text is empty"),
+        ("text", {"text": "\ud800"}, '"text" holds half a surrogate pair at character 0'),
+        ("completion", {"prompt": "p"}, 'the key "completion" is missing'),
+        ("completion", {"completion": "p"}, 'the key "prompt" is missing'),
+        ("completion", {"prompt": "p", "completion": ""}, "the answer (completion) is empty"),
+        ("completion", {"prompt": None, "completion": "c"}, '"prompt" must be text, not null'),
+        ("completion", {"prompt": [Q], "completion": "c"}, '"completion" must be a list of mess'),
+        ("completion", {"prompt": [Q, A], "completion": [Q]}, "every answer has the weight 0"),
+        ("alpaca", {"instruction": "", "output": "a"}, "the instruction is empty"),
+        ("alpaca", {"instruction": "q", "output": "\t"}, "the answer (output) is empty"),
+        ("alpaca", {"instruction": "q"}, 'the key "output" is missing'),
+        ("alpaca", {"instruction": "q", "output": "a", "input": 1}, '"input" must be text'),
+        ("alpaca", {"instruction": "q", "output": "a", "history": 1}, '"history" must be a list'),
+        (
+            "alpaca",
+            {"instruction": "q", "output": "a", "history": [["q"]]},
+            '"history" must hold pairs',
+        ),
+        (
+            "alpaca",
+            {"instruction": "q", "output": "a", "history": [["q", ""]]},
+            "message 2: the answer is empty",
+        ),
+        ("sharegpt", {"conversations": []}, '"conversations" must be a list of messages, not em'),
+        ("sharegpt", {}, 'the key "conversations" is missing'),
+        ("sharegpt", {"conversations": [7]}, "message 1: must be an object, not a number"),
+        ("sharegpt", {"conversations": [{"from": "human"}]}, 'message 1: the key "value" is'),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "alien", "value": "x"}]},
+            "message 1: 'alien' is not one of system, human, ",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "x"}]},
+            'there is no message of the role "assistant"',
+        ),
+    ],
+)
+def test_bad_records(tmp_path: Path, format: str, record: Any, reason: str) -> None:
+    good = {
+        "text": {"text": "t"},
+        "completion": {"prompt": "p", "completion": "c"},
+        "alpaca": {"instruction": "q", "output": "a"},
+        "sharegpt": {"conversations": [{"from": "gpt", "value": "a"}]},
+    }[format]
+    text = "\n".join(json.dumps(r) for r in (good, record, good, good))
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, text)
+    assert f"data, line 2: {reason}" in str(caught.value)
+    found = opened(tmp_path, text, skip_bad=True)
+    assert found.format == format and len(found.samples) == 3
+    assert found.bad[0].line == 2 and found.bad[0].reason.startswith(reason)
+
+
+class TestTables:
+    def test_columns_by_name(self, tmp_path: Path) -> None:
+        text = 'id,completion,prompt\r\n1,"c, ""1""\nmore",p\r\n\r\n2,d,\r\n'
+        for name in ("x.csv", "X.CSV", "noname"):
+            found = opened(tmp_path, text, name)
+            assert found.format == "completion"
+            assert found.samples == [
+                (2, Continuation("p", 'c, "1"\nmore')),
+                (5, Continuation("", "d")),
+            ]
+        tabs = opened(tmp_path, "instruction\tinput\toutput\nq\ti\ta, b\n", "x.tsv")
+        assert tabs.samples == [
+            (2, Conversation([message("user", "q\n\ni"), message("assistant", "a, b")]))
+        ]
+        assert opened(tmp_path, "text\none\ntwo\n", "x.csv").format == "text"
+        # One column of this name may be any text, if nothing else says that it is a table.
+        assert opened(tmp_path, "text\none\ntwo\n", "x").kind == "raw"
+        assert opened(tmp_path, "text\none\n", "x", data_format="csv").samples == [
+            (2, Continuation("", "one"))
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("prompt,completion\na,b\nc\n", "line 3: 1 cells, but the header has 2"),
+            ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
+            ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
+            ("prompt,prompt\na,b\n", "line 1: a column comes twice"),
+            ("question,answer\na,b\n", "line 2: the keys (question, answer) are those of no form"),
+            ("prompt,completion\n", "holds no record"),
+        ],
+    )
+    def test_bad_tables(self, tmp_path: Path, text: str, reason: str) -> None:
+        with pytest.raises(DataError) as caught:
+            opened(tmp_path, text, "x.csv")
+        assert reason in str(caught.value)
+
+    def test_bad_rows_are_skipped(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.csv"
+        path.write_bytes(b"prompt,completion\na,b\nc\n\xff,d\ne,f\n")
+        found = open_data(path, skip_bad=True)
+        assert [n for n, _ in found.samples] == [2, 5]
+        assert [b.line for b in found.bad] == [3, 4]
+        assert "not UTF-8: byte 0xff" in found.bad[1].reason
+
+
+class TestDocuments:
+    def test_items_and_their_lines(self, tmp_path: Path) -> None:
+        text = '\ufeff\n [ {"text": "a"},\n\n{"text":\n"b"}\n, {"text": "c"}]\n'
+        found = opened(tmp_path, text)
+        assert [line for line, _ in found.samples] == [2, 4, 6]
+        assert [s for _, s in found.samples] == [Continuation("", c) for c in "abc"]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ('[{"text": "a"},\n {"text": "b"', "line 2: broken JSON: "),
+            ('[{"text": "a"}\n {"text": "b"}]', "line 2: broken JSON: ',' or ']' expected"),
+            ('[{"text": "a"},\n 5]', "line 2: a record is an object with named values, not a num"),
+            ('[{"text": "a"},\n {"txt": "b"}]', 'line 2: the key "text" is missing'),
+        ],
+    )
+    def test_bad_items(self, tmp_path: Path, text: str, reason: str) -> None:
+        with pytest.raises(DataError) as caught:
+            opened(tmp_path, text)
+        assert reason in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["[1] see there\n", "[", "[Enter HAMLET]\n", "[1, 2]", "[]"])
+    def test_text_with_brackets_is_text(self, tmp_path: Path, text: str) -> None:
+        assert opened(tmp_path, text).kind == "raw"
+
+
+def test_keys_of_no_format(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, '{"question": "q", "answer": "a"}\n')
+    assert "line 1: the keys (question, answer) are those of no format" in str(caught.value)
+    assert "--data-columns" in str(caught.value)
+    assert opened(tmp_path, '{"question": "q"}\n', data_format="raw").kind == "raw"
+
+
+def test_names_of_ones_own(tmp_path: Path) -> None:
+    columns = parse_columns(" prompt=question, completion=answer,")
+    assert columns == {"prompt": "question", "completion": "answer"}
+    text = '{"question": "q", "answer": "a", "prompt": "x"}\n{"question": "q"}\n'
+    with pytest.raises(DataError, match=r'line 2: the key "answer" is missing'):
+        opened(tmp_path, text, columns=columns)
+    found = opened(tmp_path, text, columns=columns, skip_bad=True)
+    assert found.samples == [(1, Continuation("q", "a"))]
+    table = opened(tmp_path, "question,answer\nq,a\n", "x.csv", columns=columns)
+    assert table.samples == [(2, Continuation("q", "a"))]
+    assert opened(tmp_path, "question,answer\nq,a\n", columns=columns).format == "completion"
+    with pytest.raises(DataError, match=r'line 1: the key "answer" is missing'):
+        opened(tmp_path, '{"question": "q"}\n', columns=columns)
+    for bad in ("prompt", "prompt=", "x=y", "prompt=a,b"):
+        with pytest.raises(UsageError, match="is not KEY=NAME with KEY one of completion, conv"):
+            parse_columns(bad)
+
+
+def test_splits(tmp_path: Path) -> None:
+    assert find_splits(tmp_path / "x.jsonl") == (str(tmp_path / "x.jsonl"), None, None)
+    with pytest.raises(DataError, match="has no train.jsonl"):
+        find_splits(tmp_path)
+    for name in ("train.jsonl", "valid.csv", "other.jsonl"):
+        (tmp_path / name).touch()
+    assert find_splits(tmp_path) == (
+        str(tmp_path / "train.jsonl"), str(tmp_path / "valid.csv"), None,
+    )  # fmt: skip
+    (tmp_path / "train.txt").touch()
+    with pytest.raises(DataError, match="has train.jsonl and train.txt: which one is it"):
+        find_splits(tmp_path)
+
+
+def test_the_words_of_options_are_those_of_the_library() -> None:
+    assert set(data_options.FORMATS) == set(NAMES)
+    assert data_options.ON_LONG == ON_LONG
+    assert data_options.LAYOUTS == tuple(sorted(LAYOUTS))

@@ -1,0 +1,62 @@
+"""scripts/make_random_model: files of any size that llama.cpp and the package can read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nbllama.model import load_model
+from tests.conftest import ROOT
+from tests.oracle.model import LlamaModel
+
+SMALL = "--n-embd 256 --n-layer 2 --n-head 4 --n-head-kv 2 --n-ff 512 --n-vocab 300".split()
+
+
+def make(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "make_random_model.py"), str(path), *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize("words", [["--type", "Q3_K"], ["--type", "F16", "--tied"]])
+def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / "a.gguf"
+    done = make(path, *SMALL, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{path.stat().st_size / 1e6:.0f} MB" in done.stdout
+    with LlamaModel(path) as theirs:
+        logits = theirs.logits([1, 7, 9])
+    from nbllama.generation import Session
+
+    ours = Session(load_model(path), None, 8).feed([1, 7, 9])
+    assert 0.2 < np.std(ours) < 5  # of a trained model's size, neither flat nor overflowing
+    assert np.abs(ours - logits[-1]).max() < 0.05 * np.abs(ours).max()
+
+
+def test_another_architecture_has_its_biases(tmp_path: Path) -> None:
+    assert make(tmp_path / "a.gguf", *SMALL, "--type", "F16", "--arch", "qwen2").returncode == 0
+    with LlamaModel(tmp_path / "a.gguf") as theirs:
+        assert 0.2 < np.std(theirs.logits([1, 7, 9])) < 5
+
+
+def test_the_seed_decides_the_bytes_and_a_sparse_file_has_none(tmp_path: Path) -> None:
+    a, b, c, d = (tmp_path / f"{x}.gguf" for x in "abcd")
+    for path, words in ((a, []), (b, []), (c, ["--seed", "1"]), (d, ["--sparse"])):
+        assert make(path, *SMALL, "--type", "Q4_0", *words).returncode == 0
+    assert a.read_bytes() == b.read_bytes() != c.read_bytes()
+    assert d.stat().st_size == a.stat().st_size
+    matrix = load_model(d).matrices["output.weight"]
+    assert matrix.shape == (300, 256) and not matrix.raw.any()
+
+
+def test_sizes_that_make_no_model_leave_no_file(tmp_path: Path) -> None:
+    for words in (["--n-embd", "250", "--type", "Q4_0"], ["--n-head-kv", "3"], ["--n-ff", "0"]):
+        done = make(tmp_path / "a.gguf", *SMALL, *words)
+        assert done.returncode != 0 and "error: " in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(tmp_path.iterdir()) == []
