@@ -1,0 +1,1 @@
+"""Questions to SQL for an invented wholesale company; see README.md."""

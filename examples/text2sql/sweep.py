@@ -1,0 +1,114 @@
+"""How accuracy moves with rank, amount of data and learning rate, one factor at a time.
+
+    python -m examples.text2sql.sweep --result docs/results/text2sql-sweep.jsonl
+
+Seven short runs: a base run, and two others for each factor. A run whose line is already in the
+result file is not repeated. `--table` only prints the table of that file, as it stands in the
+README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbllama
+from examples.text2sql import evaluate, generate
+from examples.text2sql.training import Training, demo_model, totals, train
+from nbllama.errors import NbllamaError
+
+
+class Run(NamedTuple):
+    """One row of the table."""
+
+    factor: str
+    n_train: int
+    training: Training
+
+
+def runs(n_train: int, threads: int) -> list[Run]:
+    """The base run and its neighbours."""
+    base = Training(threads=threads)
+    return [
+        Run("base", n_train, base),
+        *[Run("rank", n_train, replace(base, rank=rank)) for rank in (4, 64)],
+        *[Run("rate", n_train, replace(base, rate=rate)) for rate in (3e-4, 3e-3)],
+        *[Run("data", n, base) for n in (n_train // 2, 2 * n_train)],
+    ]
+
+
+def measure(run: Run, model_path: Path, out: Path, n_test: int) -> dict[str, Any]:
+    """Train and evaluate one run; its row."""
+    name = f"{run.factor}-{run.n_train}-r{run.training.rank}-lr{run.training.rate:g}"
+    folder = out / name
+    generate.generate(folder, "en", run.n_train, test=n_test)
+    adapter = folder / "lora.gguf"
+    log = train(model_path, folder / "train.jsonl", adapter, run.training)
+    model = nbllama.load_model(model_path)
+    result = evaluate.evaluate_folder(model, nbllama.load_adapter(adapter, model), folder)
+    print(f"{name}: {result.line()}", flush=True)
+    return {
+        "factor": run.factor, "n_train": run.n_train, **asdict(run.training), **totals(log),
+        **result.summary(), "losses": [round(row["loss"], 4) for row in log],
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| changed | examples | rank | rate | tokens | last loss | right | 95 % interval |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['factor']} | {r['n_train']} | {r['rank']} | {r['rate']:g} | {r['tokens']} "
+            f"| {r['last_loss']:.3f} | {r['n_right']} of {r['n']}, {100 * r['accuracy']:.1f} % "
+            f"| {100 * r['low']:.1f} to {100 * r['high']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier, perhaps unfinished, sweep."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def done(run: Run, rows: list[dict[str, Any]]) -> bool:
+    """Whether a run has its row."""
+    wanted = (run.factor, run.n_train, run.training.rank, run.training.rate)
+    return any((r["factor"], r["n_train"], r["rank"], r["rate"]) == wanted for r in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Accuracy against rank, data and rate.")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("build/text2sql/sweep"))
+    parser.add_argument("--model", type=Path, help="base model (.gguf)")
+    parser.add_argument("--train", type=int, default=240, help="pairs of the base run")
+    parser.add_argument("--test", type=int, default=135, help="held-out questions of each run")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--result", type=Path, default=Path("build/text2sql/sweep.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
+    args = parser.parse_args(argv)
+    try:
+        if not args.table:
+            args.result.parent.mkdir(parents=True, exist_ok=True)
+            for run in runs(args.train, args.threads):
+                if not done(run, read_rows(args.result)):
+                    row = measure(run, args.model or demo_model(), args.out, args.test)
+                    with args.result.open("a", encoding="utf-8", newline="\n") as file:
+                        file.write(json.dumps(row) + "\n")
+        print(table(read_rows(args.result)))
+    except NbllamaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
