@@ -16,6 +16,7 @@ from statistics import median
 
 def main() -> None:
     path, ctx, batch, steps, checkpointing, threads = sys.argv[1:]
+    sys.path.pop(0)  # this folder, whose `kernels` is not the one that transformers looks for
     import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model
