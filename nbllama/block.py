@@ -18,6 +18,7 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
+from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
@@ -111,7 +112,14 @@ class _Block:
     def input(self, x: np.ndarray, *slots: str) -> Input:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
-        return Input(x, self.shared("panels"), group)
+        if self.acts.int8 is None:
+            return Input(x, self.shared("panels"), group)
+        key = (self.layer, slots)
+        int8 = self.acts.int8.get(key)
+        if int8 is None:
+            ws = [self.model.matrix(self.name(LINEARS[s])) for s in slots]
+            int8 = self.acts.int8[key] = int8_groups(ws)
+        return Input(x, self.shared("panels"), group, int8)
 
     def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
         """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""

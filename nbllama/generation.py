@@ -12,7 +12,8 @@ from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
-from nbllama.ops.linear import Input, linear
+from nbllama.ops.linear import NO_INT8, Input, linear
+from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.rms_norm import rms_norm
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
@@ -51,7 +52,8 @@ class Session:
     """One sequence growing token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step.
+    blocks; if it raises, the session is as it was before the step. Without `exact`, single tokens
+    go through quantised weights in integers (`ops.matvec_int8`), as in llama.cpp.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Session:
         *,
         step: int | None = None,
         check: Callable[[], None] | None = None,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.cache = KVCache(model, n_ctx)
@@ -69,6 +72,9 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        if not exact:
+            self._acts.int8 = {}
+        self._head = NO_INT8 if exact else int8_groups([model.output])
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -130,7 +136,7 @@ class Session:
         rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
         logits = np.empty((1, head.shape[0]), np.float32)
         pool = self._acts.shared("panels", 1)
-        linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)
+        linear(head, self._bound.pair(head.name), Input(normed, pool, (), self._head), logits, None)
         return logits[0]
 
 

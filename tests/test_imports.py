@@ -89,6 +89,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | SAVED
     | SCREEN
     | {"cli.data", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
+    "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
+    "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
+    "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
     "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
@@ -138,7 +141,7 @@ OUTSIDE = {
         "cli.settings",
     },
     "psutil": {"forecast", "cli.settings"},
-    "rich": {"cli.ui"},
+    "rich": {"cli.show_data", "cli.ui"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
 }
@@ -147,6 +150,7 @@ OUTSIDE = {
 LIGHT = (
     "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
+    "cli.data_options", "show_data",
 )  # fmt: skip
 
 

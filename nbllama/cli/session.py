@@ -15,6 +15,7 @@ from nbllama.cli.resume import check_resume, completed, identity
 from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
 from nbllama.cli.ui import Display
+from nbllama.data.statistics import utilisation
 from nbllama.errors import shown
 from nbllama.forecast import Forecast, check_memory, forecast
 from nbllama.identity import environment_notes
@@ -159,6 +160,15 @@ class Session:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
 
+    def _tokens(self) -> str:
+        """How many there are in the data, and what the loss is taken on."""
+        tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
+        line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
+        if not self.settings.packing:
+            return line
+        use = utilisation(self.data, self.settings.ctx, self.settings.batch, self.seed)
+        return f"{line}; batches {100 * use.packed:.1f} % full"
+
     def forecast(self) -> Forecast:
         """Print what the run is and what it will take.
 
@@ -171,6 +181,7 @@ class Session:
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(),
                 ("samples", f"{self.data.n_samples}"),
+                ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]
         )

@@ -1,6 +1,6 @@
 """What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere.
 
-`rich` is imported here and nowhere else. Nothing that goes wrong with the screen or with the
+Nothing that goes wrong with the screen or with the
 metrics file stops training.
 """
 

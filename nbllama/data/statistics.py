@@ -1,0 +1,87 @@
+"""What a data set is like: lengths, trained share, and how full rows would be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.data.batch import Dataset
+from nbllama.data.order import shuffled
+
+BINS = 10
+
+
+class Statistics(NamedTuple):
+    """Numbers of a data set; lengths are input tokens of a sample.
+
+    trained: targets in the loss. histogram: samples with lengths of `edges[i]` up to, but not
+    including, `edges[i + 1]`.
+    """
+
+    n_samples: int
+    tokens: int
+    trained: int
+    shortest: int
+    median: float
+    mean: float
+    longest: int
+    edges: list[int]
+    histogram: list[int]
+
+    @property
+    def trained_share(self) -> float:
+        """Trained targets by tokens."""
+        return self.trained / self.tokens
+
+
+class Utilisation(NamedTuple):
+    """Samples' tokens by the tokens that an epoch would compute, for three ways of making batches.
+
+    to_context: a sample a row, filled up to n_ctx. to_longest: filled up to the batch's longest
+    sample. packed: batches of `--packing`, by their room (of which what is left over is not
+    computed here). What this package computes is never more than the samples' own tokens.
+    """
+
+    to_context: float
+    to_longest: float
+    packed: float
+
+
+def statistics(data: Dataset) -> Statistics:
+    """The statistics of all samples of a data set."""
+    tokens, trained = data.lengths()
+    low, high = int(tokens.min()), int(tokens.max())
+    width = max(1, -(-(high - low + 1) // BINS))
+    edges = list(range(low, high + width + 1, width))
+    counts, _ = np.histogram(tokens, np.array(edges) - 0.5)
+    return Statistics(
+        data.n_samples,
+        int(tokens.sum()),
+        int(trained.sum()),
+        low,
+        float(np.median(tokens)),
+        float(tokens.mean()),
+        high,
+        edges,
+        counts.tolist(),
+    )
+
+
+def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
+    """How full an epoch's rows are with batches of `batch` samples, or of `batch * n_ctx` tokens,
+    in the order of a seed's first epoch.
+    """
+    tokens = data.lengths()[0]
+    n, total = len(tokens), int(tokens.sum())
+    order = shuffled(n, seed, 0)
+    by_place = tokens[order.order]
+    firsts = range(0, n, batch)
+    longest = sum(int(by_place[i : i + batch].max()) * len(by_place[i : i + batch]) for i in firsts)
+    room, batches, at = batch * n_ctx, 0, 0
+    ends = np.cumsum(by_place)
+    while at < n:
+        before = int(ends[at - 1]) if at else 0
+        at = int(np.searchsorted(ends, before + room, side="right"))
+        batches += 1
+    return Utilisation(total / (n * n_ctx), total / longest, total / (batches * room))
