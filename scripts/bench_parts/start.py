@@ -1,0 +1,60 @@
+"""How long the program takes to begin: import, a start with no compiled kernels, and the next."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench_parts.timing import timed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def first_step(model: str, cache: str, folder: str) -> tuple[float, bool]:
+    """Seconds from the start of the process to its first iteration; whether it spoke of
+    compiling before.
+    """
+    text = Path(folder) / "data.txt"
+    text.write_text("once upon a time there was a small bench. " * 2000, encoding="utf-8")
+    words = [sys.executable, "-u", "-m", "nbllama.finetune", "--model-base", model]
+    words += ["--train-data", str(text), "--ctx", "64", "--batch", "1", "--adam-iter", "1"]
+    words += ["--lora-out", f"{folder}/out.gguf", "--checkpoint-out", f"{folder}/checkpoint.gguf"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
+    env |= {"NBLLAMA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    start, told = time.perf_counter(), False
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as run:
+        assert run.stdout is not None
+        lines = []
+        for line in run.stdout:
+            lines.append(line)
+            told = told or line.startswith("compiling")
+            if "loss" in line and "iter" in line:
+                seconds = time.perf_counter() - start
+                for _ in run.stdout:
+                    pass
+                return seconds, told
+    raise RuntimeError(f"no iteration was printed: {lines[-1:]}")
+
+
+def bench_start(model: str) -> Iterator[dict[str, Any]]:
+    def python(code: str) -> float:
+        words = [sys.executable, "-c", code]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return median(timed(lambda: subprocess.run(words, check=True, env=env)) for _ in range(9))
+
+    bare = python("pass")
+    yield {"what": "import nbllama", "seconds": python("import nbllama") - bare, "told": True}
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
+        for what in ("first start", "second start"):
+            seconds, told = first_step(model, cache, folder)
+            Path(folder, "checkpoint.gguf").unlink(missing_ok=True)
+            yield {"what": what, "seconds": seconds, "told": told}

@@ -1,0 +1,121 @@
+"""Whole training steps of one configuration, in a process of its own: `measure(Case)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from bench_parts.timing import Sgemm, timed
+from nbllama.cli.settings import physical_cores
+from nbllama.data.batch import Batch, RowPerSample
+from nbllama.data.feed import SeedFeed
+from nbllama.forecast import forecast, peak_resident
+from nbllama.lora import init_adapter
+from nbllama.model import Model, load_model
+from nbllama.opt import AdamW
+from nbllama.train import Schedule, Trainer
+
+SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
+# The defaults of the old program.
+OLD = SEVEN | {"tok_embd": 4, "out": 4, "att_norm": 1, "ffn_norm": 1, "out_norm": 1}
+
+
+class Case(NamedTuple):
+    """`threads` 0: all cores. `old`: LoRA on everything, as the old program has it."""
+
+    model: str
+    ctx: int
+    batch: int
+    steps: int
+    checkpointing: bool
+    threads: int = 0
+    old: bool = False
+
+
+class Tokens(RowPerSample):
+    """Random samples of `ctx` tokens."""
+
+    kind, n_samples, fingerprint, notes = "raw", 10_000, "", ()
+
+    def __init__(self, n_vocab: int, ctx: int) -> None:
+        self.n_vocab, self.ctx = n_vocab, ctx
+
+    def n_tokens(self, i: int) -> int:
+        return self.ctx
+
+    n_trained = n_tokens
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        rows = (random_row(self.n_vocab, self.ctx, i) for i in indices)
+        return Batch.from_rows(rows)
+
+
+def random_row(n_vocab: int, ctx: int, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and their targets, the tokens after them."""
+    ids = np.random.default_rng(i).integers(0, n_vocab, ctx + 1).astype(np.int32)
+    return ids[:-1], ids[1:]
+
+
+def work_of(model: Model, case: Case) -> tuple[float, float]:
+    """FLOPs that a step must do, and those that it does with what checkpointing computes again.
+
+    Must: 4 x parameters x tokens (forward and gradient by the input) and 3.5 x the attention's two
+    products. Again: all of a block but its last matrix, in all blocks but the last.
+    """
+    hp, tokens = model.hp, case.ctx * case.batch
+    sizes = {name: w.shape[0] * w.shape[1] for name, w in model.matrices.items()}
+    once = 2 * case.ctx * tokens * hp.n_head * hp.head_dim * hp.n_layer  # causal
+    must = 4 * sum(sizes.values()) * tokens + 3.5 * once
+    if "output.weight" in sizes:  # an untied embedding is looked up, not multiplied
+        must -= 4 * sizes["token_embd.weight"] * tokens
+    if not case.checkpointing:
+        return must, must
+    blocks = sum(n for k, n in sizes.items() if k.startswith("blk.") and "ffn_down" not in k)
+    return must, must + (2 * blocks * tokens + once) * (hp.n_layer - 1) / hp.n_layer
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
+    threads = case.threads or physical_cores()
+    numba.set_num_threads(threads)
+    model = load_model(case.model)
+    adapter = init_adapter(model.hp, ranks_for(model, case), 4, 4, 1, model.shapes)
+    data = Tokens(model.hp.n_vocab, case.ctx)
+    trainer = Trainer(
+        model, adapter, AdamW(adapter.parameters()), data, Schedule(0, 1000, 0.1, 1.1, False, 0.0),
+        feed=SeedFeed(data, 1), batch=case.batch, grad_acc=1, checkpointing=case.checkpointing,
+    )  # fmt: skip
+    compile_seconds = trainer.compile()
+    told = forecast(trainer, threads)
+    trainer.step()
+    sgemm, rows = Sgemm(), []
+    rate = sgemm.rate()
+    for _ in range(case.steps):
+        seconds, before, rate = timed(trainer.step), rate, sgemm.rate()
+        rows.append((seconds, (before + rate) / 2))
+    must, done = work_of(model, case)
+    seconds = median(s for s, _ in rows)
+    return case._asdict() | {
+        "threads": threads,
+        "seconds": seconds,
+        "tokens_per_s": case.ctx * case.batch / seconds,
+        "gflops": must / seconds / 1e9,
+        "sgemm_gflops": median(r for _, r in rows) / 1e9,
+        "share": median(must / s / r for s, r in rows),
+        "share_with_again": median(done / s / r for s, r in rows),
+        "peak_mb": peak_resident() / 1e6,
+        "file_mb": model.gguf.size / 1e6,
+        "forecast_mb": told.peak / 1e6,
+        "forecast_seconds": told.seconds,
+        "activations_mb": told.chosen / 1e6,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def ranks_for(model: Model, case: Case) -> dict[str, int]:
+    ranks = OLD if case.old else SEVEN
+    return {k: r for k, r in ranks.items() if k != "out" or not model.hp.tied_output}

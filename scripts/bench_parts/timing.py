@@ -1,0 +1,60 @@
+"""Timing of interleaved variants, and what the machine's own sgemm reaches in the same moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
+
+
+def timed(f: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[dict[str, float]]:
+    """Rounds of all variants, one after the other, for about `seconds`; at least three.
+
+    In a round a variant runs once to wake its threads (OpenBLAS and Numba have different ones), and
+    then for 20 ms or twice; the round holds the shortest of these times.
+    """
+    once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
+    counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}
+    a_round = sum((counts[name] + 1) * t for name, t in once.items())
+    rounds = []
+    for _ in range(max(3, min(30, int(seconds / a_round)))):
+        row = {}
+        for name, f in runs.items():
+            f()
+            row[name] = min(timed(f) for _ in range(counts[name]))
+        rounds.append(row)
+    return rounds
+
+
+def ratio(rounds: list[dict[str, float]], over: str, under: str) -> float:
+    """Median of the rounds' quotients: how many times as fast `under` is as `over`."""
+    return median(r[over] / r[under] for r in rounds)
+
+
+class Sgemm:
+    """numpy's float32 matmul of 1024 x 576 by 576 x 1536, the yardstick of whole steps."""
+
+    WORK = 2 * 1024 * 576 * 1536
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(2)
+        self.x = rng.standard_normal((1024, 576)).astype(np.float32)
+        self.w = rng.standard_normal((576, 1536)).astype(np.float32)
+        self.y = np.empty((1024, 1536), np.float32)
+
+    def rate(self) -> float:
+        """FLOP/s now: the median of 40 products in a row."""
+        run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
+        return self.WORK / median(run)
