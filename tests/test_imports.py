@@ -142,6 +142,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
+    "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
+    "evaluate": MODEL | {"bound", "model"},
+    "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
+    "perplexity": {"cli.eval_options", "cli.run", "cli.settings", "cli.scoring"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -192,7 +196,7 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
-    "main", "cli.data_options", "show_data",
+    "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity",
 )  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""The command lines of `python -m nbllama.perplexity` and `python -m nbllama.verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
+from nbllama.cli.parser import Text, Whole, option, parse_into, table
+from nbllama.errors import UsageError
+
+_files = partial(option, "Files")
+_run = partial(option, "Run")
+_MODEL = partial(Text, "FILE")
+_THREADS = Whole(1, 4096)
+_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
+that does not fit, 130 stopped by Ctrl-C"""
+
+PERPLEXITY_PROG = "python -m nbllama.perplexity"
+_PERPLEXITY_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
+llama-perplexity computes it. With --kl-divergence, how far it is from another model."""
+_PERPLEXITY_EPILOG = f"""The text is read in chunks of --ctx-size tokens; the second half of each is
+scored.
+
+{_EXITS}"""
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """A parsed command line of `perplexity`, but for the adapters."""
+
+    model: str = _files(
+        _MODEL(),
+        "",
+        "model, a GGUF file",
+        also=["-m", "--model-base"],
+        shown_default="must be given",
+    )
+    file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")
+    lora: str = lora_option()
+    lora_scaled: str = lora_scaled_option()
+    ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens of a chunk", also=["-c", "--ctx"])
+    chunks: int = _run(Whole(0), 0, "chunks to read; 0: all")
+    kl_divergence: bool = _run(
+        None, False, "compare with --base-model: KL divergence, in nats per token"
+    )
+    base_model: str = _files(
+        _MODEL(),
+        "",
+        "what --kl-divergence compares with, without adapters",
+        shown_default="the model itself, without adapters",
+    )
+    threads: int | None = _run(
+        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
+    )
+    debug: bool = _run(None, False, "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What `perplexity` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: PerplexityOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+
+def parse_perplexity(argv: Sequence[str]) -> Perplexity:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(PerplexityOptions))
+    options = parse_into(
+        PerplexityOptions,
+        rest,
+        prog=PERPLEXITY_PROG,
+        about=_PERPLEXITY_ABOUT,
+        epilog=_PERPLEXITY_EPILOG,
+        familiar={},
+    )
+    if not options.model:
+        raise UsageError("which model? Give -m FILE; --help lists every option")
+    if not options.file:
+        raise UsageError("which text? Give -f FILE; --help lists every option")
+    if options.base_model and not options.kl_divergence:
+        raise UsageError("--base-model is for --kl-divergence, which was not given")
+    if options.kl_divergence and not (options.base_model or adapters):
+        raise UsageError(
+            "--kl-divergence: compare with what? Give --base-model FILE or --lora FILE"
+        )
+    return Perplexity(options, adapters)
+
+
+VERIFY_PROG = "python -m nbllama.verify"
+_VERIFY_ABOUT = """Whether an adapter does something, and whether it does the same when it is merged
+and when llama.cpp runs it."""
+_VERIFY_EPILOG = f"""The merge is made in a temporary folder, with the merged tensors in F32, unless
+--merged names one that is there. llama.cpp is asked if the package xllamacpp is installed.
+
+A check that says no is exit 1.
+
+{_EXITS}"""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """A parsed command line of `verify`, but for the adapters."""
+
+    model: str = _files(
+        _MODEL(),
+        "",
+        "base model, a GGUF file",
+        also=["-m", "--model-base"],
+        shown_default="must be given",
+    )
+    lora: str = lora_option("-l")
+    lora_scaled: str = lora_scaled_option("-s")
+    file: str = _files(
+        Text(), "", "sample text in UTF-8", also=["-f"], shown_default="a short one of its own"
+    )
+    merged: str = _files(
+        _MODEL(), "", "merged model to check", shown_default="merged here, if there is room for it"
+    )
+    tokens: int = _run(Whole(16, 4096), 128, "tokens of the sample to read", also=["-n"])
+    threads: int | None = _run(
+        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
+    )
+    debug: bool = _run(None, False, "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """What `verify` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: VerifyOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+
+def parse_verify(argv: Sequence[str]) -> Verify:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(VerifyOptions))
+    options = parse_into(
+        VerifyOptions,
+        rest,
+        prog=VERIFY_PROG,
+        about=_VERIFY_ABOUT,
+        epilog=_VERIFY_EPILOG,
+        familiar={},
+    )
+    if not options.model:
+        raise UsageError("which model? Give -m FILE; --help lists every option")
+    if not adapters:
+        raise UsageError("which adapter? Give --lora FILE or --lora-scaled FILE SCALE")
+    return Verify(options, adapters)

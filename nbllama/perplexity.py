@@ -1,0 +1,38 @@
+"""The program: `python -m nbllama.perplexity`.
+
+Options: `nbllama.cli.eval_options`. What is computed: `nbllama.evaluate`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from nbllama.cli.eval_options import Perplexity, parse_perplexity
+from nbllama.cli.run import run_program
+from nbllama.cli.settings import use_threads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        _run(parse_perplexity(words))
+        return 0
+
+    return run_program(run, "--debug" in words)
+
+
+def _run(asked: Perplexity) -> None:
+    use_threads(asked.options.threads)
+    from nbllama.cli.scoring import print_divergence, print_perplexity
+
+    if asked.options.kl_divergence:
+        print_divergence(asked)
+    else:
+        print_perplexity(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
