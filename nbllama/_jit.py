@@ -87,11 +87,13 @@ numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
 
 
 def kernel(
-    *, parallel: bool = False, fast: bool = False, own: str = ""
+    *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
     """Decorator for every compiled function of the package (see the module's text).
 
     `own`: the folder of the package whose kernels are cached apart; empty for all others.
+    `inline`: always copied into its caller, for what is called once a row: an array is passed to
+    a function as seven words.
     """
     # Set each time: a reread configuration would have forgotten it.
     numba.config.CACHE_DIR = _cache_dir(own) if own else CACHE_DIR
@@ -100,4 +102,5 @@ def kernel(
         parallel=parallel,
         error_model="numpy",
         fastmath=FAST if fast else False,
+        inline="always" if inline else "never",
     )

@@ -53,6 +53,17 @@ class Bound:
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(found.a, found.b, self.adapter.scale, da, db)
 
+    def linear_pair(self, layer: int, slot: str) -> LoraPair | None:
+        """The pair of a slot of `LINEARS`; in a tensor that holds several, they share A, and each
+        has its rows of B.
+        """
+        tensor, rows = self._model.linears[slot]
+        pair = self.pair(f"blk.{layer}.{tensor}.weight")
+        if pair is None:
+            return None
+        db = None if pair.db is None else pair.db[rows]
+        return pair._replace(b=pair.b[rows], db=db)
+
     def trains(self, *names: str) -> bool:
         return any(name + ".lora_a" in self.grads for name in names)
 

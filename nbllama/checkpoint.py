@@ -21,7 +21,7 @@ from nbllama.identity import MODEL_KEYS, Identity, digest
 from nbllama.lora import Adapter
 from nbllama.old_checkpoint import is_old, read_old
 from nbllama.opt import check_finite
-from nbllama.slots import SLOTS
+from nbllama.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
 from nbllama.train_state import (
     FIRST,
     PAST_LOSSES,
@@ -93,8 +93,10 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
         yield f"{adapter.arch}.context_length", same.settings["ctx"], u32
     for key, value in same.model.items():
         yield f"{adapter.arch}.{key}", value, MODEL_KEYS[key]
-    for slot in SLOTS:
-        yield _RANK + slot.tensor, same.ranks.get(slot.name, 0), u32
+    for slot in EVERY_SLOT:
+        rank = same.ranks.get(slot.name, 0)
+        if rank or slot in SLOTS:
+            yield _RANK + slot.tensor, rank, u32
     yield "training.file_version", 1, u32
     for name, key, kind in _COUNTERS:
         yield key, getattr(state, name), kind
@@ -179,7 +181,8 @@ def _read(f: GGUFFile) -> TrainState:
         arch,
         lora_r,
         alpha,
-        {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS},
+        {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+        | {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS},
         f.get("nbllama.base", "str"),
         f.get("nbllama.data", "str"),
         {k: v for k, v in _group(f, f"{arch}.").items() if k in MODEL_KEYS},

@@ -18,6 +18,11 @@ from nbllama.cli.stop import StopFlag
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--list-archs" in words or "--list_archs" in words:
+        from nbllama.cli.archs import table
+
+        print(table())
+        return 0
 
     def run() -> int:
         options, stop = parse(words), StopFlag()

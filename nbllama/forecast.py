@@ -85,7 +85,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     for moments in (trainer.opt.m, trainer.opt.v):
         for array in moments.values():
             _touch(array)
-    ranks, most = linear_ranks(adapter), trainer.limits
+    ranks, most = linear_ranks(model, adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
@@ -100,7 +100,9 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         activations={on: activation_bytes(*args, on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
         chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept),
-        loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
+        loss=LossBuffers.nbytes(
+            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
+        ),
         scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         saving=3 * 4 * adapter.n_parameters,
         weights=model.gguf.size,

@@ -12,8 +12,8 @@ from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
-from nbllama.ops.linear import Input, linear
-from nbllama.ops.rms_norm import rms_norm
+from nbllama.ops.linear import NO_INT8
+from nbllama.ops.matvec_int8 import int8_groups
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
 
@@ -51,7 +51,8 @@ class Session:
     """One sequence growing token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step.
+    blocks; if it raises, the session is as it was before the step. Without `exact`, single tokens
+    go through quantised weights in integers (`ops.matvec_int8`), as in llama.cpp.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         *,
         step: int | None = None,
         check: Callable[[], None] | None = None,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.cache = KVCache(model, n_ctx)
@@ -69,6 +71,9 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        if not exact:
+            self._acts.int8 = {}
+        self._head = NO_INT8 if exact else int8_groups([model.output])
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -85,7 +90,8 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             last = self._run(ids[start : start + step].astype(np.int32))
-        return self._logits(last)
+        pool = self._acts.shared("panels", 1)
+        return self.model.logits(self._bound, last, pool, self._head)[0]
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
@@ -99,8 +105,8 @@ class Session:
         `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
-        for keys in self.cache.k:
-            self.model.turn_back(keys[start : self.cache.length], count)
+        for layer, keys in enumerate(self.cache.k):
+            self.model.turn_back(layer, keys[start : self.cache.length], count)
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""
@@ -122,16 +128,6 @@ class Session:
             )  # fmt: skip
         self.cache.length += n
         return self._acts.x(self.model.hp.n_layer, n)[-1:]
-
-    def _logits(self, x: np.ndarray) -> np.ndarray:
-        hp, head = self.model.hp, self.model.output
-        self.model.matrix(head.name.removesuffix(".weight"))  # looks for infinities once
-        normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
-        rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
-        logits = np.empty((1, head.shape[0]), np.float32)
-        pool = self._acts.shared("panels", 1)
-        linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)
-        return logits[0]
 
 
 def stream(

@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbllama.errors import UsageError
-from nbllama.slots import SLOT_BY_NAME, SLOTS, base_names, pair_shape, slot_of, tensor_index
+from nbllama.slots import (
+    EVERY_SLOT,
+    SLOT_BY_NAME,
+    SLOTS,
+    base_names,
+    pair_shape,
+    slot_of,
+    tensor_index,
+)
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
@@ -159,7 +167,7 @@ def init_adapter(
     """
     pairs = {}
     used = set()
-    for slot, name in base_names(hp.n_layer):
+    for slot, name in base_names(hp.n_layer, EVERY_SLOT):
         rank = ranks.get(slot.name, 0)
         if rank == 0 or name not in shapes:
             continue

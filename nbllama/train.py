@@ -104,7 +104,7 @@ def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int) -> in
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
-    ranks = linear_ranks(adapter)
+    ranks = linear_ranks(model, adapter)
     top_rank = max(ranks.values(), default=0)
     least = activation_bytes(model.hp, ranks, most.tokens, most.trained, top_rank, True)
     if least > nbytes:

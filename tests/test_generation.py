@@ -213,3 +213,26 @@ def test_a_check_that_raises_leaves_the_session_as_it_was(model: Model) -> None:
     assert session.cache.length == 3
     wanted = Session(model, None, 20, step=3).feed(PROMPT)
     np.testing.assert_array_equal(session.feed(PROMPT[3:]), wanted)
+
+
+@pytest.mark.parametrize("types", ["Q4_0", "Q4_K", {"*": "Q4_K", "attn_v": "Q6_K"}])
+def test_integer_products_stay_near_the_exact_ones(tmp_path: Path, types: Any) -> None:
+    size = dict(n_embd=256, n_head=4, n_head_kv=2, n_ff=512)
+    model = toy_model(tmp_path, types=types, **size)
+    exact, fast = Session(model, None, 16, exact=True), Session(model, None, 16)
+    for session in (exact, fast):
+        session.feed(PROMPT)
+    for token in (5, 44, 3):
+        a, b = exact.feed([token]), fast.feed([token])
+        assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.05
+        assert np.corrcoef(a, b)[0, 1] > 0.999
+    many = Session(model, None, 16, exact=True)
+    np.testing.assert_allclose(many.feed([*PROMPT, 5, 44, 3]), a, atol=1e-3)
+
+
+def test_integer_products_leave_floats_and_adapters_alone(model: Model) -> None:
+    adapter = toy_adapter(model)
+    exact, fast = Session(model, adapter, 16, exact=True), Session(model, adapter, 16)
+    for session in (exact, fast):
+        session.feed(PROMPT)
+    np.testing.assert_array_equal(exact.feed([5]), fast.feed([5]))

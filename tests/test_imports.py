@@ -34,6 +34,8 @@ SCREEN = {
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
+MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -69,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": MODEL | {"model"},
     "generation": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
+    "predictor": MODEL | {"model", "generation", "sampling"},
     "train": TRAIN,
     "forecast": TRAIN | {"train"},
     "cli": {""},
@@ -78,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"errors", "cli.data_options", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "progress", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
+    "cli.archs": {"arch"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
@@ -94,16 +98,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
-    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    "finetune": SCREEN
+    | {"cli.archs", "cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
     "cli.lora_options": {"errors", "cli.parser"},
+    "cli.lora_files": {"errors", "arch", "adapter", "lora"},
+    "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
+    "cli.console": {"errors"},
+    "cli.talk": {"errors", "data", "text", "predictor", "cli.console", "cli.main_options"},
+    "cli.interact": {"cli.main_options", "cli.talk"},
+    "cli.chat": {"errors", "data", "text", "predictor", "cli.main_options", "cli.talk"},
+    "cli.main_run": MAIN | {"cli.chat", "cli.interact", "cli.lora_files"},
+    "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
-    "export_lora": MERGE | {"adapter", "lora"},
+    "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
-    "api": MODEL | {"bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 
@@ -149,8 +162,8 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
-    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
-    "cli.data_options", "show_data",
+    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
+    "main", "cli.data_options", "show_data",
 )  # fmt: skip
 
 

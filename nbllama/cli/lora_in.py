@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbllama.adapter import load_adapter
 from nbllama.cli.options import Options
 from nbllama.errors import CheckpointError, UsageError, shown
-from nbllama.slots import SLOTS, slot_of
+from nbllama.slots import EVERY_SLOT, slot_of
 
 if TYPE_CHECKING:
     from nbllama.lora import Adapter
@@ -35,7 +35,7 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
     has several ranks: a run, and its checkpoints, have one for each kind.
     """
     name = shown(options.lora_in)
-    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in SLOTS), 0)
+    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)
     for tensor, pair in adapter.pairs.items():
         slot = slot_of(tensor)
         if slot is None:

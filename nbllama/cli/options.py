@@ -159,6 +159,9 @@ class Options:
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    list_archs: bool = _run(
+        None, False, "print the architectures that work and what was checked, then stop"
+    )
     debug: bool = _run(None, False, "show the traceback of an error")
 
     adam_iter: int | None = _data(
@@ -284,6 +287,13 @@ class Options:
     )
     rank_w3: int | None = _lora(
         _RANK, None, "rank of ffn_up; 0: none", also=["--rank-ffn-up"], shown_default=_SEVEN
+    )
+    rank_wqkv: int | None = _lora(
+        _RANK,
+        None,
+        "rank of attn_qkv, which some models have in place of attn_q, attn_k and attn_v (and"
+        " ffn_gate within ffn_up); 0: none",
+        shown_default=_SEVEN,
     )
     rank_tok_embd: int | None = _lora(
         _RANK,

@@ -23,6 +23,7 @@ from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
 from nbllama.opt import AdamW
 from nbllama.progress import duration, memory
+from nbllama.slots import without_tensor
 from nbllama.train import Schedule, Trainer
 from nbllama.train_state import TrainState
 
@@ -92,7 +93,7 @@ class Session:
             self.options,
             self.data.kind,
             self.data.n_samples,
-            tied_output=self.model.hp.tied_output,
+            missing=without_tensor(self.model.shapes),
             cores=self.threads,
             new_seed=self.seed,
             done=state.iteration if state is not None else 0,

@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbllama.cli.data_options import DataOptions
@@ -62,8 +62,8 @@ DEFAULTS: dict[str, Defaults] = {
     ),
 }
 
-# Slots as in `--rank-NAME` and `nbllama.lora.SLOTS`.
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+# Slots as in `--rank-NAME` and `nbllama.slots.EVERY_SLOT`.
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "wqkv")
 NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
@@ -82,7 +82,7 @@ class Settings:
     activation_memory: int  # bytes; 0: not given
     lora_r: int
     lora_alpha: float
-    ranks: dict[str, int]  # by slot name, all twelve
+    ranks: dict[str, int]  # by slot name, all of them
     adam_alpha: float
     adam_min_alpha: float
     warmup: int
@@ -190,11 +190,14 @@ def iterations(
     return min(limits)
 
 
-def _ranks(options: Options, data_kind: str, lora_r: int, tied: bool) -> dict[str, int]:
-    ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
+def _ranks(
+    options: Options, data_kind: str, lora_r: int, missing: Collection[str]
+) -> dict[str, int]:
+    ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
     defaults = {"tok_embd": ends, "out": ends}
     defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
+    defaults |= {slot: 0 for slot in missing if slot in defaults}
     given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
     return {
         slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
@@ -206,7 +209,7 @@ def resolve(
     data_kind: str,
     n_samples: int,
     *,
-    tied_output: bool,
+    missing: Collection[str],
     cores: int,
     new_seed: int,
     done: int = 0,
@@ -215,11 +218,11 @@ def resolve(
 ) -> Settings:
     """The settings of a run.
 
-    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's
-    output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`.
-    `done`: iterations that the checkpoint brings along; the schedule counts on from there.
-    `unscaled`: the run continues an old checkpoint, whose scale is 1 (as it is with `--compat`).
-    `walk`: see `iterations`.
+    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
+    model has no tensor for (`out` where the output is the embedding). `cores`: the default of
+    `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
+    along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
+    scale is 1 (as it is with `--compat`). `walk`: see `iterations`.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -237,7 +240,7 @@ def resolve(
                 "whatever alpha was"
             )
         alpha = lora_r
-    ranks = _ranks(options, data_kind, lora_r, tied_output)
+    ranks = _ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
     rate = d.adam_alpha if options.adam_alpha is None else options.adam_alpha

@@ -33,6 +33,7 @@ from numba import get_thread_id, prange
 
 from nbllama._jit import kernel
 from nbllama.lanes import PANEL, ROWS
+from nbllama.ops.attention_few import MOST_QUERIES, attention_few
 from nbllama.ops.attention_tiles import (
     BLOCK,
     SCRATCH,
@@ -212,6 +213,12 @@ def attention(
     check_array("attention", "slopes", slopes, q.shape[1:2])
     check_output("attention", "o", o, q.shape)
     check_output("attention", "lse", lse, q.shape[:2])
+    if len(q) <= MOST_QUERIES and len(q_offsets) == 2:
+        attention_few(
+            readonly(q), readonly(k), readonly(v), np.float32(scale), readonly(slopes), window,
+            np.float32(cap), o, lse,
+        )  # fmt: skip
+        return
     longest, most = int(np.diff(k_offsets).max()), int(np.diff(q_offsets).max())
     scratch = SCRATCH.get(*forward_floats(longest, len(k), len(q_offsets) - 1, *k.shape[1:]))
     _forward(

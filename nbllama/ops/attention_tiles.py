@@ -154,8 +154,10 @@ def check_streams(
         raise ValueError("attention: offsets are int32 [S+1], S at least 1")
     check_array("attention", "q_offsets", q_offsets, q_offsets.shape, np.int32)
     check_array("attention", "k_offsets", k_offsets, q_offsets.shape, np.int32)
-    tq, tk = np.diff(q_offsets), np.diff(k_offsets)
-    if (tq < 1).any() or (tk < tq).any():
-        raise ValueError("attention: every sequence needs queries and at least as many keys")
-    if q_offsets[0] or k_offsets[0] or q_offsets[-1] != len(q) or k_offsets[-1] != len(kv[0]):
+    # lists, not arrays: this runs for every block of every generated token
+    q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
+    for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
+        if b - a < 1 or e - c < b - a:
+            raise ValueError("attention: every sequence needs queries and at least as many keys")
+    if q_ends[0] or k_ends[0] or q_ends[-1] != len(q) or k_ends[-1] != len(kv[0]):
         raise ValueError("attention: offsets do not cover the stream")

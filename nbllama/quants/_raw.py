@@ -72,7 +72,7 @@ def _sign_extend(context: Any, builder: Any, field: Any) -> Any:
     return builder.sext(field, _I64)
 
 
-def _has_half(context: Any) -> bool:
+def has_half(context: Any) -> bool:
     """Whether the CPU converts half to float itself (else LLVM would call a library)."""
     triple, _, features = context.codegen().magic_tuple()
     machine = triple.split("-")[0]
@@ -100,7 +100,7 @@ def half_by_integers(builder: Any, field: Any) -> Any:
 
 
 def _half(context: Any, builder: Any, field: Any) -> Any:
-    if _has_half(context):
+    if has_half(context):
         return builder.fpext(builder.bitcast(field, _F16), _F32)
     return half_by_integers(builder, field)
 

@@ -33,7 +33,8 @@ OLD = """
 --rank-ffn-up
 """.split()
 NEW = """
---pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
+--list-archs --pre
+--rank-wqkv --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order
 --data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
 --packing --no-packing --activation-memory
 """.split()

@@ -18,13 +18,15 @@ from nbllama.cli.settings import (
     resolve,
 )
 from nbllama.errors import UsageError
+from nbllama.slots import EVERY_SLOT
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
+OFF = [*NORMS, "tok_embd", "out", "wqkv"]
 
 
 def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: Any) -> Settings:
-    rest: dict[str, Any] = dict(tied_output=False, cores=3, new_seed=99)
+    rest: dict[str, Any] = dict(missing={"wqkv"}, cores=3, new_seed=99)
     return resolve(parse(["--model-base", "m", *words.split()]), kind, n_samples, **(rest | more))
 
 
@@ -42,7 +44,7 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         activation_memory=0,
         lora_r=4,
         lora_alpha=4.0,
-        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys(NORMS, 0),
+        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
         adam_alpha=1e-3,
         adam_min_alpha=0.0,
         warmup=100,
@@ -79,7 +81,7 @@ def test_chat_takes_todays_defaults() -> None:
     got = settings(kind="chat")
     assert got.n_iter == 375  # 3 epochs of 1000 samples, 8 each
     assert (got.lora_r, got.lora_alpha) == (16, 32.0)
-    assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys([*NORMS, "tok_embd", "out"], 0)
+    assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys(OFF, 0)
     assert (got.adam_alpha, got.warmup, got.cos_decay_steps) == (2e-4, 12, 375)
     assert (got.cos_decay_min, got.ctx) == (0.0, 512)
     assert got.notes == ()
@@ -96,7 +98,7 @@ def test_what_is_given_is_kept() -> None:
         )
         assert got.ranks == {
             "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
-            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6,
+            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6, "wqkv": 0,
         }  # fmt: skip
         assert (got.lora_alpha, got.adam_alpha, got.adam_min_alpha) == (9.0, 0.01, 0.001)
         assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
@@ -106,8 +108,16 @@ def test_what_is_given_is_kept() -> None:
 
 
 def test_slots_are_those_of_the_adapter() -> None:
-    lora = pytest.importorskip("nbllama.lora")
-    assert set(settings().ranks) == {slot.name for slot in lora.SLOTS}
+    assert set(settings().ranks) == {slot.name for slot in EVERY_SLOT}
+
+
+def test_a_model_with_fused_projections() -> None:
+    ranks = settings("--lora-r 3 --rank-wo 5", missing={"wq", "wk", "wv", "w1"}).ranks
+    on = {slot: rank for slot, rank in ranks.items() if rank}
+    assert on == {"tok_embd": 3, "out": 3, "wo": 5, "w2": 3, "w3": 3, "wqkv": 3}
+    assert settings("--rank-wqkv 2", missing={"wq", "wk", "wv", "w1"}).ranks["wqkv"] == 2
+    # What is asked for is kept, and then refused by `init_adapter`, which knows the tensors.
+    assert settings("--rank-wq 2", missing={"wq", "wk", "wv", "w1"}).ranks["wq"] == 2
 
 
 def test_alpha_follows_the_rank() -> None:
@@ -123,11 +133,11 @@ def test_norms_train_for_the_old_format_only() -> None:
 
 
 def test_tied_embeddings() -> None:
-    got = settings(tied_output=True)
+    got = settings(missing={"out", "wqkv"})
     assert (got.ranks["tok_embd"], got.ranks["out"], got.notes) == (0, 0, ())
     # What is asked for is kept; the adapter's own checks warn or refuse, knowing the tensors.
-    assert settings("--rank-tok-embd 4", tied_output=True).ranks["tok_embd"] == 4
-    assert settings("--rank-out 4", tied_output=True).ranks["out"] == 4
+    assert settings("--rank-tok-embd 4", missing={"out", "wqkv"}).ranks["tok_embd"] == 4
+    assert settings("--rank-out 4", missing={"out", "wqkv"}).ranks["out"] == 4
 
 
 @pytest.mark.parametrize(

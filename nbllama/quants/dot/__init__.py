@@ -1,0 +1,64 @@
+"""Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
+
+Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`: `n_blocks`
+blocks from byte `src` of `raw`, and as many from block `c` on of x. That is the int8 numbers `q`,
+their scales `d` (one for `int8_block(type_id)` numbers) and `sums`: for blocks of 32 float32, d
+times a block's sum; for blocks of 256 int16, the sum of each 16 numbers. All are flat. The products
+within a block are added up as whole numbers, exactly; blocks are added in float32, in eight lanes
+in ascending order.
+
+`dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, as
+`nbllama.quants.decode_blocks` does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from nbllama.quants.base import QUANTS
+
+_FAMILIES = {
+    "legacy": ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    "kquants": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    "iq4": ("IQ4_NL", "IQ4_XS"),
+}
+_FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
+SUMMED = 16  # numbers of x in one of `sums`
+
+
+def int8_block(type_id: int) -> int:
+    """Numbers of x under one scale for a weight type: 32 or 256; 0 if it has no integer product."""
+    t = QUANTS[type_id]
+    return t.block_size if t.name in _FAMILY else 0
+
+
+def find_dot(type_id: int) -> Any:
+    """The kernel of a type; KeyError if it has none."""
+    name = QUANTS[type_id].name
+    module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
+    return getattr(module, f"dot_{name.lower()}")
+
+
+def dot_blocks(
+    type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
+) -> Any:
+    """The product of `n_blocks` blocks, inside a kernel; nothing is checked."""
+    return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
+
+
+@overload(dot_blocks, prefer_literal=True, inline="always")
+def _dot_blocks(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+    if not isinstance(type_id, types.IntegerLiteral):
+        raise TypingError("dot_blocks: type_id must be a literal integer")
+    kernel = find_dot(type_id.literal_value)
+
+    def dot_this_type(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+        return kernel(raw, np.int64(src), np.int64(n_blocks), q, d, sums, np.int64(c))
+
+    return dot_this_type
