@@ -17,8 +17,6 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Bound, Model
-from nbllama.ops.linear import Input, linear
-from nbllama.ops.rms_norm import rms_norm
 
 AT_ONCE = 16  # sequences; the cache is that many times the longest one
 
@@ -35,8 +33,9 @@ def generate_many(
     """Greedy continuation of each prompt, without the end-of-generation token, in their order.
 
     `at_once` prompts are worked on side by side; `tell(number, tokens)` sees each answer once its
-    group is ready. Equal to `generation.generate` of each, but for near ties: sums are taken in
-    another order. Raises `UsageError` for an empty prompt or a token outside the vocabulary.
+    group is ready. Computes in float32, as `generation.Session(exact=True)`; near ties apart, the
+    answers are that session's. Raises `UsageError` for an empty prompt or a token outside the
+    vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
@@ -143,16 +142,10 @@ class _Group:
 
     def _logits(self, tokens: list[list[int]]) -> np.ndarray:
         """Logits `[rows, V]` after the last token of each row."""
-        hp, head = self.model.hp, self.model.output
         ends = _offsets([len(t) for t in tokens])[1:] - 1
-        x = self._acts.x(hp.n_layer, sum(map(len, tokens)))[ends]
-        self.model.matrix(head.name.removesuffix(".weight"))  # looks for infinities once
-        normed, rstd = np.empty_like(x), np.empty(len(x), np.float32)
-        rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
-        logits = np.empty((len(x), head.shape[0]), np.float32)
+        x = self._acts.x(self.model.hp.n_layer, sum(map(len, tokens)))[ends]
         pool = self._acts.shared("panels", len(x))
-        linear(head, self._bound.pair(head.name), Input(normed, pool), logits, None)
-        return logits
+        return self.model.logits(self._bound, x, pool)
 
 
 def _offsets(counts: Sequence[int]) -> np.ndarray:
