@@ -108,12 +108,15 @@ def norm_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[str, tuple[int, ...]]:
+def shared_shapes(
+    hp: Hparams, n: int, n_trained: int, top_rank: int, dropout: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that all blocks and the loss share."""
     h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
     widest = max(hp.n_embd, hp.n_ff, h * d)
     plain = hp.residual_scale == 1 and not hp.has_post_norms
     branch = {} if plain else {"branch": (n, hp.n_embd)}
+    masked = {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return branch | {
         "norm": (n, hp.n_embd),
         "act": (n, hp.n_ff),
@@ -131,6 +134,7 @@ def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[st
         "top_norm": (n_trained, hp.n_embd),
         "top_dnorm": (n_trained, hp.n_embd),
         "top_rstd": (n_trained,),
+        **(masked if dropout else {}),
     }
 
 
@@ -160,6 +164,7 @@ def activation_bytes(
     top_rank: int,
     checkpointing: bool,
     kept: int = 0,
+    dropout: bool = False,
 ) -> int:
     """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
 
@@ -168,7 +173,7 @@ def activation_bytes(
     """
     sets = 1 + kept if checkpointing else hp.n_layer
     inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
-    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank))
+    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank, dropout))
     return 4 * (shared + ALIGN) + sets * set_bytes(hp, ranks, n)
 
 
@@ -203,6 +208,7 @@ class Activations:
         top_rank: int,
         checkpointing: bool,
         kept: int = 0,
+        dropout: bool = False,
     ) -> None:
         """Arguments as for `activation_bytes`."""
         if not 0 <= kept < hp.n_layer:
@@ -214,11 +220,11 @@ class Activations:
         self._top = hp.n_layer - 1
         self._shapes = block_shapes(hp, n)
         self._arena = Arena(
-            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept)
+            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept, dropout)
         )
         inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
         self._inputs = list(self._arena.arrays(inputs).values())
-        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank))
+        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank, dropout))
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
         for _ in range(1 + self.kept):
             groups = (self._shapes, norm_shapes(hp, n), hidden_shapes(ranks, n))

@@ -20,7 +20,7 @@ from nbllama.data.batch import Batch
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
-from nbllama.ops.linear import Input, linear, linear_grad
+from nbllama.ops.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
@@ -32,6 +32,9 @@ POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+
+# Which of a block's inputs a linear layer reads: q, k and v one, gate and up one.
+_PLACES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 
 
 def block_forward(
@@ -120,14 +123,22 @@ class _Block:
     def input(self, x: np.ndarray, *slots: str) -> Input:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
+        masked = self.masked(*slots)
         if self.acts.int8 is None:
-            return Input(x, self.shared("panels"), group)
+            return Input(x, self.shared("panels"), group, masked=masked)
         key = (self.layer, slots)
         int8 = self.acts.int8.get(key)
         if int8 is None:
             ws = [self.model.linear(self.layer, s) for s in slots]
             int8 = self.acts.int8[key] = int8_groups(ws)
-        return Input(x, self.shared("panels"), group, int8)
+        return Input(x, self.shared("panels"), group, int8, masked)
+
+    def masked(self, *slots: str) -> Masked | None:
+        """Dropout of the input of these linear layers, if any of them has a pair."""
+        if self.bound.dropout is None or not any(self.pairs[s] for s in slots):
+            return None
+        mask = self.bound.dropout.at(self.layer, _PLACES[slots[0]])
+        return Masked(mask, self.shared("dropped"), self.shared("dropped_panels"))
 
     def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
         """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""
@@ -144,7 +155,9 @@ class _Block:
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
         buffers = (self.shared("grad_panels"), self.shared("grad_hidden"))
         w, hidden = self.model.linear(self.layer, slot), self.kept.hp.get(slot, NO_PANELS)
-        linear_grad(w, self.pairs[slot], dy, x, hidden, out, buffers, add=add)
+        linear_grad(
+            w, self.pairs[slot], dy, x, hidden, out, buffers, add=add, masked=self.masked(slot)
+        )
 
     # What attention and feed-forward add to the stream: `slot` is their last layer
 

@@ -6,14 +6,17 @@ import numpy as np
 
 from nbllama.errors import CheckpointError
 from nbllama.lora import Adapter
+from nbllama.ops.dropout import Dropout
 from nbllama.ops.linear import LoraPair
 from nbllama.weights import Weights
 
 
 class Bound:
     """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
-    parameter name.
+    parameter name. `dropout`: of the inputs of the blocks' pairs; None for all but training.
     """
+
+    dropout: Dropout | None = None
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
         """Raises `CheckpointError` for an adapter whose shapes are not the model's."""

@@ -46,7 +46,12 @@ def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -
     outputs = Outputs(options)
     if not options.dry_run:
         outputs.claim(stack)
-    ui = stack.enter_context(Display(log="" if options.dry_run else options.log))
+    board = None
+    if options.tensorboard and not options.dry_run:
+        from nbllama.cli.board import Board
+
+        board = Board(options.tensorboard)
+    ui = stack.enter_context(Display(log="" if options.dry_run else outputs.log, board=board))
     if options.only_write_lora:
         write_lora(options, outputs, ui)
         return

@@ -75,6 +75,11 @@ class Session:
             self._acts.int8 = {}
         self._head = NO_INT8 if exact else int8_groups([model.output])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV cache and of the activations."""
+        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes
+
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
 

@@ -155,13 +155,14 @@ class Model(Weights):
         *,
         checkpointing: bool,
         kept: int = 0,
+        dropout: bool = False,
     ) -> Activations:
         """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained; `kept`: see
         `nbllama.activations`.
         """
         ranks = linear_ranks(self, adapter)
         top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept)
+        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept, dropout)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -43,10 +44,18 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         use_checkpointing=True,
         activation_memory=0,
         lora_r=4,
+        alpha=4.0,
+        rslora=False,
         lora_alpha=4.0,
+        lora_dropout=0.0,
+        lora_layers="all",
+        loraplus_lr_ratio=1.0,
+        optimizer="adamw",
         ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
         adam_alpha=1e-3,
         adam_min_alpha=0.0,
+        lr_schedule="cosine",
+        wsd_decay=0.1,
         warmup=100,
         cos_decay_steps=1000,
         cos_decay_min=0.1,
@@ -71,6 +80,8 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         opt_delta=1e-5,
         opt_max_no_improvement=0,
         adam_epsf=0.0,
+        eval_every=26,
+        early_stop=0,
         save_every=10,
         keep_last=0,
         notes=(),
@@ -246,3 +257,34 @@ def test_epochs_of_another_length() -> None:
     assert settings("--epochs 3", walk=lambda n: 7 * n).n_iter == 21
     assert settings("--epochs 3 --adam-iter 9", walk=lambda n: 7 * n).n_iter == 9
     assert settings("--adam-iter 9", walk=lambda n: 7 * n).n_iter == 9
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
+    got = settings("--rslora --lora-r 64 --lora-alpha 16")
+    assert (got.alpha, got.lora_alpha) == (16.0, 128.0)
+    assert got.lora_alpha / got.lora_r == 16 / math.sqrt(64)
+
+
+def test_lion_takes_a_tenth_of_the_rate_and_its_own_beta() -> None:
+    got = settings("--optimizer lion", kind="chat")
+    assert (got.adam_alpha, got.adam_beta2) == (2e-4 / 10, 0.99)
+    got = settings("--optimizer lion --lr 3e-3 --adam-beta2 0.5")
+    assert (got.adam_alpha, got.adam_beta2) == (3e-3, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "wsd"])
+def test_other_schedules_end_with_the_run(kind: str) -> None:
+    got = settings(f"--lr-schedule {kind}")
+    assert (got.cos_decay_steps, got.cos_decay_min) == (256, 0.0)
+    with pytest.raises(UsageError, match="--enable-restart"):
+        settings(f"--lr-schedule {kind} --enable-restart")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--optimizer sgd", "--lr-schedule linear", "--lora-dropout 0.1", "--rslora", "--val-split 0.1",
+     "--loraplus-lr-ratio 16", "--lora-layers all"],
+)  # fmt: skip
+def test_compat_has_nothing_new(words: str) -> None:
+    with pytest.raises(UsageError, match=words.split()[0]):
+        settings(f"--compat {words}")
