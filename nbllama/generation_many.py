@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nbllama.block import block_forward
+from nbllama.bound import Bound
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
-from nbllama.model import Bound, Model
+from nbllama.model import Model
 
 AT_ONCE = 16  # sequences; the cache is that many times the longest one
 
