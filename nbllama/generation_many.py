@@ -34,8 +34,9 @@ def generate_many(
     """Greedy continuation of each prompt, without the end-of-generation token, in their order.
 
     `at_once` prompts are worked on side by side; `tell(number, tokens)` sees each answer once its
-    group is ready. Equal to `generation.generate` of each, but for near ties: sums are taken in
-    another order. Raises `UsageError` for an empty prompt or a token outside the vocabulary.
+    group is ready. Computes in float32, as `generation.Session(exact=True)`; near ties apart, the
+    answers are that session's. Raises `UsageError` for an empty prompt or a token outside the
+    vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
@@ -144,7 +145,8 @@ class _Group:
         """Logits `[rows, V]` after the last token of each row."""
         ends = _offsets([len(t) for t in tokens])[1:] - 1
         x = self._acts.x(self.model.hp.n_layer, sum(map(len, tokens)))[ends]
-        return self.model.logits(self._bound, x, self._acts.shared("panels", len(x)))
+        pool = self._acts.shared("panels", len(x))
+        return self.model.logits(self._bound, x, pool)
 
 
 def _offsets(counts: Sequence[int]) -> np.ndarray:
