@@ -3,7 +3,8 @@ as one piece.
 
 Kept for a block, beside its input x (`C` floats a token): q, k, v after RoPE, the attention output
 and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
-products h. Everything else is computed again from these, element by element.
+products h; where a model has more norms, what they were given. Everything else is computed again
+from these, element by element.
 
 Without gradient checkpointing every block has its own set. With it the blocks share one, only the
 blocks' inputs are kept, and the backward pass runs each block's forward pass again. In between,
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,28 @@ LINEARS = {
 }
 
 
+class Linear(NamedTuple):
+    """Where the matrix of a slot lies: a tensor (without `blk.N.` and `.weight`), or some of its
+    rows.
+    """
+
+    tensor: str
+    rows: slice = slice(None)
+
+
+def linears(hp: Hparams) -> dict[str, Linear]:
+    """`LINEARS` of a model, whose file may have several of them in one tensor."""
+    found = {slot: Linear(tensor) for slot, tensor in LINEARS.items()}
+    if hp.fused_qkv:
+        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
+        for slot, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
+            found[slot] = Linear("attn_qkv", slice(first, first + n))
+    if hp.fused_gate_up:
+        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
+        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+    return found
+
+
 @dataclass
 class BlockSet:
     """What one block's forward pass leaves behind; shapes in `block_shapes`."""
@@ -51,6 +75,7 @@ class BlockSet:
     up: np.ndarray
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
+    norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
     hidden: dict[str, np.ndarray]  # memory of h by slot
     hp: dict[str, np.ndarray]  # the packed h that the forward pass made there
 
@@ -72,11 +97,27 @@ def block_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[str, tuple[int, ...]]:
+def norm_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of `BlockSet.norms`: of q and k, and after attention and feed-forward."""
+    h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    if hp.has_qk_norm:
+        shapes |= {"q": (n, h, d), "k": (n, g, d), "rstd_q": (n, h), "rstd_k": (n, g)}
+    if hp.has_post_norms:
+        shapes |= {"o": (n, hp.n_embd), "down": (n, hp.n_embd), "rstd_o": (n,), "rstd_down": (n,)}
+    return shapes
+
+
+def shared_shapes(
+    hp: Hparams, n: int, n_trained: int, top_rank: int, dropout: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that all blocks and the loss share."""
     h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
     widest = max(hp.n_embd, hp.n_ff, h * d)
-    return {
+    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    branch = {} if plain else {"branch": (n, hp.n_embd)}
+    masked = {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
+    return branch | {
         "norm": (n, hp.n_embd),
         "act": (n, hp.n_ff),
         "panels": (panel_floats(n, widest),),
@@ -93,6 +134,7 @@ def shared_shapes(hp: Hparams, n: int, n_trained: int, top_rank: int) -> dict[st
         "top_norm": (n_trained, hp.n_embd),
         "top_dnorm": (n_trained, hp.n_embd),
         "top_rstd": (n_trained,),
+        **(masked if dropout else {}),
     }
 
 
@@ -110,7 +152,8 @@ def hidden_shapes(ranks: Mapping[str, int], n: int) -> dict[str, tuple[int, ...]
 
 def set_bytes(hp: Hparams, ranks: Mapping[str, int], n: int) -> int:
     """Bytes of one block's own set."""
-    return 4 * (_floats(block_shapes(hp, n)) + _floats(hidden_shapes(ranks, n)))
+    shapes = (block_shapes(hp, n), norm_shapes(hp, n), hidden_shapes(ranks, n))
+    return 4 * sum(map(_floats, shapes))
 
 
 def activation_bytes(
@@ -121,6 +164,7 @@ def activation_bytes(
     top_rank: int,
     checkpointing: bool,
     kept: int = 0,
+    dropout: bool = False,
 ) -> int:
     """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
 
@@ -129,7 +173,7 @@ def activation_bytes(
     """
     sets = 1 + kept if checkpointing else hp.n_layer
     inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
-    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank))
+    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank, dropout))
     return 4 * (shared + ALIGN) + sets * set_bytes(hp, ranks, n)
 
 
@@ -164,6 +208,7 @@ class Activations:
         top_rank: int,
         checkpointing: bool,
         kept: int = 0,
+        dropout: bool = False,
     ) -> None:
         """Arguments as for `activation_bytes`."""
         if not 0 <= kept < hp.n_layer:
@@ -175,15 +220,15 @@ class Activations:
         self._top = hp.n_layer - 1
         self._shapes = block_shapes(hp, n)
         self._arena = Arena(
-            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept)
+            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept, dropout)
         )
         inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
         self._inputs = list(self._arena.arrays(inputs).values())
-        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank))
+        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank, dropout))
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
         for _ in range(1 + self.kept):
-            arrays = self._arena.arrays(self._shapes)
-            self._sets.append((arrays, self._arena.arrays(hidden_shapes(ranks, n)), {}))
+            groups = (self._shapes, norm_shapes(hp, n), hidden_shapes(ranks, n))
+            self._sets.append((*map(self._arena.arrays, groups), {}))
 
     @property
     def nbytes(self) -> int:
@@ -206,5 +251,6 @@ class Activations:
     def block(self, layer: int, n: int) -> BlockSet:
         """The set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        arrays, hidden, hp = self._sets[own if own > 0 and layer < self._top else 0]
-        return BlockSet(**{k: a[:n] for k, a in arrays.items()}, hidden=hidden, hp=hp)
+        arrays, norms, hidden, hp = self._sets[own if own > 0 and layer < self._top else 0]
+        cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
+        return BlockSet(**next(cut), norms=next(cut), hidden=hidden, hp=hp)

@@ -14,15 +14,12 @@ from nbllama import adapter as adapter_file
 from nbllama.activations import Activations
 from nbllama.bound import Bound
 from nbllama.data.batch import NOT_TRAINED, Batch
-from nbllama.lora import SLOTS, Adapter
+from nbllama.lora import Adapter
 from nbllama.lora import init_adapter as new_adapter
 from nbllama.model import Model
-from nbllama.ops.linear import Input, linear
-from nbllama.ops.panels import panel_floats
-from nbllama.ops.rms_norm import rms_norm
+from nbllama.slots import EVERY_SLOT, without_tensor
 
 Tokens = Sequence[int] | np.ndarray
-_SEVEN = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
@@ -44,18 +41,6 @@ def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
     return wide.astype(np.int32)
 
 
-def _head(model: Model, bound: Bound, x: np.ndarray) -> np.ndarray:
-    n, head = len(x), model.output
-    normed, rstd = np.empty_like(x), np.empty(n, np.float32)
-    rms_norm(x, bound.norm("output_norm.weight"), model.hp.rms_eps, normed, rstd)
-    out = np.empty((n, head.shape[0]), np.float32)
-    source = Input(normed, np.empty(panel_floats(n, x.shape[1]), np.float32))
-    linear(
-        model.matrix(head.name.removesuffix(".weight")), bound.pair(head.name), source, out, None
-    )
-    return out
-
-
 def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.ndarray:
     """Logits float32 `[N, V]` after each token, with an adapter or without.
 
@@ -64,7 +49,7 @@ def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.n
     batch, bound = _batch(model, tokens), Bound(model, adapter)
     acts = model.activations(adapter, len(tokens), 1, checkpointing=True)
     model.forward(bound, acts, batch)
-    return _head(model, bound, np.ascontiguousarray(acts.x(model.hp.n_layer, len(tokens))))
+    return model.logits(bound, acts.x(model.hp.n_layer, len(tokens)))
 
 
 def loss_and_gradients(
@@ -117,7 +102,7 @@ def trace(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> dict[
         for name in ("q", "k", "v", "att", "x_mid", "gate", "up"):
             out[f"blk.{layer}.{name}"] = getattr(kept, name).copy()
     out["x_out"] = acts.x(model.hp.n_layer, n).copy()
-    out["logits"] = _head(model, bound, out["x_out"])
+    out["logits"] = model.logits(bound, out["x_out"])
     return out
 
 
@@ -129,11 +114,16 @@ def init_adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Adapter:
-    """A new adapter on the seven linears of every block (B = 0: it changes nothing yet).
+    """A new adapter on the linears of every block (B = 0: it changes nothing yet).
 
-    `ranks` by slot (`nbllama.lora.SLOTS`) overrides; 0 switches a slot off. `alpha`: `rank`.
+    `ranks` by slot (`nbllama.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`: `rank`.
     """
-    wanted = {slot.name: rank if slot.name in _SEVEN else 0 for slot in SLOTS} | (ranks or {})
+    missing = without_tensor(model.shapes)
+    wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
+    for slot in EVERY_SLOT:
+        if slot.kind == "linear" and slot.in_block and slot.name not in missing:
+            wanted[slot.name] = rank
+    wanted |= ranks or {}
     scale = float(rank if alpha is None else alpha)
     return new_adapter(model.hp, wanted, scale, rank, seed, model.shapes)
 

@@ -1,6 +1,9 @@
 """A block of the model, forwards and backwards: attention and feed-forward, each on a normed copy
 of the residual stream and added to it.
 
+What differs between models comes from `Hparams`: norms of queries and keys, RoPE or ALiBi, a
+sliding window, a soft-cap, and norms and a scale of what is added to the stream.
+
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
 for the backward pass is a `BlockSet` (`nbllama.activations`).
 """
@@ -17,14 +20,21 @@ from nbllama.data.batch import Batch
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
-from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
+from nbllama.ops.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
 
+# The norms that only some models have, by the slot they come after. They carry no pair.
+QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
+POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
+
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+
+# Which of a block's inputs a linear layer reads: q, k and v one, gate and up one.
+_PLACES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 
 
 def block_forward(
@@ -80,14 +90,15 @@ class _Block:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
-        self.pairs: dict[str, LoraPair | None] = {s: bound.pair(self.weight(s)) for s in LINEARS}
+        self.pairs = {slot: bound.linear_pair(layer, slot) for slot in LINEARS}
 
     def name(self, tensor: str) -> str:
         return f"blk.{self.layer}.{tensor}"
 
-    def weight(self, slot: str) -> str:
-        """GGUF name of the matrix of a slot of `LINEARS`."""
-        return self.name(f"{LINEARS[slot]}.weight")
+    def trains(self, *slots: str) -> bool:
+        return any(
+            pair is not None and pair.da is not None for s in slots if (pair := self.pairs[s])
+        )
 
     def shared(self, name: str) -> np.ndarray:
         return self.acts.shared(name, self.n)
@@ -112,22 +123,28 @@ class _Block:
     def input(self, x: np.ndarray, *slots: str) -> Input:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
+        masked = self.masked(*slots)
         if self.acts.int8 is None:
-            return Input(x, self.shared("panels"), group)
+            return Input(x, self.shared("panels"), group, masked=masked)
         key = (self.layer, slots)
         int8 = self.acts.int8.get(key)
         if int8 is None:
-            ws = [self.model.matrix(self.name(LINEARS[s])) for s in slots]
+            ws = [self.model.linear(self.layer, s) for s in slots]
             int8 = self.acts.int8[key] = int8_groups(ws)
-        return Input(x, self.shared("panels"), group, int8)
+        return Input(x, self.shared("panels"), group, int8, masked)
+
+    def masked(self, *slots: str) -> Masked | None:
+        """Dropout of the input of these linear layers, if any of them has a pair."""
+        if self.bound.dropout is None or not any(self.pairs[s] for s in slots):
+            return None
+        mask = self.bound.dropout.at(self.layer, _PLACES[slots[0]])
+        return Masked(mask, self.shared("dropped"), self.shared("dropped_panels"))
 
     def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
         """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""
-        tensor = self.name(LINEARS[slot])
+        w, bias = self.model.linear(self.layer, slot), self.model.bias(self.layer, slot)
         out, memory = y.reshape(self.n, -1), self.kept.hidden.get(slot)
-        w = self.model.matrix(tensor)
         self.kept.hp[slot] = linear(w, self.pairs[slot], x, out, memory, add=add)
-        bias = self.model.vectors.get(tensor + ".bias")
         if bias is not None:
             out += bias
 
@@ -137,46 +154,99 @@ class _Block:
         """dx `[N, ...]` = (or += with `add`) the gradient by x; and that of the layer's pair."""
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
         buffers = (self.shared("grad_panels"), self.shared("grad_hidden"))
-        w, hidden = self.model.matrix(self.name(LINEARS[slot])), self.kept.hp.get(slot, NO_PANELS)
-        linear_grad(w, self.pairs[slot], dy, x, hidden, out, buffers, add=add)
+        w, hidden = self.model.linear(self.layer, slot), self.kept.hp.get(slot, NO_PANELS)
+        linear_grad(
+            w, self.pairs[slot], dy, x, hidden, out, buffers, add=add, masked=self.masked(slot)
+        )
+
+    # What attention and feed-forward add to the stream: `slot` is their last layer
+
+    def branch(self, slot: str, x: Input, stream: np.ndarray) -> None:
+        """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
+        hp, kept = self.hp, self.kept
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            self.linear(slot, x, stream, add=True)
+            return
+        y = self.shared("branch")
+        if hp.has_post_norms:
+            out, w = kept.norms[slot], self.model.vectors[self.name(POST_NORMS[slot])]
+            self.linear(slot, x, out)
+            rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{slot}"])
+        else:
+            self.linear(slot, x, y)
+        y *= np.float32(hp.residual_scale)
+        stream += y
+
+    def branch_grad(self, slot: str, dstream: np.ndarray) -> np.ndarray:
+        """The gradient by the layer's output, from that by the stream."""
+        hp, kept = self.hp, self.kept
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            return dstream
+        dy = self.shared("branch")
+        np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
+        if hp.has_post_norms:
+            w = self.model.vectors[self.name(POST_NORMS[slot])]
+            rms_norm_grad(dy, kept.norms[slot], w, kept.norms[f"rstd_{slot}"], dy)
+        return dy
 
     # Attention
+
+    def heads(self, slot: str, x: Input, y: np.ndarray) -> None:
+        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        if self.hp.has_qk_norm:
+            raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
+            self.linear(slot, x, raw)
+            w = self.model.vectors[self.name(QK_NORMS[slot])]
+            d = self.hp.head_dim
+            rms_norm(raw.reshape(-1, d), w, self.hp.rms_eps, y.reshape(-1, d), rstd.reshape(-1))
+        else:
+            self.linear(slot, x, y)
+        self.model.rotate(self.layer, y, self.batch.positions)
+
+    def heads_grad(self, slot: str, dy: np.ndarray) -> None:
+        """dy `[N, heads, D]` becomes the gradient by what the projection gave."""
+        self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
+        if self.hp.has_qk_norm:
+            raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
+            w = self.model.vectors[self.name(QK_NORMS[slot])]
+            rows = dy.reshape(-1, self.hp.head_dim)
+            rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), rows)
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
         """The stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         source = self.input(self.rms_norm(x, "attn_norm.weight", kept.rstd_att), "q", "k", "v")
-        for slot, y in (("q", kept.q), ("k", kept.k), ("v", kept.v)):
-            self.linear(slot, source, y)
-        self.model.rotate(kept.q, self.batch.positions)
-        self.model.rotate(kept.k, self.batch.positions)
+        self.heads("q", source, kept.q)
+        self.heads("k", source, kept.k)
+        self.linear("v", source, kept.v)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
         attention(
             kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
-            self.model.slopes, kept.att, kept.lse,
+            self.model.slopes, kept.att, kept.lse, self.hp.window_at(self.layer),
+            self.hp.attn_softcap,
         )  # fmt: skip
         kept.x_mid[:] = x
-        self.linear("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid, add=True)
+        self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
 
     def attention_backward(self, below: bool) -> None:
         """acts.dx from the gradient by `x_mid` to that by the block's input; without `below` only
         what this block's own pairs need.
         """
-        bound, kept, n = self.bound, self.kept, self.n
-        slots = (self.weight(s) for s in ("q", "k", "v", "o"))
-        norm_trained = bound.trains(self.name("attn_norm.weight"))
-        if not (below or norm_trained or bound.trains(*slots)):
+        kept, n = self.kept, self.n
+        norm_trained = self.bound.trains(self.name("attn_norm.weight"))
+        if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
         dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
-        self.linear_grad("o", dx, kept.att.reshape(n, -1), datt)
+        self.linear_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
         attention_grad(
             datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
-            self.hp.attn_scale, self.model.slopes, dq, dk, dv,
+            self.hp.attn_scale, self.model.slopes, dq, dk, dv, self.hp.window_at(self.layer),
+            self.hp.attn_softcap,
         )  # fmt: skip
-        self.model.rotate(dq, self.batch.positions, inverse=True)
-        self.model.rotate(dk, self.batch.positions, inverse=True)
+        self.heads_grad("q", dq)
+        self.heads_grad("k", dk)
         x = self.acts.x(self.layer, n)
         norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
         out = dnorm if below or norm_trained else None
@@ -196,26 +266,26 @@ class _Block:
         return act
 
     def feed_forward(self, recompute: bool) -> None:
-        """The block's output; `recompute` leaves it out."""
+        """The block's output; `recompute` leaves it out where the gradient has no use for it."""
         kept = self.kept
         norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         source = self.input(norm, "gate", "up")
         self.linear("gate", source, kept.gate)
         self.linear("up", source, kept.up)
         source, pair = self.input(self.activation(), "down"), self.pairs["down"]
-        if recompute:
+        if recompute and not self.hp.has_post_norms:
             if pair is not None:
                 kept.hp["down"] = source.hidden(pair, kept.hidden.get("down"))
             return
         out = self.acts.x(self.layer + 1, self.n)
         out[:] = kept.x_mid
-        self.linear("down", source, out, add=True)
+        self.branch("down", source, out)
 
     def feed_forward_backward(self) -> None:
         """acts.dx from the gradient by the block's output to that by `x_mid`."""
         kept = self.kept
         dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
-        self.linear_grad("down", dx, self.activation(), dact)
+        self.linear_grad("down", self.branch_grad("down", dx), self.activation(), dact)
         gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
         norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         self.linear_grad("gate", kept.gate, norm, dnorm)

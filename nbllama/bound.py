@@ -6,14 +6,17 @@ import numpy as np
 
 from nbllama.errors import CheckpointError
 from nbllama.lora import Adapter
+from nbllama.ops.dropout import Dropout
 from nbllama.ops.linear import LoraPair
 from nbllama.weights import Weights
 
 
 class Bound:
     """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
-    parameter name.
+    parameter name. `dropout`: of the inputs of the blocks' pairs; None for all but training.
     """
+
+    dropout: Dropout | None = None
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
         """Raises `CheckpointError` for an adapter whose shapes are not the model's."""
@@ -52,6 +55,17 @@ class Bound:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(found.a, found.b, self.adapter.scale, da, db)
+
+    def linear_pair(self, layer: int, slot: str) -> LoraPair | None:
+        """The pair of a slot of `LINEARS`; in a tensor that holds several, they share A, and each
+        has its rows of B.
+        """
+        tensor, rows = self._model.linears[slot]
+        pair = self.pair(f"blk.{layer}.{tensor}.weight")
+        if pair is None:
+            return None
+        db = None if pair.db is None else pair.db[rows]
+        return pair._replace(b=pair.b[rows], db=db)
 
     def trains(self, *names: str) -> bool:
         return any(name + ".lora_a" in self.grads for name in names)

@@ -21,7 +21,7 @@ from nbllama.identity import MODEL_KEYS, Identity, digest
 from nbllama.lora import Adapter
 from nbllama.old_checkpoint import is_old, read_old
 from nbllama.opt import check_finite
-from nbllama.slots import SLOTS
+from nbllama.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
 from nbllama.train_state import (
     FIRST,
     PAST_LOSSES,
@@ -39,6 +39,7 @@ VERSION = 1
 PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 SHA_KEY = "nbllama.sha256"
 _RANK, _SETTING, _ENVIRONMENT = "training.lora.rank.", "nbllama.settings.", "nbllama.environment."
+_WATCH = "nbllama.validation."
 _COUNTERS = (
     ("iteration", "training.iteration_count", ValueType.UINT64),
     ("sample_count", "training.sample_count", ValueType.UINT64),
@@ -74,6 +75,8 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
             raise Diverged(f"{shown(path, 400)}: not saved: {bad} or its moments are not finite")
     tensors = [(name, legacy(name, x)) for name, x in params.items()]
     for name, moments in ((FIRST, state.m), (SECOND, state.v)):
+        if not moments:
+            continue  # an optimiser without them
         flat = [legacy(p, moments[p]).reshape(-1) for p in params]
         tensors.append((name, np.concatenate(flat)))
     if state.past_losses:
@@ -93,8 +96,10 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
         yield f"{adapter.arch}.context_length", same.settings["ctx"], u32
     for key, value in same.model.items():
         yield f"{adapter.arch}.{key}", value, MODEL_KEYS[key]
-    for slot in SLOTS:
-        yield _RANK + slot.tensor, same.ranks.get(slot.name, 0), u32
+    for slot in EVERY_SLOT:
+        rank = same.ranks.get(slot.name, 0)
+        if rank or slot in SLOTS:
+            yield _RANK + slot.tensor, rank, u32
     yield "training.file_version", 1, u32
     for name, key, kind in _COUNTERS:
         yield key, getattr(state, name), kind
@@ -106,7 +111,7 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
     yield "optimizer.parameter_count", adapter.n_parameters, u64
     yield "optimizer.iteration_count", state.iteration, u32
     yield "optimizer.just_initialized", False, ValueType.BOOL
-    yield "optimizer.type", "adam", text
+    yield "optimizer.type", "adam" if state.v else "first", text
     for name, key in _LOSSES:
         yield key, getattr(state, name), ValueType.FLOAT32
     yield "nbllama.checkpoint_version", VERSION, u32
@@ -117,6 +122,8 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
     yield "nbllama.moment_order", list(adapter.parameters()), ValueType.ARRAY
     for name, setting in same.settings.items():
         yield _SETTING + name, setting, _SETTING_TYPES[type(setting)]
+    for name, number in state.watch.items():
+        yield _WATCH + name, number, ValueType.FLOAT64
     for name, text_value in state.environment.items():
         yield _ENVIRONMENT + name, text_value, text
 
@@ -179,13 +186,19 @@ def _read(f: GGUFFile) -> TrainState:
         arch,
         lora_r,
         alpha,
-        {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS},
+        {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+        | {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS},
         f.get("nbllama.base", "str"),
         f.get("nbllama.data", "str"),
         {k: v for k, v in _group(f, f"{arch}.").items() if k in MODEL_KEYS},
         _group(f, _SETTING),
     )
-    m, v = (_moments(f, name, adapter) for name in (FIRST, SECOND))
+    # sgd and lion have no second moments; the settings say which of them it was
+    kind = f.get("optimizer.type", "str")
+    if kind not in ("adam", "first"):
+        raise f.error("key 'optimizer.type'", shown(kind))
+    m = _moments(f, FIRST, adapter)
+    v = _moments(f, SECOND, adapter) if kind == "adam" else {}
     for x in v.values():
         check_moments(f, x)
     n_past = f.get("optimizer.convergence_past_count", "uint")
@@ -202,6 +215,7 @@ def _read(f: GGUFFile) -> TrainState:
         environment=written,
         rng_state=f.get("training.shuffle.rng_state", "str", ""),
         past_losses=tuple(past.tolist()),
+        watch={k: float(v) for k, v in _group(f, _WATCH).items()},
     )
 
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from nbllama.cli.merge_options import Export, parse_export
 from nbllama.cli.run import run_program
 from nbllama.cli.settings import use_threads
-from nbllama.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
     from nbllama.gguf_io import GGUFFile
-    from nbllama.lora import Adapter
     from nbllama.rewrite import Deltas
 
 
@@ -69,23 +67,14 @@ def merged_deltas(f: GGUFFile, hp: Hparams, adapters: Sequence[tuple[str, float]
 
     Raises `CheckpointError` for an adapter of another base, `UsageError` for one that is missing.
     """
+    from nbllama.cli.lora_files import load_adapters
+
     shapes = {name: info.shape for name, info in f.tensors.items()}
     deltas: dict[str, list] = {}
-    for path, scale in adapters:
-        adapter = _load(path, hp, shapes)
-        print(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")
+    for adapter, scale in load_adapters(adapters, hp, shapes, print):
         for name, pair in adapter.pairs.items():
             deltas.setdefault(name, []).append((scale * adapter.scale, pair))
     return deltas
-
-
-def _load(path: str, hp: Hparams, shapes: dict[str, tuple[int, ...]]) -> Adapter:
-    from nbllama.adapter import load_adapter
-
-    try:
-        return load_adapter(path, hp, shapes)
-    except FileNotFoundError:
-        raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
 
 
 if __name__ == "__main__":

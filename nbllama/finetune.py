@@ -18,6 +18,11 @@ from nbllama.cli.stop import StopFlag
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--list-archs" in words or "--list_archs" in words:
+        from nbllama.cli.archs import table
+
+        print(table())
+        return 0
 
     def run() -> int:
         options, stop = parse(words), StopFlag()
@@ -41,7 +46,12 @@ def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -
     outputs = Outputs(options)
     if not options.dry_run:
         outputs.claim(stack)
-    ui = stack.enter_context(Display(log="" if options.dry_run else options.log))
+    board = None
+    if options.tensorboard and not options.dry_run:
+        from nbllama.cli.board import Board
+
+        board = Board(options.tensorboard)
+    ui = stack.enter_context(Display(log="" if options.dry_run else outputs.log, board=board))
     if options.only_write_lora:
         write_lora(options, outputs, ui)
         return

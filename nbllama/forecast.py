@@ -85,7 +85,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     for moments in (trainer.opt.m, trainer.opt.v):
         for array in moments.values():
             _touch(array)
-    ranks, most = linear_ranks(adapter), trainer.limits
+    ranks, most = linear_ranks(model, adapter), trainer.limits
     args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
@@ -94,15 +94,18 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         forward_floats(most.longest, most.tokens, rows, *shape),
         gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
+    drops = trainer.dropout > 0
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
-        activations={on: activation_bytes(*args, on) for on in (True, False)},
+        activations={on: activation_bytes(*args, on, dropout=drops) for on in (True, False)},
         checkpointing=trainer.checkpointing,
-        chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept),
-        loss=LossBuffers.nbytes(hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained),
+        chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept, drops),
+        loss=LossBuffers.nbytes(
+            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
+        ),
         scratch=4 * (threads * own + common) + threads * scratch_bytes(),
-        saving=3 * 4 * adapter.n_parameters,
+        saving=(3 if trainer.opt.second else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
     )

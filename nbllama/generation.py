@@ -12,9 +12,8 @@ from nbllama.data.batch import Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
-from nbllama.ops.linear import NO_INT8, Input, linear
+from nbllama.ops.linear import NO_INT8
 from nbllama.ops.matvec_int8 import int8_groups
-from nbllama.ops.rms_norm import rms_norm
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
 
@@ -76,6 +75,11 @@ class Session:
             self._acts.int8 = {}
         self._head = NO_INT8 if exact else int8_groups([model.output])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV cache and of the activations."""
+        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes
+
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
 
@@ -91,7 +95,8 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             last = self._run(ids[start : start + step].astype(np.int32))
-        return self._logits(last)
+        pool = self._acts.shared("panels", 1)
+        return self.model.logits(self._bound, last, pool, self._head)[0]
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
@@ -105,8 +110,8 @@ class Session:
         `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
-        for keys in self.cache.k:
-            self.model.turn_back(keys[start : self.cache.length], count)
+        for layer, keys in enumerate(self.cache.k):
+            self.model.turn_back(layer, keys[start : self.cache.length], count)
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""
@@ -128,16 +133,6 @@ class Session:
             )  # fmt: skip
         self.cache.length += n
         return self._acts.x(self.model.hp.n_layer, n)[-1:]
-
-    def _logits(self, x: np.ndarray) -> np.ndarray:
-        hp, head = self.model.hp, self.model.output
-        self.model.matrix(head.name.removesuffix(".weight"))  # looks for infinities once
-        normed, rstd = np.empty((1, hp.n_embd), np.float32), np.empty(1, np.float32)
-        rms_norm(x, self._bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
-        logits = np.empty((1, head.shape[0]), np.float32)
-        pool = self._acts.shared("panels", 1)
-        linear(head, self._bound.pair(head.name), Input(normed, pool, (), self._head), logits, None)
-        return logits[0]
 
 
 def stream(

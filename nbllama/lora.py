@@ -17,14 +17,22 @@ those of llama.cpp's `finetune.cpp:init_lora`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nbllama.errors import UsageError
-from nbllama.slots import SLOT_BY_NAME, SLOTS, base_names, pair_shape, slot_of, tensor_index
+from nbllama.slots import (
+    EVERY_SLOT,
+    SLOT_BY_NAME,
+    SLOTS,
+    base_names,
+    pair_shape,
+    slot_of,
+    tensor_index,
+)
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
@@ -109,6 +117,14 @@ class Adapter:
         return min((s[1] for s in found if s and s[0].in_block), default=NO_LAYER)
 
 
+def block_of(name: str) -> int:
+    """Number of the block of a base tensor, -1 outside of them; `KeyError` if it takes no pair."""
+    found = slot_of(name)
+    if found is None:
+        raise KeyError(name)
+    return found[1]
+
+
 def delta(pair: Pair, scale: float) -> np.ndarray:
     """What the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
     return np.float32(scale) * (pair.b @ pair.a)
@@ -145,6 +161,7 @@ def init_adapter(
     lora_r: int,
     seed: int,
     shapes: Mapping[str, tuple[int, ...]],
+    layers: Container[int] | None = None,
 ) -> Adapter:
     """A new adapter that changes nothing yet: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
@@ -153,15 +170,19 @@ def init_adapter(
 
     `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
     the old tool; it costs time and adds nothing that the full rank cannot. `shapes`: numpy shapes
-    of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1.
+    of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks
+    that get pairs, all for None.
 
     Raises `UsageError` for a rank that is asked for but has no tensor in this model.
     """
     pairs = {}
     used = set()
-    for slot, name in base_names(hp.n_layer):
+    for slot, name in base_names(hp.n_layer, EVERY_SLOT):
         rank = ranks.get(slot.name, 0)
         if rank == 0 or name not in shapes:
+            continue
+        used.add(slot.name)
+        if slot.in_block and layers is not None and block_of(name) not in layers:
             continue
         n_out, n_in = pair_shape(shapes[name])
         key = np.array([seed, _INIT_STREAM + tensor_index(name)], np.uint64)
@@ -170,7 +191,6 @@ def init_adapter(
         np.clip(a, -1, 1, out=a)
         a /= np.float32(np.sqrt(rank + n_in))
         pairs[name] = Pair(a, np.zeros((n_out, rank), np.float32))
-        used.add(slot.name)
     for asked, rank in ranks.items():
         if asked not in SLOT_BY_NAME:
             raise KeyError(asked)

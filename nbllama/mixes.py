@@ -7,7 +7,8 @@ an importance matrix and without experts:
 - only matrices named `*.weight` that are no norms change type;
 - `output`, or `token_embd` where it is the output too, gets Q6_K (Q8_0 in a Q8_0 file, and where
   a row is not whole blocks of the file's main type);
-- `attn_v`, `attn_output` and `ffn_down` of the K mixes get more bits, in some or all blocks;
+- `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes get more bits, in some or all
+  blocks;
 - a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
 
 Numbers are those of `enum llama_ftype`.
@@ -24,7 +25,7 @@ from nbllama.errors import UsageError, shown
 BLOCK_OF_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _PLAIN = ("F32", "F16", "BF16")
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-_NAME = re.compile(r"blk\.([0-9]{1,7})\.(attn_v|attn_output|ffn_down)\.weight")
+_NAME = re.compile(r"blk\.([0-9]{1,7})\.(attn_v|attn_qkv|attn_output|ffn_down)\.weight")
 
 
 class FileType(NamedTuple):
@@ -129,10 +130,12 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
-    """The type of one of the three tensors that a mix treats apart; None: the main type."""
+    """The type of one of the tensors that a mix treats apart; None: the main type."""
     more = _more_bits(layer, n_layer)
     if tensor == "attn_output":
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix)
+    if tensor == "attn_qkv":
+        return {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(mix)
     if tensor == "ffn_down":
         return {
             "Q2_K": "Q3_K",

@@ -14,7 +14,7 @@ positions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,8 +26,12 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
+from nbllama.ops.linear import NO_INT8, Input, linear
 from nbllama.ops.loss import LossBuffers, output_loss
+from nbllama.ops.matvec_int8 import Int8Group
+from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
+from nbllama.ops.softcap import soft_cap
 from nbllama.weights import Weights
 
 
@@ -41,13 +45,16 @@ class Model(Weights):
         pair = bound.pair("token_embd.weight")
         if pair is not None:
             embed_lora(batch.tokens, pair.a, pair.b, pair.scale, x)
+        if self.hp.embed_scale != 1:
+            x *= np.float32(self.hp.embed_scale)
 
     def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
         """Gradient of the embedding's pair from acts.dx."""
         pair = bound.pair("token_embd.weight")
         if pair is not None and pair.da is not None and pair.db is not None:
             dx = acts.shared("dx", len(batch.tokens))
-            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, pair.scale, pair.da, pair.db)
+            scale = pair.scale * self.hp.embed_scale
+            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale, pair.da, pair.db)
 
     def forward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
@@ -85,13 +92,15 @@ class Model(Weights):
         name = "output_norm.weight"
         w = bound.norm(name)
         rms_norm(x, w, self.hp.rms_eps, normed, rstd)
-        head = self.output
-        self.matrix(head.name.removesuffix(".weight"))
+        head = self.matrix(self.output.name.removesuffix(".weight"))
+        scale = np.float32(self.hp.logit_scale)
+        normed *= scale
         total = output_loss(
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers, floor,
+            bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
         )  # fmt: skip
         if gradient:
+            dnormed *= scale
             norm_pair_grad(bound, name, dnormed, x, rstd)
             dx = acts.shared("dx", n)
             dx.fill(0)
@@ -99,6 +108,29 @@ class Model(Weights):
             rms_norm_grad(dnormed, x, w, rstd, back, add=False)
             dx[rows] = back
         return total
+
+    def logits(
+        self,
+        bound: Bound,
+        x: np.ndarray,
+        panels: np.ndarray | None = None,
+        int8: Mapping[str, Int8Group] = NO_INT8,
+    ) -> np.ndarray:
+        """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
+        packed x; `int8`: the head's, for single tokens in integers.
+        """
+        hp, n = self.hp, len(x)
+        head = self.matrix(self.output.name.removesuffix(".weight"))
+        normed, rstd = np.empty((n, hp.n_embd), np.float32), np.empty(n, np.float32)
+        rms_norm(x, bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
+        normed *= np.float32(hp.logit_scale)
+        if panels is None:
+            panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
+        out = np.empty((n, head.shape[0]), np.float32)
+        linear(head, bound.pair(head.name), Input(normed, panels, (), int8), out, None)
+        if hp.logit_softcap > 0:
+            soft_cap(out, hp.logit_softcap)
+        return out
 
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
@@ -123,25 +155,27 @@ class Model(Weights):
         *,
         checkpointing: bool,
         kept: int = 0,
+        dropout: bool = False,
     ) -> Activations:
         """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained; `kept`: see
         `nbllama.activations`.
         """
-        ranks = linear_ranks(adapter)
+        ranks = linear_ranks(self, adapter)
         top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept)
+        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept, dropout)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
         rank = pair.rank if pair else 0
-        return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained)
+        cap = self.hp.logit_softcap
+        return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained, cap)
 
 
-def linear_ranks(adapter: Adapter | None) -> dict[str, int]:
+def linear_ranks(model: Weights, adapter: Adapter | None) -> dict[str, int]:
     """Largest rank of each slot of `LINEARS` over the blocks."""
     ranks = dict.fromkeys(LINEARS, 0)
     for name, pair in (adapter.pairs if adapter is not None else {}).items():
-        for slot, tensor in LINEARS.items():
+        for slot, (tensor, _) in model.linears.items():
             if name.startswith("blk.") and name.endswith(f".{tensor}.weight"):
                 ranks[slot] = max(ranks[slot], pair.rank)
     return ranks

@@ -6,9 +6,10 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 from nbllama.errors import OutputError, shown
 
@@ -36,6 +37,25 @@ class StepRecord:
     seconds: float
     rss_bytes: int
     skipped: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What was found out between two iterations, after iteration `iter`.
+
+    `val_loss`: nats per trained token of the validation data, None without such data, and its
+    `perplexity`; `best`: the lowest so far. `train_loss`: mean since the last evaluation, None at
+    the start. `samples`: prompts with their answers.
+    """
+
+    iter: int
+    val_loss: float | None
+    perplexity: float | None
+    train_loss: float | None
+    best: bool
+    seconds: float
+    samples: tuple[dict[str, str], ...] = ()
+    event: str = "evaluation"
 
 
 class Eta:
@@ -90,6 +110,14 @@ class LossCurve:
         return "".join(_BARS[round((h - low) * scale)] for h in heights)
 
 
+def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold of a record: None for a number that is not finite."""
+    values = record if isinstance(record, Mapping) else asdict(record)
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
+
+
 class MetricsLog:
     """A file with one JSON object a line, appended to and readable while the run goes on.
 
@@ -107,13 +135,14 @@ class MetricsLog:
         except OSError as e:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
 
-    def write(self, record: StepRecord) -> None:
+    def write(self, record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> None:
         """Append one line. A number that is not finite becomes null, as JSON has no other."""
-        row = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in asdict(record).items()
-        }
-        line = (b"\n" if self._cut else b"") + json.dumps(row).encode() + b"\n"
+        row = as_row(record)
+        line = (
+            (b"\n" if self._cut else b"")
+            + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
+            + b"\n"
+        )
         try:
             written = self._file.write(line)
             if written:

@@ -8,7 +8,7 @@ initialisation) goes through this table. Names are llama.cpp's; the order is tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _MAX_LAYERS = 1 << 20
@@ -42,8 +42,11 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True),
     Slot("w3", "ffn_up", "linear", True),
 )
-SLOT_BY_NAME = {slot.name: slot for slot in SLOTS}
-_BY_TENSOR = {slot.tensor: slot for slot in SLOTS}
+# Of models that have several linears in one matrix (the old tool knew none of them).
+FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True),)
+EVERY_SLOT = SLOTS + FUSED_SLOTS
+SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
+_BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
@@ -60,7 +63,8 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 
 
 def tensor_index(name: str) -> int:
-    """Place of a base tensor in the old tool's order: three ends, then nine a block.
+    """Place of a base tensor in the old tool's order: three ends, then nine a block; fused ones
+    come after all these.
 
     Raises `KeyError` for a tensor that takes no pair.
     """
@@ -70,16 +74,26 @@ def tensor_index(name: str) -> int:
     slot, layer = found
     if not slot.in_block:
         return _ENDS.index(slot)
+    if slot in FUSED_SLOTS:
+        after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
+        return after + layer * len(FUSED_SLOTS) + FUSED_SLOTS.index(slot)
     return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
 
 
-def base_names(n_layer: int) -> Iterator[tuple[Slot, str]]:
-    """Every (slot, base tensor name) of a model of `n_layer` blocks, in the old tool's order."""
-    yield from ((slot, slot.base_name()) for slot in _ENDS)
+def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
+    """Every (slot, base tensor name) that a model of `n_layer` blocks may have, in the order of
+    `slots`, the ends first.
+    """
+    yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
     for layer in range(n_layer):
-        yield from ((slot, slot.base_name(layer)) for slot in _IN_BLOCK)
+        yield from ((slot, slot.base_name(layer)) for slot in slots if slot.in_block)
 
 
 def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n)."""
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Names of the slots that a model with these tensors does not have."""
+    return {slot.name for slot in EVERY_SLOT if slot.base_name() not in shapes}

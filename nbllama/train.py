@@ -25,8 +25,10 @@ from nbllama.data.order import Position
 from nbllama.errors import Diverged, UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model, linear_ranks
-from nbllama.opt import AdamW, check_finite, schedule
+from nbllama.ops.dropout import dropout_for
+from nbllama.opt import Optimiser, check_finite, schedule
 from nbllama.progress import memory
+from nbllama.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
 PROBE_TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
@@ -45,6 +47,8 @@ class Schedule(NamedTuple):
     cos_decay_restart: float
     enable_restart: bool
     min_ratio: float
+    kind: str = "cosine"
+    wsd_decay: float = 0.1
 
 
 class Evaluation(NamedTuple):
@@ -99,14 +103,18 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
     return Limits(tokens, trained, int(lengths[0].max()), *means)
 
 
-def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int) -> int:
+def kept_blocks(
+    model: Model, adapter: Adapter, most: Limits, nbytes: int, dropout: bool = False
+) -> int:
     """How many blocks can keep their activations for the backward pass within `nbytes` in all.
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
-    ranks = linear_ranks(adapter)
+    ranks = linear_ranks(model, adapter)
     top_rank = max(ranks.values(), default=0)
-    least = activation_bytes(model.hp, ranks, most.tokens, most.trained, top_rank, True)
+    least = activation_bytes(
+        model.hp, ranks, most.tokens, most.trained, top_rank, True, dropout=dropout
+    )
     if least > nbytes:
         raise UsageError(
             f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
@@ -125,7 +133,7 @@ class Trainer:
         self,
         model: Model,
         adapter: Adapter,
-        opt: AdamW,
+        opt: Optimiser,
         dataset: Dataset,
         rates: Schedule,
         *,
@@ -138,31 +146,40 @@ class Trainer:
         lag: bool = False,
         floor: float = 0.0,
         activation_memory: int = 0,
+        dropout: float = 0.0,
+        seed: int = 0,
+        validation: Dataset | None = None,
     ) -> None:
         """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
         `ops.loss`. `activation_memory`: bytes that decide how many blocks are computed twice; 0:
-        `checkpointing` decides (all or none).
+        `checkpointing` decides (all or none). `dropout`: see `ops.dropout`, its masks are those of
+        `seed`. `validation`: data for `validation_loss`.
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
         self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
+        self.dropout, self.seed = dropout, seed
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
         self.limits = limits(dataset, batch, feed.wraps)
+        self._validation: list[Batch] = []
+        if validation is not None:
+            self._add_validation(validation)
         self._bound = Bound(model, adapter, trained=True)
         self.kept = 0
         if activation_memory:
             self.checkpointing = True
-            self.kept = kept_blocks(model, adapter, self.limits, activation_memory)
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
         self._acts = model.activations(
             adapter,
             self.limits.tokens,
             self.limits.trained,
             checkpointing=self.checkpointing,
             kept=self.kept,
+            dropout=dropout > 0,
         )
         self._buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
@@ -195,7 +212,8 @@ class Trainer:
         tokens = sum(b.n_tokens for b in batches)
         self._bound.zero_grads()
         total = 0.0
-        for batch in batches:
+        for micro, batch in enumerate(batches):
+            self._set_dropout(micro)
             self.model.forward(self._bound, self._acts, batch, check)
             total += self.model.loss(
                 self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True,
@@ -204,8 +222,35 @@ class Trainer:
             if not math.isfinite(total):
                 break
             self.model.backward(self._bound, self._acts, batch, check)
+        self._bound.dropout = None
         seconds = time.perf_counter() - start
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
+
+    def _add_validation(self, data: Dataset) -> None:
+        """Batches of all its samples; the run's memory must hold at least one sample."""
+        own, other = self.limits, limits(data, 1)
+        self.limits = own._replace(
+            tokens=max(own.tokens, other.tokens),
+            trained=max(own.trained, other.trained),
+            longest=max(own.longest, other.longest),
+        )
+        numbers = batches(data, self.limits.tokens, self.limits.trained)
+        self._validation = [data.batch(part) for part in numbers]
+
+    def validation_loss(self, check: Callable[[], None] | None = None) -> float:
+        """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
+        total = 0.0
+        for batch in self._validation:
+            self.model.forward(self._bound, self._acts, batch, check)
+            total += self.model.loss(
+                self._bound, self._acts, self._buffers, batch, 1.0, gradient=False,
+                floor=self.floor,
+            )  # fmt: skip
+        return total / sum(batch.n_trained for batch in self._validation)
+
+    def _set_dropout(self, micro: int) -> None:
+        if self.dropout:
+            self._bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
@@ -262,7 +307,10 @@ class Trainer:
         n = PROBE_TOKENS
         tokens = np.zeros(n, np.int32)
         batch = Batch.from_rows([(tokens, tokens)])
-        acts = self.model.activations(self.adapter, n, n, checkpointing=True)
+        acts = self.model.activations(
+            self.adapter, n, n, checkpointing=True, dropout=self.dropout > 0
+        )
+        self._set_dropout(0)
         buffers = self.model.loss_buffers(self.adapter, n)
         self.model.embed_tokens(self._bound, acts, batch)
         kinds: dict[tuple[int, ...], int] = {}
@@ -276,6 +324,7 @@ class Trainer:
         self.model.loss(self._bound, acts, buffers, batch, 1.0, gradient=True)
         self.model.embed_tokens_backward(self._bound, acts, batch)
         self._bound.zero_grads()
+        self._bound.dropout = None
         return time.perf_counter() - start
 
     def _probe(self, layer: int, acts: Activations, batch: Batch, repeat: bool = False) -> None:
@@ -293,6 +342,7 @@ class Trainer:
         layers = self.model.hp.n_layer
         lowest = min(self.adapter.lowest_layer(), layers)
         self.model.embed_tokens(self._bound, self._acts, batch)
+        self._set_dropout(0)
         blocks, heads = [], []
         for _ in range(2):
             spent = []
@@ -310,6 +360,7 @@ class Trainer:
             )
             heads.append(time.perf_counter() - start)
         self._bound.zero_grads()
+        self._bound.dropout = None
         # Blocks below the lowest pair run forwards only: about a third of the work.
         work = (layers - lowest) + lowest / 3
         per_token = min(blocks) * work / batch.n_tokens

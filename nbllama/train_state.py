@@ -53,6 +53,7 @@ class TrainState:
     environment: dict[str, str] = field(default_factory=dict)  # `identity.environment`
     rng_state: str = ""  # of the old tool's order, at the start of `epoch` (`data.feed.OldFeed`)
     past_losses: tuple[float, ...] = ()  # the last ones, see `convergence`
+    watch: dict[str, float] = field(default_factory=dict)  # of the validation, `validation.Watch`
     moments: FlatMoments | None = None  # of an old checkpoint, instead of m and v
 
     @property

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from nbllama.activations import LINEARS
-from nbllama.arch import ROPE_FACTORS, Hparams
+from nbllama.activations import linears
+from nbllama.arch import ROPE_FACTORS, Hparams, Rope
 from nbllama.gguf_io import GGUFFile
 from nbllama.ops.attention import alibi_slopes
 from nbllama.ops.matmul import Weight
@@ -36,8 +36,10 @@ class Weights:
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
         self.slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
-        self._rope = (np.empty((0, 0), np.float32),) * 2
+        self.linears = linears(hp)
+        self._ropes: dict[Rope, tuple[np.ndarray, np.ndarray]] = {}
         self._checked: set[str] = set()
+        self._parts: dict[tuple[int, str], Weight] = {}
 
     def tensor(self, name: str) -> np.ndarray:
         """A base tensor decoded to float32, in its numpy shape (reversed ggml `ne`)."""
@@ -53,6 +55,25 @@ class Weights:
             self._checked.add(name)
         return w
 
+    def linear(self, layer: int, slot: str) -> Weight:
+        """The matrix of a slot of `LINEARS`; of a tensor that holds several, its rows."""
+        if (layer, slot) not in self._parts:
+            tensor, rows = self.linears[slot]
+            w = self.matrix(f"blk.{layer}.{tensor}")
+            if rows != slice(None):
+                lines = w.raw.reshape(w.shape[0], -1)[rows]
+                # of its own name, by which the products of several weights are told apart
+                name = f"{w.name}[{rows.start}:{rows.stop}]"
+                w = Weight(name, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
+            self._parts[layer, slot] = w
+        return self._parts[layer, slot]
+
+    def bias(self, layer: int, slot: str) -> np.ndarray | None:
+        """The bias of a slot of `LINEARS`, if it has one."""
+        tensor, rows = self.linears[slot]
+        whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
+        return None if whole is None else whole[rows]
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from_gguf(self.gguf, self._pre)
@@ -66,36 +87,38 @@ class Weights:
         """Numpy shape of every base tensor."""
         return {name: info.shape for name, info in self.gguf.tensors.items()}
 
-    def rope_tables(self, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    def rope_tables(self, n_positions: int, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin `[n_positions or more, n_rot/2]`, grown when a longer context asks for it."""
-        if len(self._rope[0]) < n_positions:
-            factors = self.vectors.get(ROPE_FACTORS)
-            hp, scaling = self.hp, self.hp.rope_scaling
-            self._rope = rope_tables(
+        of = self.hp.rope_at(layer)
+        if of not in self._ropes or len(self._ropes[of][0]) < n_positions:
+            scaling = self.hp.rope_scaling
+            self._ropes[of] = rope_tables(
                 max(n_positions, 512),
-                hp.n_rot,
-                hp.rope_freq_base,
-                freq_scale=hp.rope_freq_scale,
+                self.hp.n_rot,
+                of.freq_base,
+                freq_scale=of.freq_scale,
                 ext_factor=scaling.ext_factor,
                 attn_factor=scaling.attn_factor,
                 beta_fast=scaling.beta_fast,
                 beta_slow=scaling.beta_slow,
                 n_ctx_orig=scaling.n_ctx_orig,
-                factors=factors,
+                factors=self.vectors.get(ROPE_FACTORS),
             )
-        return self._rope
+        return self._ropes[of]
 
-    def rotate(self, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False) -> None:
-        """RoPE on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
+    def rotate(
+        self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
+    ) -> None:
+        """RoPE of a block on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
         if self.hp.alibi_max_bias == 0:
-            cos, sin = self.rope_tables(int(positions.max()) + 1)
+            cos, sin = self.rope_tables(int(positions.max()) + 1, layer)
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
-    def turn_back(self, y: np.ndarray, count: int) -> None:
+    def turn_back(self, layer: int, y: np.ndarray, count: int) -> None:
         """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
         if self.hp.alibi_max_bias == 0:
-            cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1))
+            cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1, layer))
             size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
             none = np.zeros(len(y), np.int32)
             halves = self.hp.rope_pairing == "halves"
@@ -105,4 +128,7 @@ class Weights:
         """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
         kernels.
         """
-        return tuple(self.matrices[f"blk.{layer}.{t}.weight"].type_id for t in LINEARS.values())
+        return tuple(
+            self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
+            for tensor, _ in self.linears.values()
+        )

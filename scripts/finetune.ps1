@@ -76,13 +76,6 @@ $code = Invoke-Logged $words
 if ($code -ne 0) { exit $code }
 if ($inter -ne '1') { exit 0 }
 
-foreach ($module in 'nbllama.export_lora', 'nbllama.main') {
-    & $python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$module'))"
-    if ($LASTEXITCODE -ne 0) {
-        Stop-With ('inter=1: the adapter is trained, but merging and chat come with a later ' +
-            "version ($module is not there)") 1
-    }
-}
 $merged = "$modelName-merged.gguf"
 $code = Invoke-Logged @(
     'nbllama.export_lora', '--model-base', $model, '--lora', "lora-$modelName-LATEST.gguf",

@@ -73,13 +73,6 @@ logged nbllama.finetune --model-base "$model" --train-data "$data" \
 [ "${code:-1}" = 0 ] || exit "${code:-1}"
 [ "$inter" = 1 ] || exit 0
 
-for module in nbllama.export_lora nbllama.main; do
-    if ! "$python" -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$module'))"; then
-        echo "error: inter=1: the adapter is trained, but merging and chat come with a later version" \
-            "($module is not there)" >&2
-        exit 1
-    fi
-done
 merged=$model_name-merged.gguf
 logged nbllama.export_lora --model-base "$model" --lora "lora-$model_name-LATEST.gguf" \
     --model-out "$merged"

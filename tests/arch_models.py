@@ -34,14 +34,27 @@ class Thin(NamedTuple):
         return bool(self.options.get("n_layer", 2) > 8)
 
 
+QKV = ("attn_q", "attn_k", "attn_v")
+GEMMA: dict[str, Any] = {"tied": True, "post_norms": True, "head_dim": 24}
+GEMMA3 = GEMMA | {"qk_norm": True, "rope_freq_base": 1e6}
+WIDE_GEMMA = WIDE | {"head_dim": 128}
+
+BPE: dict[str, Any] = {"rope_freq_base": 1e6, "tokenizer": "bpe"}
+DENSE = {
+    "leading_dense_block_count": 2,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 1.0,
+}
+
 MODELS: dict[str, Thin] = {
-    "llama": Thin("llama", {}),
-    "llama, 70B (GQA 64/8)": Thin(
+    "llama, 7B to 30B": Thin("llama", {}),
+    "llama, 70B (64 heads over 8)": Thin(
         "llama",
         {"n_embd": 512, "n_head": 64, "n_head_kv": 8, "n_ff": 128},
         {"n_ff": 256},
     ),
-    "llama, Mistral": Thin(
+    "llama, Mistral (its window ignored)": Thin(
         "llama", {"keys": {"attention.sliding_window": 16}, "rope_freq_base": 1e6}
     ),
     "llama, Chinese-LLaMA-2-16k": Thin(
@@ -60,4 +73,65 @@ MODELS: dict[str, Thin] = {
         {"n_layer": 40, "n_embd": 40, "n_head": 5, "n_head_kv": 5, "n_ff": 48},
         WIDE | {"n_head": 4, "n_head_kv": 4},
     ),
+    "qwen2, 7B": Thin("qwen2", BPE | {"biases": QKV}),
+    "qwen2, 0.5B (tied)": Thin(
+        "qwen2",
+        BPE | {"biases": QKV, "tied": True, "n_head": 7, "n_head_kv": 1, "n_embd": 56},
+        WIDE | {"n_head": 4},
+    ),
+    "qwen3, all dense sizes": Thin(
+        "qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}
+    ),
+    "internlm2, all sizes": Thin("internlm2", {"rope_freq_base": 1e6}),
+    "minicpm, with its scales in the file": Thin(
+        "minicpm",
+        {
+            "n_head_kv": 4,
+            "tied": True,
+            "keys": {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 3.0},
+        },
+    ),
+    "minicpm, without them": Thin("minicpm", {"n_head_kv": 4}),
+    "gemma2, 2B and 9B": Thin(
+        "gemma2",
+        GEMMA
+        | {
+            "keys": {
+                "attention.sliding_window": 20,
+                "attn_logit_softcapping": 5.0,
+                "final_logit_softcapping": 3.0,
+            }
+        },
+        WIDE_GEMMA,
+    ),
+    "gemma2, without its keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
+    "gemma3, 270M and 1B": Thin(
+        "gemma3",
+        GEMMA3 | {"n_layer": 7, "keys": {"attention.sliding_window": 20}},
+        WIDE_GEMMA,
+    ),
+    "gemma3, 4B and 12B, text": Thin(
+        "gemma3",
+        GEMMA3
+        | {
+            "n_layer": 6,
+            "rope_scaling": ("linear", 8.0),
+            "keys": {"attention.sliding_window": 33, "final_logit_softcapping": 2.0},
+        },
+        WIDE_GEMMA,
+    ),
+    "gemma3, without a window": Thin("gemma3", GEMMA3, WIDE_GEMMA),
+    "gemma3, 27B, text": Thin(
+        "gemma3",
+        GEMMA3
+        | {"n_layer": 62, "n_embd": 40, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
+        WIDE_GEMMA,
+    ),
+    "phi3, mini": Thin("phi3", {"fused": True, "n_head_kv": 4}),
+    "phi3, medium (GQA)": Thin("phi3", {"fused": True, "tokenizer": "bpe"}),
+    "phi3, Phi-4-mini (a part of the head turns)": Thin(
+        "phi3", {"fused": True, "tied": True, "n_rot": 12, "tokenizer": "bpe"}, WIDE | {"n_rot": 48}
+    ),
+    "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
 }

@@ -14,7 +14,7 @@ from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from nbllama.identity import Identity, Setting, digest
 from nbllama.lora import Adapter, init_adapter
 from nbllama.opt import AdamW
-from nbllama.slots import SLOTS, base_names
+from nbllama.slots import EVERY_SLOT, SLOTS, base_names
 from nbllama.train_state import TrainState
 
 MODEL = {
@@ -48,7 +48,7 @@ HP: Any = FakeHparams()
 
 
 def identity(ranks: dict[str, int] | None = None, **changed: Any) -> Identity:
-    ranks = {slot.name: (ranks or RANKS).get(slot.name, 0) for slot in SLOTS}
+    ranks = {slot.name: (ranks or RANKS).get(slot.name, 0) for slot in EVERY_SLOT}
     same = Identity("llama", 4, 0.1, ranks, "b" * 64, "d0" * 32, MODEL, SETTINGS)
     return dataclasses.replace(same, **changed)
 

@@ -91,9 +91,9 @@ def test_fewer_tokens_use_the_start_of_the_same_memory(hp: Hparams) -> None:
 def test_the_ranks_are_the_largest_over_the_blocks(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     adapter = toy_adapter(model, {"wq": 2, "w1": 5, "tok_embd": 9})
-    assert linear_ranks(adapter) == dict.fromkeys(LINEARS, 0) | {"q": 2, "gate": 5}
+    assert linear_ranks(model, adapter) == dict.fromkeys(LINEARS, 0) | {"q": 2, "gate": 5}
     adapter.pairs["blk.1.attn_q.weight"] = toy_adapter(model, {"wq": 7}).pairs[
         "blk.0.attn_q.weight"
     ]
-    assert linear_ranks(adapter)["q"] == 7
-    assert linear_ranks(None) == dict.fromkeys(LINEARS, 0)
+    assert linear_ranks(model, adapter)["q"] == 7
+    assert linear_ranks(model, None) == dict.fromkeys(LINEARS, 0)

@@ -16,6 +16,7 @@ from nbllama.arch import (
     ARCHS,
     ArchRow,
     Hparams,
+    Rope,
     RopeScaling,
     context_warnings,
     expected_tensors,
@@ -132,12 +133,21 @@ def test_every_field(model: Model, path: Path) -> None:
         rope_pairing="interleaved",
         activation="silu",
         embed_scale=1.0,
+        residual_scale=1.0,
+        logit_scale=1.0,
         attn_scale=float(np.float32(1) / np.sqrt(np.float32(D))),
         attn_softcap=0.0,
         logit_softcap=0.0,
         alibi_max_bias=0.0,
+        window=0,
+        window_period=1,
+        window_rope=Rope(10000.0, 1.0),
         tied_output=False,
         has_rope_factors=False,
+        has_qk_norm=False,
+        has_post_norms=False,
+        fused_qkv=False,
+        fused_gate_up=False,
     )
     assert read(model, path).warnings == ()
 
@@ -327,7 +337,11 @@ SCALING = "llama.rope.scaling"
 WK = "blk.1.attn_k.weight"
 REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
     ("M01", drop("general.architecture"), "key 'general.architecture': is missing"),
-    ("M01b", edit("string", "general.architecture", "mamba"), "'mamba' is not supported; supporte"),
+    (
+        "M01b",
+        edit("string", "general.architecture", "mamba"),
+        "recurrent models are not supported; su",
+    ),
     ("M01c", edit("string", "general.architecture", "a\nb"), r"'a\nb' is not supported"),
     ("M01d", edit("count", "general.architecture", 1), "must be a string, is UINT32 1"),
     ("M01e", edit("string", "general.type", "adapter"), "a LoRA adapter, not a model"),
@@ -541,14 +555,15 @@ class TestRows:
     ) -> None:
         self.row(
             monkeypatch,
-            softcap_keys=True,
+            attn_softcap=50.0,
+            logit_softcap=0.0,
             embed_scale="sqrt_n_embd",
             activation="gelu",
             rope_pairing="halves",
         )
-        model.number("llama.attn_logit_softcapping", 50.0)
+        model.number("llama.attn_logit_softcapping", 20.0)
         hp = read(model, path)
-        assert (hp.attn_softcap, hp.logit_softcap) == (50.0, 0.0)
+        assert (hp.attn_softcap, hp.logit_softcap) == (20.0, 0.0)
         assert hp.embed_scale == float(np.sqrt(np.float32(C)))
         assert (hp.activation, hp.rope_pairing) == ("gelu", "halves")
 
@@ -558,7 +573,8 @@ class TestRows:
         assert read(model, path).n_rot == 4
 
     def test_rows_are_whole(self) -> None:
-        sizes = {"n_vocab", "n_embd", "n_q", "n_kv", "n_ff", "n_rot_half"}
+        sizes = {"n_vocab", "n_embd", "n_q", "n_kv", "n_qkv", "head_dim", "n_ff", "n_gate_up"}
+        sizes.add("n_rot_half")
         for name, row in ARCHS.items():
             assert isinstance(row, ArchRow) and row.name == name
             for t in (*row.tensors, *row.block):

@@ -6,12 +6,15 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.toy_models import make_llama
+from tests.toy_runs import toy_text
 
 SH = shutil.which("dash") or shutil.which("sh")
 pytestmark = pytest.mark.skipif(SH is None, reason="the script needs a POSIX shell")
@@ -90,11 +93,8 @@ def test_variables_that_cannot_be(tmp_path: Path, variables: dict[str, str], sai
     assert done.stderr.count("\n") == 1
 
 
-MERGE = 'case "$*" in *find_spec*main*) exit {main};; *find_spec*) exit {merge};; esac; echo "$@"'
-
-
 def test_merge_and_chat_afterwards(tmp_path: Path) -> None:
-    done = run(tmp_path, body=MERGE.format(main=0, merge=0), model_name="m", inter="1")
+    done = run(tmp_path, body='echo "$@"', model_name="m", inter="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1:] == [
         "-m nbllama.export_lora --model-base ./m.gguf --lora lora-m-LATEST.gguf"
@@ -103,12 +103,34 @@ def test_merge_and_chat_afterwards(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("merge", "chat"), [(1, 0), (0, 1)])
-def test_without_merge_or_chat_it_says_so(tmp_path: Path, merge: int, chat: int) -> None:
-    done = run(tmp_path, body=MERGE.format(main=chat, merge=merge), model_name="m", inter="1")
-    assert done.returncode == 1
-    assert done.stdout.count("\n") == 1
-    assert "come with a later version" in done.stderr
+@pytest.mark.parametrize("fails", ["finetune", "export_lora", "main"])
+def test_the_first_program_that_fails_is_the_last(tmp_path: Path, fails: str) -> None:
+    body = f'echo "$2"; case "$2" in *.{fails}) exit 5;; esac'
+    done = run(tmp_path, body=body, model_name="m", inter="1")
+    assert done.returncode == 5
+    assert done.stdout.splitlines()[-1] == f"nbllama.{fails}"
+
+
+def test_training_merging_and_a_chat_by_the_real_programs(tmp_path: Path) -> None:
+    make_llama(tmp_path / "模型.gguf", types="Q8_0", n_vocab=300)
+    toy_text(tmp_path / "text.txt")
+    left = {name: value for name, value in os.environ.items() if name not in NAMES}
+    variables = {"dataset": "text", "model_name": "模型", "adamiter": "1", "inter": "1"}
+    done = subprocess.run(
+        [str(SH), str(SCRIPT), "--ctx", "16", "--batch", "2"],
+        input="say the hen\nagain\n",
+        capture_output=True,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env=left | {"PYTHON": sys.executable, "LC_ALL": "C"} | variables,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "模型.log").read_text(encoding="utf-8")
+    assert "iter=     1" in log and "模型-merged.gguf" in log
+    assert "no chat template" in done.stderr and "tokens/s" in done.stderr
+    said = done.stdout[len(log) :]
+    assert done.stdout.startswith(log) and said.strip()
 
 
 def test_ctrl_c_reaches_the_program_and_its_last_words_the_log(tmp_path: Path) -> None:
@@ -135,8 +157,6 @@ def test_ctrl_c_reaches_the_program_and_its_last_words_the_log(tmp_path: Path) -
 
 
 def test_the_real_program_answers_through_it(tmp_path: Path) -> None:
-    import sys
-
     left = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
         [str(SH), str(SCRIPT)],

@@ -34,6 +34,8 @@ SCREEN = {
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
+MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -69,18 +71,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": MODEL | {"model"},
     "generation": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
-    "train": TRAIN,
+    "predictor": MODEL | {"model", "generation", "sampling"},
+    "validation": {"data"},
+    "train": TRAIN | {"validation"},
     "forecast": TRAIN | {"train"},
     "cli": {""},
     "cli.parser": {"", "errors"},
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
-    "cli.options": {"errors", "cli.data_options", "cli.parser", "cli.escapes"},
-    "cli.settings": {"errors", "progress", "cli.data_options", "cli.options"},
+    "cli.layers": {"errors"},
+    "report": {"", "errors", "files", "progress", "cli.run"},
+    "cli.prompts": TRAIN | {"generation", "cli.options"},
+    "cli.board": {"errors", "progress"},
+    "cli.story": {"", "forecast", "cli.session"},
+    "cli.config": {"errors", "cli.parser"},
+    "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
+    "cli.settings": {"errors", "progress", "cli.layers", "cli.data_options", "cli.options"},
     "cli.run": {"errors"},
+    "cli.archs": {"arch"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
-    "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.options"},
+    "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
     "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.settings"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
     "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
@@ -88,22 +99,50 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.session": RUN
     | SAVED
     | SCREEN
-    | {"cli.data", "cli.lora_in", "cli.outputs", "cli.resume", "cli.stop"},
+    | {
+        "cli.data",
+        "cli.layers",
+        "cli.lora_in",
+        "cli.prompts",
+        "cli.outputs",
+        "cli.resume",
+        "cli.stop",
+    },
     "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
     "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
-    "cli.loop": RUN | SAVED | SCREEN | {"cli.session"},
-    "finetune": SCREEN | {"cli.export", "cli.loop", "cli.outputs", "cli.stop", "cli.session"},
+    "cli.loop": RUN
+    | SAVED
+    | SCREEN
+    | {"", "validation", "report", "cli.config", "cli.prompts", "cli.session", "cli.story"},
+    "finetune": SCREEN
+    | {
+        "cli.archs",
+        "cli.board",
+        "cli.export",
+        "cli.loop",
+        "cli.outputs",
+        "cli.stop",
+        "cli.session",
+    },
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
     "cli.lora_options": {"errors", "cli.parser"},
+    "cli.lora_files": {"errors", "arch", "adapter", "lora"},
+    "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
+    "cli.console": {"errors"},
+    "cli.talk": {"errors", "data", "text", "predictor", "cli.console", "cli.main_options"},
+    "cli.interact": {"cli.main_options", "cli.talk"},
+    "cli.chat": {"errors", "data", "text", "predictor", "cli.main_options", "cli.talk"},
+    "cli.main_run": MAIN | {"cli.chat", "cli.interact", "cli.lora_files"},
+    "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
-    "export_lora": MERGE | {"adapter", "lora"},
+    "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
-    "api": MODEL | {"bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 
@@ -142,15 +181,18 @@ OUTSIDE = {
     },
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
+    "tensorboardX": {"cli.board"},
+    "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
 }
 
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
-    "", "errors", "progress", "cli.options", "cli.settings", "cli.run", "finetune", "convert_lora",
-    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize",
-    "cli.data_options", "show_data",
+    "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
+    "convert_lora",
+    "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
+    "main", "cli.data_options", "show_data",
 )  # fmt: skip
 
 

@@ -51,11 +51,14 @@ def test_slots_of_names() -> None:
         assert found is not None and found[0] is slot
         assert slots.tensor_index(name) == i
     assert slots.slot_of("blk.17.ffn_up.weight") == (slots.SLOT_BY_NAME["w3"], 17)
+    assert slots.slot_of("blk.3.attn_qkv.weight") == (slots.SLOT_BY_NAME["wqkv"], 3)
+    fused = [slots.tensor_index(f"blk.{i}.attn_qkv.weight") for i in (0, 1, (1 << 20) - 1)]
+    assert slots.tensor_index("blk.1048575.ffn_up.weight") < fused[0] < fused[1] < fused[2]
     assert slots.slot_of("token_embd.weight") == (slots.SLOT_BY_NAME["tok_embd"], -1)
     for name in (
         "attn_q.weight", "blk.0.output.weight", "blk.0.attn_q.bias", "blk.01.attn_q.weight",
         "blk.-1.attn_q.weight", "blk.9999999.attn_q.weight", "blk.0.attn_q.weight.lora_a",
-        "blk.0.attn_qkv.weight", "rope_freqs.weight", "blk.0.attn_q.weight\n", "",
+        "attn_qkv.weight", "rope_freqs.weight", "blk.0.attn_q.weight\n", "",
     ):  # fmt: skip
         assert slots.slot_of(name) is None, name
         with pytest.raises(KeyError):

@@ -70,6 +70,16 @@ def test_which_blocks_get_more_bits() -> None:
     assert [i for i in range(40) if types[f"blk.{i}.ffn_down.weight"] == "Q5_K"] == [0, 1, 2, 3, 4]
 
 
+def test_fused_queries_keys_and_values() -> None:
+    fused = {"blk.7.attn_qkv.weight": (192, 4096), "blk.7.ffn_up.weight": (128, 4096)}
+    found = {mix: tensor_types(FILE_TYPES[mix], fused, 32, 32, 32) for mix in FILE_TYPES}
+    kinds = {mix: types["blk.7.attn_qkv.weight"] for mix, types in found.items()}
+    assert kinds == {mix: kind.main for mix, kind in FILE_TYPES.items()} | {
+        "Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K",
+    }  # fmt: skip
+    assert all(types["blk.7.ffn_up.weight"] == FILE_TYPES[mix].main for mix, types in found.items())
+
+
 def test_the_70b_model_gets_more_bits_for_attn_v() -> None:
     for mix, wanted in (("Q4_K_S", "Q5_K"), ("Q3_K_S", "Q5_K"), ("Q2_K", "Q5_K"), ("Q6_K", "Q6_K")):
         types = tensor_types(FILE_TYPES[mix], shapes(80), 80, 64, 8)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama import opt
 from nbllama.opt import AdamW, check_finite, global_norm, n_dims, schedule
+from nbllama.opt import arrays as opt_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -244,7 +244,7 @@ def test_same_bits_in_processes_with_1_and_2_threads() -> None:
 def test_chunks_do_not_change_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = arrays(0)
     AdamW(whole, gclip=0).step(arrays(1))
-    monkeypatch.setattr(opt, "CHUNK", 7)
+    monkeypatch.setattr(opt_arrays, "CHUNK", 7)
     small = arrays(0)
     AdamW(small, gclip=0).step(arrays(1))
     for n in whole:

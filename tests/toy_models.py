@@ -28,6 +28,7 @@ def make_llama(
     n_head: int = 4,
     n_head_kv: int = 2,
     head_dim: int | None = None,
+    n_rot: int | None = None,
     n_ff: int = 96,
     n_vocab: int = 320,
     n_ctx_train: int = 512,
@@ -42,6 +43,9 @@ def make_llama(
     tokenizer: str = "spm",
     arch: str = "llama",
     keys: Mapping[str, int | float] | None = None,
+    qk_norm: bool = False,
+    post_norms: bool = False,
+    fused: bool = False,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -52,8 +56,9 @@ def make_llama(
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
     ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    `keys`: more of the architecture's metadata, without "ARCH.". The same arguments write the same
-    bytes.
+    `keys`: more of the architecture's metadata, without "ARCH.". `qk_norm`: norms of queries and
+    keys; `post_norms`: norms after attention and feed-forward; `fused`: queries, keys and values in
+    one matrix, gate and up in another. The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -67,7 +72,7 @@ def make_llama(
     w.add_head_count(n_head)
     w.add_head_count_kv(n_head_kv)
     w.add_layer_norm_rms_eps(rms_eps)
-    w.add_rope_dimension_count(head_dim)
+    w.add_rope_dimension_count(n_rot or head_dim)
     w.add_rope_freq_base(rope_freq_base)
     w.add_vocab_size(n_vocab)
     if head_dim * n_head != n_embd:
@@ -94,6 +99,13 @@ def make_llama(
         "ffn_up": (n_ff, n_embd),
         "ffn_down": (n_embd, n_ff),
     }
+    if fused:
+        linears = {
+            "attn_qkv": ((n_head + 2 * n_head_kv) * head_dim, n_embd),
+            "attn_output": linears["attn_output"],
+            "ffn_up": (2 * n_ff, n_embd),
+            "ffn_down": linears["ffn_down"],
+        }
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
@@ -112,6 +124,14 @@ def make_llama(
     for i in range(n_layer):
         vector(f"blk.{i}.attn_norm.weight", n_embd, 1.0)
         vector(f"blk.{i}.ffn_norm.weight", n_embd, 1.0)
+        if qk_norm:
+            vector(f"blk.{i}.attn_q_norm.weight", head_dim, 1.0)
+            vector(f"blk.{i}.attn_k_norm.weight", head_dim, 1.0)
+        if post_norms:
+            vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
+            # Small: ggml's GELU is a staircase, and a step taken elsewhere must not show much.
+            size = 0.05 + 0.01 * rng.standard_normal(n_embd)
+            w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         for slot, shape in linears.items():
             matrix(f"blk.{i}.{slot}.weight", shape, 1 / np.sqrt(shape[1]))
             if slot in with_bias:

@@ -195,7 +195,14 @@ def run_child(args: Sequence[str], folder: Path, **env: str) -> Done:
 
 
 def log_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The iterations in a log."""
+    return [row for row in events(path) if "event" not in row]
+
+
+def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
+    """All lines of a log, or those of one kind."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if not kind or row.get("event") == kind]
 
 
 def file_bits(path: Path) -> dict[str, bytes]:

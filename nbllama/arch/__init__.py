@@ -10,13 +10,14 @@ from nbllama.arch.from_gguf import hparams_from_gguf
 from nbllama.arch.hparams import (
     ExpectedTensor,
     Hparams,
+    Rope,
     RopeScaling,
     context_warnings,
     expected_tensors,
     hparams_identity,
     with_overrides,
 )
-from nbllama.arch.rows import ARCHS, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
+from nbllama.arch.rows import ARCHS, HF_MODULES, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
 
 __all__ = [
     "ARCHS",
@@ -24,7 +25,9 @@ __all__ = [
     "ROPE_FACTORS",
     "ArchRow",
     "ExpectedTensor",
+    "HF_MODULES",
     "Hparams",
+    "Rope",
     "RopeScaling",
     "TensorRow",
     "context_warnings",

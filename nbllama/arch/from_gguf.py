@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from nbllama.arch.checks import check_tensors, check_token_ids
-from nbllama.arch.hparams import Hparams, RopeScaling, yarn_attn_factor
-from nbllama.arch.rows import ARCHS, ROPE_FACTORS, ArchRow
+from nbllama.arch.hparams import Hparams, Rope, RopeScaling, yarn_attn_factor
+from nbllama.arch.rows import ARCHS, REFUSED, ROPE_FACTORS, ArchRow, Scales
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
 
@@ -41,21 +41,10 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     if n_ctx == 0:
         warnings.append(f"{row.name}.context_length is 0: the trained context is unknown")
     freq_scale, scaling = _rope_scaling(f, row, n_ctx, warnings)
-    alibi = 0.0
-    if row.alibi_by_depth is not None:
-        if n_layer not in row.alibi_by_depth:
-            known = ", ".join(str(n) for n in row.alibi_by_depth)
-            raise f.error(
-                f"key '{row.name}.block_count'",
-                f"{n_layer}: how {row.name} places its positions is known for {known} layers only",
-            )
-        alibi = row.alibi_by_depth[n_layer]
-    softcaps = [0.0, 0.0]
-    if row.softcap_keys:
-        softcaps = [
-            _positive(f, f"{row.name}.{key}_logit_softcapping", default=0.0)
-            for key in ("attn", "final")
-        ]
+    embed_scale, residual_scale, logit_divisor = _scales(f, row, n_layer, n_embd)
+    freq_base = _positive(f, f"{row.name}.rope.freq_base", default=10000.0)
+    window, window_period, window_rope = _window(f, row, Rope(freq_base, freq_scale))
+    width = n_embd // n_head if n_layer == row.wide_queries_at else head_dim
     hp = Hparams(
         arch=row.name,
         n_vocab=_n_vocab(f, row, n_embd, warnings),
@@ -68,18 +57,27 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_ff=_per_layer(f, f"{row.name}.feed_forward_length", n_layer),
         n_ctx_train=n_ctx,
         rms_eps=_positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
-        rope_freq_base=_positive(f, f"{row.name}.rope.freq_base", default=10000.0),
+        rope_freq_base=freq_base,
         rope_freq_scale=freq_scale,
         rope_scaling=scaling,
         rope_pairing=row.rope_pairing,
         activation=row.activation,
-        embed_scale=1.0 if row.embed_scale == "one" else float(np.sqrt(np.float32(n_embd))),
-        attn_scale=float(np.float32(1.0) / np.sqrt(np.float32(head_dim))),
-        attn_softcap=softcaps[0],
-        logit_softcap=softcaps[1],
-        alibi_max_bias=alibi,
+        embed_scale=embed_scale,
+        residual_scale=residual_scale,
+        logit_scale=float(np.float32(1) / np.float32(logit_divisor)),
+        attn_scale=float(np.float32(1) / np.sqrt(np.float32(width))),
+        attn_softcap=_softcap(f, f"{row.name}.attn_logit_softcapping", row.attn_softcap),
+        logit_softcap=_softcap(f, f"{row.name}.final_logit_softcapping", row.logit_softcap),
+        alibi_max_bias=_alibi(f, row, n_layer),
+        window=window,
+        window_period=window_period,
+        window_rope=window_rope,
         tied_output="output.weight" not in f.tensors,
         has_rope_factors=ROPE_FACTORS in f.tensors,
+        has_qk_norm="blk.0.attn_q_norm.weight" in f.tensors,
+        has_post_norms="blk.0.post_ffw_norm.weight" in f.tensors,
+        fused_qkv="blk.0.attn_qkv.weight" in f.tensors,
+        fused_gate_up="blk.0.ffn_gate.weight" not in f.tensors,
     )
     check_tensors(f, hp)
     check_token_ids(f, hp)
@@ -95,9 +93,10 @@ def _row(f: GGUFFile) -> ArchRow:
     name = f.get("general.architecture", "str")
     row = ARCHS.get(name)
     if row is None:
+        why = f": {REFUSED[name]} not supported" if name in REFUSED else " is not supported"
         raise f.error(
             "key 'general.architecture'",
-            f"'{shown(name)}' is not supported; supported are {', '.join(ARCHS)}",
+            f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
     if f.get(f"{name}.expert_count", "uint", 0) > 0 or moe:
@@ -105,9 +104,61 @@ def _row(f: GGUFFile) -> ArchRow:
             f"tensor '{shown(moe)}'" if moe else f"key '{name}.expert_count'",
             "mixture-of-experts models are not supported",
         )
+    if row.dense_lead_key:
+        lead, blocks = (f"{name}.{k}" for k in ("leading_dense_block_count", "block_count"))
+        if f.get(lead, "uint") < f.get(blocks, "uint"):
+            raise f.error(f"key '{lead}'", "mixture-of-experts models are not supported")
     if not f.get(f"{name}.attention.causal", "bool", True):
         raise f.error(f"key '{name}.attention.causal'", "only causal models are supported")
     return row
+
+
+def _alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
+    """The largest bias of ALiBi; 0 for RoPE."""
+    if row.alibi_by_depth is None:
+        return 0.0
+    if n_layer not in row.alibi_by_depth:
+        known = ", ".join(str(n) for n in row.alibi_by_depth)
+        raise f.error(
+            f"key '{row.name}.block_count'",
+            f"{n_layer}: how {row.name} places its positions is known for {known} layers only",
+        )
+    return row.alibi_by_depth[n_layer]
+
+
+def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
+    """0: none. A file may switch it off by 0."""
+    if default is None or f.get(key, "float", default) == 0:
+        return 0.0
+    return _positive(f, key, default)
+
+
+def _scales(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> Scales:
+    """In float32, as llama.cpp has them."""
+    if row.scales is None:
+        root = float(np.sqrt(np.float32(n_embd)))
+        return Scales(root if row.embed_scale == "sqrt_n_embd" else 1.0, 1.0, 1.0)
+    found = (
+        _positive(f, f"{row.name}.{name}_scale", float(np.float32(default)))
+        for name, default in row.scales(n_layer, n_embd)._asdict().items()
+    )
+    return Scales(*found)
+
+
+def _window(f: GGUFFile, row: ArchRow, rope: Rope) -> tuple[int, int, Rope]:
+    """Size, period and RoPE of the blocks with a sliding window; size 0 without any."""
+    if row.window is None:
+        return 0, 1, rope
+    prefix = f"{row.name}.attention.sliding_window"
+    size = int(f.get(prefix, "uint", row.window.size))
+    period = int(f.get(f"{prefix}_pattern", "uint", row.window.period))
+    if period < 1:
+        raise f.error(f"key '{prefix}_pattern'", f"{period}, must be at least 1")
+    default = row.window.freq_base
+    base = _positive(
+        f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
+    )
+    return size, period, Rope(base, rope.freq_scale if default is None else 1.0)
 
 
 def _size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:

@@ -27,6 +27,13 @@ class RopeScaling:
     beta_slow: float = 1.0
 
 
+class Rope(NamedTuple):
+    """What `ggml_rope_ext` calls freq_base and freq_scale."""
+
+    freq_base: float
+    freq_scale: float
+
+
 @dataclass(frozen=True)
 class Hparams:
     """Sizes and constants of a base model; floats have float32 precision, as in llama.cpp."""
@@ -48,13 +55,35 @@ class Hparams:
     rope_pairing: str
     activation: str
     embed_scale: float
+    residual_scale: float  # of what attention and feed-forward add to the stream
+    logit_scale: float
     attn_scale: float
     attn_softcap: float  # 0: none
     logit_softcap: float  # 0: none
     alibi_max_bias: float  # 0: RoPE
+    window: int  # tokens that the blocks with a sliding window see; 0: there are none
+    window_period: int
+    window_rope: Rope  # of the blocks with a window
     tied_output: bool
     has_rope_factors: bool
+    has_qk_norm: bool
+    has_post_norms: bool
+    fused_qkv: bool
+    fused_gate_up: bool
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
+
+    def window_at(self, layer: int) -> int:
+        """How many tokens, itself among them, a token sees in a block; 0: all before it.
+
+        llama.cpp: `llama_hparams::set_swa_pattern`.
+        """
+        return self.window if layer % self.window_period < self.window_period - 1 else 0
+
+    def rope_at(self, layer: int) -> Rope:
+        """Base and scale of a block's RoPE."""
+        if self.window_at(layer):
+            return self.window_rope
+        return Rope(self.rope_freq_base, self.rope_freq_scale)
 
 
 class ExpectedTensor(NamedTuple):
@@ -72,7 +101,10 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         "n_embd": hp.n_embd,
         "n_q": hp.n_head * hp.head_dim,
         "n_kv": hp.n_head_kv * hp.head_dim,
+        "n_qkv": (hp.n_head + 2 * hp.n_head_kv) * hp.head_dim,
+        "head_dim": hp.head_dim,
         "n_ff": hp.n_ff,
+        "n_gate_up": 2 * hp.n_ff,
         "n_rot_half": hp.n_rot // 2,
     }
     named = [(t.name, t) for t in row.tensors]

@@ -32,6 +32,7 @@ from nbllama.data import (
     parse_columns,
 )
 from nbllama.data.feed import iterations
+from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 
@@ -59,16 +60,49 @@ def old_order(options: Options, state: TrainState | None) -> bool:
 
 
 def load_data(
-    options: Options, model: Model, state: TrainState | None, say: Progress | None = None
+    options: Options,
+    model: Model,
+    state: TrainState | None,
+    seed: int,
+    say: Progress | None = None,
+) -> tuple[Dataset, Dataset | None]:
+    """The samples of `--train-data`, a file or a folder with one, and those for validation, if any:
+    `--val-data`, `--val-split`, or the folder's own.
+
+    `say` gets a line now and then while much text is tokenised. Raises as `_load`, and `UsageError`
+    for validation data of another kind or that are missing.
+    """
+    files = find_splits(options.train_data)
+    data: Dataset = _load(files.train, options, model, state, say)
+    validation: Dataset | None = None
+    other = options.val_data or (None if options.val_split else files.valid)
+    if options.val_split:
+        data, validation = hold_out(data, options.val_split, seed)
+    elif other:
+        validation = apart(_load(other, options, model, state, say))
+        if validation.kind != data.kind:
+            words = {"raw": "plain text", "chat": "records"}
+            raise UsageError(
+                f"--val-data {shown(other)} holds {words[validation.kind]}, the training data "
+                f"{words[data.kind]}"
+            )
+    elif options.early_stop:
+        raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
+    if isinstance(data, Samples) and options.packing:
+        data = Packed(data)
+    return data, validation
+
+
+def _load(
+    path: str, options: Options, model: Model, state: TrainState | None, say: Progress | None
 ) -> Dataset:
-    """The samples of `--train-data`, a file or a folder with one.
+    """The samples of a file.
 
     The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
-    every file is that. `say` gets a line now and then while much text is tokenised. Raises
-    `DataError`, and `UsageError` for options of plain text with records and the other way round.
+    every file is that. Raises `DataError`, and `UsageError` for options of plain text with records
+    and the other way round.
     """
     old = old_order(options, state)
-    path = find_splits(options.train_data).train
     cutter = every_token
     if options.sample_start:
         cutter = SampleStart(
@@ -88,7 +122,7 @@ def load_data(
         path, options, model.tokenizer, old=old, cutter=cutter, rules=rules, say=say
     )  # fmt: skip
     _check_kind(options, path, data.kind)
-    return Packed(data) if isinstance(data, Samples) and options.packing else data
+    return data
 
 
 def load_file(

@@ -6,16 +6,22 @@ import math
 import shlex
 import time
 
-from nbllama.cli.options import PROG
+from nbllama import __version__
+from nbllama.cli.config import config_text, taken_options
+from nbllama.cli.options import OPTIONS, PROG
+from nbllama.cli.prompts import answers
 from nbllama.cli.session import Session
+from nbllama.cli.story import begun, ended
 from nbllama.convergence import Convergence
-from nbllama.errors import Interrupted, OutputError, SaveFailed
+from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
 from nbllama.forecast import Forecast, peak_resident, resident
 from nbllama.identity import environment
 from nbllama.moment_order import tell
-from nbllama.progress import StepRecord, duration, memory
+from nbllama.progress import EvaluationRecord, StepRecord, duration, memory
+from nbllama.report.write import write_report
 from nbllama.train import Evaluation, StepResult, StopRequested
 from nbllama.train_state import TrainState
+from nbllama.validation import Watch, perplexity
 
 
 class _Ended(Exception):
@@ -34,38 +40,112 @@ class Loop:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
+        self._start = time.perf_counter()
         self._first = self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
-        self._reason = ""  # of an early end
+        state = session.state
+        self._watch = Watch.of(state.watch) if state is not None else Watch()
+        # of an early end
+        self._reason = self._watch.ended(self.settings.early_stop)
 
     def run(self, told: Forecast) -> None:
         """All iterations, with what they save and show.
 
         Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
         """
+        options = taken_options(OPTIONS, self.session.options, self.settings)
+        self.outputs.save_config(config_text(options, __version__))
+        self.ui.record(begun(self.session, told, options, self.session.words))
+        try:
+            self._iterate(told)
+        except NbllamaError as e:
+            reason = (
+                f"stopped by signal {self.stop.signum}" if isinstance(e, Interrupted) else str(e)
+            )
+            self._tell_end(reason)
+            raise
+
+    def _iterate(self, told: Forecast) -> None:
         trainer, compat = self.trainer, self.settings.compat
         start, results = time.perf_counter(), []
         self.stop.at_once = False
-        while trainer.iteration < self._last and not self._reason:
-            try:
+        try:
+            self._evaluate_if_due()
+            while trainer.iteration < self._last and not self._reason:
                 self.stop.check()
                 r = trainer.step(self.stop.check, self._seen)
-            except _Ended:
-                break
-            except StopRequested:
-                self._save_at_end()
-                raise Interrupted(self._how_to_resume(), self.stop.signum) from None
-            results.append(r)
-            self._show(r)
-            trainer.raise_if_diverged()
-            self._save_if_due(at_end_too=compat)
+                results.append(r)
+                self._show(r)
+                trainer.raise_if_diverged()
+                self._evaluate_if_due()
+                self._save_if_due(at_end_too=compat)
+        except _Ended:
+            pass
+        except StopRequested:
+            self._save_at_end()
+            raise Interrupted(self._how_to_resume(), self.stop.signum) from None
         if compat:
             trainer.pass_over_next(1 if self._epochs_done() else self.settings.grad_acc)
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
+        self._tell_end(self._reason)
         self._summary(told, results, time.perf_counter() - start)
+
+    def _tell_end(self, reason: str) -> None:
+        self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
+        self._report()
+
+    def _report(self) -> None:
+        """Make the page of `--report` again; a failure does not stop training."""
+        if self.outputs.report:
+            try:
+                write_report(self.outputs.log, self.outputs.report)
+            except NbllamaError as e:
+                self.ui.note(f"--report is not written: {e}")
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate where the run's plan says so, once: at its very start, every so many iterations,
+        and at its end.
+        """
+        now, session = self.trainer.iteration, self.session
+        due = now % self.settings.eval_every == 0 or now >= self._last or bool(self._reason)
+        if not (session.validation or session.prompts) or not due or self._watch.last == now:
+            return
+        watch, start, loss, best = self._watch, time.perf_counter(), None, False
+        asked, most = session.prompts, session.options.sample_tokens
+        said = answers(asked, session.model, self.trainer.adapter, most, self.stop.check)
+        mean, overfits = watch.training_loss, False
+        if session.validation is not None:
+            loss = self.trainer.validation_loss(self.stop.check)
+            best = watch.improves(loss) and self._save_best()
+            overfits = watch.evaluated(now, loss, best)
+        watch.last = now
+        self.ui.evaluation(
+            EvaluationRecord(
+                iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
+                train_loss=None if math.isnan(mean) else mean, best=best,
+                seconds=time.perf_counter() - start, samples=said,
+            )
+        )  # fmt: skip
+        self._report()
+        if overfits:
+            self.ui.note(
+                f"warning: the training loss falls and the validation loss rises since iteration "
+                f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
+                "run, and the best adapter is kept"
+            )
+        self._reason = self._reason or watch.ended(self.settings.early_stop)
+
+    def _save_best(self) -> bool:
+        try:
+            self.session.model.gguf.recheck()
+            self.outputs.save_best(self.trainer.adapter, self.session.model.hp)
+        except OutputError as e:
+            self.ui.note(f"the best adapter is not saved: {e}; the next evaluation tries again")
+            return False
+        return True
 
     def _seen(self, found: Evaluation) -> None:
         """Between an evaluation and its update."""
@@ -105,6 +185,8 @@ class Loop:
         return 0 < epochs <= self.trainer.position.epoch - self.session.position.epoch
 
     def _show(self, r: StepResult) -> None:
+        if not r.skipped:
+            self._watch.trained(r.loss, r.trained)
         self.ui.step(
             StepRecord(
                 iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
@@ -123,6 +205,11 @@ class Loop:
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
                 ("loss", f"{first:.4f} at first, {last:.4f} at last"),
             ]
+        if self._watch.best_at >= 0:
+            where = f"{self._watch.best:.4f} at iteration {self._watch.best_at}"
+            lines.append(("best validation", where))
+            if self.outputs.adapter:
+                lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
         self.ui.close([*lines, *self.outputs.written()])
 
     def _state(self) -> TrainState:
@@ -146,6 +233,7 @@ class Loop:
             environment=environment(),
             rng_state=session.feed.rng_state(t.position),
             past_losses=tuple(c.past_losses),
+            watch=self._watch.numbers() if self._watch.last >= 0 else {},
         )
 
     def _save(self) -> None:

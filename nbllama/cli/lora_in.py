@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbllama.adapter import load_adapter
+from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import CheckpointError, UsageError, shown
-from nbllama.slots import SLOTS, slot_of
+from nbllama.lora import block_of
+from nbllama.slots import EVERY_SLOT, slot_of
 
 if TYPE_CHECKING:
     from nbllama.lora import Adapter
@@ -25,7 +27,18 @@ def started_from(options: Options, model: Model) -> tuple[Options, Adapter]:
         adapter = load_adapter(options.lora_in, model.hp, model.shapes)
     except FileNotFoundError as e:
         raise UsageError(f"--lora-in {shown(options.lora_in, 400)}: no such file or folder") from e
-    return completed_by(options, adapter), adapter
+    n_layer = model.hp.n_layer
+    found = {block_of(name) for name in adapter.pairs} - {-1}
+    layers = as_text(found, n_layer) if found else "all"
+    given = options.lora_layers
+    if given is not None and as_text(blocks(given, n_layer), n_layer) != layers:
+        raise UsageError(
+            f"--lora-layers {shown(given)}: the adapter {shown(options.lora_in)} has {layers};"
+            " leave the option out"
+        )
+    if options.rslora:
+        raise UsageError("--rslora: the adapter of --lora-in has its scale; leave the option out")
+    return replace(completed_by(options, adapter), lora_layers=layers), adapter
 
 
 def completed_by(options: Options, adapter: Adapter) -> Options:
@@ -35,7 +48,7 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
     has several ranks: a run, and its checkpoints, have one for each kind.
     """
     name = shown(options.lora_in)
-    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in SLOTS), 0)
+    found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)
     for tensor, pair in adapter.pairs.items():
         slot = slot_of(tensor)
         if slot is None:

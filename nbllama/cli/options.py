@@ -12,6 +12,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from nbllama.cli.config import config_words
 from nbllama.cli.data_options import (
     chat_template_option,
     data_columns_option,
@@ -32,10 +33,13 @@ from nbllama.cli.parser import (
     markdown,
     option,
     parse_into,
+    read,
     table,
 )
 from nbllama.errors import UsageError
 
+OPTIMISERS = ("adamw", "sgd", "lion")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
 PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
@@ -55,9 +59,13 @@ FAMILIAR = {
     "--batch-size": "--batch",
     "--ctx-size": "--ctx",
     "--iters": "--adam-iter",
-    "--learning-rate": "--adam-alpha",
-    "--lr": "--adam-alpha",
+    "--early-stopping-patience": "--early-stop",
+    "--eval-steps": "--eval-every",
+    "--lr-scheduler-type": "--lr-schedule",
+    "--max-grad-norm": "--adam-gclip",
     "--model": "--model-base",
+    "--optim": "--optimizer",
+    "--use-rslora": "--rslora",
     "-m": "--model-base",
     "--rank": "--lora-r",
     "--resume": "--checkpoint-in",
@@ -69,8 +77,9 @@ _run = partial(option, "Run")
 _data = partial(option, "Length of the run and batches")
 _text = partial(option, "Samples of plain text")
 _lora = partial(option, "LoRA")
-_adam = partial(option, "AdamW")
+_adam = partial(option, "Optimiser")
 _rate = partial(option, "Learning rate")
+_val = partial(option, "Validation and samples")
 _stop = partial(option, "Early end")
 _model = partial(option, "Model")
 _old = partial(option, "Coming from the old finetune")
@@ -133,6 +142,21 @@ class Options:
     log: str = _files(
         Text(), "", "append a line of JSON per iteration to this file", shown_default="off"
     )
+    report: str = _files(
+        Text(),
+        "",
+        "write a page about the run; without --log, the log goes beside it",
+        shown_default="off",
+    )
+    tensorboard: str = _files(
+        Text("FOLDER"), "", "write TensorBoard event files there", shown_default="off"
+    )
+    config: str = _files(
+        Text(),
+        "",
+        "options from a YAML file, name: value; those of the command line win",
+        shown_default="none",
+    )
 
     threads: int | None = _run(
         Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
@@ -159,6 +183,9 @@ class Options:
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    list_archs: bool = _run(
+        None, False, "print the architectures that work and what was checked, then stop"
+    )
     debug: bool = _run(None, False, "show the traceback of an error")
 
     adam_iter: int | None = _data(
@@ -285,6 +312,13 @@ class Options:
     rank_w3: int | None = _lora(
         _RANK, None, "rank of ffn_up; 0: none", also=["--rank-ffn-up"], shown_default=_SEVEN
     )
+    rank_wqkv: int | None = _lora(
+        _RANK,
+        None,
+        "rank of attn_qkv, which some models have in place of attn_q, attn_k and attn_v (and"
+        " ffn_gate within ffn_up); 0: none",
+        shown_default=_SEVEN,
+    )
     rank_tok_embd: int | None = _lora(
         _RANK,
         None,
@@ -305,11 +339,36 @@ class Options:
         _RANK, None, "rank of output_norm; 0: none", shown_default=_NORM
     )
 
+    rslora: bool = _lora(None, False, "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)")
+    lora_dropout: float = _lora(
+        Real(0, 1, below=True),
+        0.0,
+        "share of the values of a block's inputs that its pairs do not see in training",
+    )
+    lora_layers: str | None = _lora(
+        Text("BLOCKS,..."),
+        None,
+        "blocks that get pairs: all, first:N, last:N or a list such as 4-11,20",
+        shown_default="all",
+    )
+
     adam_alpha: float | None = _rate(
         Real(above=True),
         None,
         "learning rate at its highest",
-        shown_default="0.001 for plain text, 0.0002 for chat",
+        also=["--lr", "--learning-rate"],
+        shown_default="0.001 for plain text, 0.0002 for chat; a tenth of it with lion",
+    )
+    lr_schedule: str = _rate(
+        Choice(SCHEDULES), "cosine", "how the rate falls; wsd: warm-up, stable, decay"
+    )
+    wsd_decay: float = _rate(
+        Real(0, 1, above=True),
+        0.1,
+        "share of the iterations up to the decay's end in which wsd falls",
+    )
+    loraplus_lr_ratio: float = _rate(
+        Real(above=True), 1.0, "rate of the Bs of all pairs / rate of their As (LoRA+)"
     )
     adam_min_alpha: float = _rate(Real(), 0.0, "lowest learning rate, also during warm-up")
     warmup: int | None = _rate(
@@ -321,14 +380,16 @@ class Options:
     cos_decay_steps: int | None = _rate(
         Whole(1),
         None,
-        "iteration at which the cosine decay has reached its end",
-        shown_default="1000 for plain text, the run's last for chat",
+        "iteration at which the decay has reached its end",
+        also=["--lr-decay-steps"],
+        shown_default="1000 for plain text with cosine, else the run's last",
     )
     cos_decay_min: float | None = _rate(
         Real(0, 1),
         None,
-        "end of the cosine decay, as a fraction of the rate",
-        shown_default="0.1 for plain text, 0 for chat",
+        "end of the decay, as a fraction of the rate",
+        also=["--lr-decay-min"],
+        shown_default="0.1 for plain text with cosine, else 0",
     )
     enable_restart: bool = _rate(
         None,
@@ -338,13 +399,55 @@ class Options:
     )
     cos_decay_restart: float = _rate(Real(1), 1.1, "factor on the decay's length at each restart")
 
-    adam_decay: float = _adam(Real(), 0.1, "weight decay, a factor on the learning rate")
+    optimizer: str = _adam(Choice(OPTIMISERS), "adamw", "how a gradient becomes a step")
+    adam_decay: float = _adam(
+        Real(), 0.1, "weight decay, a factor on the learning rate", also=["--weight-decay"]
+    )
     adam_decay_min_ndim: int = _adam(
         Whole(), 2, "decay only tensors with at least so many dimensions"
     )
-    adam_beta1: float = _adam(Real(0, 1, below=True), 0.9, "decay rate of the first moment")
-    adam_beta2: float = _adam(Real(0, 1, below=True), 0.999, "decay rate of the second moment")
-    adam_gclip: float = _adam(Real(), 1.0, "limit of the gradient's norm; 0: none")
+    adam_beta1: float = _adam(
+        Real(0, 1, below=True), 0.9, "decay rate of the first moment; momentum of sgd"
+    )
+    adam_beta2: float | None = _adam(
+        Real(0, 1, below=True),
+        None,
+        "decay rate of the second moment, or of lion's mean",
+        shown_default="0.999; 0.99 with lion",
+    )
+    adam_gclip: float = _adam(
+        Real(), 1.0, "limit of the gradient's norm; 0: none", also=["--grad-clip"]
+    )
+
+    val_data: str = _val(
+        Text(),
+        "",
+        "validation data, read as --train-data is; the adapter with the lowest loss on it is kept"
+        " as BEST",
+        shown_default="none",
+    )
+    val_split: float = _val(
+        Real(0, 1, below=True),
+        0.0,
+        "hold this share of --train-data out of training, for validation",
+        shown_default="none",
+    )
+    eval_every: int | None = _val(
+        Whole(1),
+        None,
+        "iterations between two evaluations",
+        shown_default="a tenth of the run",
+    )
+    early_stop: int = _val(
+        Whole(), 0, "end after so many evaluations without a new lowest loss; 0: off"
+    )
+    sample_prompts: str = _val(
+        Text(),
+        "",
+        "prompts, one a line, that are answered (greedily) at each evaluation",
+        shown_default="none",
+    )
+    sample_tokens: int = _val(Whole(1, 4096), 48, "longest such answer, in tokens")
 
     opt_past: int = _stop(
         Whole(0, 1 << 20),
@@ -396,9 +499,15 @@ def parse(argv: Sequence[str]) -> Options:
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
+    given = read(OPTIONS, argv, FAMILIAR)
+    if path := given.get("config"):
+        # the last occurrence of an option wins, so these come first
+        argv = [*config_words(path, OPTIONS, FAMILIAR), *argv]
     options = parse_into(Options, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=FAMILIAR)
     if not options.model_base:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
+    if options.val_data and options.val_split:
+        raise UsageError("--val-data and --val-split: validation data come from one of them")
     if options.n_gpu_layers:
         raise UsageError(
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "

@@ -17,13 +17,15 @@ from nbllama.adapter import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint import output_name, prune, save_checkpoint
 from nbllama.cli.options import Options
 from nbllama.errors import Diverged, OutputError, UsageError, shown
-from nbllama.files import RunLock, check_writable, make_folder, sweep_temporary
+from nbllama.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
 from nbllama.opt import check_finite
 from nbllama.train_state import TrainState
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
+    from nbllama.lora import Adapter
 
+BEST = "BEST"
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
 
 
@@ -33,6 +35,10 @@ class Outputs:
     def __init__(self, options: Options) -> None:
         """Raises `UsageError` for names that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
+        self.report = "" if options.only_write_lora else options.report
+        self.log = options.log
+        if self.report and not self.log:
+            self.log = os.path.splitext(self.report)[0] + ".jsonl"
         self.keep_last = options.keep_last
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
@@ -51,7 +57,18 @@ class Outputs:
                     "name, not in a folder's"
                 )
         others = {"--model-base": options.model_base, "--train-data": options.train_data}
-        written = self._named | ({"--log": options.log} if options.log else {})
+        if self._newest == BEST:
+            raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
+        others |= {"--val-data": options.val_data, "--config": options.config}
+        others["--sample-prompts"] = options.sample_prompts
+        others = {option: name for option, name in others.items() if name}
+        more = {
+            "--log" if options.log else "the log of --report": self.log,
+            "--report": self.report,
+        }
+        written = self._named | {option: name for option, name in more.items() if name}
+        if self.adapter:
+            written |= {"the file of the run's options": self.config}
         others |= {option: self._latest(pattern) for option, pattern in written.items()}
         for option, pattern in written.items():
             for other, name in others.items():
@@ -64,6 +81,8 @@ class Outputs:
 
         Raises `OutputError`.
         """
+        if self.report:
+            check_writable(self.report)
         for option, pattern in self._named.items():
             latest = self._latest(pattern)
             left_over = self._left_over
@@ -102,6 +121,33 @@ class Outputs:
             if name:
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
 
+    def save_best(self, adapter: Adapter, hp: Hparams) -> None:
+        """The adapter with the lowest validation loss so far. Raises `OutputError`."""
+        if self.adapter:
+            save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
+
+    @property
+    def best_adapter(self) -> str:
+        """Its name: BEST for ITERATION; a name without that gets it at its end."""
+        if self._mark in self.adapter:
+            return output_name(self.adapter, BEST, self._mark)
+        if self._folder:
+            return f"{_bare(self.adapter)}-{BEST}/"
+        stem, ending = os.path.splitext(self.adapter)
+        return f"{stem}-{BEST}{ending}"
+
+    @property
+    def config(self) -> str:
+        """Name of the file with the run's options, beside the newest adapter; "": none."""
+        latest = self._latest(_bare(self.adapter) if self._folder else self.adapter)
+        return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
+
+    def save_config(self, text: str) -> None:
+        """Raises `OutputError` if it cannot be written."""
+        if self.config:
+            with atomic_write(self.config) as file:
+                file.write(text.encode())
+
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
         if self.checkpoint:
@@ -126,7 +172,7 @@ class Outputs:
     def _shape(self, pattern: str) -> re.Pattern[str]:
         """What the last part of a file's name looks like where `pattern` made it."""
         before, found, after = os.path.basename(pattern).partition(self._mark)
-        number = f"(?:[0-9]+|{re.escape(self._newest)})" if found else ""
+        number = f"(?:[0-9]+|{re.escape(self._newest)}|{BEST})" if found else ""
         return re.compile(re.escape(before) + number + re.escape(after))
 
     def _may_be(self, pattern: str, name: str) -> bool:

@@ -44,10 +44,29 @@ SETTINGS = (
     "packing",
     "template_date",
     "compat",
+    "optimizer",
+    "lr_schedule",
+    "wsd_decay",
+    "lora_dropout",
+    "lora_layers",
+    "loraplus_lr_ratio",
+    "rslora",
+    "alpha",
+    "eval_every",
 )
 STORED = (
-    "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "template_date",
+    "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "lora_layers",
+    "eval_every", "template_date",
 )  # fmt: skip
+# What a checkpoint from before there was a choice means.
+_BEFORE: dict[str, bool | int | float | str] = {
+    "optimizer": "adamw",
+    "lr_schedule": "cosine",
+    "lora_dropout": 0.0,
+    "lora_layers": "all",
+    "loraplus_lr_ratio": 1.0,
+    "rslora": False,
+}
 _NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
@@ -62,14 +81,16 @@ def completed(options: Options, state: TrainState | None) -> Options:
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
     if not state.old:
-        stored |= {"lora_alpha": same.lora_alpha}
+        stored |= {"lora_alpha": same.settings.get("alpha", same.lora_alpha)}
     left = {name: value for name, value in stored.items() if getattr(options, name) is None}
     if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
     return replace(options, **left)  # type: ignore[arg-type]
 
 
-def identity(settings: Settings, model: Model, data: Dataset) -> Identity:
+def identity(
+    settings: Settings, model: Model, data: Dataset, validation: Dataset | None
+) -> Identity:
     """What a checkpoint of this run must share with it."""
     return Identity(
         model.hp.arch,
@@ -79,7 +100,8 @@ def identity(settings: Settings, model: Model, data: Dataset) -> Identity:
         model_fingerprint(model.gguf),
         data.fingerprint,
         model_numbers(model.hp),
-        {name: getattr(settings, name) for name in SETTINGS},
+        {name: getattr(settings, name) for name in SETTINGS}
+        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
     )
 
 
@@ -92,9 +114,8 @@ def check_resume(
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """
     path, found = options.checkpoint_in, state.identity
-    settings = {
-        k: v for k, v in found.settings.items() if k != "seed" or not options.force_reshuffle
-    }
+    free = {"eval_every"} | ({"seed"} if options.force_reshuffle else set())
+    settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:
         return check_fits(path, found, wanted, force=options.force)

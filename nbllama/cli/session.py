@@ -8,9 +8,11 @@ from datetime import datetime
 from nbllama.adapter import adapter_notes
 from nbllama.checkpoint import load_checkpoint
 from nbllama.cli.data import load_data, make_feed, walk
+from nbllama.cli.layers import blocks
 from nbllama.cli.lora_in import started_from
 from nbllama.cli.options import Options
 from nbllama.cli.outputs import Outputs
+from nbllama.cli.prompts import load_prompts
 from nbllama.cli.resume import check_resume, completed, identity
 from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.cli.stop import StopFlag
@@ -21,8 +23,9 @@ from nbllama.forecast import Forecast, check_memory, forecast
 from nbllama.identity import environment_notes
 from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
-from nbllama.opt import AdamW
+from nbllama.opt import OPTIMISERS
 from nbllama.progress import duration, memory
+from nbllama.slots import without_tensor
 from nbllama.train import Schedule, Trainer
 from nbllama.train_state import TrainState
 
@@ -53,13 +56,14 @@ class Session:
         options = self.options = replace(
             self.options, template_date=self.options.template_date or today
         )
-        self.data = load_data(options, self.model, self.state, ui.note)
+        self.seed = fresh_seed() if options.seed < 0 else options.seed
+        self.data, self.validation = load_data(options, self.model, self.state, self.seed, ui.note)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
-        self.seed = fresh_seed() if options.seed < 0 else options.seed
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
-        self.identity = identity(self.settings, self.model, self.data)
+        self.prompts = load_prompts(options, self.model, self.data)
+        self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
 
     def _resume(self, options: Options) -> TrainState | None:
@@ -92,11 +96,12 @@ class Session:
             self.options,
             self.data.kind,
             self.data.n_samples,
-            tied_output=self.model.hp.tied_output,
+            missing=without_tensor(self.model.shapes),
             cores=self.threads,
             new_seed=self.seed,
             done=state.iteration if state is not None else 0,
             unscaled=state is not None and state.old,
+            n_layer=self.model.hp.n_layer,
             walk=walk(self.options, self.data, self.feed, self.position),
         )
         for note in settings.notes:
@@ -109,8 +114,9 @@ class Session:
             return self.start
         if self.state is None:
             return init_adapter(
-                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes
-            )
+                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes,
+                blocks(s.lora_layers, self.model.hp.n_layer),
+            )  # fmt: skip
         n_samples = self.data.n_samples
         for line in check_resume(self.options, self.state, self.identity, n_samples):
             self.ui.note(f"continued by --force: {line}")
@@ -122,7 +128,7 @@ class Session:
         s, state, adapter = self.settings, self.state, self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = AdamW(
+        opt = OPTIMISERS[s.optimizer](
             adapter.parameters(),
             s.adam_alpha,
             s.adam_beta1,
@@ -130,6 +136,7 @@ class Session:
             decay=s.adam_decay,
             decay_min_ndim=s.adam_decay_min_ndim,
             gclip=s.adam_gclip,
+            b_ratio=s.loraplus_lr_ratio,
         )
         if state is not None and not state.old:
             opt.restore(state.m, state.v, state.iteration)
@@ -145,6 +152,8 @@ class Session:
                 s.cos_decay_restart,
                 s.enable_restart,
                 s.adam_min_alpha / s.adam_alpha,
+                s.lr_schedule,
+                s.wsd_decay,
             ),
             feed=self.feed,
             batch=s.batch,
@@ -155,10 +164,19 @@ class Session:
             position=self.position,
             lag=s.compat,
             floor=OLD_FLOOR if s.compat else 0.0,
+            dropout=s.lora_dropout,
+            seed=s.seed,
+            validation=self.validation,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
         return trainer
+
+    def _held_out(self) -> str:
+        if self.validation is None:
+            return ""
+        every = f"every {self.settings.eval_every} iterations"
+        return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
         """How many there are in the data, and what the loss is taken on."""
@@ -180,7 +198,7 @@ class Session:
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(),
-                ("samples", f"{self.data.n_samples}"),
+                ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
             ]

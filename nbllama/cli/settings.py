@@ -10,10 +10,11 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbllama.cli.data_options import DataOptions
+from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
 from nbllama.progress import memory
@@ -62,8 +63,9 @@ DEFAULTS: dict[str, Defaults] = {
     ),
 }
 
-# Slots as in `--rank-NAME` and `nbllama.lora.SLOTS`.
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+# Slots as in `--rank-NAME` and `nbllama.slots.EVERY_SLOT`.
+_NAMES = {"adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "wqkv")
 NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
@@ -81,10 +83,18 @@ class Settings:
     use_checkpointing: bool
     activation_memory: int  # bytes; 0: not given
     lora_r: int
-    lora_alpha: float
-    ranks: dict[str, int]  # by slot name, all twelve
+    alpha: float  # as given; scale alpha / r, or alpha / sqrt(r) with rslora
+    rslora: bool
+    lora_alpha: float  # such that the scale is lora_alpha / r
+    lora_dropout: float
+    lora_layers: str
+    loraplus_lr_ratio: float
+    optimizer: str
+    ranks: dict[str, int]  # by slot name, all of them
     adam_alpha: float
     adam_min_alpha: float
+    lr_schedule: str
+    wsd_decay: float
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
@@ -109,9 +119,17 @@ class Settings:
     opt_delta: float
     opt_max_no_improvement: int
     adam_epsf: float
+    eval_every: int
+    early_stop: int
     save_every: int
     keep_last: int
     notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def _more(self) -> str:
+        """What is unusual about the adapter."""
+        more = " rank-stabilised" if self.rslora else ""
+        more += f", dropout {self.lora_dropout:g}" if self.lora_dropout else ""
+        return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
 
     def _checkpointing(self) -> str:
         if self.activation_memory:
@@ -135,20 +153,24 @@ class Settings:
         restart = (
             f", again every {self.cos_decay_restart:g} x as long" if self.enable_restart else ""
         )
+        fall = f"{self.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
+        if self.lr_schedule == "constant":
+            fall = "constant"
+        elif self.lr_schedule == "wsd":
+            fall += f", falling in the last {self.wsd_decay:g} of it"
+        ratio = f", B {self.loraplus_lr_ratio:g} x" if self.loraplus_lr_ratio != 1 else ""
+        betas = f"betas {self.adam_beta1:g} {self.adam_beta2:g}"
+        if self.optimizer == "sgd":
+            betas = f"momentum {self.adam_beta1:g}"
         return [
             ("data", kind),
             ("run", f"{self.n_iter} iterations of {self._size()}"),
             ("sample", f"at most {self.ctx} tokens"),
-            ("adapter", f"r {self.lora_r}, alpha {self.lora_alpha:g}, on {ranks}"),
+            ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
+            ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
             (
-                "rate",
-                f"{self.adam_alpha:g}, warm-up {self.warmup}, cosine to {low:g} "
-                f"at iteration {self.cos_decay_steps}{restart}",
-            ),
-            (
-                "AdamW",
-                f"betas {self.adam_beta1:g} {self.adam_beta2:g}, decay {self.adam_decay:g}, "
-                f"clip {self.adam_gclip:g}",
+                _NAMES[self.optimizer],
+                f"{betas}, decay {self.adam_decay:g}, clip {self.adam_gclip:g}",
             ),
             *([("compat", "as the old finetune of 2024")] if self.compat else []),
             ("checkpointing", self._checkpointing()),
@@ -190,15 +212,40 @@ def iterations(
     return min(limits)
 
 
-def _ranks(options: Options, data_kind: str, lora_r: int, tied: bool) -> dict[str, int]:
-    ends = lora_r if DEFAULTS[data_kind].train_ends and not tied else 0
+def _ranks(
+    options: Options, data_kind: str, lora_r: int, missing: Collection[str]
+) -> dict[str, int]:
+    ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
     defaults = {"tok_embd": ends, "out": ends}
     defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
+    defaults |= {slot: 0 for slot in missing if slot in defaults}
     given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
     return {
         slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
     }
+
+
+# What the old tool did not have, with the value that leaves it out.
+_NEW = {
+    "optimizer": "adamw",
+    "lr_schedule": "cosine",
+    "lora_dropout": 0.0,
+    "rslora": False,
+    "loraplus_lr_ratio": 1.0,
+    "lora_layers": None,
+    "val_split": 0.0,
+}
+
+
+def _check_old(options: Options) -> None:
+    """Raise `UsageError` for an option that a run of the old tool, or in its way, cannot have."""
+    for name, without in _NEW.items():
+        if getattr(options, name) != without:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: the old finetune had nothing of the kind; leave it "
+                "out with --compat and where one of its checkpoints is continued"
+            )
 
 
 def resolve(
@@ -206,20 +253,22 @@ def resolve(
     data_kind: str,
     n_samples: int,
     *,
-    tied_output: bool,
+    missing: Collection[str],
     cores: int,
     new_seed: int,
     done: int = 0,
     unscaled: bool = False,
+    n_layer: int = 1,
     walk: Callable[[int], int] | None = None,
 ) -> Settings:
     """The settings of a run.
 
-    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `tied_output`: the model's
-    output is its embedding. `cores`: the default of `--threads`. `new_seed`: taken for `--seed -1`.
-    `done`: iterations that the checkpoint brings along; the schedule counts on from there.
-    `unscaled`: the run continues an old checkpoint, whose scale is 1 (as it is with `--compat`).
-    `walk`: see `iterations`.
+    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
+    model has no tensor for (`out` where the output is the embedding). `cores`: the default of
+    `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
+    along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
+    scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
+    `iterations`.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -230,17 +279,28 @@ def resolve(
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []
+    if options.rslora:
+        # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
+        scaled = alpha * math.sqrt(lora_r)
+    else:
+        scaled = alpha
     if options.compat or unscaled:
+        _check_old(options)
         if alpha != lora_r:
             notes.append(
                 f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1, "
                 "whatever alpha was"
             )
-        alpha = lora_r
-    ranks = _ranks(options, data_kind, lora_r, tied_output)
+        alpha = scaled = lora_r
+    ranks = _ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
-    rate = d.adam_alpha if options.adam_alpha is None else options.adam_alpha
+    rate = options.adam_alpha
+    if rate is None:
+        rate = d.adam_alpha / 10 if options.optimizer == "lion" else d.adam_alpha
+    beta2 = options.adam_beta2
+    if beta2 is None:
+        beta2 = 0.99 if options.optimizer == "lion" else 0.999
     if options.adam_min_alpha > rate:
         raise UsageError(
             f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}"
@@ -249,8 +309,13 @@ def resolve(
     warmup = options.warmup
     if warmup is None:
         warmup = d.warmup if isinstance(d.warmup, int) else math.ceil(d.warmup * total)
-    steps = options.cos_decay_steps or d.cos_decay_steps or total
-    floor = d.cos_decay_min if options.cos_decay_min is None else options.cos_decay_min
+    cosine = options.lr_schedule == "cosine"
+    steps = options.cos_decay_steps or (d.cos_decay_steps if cosine else None) or total
+    floor = options.cos_decay_min
+    if floor is None:
+        floor = d.cos_decay_min if cosine else 0.0
+    if options.enable_restart and not cosine:
+        raise UsageError(f"--enable-restart is for cosine, not for {options.lr_schedule}")
     if options.use_flash is not None:
         notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
     if warmup > total:
@@ -266,10 +331,18 @@ def resolve(
         use_checkpointing=options.use_checkpointing,
         activation_memory=options.activation_memory or 0,
         lora_r=lora_r,
-        lora_alpha=float(alpha),
+        alpha=float(alpha),
+        rslora=options.rslora,
+        lora_alpha=float(scaled),
+        lora_dropout=options.lora_dropout,
+        lora_layers=as_text(blocks(options.lora_layers or "all", n_layer), n_layer),
+        loraplus_lr_ratio=options.loraplus_lr_ratio,
+        optimizer=options.optimizer,
         ranks=ranks,
         adam_alpha=rate,
         adam_min_alpha=options.adam_min_alpha,
+        lr_schedule=options.lr_schedule,
+        wsd_decay=options.wsd_decay,
         warmup=warmup,
         cos_decay_steps=steps,
         cos_decay_min=floor,
@@ -278,7 +351,7 @@ def resolve(
         adam_decay=options.adam_decay,
         adam_decay_min_ndim=options.adam_decay_min_ndim,
         adam_beta1=options.adam_beta1,
-        adam_beta2=options.adam_beta2,
+        adam_beta2=beta2,
         adam_gclip=options.adam_gclip,
         sample_start=options.sample_start,
         include_sample_start=options.include_sample_start,
@@ -294,6 +367,8 @@ def resolve(
         opt_delta=options.opt_delta,
         opt_max_no_improvement=max(0, options.opt_max_no_improvement),
         adam_epsf=options.adam_epsf,
+        eval_every=options.eval_every or max(1, round(n_iter / 10)),
+        early_stop=options.early_stop,
         save_every=options.save_every,
         keep_last=options.keep_last,
         notes=tuple(notes),

@@ -6,10 +6,11 @@ metrics file stops training.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +18,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbllama.progress import Eta, LossCurve, MetricsLog, StepRecord, duration, memory
+from nbllama.progress import (
+    Eta,
+    EvaluationRecord,
+    LossCurve,
+    MetricsLog,
+    StepRecord,
+    duration,
+    memory,
+)
+
+
+class Board(Protocol):
+    """Another place that records go to (`nbllama.cli.board`)."""
+
+    def write(self, record: StepRecord | EvaluationRecord) -> None: ...
+    def close(self) -> None: ...
 
 
 class _Stream:
@@ -62,6 +78,22 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
     return line + " skipped: loss or gradient not finite" if record.skipped else line
 
 
+def evaluation_line(record: EvaluationRecord) -> str:
+    """One evaluation as `name=value` words."""
+    loss = math.nan if record.val_loss is None else record.val_loss
+    ppl = math.nan if record.perplexity is None else record.perplexity
+    line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"
+    if record.train_loss is not None:
+        line += f" train_loss={record.train_loss:f}"
+    return line + f" dt={record.seconds:.2f}s" + (" best" if record.best else "")
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of a text, its line breaks shown as such."""
+    flat = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 class Display:
     """Shows a run on `stream` (standard output by default) and writes its metrics file.
 
@@ -69,9 +101,13 @@ class Display:
     iteration, `close`; `note` at any time.
     """
 
-    def __init__(self, stream: TextIO | None = None, log: str = "") -> None:
-        """`log`: path of the metrics file, empty for none. Raises `OutputError` if it cannot be
-        opened."""
+    def __init__(
+        self, stream: TextIO | None = None, log: str = "", board: Board | None = None
+    ) -> None:
+        """`log`: path of the metrics file, empty for none. `board` is told all that is shown.
+        Raises `OutputError` if the log cannot be opened.
+        """
+        self._board = board
         self._out = _Stream(sys.stdout if stream is None else stream)
         self._console = Console(
             file=cast(TextIO, self._out), force_terminal=self._out.isatty(), highlight=False
@@ -111,8 +147,7 @@ class Display:
 
     def step(self, record: StepRecord) -> None:
         """Show one iteration and append it to the metrics file."""
-        if self._log is not None:
-            self._log.write(record)
+        self._keep(record)
         if self._first is None:
             self._first = record.iter
         self._eta.add(record.seconds)
@@ -134,6 +169,29 @@ class Display:
             self._live.start()
         self._live.update(self._picture(record, left), refresh=True)
 
+    def _keep(self, record: StepRecord | EvaluationRecord) -> None:
+        if self._log is not None:
+            self._log.write(record)
+        if self._board is not None:
+            try:
+                self._board.write(record)
+            except OSError as e:
+                self._board = None
+                self.note(f"--tensorboard: {e.strerror or e}; training goes on without it")
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Append a line of another kind to the metrics file; it has a key `event`."""
+        if self._log is not None:
+            self._log.write(row)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Show an evaluation and append it to the metrics file."""
+        self._keep(record)
+        if record.val_loss is not None:
+            self.note(evaluation_line(record))
+        for sample in record.samples:
+            self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}")
+
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         """End the display; `pairs` is a summary. May be called twice, also after an error."""
         if self._live is not None:
@@ -142,6 +200,12 @@ class Display:
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._board is not None:
+            board, self._board = self._board, None
+            try:
+                board.close()
+            except OSError as e:
+                self.note(f"--tensorboard: {e.strerror or e}")
         self._pairs(pairs)
         self._out.flush()
 

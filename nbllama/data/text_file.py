@@ -11,16 +11,16 @@ from nbllama.errors import DataError, shown
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The whole file. Raises `DataError` when it cannot be read or is empty."""
+def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
+    """The whole file; `what` it is, for an error's line. Raises `DataError` when it cannot be read
+    or is empty.
+    """
     try:
         content = Path(path).read_bytes()
     except OSError as e:
-        raise DataError(
-            f"cannot read training data {shown(os.fspath(path))}: {e.strerror or e}"
-        ) from e
+        raise DataError(f"cannot read {what} {shown(os.fspath(path))}: {e.strerror or e}") from e
     if not content:
-        raise DataError(f"training data {shown(os.fspath(path))} is empty")
+        raise DataError(f"{what} {shown(os.fspath(path))} is empty")
     return content
 
 

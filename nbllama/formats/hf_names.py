@@ -1,33 +1,25 @@
 """Names and row order of Hugging Face's models against those of GGUF files.
 
-Llama models and those built like them have the same modules, `model.layers.N.self_attn.q_proj`
-and so on. Where RoPE turns neighbours (`rope_pairing` "interleaved"), llama.cpp's converter has
-brought the rows of attn_q and attn_k into another order than Hugging Face's, which turns the two
-halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there (D the head's size;
-`convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix that is the order of
-B's rows.
+The modules of a block are those of the architecture's row (`hf_modules`: a GGUF tensor's name to
+`self_attn.q_proj` and so on). Where RoPE turns neighbours (`rope_pairing` "interleaved"),
+llama.cpp's converter has brought the rows of attn_q and attn_k into another order than Hugging
+Face's, which turns the two halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there
+(D the head's size; `convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix that
+is the order of B's rows.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from nbllama.arch import HF_MODULES
 from nbllama.slots import slot_of
 
-_BLOCK = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_up": "mlp.up_proj",
-}
 _ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head"}
-_GGUF = {module: tensor for tensor, module in _BLOCK.items()}
 _GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.items()}
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?:model\.)?"
@@ -44,7 +36,7 @@ class Half(NamedTuple):
     is_b: bool
 
 
-def hf_module(name: str) -> str | None:
+def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
     """Hugging Face's module of a GGUF tensor that can carry a pair; None for norm vectors."""
     found = slot_of(name)
     if found is None:
@@ -52,25 +44,26 @@ def hf_module(name: str) -> str | None:
     slot, layer = found
     if not slot.in_block:
         return _ENDS.get(slot.tensor)
-    module = _BLOCK.get(slot.tensor)
+    module = modules.get(slot.tensor)
     return None if module is None else f"model.layers.{layer}.{module}"
 
 
-def hf_keys(name: str) -> tuple[str, str]:
+def hf_keys(name: str, modules: Mapping[str, str] = HF_MODULES) -> tuple[str, str]:
     """PEFT's names of the two halves of a pair."""
-    module = f"base_model.model.{hf_module(name)}"
+    module = f"base_model.model.{hf_module(name, modules)}"
     if name == "token_embd.weight":
         return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
-def half_of(key: str) -> Half | None:
+def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
     """What PEFT's name of one half says; None for any other name."""
     found = _KEY.fullmatch(key)
     if found is None:
         return None
     layer, module, embedding, half = found.groups()
-    tensor = (_GGUF_END if layer is None else _GGUF).get(module)
+    in_block = {path: tensor for tensor, path in modules.items()}
+    tensor = (_GGUF_END if layer is None else in_block).get(module)
     if tensor is None or (tensor == "token_embd") != bool(embedding):
         return None
     if layer is None:

@@ -46,8 +46,8 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     Returns a line about norm pairs, which are left out. Raises `UsageError` if what is known of
     the base model does not do or nothing is left, `OutputError`.
     """
-    names = sorted(stored.pairs, key=tensor_index)
-    norms = [name for name in names if hf_module(name) is None]
+    names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
+    norms = [name for name in names if hf_module(name, modules) is None]
     names = [name for name in names if name not in norms]
     if not names:
         raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
@@ -59,7 +59,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
             a, b = b.T, a.T
         if head_dim and is_turned(name):
             b = rows_to_hf(b, head_dim)
-        tensors |= dict(zip(hf_keys(name), (a, b), strict=True))
+        tensors |= dict(zip(hf_keys(name, modules), (a, b), strict=True))
     text = json.dumps(_config(stored, names), indent=2, sort_keys=True) + "\n"
     known = {_ARCH: stored.base.arch, _HEAD_DIM: stored.base.head_dim}
     metadata = {"format": "pt"} | {k: str(v) for k, v in known.items() if v is not None}
@@ -95,10 +95,11 @@ def _head_dim(base: Base, names: list[str]) -> int:
 def _config(stored: Stored, names: list[str]) -> dict[str, Any]:
     """What PEFT's `LoraConfig` is made of."""
     alpha = _plain(stored.alpha)
+    paths = {n: str(hf_module(n, stored.base.hf_modules)) for n in names}
     ranks = {n: stored.pairs[n].rank for n in names}
     alphas = {n: _plain(stored.alphas[n]) for n in names}
     return {
-        "alpha_pattern": _pattern({n: x for n, x in alphas.items() if x != alpha}, names),
+        "alpha_pattern": _pattern({n: x for n, x in alphas.items() if x != alpha}, paths),
         "auto_mapping": None,
         "base_model_name_or_path": None,
         "bias": "none",
@@ -110,8 +111,8 @@ def _config(stored: Stored, names: list[str]) -> dict[str, Any]:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": stored.lora_r,
-        "rank_pattern": _pattern({n: r for n, r in ranks.items() if r != stored.lora_r}, names),
-        "target_modules": _targets(names, stored.base.n_layer),
+        "rank_pattern": _pattern({n: r for n, r in ranks.items() if r != stored.lora_r}, paths),
+        "target_modules": _targets(paths, stored.base.n_layer),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
@@ -122,29 +123,30 @@ def _plain(x: float) -> float | int:
     return int(x) if x == int(x) else x
 
 
-def _leaf(name: str) -> str:
-    return str(hf_module(name)).rpartition(".")[2]
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
-def _pattern(different: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
     """By the modules' last word where it says the same everywhere, else by their whole path."""
     out = {}
     for name, value in different.items():
-        alike = all(different.get(n) == value for n in names if _leaf(n) == _leaf(name))
-        out[_leaf(name) if alike else str(hf_module(name))] = value
+        leaf = _leaf(paths[name])
+        alike = all(different.get(n) == value for n, path in paths.items() if _leaf(path) == leaf)
+        out[leaf if alike else paths[name]] = value
     return out
 
 
-def _targets(names: list[str], n_layer: int | None) -> list[str]:
+def _targets(paths: dict[str, str], n_layer: int | None) -> list[str]:
     """The modules' last words, or whole paths where some block goes without."""
     layers: dict[str, set[int]] = {}
-    for name in names:
+    for name, path in paths.items():
         found = slot_of(name)
-        layers.setdefault(_leaf(name), set()).add(found[1] if found else -1)
+        layers.setdefault(_leaf(path), set()).add(found[1] if found else -1)
     blocks = {n for found in layers.values() for n in found if n >= 0}
     everywhere = set(range(max(blocks, default=-1) + 1 if n_layer is None else n_layer))
     whole = {leaf for leaf, found in layers.items() if found in ({-1}, everywhere)}
-    return sorted({_leaf(n) if _leaf(n) in whole else str(hf_module(n)) for n in names})
+    return sorted({_leaf(p) if _leaf(p) in whole else p for p in paths.values()})
 
 
 def read_peft(path: Path, base: Base) -> Stored:
@@ -167,7 +169,7 @@ def read_peft(path: Path, base: Base) -> Stored:
     halves: dict[str, list[np.ndarray | None]] = {}
     modules = {}
     for key, x in tensors.items():
-        half = half_of(key)
+        half = half_of(key, base.hf_modules)
         if half is None:
             raise refuse(weights, f"tensor '{key[:200]!a}'", _unknown(key))
         if x.ndim != 2:

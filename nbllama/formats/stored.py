@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch import ARCHS, Hparams
+from nbllama.arch import ARCHS, HF_MODULES, ArchRow, Hparams
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora import Adapter, Pair
 from nbllama.opt import check_finite
@@ -39,11 +39,31 @@ class Base(NamedTuple):
     @property
     def interleaved(self) -> bool:
         """Whether RoPE turns neighbours in this architecture's GGUF files (see `peft`)."""
+        return self._row.rope_pairing == "interleaved"
+
+    @property
+    def hf_modules(self) -> Mapping[str, str]:
+        """Hugging Face's modules of a block by GGUF tensor; the usual ones where the architecture
+        is not known.
+
+        Raises `UsageError` for an architecture whose modules are built in another way.
+        """
+        if self.arch is None:
+            return HF_MODULES
+        if not self._row.hf_modules:
+            raise UsageError(
+                f"Hugging Face's models of architecture {self.arch} have other matrices than its"
+                " GGUF files: a PEFT folder cannot hold this adapter; .gguf and .bin do"
+            )
+        return self._row.hf_modules
+
+    @property
+    def _row(self) -> ArchRow:
         if self.arch is None:
             raise UsageError("which architecture? Give --model-base FILE")
         if self.arch not in ARCHS:
             raise UsageError(f"architecture '{shown(self.arch)}' is not supported")
-        return ARCHS[self.arch].rope_pairing == "interleaved"
+        return ARCHS[self.arch]
 
 
 class Scaled(NamedTuple):

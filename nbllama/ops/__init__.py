@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     OPS: tuple[Op, ...]
 
-PAGES = ("embed", "rms_norm", "rope", "activation", "linear", "attention_grad", "loss")
+PAGES = ("embed", "rms_norm", "rope", "activation", "linear", "attention_grad", "softcap", "loss")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 y = x Wᵀ + s (x Aᵀ) Bᵀ
 dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
+
+With dropout (`ops.dropout`) the pair sees x' = x keep / (1 - p) in place of x.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbllama.lanes import PANEL
+from nbllama.ops.dropout import Dropout, add_dropped, dropout_for, dropped, keep_ref
 from nbllama.ops.int8_rows import Int8Rows, int8_rows
 from nbllama.ops.lora_ops import (
     add_hidden,
@@ -55,10 +58,19 @@ class LoraPair(NamedTuple):
         return int(self.a.shape[0])
 
 
+class Masked(NamedTuple):
+    """Dropout of one input, with memory for x' `[N, K]` and for its panels."""
+
+    mask: Dropout
+    values: np.ndarray
+    panels: np.ndarray
+
+
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
 
     `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
+    With `masked` the pairs see x with dropout.
     `int8`: the groups of the weights (`int8_groups`) that few tokens are multiplied with in
     integers; a group is computed when its first weight is asked for.
     """
@@ -69,11 +81,16 @@ class Input:
         buffer: np.ndarray,
         group: Sequence[tuple[LoraPair | None, np.ndarray | None]] = (),
         int8: Mapping[str, Int8Group] = NO_INT8,
+        masked: Masked | None = None,
     ) -> None:
         self.x = x
         self._int8 = int8
         self._rows: dict[int, Int8Rows] = {}
         self._products: dict[str, np.ndarray] = {}
+        self._dropped: Input | None = None
+        if masked is not None:
+            x_dropped = dropped(x, masked.mask, masked.values)
+            self._dropped, group = Input(x_dropped, masked.panels, group), ()
         self._buffer = buffer
         self._group = [(pair, memory) for pair, memory in group if pair is not None]
         self._panels: np.ndarray | None = None
@@ -122,6 +139,8 @@ class Input:
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
         """h = s x Aᵀ of a pair, packed; from the group or, outside of it, by itself."""
+        if self._dropped is not None:
+            return self._dropped.hidden(pair, memory)
         panels = self.panels
         for (member, _), h in zip(self._group, self._hidden, strict=True):
             if member is pair:
@@ -181,11 +200,12 @@ def linear_grad(
     buffers: tuple[np.ndarray, np.ndarray],
     *,
     add: bool = False,
+    masked: Masked | None = None,
 ) -> None:
     """Adds the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (or += with `add`) dy W + dh A.
 
     x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is
-    computed. `buffers`: memory for dy packed and for dh packed.
+    computed. `buffers`: memory for dy packed and for dh packed. `masked`: as in the forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
@@ -198,9 +218,15 @@ def linear_grad(
         a = pair.a
         gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
         if pair.da is not None and pair.db is not None:
-            add_pair_gradients(dhp, x, hp, dy, pair.da, pair.db)
-    if dx is not None:
+            seen = x if masked is None else dropped(x, masked.mask, masked.values)
+            add_pair_gradients(dhp, seen, hp, dy, pair.da, pair.db)
+    if dx is None:
+        return
+    if pair is None or masked is None:
         matmul_grad(w, gp, dx, dhp=dhp, a=a, add=add)
+    else:
+        matmul_grad(w, gp, dx, dhp=NO_PANELS, a=NO_PAIR, add=add)
+        add_dropped(dhp, pair.a, masked.mask, dx)
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
@@ -226,22 +252,31 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
     }
 
 
+def _masked(x: np.ndarray, mask: Dropout | None) -> Masked | None:
+    if mask is None:
+        return None
+    sizes = (x.size, panel_floats(*x.shape) if x.ndim == 2 else 0)
+    return Masked(mask, *(np.empty(size, np.float32) for size in sizes))
+
+
 def _apply(
-    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
+    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float, mask: Dropout | None
 ) -> tuple[np.ndarray, np.ndarray]:
     y = np.empty((len(x), w.shape[0]), np.float32)
-    source = Input(x, np.empty(panel_floats(len(x), w.shape[1]), np.float32))
+    pool = np.empty(panel_floats(len(x), w.shape[1]), np.float32)
+    source = Input(x, pool, masked=_masked(x, mask))
     return y, linear(w, LoraPair(a, b, scale, None, None), source, y, None)
 
 
 def _gradients(
-    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
-) -> Gradients:
-    _, hp = _apply(x, a, b, w, scale)
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float,
+    mask: Dropout | None = None,
+) -> Gradients:  # fmt: skip
+    _, hp = _apply(x, a, b, w, scale, mask)
     pair = LoraPair(a, b, scale, np.zeros_like(a), np.zeros_like(b))
     pools = (panel_floats(len(x), w.shape[0]), hidden_floats(len(x), pair.rank))
     dx, pool = np.empty_like(x), [np.empty(p, np.float32) for p in pools]
-    linear_grad(w, pair, dy, x, hp, dx, (pool[0], pool[1]))
+    linear_grad(w, pair, dy, x, hp, dx, (pool[0], pool[1]), masked=_masked(x, mask))
     assert pair.da is not None and pair.db is not None
     return {"x": dx, "a": pair.da, "b": pair.db}
 
@@ -250,18 +285,25 @@ def _matrix(w: Weight, dtype: Any) -> np.ndarray:
     return decode(w.type_id, w.raw, w.shape[0] * w.shape[1]).reshape(w.shape).astype(dtype)
 
 
+def _keep(x: np.ndarray, mask: Dropout | None) -> np.ndarray:
+    return np.ones_like(x) if mask is None else keep_ref(mask, *x.shape).astype(x.dtype)
+
+
 def _forward_ref(
-    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
-) -> np.ndarray:
-    return matmul_ref(x, _matrix(w, x.dtype)) + lora_ref(x, a, b, scale)
+    x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float,
+    mask: Dropout | None = None,
+) -> np.ndarray:  # fmt: skip
+    return matmul_ref(x, _matrix(w, x.dtype)) + lora_ref(x * _keep(x, mask), a, b, scale)
 
 
 def _gradients_ref(
-    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float
-) -> Gradients:
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, w: Weight, scale: float,
+    mask: Dropout | None = None,
+) -> Gradients:  # fmt: skip
     dx, _ = matmul_grad_ref(dy, x, _matrix(w, x.dtype))
-    through, da, db = lora_grad_ref(dy, x, a, b, scale)
-    return {"x": dx + through, "a": da, "b": db}
+    keep = _keep(x, mask)
+    through, da, db = lora_grad_ref(dy, x * keep, a, b, scale)
+    return {"x": dx + through * keep, "a": da, "b": db}
 
 
 OPS = (
@@ -271,10 +313,22 @@ OPS = (
         sample=_sample,
         forward_ref=_forward_ref,
         grad_ref=_gradients_ref,
-        forward=lambda **inputs: _apply(**inputs)[0],
+        forward=lambda **inputs: _apply(**inputs, mask=None)[0],
         grad=_gradients,
         tolerance=2e-6,
         why="float32 sums of up to 576 products",
         ggml="ggml_mul_mat for y, ggml_out_prod for dx, dA and dB",
+    ),
+    Op(
+        name="linear with LoRA and dropout",
+        sizes=("tiny", "one", "few", "odd", "wide"),
+        sample=lambda *how: {**_sample(*how), "mask": dropout_for(0.4, 3, 5, 1).at(2, 1)},
+        forward_ref=_forward_ref,
+        grad_ref=_gradients_ref,
+        forward=lambda **inputs: _apply(**inputs)[0],
+        grad=_gradients,
+        tolerance=2e-6,
+        why="float32 sums of up to 576 products",
+        ggml="none: llama.cpp has no dropout",
     ),
 )

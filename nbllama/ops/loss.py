@@ -6,6 +6,7 @@
 Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They
 pass in chunks of `CHUNK` rows; a chunk's logits become their own gradient in place. The weight `w`
 of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the step's mean.
+Where a model bends its logits by a soft-cap (`ops.softcap`), a copy of the bent chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36. In 2023 and 2024 that had a
 floor f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient; it is an option
@@ -34,6 +35,7 @@ from nbllama.ops.op import (
     readonly,
 )
 from nbllama.ops.panels import NO_PANELS, n_panels, pack
+from nbllama.ops.softcap import soft_cap, soft_cap_grad
 from nbllama.simd import exp_f32, row_max
 
 CHUNK = 128  # rows whose logits are alive together
@@ -98,12 +100,17 @@ def cross_entropy(
 
 
 class LossBuffers:
-    """Reused memory of one chunk: logits `[CHUNK, V]`, its panels, and the input's panels."""
+    """Reused memory of one chunk: logits `[CHUNK, V]`, its panels, and the input's panels; the
+    logits twice where a soft-cap `cap` bends them.
+    """
 
-    def __init__(self, n_vocab: int, n_embd: int, rank: int, most_rows: int) -> None:
+    def __init__(
+        self, n_vocab: int, n_embd: int, rank: int, most_rows: int, cap: float = 0.0
+    ) -> None:
         rows = min(CHUNK, most_rows)
         panels = n_panels(rows)
         self.logits = np.empty((rows, n_vocab), np.float32)
+        self.capped = np.empty((rows if cap > 0 else 0, n_vocab), np.float32)
         self.gp = np.empty(panels * n_vocab * PANEL, np.float32)
         self.xp = np.empty(panels * n_embd * PANEL, np.float32)
         self.hp = np.empty(panels * padded(rank) * PANEL, np.float32)
@@ -111,11 +118,12 @@ class LossBuffers:
         self.losses = np.empty(rows, np.float32)
 
     @staticmethod
-    def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int) -> int:
+    def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, cap: float = 0.0) -> int:
         """Bytes such buffers take (for the memory forecast)."""
         rows = min(CHUNK, most_rows)
         lanes = n_panels(rows) * PANEL
-        return 4 * (rows * (n_vocab + 1) + lanes * (n_vocab + n_embd + 2 * padded(rank)))
+        width = n_vocab * (2 if cap > 0 else 1)
+        return 4 * (rows * (width + 1) + lanes * (n_vocab + n_embd + 2 * padded(rank)))
 
 
 def output_loss(
@@ -127,11 +135,13 @@ def output_loss(
     pair: LoraPair | None,
     buffers: LossBuffers,
     floor: float = 0.0,
+    cap: float = 0.0,
 ) -> float:
     """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
     sum.
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
+    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made.
     """
     total = 0.0
     for m0 in range(0, x.shape[0], buffers.logits.shape[0]):
@@ -143,10 +153,15 @@ def output_loss(
         if pair is not None:
             hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
         matmul(w, xp, logits, hp=hp, b=b)
+        if cap > 0:
+            soft_cap(logits, cap)
+            buffers.capped[:m] = logits
         cross_entropy(logits, targets[m0 : m0 + m], weight, losses, floor)
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue
+        if cap > 0:
+            soft_cap_grad(logits, buffers.capped[:m], cap)
         gp = pack(logits, buffers.gp)
         dhp, a = NO_PANELS, NO_PAIR
         if pair is not None:

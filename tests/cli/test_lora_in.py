@@ -28,7 +28,7 @@ def test_ranks_and_alpha_are_the_adapter_s() -> None:
     made = completed_by(options(), adapter(blk0_attn_q=8, blk1_attn_q=8, output=2))
     ranks = {name: getattr(made, name) for name in vars(made) if name.startswith("rank_")}
     assert {name: rank for name, rank in ranks.items() if rank} == {"rank_wq": 8, "rank_out": 2}
-    assert len(ranks) == 12 and None not in ranks.values()
+    assert len(ranks) == 13 and None not in ranks.values()
     assert (made.lora_r, made.lora_alpha) == (8, 12)
     # what was given and agrees may stand
     same = completed_by(options("--lora-r", "8", "--rank-wk", "0"), adapter(blk0_attn_q=8))

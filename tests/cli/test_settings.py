@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -18,13 +19,15 @@ from nbllama.cli.settings import (
     resolve,
 )
 from nbllama.errors import UsageError
+from nbllama.slots import EVERY_SLOT
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
+OFF = [*NORMS, "tok_embd", "out", "wqkv"]
 
 
 def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: Any) -> Settings:
-    rest: dict[str, Any] = dict(tied_output=False, cores=3, new_seed=99)
+    rest: dict[str, Any] = dict(missing={"wqkv"}, cores=3, new_seed=99)
     return resolve(parse(["--model-base", "m", *words.split()]), kind, n_samples, **(rest | more))
 
 
@@ -41,10 +44,18 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         use_checkpointing=True,
         activation_memory=0,
         lora_r=4,
+        alpha=4.0,
+        rslora=False,
         lora_alpha=4.0,
-        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys(NORMS, 0),
+        lora_dropout=0.0,
+        lora_layers="all",
+        loraplus_lr_ratio=1.0,
+        optimizer="adamw",
+        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
         adam_alpha=1e-3,
         adam_min_alpha=0.0,
+        lr_schedule="cosine",
+        wsd_decay=0.1,
         warmup=100,
         cos_decay_steps=1000,
         cos_decay_min=0.1,
@@ -69,6 +80,8 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         opt_delta=1e-5,
         opt_max_no_improvement=0,
         adam_epsf=0.0,
+        eval_every=26,
+        early_stop=0,
         save_every=10,
         keep_last=0,
         notes=(),
@@ -79,7 +92,7 @@ def test_chat_takes_todays_defaults() -> None:
     got = settings(kind="chat")
     assert got.n_iter == 375  # 3 epochs of 1000 samples, 8 each
     assert (got.lora_r, got.lora_alpha) == (16, 32.0)
-    assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys([*NORMS, "tok_embd", "out"], 0)
+    assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys(OFF, 0)
     assert (got.adam_alpha, got.warmup, got.cos_decay_steps) == (2e-4, 12, 375)
     assert (got.cos_decay_min, got.ctx) == (0.0, 512)
     assert got.notes == ()
@@ -96,7 +109,7 @@ def test_what_is_given_is_kept() -> None:
         )
         assert got.ranks == {
             "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
-            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6,
+            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6, "wqkv": 0,
         }  # fmt: skip
         assert (got.lora_alpha, got.adam_alpha, got.adam_min_alpha) == (9.0, 0.01, 0.001)
         assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
@@ -106,8 +119,16 @@ def test_what_is_given_is_kept() -> None:
 
 
 def test_slots_are_those_of_the_adapter() -> None:
-    lora = pytest.importorskip("nbllama.lora")
-    assert set(settings().ranks) == {slot.name for slot in lora.SLOTS}
+    assert set(settings().ranks) == {slot.name for slot in EVERY_SLOT}
+
+
+def test_a_model_with_fused_projections() -> None:
+    ranks = settings("--lora-r 3 --rank-wo 5", missing={"wq", "wk", "wv", "w1"}).ranks
+    on = {slot: rank for slot, rank in ranks.items() if rank}
+    assert on == {"tok_embd": 3, "out": 3, "wo": 5, "w2": 3, "w3": 3, "wqkv": 3}
+    assert settings("--rank-wqkv 2", missing={"wq", "wk", "wv", "w1"}).ranks["wqkv"] == 2
+    # What is asked for is kept, and then refused by `init_adapter`, which knows the tensors.
+    assert settings("--rank-wq 2", missing={"wq", "wk", "wv", "w1"}).ranks["wq"] == 2
 
 
 def test_alpha_follows_the_rank() -> None:
@@ -123,11 +144,11 @@ def test_norms_train_for_the_old_format_only() -> None:
 
 
 def test_tied_embeddings() -> None:
-    got = settings(tied_output=True)
+    got = settings(missing={"out", "wqkv"})
     assert (got.ranks["tok_embd"], got.ranks["out"], got.notes) == (0, 0, ())
     # What is asked for is kept; the adapter's own checks warn or refuse, knowing the tensors.
-    assert settings("--rank-tok-embd 4", tied_output=True).ranks["tok_embd"] == 4
-    assert settings("--rank-out 4", tied_output=True).ranks["out"] == 4
+    assert settings("--rank-tok-embd 4", missing={"out", "wqkv"}).ranks["tok_embd"] == 4
+    assert settings("--rank-out 4", missing={"out", "wqkv"}).ranks["out"] == 4
 
 
 @pytest.mark.parametrize(
@@ -236,3 +257,34 @@ def test_epochs_of_another_length() -> None:
     assert settings("--epochs 3", walk=lambda n: 7 * n).n_iter == 21
     assert settings("--epochs 3 --adam-iter 9", walk=lambda n: 7 * n).n_iter == 9
     assert settings("--adam-iter 9", walk=lambda n: 7 * n).n_iter == 9
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
+    got = settings("--rslora --lora-r 64 --lora-alpha 16")
+    assert (got.alpha, got.lora_alpha) == (16.0, 128.0)
+    assert got.lora_alpha / got.lora_r == 16 / math.sqrt(64)
+
+
+def test_lion_takes_a_tenth_of_the_rate_and_its_own_beta() -> None:
+    got = settings("--optimizer lion", kind="chat")
+    assert (got.adam_alpha, got.adam_beta2) == (2e-4 / 10, 0.99)
+    got = settings("--optimizer lion --lr 3e-3 --adam-beta2 0.5")
+    assert (got.adam_alpha, got.adam_beta2) == (3e-3, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "wsd"])
+def test_other_schedules_end_with_the_run(kind: str) -> None:
+    got = settings(f"--lr-schedule {kind}")
+    assert (got.cos_decay_steps, got.cos_decay_min) == (256, 0.0)
+    with pytest.raises(UsageError, match="--enable-restart"):
+        settings(f"--lr-schedule {kind} --enable-restart")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--optimizer sgd", "--lr-schedule linear", "--lora-dropout 0.1", "--rslora", "--val-split 0.1",
+     "--loraplus-lr-ratio 16", "--lora-layers all"],
+)  # fmt: skip
+def test_compat_has_nothing_new(words: str) -> None:
+    with pytest.raises(UsageError, match=words.split()[0]):
+        settings(f"--compat {words}")

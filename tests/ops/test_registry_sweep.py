@@ -160,7 +160,7 @@ def test_other_lengths_are_refused_or_right(op: Op) -> None:
                 refused += 1
                 continue
             compare(f"{op.name}, {name}", y, op.forward_ref(**wide(changed)), op.tolerance)
-    assert refused
+    assert refused or len(arrays(inputs)) == 1  # what works on each number takes any shape
     for other in resized(dy):
         try:
             got = op.grad(other, **inputs)

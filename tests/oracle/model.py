@@ -28,6 +28,9 @@ _batch_init = function("llama_batch_init", Batch, C.c_int32, C.c_int32, C.c_int3
 _batch_free = function("llama_batch_free", None, Batch)
 _adapter_init = function("llama_adapter_lora_init", _P, _P, C.c_char_p)
 _adapter_free = function("llama_adapter_lora_free", None, _P)
+_get_memory = function("llama_get_memory", _P, _P)
+_seq_rm = function("llama_memory_seq_rm", C.c_bool, _P, C.c_int32, C.c_int32, C.c_int32)
+_seq_add = function("llama_memory_seq_add", None, _P, C.c_int32, C.c_int32, C.c_int32, C.c_int32)
 _set_adapters = function("llama_set_adapters_lora", C.c_int32, _P, _P, C.c_size_t, _P)
 
 Lora = Sequence[tuple["str | os.PathLike[str]", float]]
@@ -73,6 +76,32 @@ class LlamaModel:
                 out.append(best)
                 new, start = [best], start + len(new)
         return out
+
+    def greedy_logits(self, tokens: Sequence[int], n: int, lora: Lora = ()) -> Iterator[np.ndarray]:
+        """float32 [V] before each token of `greedy`, that of the generation's end excepted."""
+        with self._context(lora) as context:
+            new, start = list(tokens), 0
+            for _ in range(n):
+                row = self._run(context, new, start)[-1]
+                best = int(row.argmax())
+                if best in self.vocab.eog:
+                    return
+                yield row
+                new, start = [best], start + len(new)
+
+    def shifted_logits(
+        self, tokens: Sequence[int], at: int, count: int, more: Sequence[int]
+    ) -> np.ndarray:
+        """float32 [N, V] of `more` after `tokens` of which `count` from `at` on were taken out of
+        the context, and those behind them moved down, as llama.cpp's context shift does it.
+        """
+        with self._context(()) as context:
+            self._run(context, tokens, 0)
+            memory = _get_memory(context)
+            if not _seq_rm(memory, 0, at, at + count):
+                raise RuntimeError("llama_memory_seq_rm failed")
+            _seq_add(memory, 0, at + count, len(tokens), -count)
+            return self._run(context, more, len(tokens) - count)
 
     def _run(self, context: int, tokens: Sequence[int], start: int) -> np.ndarray:
         n = len(tokens)

@@ -1,0 +1,34 @@
+"""The table of `--list-archs`: which architectures work, and what was checked of each."""
+
+from __future__ import annotations
+
+CHECKS = """\
+Checked for each kind, on thin random models: logits against llama.cpp (F32, F16, Q8_0, Q4_K, Q2_K),
+every gradient against finite differences, an adapter on every matrix in llama.cpp, and its merge.
+PEFT: whether adapters can be written and read as Hugging Face PEFT folders."""
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """(architecture, kinds, PEFT) of every row."""
+    from nbllama.arch import ARCHS
+
+    return [
+        (row.name, "; ".join(row.checked), "yes" if row.hf_modules else "no")
+        for row in ARCHS.values()
+    ]
+
+
+def table() -> str:
+    """Lines for the screen."""
+    found = [("architecture", "kinds", "PEFT"), *rows()]
+    name = max(len(row[0]) for row in found)
+    lines = [f"{row[0]:{name}}  {row[2]:4}  {row[1]}" for row in found]
+    return "\n".join([*lines, "", CHECKS])
+
+
+def markdown() -> str:
+    """The table of docs/architectures.md."""
+    lines = ["| architecture | kinds that are checked | PEFT folders |", "|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]
+    )

@@ -1,0 +1,133 @@
+"""The terminal of a chat: text that streams out, lines that come in, and Ctrl-C.
+
+What the model writes goes to standard output, all else to standard error. Input is UTF-8 whatever
+the locale says; output is made so by `cli.run`.
+"""
+
+from __future__ import annotations
+
+import locale
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from nbllama.errors import shown
+
+_STYLES = {"": "\x1b[0m", "prompt": "\x1b[33m", "input": "\x1b[1m\x1b[32m"}
+_PLAIN = "\n\t"
+
+
+class Stopped(Exception):
+    """Ctrl-C while an answer is written."""
+
+
+class Console:
+    """`color`: prompt and input in other colours than answers."""
+
+    def __init__(self, color: bool) -> None:
+        self._color = color
+        self._style = ""
+        self._clean = True  # at the start of a line
+        self._to_terminal = sys.stdout.isatty()
+        self.typed = sys.stdin is not None and sys.stdin.isatty()
+        reconfigure = getattr(sys.stdin, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="surrogateescape")
+        if self.typed and _utf8_locale():
+            try:
+                import readline  # noqa: F401  # lines can be edited
+            except ImportError:
+                pass
+
+    def write(self, text: str, style: str = "") -> None:
+        """Text of the model or of a prompt, at once. On a terminal, characters that would steer it
+        are written as escapes.
+        """
+        if not text:
+            return
+        self._set(style)
+        if self._to_terminal:
+            text = "".join(c if c in _PLAIN or c.isprintable() else shown(c) for c in text)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._clean = text.endswith("\n")
+
+    def note(self, line: str) -> None:
+        """A line about the run."""
+        self.end_line()
+        print(line, file=sys.stderr, flush=True)
+
+    def end_line(self) -> None:
+        self._set("")
+        if not self._clean:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._clean = True
+
+    def read(self, prompt: str = "") -> str | None:
+        """A message: a line, and further ones as long as they end with a backslash; None at the end
+        of the input. `prompt` is written where someone types.
+        """
+        lines: list[str] = []
+        while True:
+            self._set("input")
+            try:
+                line = input(prompt if self.typed else "")
+            except EOFError:
+                return "\n".join(lines) if lines else None
+            finally:
+                self._set("")
+            self._clean = True
+            line = line.removeprefix("\ufeff").removesuffix("\r")
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+            prompt = ""
+
+    def _set(self, style: str) -> None:
+        if self._color and style != self._style:
+            sys.stdout.write(_STYLES[style])
+            sys.stdout.flush()
+        self._style = style
+
+
+def _utf8_locale() -> bool:
+    """Whether the C library takes text for UTF-8: otherwise readline takes Chinese for commands."""
+    name = getattr(locale, "CODESET", None)
+    return name is not None and locale.nl_langinfo(name).upper() == "UTF-8"
+
+
+class Interrupt:
+    """What SIGINT does: while an answer is written it stops the answer, otherwise the program."""
+
+    def __init__(self) -> None:
+        self._answering = False
+        self._asked = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def stops_answer(self) -> Iterator[None]:
+        """Within, the first Ctrl-C makes `check` raise `Stopped`; the second ends the program."""
+        self._answering = True
+        try:
+            yield
+        finally:
+            self._answering = self._asked = False
+
+    def check(self) -> None:
+        if self._asked:
+            raise Stopped
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked or not self._answering:
+            raise KeyboardInterrupt
+        self._asked = True

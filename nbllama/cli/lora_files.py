@@ -1,0 +1,31 @@
+"""The adapters of `--lora` and `--lora-scaled`, read for a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from nbllama.adapter import load_adapter
+from nbllama.arch import Hparams
+from nbllama.errors import UsageError, shown
+from nbllama.lora import Adapter
+
+
+def load_adapters(
+    files: Sequence[tuple[str, float]],
+    hp: Hparams,
+    shapes: Mapping[str, tuple[int, ...]],
+    say: Callable[[str], None],
+) -> list[tuple[Adapter, float]]:
+    """Adapters with their scales; `say` gets a line for each. `shapes`: of the base's tensors.
+
+    Raises `CheckpointError` for an adapter of another base, `UsageError` for one that is missing.
+    """
+    found = []
+    for path, scale in files:
+        try:
+            adapter = load_adapter(path, hp, shapes)
+        except FileNotFoundError:
+            raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
+        say(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")
+        found.append((adapter, scale))
+    return found

@@ -1,0 +1,112 @@
+"""`python -m nbllama.main` put together: model, adapters, context, samplers, mode."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+
+from nbllama.arch.hparams import Hparams, context_warnings
+from nbllama.cli.chat import chat
+from nbllama.cli.console import Console, Interrupt
+from nbllama.cli.interact import interact, predict
+from nbllama.cli.lora_files import load_adapters
+from nbllama.cli.main_options import Main
+from nbllama.cli.settings import fresh_seed
+from nbllama.cli.talk import Talk, read_text
+from nbllama.errors import UsageError
+from nbllama.generation import Session
+from nbllama.lora import Adapter, mix
+from nbllama.model import Model, load_model
+from nbllama.predictor import Predictor
+from nbllama.sampling.chain import Sampler
+from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
+from nbllama.text.templates import find_layout
+
+_SHORTEST = 8  # as llama.cpp
+_USUAL = 4096
+_QUIET = 2.0  # seconds without a word that one does not wonder about
+
+
+def run(main: Main) -> None:
+    """Do what the command line asks for."""
+    o = main.options
+    text = read_text(o)
+    console, interrupt = Console(o.color), Interrupt()
+    with ExitStack() as stack:
+        stack.enter_context(interrupt.installed())
+        stack.callback(console.end_line)
+        model = load_model(o.model)
+        parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
+        adapter = mix(parts) if parts else None
+        template = None
+        if main.mode == "chat":
+            template = stack.enter_context(layout(o.chat_template, model.tokenizer, console))
+        n_ctx = context(o.ctx_size, model.hp, o.strict, console)
+        params = o.sampling(fresh_seed())
+        tokenizer = model.tokenizer
+        banned = tokenizer.eog_ids if o.ignore_eos else ()
+        sampler = Sampler(params, model.hp.n_vocab, n_ctx, banned)
+        shift = o.context_shift and o.predict != -2
+        predictor = Predictor(
+            model, adapter, sampler, n_ctx, batch=o.batch_size, shift=shift, check=interrupt.check
+        )
+        warm_up(model, adapter, console)
+        seed = params.seed if params.temp > 0 or params.mirostat else None
+        talk = Talk(o, tokenizer, predictor, console, interrupt, n_ctx, text, seed)
+        if template is not None:
+            chat(talk, template)
+        else:
+            (interact if main.mode == "interactive" else predict)(talk)
+        if times := predictor.times.line():
+            console.note(times)
+
+
+def layout(name: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
+    """The template of `--chat-template`; else the model's, ChatML where the vocabulary has its
+    tokens, and Alpaca's plain text for the rest.
+
+    Raises `UsageError` or `GGUFError` for a template that cannot be used.
+    """
+    tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
+    if not (name or tokenizer.chat_template) and None in tokens:
+        console.note("warning: the model has no chat template; Alpaca's layout takes its place")
+        name = "alpaca"
+    return chat_template_for(tokenizer, find_layout(name).source if name else None)
+
+
+def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
+    """Tokens of the context. Raises `UsageError` for more than the model knows, if `strict`."""
+    trained = hp.n_ctx_train or _USUAL
+    n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
+    for line in context_warnings(hp, n_ctx):
+        if strict:
+            raise UsageError(f"--strict: {line}")
+        console.note(f"warning: {line}")
+    if n_ctx < _SHORTEST:
+        console.note(f"warning: the shortest context is {_SHORTEST} tokens")
+    return max(n_ctx, _SHORTEST)
+
+
+def warm_up(model: Model, adapter: Adapter | None, console: Console) -> None:
+    """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
+
+    A word is said if that takes long.
+    """
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        console.note("compiling kernels and reading weights (up to a minute at first) ...")
+
+    timer, start = threading.Timer(_QUIET, say), time.monotonic()
+    timer.daemon = True
+    timer.start()
+    try:
+        session = Session(model, adapter, _SHORTEST)
+        session.feed([0] * (_SHORTEST - 1))
+        session.feed([0])
+    finally:
+        timer.cancel()
+    if said.is_set():
+        console.note(f"ready after {time.monotonic() - start:.1f} s")

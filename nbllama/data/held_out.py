@@ -1,0 +1,110 @@
+"""Validation data: a part of the training data that is held out, or another file.
+
+What is held out shares nothing with what is trained on. Of records, copies of one sample stay on
+one side. Of raw text one stretch of the tokens is held out: training keeps the samples that lie
+wholly outside of it, so that no overlapping sample tells what is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nbllama.data.batch import Dataset
+from nbllama.data.cutters import Windows
+from nbllama.data.order import permutation
+from nbllama.data.raw_text import RawText
+from nbllama.data.text_file import sha256_parts
+from nbllama.errors import DataError
+
+_EPOCH = 1 << 48  # its permutation is that of no training order
+
+
+def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(what is left for training, what is held out): about `share` of the samples or tokens,
+    chosen by `seed` alone.
+
+    Raises `DataError` if one of the two would be empty.
+    """
+    parts = (
+        _of_text(data, share, seed) if isinstance(data, RawText) else _of_rows(data, share, seed)
+    )
+    if parts is None:
+        raise DataError(
+            f"--val-split {share:g} of {data.n_samples} samples leaves nothing to train on or to "
+            "validate with; give another share, or --val-data"
+        )
+    return parts
+
+
+def apart(data: Dataset) -> Dataset:
+    """The same data for validation: of samples of a text that overlap only every first one, so
+    that no token counts twice.
+    """
+    return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
+
+
+def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
+    """Numbers of windows within low..high of which none overlaps the one before."""
+    found, end = [], low
+    for i in np.argsort(windows.begins, kind="stable"):
+        first, size = int(windows.begins[i]), int(windows.sizes[i])
+        if first >= end and size and (high is None or first + size <= high):
+            found.append(int(i))
+            end = first + size
+    return np.array(found, np.int64)
+
+
+def _of_text(data: RawText, share: float, seed: int) -> tuple[Dataset, Dataset] | None:
+    begins, sizes = data.windows
+    n = len(data.tokens)
+    length = max(1, round(share * n))
+    first = int(permutation(n - length + 1, seed, _EPOCH)[0])
+    inside = _greedy(data.windows, first, first + length)
+    outside = np.flatnonzero((begins + sizes <= first) | (begins >= first + length))
+    if not len(inside) or not len(outside):
+        return None
+    return _windows(data, outside), _windows(data, inside)
+
+
+def _windows(data: RawText, numbers: np.ndarray) -> RawText:
+    begins, sizes = (np.ascontiguousarray(part[numbers]) for part in data.windows)
+    sha = sha256_parts(data.fingerprint, "part", begins.tobytes(), sizes.tobytes())
+    return replace(data, windows=Windows(begins, sizes), fingerprint=sha)
+
+
+def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | None:
+    n = data.n_samples
+    wanted, held = max(1, round(share * n)), np.zeros(n, bool)
+    copies: dict[bytes, list[int]] = {}
+    for i in range(n):
+        copies.setdefault(_content(data, i), []).append(i)
+    for i in permutation(n, seed, _EPOCH):
+        if held.sum() >= wanted:
+            break
+        held[copies[_content(data, int(i))]] = True
+    if held.all():
+        return None
+    return _rows(data, np.flatnonzero(~held)), _rows(data, np.flatnonzero(held))
+
+
+def _content(data: Any, i: int) -> bytes:
+    part = slice(data.offsets[i], data.offsets[i + 1])
+    return bytes(data.ids[part].tobytes())
+
+
+def _rows(data: Any, numbers: np.ndarray) -> Dataset:
+    """The samples of these numbers, as a data set of the same kind."""
+    lengths = np.diff(data.offsets)[numbers]
+    places = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in numbers])
+    part: Dataset = replace(
+        data,
+        ids=data.ids[places],
+        trained=data.trained[places],
+        offsets=np.concatenate(([0], np.cumsum(lengths))).astype(data.offsets.dtype),
+        lines=data.lines[numbers],
+        fingerprint=sha256_parts(data.fingerprint, "part", numbers.astype(np.int64).tobytes()),
+    )
+    return part

@@ -1,0 +1,32 @@
+"""The program: `python -m nbllama.main`, which goes on with a text or chats.
+
+Options: `nbllama.cli.main_options`. What happens: `nbllama.cli.main_run`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from nbllama.cli.main_options import parse_main
+from nbllama.cli.run import run_program
+from nbllama.cli.settings import use_threads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        asked = parse_main(words)
+        use_threads(asked.options.threads)
+        from nbllama.cli import main_run
+
+        main_run.run(asked)
+        return 0
+
+    return run_program(run, "--debug" in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""LoRA dropout: the input of a pair, not of its weight, with values left out at random.
+
+    x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
+    y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
+
+`keep` is no stored array but a function of where it is asked for: Philox 4x32 with ten rounds
+("Parallel Random Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter
+(k // 4, t, site, micro-batch) and a key of (seed, step) into four 32-bit numbers, one for each of
+four neighbouring columns; a value is kept where its number is at least p 2³². So the forward pass,
+its recomputation under gradient checkpointing and the backward pass see the same mask, at any
+number of threads, and a continued run sees that of an uninterrupted one.
+
+Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
+Overfitting", Srivastava et al. 2014.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama._jit import kernel
+from nbllama.lanes import PANEL
+from nbllama.ops.op import check_array, check_output, readonly
+from nbllama.ops.panels import n_panels
+
+_STREAM = 1 << 33  # keeps these Philox keys apart from those of the data order and of A's start
+_SITES = 8  # inputs of pairs in a block, rounded up
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Which values are left out: probability `p`, two 32-bit `key` words of (seed, step), the
+    number of the micro-batch, and the `site`, which tells the inputs of one pass apart.
+    """
+
+    p: float
+    key: tuple[int, int]
+    micro: int = 0
+    site: int = 0
+
+    def at(self, layer: int, place: int) -> Dropout:
+        """The same for input number `place` of a block."""
+        return replace(self, site=layer * _SITES + place)
+
+
+def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
+    """The masks of a micro-batch. `p` is from 0 to 1, 1 excluded."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout {p} is not in [0, 1)")
+    word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
+    return Dropout(p, (word & 0xFFFFFFFF, word >> 32), micro)
+
+
+def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox 4x32-10 in plain numpy: counters uint32 `[n, 4]` -> random uint32 `[n, 4]`."""
+    c = [counter[:, i].astype(np.uint64) for i in range(4)]
+    k0, k1 = key
+    for _ in range(10):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+        c = [
+            (b >> half) ^ c[1] ^ np.uint64(k0),
+            b & low,
+            (a >> half) ^ c[3] ^ np.uint64(k1),
+            a & low,
+        ]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c, axis=1).astype(np.uint32)
+
+
+def keep_ref(mask: Dropout, n: int, width: int) -> np.ndarray:
+    """keep / (1 - p) as float64 `[n, width]`."""
+    fours = -(-width // 4)
+    t, k = (a.reshape(-1) for a in np.indices((n, fours)))
+    rest = np.full((2, len(t)), [[mask.site], [mask.micro]])
+    numbers = philox_ref(np.stack([k, t, *rest], axis=1), mask.key).reshape(n, 4 * fours)
+    return (numbers[:, :width] >= _threshold(mask.p)) / (1 - mask.p)
+
+
+def _threshold(p: float) -> int:
+    return int(p * 2**32)
+
+
+@kernel()
+def _philox(c0, c1, c2, c3, k0, k1):
+    """Four random numbers; every argument holds 32 bits in a uint64."""
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    for _ in range(10):
+        a = c0 * np.uint64(0xD2511F53)
+        b = c2 * np.uint64(0xCD9E8D57)
+        c0 = (b >> half) ^ c1 ^ k0
+        c1 = b & low
+        c2 = (a >> half) ^ c3 ^ k1
+        c3 = a & low
+        k0 = (k0 + np.uint64(0x9E3779B9)) & low
+        k1 = (k1 + np.uint64(0xBB67AE85)) & low
+    return c0, c1, c2, c3
+
+
+@kernel()
+def _mask_row(t, site, micro, k0, k1, threshold, factor, row):
+    """row[k] = factor where the value of token t in column k is kept, else 0."""
+    width = row.shape[0]
+    for k in range(0, width, 4):
+        four = _philox(np.uint64(k // 4), np.uint64(t), site, micro, k0, k1)
+        for j in range(min(4, width - k)):
+            row[k + j] = factor if four[j] >= threshold else np.float32(0.0)
+
+
+@kernel(parallel=True)
+def _dropped(x, site, micro, k0, k1, threshold, factor, out):
+    for t in prange(x.shape[0]):
+        _mask_row(t, site, micro, k0, k1, threshold, factor, out[t])
+        for k in range(x.shape[1]):
+            out[t, k] *= x[t, k]
+
+
+@kernel(parallel=True)
+def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
+    """dx[t, k] += factor keep[t, k] sum_r dh[t, r] a[r, k]."""
+    width = dx.shape[1]
+    for t in prange(dx.shape[0]):
+        mask = np.empty(width, np.float32)
+        total = np.zeros(width, np.float32)
+        _mask_row(t, site, micro, k0, k1, threshold, factor, mask)
+        for r in range(a.shape[0]):
+            h = dhp[t // PANEL, r, t % PANEL]
+            for k in range(width):
+                total[k] += h * a[r, k]
+        for k in range(width):
+            dx[t, k] += mask[k] * total[k]
+
+
+def _words(mask: Dropout) -> tuple[Any, ...]:
+    """The kernels' arguments."""
+    words = [np.uint64(w) for w in (mask.site, mask.micro, *mask.key, _threshold(mask.p))]
+    return (*words, np.float32(1 / (1 - mask.p)))
+
+
+def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
+    """x' `[N, K]` of x float32 `[N, K]`, in the start of float32 `memory`."""
+    check_array("dropout", "x", x, np.shape(x)[:2])
+    if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
+        raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")
+    out = memory.reshape(-1)[: x.size].reshape(x.shape)
+    check_output("dropout", "memory", out, x.shape)
+    _dropped(readonly(x), *_words(mask), out)
+    return out
+
+
+def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -> None:
+    """dx `[N, K]` += (dh A) keep / (1 - p): dh packed `[P, R6, PANEL]`, a `[R, K]`."""
+    check_array("add_dropped", "dh", dhp, (n_panels(len(dx)), np.shape(dhp)[1], PANEL))
+    check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
+    check_output("add_dropped", "dx", dx, dx.shape)
+    if dhp.shape[1] < len(a):
+        raise ValueError(f"add_dropped: dh {dhp.shape} has fewer rows than a {a.shape}")
+    _add_dropped(readonly(dhp), readonly(a), *_words(mask), dx)

@@ -1,0 +1,118 @@
+"""Soft-cap of the logits: a tanh that bends them smoothly into (-cap, cap).
+
+    y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
+
+Shapes: z, y, dy `[M, V]` float32, both passes in place. Saved for the gradient: y. The same
+function on attention scores stands in `nbllama.ops.attention`.
+
+Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2016),
+section A.1; Gemma Team, "Gemma 2" (2024), section 2. llama.cpp: `ggml_scale`, `ggml_tanh`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama._jit import kernel
+from nbllama.ops.op import (
+    Gradients,
+    Inputs,
+    Op,
+    check_array,
+    check_output,
+    copy_as_laid_out,
+    readonly,
+)
+from nbllama.simd import exp_f32
+
+
+def soft_cap_ref(z: np.ndarray, cap: float) -> np.ndarray:
+    """y in plain numpy, in the dtype of z."""
+    return cap * np.tanh(z / cap)
+
+
+def soft_cap_grad_ref(dy: np.ndarray, z: np.ndarray, cap: float) -> np.ndarray:
+    """The gradient by z."""
+    return dy * (1 - np.tanh(z / cap) ** 2)
+
+
+@kernel()
+def _cap_row(row, cap):  # type: ignore[no-untyped-def]
+    for v in range(row.shape[0]):
+        e = exp_f32(np.float32(2.0) * row[v] / cap)
+        row[v] = cap * (np.float32(1.0) - np.float32(2.0) / (e + np.float32(1.0)))
+
+
+@kernel()
+def _cap_row_grad(row, y, cap):  # type: ignore[no-untyped-def]
+    for v in range(row.shape[0]):
+        t = y[v] / cap
+        row[v] *= np.float32(1.0) - t * t
+
+
+@kernel(parallel=True)
+def _cap(z, cap):  # type: ignore[no-untyped-def]
+    for m in prange(z.shape[0]):
+        _cap_row(z[m], cap)
+
+
+@kernel(parallel=True)
+def _cap_grad(dy, y, cap):  # type: ignore[no-untyped-def]
+    for m in prange(dy.shape[0]):
+        _cap_row_grad(dy[m], y[m], cap)
+
+
+def soft_cap(z: np.ndarray, cap: float) -> None:
+    """z `[M, V]` becomes y. Raises ValueError for what is no such array, or a cap not above 0."""
+    if np.ndim(z) != 2 or not cap > 0:
+        raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
+    check_output("soft_cap", "z", z, z.shape)
+    _cap(z, np.float32(cap))
+
+
+def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
+    """dy `[M, V]` becomes the gradient by z; y is what `soft_cap` made of z.
+
+    Raises ValueError for arrays that do not fit each other, or a cap not above 0.
+    """
+    if np.ndim(y) != 2 or not cap > 0:
+        raise ValueError(f"soft_cap: y {np.shape(y)} is not [M, V], or cap {cap} is not above 0")
+    check_array("soft_cap_grad", "y", y, y.shape)
+    check_output("soft_cap_grad", "dy", dy, y.shape)
+    _cap_grad(dy, readonly(y), np.float32(cap))
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    shape = {"tiny": (2, 3), "one": (1, 64), "odd": (37, 101), "wide": (5, 4099)}[size]
+    return {"z": (20 * rng.standard_normal(shape)).astype(dtype), "cap": 30.0}
+
+
+def _forward(z: np.ndarray, cap: float) -> np.ndarray:
+    y = copy_as_laid_out(z)
+    soft_cap(y, cap)
+    return y
+
+
+def _gradients(dy: np.ndarray, z: np.ndarray, cap: float) -> Gradients:
+    dz = copy_as_laid_out(dy)
+    soft_cap_grad(dz, _forward(z, cap), cap)
+    return {"z": dz}
+
+
+OPS = (
+    Op(
+        name="soft_cap",
+        sizes=("tiny", "one", "odd", "wide"),
+        sample=_sample,
+        forward_ref=soft_cap_ref,
+        grad_ref=lambda dy, z, cap: {"z": soft_cap_grad_ref(dy, z, cap)},
+        forward=_forward,
+        grad=_gradients,
+        tolerance=2e-6,
+        why="a float32 exponential within 2.7e-7; near the cap 1 - t^2 loses digits",
+        ggml="ggml_scale, ggml_tanh, ggml_scale; no gradient of ggml_tanh in ggml",
+    ),
+)

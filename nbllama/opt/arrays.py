@@ -1,0 +1,49 @@
+"""What optimisers do to whole arrays: in pieces that stay in the cache, without large copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+CHUNK = 32768  # elements; three float32 arrays of this size and two scratch ones fit in L2
+
+
+def n_dims(name: str, shape: tuple[int, ...]) -> int:
+    """Dimensions of a LoRA array as llama.cpp counts them (`ggml_n_dims`), trailing 1s dropped.
+
+    The old tool holds both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
+    ne = [rank, 1], has one dimension; a rank-1 `lora_a`, ne = [1, n], has two.
+    """
+    ne = list(shape[::-1] if name.endswith(".lora_b") else shape)
+    while len(ne) > 1 and ne[-1] == 1:
+        ne.pop()
+    return len(ne)
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Name of the first array that holds a NaN or an infinity; None if there is none."""
+    for name, x in arrays.items():
+        # min and max pass a NaN on, and need no mask as large as the array
+        if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
+            return name
+    return None
+
+
+def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of at most `CHUNK` elements, in order."""
+    flat = x.reshape(-1)
+    return (flat[i : i + CHUNK] for i in range(0, flat.size, CHUNK))
+
+
+def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
+    """√ of the sum of all squares, in float64, array after array; NaN or inf if any value is."""
+    wide = np.empty(CHUNK, np.float64)
+    total = 0.0
+    for x in arrays.values():
+        for part in chunks(x):
+            square = wide[: part.size]
+            np.multiply(part, part, out=square, dtype=np.float64)
+            total += float(np.add.reduce(square))
+    return math.sqrt(total)

@@ -1,0 +1,125 @@
+"""What all optimisers share: parameters, moments, clipping, decay, and the rate of each array.
+
+    norm = √Σ g²  over all arrays          c = gclip / norm if norm > gclip > 0, else 1
+    x ← x (1 - decay rate) - (the optimiser's own step with c g and rate)
+
+with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: with A and B learning
+at the same rate B learns too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation of Large
+Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and follows the rate
+("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays of fewer than
+`decay_min_ndim` dimensions are not decayed. Everything is elementwise float32, except the norm,
+which is summed in float64 in a fixed order: the same bits with any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from nbllama.opt import arrays
+from nbllama.opt.arrays import check_finite, chunks, global_norm, n_dims
+
+
+class StepInfo(NamedTuple):
+    """What one update did: the global gradient norm before clipping, and if it was clipped."""
+
+    grad_norm: float
+    clipped: bool
+
+
+class Optimiser(ABC):
+    """Optimiser state of `params` (name -> float32 C-contiguous array, updated in place).
+
+    `m`: first moments, by the same names and shapes; `v`: second ones, empty where the optimiser
+    has none. `iteration`: updates done. `alpha`: learning rate; `decay` is multiplied by it;
+    `gclip` 0: no clipping.
+    """
+
+    second: ClassVar[bool] = False  # whether it has second moments
+
+    def __init__(
+        self,
+        params: Mapping[str, np.ndarray],
+        alpha: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        decay: float = 0.1,
+        decay_min_ndim: int = 2,
+        gclip: float = 1.0,
+        b_ratio: float = 1.0,
+    ) -> None:
+        for name, x in params.items():
+            if x.dtype != np.float32 or not x.flags.c_contiguous or not x.flags.writeable:
+                raise ValueError(f"{name}: parameters are writable C-contiguous float32 arrays")
+        self.params = dict(params)
+        self.alpha, self.beta1, self.beta2, self.eps = alpha, beta1, beta2, eps
+        self.decay, self.decay_min_ndim, self.gclip = decay, decay_min_ndim, gclip
+        self.b_ratio = b_ratio
+        self.m = {name: np.zeros_like(x) for name, x in self.params.items()}
+        self.v = {name: np.zeros_like(x) for name, x in self.params.items() if self.second}
+        self.iteration = 0
+        self._scratch = np.empty((2, arrays.CHUNK), np.float32)
+
+    def restore(
+        self, m: Mapping[str, np.ndarray], v: Mapping[str, np.ndarray], iteration: int
+    ) -> None:
+        """Copy stored moments in. Raises `ValueError` if names or shapes are not the params'."""
+        self._check(m)
+        if self.second:
+            self._check(v)
+        elif v:
+            raise ValueError("stored second moments, which this optimiser does not have")
+        for mine, theirs in ((self.m, m), (self.v, v)):
+            for name, x in mine.items():
+                np.copyto(x, theirs[name], casting="no")
+        self.iteration = iteration
+
+    def _check(self, found: Mapping[str, np.ndarray]) -> None:
+        if found.keys() != self.params.keys():
+            odd = sorted(found.keys() ^ self.params.keys())
+            raise ValueError(f"not the optimiser's parameters: {', '.join(odd[:3])}")
+        for name, x in self.params.items():
+            if found[name].shape != x.shape or found[name].dtype != np.float32:
+                raise ValueError(f"{name}: {found[name].shape}, the parameter is {x.shape}")
+
+    def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
+        """One update with learning rate `alpha * schedule`. `grads` are left as they are.
+
+        Raises `FloatingPointError`, naming the array, before anything changes if a gradient is
+        NaN or infinite; `ValueError` if names or shapes are not the parameters'.
+        """
+        self._check(grads)
+        norm = global_norm({name: grads[name] for name in self.params})
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of {check_finite(grads)} is not finite")
+        clipped = 0 < self.gclip < norm
+        self.iteration += 1
+        rate = self.alpha * schedule
+        clip = np.float32(self.gclip / norm if clipped else 1.0)
+        for name, param in self.params.items():
+            own = rate * self.b_ratio if name.endswith(".lora_b") else rate
+            decays = n_dims(name, param.shape) >= self.decay_min_ndim
+            keep = np.float32(1.0 - self.decay * own if decays else 1.0)
+            pieces = [param, grads[name], self.m[name]]
+            if self.second:
+                pieces.append(self.v[name])
+            for x, g, *moments in zip(*map(chunks, pieces), strict=True):
+                t, u = self._scratch[0, : x.size], self._scratch[1, : x.size]
+                np.multiply(g, clip, out=t)
+                self._update(t, u, moments, own)
+                x *= keep
+                x -= u
+        return StepInfo(norm, clipped)
+
+    @abstractmethod
+    def _update(
+        self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
+    ) -> None:
+        """Update a piece's moments with its clipped gradient `g` (which may be overwritten), and
+        put what is to be subtracted from the parameters into `step`.
+        """

@@ -1,0 +1,26 @@
+"""SGD with momentum β1 (0: without) and decoupled weight decay.
+
+    m ← β1 m + g
+    x ← x (1 - decay rate) - rate m
+
+"Some methods of speeding up the convergence of iteration methods", Polyak 1964, in the form in
+which PyTorch has it (the gradient enters m whole, not times 1 - β1). β2 and ε have no part in it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.opt.optimiser import Optimiser
+
+
+class SGD(Optimiser):
+    """See the module's text; `m` is the momentum, `v` is empty."""
+
+    def _update(
+        self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
+    ) -> None:
+        (m,) = moments
+        m *= np.float32(self.beta1)
+        m += g
+        np.multiply(m, np.float32(rate), out=step)

@@ -1,0 +1,161 @@
+"""The measurements behind docs/decode.md; run by scripts/bench_generation.
+
+`speed`: prompt and single tokens, the package and llama.cpp in turns in one process, the median of
+the paired ratios. `memory`: private memory that a session of 512 tokens takes. `accuracy`: how far
+int8 products move the probabilities of a text, token by token, from the exact ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes as C
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numba
+import numpy as np
+
+from nbllama.generation import Session
+from nbllama.model import load_model
+
+PROMPT, SINGLE, ROUNDS = 256, 24, 5
+
+
+class Llama:
+    """llama.cpp on a file: as many threads, its own defaults otherwise."""
+
+    def __init__(self, path: Path, n_ctx: int, threads: int) -> None:
+        from tests.oracle import lib, model
+
+        self._oracle = model
+        m = lib.model_default_params()
+        m.n_gpu_layers = 0
+        c = lib.context_default_params()
+        c.n_ctx, c.n_batch, c.n_ubatch = n_ctx, 512, 512
+        c.n_threads = c.n_threads_batch = threads
+        self._model = model.load_model(os.fsencode(path), m)
+        self._context = model._new_context(self._model, c)
+        self._batch = model._batch_init(512, 0, 1)
+        self._memory = lib.function("llama_get_memory", C.c_void_p, C.c_void_p)(self._context)
+        self._clear = lib.function("llama_memory_clear", None, C.c_void_p, C.c_bool)
+        self._length = 0
+
+    def clear(self) -> None:
+        self._clear(self._memory, True)
+        self._length = 0
+
+    def feed(self, tokens: Sequence[int] | np.ndarray) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = int(token), self._length + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i == len(tokens) - 1
+        if self._oracle._decode(self._context, batch):
+            raise RuntimeError("llama_decode failed")
+        self._length += len(tokens)
+        self._oracle._get_logits(self._context)
+
+
+def seconds(f: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def speed(path: Path, threads: int) -> None:
+    model = load_model(path)
+    session, theirs = Session(model, None, 1024), Llama(path, 1024, threads)
+    ids = np.random.default_rng(0).integers(3, model.hp.n_vocab, PROMPT + SINGLE)
+    prompt, single = ids[:PROMPT], ids[PROMPT:, None]
+    session.feed(prompt)
+    session.feed(single[0])
+    theirs.feed(prompt)
+    times: list[list[float]] = []
+    for _ in range(ROUNDS):
+        session.truncate(0)
+        theirs.clear()
+        row = [seconds(lambda: session.feed(prompt)), seconds(lambda: theirs.feed(prompt))]
+        row.append(seconds(lambda: [session.feed(t) for t in single]))
+        row.append(seconds(lambda: [theirs.feed(t) for t in single]))
+        times.append(row)
+    best = [min(t[i] for t in times) for i in range(4)]
+    print(
+        f"| {path.name} | {PROMPT / best[0]:.0f} | {PROMPT / best[1]:.0f} | "
+        f"{median(t[1] / t[0] for t in times):.2f} | {SINGLE / best[2]:.1f} | "
+        f"{SINGLE / best[3]:.1f} | {median(t[3] / t[2] for t in times):.2f} |",
+        flush=True,
+    )
+
+
+def private_bytes() -> int:
+    """RssAnon of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(x.split()[1] for x in lines if x.startswith("RssAnon")))
+
+
+def memory(path: Path) -> None:
+    model = load_model(path)
+    first = Session(model, None, 64)
+    first.feed(list(range(3, 43)))
+    first.feed([3])
+    del first
+    before = private_bytes()
+    session = Session(model, None, 512)
+    session.feed(np.arange(3, 503))
+    for token in range(12):
+        session.feed([3 + token])
+    told = session.nbytes
+    print(
+        f"| {path.name} | {model.gguf.size / 1e6:.0f} | {before / 1e6:.0f} | {told / 1e6:.0f} | "
+        f"{(private_bytes() - before) / 1e6:.0f} |",
+        flush=True,
+    )
+
+
+def accuracy(path: Path, text: Path, n: int = 500) -> None:
+    model = load_model(path)
+    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))[: n + 1]
+    exact, fast = Session(model, None, len(ids), exact=True), Session(model, None, len(ids))
+    losses, divergence, same = [], [], 0
+    for token, target in zip(ids[:-1], ids[1:], strict=True):
+        p, q = (log_softmax(s.feed([token])) for s in (exact, fast))
+        losses.append((-p[target], -q[target]))
+        divergence.append(float((np.exp(p) * (p - q)).sum()))
+        same += int(p.argmax() == q.argmax())
+    a, b = np.exp(np.mean(losses, axis=0))
+    print(
+        f"| {path.name} | {a:.4f} | {b:.4f} | {100 * (b / a - 1):+.2f} % | "
+        f"{np.mean(divergence):.5f} | {100 * same / len(losses):.1f} % |",
+        flush=True,
+    )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x -= x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("what", choices=("speed", "memory", "accuracy"))
+    p.add_argument("files", nargs="+", type=Path)
+    p.add_argument("--threads", type=int, default=numba.get_num_threads())
+    given = p.parse_args()
+    numba.set_num_threads(given.threads)
+    if given.what == "accuracy":
+        accuracy(given.files[0], given.files[1])
+        return
+    for path in given.files:
+        if given.what == "speed":
+            speed(path, given.threads)
+        else:
+            memory(path)
+
+
+if __name__ == "__main__":
+    main()
