@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
     "generation": MODEL | {"bound", "block", "model"},
+    "generation_many": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
     "predictor": MODEL | {"model", "generation", "sampling"},
     "validation": {"data"},

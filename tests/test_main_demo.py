@@ -10,9 +10,7 @@ import pytest
 import nbllama
 from nbllama.generation import Session
 
-QUESTION = (
-    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-)
+QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["float32", "int8"])

@@ -42,7 +42,7 @@ def test_perplexity_is_that_of_the_tokens(example: ModuleType, tmp_path: Path) -
     assert example.WINDOW < len(ids) < 2 * example.WINDOW
     total = 0.0
     for part in (ids[: example.WINDOW], ids[example.WINDOW :]):
-        tokens = [model.tokenizer.bos_id, *part[:-1]]
+        tokens = [model.tokenizer.bos_id or 0, *part[:-1]]
         adapter = nbllama.init_adapter(model)
         total += nbllama.loss_and_gradients(model, adapter, tokens, part)[0] * len(part)
     found = example.perplexity(model, None, "the hen and the rat " * 30)
