@@ -68,7 +68,10 @@ class Terminal:
     def end(self, seconds: float = 60) -> int:
         """Read the rest; the exit code."""
         until = time.monotonic() + seconds
-        while self._read():
+        while True:
+            ready, _, _ = select.select([self.master], [], [], 0.2)
+            if ready and not self._read():
+                break
             assert time.monotonic() < until, self.raw[-300:]
         code = self.process.wait(seconds)
         os.close(self.master)

@@ -1,4 +1,4 @@
-"""The command lines of `python -m nbllama.perplexity` and `python -m nbllama.verify`."""
+"""The command line of `python -m nbllama.perplexity`."""
 
 from __future__ import annotations
 
@@ -90,69 +90,3 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
             "--kl-divergence: compare with what? Give --base-model FILE or --lora FILE"
         )
     return Perplexity(options, adapters)
-
-
-VERIFY_PROG = "python -m nbllama.verify"
-_VERIFY_ABOUT = """Whether an adapter does something, and whether it does the same when it is merged
-and when llama.cpp runs it."""
-_VERIFY_EPILOG = f"""The merge is made in a temporary folder, with the merged tensors in F32, unless
---merged names one that is there. llama.cpp is asked if the package xllamacpp is installed.
-
-A check that says no is exit 1.
-
-{_EXITS}"""
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """A parsed command line of `verify`, but for the adapters."""
-
-    model: str = _files(
-        _MODEL(),
-        "",
-        "base model, a GGUF file",
-        also=["-m", "--model-base"],
-        shown_default="must be given",
-    )
-    lora: str = lora_option("-l")
-    lora_scaled: str = lora_scaled_option("-s")
-    file: str = _files(
-        Text(), "", "sample text in UTF-8", also=["-f"], shown_default="a short one of its own"
-    )
-    merged: str = _files(
-        _MODEL(), "", "merged model to check", shown_default="merged here, if there is room for it"
-    )
-    tokens: int = _run(Whole(16, 4096), 128, "tokens of the sample to read", also=["-n"])
-    threads: int | None = _run(
-        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
-    debug: bool = _run(None, False, "show the traceback of an error")
-
-
-@dataclass(frozen=True)
-class Verify:
-    """What `verify` is to do: the options, and the adapters as (file, scale) in order."""
-
-    options: VerifyOptions
-    adapters: list[tuple[str, float]] = field(default_factory=list)
-
-
-def parse_verify(argv: Sequence[str]) -> Verify:
-    """Read the command line (without the program's name).
-
-    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
-    """
-    adapters, rest = take_adapters(argv, table(VerifyOptions))
-    options = parse_into(
-        VerifyOptions,
-        rest,
-        prog=VERIFY_PROG,
-        about=_VERIFY_ABOUT,
-        epilog=_VERIFY_EPILOG,
-        familiar={},
-    )
-    if not options.model:
-        raise UsageError("which model? Give -m FILE; --help lists every option")
-    if not adapters:
-        raise UsageError("which adapter? Give --lora FILE or --lora-scaled FILE SCALE")
-    return Verify(options, adapters)
