@@ -254,8 +254,8 @@ def test_ctrl_c_stops_the_answer_then_the_program(folder: Path) -> None:
     terminal.interrupt()
     terminal.wait_for(r"\n> $")
     assert terminal.process.poll() is None
-    # Between writing the prompt and waiting for a key, readline does not see a signal: a moment that
-    # no hand can meet.
+    # Between writing the prompt and waiting for a key, readline does not see a signal: a moment
+    # that no hand can meet.
     time.sleep(0.5)
     terminal.interrupt()
     assert terminal.end() == 130
