@@ -157,6 +157,7 @@ def test_quantised(name: str, types: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("types", list(ROUNDED))
 @pytest.mark.parametrize("name", MODELS)
@@ -245,7 +246,8 @@ SLOW = ("gemma2, 27B", "gemma3, 27B, text")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.long] * (n in SLOW)) for n in MODELS],
 )
 def test_gradients(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "toy.gguf")
@@ -253,6 +255,7 @@ def test_gradients(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_one_by_one(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "toy.gguf")
@@ -288,8 +291,8 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
     [
         "phi3, mini",
         "gemma3, 270M and 1B",
-        pytest.param("minicpm, without them", marks=pytest.mark.slow),
-        pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
+        pytest.param("minicpm, without them", marks=(pytest.mark.slow, pytest.mark.long)),
+        pytest.param("baichuan, 13B (ALiBi)", marks=(pytest.mark.slow, pytest.mark.long)),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

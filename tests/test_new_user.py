@@ -35,7 +35,7 @@ def ask(model: Path, adapter: Path | None, questions: list[str]) -> list[str]:
     for question in questions:
         messages = [{"role": "user", "content": question}]
         request = {"messages": messages, "max_tokens": 24, "temperature": 0.0}
-        answer = server.handle_chat_completions(json.dumps(request))
+        answer = server.handle_chat_completions(request)
         answer = json.loads(answer) if isinstance(answer, str) else answer
         answers.append(answer["choices"][0]["message"]["content"].strip())
     return answers

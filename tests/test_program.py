@@ -88,7 +88,9 @@ def test_numbered_files_and_latest(folder: Path, run: Run) -> None:
     found = {p.name for p in folder.iterdir()}
     stamps = ("3", "6", "7", "LATEST")
     files = {f"{kind}-{s}.gguf" for kind in ("chk", "lora") for s in stamps}
-    assert found == {"toy.gguf", "text.txt"} | files  # no lock, nothing temporary
+    assert (
+        found == {"toy.gguf", "text.txt", "lora-LATEST.config.yaml"} | files
+    )  # no lock, nothing temporary
     for stamp in ("3", "6", "7"):
         assert load_checkpoint(folder / f"chk-{stamp}.gguf").iteration == int(stamp)
     for kind in ("chk", "lora"):
@@ -106,8 +108,8 @@ def test_numbered_files_and_latest(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "adapter", "files"),
     [
-        ("one.gguf", "two.gguf", {"one.gguf", "two.gguf"}),
-        ("", "a-ITERATION.gguf", {"a-4.gguf", "a-2.gguf", "a-LATEST.gguf"}),
+        ("one.gguf", "two.gguf", {"one.gguf", "two.gguf", "two.config.yaml"}),
+        ("", "a-ITERATION.gguf", {"a-4.gguf", "a-2.gguf", "a-LATEST.gguf", "a-LATEST.config.yaml"}),
         ("c-ITERATION", "", {"c-4", "c-2", "c-LATEST"}),
         ("", "", set()),
     ],
@@ -120,7 +122,8 @@ def test_other_names(
     assert done.code == 0, done
     assert {p.name for p in folder.iterdir()} == {"toy.gguf", "text.txt"} | files
     for name in files:
-        assert re.search(rf"(?m)^(checkpoint|adapter) +{name}$", done.out) or "LATEST" not in name
+        told = re.search(rf"(?m)^(checkpoint|adapter) +{name}$", done.out)
+        assert told or "LATEST" not in name or name.endswith(".yaml")
 
 
 def test_save_every_0_saves_at_the_end_only(folder: Path, run: Run) -> None:
@@ -136,7 +139,7 @@ def test_keep_last_prunes(folder: Path, run: Run) -> None:
     assert done.code == 0, done
     left = {p.name for p in folder.glob("chk-*")}
     assert left == {"chk-6.gguf", "chk-7.gguf", "chk-LATEST.gguf"} | {p.name for p in others}
-    assert len(list(folder.glob("lora-*"))) == 5  # adapters are results: they stay
+    assert len(list(folder.glob("lora-*.gguf"))) == 5  # adapters are results: they stay
 
 
 def test_pruning_that_fails_stops_nothing(
@@ -307,7 +310,7 @@ def test_threads_change_no_bit(folder: Path, run: Run) -> None:
     ("more", "parts"),
     [
         (["--adam-itr", "3"], ["--adam-itr", "--adam-iter"]),
-        (["--lr", "3"], ["--lr", "--adam-alpha"]),
+        (["--warmup-steps", "3"], ["--warmup-steps", "--warmup"]),
         (["--ctx", "many"], ["--ctx", "many"]),
         (["--ctx", "0"], ["--ctx", "0"]),
         (["--ctx"], ["--ctx"]),
@@ -535,7 +538,7 @@ def test_a_broken_state_is_never_saved(
     for checkpoint in ("chk-ITERATION.gguf", ""):
         done = run(words(folder, "--save-every", "2", "--checkpoint-out", checkpoint))
         refused(done, 7, "output.weight.lora_b", "not")
-        assert {p.name for p in folder.glob("lora-*")} == {"lora-2.gguf", "lora-LATEST.gguf"}
+        assert {p.name for p in folder.glob("lora-*.gguf")} == {"lora-2.gguf", "lora-LATEST.gguf"}
 
 
 def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -634,7 +637,7 @@ def test_chinese_names_text_and_options_in_any_locale(folder: Path, env: dict[st
         assert "模型.gguf" in done.out and "适配器-LATEST.gguf" in done.out
     assert {p.name for p in there.iterdir()} == {
         "模型.gguf", "红楼梦.txt", "存档-4.gguf", "存档-LATEST.gguf", "适配器-4.gguf",
-        "适配器-LATEST.gguf", "日志.jsonl",
+        "适配器-LATEST.gguf", "适配器-LATEST.config.yaml", "日志.jsonl",
     }  # fmt: skip
     assert len(log_rows(there / "日志.jsonl")) == 4
 

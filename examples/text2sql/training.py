@@ -63,8 +63,9 @@ def train(model: Path, data: Path, adapter: Path, run: Training) -> list[dict[st
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `--log` file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Iterations of a `--log` file; its other lines are about the run."""
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if "event" not in row]
 
 
 def totals(log: list[dict[str, Any]]) -> dict[str, Any]:

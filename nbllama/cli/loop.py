@@ -46,6 +46,7 @@ class Loop:
         self._convergence = self._tests()
         state = session.state
         self._watch = Watch.of(state.watch) if state is not None else Watch()
+        self._config = ""
         # of an early end
         self._reason = self._watch.ended(self.settings.early_stop)
 
@@ -55,7 +56,7 @@ class Loop:
         Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
         """
         options = taken_options(OPTIONS, self.session.options, self.settings)
-        self.outputs.save_config(config_text(options, __version__))
+        self._config = config_text(options, __version__)
         self.ui.record(begun(self.session, told, options, self.session.words))
         try:
             self._iterate(told)
@@ -110,8 +111,10 @@ class Loop:
         and at its end.
         """
         now, session = self.trainer.iteration, self.session
+        if not (session.validation or session.prompts):
+            return
         due = now % self.settings.eval_every == 0 or now >= self._last or bool(self._reason)
-        if not (session.validation or session.prompts) or not due or self._watch.last == now:
+        if not due or self._watch.last == now:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
         asked, most = session.prompts, session.options.sample_tokens
@@ -240,8 +243,16 @@ class Loop:
         self.session.model.gguf.recheck()
         self.outputs.save(self._state(), self.session.model.hp)
         self._saved = self.trainer.iteration
+        self._save_config()
         if problem := self.outputs.prune(self._saved):
             self.ui.note(f"{problem}; --keep-last does not hold for it")
+
+    def _save_config(self) -> None:
+        """The run's options beside its adapter; a failure does not stop training."""
+        try:
+            self.outputs.save_config(self._config)
+        except (OSError, OutputError) as e:
+            self.ui.note(f"the options of this run are not saved: {e}")
 
     def _save_if_due(self, at_end_too: bool) -> None:
         now = self.trainer.iteration

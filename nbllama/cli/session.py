@@ -63,6 +63,8 @@ class Session:
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
         self.prompts = load_prompts(options, self.model, self.data)
+        if self.validation is None and not self.prompts:
+            self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
 

@@ -119,7 +119,7 @@ class Settings:
     opt_delta: float
     opt_max_no_improvement: int
     adam_epsf: float
-    eval_every: int
+    eval_every: int  # 0: there is nothing to evaluate
     early_stop: int
     save_every: int
     keep_last: int
@@ -241,7 +241,8 @@ _NEW = {
 def _check_old(options: Options) -> None:
     """Raise `UsageError` for an option that a run of the old tool, or in its way, cannot have."""
     for name, without in _NEW.items():
-        if getattr(options, name) != without:
+        # a checkpoint of such a run says "all" of its layers
+        if getattr(options, name) not in (without, "all" if name == "lora_layers" else without):
             raise UsageError(
                 f"--{name.replace('_', '-')}: the old finetune had nothing of the kind; leave it "
                 "out with --compat and where one of its checkpoints is continued"

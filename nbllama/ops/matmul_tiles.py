@@ -4,6 +4,9 @@ A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of
 tokens. Its sums lie in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache; a piece of W
 is decoded into `w`, multiplied with every panel of the chunk, and overwritten by the next piece.
 Threads draw tasks from a counter, so that a slow core does not hold up the others.
+
+An entry must not close over another kernel: Numba's cache would take it for a new function in every
+process.
 """
 
 from __future__ import annotations
@@ -59,26 +62,11 @@ def _forward_entry(type_id: int) -> Callable[..., None]:
     block = QUANTS[type_id].block_size
     size = QUANTS[type_id].type_size
 
-    @kernel()
-    def tile(raw, row_bytes, n0, rows, n_in, k_block, xp, p0, p1, hp, b, w, c):
-        ld = max(k_block, ROW_BLOCK) + PAD
-        for k0 in range(0, n_in, k_block):
-            k = min(k_block, n_in - k0)
-            for i in range(rows):
-                src = (n0 + i) * row_bytes + k0 // block * size
-                decode_blocks(type_id, raw, src, k // block, w, i * ld)
-            _multiply(w, ld, 1, rows, xp, k0, p0, p1, k, c, k0 == 0)
-        for r0 in range(0, b.shape[1], ROW_BLOCK):
-            ranks = min(ROW_BLOCK, b.shape[1] - r0)
-            for i in range(rows):
-                for r in range(ranks):
-                    w[i * ld + r] = b[n0 + i, r0 + r]
-            _multiply(w, ld, 1, rows, hp, r0, p0, p1, ranks, c, False)
-
     @kernel(parallel=True)
     def forward(
         raw, row_bytes, n_out, n_in, xp, n, hp, b, y, add, rows, chunk, k_block, ws, cs, counter
     ):
+        ld = max(k_block, ROW_BLOCK) + PAD
         n_tiles = (n_out + rows - 1) // rows
         n_tasks = n_tiles * ((xp.shape[0] + chunk - 1) // chunk)
         counter[0] = 0
@@ -91,7 +79,18 @@ def _forward_entry(type_id: int) -> Callable[..., None]:
                 have = min(rows, n_out - n0)
                 p0 = (task // n_tiles) * chunk
                 p1 = min(p0 + chunk, xp.shape[0])
-                tile(raw, row_bytes, n0, have, n_in, k_block, xp, p0, p1, hp, b, w, c)
+                for k0 in range(0, n_in, k_block):
+                    k = min(k_block, n_in - k0)
+                    for i in range(have):
+                        src = (n0 + i) * row_bytes + k0 // block * size
+                        decode_blocks(type_id, raw, src, k // block, w, i * ld)
+                    _multiply(w, ld, 1, have, xp, k0, p0, p1, k, c, k0 == 0)
+                for r0 in range(0, b.shape[1], ROW_BLOCK):
+                    ranks = min(ROW_BLOCK, b.shape[1] - r0)
+                    for i in range(have):
+                        for r in range(ranks):
+                            w[i * ld + r] = b[n0 + i, r0 + r]
+                    _multiply(w, ld, 1, have, hp, r0, p0, p1, ranks, c, False)
                 width, t0 = (p1 - p0) * PANEL, p0 * PANEL
                 _store(c, width, have, min(width, n - t0), y, t0, n0, add)
                 task = next_task(counter)
@@ -103,25 +102,11 @@ def _gradient_entry(type_id: int) -> Callable[..., None]:
     block = QUANTS[type_id].block_size
     size = QUANTS[type_id].type_size
 
-    @kernel()
-    def tile(raw, row_bytes, n_out, k0, columns, gp, p0, p1, dhp, a, w, ld, c):
-        for n0 in range(0, n_out, ROW_BLOCK):
-            rows = min(ROW_BLOCK, n_out - n0)
-            for i in range(rows):
-                src = (n0 + i) * row_bytes + k0 // block * size
-                decode_blocks(type_id, raw, src, columns // block, w, i * ld)
-            _multiply(w, 1, ld, columns, gp, n0, p0, p1, rows, c, n0 == 0)
-        for r0 in range(0, a.shape[0], ROW_BLOCK):
-            ranks = min(ROW_BLOCK, a.shape[0] - r0)
-            for r in range(ranks):
-                for i in range(columns):
-                    w[r * ld + i] = a[r0 + r, k0 + i]
-            _multiply(w, 1, ld, columns, dhp, r0, p0, p1, ranks, c, False)
-
     @kernel(parallel=True)
     def gradient(
         raw, row_bytes, n_out, n_in, gp, n, dhp, a, dx, add, columns, chunk, ws, cs, counter
     ):
+        ld = columns + PAD
         n_tiles = (n_in + columns - 1) // columns
         n_tasks = n_tiles * ((gp.shape[0] + chunk - 1) // chunk)
         counter[0] = 0
@@ -134,7 +119,18 @@ def _gradient_entry(type_id: int) -> Callable[..., None]:
                 have = min(columns, n_in - k0)
                 p0 = (task // n_tiles) * chunk
                 p1 = min(p0 + chunk, gp.shape[0])
-                tile(raw, row_bytes, n_out, k0, have, gp, p0, p1, dhp, a, w, columns + PAD, c)
+                for n0 in range(0, n_out, ROW_BLOCK):
+                    rows = min(ROW_BLOCK, n_out - n0)
+                    for i in range(rows):
+                        src = (n0 + i) * row_bytes + k0 // block * size
+                        decode_blocks(type_id, raw, src, have // block, w, i * ld)
+                    _multiply(w, 1, ld, have, gp, n0, p0, p1, rows, c, n0 == 0)
+                for r0 in range(0, a.shape[0], ROW_BLOCK):
+                    ranks = min(ROW_BLOCK, a.shape[0] - r0)
+                    for r in range(ranks):
+                        for i in range(have):
+                            w[r * ld + i] = a[r0 + r, k0 + i]
+                    _multiply(w, 1, ld, have, dhp, r0, p0, p1, ranks, c, False)
                 width, t0 = (p1 - p0) * PANEL, p0 * PANEL
                 _store(c, width, have, min(width, n - t0), dx, t0, k0, add)
                 task = next_task(counter)

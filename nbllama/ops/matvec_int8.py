@@ -43,37 +43,40 @@ def _matvec_entries(type_id: int) -> tuple[Callable[..., None], Callable[..., No
     block = QUANTS[type_id].block_size
     size = QUANTS[type_id].type_size
 
-    @kernel()
-    def rows(raw, first, last, q, d, sums, y, add):
-        blocks = q.size // y.shape[0] // block
-        for n in range(first, last):
-            for t in range(y.shape[0]):
-                src = n * blocks * size
-                value = dot_blocks(type_id, raw, src, blocks, q, d, sums, t * blocks)
-                if add:
-                    y[t, n] += value
-                else:
-                    y[t, n] = value
-
+    # The two bodies are alike on purpose: an entry that calls a kernel made beside it is compiled
+    # anew in every process (see ops.matmul_tiles).
     @kernel()
     def serial(raw0, raw1, raw2, q, d, sums, y0, y1, y2, add):
-        rows(raw0, 0, y0.shape[1], q, d, sums, y0, add)
-        rows(raw1, 0, y1.shape[1], q, d, sums, y1, add)
-        rows(raw2, 0, y2.shape[1], q, d, sums, y2, add)
+        blocks = q.size // y0.shape[0] // block
+        raws, ys = (raw0, raw1, raw2), (y0, y1, y2)
+        for s in range(MOST_WEIGHTS):
+            raw, y = raws[s], ys[s]
+            for n in range(y.shape[1]):
+                src = n * blocks * size
+                for t in range(y.shape[0]):
+                    value = dot_blocks(type_id, raw, src, blocks, q, d, sums, t * blocks)
+                    y[t, n] = y[t, n] + value if add else value
 
     @kernel(parallel=True)
     def parallel(raw0, raw1, raw2, q, d, sums, y0, y1, y2, add, threads, counter):
-        end0 = y0.shape[1]
-        end1 = end0 + y1.shape[1]
-        end2 = end1 + y2.shape[1]
+        blocks = q.size // y0.shape[0] // block
+        raws, ys = (raw0, raw1, raw2), (y0, y1, y2)
+        n_rows = y0.shape[1] + y1.shape[1] + y2.shape[1]
         counter[0] = 0
         for _ in prange(threads):
             first = next_task(counter) * ROWS_PER_TASK
-            while first < end2:
-                last = first + ROWS_PER_TASK
-                rows(raw0, first, min(last, end0), q, d, sums, y0, add)
-                rows(raw1, max(first - end0, 0), min(last, end1) - end0, q, d, sums, y1, add)
-                rows(raw2, max(first - end1, 0), min(last, end2) - end1, q, d, sums, y2, add)
+            while first < n_rows:
+                begin = 0
+                for s in range(MOST_WEIGHTS):
+                    raw, y = raws[s], ys[s]
+                    n_out = y.shape[1]
+                    end = min(first + ROWS_PER_TASK - begin, n_out)
+                    for n in range(max(first - begin, 0), end):
+                        src = n * blocks * size
+                        for t in range(y.shape[0]):
+                            value = dot_blocks(type_id, raw, src, blocks, q, d, sums, t * blocks)
+                            y[t, n] = y[t, n] + value if add else value
+                    begin += n_out
                 first = next_task(counter) * ROWS_PER_TASK
 
     return serial, parallel
