@@ -283,7 +283,7 @@ def test_other_schedules_end_with_the_run(kind: str) -> None:
 @pytest.mark.parametrize(
     "words",
     ["--optimizer sgd", "--lr-schedule linear", "--lora-dropout 0.1", "--rslora", "--val-split 0.1",
-     "--loraplus-lr-ratio 16", "--lora-layers all"],
+     "--loraplus-lr-ratio 16", "--lora-layers last:1"],
 )  # fmt: skip
 def test_compat_has_nothing_new(words: str) -> None:
     with pytest.raises(UsageError, match=words.split()[0]):
