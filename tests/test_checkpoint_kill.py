@@ -60,6 +60,7 @@ def test_kill_at_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_at_random_many_times(tmp_path: Path) -> None:
     kills(tmp_path, 1000)
 

@@ -137,7 +137,10 @@ SMALL: dict[str, Any] = dict(
 
 @pytest.mark.parametrize(
     "how",
-    ["--no-checkpointing", pytest.param("--use-checkpointing", marks=pytest.mark.slow)],
+    [
+        "--no-checkpointing",
+        pytest.param("--use-checkpointing", marks=(pytest.mark.slow, pytest.mark.long)),
+    ],
 )
 def test_the_peak_is_as_forecast(tmp_path: Path, how: str) -> None:
     make_llama(tmp_path / "toy.gguf", **SMALL)

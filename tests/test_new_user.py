@@ -42,6 +42,7 @@ def ask(model: Path, adapter: Path | None, questions: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_of_chats_one_command_an_adapter_that_answers(
     demo_model: Path, tmp_path: Path
 ) -> None:

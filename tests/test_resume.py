@@ -155,6 +155,7 @@ def test_chat_is_continued_with_what_the_first_run_chose(folder: Path, run: Run)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
     """One run, killed at random moments until it is done."""
@@ -202,7 +203,7 @@ def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
     [
         (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=(pytest.mark.slow, pytest.mark.long)),
     ],
 )
 def test_a_signal_saves_and_the_printed_command_continues(
