@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "lanes", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd", "threads"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lanes": set(),
     "plain": {"_jit", "lanes"},
     "simd": {"_jit", "lanes", "plain"},
+    "threads": {"_jit"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -69,7 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
-    "generation": MODEL | {"bound", "block", "model"},
+    "token_program": MODEL | {"weights", "bound", "block"},
+    "generation": MODEL | {"bound", "block", "model", "token_program"},
     "generation_many": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
     "predictor": MODEL | {"model", "generation", "sampling"},
@@ -172,11 +174,12 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
         "lanes",
         "simd",
+        "threads",
         "quants",
         "quantise",
         "ops",
