@@ -143,6 +143,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
+    "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
@@ -195,7 +196,7 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
-    "convert_lora",
+    "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity",
 )  # fmt: skip
