@@ -109,6 +109,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.resume",
         "cli.stop",
     },
+    "cli.words": {"cli.parser"},
+    "inspect": STATE
+    | {"", "adapter", "formats", "text", "checkpoint", "old_checkpoint", "train_state"}
+    | {"cli.parser", "cli.run", "cli.words", "cli.options", "cli.settings", "progress"},
     "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
     "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
@@ -198,7 +202,7 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
-    "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity",
+    "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
 )  # fmt: skip
 
 
