@@ -111,6 +111,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.resume",
         "cli.stop",
     },
+    "cli.words": {"cli.parser"},
+    "inspect": STATE
+    | {"", "adapter", "formats", "text", "checkpoint", "old_checkpoint", "train_state"}
+    | {"cli.parser", "cli.run", "cli.words", "cli.options", "cli.settings", "progress"},
     "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
     "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
@@ -145,6 +149,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
+    "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
@@ -198,9 +203,9 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
-    "convert_lora",
+    "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
-    "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity",
+    "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
 )  # fmt: skip
 
 
