@@ -53,7 +53,9 @@ def test_figures_have_texts_and_are_small(page: Path) -> None:
         assert svg.parent == FIGURES
         content = svg.read_text(encoding="utf-8")
         assert len(content) < 150_000, target
-        assert "prefers-color-scheme: dark" in content, f"{target}: make it with scripts/walkthrough"
+        assert "prefers-color-scheme: dark" in content, (
+            f"{target}: make it with scripts/walkthrough"
+        )
 
 
 def test_no_figure_is_left_over() -> None:
@@ -82,7 +84,9 @@ def test_what_counts_as_the_same_output() -> None:
 def test_a_page_that_prints_something_else_is_found(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
-    page.write_text("```python\nx = 3\nprint(x)\n```\n\n```text\n4\n```\n\n```python\nprint(x + 1)\n```\n")
+    page.write_text(
+        "```python\nx = 3\nprint(x)\n```\n\n```text\n4\n```\n\n```python\nprint(x + 1)\n```\n"
+    )
     (tmp_path / "run").mkdir()
     first, second = run_page(page, tmp_path / "run")
     assert (first.text, first.got) == ("4\n", "3\n")
