@@ -1,4 +1,4 @@
-"""Draws the README's picture, docs/images/demo.svg, from what scripts/demo has left in build/demo."""
+"""Draws the README's picture, docs/images/demo.svg, from what scripts/demo has left behind."""
 
 from __future__ import annotations
 

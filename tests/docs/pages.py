@@ -45,7 +45,7 @@ def _parsers() -> Any:
 
 
 def run_page(page: Path, folder: Path) -> list[Printed]:
-    """Run every Python block of `page` in `folder`, where it may leave files. An exception in a block
+    """Run every Python block of `page` in `folder`, where it may leave files. What a block raises
     comes out as it is.
     """
     import matplotlib
