@@ -15,8 +15,11 @@ MINUTES = {"0", "4", "7", "9"}  # pages that train
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 
-def test_there_are_ten_pages() -> None:
-    assert [page.name[0] for page in PAGES] == list("0123456789")
+def test_the_map_names_every_page() -> None:
+    first, *others = PAGES
+    assert len(others) > 5
+    for page in others:
+        assert f"({page.name})" in first.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
