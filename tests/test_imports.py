@@ -36,7 +36,7 @@ TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
 MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
-MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
+MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite", "merging"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -130,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
+    "merging": {"arch", "gguf_io", "lora", "mixes", "rewrite"},
     "cli.lora_options": {"errors", "cli.parser"},
     "cli.lora_files": {"errors", "arch", "adapter", "lora"},
     "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
@@ -147,6 +148,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
     "perplexity": {"cli.eval_options", "cli.run", "cli.settings", "cli.scoring"},
+    "sample_text": MODEL | {"model", "generation", "evaluate"},
+    "llama_cpp": {"errors"},
+    "_llama_child": set(),
+    "cli.verify_options": {"errors", "cli.parser", "cli.lora_options"},
+    "cli.checks": MODEL
+    | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
+    | {"llama_cpp", "cli.scoring", "cli.verify_options", "cli.lora_files"},
+    "verify": {"cli.verify_options", "cli.run", "cli.settings", "cli.checks"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -187,6 +196,7 @@ OUTSIDE = {
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
+    "xllamacpp": {"_llama_child"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
@@ -198,6 +208,7 @@ LIGHT = (
     "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity",
+    "cli.verify_options", "verify", "llama_cpp",
 )  # fmt: skip
 
 
