@@ -21,7 +21,6 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, Masked, linear, linear_grad
-from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
@@ -140,14 +139,7 @@ class _Block:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
         masked = self.masked(*slots)
-        if self.acts.int8 is None:
-            return Input(x, self.shared("panels"), group, masked=masked)
-        key = (self.layer, slots)
-        int8 = self.acts.int8.get(key)
-        if int8 is None:
-            ws = [self.model.linear(self.layer, s) for s in slots]
-            int8 = self.acts.int8[key] = int8_groups(ws)
-        return Input(x, self.shared("panels"), group, int8, masked)
+        return Input(x, self.shared("panels"), group, masked)
 
     def masked(self, *slots: str) -> Masked | None:
         """Dropout of the input of these linear layers, if any of them has a pair."""

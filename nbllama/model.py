@@ -14,7 +14,7 @@ positions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,14 +26,13 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
-from nbllama.ops.linear import NO_INT8, Input, linear
+from nbllama.ops.linear import Input, linear
 from nbllama.ops.loss import (
     LossBuffers,
     cross_entropy_grad_ref,
     cross_entropy_ref,
     output_loss,
 )
-from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
@@ -140,15 +139,9 @@ class Model(Weights):
         z[~rows] = 0
         self.watch.gradient("result_output", -1, z.astype(np.float32))
 
-    def logits(
-        self,
-        bound: Bound,
-        x: np.ndarray,
-        panels: np.ndarray | None = None,
-        int8: Mapping[str, Int8Group] = NO_INT8,
-    ) -> np.ndarray:
+    def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
         """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
-        packed x; `int8`: the head's, for single tokens in integers.
+        packed x.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -158,7 +151,7 @@ class Model(Weights):
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
-        linear(head, bound.pair(head.name), Input(normed, panels, (), int8), out, None)
+        linear(head, bound.pair(head.name), Input(normed, panels), out, None)
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
         if self.watch is not None:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "lanes", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd", "threads"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lanes": set(),
     "plain": {"_jit", "lanes"},
     "simd": {"_jit", "lanes", "plain"},
+    "threads": {"_jit"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -70,7 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
-    "generation": MODEL | {"bound", "block", "model"},
+    "token_program": MODEL | {"weights", "bound", "block"},
+    "generation": MODEL | {"bound", "block", "model", "token_program"},
     "generation_many": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
     "predictor": MODEL | {"model", "generation", "sampling"},
@@ -154,6 +156,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.merge": {"errors", "files", "rewrite"},
     "export_lora": MERGE | {"cli.lora_files"},
     "quantize": MERGE,
+    "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
@@ -183,11 +186,12 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
         "lanes",
         "simd",
+        "threads",
         "quants",
         "quantise",
         "ops",
@@ -207,7 +211,7 @@ OUTSIDE = {
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
-    "convert_lora",
+    "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
     "peek.__main__",
