@@ -2,9 +2,10 @@
 
 The weights of a tensor are blocks drawn from a pool, which is a normal sample of the usual size
 (1 / sqrt(n_in)) put through the package's own quantiser. So logits stay finite and of a normal
-model's size. The file is streamed: memory stays under 100 MB whatever its size. `--sparse` leaves
-the weights out (a hole in the file, read as zeros), where only names and sizes matter. The same
-arguments write the same bytes.
+model's size. The file is streamed: memory stays under 100 MB whatever its size. All matrices have
+one type, or with `--mix` those that llama.cpp's quantiser gives the tensors of such a file.
+`--sparse` leaves the weights out (a hole in the file, read as zeros), where only names and sizes
+matter. The same arguments write the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from nbllama.errors import UsageError
+from nbllama.mixes import file_type, fitting, tensor_types
 from nbllama.quantise import QUANTISED, quantise
 from nbllama.quants import nbytes
 from tests.toy_models import add_tokenizer
@@ -45,8 +48,10 @@ SHAPES = {
     "7b": Shape(4096, 32, 32, 32, 11008),
     "13b": Shape(5120, 40, 40, 40, 13824),
     "70b": Shape(8192, 80, 64, 8, 28672),
+    "baichuan2-7b": Shape(4096, 32, 32, 32, 11008, 125696),
+    "baichuan2-13b": Shape(5120, 40, 40, 40, 13696, 125696),
 }
-BIASES = {"llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
+BIASES = {"baichuan": (), "llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
 
 
 def matrices(s: Shape, tied: bool) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -79,21 +84,21 @@ def vectors(s: Shape, arch: str) -> Iterator[tuple[str, int, float]]:
 class Blocks:
     """Random blocks of a weight type at the scale of a row's length."""
 
-    def __init__(self, kind: GGMLQuantizationType, rng: np.random.Generator) -> None:
-        self.kind, self.rng = kind, rng
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
         self.sample = rng.standard_normal(POOL).astype(np.float32)
-        self.pools: dict[int, np.ndarray] = {}
+        self.pools: dict[tuple[int, int], np.ndarray] = {}
 
-    def pool(self, n_in: int) -> np.ndarray:
+    def pool(self, kind: int, n_in: int) -> np.ndarray:
         """uint8 `[blocks, bytes of 256 weights]`."""
-        if n_in not in self.pools:
-            raw = quantise(int(self.kind), self.sample / np.float32(np.sqrt(n_in)))
-            self.pools[n_in] = raw.reshape(POOL // 256, -1)
-        return self.pools[n_in]
+        if (kind, n_in) not in self.pools:
+            raw = quantise(kind, self.sample / np.float32(np.sqrt(n_in)))
+            self.pools[kind, n_in] = raw.reshape(POOL // 256, -1)
+        return self.pools[kind, n_in]
 
-    def pieces(self, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    def pieces(self, kind: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         """The bytes of a tensor, a piece at a time."""
-        pool, left = self.pool(shape[1]), nbytes(int(self.kind), shape[0] * shape[1])
+        pool, left = self.pool(kind, shape[1]), nbytes(kind, shape[0] * shape[1])
         at_once = PIECE // pool.shape[1]
         while left > 0:
             raw = pool[self.rng.integers(0, len(pool), at_once)].reshape(-1)[:left]
@@ -101,11 +106,21 @@ class Blocks:
             yield raw
 
 
-def write(path: str, s: Shape, arch: str, kind: str, *, tied: bool, seed: int, sparse: bool) -> int:
+def types_of(s: Shape, kind: str, tied: bool, mix: bool) -> dict[str, str]:
+    """Weight type by tensor; what llama.cpp takes instead where a row is not whole blocks."""
+    shapes = {f"{name}.weight": shape for name, shape in matrices(s, tied)}
+    if mix:
+        return tensor_types(file_type(kind), shapes, s.n_layer, s.n_head, s.n_head_kv)
+    return {name: fitting(kind, shape[1]) for name, shape in shapes.items()}
+
+
+def write(
+    path: str, s: Shape, arch: str, types: dict[str, str], *, tied: bool, seed: int, sparse: bool
+) -> int:
     """Write the model; returns the bytes of the file."""
-    rng, type_id = np.random.default_rng(seed), GGMLQuantizationType[kind]
+    rng = np.random.default_rng(seed)
     w = GGUFWriter(None, arch)
-    w.add_name(f"random {arch} {kind}")
+    w.add_name(f"random {arch}")
     w.add_block_count(s.n_layer)
     w.add_context_length(4096)
     w.add_embedding_length(s.n_embd)
@@ -118,18 +133,19 @@ def write(path: str, s: Shape, arch: str, kind: str, *, tied: bool, seed: int, s
     w.add_vocab_size(s.n_vocab)
     add_tokenizer(w, "spm", s.n_vocab)
     bodies: list[tuple[int, Iterator[np.ndarray]]] = []
-    blocks = Blocks(type_id, rng)
+    blocks = Blocks(rng)
     for name, n, mean in vectors(s, arch):
         x = (mean + 0.1 * rng.standard_normal(n)).astype(np.float32)
         w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
         bodies.append((x.nbytes, iter([x.view(np.uint8)])))
     for name, shape in matrices(s, tied):
-        row = nbytes(int(type_id), shape[1])
+        kind = GGMLQuantizationType[types[f"{name}.weight"]]
+        row = nbytes(int(kind), shape[1])
         size = shape[0] * row
         w.add_tensor_info(
-            f"{name}.weight", (shape[0], row), np.dtype(np.uint8), size, raw_dtype=type_id
+            f"{name}.weight", (shape[0], row), np.dtype(np.uint8), size, raw_dtype=kind
         )
-        bodies.append((size, iter(()) if sparse else blocks.pieces(shape)))
+        bodies.append((size, iter(()) if sparse else blocks.pieces(int(kind), shape)))
     unfinished = f"{path}.unfinished"
     try:
         w.write_header_to_file(unfinished)
@@ -158,6 +174,9 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--arch", choices=sorted(BIASES), default="llama")
     p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
     p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="of all matrices")
+    p.add_argument(
+        "--mix", action="store_true", help="more bits for some, as llama-quantize has it for TYPE"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tied", action="store_true", help="token_embd makes the logits too")
     p.add_argument("--sparse", action="store_true", help="no weights: a hole, read as zeros")
@@ -175,14 +194,15 @@ def main() -> None:
     if min(s) < 1 or s.n_embd % s.n_head or s.n_head % s.n_head_kv or s.n_embd // s.n_head % 2:
         p.error(f"these sizes make no model: {s._asdict()}")
     try:
+        types = types_of(s, given.type, given.tied, given.mix)
         size = write(
-            given.out, s, given.arch, given.type, tied=given.tied, seed=given.seed,
-            sparse=given.sparse,
-        )  # fmt: skip
-    except (ValueError, OSError) as e:
+            given.out, s, given.arch, types, tied=given.tied, seed=given.seed, sparse=given.sparse
+        )
+    except (ValueError, OSError, UsageError) as e:
         sys.exit(f"error: {e}")
     parameters = sum(n * k for _, (n, k) in matrices(s, given.tied))
-    print(f"{given.out}: {parameters / 1e9:.2f}e9 weights {given.type}, {size / 1e6:.0f} MB")
+    kind = f"{given.type} mix" if given.mix else given.type
+    print(f"{given.out}: {parameters / 1e9:.2f}e9 weights {kind}, {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

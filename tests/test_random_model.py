@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nbllama.gguf_io import TENSOR_TYPES, open_gguf
 from nbllama.model import load_model
 from tests.conftest import ROOT
 from tests.oracle.model import LlamaModel
@@ -23,7 +24,10 @@ def make(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize("words", [["--type", "Q3_K"], ["--type", "F16", "--tied"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--type", "Q3_K"], ["--type", "F16", "--tied"], ["--type", "Q2_K", "--mix", "--n-ff", "320"]],
+)
 def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list[str]) -> None:
     path = tmp_path / "a.gguf"
     done = make(path, *SMALL, *words)
@@ -36,6 +40,17 @@ def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list
     ours = Session(load_model(path), None, 8).feed([1, 7, 9])
     assert 0.2 < np.std(ours) < 5  # of a trained model's size, neither flat nor overflowing
     assert np.abs(ours - logits[-1]).max() < 0.05 * np.abs(ours).max()
+
+
+def test_a_mix_has_the_types_of_the_quantiser(tmp_path: Path) -> None:
+    """Rows of 320 are not whole blocks of 256."""
+    words = ["--type", "Q2_K", "--n-ff", "320"]
+    for more, down, out in (([], "Q4_0", "Q2_K"), (["--mix"], "Q4_0", "Q6_K")):
+        assert make(tmp_path / "a.gguf", *SMALL, *words, *more).returncode == 0
+        with open_gguf(tmp_path / "a.gguf") as f:
+            types = {name: TENSOR_TYPES[t.type_id].name for name, t in f.tensors.items()}
+        assert types["blk.0.ffn_down.weight"] == down and types["output.weight"] == out
+        assert types["blk.1.attn_q.weight"] == "Q2_K"
 
 
 def test_another_architecture_has_its_biases(tmp_path: Path) -> None:

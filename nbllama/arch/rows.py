@@ -60,6 +60,7 @@ class ArchRow:
     wide_queries_at: int = 0  # n_layer of the size that scales queries by n_embd / n_head
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
+    same_as: str = ""  # the row whose models compute the same where both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     checked: tuple[str, ...] = ()  # kinds of models that the tests go through
 
@@ -161,6 +162,7 @@ ARCHS: dict[str, ArchRow] = {
             _ENDS,
             _BLOCK,
             alibi_by_depth={32: 0.0, 40: 8.0},
+            same_as="llama",
             checked=("7B (RoPE)", "13B (ALiBi)"),
         ),
         ArchRow(

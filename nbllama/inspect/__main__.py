@@ -1,0 +1,35 @@
+"""The program: `python -m nbllama.inspect FILE`.
+
+Everything that could be read is printed; if the file is refused, the reason is the last line, and
+the exit code is that of the program that would have used it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from nbllama.cli.run import run_program
+from nbllama.inspect.options import parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        options, path = parse(words)
+        from nbllama.inspect.found import look
+        from nbllama.inspect.show import as_json, as_text
+
+        found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
+        print(as_json(found) if options.json else as_text(found, options.all), end="")
+        if found.refused is not None:
+            raise found.refused
+        return 0
+
+    return run_program(run, "--debug" in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What the three kinds of files hold: each function completes a `Found`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from nbllama.adapter import format_of, read_stored, stored_notes
+from nbllama.arch import Hparams, expected_tensors, hparams_from_gguf
+from nbllama.checkpoint import load_checkpoint
+from nbllama.cli.options import Options
+from nbllama.cli.settings import DEFAULTS, resolve
+from nbllama.errors import CheckpointError, NbllamaError
+from nbllama.formats.stored import Base
+from nbllama.gguf_io import TENSOR_TYPES, GGUFFile, open_gguf
+from nbllama.inspect.found import Found, Target, TensorRow, stated
+from nbllama.lora import Pair
+from nbllama.quants import QUANTS, as_readonly, check_finite
+from nbllama.slots import EVERY_SLOT, Slot, pair_shape, slot_of, without_tensor
+from nbllama.text import tokenizer_from_gguf
+from nbllama.train_state import FIRST, SECOND
+
+_COLUMNS = {"raw": "plain text", "chat": "records"}
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+# A model
+
+
+def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
+    """Sizes, the use of every tensor, and what would train."""
+    hp = None
+    try:
+        hp = hparams_from_gguf(f)
+        tokenizer = tokenizer_from_gguf(f)
+        found.facts["tokenizer"] = f"{type(tokenizer).__name__}, {hp.n_vocab} tokens"
+        if check:
+            for t in f.tensors.values():
+                check_finite(t.type_id, as_readonly(f.data(t.name)), math.prod(t.shape), t.name)
+            found.facts["weights"] = "all read, all finite"
+    except NbllamaError as e:
+        found.refused = e
+    found.facts = _sizes(f) | ({} if hp is None else _architecture(hp)) | found.facts
+    shapes = {name: t.shape for name, t in f.tensors.items()}
+    if hp is None:
+        found.tensors = [stated(f, name, _use_unknown(f, name)) for name in f.tensors]
+        return
+    found.notes += hp.warnings
+    # a tensor that is not expected refuses the file, so that all are known here
+    known = expected_tensors(hp)
+    found.tensors = [stated(f, n, _use(n)) for n in f.tensors if n in known]
+    found.targets = _would_train(hp, shapes, rank)
+
+
+def _sizes(f: GGUFFile) -> dict[str, str | int | float]:
+    n = sum(math.prod(t.shape) for t in f.tensors.values())
+    nbytes = sum(t.nbytes for t in f.tensors.values())
+    kinds = Counter(TENSOR_TYPES[t.type_id].name for t in f.tensors.values())
+    facts: dict[str, str | int | float] = {"parameters": n, "bytes of tensors": nbytes}
+    if n:
+        facts["bits a weight"] = round(8 * nbytes / n, 2)
+    facts["types"] = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
+    return facts
+
+
+def _architecture(hp: Hparams) -> dict[str, str | int | float]:
+    position = "RoPE" if hp.alibi_max_bias == 0 else "ALiBi"
+    if hp.alibi_max_bias == 0:
+        position += f", base {hp.rope_freq_base:g}, pairs {hp.rope_pairing}"
+        if hp.rope_scaling.kind != "none":
+            position += f", {hp.rope_scaling.kind} scaling by {hp.rope_scaling.factor:g}"
+    facts: dict[str, str | int | float] = {
+        "architecture": hp.arch,
+        "blocks": hp.n_layer,
+        "width": hp.n_embd,
+        "heads": f"{hp.n_head} of {hp.head_dim}, over {hp.n_head_kv} of keys and values",
+        "feed-forward": f"{hp.n_ff}, {hp.activation}",
+        "positions": position,
+        "trained context": hp.n_ctx_train,
+        "output": "tied to token_embd" if hp.tied_output else "a matrix of its own",
+    }
+    if hp.window:
+        facts["sliding window"] = hp.window
+    return facts
+
+
+def _use(name: str) -> str:
+    found = slot_of(name)
+    return f"frozen; LoRA by {_option(found[0])}" if found else "frozen, takes no LoRA"
+
+
+def _use_unknown(f: GGUFFile, name: str) -> str:
+    if f.tensors[name].type_id not in QUANTS:
+        return "refused: its type is not a type of weights"
+    return _use(name)
+
+
+def _option(slot: Slot) -> str:
+    return f"--rank-{slot.name.replace('_', '-')}"
+
+
+def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
+    """For each kind of data, the ranks that a run without further options has."""
+    missing = without_tensor(shapes)
+    ranks: dict[str, dict[str, int]] = {}
+    for kind, column in _COLUMNS.items():
+        r = DEFAULTS[kind].lora_r if rank is None else rank
+        settings = resolve(
+            Options(lora_r=r), kind, 1, missing=missing, cores=1, new_seed=0, n_layer=hp.n_layer
+        )
+        ranks[f"{column}, r {r}"] = settings.ranks
+    targets = []
+    for slot in EVERY_SLOT:
+        own = [s for n, s in shapes.items() if (of := slot_of(n)) and of[0] == slot]
+        if own:
+            by_column = {column: chosen.get(slot.name, 0) for column, chosen in ranks.items()}
+            targets.append(_target(slot, own, {c: [r] * len(own) for c, r in by_column.items()}))
+    return targets
+
+
+def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[int]]) -> Target:
+    counts = {
+        column: sum(r * sum(pair_shape(s)) for r, s in zip(own, shapes, strict=True))
+        for column, own in ranks.items()
+    }
+    return Target(
+        _option(slot), slot.tensor, len(shapes), tuple(sorted({*map(pair_shape, shapes)})),
+        {column: tuple(sorted(set(own))) for column, own in ranks.items()}, counts,
+    )  # fmt: skip
+
+
+# Adapters and checkpoints
+
+
+def adapter(found: Found, base: str) -> None:
+    """Ranks, scales and pairs."""
+    known, tied = (Base(), None) if not base else _base(base)
+    try:
+        stored = read_stored(found.path, known)
+    except FileNotFoundError as e:
+        found.refused = CheckpointError(f"{found.path}: {e.filename or e} is missing")
+        return
+    except NbllamaError as e:
+        found.refused = e
+        return
+    scales = sorted({stored.alphas[n] / p.rank for n, p in stored.pairs.items()})
+    found.facts |= {
+        "architecture": stored.base.arch or "not stated",
+        "alpha": stored.alpha,
+        "r": stored.lora_r,
+        "scales of the pairs": ", ".join(f"{s:g}" for s in scales[:4])
+        + (f", ... ({len(scales)})" if len(scales) > 4 else ""),
+    }
+    _pairs(found, stored.pairs)
+    if base:
+        found.notes.append("fits the base model")
+        found.notes += stored_notes(stored, bool(tied), format_of(found.path))
+
+
+def _base(path: str) -> tuple[Base, bool]:
+    with open_gguf(path) as f:
+        hp = hparams_from_gguf(f)
+        return Base.of(hp, {name: t.shape for name, t in f.tensors.items()}), hp.tied_output
+
+
+def checkpoint(found: Found, base: str) -> None:
+    """Where the run was, and what it trains."""
+    shapes = _base(base)[0].shapes if base else None
+    try:
+        state = load_checkpoint(found.path)
+        if shapes is not None and (problem := state.adapter.misfit(shapes)):
+            raise CheckpointError(f"{found.path}: for another base model: {problem}")
+    except NbllamaError as e:
+        found.refused = e
+        return
+    a, same = state.adapter, state.identity
+    found.facts |= {
+        "architecture": a.arch,
+        "iteration": state.iteration,
+        "samples seen": state.sample_count,
+        "tokens seen": state.token_count,
+        "epoch": f"{state.epoch}, next sample {state.next_sample} of {state.n_samples}",
+        "alpha": a.alpha,
+        "r": a.lora_r,
+    }
+    if not state.old:
+        settings = ", ".join(f"{k} {v}" for k, v in same.settings.items())
+        where = ", ".join(f"{k} {v}" for k, v in state.environment.items())
+        found.facts |= {
+            "seed": state.seed,
+            "optimiser": "two moments" if state.v else "one moment",
+            "base model": same.base,
+            "data": same.data,
+            "settings": settings,
+            "written with": where,
+        }
+    _pairs(found, a.pairs)
+    parts = state.moments
+    for name, x, own in (
+        (FIRST, parts.first if parts else None, state.m),
+        (SECOND, parts.second if parts else None, state.v),
+    ):
+        n = x.size if x is not None else sum(m.size for m in own.values())
+        if n:
+            found.tensors.append(TensorRow(name, "F32", (n,), 4 * n, "moments of all pairs"))
+    if base:
+        found.notes.append("fits the base model")
+
+
+def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
+    by_slot: dict[Slot, list[Pair]] = {}
+    for name, pair in pairs.items():
+        of = slot_of(name)
+        assert of is not None  # readers take no other pairs
+        by_slot.setdefault(of[0], []).append(pair)
+        for half, x in (("lora_a", pair.a), ("lora_b", pair.b)):
+            found.tensors.append(TensorRow(f"{name}.{half}", "F32", x.shape, x.nbytes, "trained"))
+    for slot in EVERY_SLOT:
+        if own := by_slot.get(slot):
+            shapes: list[tuple[int, ...]] = [pair.shape for pair in own]
+            found.targets.append(_target(slot, shapes, {"here": [pair.rank for pair in own]}))
+    if not _any(pair.b for pair in pairs.values()):
+        found.notes.append("every B is zero: nothing was trained yet, the adapter adds nothing")
+
+
+def _any(arrays: Iterable[np.ndarray]) -> bool:
+    return any(x.any() for x in arrays)

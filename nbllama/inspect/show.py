@@ -1,0 +1,163 @@
+"""A `Found` as text for a terminal, and as JSON for machines.
+
+Every string of the file passes through `shown`: no control character reaches the terminal, and no
+line is longer than the screen can bear. JSON has all control characters escaped by its own rules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from nbllama.errors import shown
+from nbllama.gguf_io.strings import StringArray
+from nbllama.inspect.found import Found, Key, Target, TensorRow
+
+MOST_ROWS = 200  # of a table, without --all
+MOST_ELEMENTS = 8  # of an array
+MOST_TEXT = 2000  # characters of a string in JSON
+_BLOCK = re.compile(r"^blk\.[0-9]+\.")
+
+
+def as_text(found: Found, everything: bool = False) -> str:
+    """Paragraphs and tables. `everything`: each tensor by itself and all keys."""
+    rows = None if everything else MOST_ROWS
+    lines = [f"{shown(found.path, 400)}: {found.kind}, {found.format}, {_bytes(found.size)}", ""]
+    lines += _columns([(name, _number(value)) for name, value in found.facts.items()])
+    if found.metadata:
+        lines += ["", f"metadata, {len(found.metadata)} keys"]
+        lines += _columns([_key(key) for key in found.metadata], rows)
+    if found.tensors:
+        nbytes = sum(t.nbytes for t in found.tensors)
+        lines += ["", f"tensors, {len(found.tensors)} in {_bytes(nbytes)}"]
+        each = [_tensor(t) for t in found.tensors] if everything else _groups(found.tensors)
+        lines += _columns(each, rows)
+    if found.targets:
+        lines += ["", _headline(found), *_targets(found.targets)]
+    lines += ["", *(f"note: {shown(note, 400)}" for note in found.notes)] if found.notes else []
+    verdict = "no, see the last line" if found.refused else "yes"
+    return "\n".join([*lines, "", f"can be used: {verdict}", ""])
+
+
+def _bytes(n: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= unit:
+            return f"{n / unit:.3g} {name}" if n < 999.5 * unit else f"{n / unit:.0f} {name}"
+    return f"{n} bytes"
+
+
+def _headline(found: Found) -> str:
+    if found.kind == "model":
+        return "what would train: parameters by kind of training data"
+    return "pairs"
+
+
+def _columns(rows: Sequence[tuple[str, ...]], most: int | None = None) -> list[str]:
+    """Rows with their cells in columns, at most `most` of them."""
+    shown_rows = rows if most is None else rows[:most]
+    widths = [min(44, max(map(len, cells))) for cells in zip(*shown_rows, strict=True)]
+    out = []
+    for row in shown_rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        out.append(("  " + "  ".join(cells)).rstrip())
+    if len(shown_rows) < len(rows):
+        out.append(f"  ... and {len(rows) - len(shown_rows)} more; --all shows them")
+    return out
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
+    return f"{value:g}" if isinstance(value, float) else shown(value, 400)
+
+
+def _key(key: Key) -> tuple[str, ...]:
+    return shown(key.name, 60), key.type, _value(key.value)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, StringArray | np.ndarray):
+        first = [repr(x) if isinstance(x, str) else f"{x:g}" for x in value[:MOST_ELEMENTS]]
+        more = f", ... {len(value)} in all" if len(value) > MOST_ELEMENTS else ""
+        return "[" + ", ".join(shown(x, 30) for x in first) + more + "]"
+    return str(value) if isinstance(value, int | float | bool) else shown(value, 100)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _tensor(t: TensorRow) -> tuple[str, ...]:
+    return shown(t.name, 80), t.type, _shape(t.shape), _bytes(t.nbytes), t.use
+
+
+def _groups(tensors: Iterable[TensorRow]) -> list[tuple[str, ...]]:
+    """One row for what is alike in all blocks."""
+    groups: dict[tuple[str, tuple[int, ...], str], list[TensorRow]] = {}
+    for t in tensors:
+        groups.setdefault((_BLOCK.sub("blk.*.", t.name), t.shape, t.use), []).append(t)
+    rows: list[tuple[str, ...]] = []
+    for (name, shape, use), own in groups.items():
+        kinds = sorted({t.type for t in own})
+        count = f" ({len(own)})" if len(own) > 1 else ""
+        size = _bytes(sum(t.nbytes for t in own))
+        rows.append((shown(name, 80) + count, "/".join(kinds), _shape(shape), size, use))
+    return rows
+
+
+def _targets(targets: Sequence[Target]) -> list[str]:
+    columns = list(targets[0].parameters)
+    rows: list[tuple[str, ...]] = [("option", "tensor", "shape", *columns)]
+    for t in targets:
+        cells = []
+        for column in columns:
+            ranks = "/".join(map(str, t.ranks[column]))
+            n = t.parameters[column]
+            cells.append(f"{_number(n)} (r {ranks})" if n else "off")
+        shapes = ", ".join(map(_shape, t.shapes[:3]))
+        rows.append((t.option, f"{t.tensor} ({t.tensors})", shapes, *cells))
+    totals = (_number(sum(t.parameters[column] for t in targets)) for column in columns)
+    rows.append(("in all", "", "", *totals))
+    return _columns(rows)
+
+
+def as_json(found: Found) -> str:
+    """One document; long arrays and strings are cut, and say how long they were."""
+    refused = found.refused
+    document = {
+        "path": found.path,
+        "bytes": found.size,
+        "kind": found.kind,
+        "format": found.format,
+        "facts": found.facts,
+        "metadata": {k.name: {"type": k.type, **_plain(k.value)} for k in found.metadata},
+        "tensors": [t._asdict() for t in found.tensors],
+        "targets": [t._asdict() for t in found.targets],
+        "notes": found.notes,
+        "refused": refused
+        and {"why": shown(refused, 1000), "exit_code": getattr(refused, "exit_code", 1)},
+    }
+    return json.dumps(document, indent=1, allow_nan=False, default=str) + "\n"
+
+
+def _plain(value: object) -> dict[str, object]:
+    if isinstance(value, StringArray | np.ndarray):
+        first = [x if isinstance(x, str) else _finite(x.item()) for x in value[:MOST_ELEMENTS]]
+        return {"length": len(value), "first": [_cut(x) for x in first]}
+    return {"value": _cut(_finite(value))}
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity: their names."""
+    return value if not isinstance(value, float) or np.isfinite(value) else str(value)
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        return value[:MOST_TEXT] + f"… ({len(value)} characters)"
+    return value
