@@ -223,7 +223,7 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
-    "cli.verify_options", "verify", "llama_cpp",
+    "cli.verify_options", "verify",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
     "peek.__main__",
 )  # fmt: skip
