@@ -120,7 +120,7 @@ def test_without_xllamacpp_and_without_room(
     base, lora = toy(tmp_path)
     monkeypatch.setattr(llama_cpp, "installed", lambda: False)
     full = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     done = run("-m", base, "--lora", lora)
     assert done.code == 0, done
     assert "llama.cpp: not compared, as the package xllamacpp is not installed\n" in done.out
