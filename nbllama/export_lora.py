@@ -33,9 +33,12 @@ def _run(export: Export) -> None:
     from nbllama.arch import hparams_from_gguf
     from nbllama.cli.lora_files import load_adapters
     from nbllama.cli.merge import Progress, prepare_output, print_result
+    from nbllama.cli.merge_sample import print_change
+    from nbllama.cli.scoring import read_utf8
     from nbllama.gguf_io import open_gguf
     from nbllama.merging import merge, merged_types
 
+    text = read_utf8(options.sample) if options.sample else None
     with open_gguf(options.model_base) as f:
         hp = hparams_from_gguf(f)
         prepare_output(options.model_out, [options.model_base, *(a for a, _ in export.adapters)])
@@ -49,6 +52,8 @@ def _run(export: Export) -> None:
         finally:
             seconds = progress.close()
     print_result(options.model_out, changes, seconds)
+    if options.compare:
+        print_change(options.model_base, options.model_out, parts, text, options.sample)
 
 
 if __name__ == "__main__":

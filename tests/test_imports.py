@@ -155,7 +155,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
-    "export_lora": MERGE | {"cli.lora_files"},
+    "export_lora": MERGE | {"cli.lora_files", "cli.merge_sample", "cli.scoring"},
     "quantize": MERGE,
     "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
@@ -165,10 +165,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sample_text": MODEL | {"model", "generation", "evaluate"},
     "llama_cpp": {"errors"},
     "_llama_child": set(),
+    "cli.merge_sample": {"errors", "lora", "model", "evaluate", "merging", "sample_text"},
     "cli.verify_options": {"errors", "cli.parser", "cli.lora_options"},
     "cli.checks": MODEL
     | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
-    | {"llama_cpp", "cli.scoring", "cli.verify_options", "cli.lora_files"},
+    | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
     "verify": {"cli.verify_options", "cli.run", "cli.settings", "cli.checks"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},

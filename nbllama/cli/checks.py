@@ -16,6 +16,7 @@ import numpy as np
 from nbllama import llama_cpp
 from nbllama.adapter import save_adapter
 from nbllama.cli.lora_files import load_adapters
+from nbllama.cli.merge_sample import told
 from nbllama.cli.scoring import read_utf8
 from nbllama.cli.verify_options import Verify
 from nbllama.errors import NbllamaError, shown
@@ -66,15 +67,6 @@ def verify(asked: Verify, threads: int) -> None:
         problems += llama_check(asked, model, parts, rows, float(effect.kl.mean()), threads)
     if problems:
         raise NbllamaError("; ".join(problems))
-
-
-def told(c: Compared) -> str:
-    """A comparison in one line."""
-    other = int((~c.same_top).sum())
-    return (
-        f"KL divergence {c.kl.mean():.3g} nats a token, {c.kl.max():.3g} at most; "
-        f"another most likely token at {other} of {len(c.kl)} places"
-    )
 
 
 def why_nothing(parts: Parts) -> str:
