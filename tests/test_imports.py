@@ -35,8 +35,8 @@ SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
-MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
-MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
+MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite", "merging"}
+MAIN |= {"peek", "cli.settings", "cli.main_options", "cli.console", "cli.talk"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE | {"train_state", "old_checkpoint"},
     "moment_order": STATE | {"train_state"},
     "convergence": set(),
-    "weights": MODEL,
+    "watching": {"data"},
+    "weights": MODEL | {"watching"},
     "bound": MODEL | {"weights"},
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
@@ -79,7 +80,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": TRAIN | {"validation"},
     "forecast": TRAIN | {"train"},
     "cli": {""},
-    "cli.parser": {"", "errors"},
+    "cli.parser": {"", "errors", "steps"},
+    "steps": set(),
+    "peek": STATE
+    | TRAIN
+    | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
+    | {"cli.parser", "cli.run", "cli.words"},
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
@@ -110,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.outputs",
         "cli.resume",
         "cli.stop",
+        "peek",
     },
     "cli.words": {"cli.parser"},
     "inspect": STATE
@@ -136,6 +143,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
+    "merging": {"arch", "gguf_io", "lora", "mixes", "rewrite"},
     "cli.lora_options": {"errors", "cli.parser"},
     "cli.lora_files": {"errors", "arch", "adapter", "lora"},
     "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
@@ -147,13 +155,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
-    "export_lora": MERGE | {"cli.lora_files"},
+    "export_lora": MERGE | {"cli.lora_files", "cli.merge_sample", "cli.scoring"},
     "quantize": MERGE,
     "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
     "perplexity": {"cli.eval_options", "cli.run", "cli.settings", "cli.scoring"},
+    "sample_text": MODEL | {"model", "generation", "evaluate"},
+    "llama_cpp": {"errors"},
+    "_llama_child": set(),
+    "cli.merge_sample": {"errors", "lora", "model", "evaluate", "merging", "sample_text"},
+    "cli.verify_options": {"errors", "cli.parser", "cli.lora_options"},
+    "cli.checks": MODEL
+    | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
+    | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
+    "verify": {"cli.verify_options", "cli.run", "cli.settings", "cli.checks"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -195,6 +212,8 @@ OUTSIDE = {
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
+    "xllamacpp": {"_llama_child"},
+    "matplotlib": {"peek"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
@@ -205,7 +224,9 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
+    "cli.verify_options", "verify",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
+    "peek.__main__",
 )  # fmt: skip
 
 
