@@ -69,7 +69,7 @@ def _cell(text: str) -> str:
 def write_all(
     stem: str, texts: dict[str, str], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Write each text as `stem`.ENDING; (ending, file) of those that were, a note for the others."""
+    """Write each text as `stem`.ENDING; (ending, file) of what was written."""
     written = []
     for ending, text in texts.items():
         path = f"{stem}.{ending}"
