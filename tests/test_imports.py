@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.layers": {"errors"},
     "report": {"", "errors", "files", "progress", "cli.run"},
     "cli.prompts": TRAIN | {"generation", "cli.options"},
+    "cli.card": {"errors", "files"},
     "cli.board": {"errors", "progress"},
     "cli.story": {"", "forecast", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
@@ -129,7 +130,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.loop": RUN
     | SAVED
     | SCREEN
-    | {"", "validation", "report", "cli.config", "cli.prompts", "cli.session", "cli.story"},
+    | {
+        "",
+        "validation",
+        "report",
+        "cli.card",
+        "cli.config",
+        "cli.prompts",
+        "cli.session",
+        "cli.story",
+    },
     "finetune": SCREEN
     | {
         "cli.archs",
