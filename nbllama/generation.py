@@ -95,7 +95,8 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            if len(part) == 1 and has_program(self.model):
+            # a program has no places where someone could watch
+            if len(part) == 1 and self.model.watch is None and has_program(self.model):
                 logits = self._run_single(part)
                 continue
             last = self._run(part)

@@ -7,7 +7,7 @@ for training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from nbllama.data.batch import Batch
 from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.ops.activation import gated_ref
-from nbllama.ops.attention import alibi_slopes, attention_ref
+from nbllama.ops.attention import alibi_slopes, attention_matrices, attention_ref
 from nbllama.ops.loss import cross_entropy_ref
 from nbllama.ops.rms_norm import rms_norm_ref
 from nbllama.ops.rope import rope_ref
 from nbllama.ops.softcap import soft_cap_ref
+
+Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceModel:
@@ -42,11 +44,27 @@ class ReferenceModel:
         delta = params[name + ".lora_b"] @ params[name + ".lora_a"]
         return w + scale * delta.reshape(w.shape)
 
-    def logits(self, batch: Batch, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
-        """Logits `[N, V]` of a batch."""
+    def logits(
+        self,
+        batch: Batch,
+        params: Mapping[str, np.ndarray],
+        scale: float,
+        seen: Seen | None = None,
+        change: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Logits `[N, V]` of a batch. `seen` gets every activation under llama.cpp's name (see
+        `nbllama.peek.names`); `change` is added to those that it names.
+        """
         hp, n = self.hp, len(batch.tokens)
         slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
         offsets, most = batch.seq_offsets, int(batch.positions.max()) + 1
+
+        def node(name: str, x: np.ndarray) -> np.ndarray:
+            if change is not None and name in change:
+                x = x + change[name].reshape(x.shape)
+            if seen is not None:
+                seen(name, x)
+            return x
 
         def w(name: str) -> np.ndarray:
             return self.weight(name + ".weight", params, scale)
@@ -63,39 +81,58 @@ class ReferenceModel:
                 return x
             return rms_norm_ref(x.reshape(-1, x.shape[-1]), w(name), hp.rms_eps).reshape(x.shape)
 
-        x = hp.embed_scale * w("token_embd")[batch.tokens]
-        for layer in range(hp.n_layer):
-            blk = f"blk.{layer}."
-            h = norm(x, blk + "attn_norm")
-            q = linear(h, layer, "q").reshape(n, hp.n_head, hp.head_dim)
-            k = linear(h, layer, "k").reshape(n, hp.n_head_kv, hp.head_dim)
-            v = linear(h, layer, "v").reshape(n, hp.n_head_kv, hp.head_dim)
-            q, k = norm(q, blk + "attn_q_norm"), norm(k, blk + "attn_k_norm")
+        act_name = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}[hp.activation]
+        x = node("inp_embd", hp.embed_scale * w("token_embd")[batch.tokens])
+        for i in range(hp.n_layer):
+            blk = f"blk.{i}."
+            h = node(f"attn_norm-{i}", norm(x, blk + "attn_norm"))
+            q = linear(h, i, "q").reshape(n, hp.n_head, hp.head_dim)
+            k = linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim)
+            v = linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim)
+            q, k = node(f"Qcur_raw-{i}", q), node(f"Kcur_raw-{i}", k)
+            if hp.has_qk_norm:
+                q = node(f"Qcur_normed-{i}", norm(q, blk + "attn_q_norm"))
+                k = node(f"Kcur_normed-{i}", norm(k, blk + "attn_k_norm"))
             if hp.alibi_max_bias == 0:
-                tables = self._tables(most, layer)
+                tables = self._tables(most, i)
                 cos: np.ndarray = tables[0].astype(self.dtype)
                 sin: np.ndarray = tables[1].astype(self.dtype)
                 halves = hp.rope_pairing == "halves"
                 q, k = (rope_ref(y, batch.positions, cos, sin, halves) for y in (q, k))
-            att = attention_ref(
-                q, k, v, offsets, offsets, hp.attn_scale, slopes, hp.window_at(layer),
-                hp.attn_softcap,
-            ).reshape(n, -1)  # fmt: skip
-            y = norm(linear(att, layer, "o"), blk + "post_attention_norm")
-            x = x + hp.residual_scale * y
-            h = norm(x, blk + "ffn_norm")
-            gate, up = linear(h, layer, "gate"), linear(h, layer, "up")
-            act = gated_ref(gate, up, hp.activation == "gelu")
-            y = norm(linear(act, layer, "down"), blk + "post_ffw_norm")
-            x = x + hp.residual_scale * y
+            q, k, v = node(f"Qcur-{i}", q), node(f"Kcur-{i}", k), node(f"Vcur-{i}", v)
+            constants = (hp.attn_scale, slopes, hp.window_at(i), hp.attn_softcap)
+            if seen is not None:
+                matrices = attention_matrices(q, k, offsets, offsets, *constants)
+                for name, matrix in zip(("kq", "kq_soft_max"), matrices, strict=True):
+                    seen(f"{name}-{i}", matrix)
+            att = node(f"kqv_out-{i}", attention_ref(q, k, v, offsets, offsets, *constants))
+            y = node(f"attn_out-{i}", linear(att.reshape(n, -1), i, "o"))
+            if hp.has_post_norms:
+                y = node(f"attn_post_norm-{i}", norm(y, blk + "post_attention_norm"))
+            x = node(f"ffn_inp-{i}", x + hp.residual_scale * y)
+            h = node(f"ffn_norm-{i}", norm(x, blk + "ffn_norm"))
+            gate = node(f"ffn_gate-{i}", linear(h, i, "gate"))
+            up = node(f"ffn_up-{i}", linear(h, i, "up"))
+            act = node(f"{act_name}-{i}", gated_ref(gate, up, hp.activation == "gelu"))
+            y = node(f"ffn_out-{i}", linear(act, i, "down"))
+            if hp.has_post_norms:
+                y = node(f"ffn_post_norm-{i}", norm(y, blk + "post_ffw_norm"))
+            x = node(f"l_out-{i}", x + hp.residual_scale * y)
         head = "output" if "output.weight" in self.tensors else "token_embd"
-        z = hp.logit_scale * norm(x, "output_norm") @ w(head).T
-        return soft_cap_ref(z, hp.logit_softcap) if hp.logit_softcap > 0 else z
+        x = node("result_norm", hp.logit_scale * norm(x, "output_norm"))
+        z = x @ w(head).T
+        return node("result_output", soft_cap_ref(z, hp.logit_softcap) if hp.logit_softcap else z)
 
-    def loss(self, batch: Batch, params: Mapping[str, np.ndarray], scale: float) -> float:
-        """Mean loss over the trained positions of a batch."""
+    def loss(
+        self,
+        batch: Batch,
+        params: Mapping[str, np.ndarray],
+        scale: float,
+        change: Mapping[str, np.ndarray] | None = None,
+    ) -> float:
+        """Mean loss over the trained positions of a batch; `change` as in `logits`."""
         rows = batch.targets >= 0
-        z = self.logits(batch, params, scale)[rows]
+        z = self.logits(batch, params, scale, change=change)[rows]
         return float(cross_entropy_ref(z, batch.targets[rows]).mean())
 
 

@@ -35,7 +35,7 @@ SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
-MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
+MAIN |= {"peek", "cli.settings", "cli.main_options", "cli.console", "cli.talk"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE | {"train_state", "old_checkpoint"},
     "moment_order": STATE | {"train_state"},
     "convergence": set(),
-    "weights": MODEL,
+    "watching": {"data"},
+    "weights": MODEL | {"watching"},
     "bound": MODEL | {"weights"},
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
@@ -79,7 +80,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": TRAIN | {"validation"},
     "forecast": TRAIN | {"train"},
     "cli": {""},
-    "cli.parser": {"", "errors"},
+    "cli.parser": {"", "errors", "steps"},
+    "steps": set(),
+    "peek": STATE
+    | TRAIN
+    | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
+    | {"cli.parser", "cli.run", "cli.words"},
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
@@ -110,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.outputs",
         "cli.resume",
         "cli.stop",
+        "peek",
     },
     "cli.words": {"cli.parser"},
     "inspect": STATE
@@ -195,6 +202,7 @@ OUTSIDE = {
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
+    "matplotlib": {"peek"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
@@ -206,6 +214,7 @@ LIGHT = (
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
+    "peek.__main__",
 )  # fmt: skip
 
 
