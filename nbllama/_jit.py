@@ -36,7 +36,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
-    single = [_PACKAGE / name for name in ("_jit.py", "lanes.py", "plain.py", "simd.py")]
+    single = [
+        _PACKAGE / name for name in ("_jit.py", "lanes.py", "plain.py", "simd.py", "threads.py")
+    ]
     names = ("ops", "quants", own) if own else ("ops", "quants")
     folders = [p for d in names for p in (_PACKAGE / d).rglob("*.py")]
     return sorted(p for p in single + folders if p.exists())
@@ -104,3 +106,11 @@ def kernel(
         fastmath=FAST if fast else False,
         inline="always" if inline else "never",
     )
+
+
+def thread_routine(function: Callable[[int, int], None]) -> Any:
+    """Decorator for what each of several threads runs, called by its `address`: the parallel loop
+    around it then need not be compiled again with every such routine. Takes two int64.
+    """
+    numba.config.CACHE_DIR = CACHE_DIR
+    return numba.cfunc("void(int64, int64)", cache=True, error_model="numpy")(function)

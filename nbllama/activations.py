@@ -24,7 +24,6 @@ import numpy as np
 
 from nbllama.arch import Hparams
 from nbllama.ops.linear import hidden_floats
-from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.panels import panel_floats
 
 # Linear layers of a block: slot, GGUF name.
@@ -214,8 +213,6 @@ class Activations:
         if not 0 <= kept < hp.n_layer:
             raise ValueError(f"kept is {kept}, with {hp.n_layer} blocks")
         self.kept = kept if checkpointing else hp.n_layer - 1
-        # For generation: the groups of weights, by layer and slots, that `ops.matvec_int8` takes.
-        self.int8: dict[tuple[int, tuple[str, ...]], Mapping[str, Int8Group]] | None = None
         self.most_tokens = n
         self._top = hp.n_layer - 1
         self._shapes = block_shapes(hp, n)

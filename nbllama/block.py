@@ -21,7 +21,6 @@ from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention import attention
 from nbllama.ops.attention_grad import attention_grad
 from nbllama.ops.linear import Input, Masked, linear, linear_grad
-from nbllama.ops.matvec_int8 import int8_groups
 from nbllama.ops.panels import NO_PANELS
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 from nbllama.weights import Weights
@@ -29,6 +28,11 @@ from nbllama.weights import Weights
 # The norms that only some models have, by the slot they come after. They carry no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
+
+# llama.cpp's names of what the layers give, for who watches (`nbllama.watching`).
+_NODES = {"q": "Qcur", "k": "Kcur", "o": "attn_out", "down": "ffn_out"}
+ACTIVATION_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
+_POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
@@ -54,6 +58,8 @@ def block_forward(
     are those of the keys it gives.
     """
     block = _Block(model, layer, bound, acts, batch)
+    if recompute:
+        block.watch = None  # it was seen the first time
     block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
     block.feed_forward(recompute)
 
@@ -91,6 +97,15 @@ class _Block:
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
         self.pairs = {slot: bound.linear_pair(layer, slot) for slot in LINEARS}
+        self.watch = model.watch
+
+    def see(self, name: str, x: np.ndarray) -> None:
+        if self.watch is not None:
+            self.watch.node(name, self.layer, x)
+
+    def see_grad(self, name: str, dx: np.ndarray) -> None:
+        if self.watch is not None:
+            self.watch.gradient(name, self.layer, dx)
 
     def name(self, tensor: str) -> str:
         return f"blk.{self.layer}.{tensor}"
@@ -124,14 +139,7 @@ class _Block:
         """x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
         masked = self.masked(*slots)
-        if self.acts.int8 is None:
-            return Input(x, self.shared("panels"), group, masked=masked)
-        key = (self.layer, slots)
-        int8 = self.acts.int8.get(key)
-        if int8 is None:
-            ws = [self.model.linear(self.layer, s) for s in slots]
-            int8 = self.acts.int8[key] = int8_groups(ws)
-        return Input(x, self.shared("panels"), group, int8, masked)
+        return Input(x, self.shared("panels"), group, masked)
 
     def masked(self, *slots: str) -> Masked | None:
         """Dropout of the input of these linear layers, if any of them has a pair."""
@@ -166,14 +174,21 @@ class _Block:
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.linear(slot, x, stream, add=True)
+            if self.watch is not None and self.watch.wants(_NODES[slot], self.layer):
+                alone = np.empty_like(stream)
+                self.linear(slot, x, alone)
+                self.see(_NODES[slot], alone)
             return
         y = self.shared("branch")
         if hp.has_post_norms:
             out, w = kept.norms[slot], self.model.vectors[self.name(POST_NORMS[slot])]
             self.linear(slot, x, out)
             rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{slot}"])
+            self.see(_NODES[slot], out)
+            self.see(_POST_NODES[slot], y)
         else:
             self.linear(slot, x, y)
+            self.see(_NODES[slot], y)
         y *= np.float32(hp.residual_scale)
         stream += y
 
@@ -199,35 +214,49 @@ class _Block:
             w = self.model.vectors[self.name(QK_NORMS[slot])]
             d = self.hp.head_dim
             rms_norm(raw.reshape(-1, d), w, self.hp.rms_eps, y.reshape(-1, d), rstd.reshape(-1))
+            self.see(f"{_NODES[slot]}_raw", raw)
+            self.see(f"{_NODES[slot]}_normed", y)
         else:
             self.linear(slot, x, y)
+            self.see(f"{_NODES[slot]}_raw", y)
         self.model.rotate(self.layer, y, self.batch.positions)
+        self.see(_NODES[slot], y)
 
     def heads_grad(self, slot: str, dy: np.ndarray) -> None:
         """dy `[N, heads, D]` becomes the gradient by what the projection gave."""
+        self.see_grad(_NODES[slot], dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
         if self.hp.has_qk_norm:
             raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
             w = self.model.vectors[self.name(QK_NORMS[slot])]
             rows = dy.reshape(-1, self.hp.head_dim)
+            self.see_grad(f"{_NODES[slot]}_normed", dy)
             rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), rows)
+        self.see_grad(f"{_NODES[slot]}_raw", dy)
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
         """The stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
-        source = self.input(self.rms_norm(x, "attn_norm.weight", kept.rstd_att), "q", "k", "v")
+        norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
+        self.see("attn_norm", norm)
+        source = self.input(norm, "q", "k", "v")
         self.heads("q", source, kept.q)
         self.heads("k", source, kept.k)
         self.linear("v", source, kept.v)
+        self.see("Vcur", kept.v)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
         attention(
             kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
             self.model.slopes, kept.att, kept.lse, self.hp.window_at(self.layer),
             self.hp.attn_softcap,
         )  # fmt: skip
+        if self.watch is not None:
+            self.watch.attention(self.layer, kept.q, keys, self.batch.seq_offsets, k_offsets)
+        self.see("kqv_out", kept.att)
         kept.x_mid[:] = x
         self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
+        self.see("ffn_inp", kept.x_mid)
 
     def attention_backward(self, below: bool) -> None:
         """acts.dx from the gradient by `x_mid` to that by the block's input; without `below` only
@@ -240,11 +269,13 @@ class _Block:
         dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
         self.linear_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
+        self.see_grad("kqv_out", datt)
         attention_grad(
             datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
             self.hp.attn_scale, self.model.slopes, dq, dk, dv, self.hp.window_at(self.layer),
             self.hp.attn_softcap,
         )  # fmt: skip
+        self.see_grad("Vcur", dv)
         self.heads_grad("q", dq)
         self.heads_grad("k", dk)
         x = self.acts.x(self.layer, n)
@@ -254,6 +285,7 @@ class _Block:
         self.linear_grad("k", dk, norm, out, add=True)
         self.linear_grad("v", dv, norm, out, add=True)
         if out is not None:
+            self.see_grad("attn_norm", out)
             down = dx if below else None
             self.rms_norm_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
 
@@ -269,10 +301,15 @@ class _Block:
         """The block's output; `recompute` leaves it out where the gradient has no use for it."""
         kept = self.kept
         norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        self.see("ffn_norm", norm)
         source = self.input(norm, "gate", "up")
         self.linear("gate", source, kept.gate)
+        self.see("ffn_gate", kept.gate)
         self.linear("up", source, kept.up)
-        source, pair = self.input(self.activation(), "down"), self.pairs["down"]
+        self.see("ffn_up", kept.up)
+        act = self.activation()
+        self.see(ACTIVATION_NODES[self.hp.activation], act)
+        source, pair = self.input(act, "down"), self.pairs["down"]
         if recompute and not self.hp.has_post_norms:
             if pair is not None:
                 kept.hp["down"] = source.hidden(pair, kept.hidden.get("down"))
@@ -280,14 +317,21 @@ class _Block:
         out = self.acts.x(self.layer + 1, self.n)
         out[:] = kept.x_mid
         self.branch("down", source, out)
+        self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
         """acts.dx from the gradient by the block's output to that by `x_mid`."""
         kept = self.kept
         dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
+        self.see_grad("l_out", dx)
         self.linear_grad("down", self.branch_grad("down", dx), self.activation(), dact)
+        self.see_grad(ACTIVATION_NODES[self.hp.activation], dact)
         gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
+        self.see_grad("ffn_gate", kept.gate)
+        self.see_grad("ffn_up", kept.up)
         norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         self.linear_grad("gate", kept.gate, norm, dnorm)
         self.linear_grad("up", kept.up, norm, dnorm, add=True)
+        self.see_grad("ffn_norm", dnorm)
         self.rms_norm_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)
+        self.see_grad("ffn_inp", dx)

@@ -8,12 +8,11 @@ import numpy as np
 
 from nbllama.block import block_forward
 from nbllama.bound import Bound
-from nbllama.data.batch import Batch
+from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
-from nbllama.ops.linear import NO_INT8
-from nbllama.ops.matvec_int8 import int8_groups
+from nbllama.token_program import TokenProgram, has_program
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
 
@@ -51,8 +50,9 @@ class Session:
     """One sequence growing token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step. Without `exact`, single tokens
-    go through quantised weights in integers (`ops.matvec_int8`), as in llama.cpp.
+    blocks; if it raises, the session is as it was before the step. A single token takes the short
+    way (`nbllama.token_program`); without `exact` it meets quantised weights in integers, as in
+    llama.cpp.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Session:
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
-        if not exact:
-            self._acts.int8 = {}
-        self._head = NO_INT8 if exact else int8_groups([model.output])
+        self._exact = exact
+        self._program: TokenProgram | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV cache and of the activations."""
-        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes
+        """Bytes of the KV cache, of the activations and of the single token's work space."""
+        single = self._program.nbytes if self._program is not None else 0
+        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes + single
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
@@ -94,9 +94,15 @@ class Session:
             raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab}")
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
-            last = self._run(ids[start : start + step].astype(np.int32))
-        pool = self._acts.shared("panels", 1)
-        return self.model.logits(self._bound, last, pool, self._head)[0]
+            part = ids[start : start + step].astype(np.int32)
+            # a program has no places where someone could watch
+            if len(part) == 1 and self.model.watch is None and has_program(self.model):
+                logits = self._run_single(part)
+                continue
+            last = self._run(part)
+            if start + step >= len(ids):
+                logits = self.model.logits(self._bound, last, self._acts.shared("panels", 1))[0]
+        return logits
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
@@ -113,16 +119,36 @@ class Session:
         for layer, keys in enumerate(self.cache.k):
             self.model.turn_back(layer, keys[start : self.cache.length], count)
 
-    def _run(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens through all blocks; the last one's residual stream `[1, C]`."""
+    def _embed(self, tokens: np.ndarray) -> Batch:
+        """The tokens' place in the sequence; their embeddings are left in acts.x(0)."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
-            np.full(n, -1, np.int32),
+            np.full(n, NOT_TRAINED, np.int32),
             np.arange(past, past + n, dtype=np.int32),
             np.array([0, n], np.int32),
         )
         self.model.embed_tokens(self._bound, self._acts, batch)
+        return batch
+
+    def _run_single(self, token: np.ndarray) -> np.ndarray:
+        """One token through the whole model; its logits `[V]`."""
+        if self._program is None:
+            x = self._acts.x(0, 1)[0]
+            self._program = TokenProgram(
+                self.model, self._bound, self.cache.k, self.cache.v, x, self._exact
+            )
+        if self._check is not None:
+            self._check()
+        self._embed(token)
+        logits = self._program.run(self.cache.length)
+        self.cache.length += 1
+        return logits.copy()
+
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens through all blocks; the last one's residual stream `[1, C]`."""
+        n, past = len(tokens), self.cache.length
+        batch = self._embed(tokens)
         offsets = np.array([0, past + n], np.int32)
         for layer in range(self.model.hp.n_layer):
             if self._check is not None:

@@ -14,7 +14,7 @@ positions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,13 +26,19 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.lora import Adapter
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
-from nbllama.ops.linear import NO_INT8, Input, linear
-from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matvec_int8 import Int8Group
+from nbllama.ops.linear import Input, linear
+from nbllama.ops.loss import (
+    LossBuffers,
+    cross_entropy_grad_ref,
+    cross_entropy_ref,
+    output_loss,
+)
 from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
 from nbllama.weights import Weights
+
+TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 
 
 class Model(Weights):
@@ -47,12 +53,17 @@ class Model(Weights):
             embed_lora(batch.tokens, pair.a, pair.b, pair.scale, x)
         if self.hp.embed_scale != 1:
             x *= np.float32(self.hp.embed_scale)
+        if self.watch is not None:
+            self.watch.begin(bound, batch)
+            self.watch.node("inp_embd", -1, x)
 
     def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
         """Gradient of the embedding's pair from acts.dx."""
         pair = bound.pair("token_embd.weight")
         if pair is not None and pair.da is not None and pair.db is not None:
             dx = acts.shared("dx", len(batch.tokens))
+            if self.watch is not None:
+                self.watch.gradient("inp_embd", -1, dx)
             scale = pair.scale * self.hp.embed_scale
             embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale, pair.da, pair.db)
 
@@ -99,6 +110,12 @@ class Model(Weights):
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
             bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
         )  # fmt: skip
+        if self.watch is not None:
+            self._show_top(bound, acts.x(self.hp.n_layer, n), batch, weight)
+            if gradient and self.watch.wants("result_norm.grad"):
+                whole = np.zeros_like(acts.x(self.hp.n_layer, n))
+                whole[rows] = dnormed
+                self.watch.gradient("result_norm", -1, whole)
         if gradient:
             dnormed *= scale
             norm_pair_grad(bound, name, dnormed, x, rstd)
@@ -109,15 +126,22 @@ class Model(Weights):
             dx[rows] = back
         return total
 
-    def logits(
-        self,
-        bound: Bound,
-        x: np.ndarray,
-        panels: np.ndarray | None = None,
-        int8: Mapping[str, Int8Group] = NO_INT8,
-    ) -> np.ndarray:
+    def _show_top(self, bound: Bound, x: np.ndarray, batch: Batch, weight: float) -> None:
+        """For who watches: what `loss` has of the trained tokens alone, and never whole."""
+        assert self.watch is not None
+        if not any(map(self.watch.wants, TOP_NODES)):
+            return
+        z = self.logits(bound, x).astype(np.float64)
+        rows = batch.targets >= 0
+        targets = batch.targets[rows]
+        self.watch.node("loss", -1, cross_entropy_ref(z[rows], targets).astype(np.float32))
+        z[rows] = cross_entropy_grad_ref(weight, z[rows], targets)
+        z[~rows] = 0
+        self.watch.gradient("result_output", -1, z.astype(np.float32))
+
+    def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
         """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
-        packed x; `int8`: the head's, for single tokens in integers.
+        packed x.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -127,9 +151,12 @@ class Model(Weights):
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
-        linear(head, bound.pair(head.name), Input(normed, panels, (), int8), out, None)
+        linear(head, bound.pair(head.name), Input(normed, panels), out, None)
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
+        if self.watch is not None:
+            self.watch.node("result_norm", -1, normed)
+            self.watch.node("result_output", -1, out)
         return out
 
     def backward(

@@ -7,7 +7,7 @@ for training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,13 +16,13 @@ from nbllama.data.batch import Batch
 from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.ops.activation import gated_ref
-from nbllama.ops.attention import alibi_slopes, attention_ref
+from nbllama.ops.attention import alibi_slopes, attention_matrices, attention_ref
 from nbllama.ops.loss import cross_entropy_ref
 from nbllama.ops.rms_norm import rms_norm_ref
 from nbllama.ops.rope import rope_ref
 from nbllama.ops.softcap import soft_cap_ref
 
-Params = Mapping[str, np.ndarray]
+Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceModel:
@@ -36,7 +36,7 @@ class ReferenceModel:
         }
         self._tables, self._linears = model.rope_tables, model.linears
 
-    def weight(self, name: str, params: Params, scale: float) -> np.ndarray:
+    def weight(self, name: str, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
         """Base tensor `name` plus its LoRA delta; `params` by NAME.lora_a and NAME.lora_b."""
         w = self.tensors[name]
         if name + ".lora_a" not in params:
@@ -44,86 +44,95 @@ class ReferenceModel:
         delta = params[name + ".lora_b"] @ params[name + ".lora_a"]
         return w + scale * delta.reshape(w.shape)
 
-    def embed(self, batch: Batch, params: Params, scale: float) -> np.ndarray:
-        """The stream `[N, C]` before the first block."""
-        rows: np.ndarray = self.weight("token_embd.weight", params, scale)[batch.tokens]
-        return self.hp.embed_scale * rows
-
-    def block(
-        self, layer: int, x: np.ndarray, batch: Batch, params: Params, scale: float
+    def logits(
+        self,
+        batch: Batch,
+        params: Mapping[str, np.ndarray],
+        scale: float,
+        seen: Seen | None = None,
+        change: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """The stream `[N, C]` after block `layer`, from the one before it."""
-        hp, n, blk = self.hp, len(batch.tokens), f"blk.{layer}."
+        """Logits `[N, V]` of a batch. `seen` gets every activation under llama.cpp's name (see
+        `nbllama.peek.names`); `change` is added to those that it names.
+        """
+        hp, n = self.hp, len(batch.tokens)
+        slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
+        offsets, most = batch.seq_offsets, int(batch.positions.max()) + 1
 
-        def linear(x: np.ndarray, slot: str) -> np.ndarray:
+        def node(name: str, x: np.ndarray) -> np.ndarray:
+            if change is not None and name in change:
+                x = x + change[name].reshape(x.shape)
+            if seen is not None:
+                seen(name, x)
+            return x
+
+        def w(name: str) -> np.ndarray:
+            return self.weight(name + ".weight", params, scale)
+
+        def linear(x: np.ndarray, layer: int, slot: str) -> np.ndarray:
             tensor, rows = self._linears[slot]
-            y: np.ndarray = x @ self.weight(f"{blk}{tensor}.weight", params, scale)[rows].T
-            bias = f"{blk}{tensor}.bias"
-            return y + self.tensors[bias][rows] if bias in self.tensors else y
+            name = f"blk.{layer}.{tensor}"
+            y: np.ndarray = x @ w(name)[rows].T
+            return y + self.tensors[name + ".bias"][rows] if name + ".bias" in self.tensors else y
 
         def norm(x: np.ndarray, name: str) -> np.ndarray:
-            return self._norm(x, blk + name, params, scale)
+            """The norm, where the model has it."""
+            if name + ".weight" not in self.tensors:
+                return x
+            return rms_norm_ref(x.reshape(-1, x.shape[-1]), w(name), hp.rms_eps).reshape(x.shape)
 
-        h = norm(x, "attn_norm")
-        q = linear(h, "q").reshape(n, hp.n_head, hp.head_dim)
-        k = linear(h, "k").reshape(n, hp.n_head_kv, hp.head_dim)
-        v = linear(h, "v").reshape(n, hp.n_head_kv, hp.head_dim)
-        q, k = norm(q, "attn_q_norm"), norm(k, "attn_k_norm")
-        if hp.alibi_max_bias == 0:
-            tables = self._tables(int(batch.positions.max()) + 1, layer)
-            cos, sin = (table.astype(self.dtype) for table in tables)
-            halves = hp.rope_pairing == "halves"
-            q, k = (rope_ref(y, batch.positions, cos, sin, halves) for y in (q, k))
-        att = attention_ref(
-            q, k, v, batch.seq_offsets, batch.seq_offsets, hp.attn_scale,
-            alibi_slopes(hp.n_head, hp.alibi_max_bias), hp.window_at(layer), hp.attn_softcap,
-        ).reshape(n, -1)  # fmt: skip
-        x = x + hp.residual_scale * norm(linear(att, "o"), "post_attention_norm")
-        h = norm(x, "ffn_norm")
-        act = gated_ref(linear(h, "gate"), linear(h, "up"), hp.activation == "gelu")
-        return x + hp.residual_scale * norm(linear(act, "down"), "post_ffw_norm")
-
-    def head(self, x: np.ndarray, params: Params, scale: float) -> np.ndarray:
-        """Logits `[N, V]` from the stream after the last block."""
-        name = "output" if "output.weight" in self.tensors else "token_embd"
-        h = self._norm(x, "output_norm", params, scale)
-        z: np.ndarray = self.hp.logit_scale * h @ self.weight(f"{name}.weight", params, scale).T
-        return soft_cap_ref(z, self.hp.logit_softcap) if self.hp.logit_softcap > 0 else z
-
-    def _norm(self, x: np.ndarray, name: str, params: Params, scale: float) -> np.ndarray:
-        """The norm, where the model has it."""
-        if f"{name}.weight" not in self.tensors:
-            return x
-        w = self.weight(f"{name}.weight", params, scale)
-        return rms_norm_ref(x.reshape(-1, x.shape[-1]), w, self.hp.rms_eps).reshape(x.shape)
-
-    def streams(self, batch: Batch, params: Params, scale: float) -> list[np.ndarray]:
-        """The stream before every block, and after the last one."""
-        out = [self.embed(batch, params, scale)]
-        for layer in range(self.hp.n_layer):
-            out.append(self.block(layer, out[-1], batch, params, scale))
-        return out
-
-    def logits(self, batch: Batch, params: Params, scale: float) -> np.ndarray:
-        """Logits `[N, V]` of a batch."""
-        return self.head(self.streams(batch, params, scale)[-1], params, scale)
+        act_name = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}[hp.activation]
+        x = node("inp_embd", hp.embed_scale * w("token_embd")[batch.tokens])
+        for i in range(hp.n_layer):
+            blk = f"blk.{i}."
+            h = node(f"attn_norm-{i}", norm(x, blk + "attn_norm"))
+            q = linear(h, i, "q").reshape(n, hp.n_head, hp.head_dim)
+            k = linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim)
+            v = linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim)
+            q, k = node(f"Qcur_raw-{i}", q), node(f"Kcur_raw-{i}", k)
+            if hp.has_qk_norm:
+                q = node(f"Qcur_normed-{i}", norm(q, blk + "attn_q_norm"))
+                k = node(f"Kcur_normed-{i}", norm(k, blk + "attn_k_norm"))
+            if hp.alibi_max_bias == 0:
+                tables = self._tables(most, i)
+                cos: np.ndarray = tables[0].astype(self.dtype)
+                sin: np.ndarray = tables[1].astype(self.dtype)
+                halves = hp.rope_pairing == "halves"
+                q, k = (rope_ref(y, batch.positions, cos, sin, halves) for y in (q, k))
+            q, k, v = node(f"Qcur-{i}", q), node(f"Kcur-{i}", k), node(f"Vcur-{i}", v)
+            constants = (hp.attn_scale, slopes, hp.window_at(i), hp.attn_softcap)
+            if seen is not None:
+                matrices = attention_matrices(q, k, offsets, offsets, *constants)
+                for name, matrix in zip(("kq", "kq_soft_max"), matrices, strict=True):
+                    seen(f"{name}-{i}", matrix)
+            att = node(f"kqv_out-{i}", attention_ref(q, k, v, offsets, offsets, *constants))
+            y = node(f"attn_out-{i}", linear(att.reshape(n, -1), i, "o"))
+            if hp.has_post_norms:
+                y = node(f"attn_post_norm-{i}", norm(y, blk + "post_attention_norm"))
+            x = node(f"ffn_inp-{i}", x + hp.residual_scale * y)
+            h = node(f"ffn_norm-{i}", norm(x, blk + "ffn_norm"))
+            gate = node(f"ffn_gate-{i}", linear(h, i, "gate"))
+            up = node(f"ffn_up-{i}", linear(h, i, "up"))
+            act = node(f"{act_name}-{i}", gated_ref(gate, up, hp.activation == "gelu"))
+            y = node(f"ffn_out-{i}", linear(act, i, "down"))
+            if hp.has_post_norms:
+                y = node(f"ffn_post_norm-{i}", norm(y, blk + "post_ffw_norm"))
+            x = node(f"l_out-{i}", x + hp.residual_scale * y)
+        head = "output" if "output.weight" in self.tensors else "token_embd"
+        x = node("result_norm", hp.logit_scale * norm(x, "output_norm"))
+        z = x @ w(head).T
+        return node("result_output", soft_cap_ref(z, hp.logit_softcap) if hp.logit_softcap else z)
 
     def loss(
         self,
         batch: Batch,
-        params: Params,
+        params: Mapping[str, np.ndarray],
         scale: float,
-        start: tuple[int, np.ndarray] | None = None,
+        change: Mapping[str, np.ndarray] | None = None,
     ) -> float:
-        """Mean loss over the trained positions of a batch.
-
-        `start`: (layer, the stream before it), where the blocks below are not to be run again.
-        """
-        layer, x = start or (0, self.embed(batch, params, scale))
-        for i in range(layer, self.hp.n_layer):
-            x = self.block(i, x, batch, params, scale)
+        """Mean loss over the trained positions of a batch; `change` as in `logits`."""
         rows = batch.targets >= 0
-        z = self.head(x[rows], params, scale)
+        z = self.logits(batch, params, scale, change=change)[rows]
         return float(cross_entropy_ref(z, batch.targets[rows]).mean())
 
 

@@ -15,10 +15,13 @@ from nbllama.ops.rope import rope, rope_tables
 from nbllama.quants import as_readonly, check_finite, decode
 from nbllama.text import Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
+from nbllama.watching import Watch
 
 
 class Weights:
     """The tensors of a GGUF model, its constants and tokenizer."""
+
+    watch: Watch | None = None  # who looks at what the passes compute
 
     def __init__(self, gguf: GGUFFile, hp: Hparams, pre: str | None = None) -> None:
         self.gguf = gguf

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "lanes", "simd"}
+KERNELS = {"errors", "_jit", "lanes", "simd", "threads"}
 MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
@@ -35,7 +35,7 @@ SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
-MAIN |= {"cli.settings", "cli.main_options", "cli.console", "cli.talk"}
+MAIN |= {"peek", "cli.settings", "cli.main_options", "cli.console", "cli.talk"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lanes": set(),
     "plain": {"_jit", "lanes"},
     "simd": {"_jit", "lanes", "plain"},
+    "threads": {"_jit"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -64,12 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": STATE | {"train_state", "old_checkpoint"},
     "moment_order": STATE | {"train_state"},
     "convergence": set(),
-    "weights": MODEL,
+    "watching": {"data"},
+    "weights": MODEL | {"watching"},
     "bound": MODEL | {"weights"},
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
     "reference": MODEL | {"model"},
-    "generation": MODEL | {"bound", "block", "model"},
+    "token_program": MODEL | {"weights", "bound", "block"},
+    "generation": MODEL | {"bound", "block", "model", "token_program"},
     "generation_many": MODEL | {"bound", "block", "model"},
     "sampling": {"errors", "data"},
     "predictor": MODEL | {"model", "generation", "sampling"},
@@ -77,7 +80,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": TRAIN | {"validation"},
     "forecast": TRAIN | {"train"},
     "cli": {""},
-    "cli.parser": {"", "errors"},
+    "cli.parser": {"", "errors", "steps"},
+    "steps": set(),
+    "peek": STATE
+    | TRAIN
+    | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
+    | {"cli.parser", "cli.run", "cli.words"},
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
@@ -108,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cli.outputs",
         "cli.resume",
         "cli.stop",
+        "peek",
     },
     "cli.words": {"cli.parser"},
     "inspect": STATE
@@ -177,11 +186,12 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"lanes", "simd", "quants", "quantise", "identity"},
+    "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
         "lanes",
         "simd",
+        "threads",
         "quants",
         "quantise",
         "ops",
@@ -192,6 +202,7 @@ OUTSIDE = {
     "psutil": {"forecast", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
+    "matplotlib": {"peek"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
@@ -203,6 +214,7 @@ LIGHT = (
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
+    "peek.__main__",
 )  # fmt: skip
 
 

@@ -100,6 +100,12 @@ def _is_allowed(o: Option, value: Any) -> bool:
     return True
 
 
+# What decides nothing of the adapter, or was done once.
+_NOT_OF_THE_RUN = {
+    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "only_write_lora",
+}  # fmt: skip
+
+
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
     """The options of a run by name: what was given, and in place of what was not, what the run
     took. `table`: all options.
@@ -112,7 +118,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
     }
     rows = {}
     for o in table:
-        if o.dest in ("config", "debug", "dry_run", "escape", "only_write_lora", "force"):
+        if o.dest in _NOT_OF_THE_RUN:
             continue
         value = taken.get(o.dest, getattr(settings, o.dest, None))
         if value is None or not _is_allowed(o, value):

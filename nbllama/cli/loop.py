@@ -75,7 +75,8 @@ class Loop:
             self._evaluate_if_due()
             while trainer.iteration < self._last and not self._reason:
                 self.stop.check()
-                r = trainer.step(self.stop.check, self._seen)
+                with self.session.dumps.at(trainer.iteration + 1):
+                    r = trainer.step(self.stop.check, self._seen)
                 results.append(r)
                 self._show(r)
                 trainer.raise_if_diverged()

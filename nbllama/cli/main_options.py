@@ -162,6 +162,11 @@ class MainOptions:
     n_gpu_layers: int = _machine(
         Whole(-(2**31)), 0, "only 0: this program computes on the CPU", also=["-ngl"]
     )
+    dump: tuple[str, ...] = _machine(
+        Text("PATTERN"), (), "write what was computed under such names, as for nbllama.peek; may be"
+        " given several times", shown_default="none", many=True,
+    )  # fmt: skip
+    dump_out: str = _machine(Text(), "dump.npz", "file of --dump")
     debug: bool = _machine(None, False, "show the traceback of an error")
 
     def sampling(self, seed: int) -> SamplingParams:

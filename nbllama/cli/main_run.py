@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from nbllama.arch.hparams import Hparams, context_warnings
 from nbllama.cli.chat import chat
@@ -14,10 +15,12 @@ from nbllama.cli.lora_files import load_adapters
 from nbllama.cli.main_options import Main
 from nbllama.cli.settings import fresh_seed
 from nbllama.cli.talk import Talk, read_text
-from nbllama.errors import UsageError
+from nbllama.errors import UsageError, shown
 from nbllama.generation import Session
 from nbllama.lora import Adapter, mix
 from nbllama.model import Model, load_model
+from nbllama.peek.dump import Dump
+from nbllama.peek.watcher import watch
 from nbllama.predictor import Predictor
 from nbllama.sampling.chain import Sampler
 from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
@@ -52,6 +55,9 @@ def run(main: Main) -> None:
             model, adapter, sampler, n_ctx, batch=o.batch_size, shift=shift, check=interrupt.check
         )
         warm_up(model, adapter, console)
+        if o.dump:
+            seen = stack.enter_context(saved(o.dump_out, console))
+            seen.append(stack.enter_context(watch(model, *o.dump, adapter=adapter)))
         seed = params.seed if params.temp > 0 or params.mirostat else None
         talk = Talk(o, tokenizer, predictor, console, interrupt, n_ctx, text, seed)
         if template is not None:
@@ -60,6 +66,18 @@ def run(main: Main) -> None:
             (interact if main.mode == "interactive" else predict)(talk)
         if times := predictor.times.line():
             console.note(times)
+
+
+@contextmanager
+def saved(path: str, console: Console) -> Iterator[list[Dump]]:
+    """At the end, also after Ctrl-C, write the dump that was put into the list."""
+    seen: list[Dump] = []
+    try:
+        yield seen
+    finally:
+        for dump in seen:
+            dump.save(path)
+            console.note(f"{len(dump)} arrays in {shown(path, 400)}")
 
 
 def layout(name: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:

@@ -25,6 +25,7 @@ from nbllama.cli.data_options import (
 from nbllama.cli.escapes import unescape
 from nbllama.cli.parser import (
     Choice,
+    Dumped,
     Real,
     Size,
     Text,
@@ -82,6 +83,7 @@ _rate = partial(option, "Learning rate")
 _val = partial(option, "Validation and samples")
 _stop = partial(option, "Early end")
 _model = partial(option, "Model")
+_inside = partial(option, "Looking inside")
 _old = partial(option, "Coming from the old finetune")
 
 _RANK = Whole(0, 65536)
@@ -268,6 +270,13 @@ class Options:
         None, False, "a new order of samples from --seed, also when a checkpoint is continued"
     )
 
+    dump: tuple[str, ...] = _inside(
+        Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; may be"
+        " given several times", shown_default="none", many=True,
+    )  # fmt: skip
+    dump_out: str = _inside(
+        Text(), "dump-ITERATION.npz", "file of --dump; ITERATION becomes the number"
+    )
     norm_rms_eps: float | None = _model(
         Real(above=True), None, "epsilon of the RMS norms", shown_default="the model's"
     )

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
+from nbllama.steps import STEPS, parse_steps
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
@@ -154,7 +155,22 @@ class Day:
         return "a day as YYYY-MM-DD"
 
 
-Value = Text | Whole | Real | Choice | Day | Size
+@dataclass(frozen=True)
+class Dumped:
+    """Iterations and a pattern of names, as `nbllama.steps` reads them."""
+
+    metavar: str = "STEP:PATTERN"
+
+    def parse(self, text: str) -> str:
+        """The text as it was given; raises `ValueError` if it cannot be read."""
+        parse_steps(text)
+        return text
+
+    def allowed(self) -> str:
+        return STEPS
+
+
+Value = Text | Whole | Real | Choice | Day | Size | Dumped
 
 
 @dataclass(frozen=True)

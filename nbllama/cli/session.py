@@ -24,6 +24,7 @@ from nbllama.identity import environment_notes
 from nbllama.lora import Adapter, init_adapter
 from nbllama.model import load_model
 from nbllama.opt import OPTIMISERS
+from nbllama.peek.training import Dumps
 from nbllama.progress import duration, memory
 from nbllama.slots import without_tensor
 from nbllama.train import Schedule, Trainer
@@ -67,6 +68,7 @@ class Session:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
+        self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
 
     def _resume(self, options: Options) -> TrainState | None:
         path = options.checkpoint_in

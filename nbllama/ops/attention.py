@@ -63,8 +63,15 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
     return np.array(slopes, np.float32)
 
 
-def _probabilities(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
-    """(p, tanh) `[Tq, Tk]` of one head in plain numpy, in the dtype of q."""
+def probabilities(s: np.ndarray) -> np.ndarray:
+    """Softmax of each row of scores."""
+    e = np.exp(s - s.max(axis=1, keepdims=True))
+    p: np.ndarray = e / e.sum(axis=1, keepdims=True)
+    return p
+
+
+def _scores(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+    """(scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
     t = np.tanh(z / cap) if cap > 0 else np.zeros_like(z)
@@ -72,9 +79,30 @@ def _probabilities(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-
     i, j = np.arange(tq)[:, None] + tk - tq, np.arange(tk)[None, :]
     s = s + slope * (j - i)
     hidden = (j > i) | ((j <= i - window) if window > 0 else False)
-    s = np.where(hidden, -np.inf, s)
-    e = np.exp(s - s.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True), t
+    return np.where(hidden, -np.inf, s), t
+
+
+def _probabilities(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+    s, t = _scores(q, k, scale, slope, window, cap)
+    return probabilities(s), t
+
+
+def attention_matrices(
+    q: np.ndarray, k: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy and the dtype of
+    q. Where a token is of another sequence or later they are -inf and 0.
+    """
+    heads, group = q.shape[1], q.shape[1] // k.shape[1]
+    z = np.full((heads, len(q), len(k)), -np.inf, q.dtype)
+    p = np.zeros_like(z)
+    for s in range(len(q_offsets) - 1):
+        qs, ks = slice(*q_offsets[s : s + 2]), slice(*k_offsets[s : s + 2])
+        for h in range(heads):
+            own, _ = _scores(q[qs, h], k[ks, h // group], scale, slopes[h], window, cap)
+            z[h, qs, ks], p[h, qs, ks] = own, probabilities(own)
+    return z, p
 
 
 def attention_ref(

@@ -53,6 +53,13 @@ def int8_rows_ref(x: np.ndarray, block: int) -> Int8Rows:
     return Int8Rows(q, d, sums)
 
 
+def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
+    """Plain numpy: the numbers that the int8 blocks stand for times the decoded w `[n_out, K]`."""
+    block = rows.q.shape[1] // rows.d.shape[1]
+    x = rows.q.astype(np.float64) * np.repeat(rows.d.astype(np.float64), block, axis=1)
+    return x @ w.astype(np.float64).T
+
+
 @kernel()
 def _row(x, block, q, d):  # type: ignore[no-untyped-def]
     for b in range(d.shape[0]):

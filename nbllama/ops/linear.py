@@ -8,14 +8,13 @@ With dropout (`ops.dropout`) the pair sees x' = x keep / (1 - p) in place of x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbllama.lanes import PANEL
 from nbllama.ops.dropout import Dropout, add_dropped, dropout_for, dropped, keep_ref
-from nbllama.ops.int8_rows import Int8Rows, int8_rows
 from nbllama.ops.lora_ops import (
     add_hidden,
     add_pair_gradients,
@@ -34,12 +33,9 @@ from nbllama.ops.matmul import (
     matmul_ref,
 )
 from nbllama.ops.matvec import MOST_TOKENS, matvec
-from nbllama.ops.matvec_int8 import Int8Group
 from nbllama.ops.op import Gradients, Inputs, Op
 from nbllama.ops.panels import NO_PANELS, n_panels, pack, panel_floats
 from nbllama.quants import as_readonly, decode
-
-NO_INT8: Mapping[str, Int8Group] = {}
 
 
 class LoraPair(NamedTuple):
@@ -71,8 +67,6 @@ class Input:
 
     `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
     With `masked` the pairs see x with dropout.
-    `int8`: the groups of the weights (`int8_groups`) that few tokens are multiplied with in
-    integers; a group is computed when its first weight is asked for.
     """
 
     def __init__(
@@ -80,13 +74,9 @@ class Input:
         x: np.ndarray,
         buffer: np.ndarray,
         group: Sequence[tuple[LoraPair | None, np.ndarray | None]] = (),
-        int8: Mapping[str, Int8Group] = NO_INT8,
         masked: Masked | None = None,
     ) -> None:
         self.x = x
-        self._int8 = int8
-        self._rows: dict[int, Int8Rows] = {}
-        self._products: dict[str, np.ndarray] = {}
         self._dropped: Input | None = None
         if masked is not None:
             x_dropped = dropped(x, masked.mask, masked.values)
@@ -95,31 +85,6 @@ class Input:
         self._group = [(pair, memory) for pair, memory in group if pair is not None]
         self._panels: np.ndarray | None = None
         self._hidden: list[np.ndarray] = []
-
-    def matvec(self, w: Weight, y: np.ndarray, add: bool) -> None:
-        """y `[N, n_out]` = (or += with `add`) x Wᵀ for a few tokens."""
-        group = self._int8.get(w.name)
-        if group is None:
-            matvec(w, self.x, y, add=add)
-            return
-        done = self._products.pop(w.name, None)
-        if done is not None:
-            np.add(y, done, out=y) if add else np.copyto(y, done)
-            return
-        rows = self._rows.get(group.block)
-        if rows is None:
-            rows = self._rows[group.block] = int8_rows(self.x, group.block)
-        if len(group.names) == 1:
-            group.multiply(rows, (y,), add=add)
-            return
-        outs = [np.empty((len(self.x), n_out), np.float32) for n_out in group.n_outs]
-        if not add:
-            outs[group.names.index(w.name)] = y
-        group.multiply(rows, outs)
-        self._products |= zip(group.names, outs, strict=True)
-        done = self._products.pop(w.name)
-        if add:
-            y += done
 
     @property
     def panels(self) -> np.ndarray:
@@ -176,7 +141,7 @@ def linear(
     `hidden` is float32 memory of at least `hidden_floats(N, R)` for h, which the gradient needs.
     """
     if len(x.x) <= MOST_TOKENS:
-        x.matvec(w, y, add)
+        matvec(w, x.x, y, add=add)
         if pair is None:
             return NO_PANELS
         hp = x.hidden(pair, hidden)

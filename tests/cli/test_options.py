@@ -35,6 +35,7 @@ OLD = """
 NEW = """
 --list-archs --rank-wqkv
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
+--dump --dump-out
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
@@ -107,7 +108,9 @@ def test_help_lists_every_option_grouped_and_fast() -> None:
 
 def test_every_default_is_a_value_of_its_option() -> None:
     for o in OPTIONS:
-        if o.value is not None and o.default is not None:
+        if o.many:
+            assert o.default == (), o.names
+        elif o.value is not None and o.default is not None:
             assert o.value.parse(str(o.default)) == o.default, o.names
         if o.default is None:
             assert o.shown_default not in ("None", ""), o.names
@@ -128,6 +131,8 @@ def test_each_value_lands_in_its_own_field() -> None:
                 continue
             elif isinstance(o.value, Day):
                 got, want = parse(["--model-base", "m", name, "2024-02-29"]), "2024-02-29"
+            elif o.dest == "dump":
+                got, want = parse(["--model-base", "m", name, "1:a", name, "2:b"]), ("1:a", "2:b")
             elif o.dest == "n_gpu_layers":
                 got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):

@@ -9,18 +9,18 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
-from nbllama.ops.int8_rows import Int8Rows, int8_rows, int8_rows_ref
+from nbllama._jit import kernel
+from nbllama.ops.int8_rows import Int8Rows, int8_product_ref, int8_rows, int8_rows_ref
 from nbllama.ops.matmul import Weight
-from nbllama.ops.matvec_int8 import matvec_int8, matvec_int8_ref
 from nbllama.quants import QUANTS, as_readonly, decode
-from nbllama.quants.dot import SUMMED, find_dot, int8_block
+from nbllama.quants.dot import SUMMED, dot_blocks, find_dot, int8_block
 from tests import oracle
 from tests.quants.blocks import random_blocks
 
@@ -48,9 +48,26 @@ def whole_rows(q: np.ndarray, block: int) -> Int8Rows:
     return Int8Rows(q, d, sums)
 
 
+@cache
+def _product_of(type_id: int) -> Any:
+    size = QUANTS[type_id].type_size
+
+    @kernel()
+    def run(raw, blocks, q, d, sums, y):  # type: ignore[no-untyped-def]
+        for t in range(y.shape[0]):
+            for n in range(y.shape[1]):
+                y[t, n] = dot_blocks(
+                    type_id, raw, n * blocks * size, blocks, q, d, sums, t * blocks
+                )
+
+    return run
+
+
 def products(type_id: int, raw: np.ndarray, rows: Int8Rows, n_out: int) -> np.ndarray:
     y = np.empty((len(rows.q), n_out), np.float32)
-    matvec_int8([Weight("w", type_id, raw, (n_out, rows.q.shape[1]))], rows, [y])
+    flat = [x.reshape(-1) for x in rows]
+    blocks = rows.q.shape[1] // QUANTS[type_id].block_size
+    _product_of(type_id)(raw, blocks, *flat, y)
     return y
 
 
@@ -99,7 +116,7 @@ def test_result_is_that_of_the_reference_and_of_llama_cpp(type_id: int) -> None:
     rows = int8_rows(x, int8_block(type_id))
     got = products(type_id, w.raw, rows, 40)
     decoded = decode(type_id, w.raw, 40 * 768).reshape(40, 768)
-    want = matvec_int8_ref(rows, decoded)
+    want = int8_product_ref(rows, decoded)
     largest = np.abs(want).max()
     assert np.abs(got - want).max() < 2e-6 * largest
     theirs = oracle.ggml("ggml_mul_mat", oracle.Raw(type_id, w.raw.tobytes(), w.shape), x)
@@ -135,47 +152,7 @@ def test_what_is_not_finite_reaches_every_output(name: str, wrong: float) -> Non
     assert np.isfinite(y[0]).all() and np.isnan(y[1]).all()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_K"])
-def test_weights_together_are_weights_alone_at_any_number_of_threads(name: str) -> None:
-    type_id = oracle.QUANT_TYPES[name]
-    ws = [weight(type_id, n, 512, n) for n in (70, 1, 45)]
-    x = int8_rows(normal(2, 512), int8_block(type_id))
-    alone = [products(type_id, w.raw, x, w.shape[0]) for w in ws]
-    before = numba.get_num_threads()
-    try:
-        for threads in {1, before}:
-            numba.set_num_threads(threads)
-            ys = [np.full((2, w.shape[0]), 7, np.float32) for w in ws]
-            matvec_int8(ws, x, ys)
-            for y, want in zip(ys, alone, strict=True):
-                np.testing.assert_array_equal(y, want)
-            matvec_int8(ws, x, ys, add=True)
-            np.testing.assert_array_equal(ys[1], alone[1] + alone[1])
-    finally:
-        numba.set_num_threads(before)
-
-
 def test_arrays_that_do_not_fit_are_refused() -> None:
-    w = weight(oracle.QUANT_TYPES["Q4_0"], 8, 64)
-    x, y = int8_rows(normal(1, 64), 32), np.empty((1, 8), np.float32)
-    k = weight(oracle.QUANT_TYPES["Q4_K"], 8, 256)
-    wrong: list[tuple[Any, Any, Any]] = [
-        ([w, k], x, [y, y]),
-        ([w] * 4, x, [y] * 4),
-        ([w], x, [y, y]),
-        ([w], x, [y[:, :7]]),
-        ([w], x, [y.astype(np.float64)]),
-        ([w._replace(raw=w.raw[:-1])], x, [y]),
-        ([w._replace(shape=(8, 32))], x, [y]),
-        ([w._replace(type_id=0)], x, [y]),
-        ([w], x._replace(q=x.q.astype(np.int16)), [y]),
-        ([w], x._replace(d=x.d[:, :1]), [y]),
-        ([w], x._replace(sums=x.sums.astype(np.int16)), [y]),
-        ([k], int8_rows(normal(1, 256), 32), [y]),
-    ]
-    for ws, rows, ys in wrong:
-        with pytest.raises(ValueError):
-            matvec_int8(ws, rows, ys)
     for bad, block in ((normal(1, 33), 32), (normal(1, 64), 64), (normal(64), 32)):
         with pytest.raises(ValueError):
             int8_rows(bad, block)

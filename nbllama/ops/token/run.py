@@ -1,0 +1,177 @@
+"""The kernel that walks through a token's program (see the package's text).
+
+A product is in integers where W's type has an integer dot product (`quants.dot`) and `exact` is
+off; else the row of W is decoded and multiplied in float32. Sums have a fixed order in one task, so
+the number of threads does not change bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, get_num_threads, prange, types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from nbllama._jit import kernel, thread_routine
+from nbllama.ops.attention_few import CHUNK
+from nbllama.ops.token import tables as kinds
+from nbllama.ops.token.tasks import (
+    ROWS_PER_TASK,
+    _dot,
+    branch_task,
+    cap_task,
+    finish_row,
+    floats,
+    gate_task,
+    heads_task,
+    hidden_task,
+    int8_numbers,
+    int16_numbers,
+    join_task,
+    norm_task,
+    part_of,
+    raw_bytes,
+    scores_task,
+)
+from nbllama.quants import QUANTS, decode_blocks
+from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
+from nbllama.threads import call, count, pointer, wait_for
+
+MOST_TYPES = 6
+NO_TYPE = -1  # in the place of a type that a model does not have
+
+NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
+SCORES, JOIN, BRANCH, GATE = kinds.SCORES, kinds.JOIN, kinds.BRANCH, kinds.GATE
+PHASE_ROW, STEP = kinds.PHASE, kinds.STEP
+NORM_ROW, HIDDEN_ROW, PRODUCT_ROW = kinds.NORM_ROW, kinds.HIDDEN_ROW, kinds.PRODUCT_ROW
+HEADS_ROW, BRANCH_ROW, GATE_ROW = kinds.HEADS_ROW, kinds.BRANCH_ROW, kinds.GATE_ROW
+CAP_ROW = kinds.CAP_ROW
+
+
+def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
+    """The dot product of the row of W at byte `src` of `raw` with the input, inside a kernel;
+    nothing is checked. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
+    """
+    raise NotImplementedError("row_product is for kernels")
+
+
+@overload(row_product, prefer_literal=True, inline="always")
+def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+    if not isinstance(type_id, types.IntegerLiteral) or not isinstance(exact, types.IntegerLiteral):
+        raise TypingError("row_product: type_id and exact must be literal integers")
+    number = type_id.literal_value
+    if number == NO_TYPE:
+        return lambda type_id, exact, raw, src, p, step, row: np.float32(0.0)
+    block = 0 if exact.literal_value else int8_block(number)
+
+    def by_32(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+        n = p.n_in // 32
+        q, d, sums = int8_numbers(step.q32, p.n_in), floats(step.d32, n), floats(step.s32, n)
+        return dot_blocks(number, raw, src, n, q, d, sums, 0)
+
+    def by_256(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+        n = p.n_in // 256
+        q, d = int8_numbers(step.q256, p.n_in), floats(step.d256, n)
+        sums = int16_numbers(step.s256, p.n_in // SUMMED)
+        return dot_blocks(number, raw, src, n, q, d, sums, 0)
+
+    size = QUANTS[number].block_size
+
+    def decoded(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+        decode_blocks(number, raw, src, p.n_in // size, row, 0)
+        return _dot(row, floats(p.x, p.n_in), p.n_in)
+
+    return {0: decoded, 32: by_32, 256: by_256}[block]
+
+
+def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: int) -> Any:
+    @thread_routine
+    def thread(address, number):  # type: ignore[no-untyped-def]
+        step = carray(pointer(address), 1, STEP)[0]
+        program = carray(pointer(step.program), step.n_phases, PHASE_ROW)
+        norms = carray(pointer(step.norms), step.most_rows, NORM_ROW)
+        pairs = carray(pointer(step.pairs), step.most_rows, HIDDEN_ROW)
+        products = carray(pointer(step.products), step.most_rows, PRODUCT_ROW)
+        heads = carray(pointer(step.heads), step.most_rows, HEADS_ROW)
+        branches = carray(pointer(step.branches), step.most_rows, BRANCH_ROW)
+        gates = carray(pointer(step.gates), step.most_rows, GATE_ROW)
+        caps = carray(pointer(step.caps), step.most_rows, CAP_ROW)
+        drawn = carray(pointer(step.drawn), step.n_phases, np.int64)
+        done = carray(pointer(step.done), step.n_phases, np.int64)
+        row = floats(step.scratch + 4 * number * step.width, step.width)
+        for i in range(step.n_phases):
+            phase = program[i]
+            tasks, first = phase.tasks, phase.first
+            if phase.kind == SCORES:
+                tasks *= step.at // CHUNK + 1
+            task = count(drawn, i)
+            while task < tasks:
+                if phase.kind == PRODUCT:
+                    s, part = part_of(products, first, task)
+                    p = products[s]
+                    raw = raw_bytes(p.w, p.w_bytes)
+                    for n in range(part * ROWS_PER_TASK, min((part + 1) * ROWS_PER_TASK, p.n_out)):
+                        src = n * p.row_bytes
+                        if p.code == 0:
+                            value = row_product(t0, exact, raw, src, p, step, row)
+                        elif p.code == 1:
+                            value = row_product(t1, exact, raw, src, p, step, row)
+                        elif p.code == 2:
+                            value = row_product(t2, exact, raw, src, p, step, row)
+                        elif p.code == 3:
+                            value = row_product(t3, exact, raw, src, p, step, row)
+                        elif p.code == 4:
+                            value = row_product(t4, exact, raw, src, p, step, row)
+                        else:
+                            value = row_product(t5, exact, raw, src, p, step, row)
+                        finish_row(p, n, value)
+                elif phase.kind == NORM:
+                    norm_task(norms[first], step)
+                elif phase.kind == HIDDEN:
+                    hidden_task(pairs, first, task)
+                elif phase.kind == HEADS:
+                    heads_task(heads[first], task, step)
+                elif phase.kind == SCORES:
+                    scores_task(heads[first], task, step)
+                elif phase.kind == JOIN:
+                    join_task(heads[first], step)
+                elif phase.kind == BRANCH:
+                    branch_task(branches[first])
+                elif phase.kind == GATE:
+                    gate_task(gates[first], task, step)
+                else:
+                    cap_task(caps[first], task)
+                count(done, i)
+                task = count(drawn, i)
+            wait_for(done, i, tasks)
+
+    return thread
+
+
+thread_entry = cache(_thread_entry)
+
+
+@kernel(parallel=True)
+def _walk(routine, address, threads):  # type: ignore[no-untyped-def]
+    for thread in prange(threads):
+        call(routine, address, thread)
+
+
+def n_threads() -> int:
+    """How many threads go through a program: each needs its row of scratch."""
+    return int(get_num_threads())
+
+
+def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
+    """Go through a program whose products are of these types, the codes of `PRODUCT_ROW` in order.
+
+    `step`: one row of `STEP`. Nothing that it points to is checked.
+    """
+    if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:
+        raise ValueError(f"walk: step is {step.dtype} {step.shape}, with {len(types)} types")
+    routine = thread_entry(*types, *[NO_TYPE] * (MOST_TYPES - len(types)), int(exact))
+    _walk(routine.address, step.ctypes.data, threads)

@@ -1,0 +1,76 @@
+"""What a phase of a token's program can be: one table for each kind, a row for each phase.
+
+`PHASE` is the program itself: the kind, the first row of that kind's table, how many rows, and into
+how many tasks the phase is cut. Fields that name an array hold its address; whoever writes the
+program checks sizes and keeps the arrays alive (`program.py`). Everything is float32 unless said.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP = range(9)
+
+INT8_32, INT8_256 = 1, 2  # bits of `forms`: in which int8 blocks the next products want their input
+
+_address, _size, _float = np.int64, np.int64, np.float32
+
+
+def _table(**fields: type) -> np.dtype:
+    return np.dtype(list(fields.items()), align=True)
+
+
+PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
+
+# out[c] = x[c] * rstd * w[c] * scale
+NORM_ROW = _table(
+    x=_address, w=_address, out=_address, n=_size, eps=_float, scale=_float, forms=_size
+)
+
+# h[r] = scale * sum_k a[r, k] x[k]
+HIDDEN_ROW = _table(a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float)
+
+# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: which of the entry's types w has
+PRODUCT_ROW = _table(
+    w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
+    y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size,
+)  # fmt: skip
+
+# queries and keys normed and turned in place, then key and value into the cache [n_ctx, G, D]
+HEADS_ROW = _table(
+    q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, eps=_float,
+    cos=_address, sin=_address, half=_size, halves=_size, n_positions=_size,
+    k_cache=_address, v_cache=_address, n_ctx=_size, n_head=_size, n_head_kv=_size, head_dim=_size,
+    scale=_float, cap=_float, window=_size, slopes=_address, out=_address, forms=_size,
+)  # fmt: skip
+
+# x += scale * norm(y), or scale * y without w
+BRANCH_ROW = _table(y=_address, w=_address, x=_address, n=_size, eps=_float, scale=_float)
+
+# out = act(gate) * up
+GATE_ROW = _table(gate=_address, up=_address, out=_address, n=_size, gelu=_size, forms=_size)
+
+# y = cap tanh(y / cap)
+CAP_ROW = _table(y=_address, n=_size, cap=_float)
+
+# What the threads are given: the token's position, the program, and memory that all phases share:
+# `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
+# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.threads`.
+STEP = _table(
+    at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
+    norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,
+    gates=_address, caps=_address, scores=_address, found=_address, scratch=_address,
+    q32=_address, d32=_address, s32=_address, q256=_address, d256=_address, s256=_address,
+    drawn=_address, done=_address,
+)  # fmt: skip
+
+TABLES = {
+    NORM: ("norms", NORM_ROW),
+    HIDDEN: ("pairs", HIDDEN_ROW),
+    PRODUCT: ("products", PRODUCT_ROW),
+    HEADS: ("heads", HEADS_ROW),
+    BRANCH: ("branches", BRANCH_ROW),
+    GATE: ("gates", GATE_ROW),
+    CAP: ("caps", CAP_ROW),
+}
+"""SCORES and JOIN read the row of HEADS that they follow."""

@@ -1,0 +1,201 @@
+"""What one task of each kind of phase computes: the row kernels of the ops, on addresses."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from nbllama._jit import kernel
+from nbllama.ops.activation import _gelu_row, _silu_row
+from nbllama.ops.attention_few import CHUNK, _chunk, _join
+from nbllama.ops.attention_tiles import cap_and_bias
+from nbllama.ops.int8_rows import _row as _int8_row
+from nbllama.ops.int8_rows import _sum
+from nbllama.ops.rms_norm import _row as _norm_row
+from nbllama.ops.rope import _turn_halves, _turn_interleaved
+from nbllama.ops.token.tables import INT8_32, INT8_256
+from nbllama.quants.dot import SUMMED
+from nbllama.threads import pointer
+
+ROWS_PER_TASK = 32  # rows of W
+GATE_PART = 1024  # numbers of the feed-forward layer in one task: whole int8 blocks
+CAP_PART = 8192
+
+
+@kernel(inline=True)
+def floats(address, n):  # type: ignore[no-untyped-def]
+    return carray(pointer(address), n, np.float32)
+
+
+@kernel(inline=True)
+def int8_numbers(address, n):  # type: ignore[no-untyped-def]
+    return carray(pointer(address), n, np.int8)
+
+
+@kernel(inline=True)
+def int16_numbers(address, n):  # type: ignore[no-untyped-def]
+    return carray(pointer(address), n, np.int16)
+
+
+@kernel(inline=True)
+def raw_bytes(address, n):  # type: ignore[no-untyped-def]
+    return carray(pointer(address), n, np.uint8)
+
+
+@kernel()
+def to_int8(x, lo, hi, forms, step):  # type: ignore[no-untyped-def]
+    """x[lo:hi] as int8 blocks of the wanted forms (`ops.int8_rows`); lo and hi are their ends."""
+    if forms & INT8_32:
+        q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
+        sums = floats(step.s32, step.width // 32)
+        _int8_row(x[lo:hi], 32, q[lo:hi], d[lo // 32 : hi // 32])
+        for b in range(lo // 32, hi // 32):
+            sums[b] = d[b] * np.float32(_sum(q[32 * b : 32 * b + 32]))
+    if forms & INT8_256:
+        q, d = int8_numbers(step.q256, step.width), floats(step.d256, step.width // 256)
+        totals = int16_numbers(step.s256, step.width // SUMMED)
+        _int8_row(x[lo:hi], 256, q[lo:hi], d[lo // 256 : hi // 256])
+        for s in range(lo // SUMMED, hi // SUMMED):
+            totals[s] = np.int16(_sum(q[SUMMED * s : SUMMED * s + SUMMED]))
+
+
+@kernel()
+def norm_task(p, step):  # type: ignore[no-untyped-def]
+    x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
+    _norm_row(x, w, p.eps, out)
+    if p.scale != np.float32(1.0):
+        for c in range(p.n):
+            out[c] *= p.scale
+    to_int8(out, np.int64(0), p.n, p.forms, step)
+
+
+@kernel(fast=True)
+def _dot(a, b, n):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for k in range(n):
+        total += a[k] * b[k]
+    return total
+
+
+@kernel()
+def hidden_task(pairs, first, task):  # type: ignore[no-untyped-def]
+    """One number of h, of the pairs from row `first` on."""
+    s, r = first, task
+    while r >= pairs[s].rank:
+        r -= pairs[s].rank
+        s += 1
+    p = pairs[s]
+    a, x = floats(p.a + 4 * r * p.n_in, p.n_in), floats(p.x, p.n_in)
+    floats(p.h, p.rank)[r] = p.scale * _dot(a, x, p.n_in)
+
+
+@kernel()
+def part_of(products, first, task):  # type: ignore[no-untyped-def]
+    """Which row of the table, and which `ROWS_PER_TASK` rows of W, a task of a PRODUCT means."""
+    s, part = first, task
+    parts = (products[s].n_out + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    while part >= parts:
+        part -= parts
+        s += 1
+        parts = (products[s].n_out + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    return s, part
+
+
+@kernel()
+def finish_row(p, n, value):  # type: ignore[no-untyped-def]
+    """y[n] from the product with row n of W."""
+    if p.bias != 0:
+        value += floats(p.bias, p.n_out)[n]
+    if p.rank > 0:
+        value += _dot(floats(p.b + 4 * n * p.rank, p.rank), floats(p.h, p.rank), p.rank)
+    y = floats(p.y, p.n_out)
+    y[n] = y[n] + value if p.add else value
+
+
+@kernel()
+def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
+    """Heads `[n, D]`: normed where there is a norm, then turned."""
+    if norm != 0:
+        w = floats(norm, p.head_dim)
+        for h in range(row.shape[0]):
+            _norm_row(row[h], w, p.eps, row[h])
+    if p.half > 0:
+        if p.halves:
+            _turn_halves(row, cos, sin, np.float32(1.0))
+        else:
+            _turn_interleaved(row, cos, sin, np.float32(1.0))
+
+
+@kernel()
+def heads_task(p, g, step):  # type: ignore[no-untyped-def]
+    """KV head g: its queries, key and value."""
+    at = step.at
+    d, group = p.head_dim, p.n_head // p.n_head_kv
+    cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
+    queries = carray(pointer(p.q + 4 * g * group * d), (group, d), np.float32)
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
+    _turn(queries, p.q_norm, cos, sin, p)
+    _turn(key, p.k_norm, cos, sin, p)
+    value = floats(p.v + 4 * g * d, d)
+    where = 4 * (at * p.n_head_kv + g) * d
+    keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
+    for c in range(d):
+        keys[c] = key[0, c]
+        values[c] = value[c]
+
+
+@kernel()
+def scores_task(p, task, step):  # type: ignore[no-untyped-def]
+    """One KV head and one chunk of keys."""
+    at = step.at
+    g, c = task % p.n_head_kv, task // p.n_head_kv
+    lo, hi = c * CHUNK, min((c + 1) * CHUNK, at + 1)
+    if p.window > 0:
+        lo = max(lo, at - p.window + 1)
+    if lo < hi:
+        shape = (at + 1, p.n_head_kv, p.head_dim)
+        keys = carray(pointer(p.k_cache), shape, np.float32)
+        values = carray(pointer(p.v_cache), shape, np.float32)
+        q, slopes = floats(p.q, p.n_head * p.head_dim), floats(p.slopes, p.n_head)
+        scores = carray(pointer(step.scores), (step.chunks, p.n_head, CHUNK), np.float32)
+        found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
+        _chunk(q, 0, keys, values, g, lo, hi, at, p.scale, slopes, p.cap, scores[c], found[c])
+
+
+@kernel()
+def join_task(p, step):  # type: ignore[no-untyped-def]
+    """All heads' chunks joined, and ready for the product."""
+    at = step.at
+    found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
+    first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
+    size = p.n_head * p.head_dim
+    for h in range(p.n_head):
+        _join(found[:, h], first, at // CHUNK + 1, floats(p.out + 4 * h * p.head_dim, p.head_dim))
+    out = floats(p.out, size)
+    to_int8(out, np.int64(0), size, p.forms, step)
+
+
+@kernel()
+def branch_task(p):  # type: ignore[no-untyped-def]
+    y, x = floats(p.y, p.n), floats(p.x, p.n)
+    if p.w != 0:
+        _norm_row(y, floats(p.w, p.n), p.eps, y)
+    for c in range(p.n):
+        x[c] += p.scale * y[c]
+
+
+@kernel()
+def gate_task(p, task, step):  # type: ignore[no-untyped-def]
+    gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
+    lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
+    if p.gelu:
+        _gelu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+    else:
+        _silu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+    to_int8(out, lo, hi, p.forms, step)
+
+
+@kernel()
+def cap_task(p, task):  # type: ignore[no-untyped-def]
+    lo, hi = task * CAP_PART, min((task + 1) * CAP_PART, p.n)
+    cap_and_bias(floats(p.y, p.n), lo, hi, p.cap, np.float32(0.0), 0)

@@ -1,0 +1,39 @@
+"""Any weight, activation, gradient or moment by name, as numpy.
+
+    with nbllama.peek.watch(model, "attn_norm-0", "kq_soft_max-*") as seen:
+        nbllama.logits(model, tokens)
+    seen["attn_norm-0"]                     # float32 [N, C]
+    print(seen.table())
+    seen.save("forward.npz")
+
+| module | does |
+|---|---|
+| `names` | what there is by name: llama.cpp's names, finetune.cpp's numbers, patterns |
+| `watcher` | `watch`: takes copies while the passes run |
+| `training` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
+| `dump` | arrays by name and where they are from; `.npz` files |
+| `source` | the arrays of any file: dumps, models, checkpoints, adapters |
+| `tables`, `pictures` | statistics, differences, histograms, heat maps, attention maps |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Dump", "load", "watch"]
+
+if TYPE_CHECKING:
+    from nbllama.peek.dump import Dump, load
+    from nbllama.peek.watcher import watch
+
+_HOME = {"Dump": "dump", "load": "dump", "watch": "watcher"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'nbllama.peek' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"nbllama.peek.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,159 @@
+"""What there is by name, and patterns for it. Nothing here needs numpy.
+
+| name | what | kind |
+|---|---|---|
+| `blk.3.attn_q.weight` | a base tensor, decoded to float32 | weight |
+| `blk.3.attn_q.weight.lora_a` | half of its pair, before the step | parameter |
+| `....lora_a.grad` | its gradient of the whole step, before clipping | gradient |
+| `....lora_a.m`, `.v` | its AdamW moments, after the step | moment |
+| `....lora_a.after` | the half itself after the step | parameter |
+| `Qcur-3` | an activation of block 3, llama.cpp's name | activation |
+| `Qcur-3.grad` | the gradient of the loss by it | gradient |
+| `tokens`, `targets`, `positions`, `offsets` | the batch, int32 | batch |
+
+An activation of a later micro-batch or call of the same watch has its number behind it: `Qcur-3@1`.
+finetune.cpp's numbers are other names for activations: `t07-3` is `Qcur-3`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import NamedTuple
+
+from nbllama.errors import UsageError, shown
+
+
+class Node(NamedTuple):
+    """An activation: shape in words (N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
+    V n_vocab, M trained tokens), finetune.cpp's numbers, and what it is.
+    """
+
+    name: str
+    shape: str
+    numbers: tuple[str, ...]
+    meaning: str
+    gradient: bool = True
+
+
+ENDS = (
+    Node("inp_embd", "[N, C]", ("t01",), "token embeddings"),
+    Node("result_norm", "[N, C]", ("t33",), "the last block's output, normed"),
+    Node("result_output", "[N, V]", ("t34", "t35"), "logits"),
+    Node("loss", "[M]", ("t36",), "loss of each trained token (t36 is their mean)", False),
+)
+BLOCK = (
+    Node("attn_norm", "[N, C]", ("t04",), "the block's input, normed"),
+    Node("Qcur_raw", "[N, H, D]", ("t05", "t06"), "queries as projected, with bias"),
+    Node("Kcur_raw", "[N, G, D]", ("t08", "t09"), "keys as projected, with bias"),
+    Node("Qcur_normed", "[N, H, D]", (), "queries after their norm (models that have it)"),
+    Node("Kcur_normed", "[N, G, D]", (), "keys after their norm (models that have it)"),
+    Node("Qcur", "[N, H, D]", ("t07", "t13"), "queries after RoPE"),
+    Node("Kcur", "[N, G, D]", ("t10", "t14"), "keys after RoPE"),
+    Node("Vcur", "[N, G, D]", ("t11", "t12", "t15"), "values"),
+    Node("kq", "[H, N, Nk]", ("t16_1", "t16_2"), "scores before softmax; -inf: not seen", False),
+    Node("kq_soft_max", "[H, N, Nk]", ("t16_3",), "attention probabilities", False),
+    Node("kqv_out", "[N, H, D]", ("t16", "t17", "t18", "t19"), "attention's output"),
+    Node("attn_out", "[N, C]", ("t20",), "what attention adds to the stream", False),
+    Node("attn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
+    Node("ffn_inp", "[N, C]", ("t21",), "the stream between attention and feed-forward"),
+    Node("ffn_norm", "[N, C]", ("t24",), "the same, normed"),
+    Node("ffn_up", "[N, F]", ("t25",), "up projection"),
+    Node("ffn_gate", "[N, F]", ("t26",), "gate projection"),
+    Node("ffn_swiglu", "[N, F]", ("t28",), "silu(gate) * up (models with silu)"),
+    Node("ffn_geglu", "[N, F]", ("t28",), "gelu(gate) * up (models with gelu)"),
+    Node("ffn_out", "[N, C]", ("t29",), "what feed-forward adds to the stream", False),
+    Node("ffn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
+    Node("l_out", "[N, C]", ("t30",), "the block's output"),
+)
+BATCH = ("tokens", "targets", "positions", "offsets")
+_NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK}
+_NODE = re.compile(r"([A-Za-z_]+)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
+
+
+def node_name(name: str, layer: int) -> str:
+    """The full name of a node: with its block's number, where it is in one."""
+    return name if layer < 0 else f"{name}-{layer}"
+
+
+@lru_cache(maxsize=1 << 16)
+def aliases(name: str) -> tuple[str, ...]:
+    """Other names of the same array: finetune.cpp's numbers."""
+    found = _NODE.fullmatch(name)
+    if found is None:
+        return ()
+    block, rest = found[2] or "", found[3] or ""
+    return tuple(f"{t}{block}{rest}" for t in _NUMBERS.get(found[1], ()))
+
+
+class Patterns:
+    """Shell patterns (`*`, `?`, `[0-3]`), several of them with commas between.
+
+    They are compared with whole names and aliases; `.weight` may be left out. The number of a
+    micro-batch is not looked at unless the pattern has one.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = tuple(p.strip() for text in texts for p in text.split(",") if p.strip())
+        if not self.texts:
+            raise UsageError("an empty pattern; '*' takes everything")
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = any(self._one(text, name) for text in self.texts)
+        return found
+
+    def _one(self, text: str, name: str) -> bool:
+        bare = name if "@" in text else name.partition("@")[0]
+        names = (bare, *aliases(bare))
+        if any(fnmatchcase(n, text) for n in names):
+            return True
+        return bare.endswith(".weight") and fnmatchcase(bare, f"{text}.weight")
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """The patterns that fit none of `names`."""
+        every = list(names)
+        return [t for t in self.texts if not any(self._one(t, name) for name in every)]
+
+
+def activation_names(n_layer: int) -> list[str]:
+    """Every activation of a model with so many blocks, and their gradients."""
+    names = [(n, node_name(n.name, -1)) for n in ENDS]
+    names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK]
+    out = []
+    for node, name in names:
+        out += [name, f"{name}.grad"] if node.gradient else [name]
+    return out
+
+
+def parameter_names(parameters: Iterable[str], suffixes: Sequence[str]) -> list[str]:
+    """NAME.lora_a and what a step has beside it."""
+    return [name + s for name in parameters for s in ("", *suffixes)]
+
+
+def check(patterns: Patterns, names: Iterable[str]) -> None:
+    """Raise `UsageError` for a pattern that fits nothing there is."""
+    if unused := patterns.unused(names):
+        raise UsageError(
+            f"nothing is named {shown(unused[0])}; activations are named like attn_norm-0, Qcur-0,"
+            " l_out-0 (or t04-0), weights like blk.0.attn_q.weight; docs/peek.md lists them"
+        )
+
+
+def kind_of(name: str) -> str:
+    """ "weight", "parameter", "gradient", "moment", "activation" or "batch"."""
+    bare = name.partition("@")[0]
+    if bare.endswith(".grad"):
+        return "gradient"
+    if bare.endswith((".lora_a.m", ".lora_b.m", ".lora_a.v", ".lora_b.v")):
+        return "moment"
+    if ".lora_" in bare:
+        return "parameter"
+    if bare in BATCH:
+        return "batch"
+    found = _NODE.fullmatch(bare)
+    return "activation" if found and found[1] in _NUMBERS else "weight"

@@ -1,0 +1,125 @@
+"""Pictures of arrays: histograms, heat maps, attention maps. Needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from nbllama.errors import UsageError, shown
+from nbllama.files import atomic_write, check_writable
+from nbllama.peek.dump import Dump
+
+KINDS = ("auto", "histogram", "heat", "attention")
+MOST_PANELS = 36
+_MOST_CELLS = 512  # a side of a heat map; larger ones are shown by block means
+_FORMATS = ("svg", "png", "pdf")
+
+
+def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
+    """Write one picture with a panel an array (of an attention map one a head); returns notes.
+
+    `kind` "auto": attention maps for probabilities, else histograms. The ending of `path` says the
+    format. `head`: that head only. Raises `UsageError` without matplotlib, for another ending, and
+    for arrays of which there is no such picture; `OutputError`.
+    """
+    ending = os.path.splitext(path)[1].lower().lstrip(".")
+    if ending not in _FORMATS:
+        raise UsageError(f"{shown(path, 400)}: a picture ends in {', '.join(_FORMATS)}")
+    panels = _panels(dump, kind, head)
+    if not panels:
+        raise UsageError("nothing to draw: no array has numbers")
+    notes = []
+    if len(panels) > MOST_PANELS:
+        notes.append(f"the first {MOST_PANELS} of {len(panels)} panels; give a narrower pattern")
+        panels = panels[:MOST_PANELS]
+    check_writable(path)
+    figure = _figure(panels)
+    memory = io.BytesIO()
+    # no date: the same numbers give the same file
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
+    figure.savefig(memory, format=ending, dpi=150, metadata=metadata)
+    with atomic_write(path) as file:
+        file.write(memory.getvalue())
+    return notes
+
+
+Panel = tuple[str, str, np.ndarray]  # title, kind, numbers
+
+
+def _panels(dump: Dump, kind: str, head: int | None) -> list[Panel]:
+    panels: list[Panel] = []
+    for name, x in dump.items():
+        x = np.asarray(x, np.float64)
+        if not x.size:
+            continue
+        own = kind
+        if kind == "auto":
+            own = "attention" if name.startswith("kq_soft_max") and x.ndim == 3 else "histogram"
+        if own == "attention":
+            panels += _attention(name, x, head)
+        elif own == "heat":
+            if x.ndim > 1:
+                panels.append((name, "heat", _shrunk(x.reshape(len(x), -1))))
+        else:
+            panels.append((name, "histogram", x[np.isfinite(x)]))
+    return panels
+
+
+def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
+    if x.ndim != 3:
+        raise UsageError(f"{shown(name)}: an attention map needs heads x tokens x tokens")
+    if head is not None and head >= len(x):
+        raise UsageError(f"{shown(name)}: there is no head {head}, there are {len(x)}")
+    heads = range(len(x)) if head is None else [head]
+    return [(f"{name}, head {h}", "attention", _shrunk(x[h])) for h in heads]
+
+
+def _shrunk(x: np.ndarray) -> np.ndarray:
+    """At most `_MOST_CELLS` a side, each cell the mean of what it stands for."""
+    x = np.where(np.isfinite(x), x, np.nan)
+    for axis in (0, 1):
+        n = x.shape[axis]
+        if n > _MOST_CELLS:
+            edges = np.linspace(0, n, _MOST_CELLS + 1).astype(int)
+            sums = np.add.reduceat(x, edges[:-1], axis=axis)
+            counts = np.diff(edges)
+            x = sums / (counts[:, None] if axis == 0 else counts)
+    return x
+
+
+def _figure(panels: list[Panel]) -> Any:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise UsageError("pictures need matplotlib: pip install 'nbllama[pictures]'") from e
+    matplotlib.rcParams["svg.hashsalt"] = "nbllama"
+    columns = math.ceil(math.sqrt(len(panels)))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3 * rows), layout="constrained")
+    for i, (title, kind, x) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, i)
+        axes.set_title(shown(title, 60), fontsize=9)
+        axes.tick_params(labelsize=7)
+        if kind == "histogram":
+            axes.hist(x.reshape(-1), bins=80, log=True, color="#3b6ea5")
+            axes.set_xlabel("value", fontsize=8)
+            axes.set_ylabel("numbers", fontsize=8)
+        elif kind == "attention":
+            image = axes.imshow(x, cmap="viridis", vmin=0, interpolation="nearest")
+            axes.set_xlabel("looked at", fontsize=8)
+            axes.set_ylabel("token", fontsize=8)
+            figure.colorbar(image, ax=axes, shrink=0.8)
+        else:
+            most = float(np.nanmax(np.abs(x))) or 1.0
+            image = axes.imshow(
+                x, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
+            )
+            axes.set_xlabel("column", fontsize=8)
+            axes.set_ylabel("row", fontsize=8)
+            figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure

@@ -1,0 +1,86 @@
+"""The arrays of any file by name: a dump, a model, a checkpoint, an adapter."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbllama.adapter import read_stored
+from nbllama.checkpoint import load_checkpoint
+from nbllama.errors import GGUFError, NotEnoughMemory, UsageError, shown
+from nbllama.formats.stored import Base
+from nbllama.gguf_io import GGUFFile, open_gguf
+from nbllama.old_checkpoint import is_old
+from nbllama.peek.dump import Dump, is_dump, load
+from nbllama.peek.names import Patterns
+from nbllama.quants import QUANTS, decode
+
+MOST_BYTES = 8 << 30  # of one file's decoded tensors
+
+
+def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
+    """What a file holds and fits a pattern, decoded to float32; of a checkpoint also the moments
+    (`.m`, `.v`).
+
+    Raises `UsageError` where there is no file or nothing of such a name, `GGUFError` and
+    `CheckpointError` for what cannot be read, `NotEnoughMemory` for more than 8 GB at once.
+    """
+    if not os.path.lexists(path):
+        raise UsageError(f"{shown(path, 400)}: there is no such file")
+    if is_dump(path):
+        return load(path).matching(*patterns)
+    found = None if os.path.isdir(path) else _gguf(path)
+    if found is None:
+        stored = read_stored(path, Base())
+        halves: dict[str, np.ndarray] = {}
+        for name, pair in stored.pairs.items():
+            halves |= {f"{name}.lora_a": pair.a, f"{name}.lora_b": pair.b}
+        return Dump(halves, {"adapter": path}).matching(*patterns)
+    with found as f:
+        if f.metadata.get("training.type") == "finetune_lora" or is_old(f):
+            return _checkpoint(path).matching(*patterns)
+        return _model(f, patterns)
+
+
+def _gguf(path: str) -> GGUFFile | None:
+    """A GGUF file that is no adapter; None for what `read_stored` reads."""
+    try:
+        f = open_gguf(path)
+    except GGUFError:
+        with open(path, "rb") as file:
+            if file.read(4) == b"algg":  # a .bin adapter
+                return None
+        raise
+    if f.metadata.get("general.type") == "adapter":
+        f.close()
+        return None
+    return f
+
+
+def _checkpoint(path: str) -> Dump:
+    state = load_checkpoint(path)
+    arrays = dict(state.adapter.parameters())
+    for suffix, moments in ((".m", state.m), (".v", state.v)):
+        arrays |= {name + suffix: x for name, x in moments.items()}
+    return Dump(arrays, {"checkpoint": path, "iteration": state.iteration})
+
+
+def _model(f: GGUFFile, patterns: Sequence[str]) -> Dump:
+    fits = Patterns(patterns) if patterns else None
+    if fits is not None and (unused := fits.unused(f.tensors)):
+        raise UsageError(f"nothing here is named {shown(unused[0])}")
+    chosen = [t for t in f.tensors.values() if fits is None or fits(t.name)]
+    nbytes = sum(4 * math.prod(t.shape) for t in chosen)
+    if nbytes > MOST_BYTES:
+        raise NotEnoughMemory(
+            f"{shown(f.path, 400)}: {nbytes / 1e9:.1f} GB of decoded weights; give a PATTERN"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for t in chosen:
+        if t.type_id not in QUANTS:
+            raise f.error(f"tensor '{shown(t.name)}'", "its type is not a type of weights")
+        arrays[t.name] = decode(t.type_id, f.data(t.name), math.prod(t.shape)).reshape(t.shape)
+    return Dump(arrays, {"model": f.path})

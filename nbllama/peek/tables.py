@@ -1,0 +1,125 @@
+"""Statistics of arrays, and of the difference of two dumps, as rows and as text."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.errors import shown
+from nbllama.peek.dump import Dump
+from nbllama.peek.names import kind_of
+
+
+class Statistics(NamedTuple):
+    """Of the finite numbers; `odd`: how many are NaN or infinite. NaN where there is none."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    zeros: int
+    odd: int
+
+
+def statistics(x: np.ndarray) -> Statistics:
+    """In float64."""
+    flat = np.asarray(x, np.float64).reshape(-1)
+    good = flat[np.isfinite(flat)]
+    odd = flat.size - good.size
+    if not good.size:
+        return Statistics(math.nan, math.nan, math.nan, math.nan, 0, odd)
+    return Statistics(
+        float(good.mean()), float(good.std()), float(good.min()), float(good.max()),
+        int((good == 0).sum()), odd,
+    )  # fmt: skip
+
+
+def _shape(x: np.ndarray) -> str:
+    return " x ".join(map(str, x.shape)) or "1"
+
+
+def table(dump: Dump, values: int = 0) -> str:
+    """One line an array; `values`: so many of its first numbers below it."""
+    rows: list[tuple[str, ...]]
+    rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
+    lines = {}
+    for name, x in dump.items():
+        s = statistics(x)
+        numbers = (f"{v:.4g}" for v in s[:4])
+        counts = (str(s.zeros), str(s.odd))
+        rows.append((shown(name, 80), kind_of(name), _shape(x), str(x.dtype), *numbers, *counts))
+        if values:
+            first = ", ".join(f"{v:.6g}" for v in x.reshape(-1)[:values])
+            lines[len(rows)] = f"    {first}{', ...' if x.size > values else ''}"
+    return _text(rows, lines)
+
+
+def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    out = []
+    for i, row in enumerate(rows, start=1):
+        cells = zip(row, widths, strict=True)
+        out.append("  ".join(cell.ljust(w) for cell, w in cells).rstrip())
+        if after and i in after:
+            out.append(after[i])
+    return "\n".join(out) + "\n"
+
+
+class Difference(NamedTuple):
+    """Of two arrays of one name. `largest`: max |a - b|; `relative`: that over max |a|; `changed`:
+    numbers that differ. `why`: what makes them not comparable, "" if nothing does.
+    """
+
+    name: str
+    largest: float
+    relative: float
+    changed: int
+    size: int
+    why: str = ""
+
+    @property
+    def same(self) -> bool:
+        return not self.changed and not self.why
+
+
+def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Difference:
+    """Compare two arrays; None: it is not there. NaN equals NaN, and an infinity itself."""
+    if a is None or b is None:
+        return Difference(name, math.nan, math.nan, 0, 0, f"only in {'B' if a is None else 'A'}")
+    if a.shape != b.shape:
+        return Difference(name, math.nan, math.nan, 0, a.size, f"{_shape(a)} and {_shape(b)}")
+    wide_a, wide_b = (np.asarray(x, np.float64) for x in (a, b))
+    differ = (wide_a != wide_b) & ~(np.isnan(wide_a) & np.isnan(wide_b))
+    if not differ.any():
+        return Difference(name, 0.0, 0.0, 0, a.size)
+    with np.errstate(invalid="ignore"):
+        # a NaN on one side, or infinities, differ by more than any number
+        apart = np.nan_to_num(np.abs(wide_a - wide_b), nan=math.inf)
+    largest = float(apart[differ].max())
+    finite = np.abs(wide_a[np.isfinite(wide_a)])
+    scale = float(finite.max()) if finite.size else 0.0
+    relative = largest / scale if scale else math.inf
+    return Difference(name, largest, relative, int(differ.sum()), a.size)
+
+
+def differences(a: Dump, b: Dump) -> list[Difference]:
+    """By name, those of A first."""
+    every = dict.fromkeys([*a, *b])
+    return [difference(name, a.arrays.get(name), b.arrays.get(name)) for name in every]
+
+
+def difference_table(found: list[Difference], everything: bool = False) -> str:
+    """What differs, and a last line that counts."""
+    rows: list[tuple[str, ...]]
+    rows = [("name", "largest difference", "relative", "numbers that differ")]
+    for d in found:
+        if d.why:
+            rows.append((shown(d.name, 80), d.why, "", ""))
+        elif everything or not d.same:
+            cells = (f"{d.largest:.3g}", f"{d.relative:.2g}", f"{d.changed} of {d.size}")
+            rows.append((shown(d.name, 80), *cells))
+    n = sum(not d.same for d in found)
+    text = _text(rows) if len(rows) > 1 else ""
+    return f"{text}{n} of {len(found)} arrays differ\n"

@@ -1,0 +1,170 @@
+"""`watch`: copies of what the passes of a model compute, while they compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from nbllama.bound import Bound
+from nbllama.data.batch import Batch
+from nbllama.errors import NotEnoughMemory
+from nbllama.lora import Adapter
+from nbllama.model import Model
+from nbllama.ops.attention import attention_matrices
+from nbllama.opt import Optimiser
+from nbllama.peek import names
+from nbllama.peek.dump import Dump
+from nbllama.peek.names import Patterns, node_name
+
+MOST_BYTES = 4 << 30  # of copies; more is left out and told
+
+
+class Watcher:
+    """A `nbllama.watching.Watch` that copies what fits `patterns` into a `Dump`.
+
+    `left_out`: names for which there was no room within `most_bytes`.
+    """
+
+    def __init__(
+        self, model: Model, patterns: Patterns, into: Dump, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self.model, self.patterns, self.into = model, patterns, into
+        self.left_out: list[str] = []
+        self.bound: Bound | None = None
+        self._room = most_bytes
+        self._pass = -1
+
+    # What the passes call
+
+    def begin(self, bound: Bound, batch: Batch) -> None:
+        self._pass += 1
+        self.bound = bound
+        parts = (batch.tokens, batch.targets, batch.positions, batch.seq_offsets)
+        for name, x in zip(names.BATCH, parts, strict=True):
+            self._keep(name, x)
+
+    def wants(self, name: str, layer: int = -1) -> bool:
+        bare, dot, rest = name.partition(".")
+        return self.patterns(node_name(bare, layer) + dot + rest)
+
+    def node(self, name: str, layer: int, x: np.ndarray) -> None:
+        self._keep(node_name(name, layer), x)
+
+    def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
+        self._keep(f"{node_name(name, layer)}.grad", dx)
+
+    def attention(
+        self,
+        layer: int,
+        q: np.ndarray,
+        k: np.ndarray,
+        q_offsets: np.ndarray,
+        k_offsets: np.ndarray,
+    ) -> None:
+        """Scores and probabilities, which the kernels never hold whole, by the numpy reference.
+
+        `[H, N, Nk]` of the whole stream: 0 (or -inf) where a token is of another sequence.
+        """
+        scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
+        if not (self.patterns(scores) or self.patterns(soft)):
+            return
+        hp = self.model.hp
+        z, p = attention_matrices(
+            q, k, q_offsets, k_offsets, hp.attn_scale, self.model.slopes, hp.window_at(layer),
+            hp.attn_softcap,
+        )  # fmt: skip
+        self._keep(scores, z)
+        self._keep(soft, p)
+
+    # What is there before and after
+
+    def take_weights(self) -> None:
+        """Base tensors, decoded."""
+        for name in self.model.gguf.tensors:
+            if self.patterns(name) and self._fits(name, int(np.prod(self.model.shapes[name])) * 4):
+                self.into.arrays[name] = self.model.tensor(name)
+
+    def take_parameters(self, adapter: Adapter | None, suffix: str = "") -> None:
+        """The adapter's arrays as they are now."""
+        self.take({} if adapter is None else adapter.parameters(), suffix)
+
+    def take(self, arrays: Mapping[str, np.ndarray], suffix: str) -> None:
+        """Copies of arrays by parameter name."""
+        for name, x in arrays.items():
+            full = name + suffix
+            if self.patterns(full) and self._fits(full, x.nbytes):
+                self.into.arrays[full] = x.copy()
+
+    def finish(self, opt: Optimiser | None = None) -> None:
+        """Gradients of the parameters of the last pass, and the moments of `opt`."""
+        if self.bound is not None:
+            self.take(self.bound.grads, ".grad")
+        if opt is not None:
+            self.take(opt.m, ".m")
+            self.take(opt.v, ".v")
+
+    def _keep(self, name: str, x: np.ndarray) -> None:
+        if not (self.patterns(name) or (name in names.BATCH and x.size)):
+            return
+        full = f"{name}@{self._pass}" if self._pass > 0 else name
+        if self._fits(full, x.nbytes):
+            self.into.arrays[full] = x.copy()
+
+    def _fits(self, name: str, nbytes: int) -> bool:
+        if nbytes > self._room:
+            self.left_out.append(name)
+            return False
+        self._room -= nbytes
+        return True
+
+
+def all_names(model: Model, adapter: Adapter | None) -> list[str]:
+    """Everything that a watch of this model can see."""
+    found = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
+    if adapter is None:  # it may come later
+        parameters = [f"{name}.lora_{half}" for name in model.gguf.tensors for half in "ab"]
+    else:
+        parameters = list(adapter.parameters())
+    return found + names.parameter_names(parameters, (".grad", ".m", ".v", ".after"))
+
+
+@contextmanager
+def watch(
+    model: Model,
+    *patterns: str,
+    adapter: Adapter | None = None,
+    opt: Optimiser | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> Iterator[Dump]:
+    """While the context is open, everything that the passes of `model` compute and whose name fits
+    a pattern is copied into the `Dump` it gives. What was computed last under a name stays.
+
+    Weights are there at once. Parameters of `adapter` are those at the beginning, and as
+    `NAME.after` those at the end; gradients (`NAME.grad`) and the moments of `opt` are those at the
+    end. The names: `nbllama.peek.names`.
+
+    Raises `UsageError` for a pattern that fits nothing, `NotEnoughMemory` at the end if the copies
+    do not fit in `most_bytes`, `RuntimeError` if someone watches already.
+    """
+    if model.watch is not None:
+        raise RuntimeError("the model is watched already")
+    wanted = Patterns(patterns)
+    names.check(wanted, all_names(model, adapter))
+    seen = Dump(about={"model": model.gguf.path})
+    watcher = Watcher(model, wanted, seen, most_bytes)
+    watcher.take_weights()
+    watcher.take_parameters(adapter)
+    model.watch = watcher
+    try:
+        yield seen
+    finally:
+        model.watch = None
+        watcher.finish(opt)
+        watcher.take_parameters(adapter, ".after")
+    if watcher.left_out:
+        raise NotEnoughMemory(
+            f"{len(watcher.left_out)} arrays such as {watcher.left_out[0]} do not fit in "
+            f"{most_bytes} bytes; give a narrower pattern"
+        )

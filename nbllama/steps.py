@@ -1,0 +1,21 @@
+"""`STEP:PATTERN`: which iterations, and what of them (`nbllama.peek`)."""
+
+from __future__ import annotations
+
+import re
+
+STEPS = "an iteration (12), several (1,10,100), or a range (1-5), and a pattern behind a colon"
+
+
+def parse_steps(text: str) -> tuple[frozenset[int], str]:
+    """The iterations and the pattern of `STEP:PATTERN`. Raises `ValueError`."""
+    steps, colon, pattern = text.partition(":")
+    if not colon or not pattern.strip(", "):
+        raise ValueError(text)
+    found: set[int] = set()
+    for part in steps.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]) or int(match[1]) < 1:
+            raise ValueError(text)
+        found.update(range(int(match[1]), min(int(match[2] or match[1]), int(match[1]) + 9999) + 1))
+    return frozenset(found), pattern
