@@ -1,0 +1,20 @@
+"""Runs the pages of docs/walkthrough, writes what their blocks print into them, and makes their
+figures. Pages by their number; without one, all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.docs.pages import WALKTHROUGH, update
+
+if __name__ == "__main__":
+    for page in sorted(WALKTHROUGH.glob("[0-9]-*.md")):
+        if len(sys.argv) == 1 or page.name[0] in sys.argv[1:]:
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                update(page, Path(folder))
+            print(f"{page.name}: {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,105 @@
+"""The pages' code runs, prints what they say, and draws the figures that they show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.pages import FIGURES, WALKTHROUGH, near, run_page, same
+
+PAGES = sorted(WALKTHROUGH.glob("[0-9]-*.md"))
+MINUTES = {"0", "4", "7", "9"}  # pages that train
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+
+
+def test_the_map_names_every_page() -> None:
+    first, *others = PAGES
+    assert len(others) > 5
+    for page in others:
+        assert f"({page.name})" in first.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name[0] in MINUTES else (), id=page.stem)
+        for page in PAGES
+    ],
+)
+def test_a_page_runs_and_prints_what_it_shows(
+    page: Path, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the programs that pages start
+    printed = run_page(page, tmp_path)
+    assert printed, "nothing ran"
+    for p in printed:
+        assert same(p.text, p.got), (
+            f"{page.name}, line {p.line}: the page shows\n{p.text}\nbut this was printed\n{p.got}\n"
+            f"(scripts/walkthrough {page.name[0]} writes it anew)"
+        )
+    text = page.read_text(encoding="utf-8")
+    drawn = {figure.name for figure in tmp_path.glob("*.svg")}
+    assert drawn == {Path(target).name for _, target in IMAGE.findall(text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_figures_have_texts_and_are_small(page: Path) -> None:
+    found = IMAGE.findall(page.read_text(encoding="utf-8"))
+    assert found or page.name[0] == "7"
+    for text, target in found:
+        assert len(text) > 30, f"{target} has no text for those who do not see it"
+        svg = page.parent / target
+        assert svg.parent == FIGURES
+        content = svg.read_text(encoding="utf-8")
+        assert len(content) < 150_000, target
+        assert "prefers-color-scheme: dark" in content, (
+            f"{target}: make it with scripts/walkthrough"
+        )
+
+
+def test_no_figure_is_left_over() -> None:
+    used = {
+        Path(target).name
+        for page in PAGES
+        for _, target in IMAGE.findall(page.read_text(encoding="utf-8"))
+    }
+    assert {figure.name for figure in FIGURES.glob("*.svg")} == used
+
+
+def test_what_counts_as_the_same_output() -> None:
+    assert same("loss 2.31, 12 steps, error 3e-07\n", "loss 2.33, 12 steps,  error 9e-07")
+    for other in (
+        "loss 2.45, 12 steps, error 3e-07",
+        "loss 2.31, 13 steps, error 3e-07",
+        "loss 2.31, 12 steps, error 3e-05",
+        "loss 2.31, 12 steps, error 0.1",
+        "loss nan, 12 steps, error 3e-07",
+        "Loss 2.31, 12 steps, error 3e-07",
+    ):
+        assert not same("loss 2.31, 12 steps, error 3e-07", other), other
+    assert near("0.000", "0.001") and not near("0.000", "0.003")
+
+
+def test_a_page_that_prints_something_else_is_found(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nx = 3\nprint(x)\n```\n\n```text\n4\n```\n\n```python\nprint(x + 1)\n```\n"
+    )
+    (tmp_path / "run").mkdir()
+    first, second = run_page(page, tmp_path / "run")
+    assert (first.text, first.got) == ("4\n", "3\n")
+    assert (second.text, second.got) == ("", "4\n")  # one namespace; nothing shown below
+
+
+def test_a_block_that_raises_is_not_swallowed(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.md"
+    page.write_text("```python\nassert 1 == 2\n```\n")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(AssertionError):
+        run_page(page, tmp_path / "run")
