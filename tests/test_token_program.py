@@ -25,8 +25,7 @@ from nbllama.quants import QUANTS, as_readonly, decode
 from nbllama.quants.dot import int8_block
 from nbllama.token_program import TokenProgram, has_program
 from tests import oracle
-from tests.arch_models import MODELS
-from tests.test_archs import random_adapter
+from tests.arch_models import MODELS, random_adapter
 from tests.toy_runs import toy_adapter, toy_model
 
 PROMPT = [1, 45, 7, 300, 12, 12, 99]
