@@ -82,6 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {""},
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
+    "gradcheck": TRAIN
+    | {"reference", "adapter", "cli.layers", "cli.parser", "cli.run", "cli.settings"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
@@ -199,7 +201,7 @@ OUTSIDE = {
         "cli.session",
         "cli.settings",
     },
-    "psutil": {"forecast", "cli.settings"},
+    "psutil": {"forecast", "gradcheck", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "matplotlib": {"peek"},
@@ -215,6 +217,7 @@ LIGHT = (
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
     "peek.__main__",
+    "gradcheck.__main__",
 )  # fmt: skip
 
 
