@@ -146,9 +146,12 @@ def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> 
     )
 
 
-def compare_chunk(base: Reader, other: Reader, tokens: np.ndarray) -> Compared:
-    """The scored tokens of one chunk under two models."""
-    first, last = scored(len(tokens))
+def compare_chunk(
+    base: Reader, other: Reader, tokens: np.ndarray, first: int | None = None
+) -> Compared:
+    """The scored tokens of one chunk under two models; `first`: see `scored`."""
+    begin, last = scored(len(tokens))
+    first = begin if first is None else first
     parts = []
     pairs = zip(base.logits(tokens, first, last), other.logits(tokens, first, last), strict=True)
     for p, q in pairs:

@@ -27,7 +27,7 @@ class Predictor:
 
     `n_ctx`: most tokens that the model looks back on, one of which is never used, as in llama.cpp.
     `batch`: tokens of a prompt that are computed together. `keep`: tokens at the start that a shift
-    keeps. `check` is called between the blocks of the model and may raise.
+    keeps. `exact`: see `Session`. `check` is called between the blocks of the model and may raise.
     """
 
     def __init__(
@@ -40,13 +40,14 @@ class Predictor:
         batch: int = 512,
         shift: bool = False,
         keep: int = 0,
+        exact: bool = False,
         check: Callable[[], None] | None = None,
     ) -> None:
         self.tokens: list[int] = []
         self.sampler = sampler
         self.keep = keep
         self.times = Times()
-        self._session = Session(model, adapter, n_ctx, step=batch, check=check)
+        self._session = Session(model, adapter, n_ctx, step=batch, check=check, exact=exact)
         self._batch = batch
         self._shift = shift
         self._n_ctx = n_ctx

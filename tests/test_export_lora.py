@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from nbllama import export_lora, rewrite
 from nbllama.gguf_io import open_gguf
 from nbllama.gguf_io.types import TENSOR_TYPES
 from tests import oracle
+from tests.conftest import ROOT
 from tests.differences import compare, relative
 from tests.merge_models import adapter_for, export, refusal, toy
 from tests.toy_models import decode_to_f32, make_llama
@@ -180,6 +184,8 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*good, "-s"], 2, "-s needs a value"),
         ([*good, "-l", ","], 2, "an empty file name"),
         ([*good, "--nonsense"], 2, "unknown option"),
+        ([*good, "--sample", tmp_path / "no.txt"], 2, "there is no such file"),
+        ([*good, "--sample", base, "--no-compare"], 2, "--no-compare leaves out"),
         ([*good, "-t", "0"], 2, "-t: '0' is not allowed"),
         (["-m", tmp_path / "no.gguf", "-o", out, "-l", lora], 2, "cannot be opened"),
         (["-m", broken, "-o", out, "-l", lora], 2, "truncated"),
@@ -215,3 +221,58 @@ def refusal_with_progress(words: list[Any], capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     code = export_lora.main([str(w) for w in words])
     return code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["lora.bin", "lora/"])
+def test_adapters_of_the_other_formats(name: str, tmp_path: Path) -> None:
+    """The same merged file as from the same adapter in GGUF."""
+    base, lora = toy(tmp_path)
+    model = nbllama.load_model(base)
+    nbllama.save_adapter(f"{tmp_path}/{name}", nbllama.load_adapter(lora, model), model)
+    files = []
+    for adapter in (lora, f"{tmp_path}/{name}"):
+        export("-m", base, "-o", tmp_path / "m.gguf", "-l", adapter, "--outtype", "f32")
+        files.append((tmp_path / "m.gguf").read_bytes())
+    assert files[0] == files[1] != base.read_bytes()
+
+
+def test_what_merging_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From exact in F32 to visible in Q8_0, on its own text and on a given one."""
+    base, lora = toy(tmp_path)
+    (tmp_path / "t.txt").write_text("the hen and her rat", encoding="utf-8")
+    found = []
+    for kind, sample in (("f32", []), ("q8_0", ["--sample", str(tmp_path / "t.txt")])):
+        words = ["-m", str(base), "-o", str(tmp_path / "m.gguf"), "-l", str(lora)]
+        assert export_lora.main([*words, "--outtype", kind, *sample]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("merged against unmerged: KL divergence "), line
+        found.append(float(line.split()[5]))
+    assert found[0] < 1e-8 < 1e-6 < found[1] < 0.1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_no_partial_file(name: str, tmp_path: Path) -> None:
+    signum = getattr(signal, name)
+    base, lora = toy(tmp_path, n_layer=40, n_ff=1024)
+    out = tmp_path / "m.gguf"
+    out.write_bytes(b"old")
+    words = ["-m", base, "-o", out, "-l", lora, "--outtype", "q8_0"]
+    # at the first tensor, where a temporary file is open
+    code = (
+        "import os, sys; from nbllama import export_lora; from nbllama.cli import merge\n"
+        "def told(self, done, total, name):\n"
+        f"    assert any(f.endswith('tmp') for f in os.listdir({str(tmp_path)!r}))\n"
+        f"    os.kill(os.getpid(), {int(signum)})\n"
+        "merge.Progress.__call__ = told\n"
+        "sys.exit(export_lora.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert (done.returncode, done.stderr) == (128 + signum, f"stopped by {name}\n"), done
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.gguf", "lora.gguf", "m.gguf"]
+    assert out.read_bytes() == b"old"

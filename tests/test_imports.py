@@ -35,8 +35,8 @@ SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
 RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
+MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite", "merging"}
 MAIN |= {"peek", "cli.settings", "cli.main_options", "cli.console", "cli.talk"}
-MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite"}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -93,6 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.layers": {"errors"},
     "report": {"", "errors", "files", "progress", "cli.run"},
     "cli.prompts": TRAIN | {"generation", "cli.options"},
+    "cli.card": {"errors", "files"},
     "cli.board": {"errors", "progress"},
     "cli.story": {"", "forecast", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
@@ -131,7 +132,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.loop": RUN
     | SAVED
     | SCREEN
-    | {"", "validation", "report", "cli.config", "cli.prompts", "cli.session", "cli.story"},
+    | {
+        "",
+        "validation",
+        "report",
+        "cli.card",
+        "cli.config",
+        "cli.prompts",
+        "cli.session",
+        "cli.story",
+    },
     "finetune": SCREEN
     | {
         "cli.archs",
@@ -145,6 +155,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantise": KERNELS | {"quants"},
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
+    "merging": {"arch", "gguf_io", "lora", "mixes", "rewrite"},
     "cli.lora_options": {"errors", "cli.parser"},
     "cli.lora_files": {"errors", "arch", "adapter", "lora"},
     "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
@@ -156,13 +167,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "files", "rewrite"},
-    "export_lora": MERGE | {"cli.lora_files"},
+    "export_lora": MERGE | {"cli.lora_files", "cli.merge_sample", "cli.scoring"},
     "quantize": MERGE,
     "convert": MERGE | {"cli.parser"},
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
     "perplexity": {"cli.eval_options", "cli.run", "cli.settings", "cli.scoring"},
+    "sample_text": MODEL | {"model", "generation", "evaluate"},
+    "llama_cpp": {"errors"},
+    "_llama_child": set(),
+    "cli.merge_sample": {"errors", "lora", "model", "evaluate", "merging", "sample_text"},
+    "cli.verify_options": {"errors", "cli.parser", "cli.lora_options"},
+    "cli.checks": MODEL
+    | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
+    | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
+    "verify": {"cli.verify_options", "cli.run", "cli.settings", "cli.checks"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -204,6 +224,7 @@ OUTSIDE = {
     "psutil": {"forecast", "gradcheck", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
+    "xllamacpp": {"_llama_child"},
     "matplotlib": {"peek"},
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
@@ -215,6 +236,7 @@ LIGHT = (
     "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
     "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
+    "cli.verify_options", "verify",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
     "peek.__main__",
     "gradcheck.__main__",

@@ -281,6 +281,22 @@ def test_colours_and_what_would_steer_the_terminal(folder: Path, ask: Ask) -> No
     assert piped.startswith("a\x1bb")  # a file gets what was written
 
 
+def test_exact_is_the_session_s(folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbllama import predictor
+    from nbllama.generation import Session
+
+    seen = []
+
+    def session(*args: Any, exact: bool = False, **more: Any) -> Session:
+        seen.append(exact)
+        return Session(*args, exact=exact, **more)
+
+    monkeypatch.setattr(predictor, "Session", session)
+    ask("-n", "2", "-p", "hen")
+    ask("-n", "2", "-p", "hen", "--exact")
+    assert seen == [False, True]
+
+
 # Refusals
 
 

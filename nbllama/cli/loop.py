@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from typing import Any
 
 from nbllama import __version__
+from nbllama.cli import card
 from nbllama.cli.config import config_text, taken_options
 from nbllama.cli.options import OPTIONS, PROG
 from nbllama.cli.prompts import answers
@@ -47,6 +49,7 @@ class Loop:
         state = session.state
         self._watch = Watch.of(state.watch) if state is not None else Watch()
         self._config = ""
+        self._begun: dict[str, Any] = {}
         # of an early end
         self._reason = self._watch.ended(self.settings.early_stop)
 
@@ -57,7 +60,8 @@ class Loop:
         """
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
-        self.ui.record(begun(self.session, told, options, self.session.words))
+        self._begun = begun(self.session, told, options, self.session.words)
+        self.ui.record(self._begun)
         try:
             self._iterate(told)
         except NbllamaError as e:
@@ -214,7 +218,20 @@ class Loop:
             lines.append(("best validation", where))
             if self.outputs.adapter:
                 lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
+        if self.session.options.card and self.outputs.adapter:
+            lines += self._cards([row for row in lines if "loss" in row[0] or "best" in row[0]])
         self.ui.close([*lines, *self.outputs.written()])
+
+    def _cards(self, results: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Card and Modelfile; a failure is told, the adapter is there."""
+        session, adapter = self.session, self.outputs.latest_adapter
+        base = session.options.model_base
+        template = session.model.tokenizer.chat_template or ""
+        texts = {
+            "card.md": card.card(self._begun, adapter, base, session.identity.base, results),
+            "Modelfile": card.modelfile(base, adapter, template),
+        }
+        return card.write_all(self.outputs.config.removesuffix(".config.yaml"), texts, self.ui.note)
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence

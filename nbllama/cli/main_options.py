@@ -159,6 +159,9 @@ class MainOptions:
     threads: int | None = _machine(
         Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
     )
+    exact: bool = _machine(
+        None, False, "keep activations in float32 where they would be rounded to 8 bits"
+    )
     n_gpu_layers: int = _machine(
         Whole(-(2**31)), 0, "only 0: this program computes on the CPU", also=["-ngl"]
     )

@@ -52,9 +52,10 @@ def run(main: Main) -> None:
         sampler = Sampler(params, model.hp.n_vocab, n_ctx, banned)
         shift = o.context_shift and o.predict != -2
         predictor = Predictor(
-            model, adapter, sampler, n_ctx, batch=o.batch_size, shift=shift, check=interrupt.check
-        )
-        warm_up(model, adapter, console)
+            model, adapter, sampler, n_ctx, batch=o.batch_size, shift=shift, exact=o.exact,
+            check=interrupt.check,
+        )  # fmt: skip
+        warm_up(model, adapter, o.exact, console)
         if o.dump:
             seen = stack.enter_context(saved(o.dump_out, console))
             seen.append(stack.enter_context(watch(model, *o.dump, adapter=adapter)))
@@ -106,7 +107,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
     return max(n_ctx, _SHORTEST)
 
 
-def warm_up(model: Model, adapter: Adapter | None, console: Console) -> None:
+def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
     """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
 
     A word is said if that takes long.
@@ -121,7 +122,7 @@ def warm_up(model: Model, adapter: Adapter | None, console: Console) -> None:
     timer.daemon = True
     timer.start()
     try:
-        session = Session(model, adapter, _SHORTEST)
+        session = Session(model, adapter, _SHORTEST, exact=exact)
         session.feed([0] * (_SHORTEST - 1))
         session.feed([0])
     finally:

@@ -46,6 +46,14 @@ class ExportOptions:
     lora: str = lora_option("-l")
     lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
+    compare: bool = _run(
+        None, True, "compare the merged model with base and adapters on a short text",
+        off=["--no-compare"], shown_default="on",
+    )  # fmt: skip
+    sample: str = _run(
+        Text(), "", "that text, in UTF-8, of which the first 256 tokens are used",
+        shown_default="the model goes on with four openings",
+    )  # fmt: skip
     threads: int | None = _run(
         _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
     )
@@ -81,6 +89,8 @@ def parse_export(argv: Sequence[str]) -> Export:
     ):
         if not given:
             raise UsageError(f"{name} is missing; --help lists every option")
+    if options.sample and not options.compare:
+        raise UsageError("--sample is a text to compare on, which --no-compare leaves out")
     return Export(options, adapters)
 
 

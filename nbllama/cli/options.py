@@ -150,6 +150,9 @@ class Options:
         "write a page about the run; without --log, the log goes beside it",
         shown_default="off",
     )
+    card: bool = _files(
+        None, False, "at the end write a model card and an Ollama Modelfile beside the adapter"
+    )
     tensorboard: str = _files(
         Text("FOLDER"), "", "write TensorBoard event files there", shown_default="off"
     )

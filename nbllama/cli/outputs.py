@@ -161,6 +161,10 @@ class Outputs:
     def latest_checkpoint(self) -> str:
         return self._latest(self.checkpoint)
 
+    @property
+    def latest_adapter(self) -> str:
+        return self._latest(self.adapter)
+
     def written(self) -> list[tuple[str, str]]:
         """(what, newest file) for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))

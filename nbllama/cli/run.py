@@ -5,6 +5,7 @@
 | `NbllamaError` | its own code (see `nbllama.errors`) |
 | no memory | 4 |
 | Ctrl-C outside of training | 130 |
+| SIGTERM outside of training | 143 |
 | a path that cannot be read | 2 |
 | a path that cannot be written | 3 |
 | anything else, which is a bug | 1 |
@@ -14,9 +15,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from nbllama.errors import Interrupted, NbllamaError, shown
 
@@ -92,6 +97,26 @@ def _told(e: BaseException) -> tuple[str, int]:
     return f"internal error: {type(e).__name__}: {e}", 1
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds the program, so that nothing half done is left; unless it is ignored, or
+    someone else's already.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM", signum)
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def run_program(main: Callable[[], int], debug: bool) -> int:
     """Run `main` and return the exit code; what it raises ends as one line on standard error.
 
@@ -99,7 +124,8 @@ def run_program(main: Callable[[], int], debug: bool) -> int:
     """
     prepare_streams()
     try:
-        code = main()
+        with _terminable():
+            code = main()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException as e:

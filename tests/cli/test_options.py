@@ -35,7 +35,7 @@ OLD = """
 NEW = """
 --list-archs --rank-wqkv
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
---dump --dump-out
+--dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts

@@ -1,0 +1,216 @@
+"""The checks of `python -m nbllama.verify`, one line each.
+
+A check says no by raising `NbllamaError`, exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama import llama_cpp
+from nbllama.adapter import save_adapter
+from nbllama.cli.lora_files import load_adapters
+from nbllama.cli.merge_sample import told
+from nbllama.cli.scoring import read_utf8
+from nbllama.cli.verify_options import Verify
+from nbllama.errors import NbllamaError, shown
+from nbllama.evaluate import Compared, Reader, log_softmax
+from nbllama.gguf_io.types import TENSOR_TYPES
+from nbllama.llama_cpp import Candidates
+from nbllama.lora import Adapter, mix
+from nbllama.merging import merge, merged_types
+from nbllama.mixes import FileType, file_type
+from nbllama.model import Model, load_model
+from nbllama.progress import memory
+from nbllama.quants import nbytes
+from nbllama.rewrite import IDS
+from nbllama.sample_text import Rows, compare, of_text, own_text, reader
+
+NOTHING = 1e-7  # nats a token: far below what any reader of the text could tell
+LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
+ROUNDING = 1e-4  # nats a token: llama.cpp rounds activations to 8 bits beside quantised weights
+OTHER_BASE = 0.1  # nats a token: so far apart, both do not compute the same model
+_PLACES = 64  # at which llama.cpp is asked, one token at a time
+
+Parts = Sequence[tuple[Adapter, float]]
+
+
+def verify(asked: Verify, threads: int) -> None:
+    """All checks. Raises `NbllamaError` for the first that says no; the others are made before."""
+    o = asked.options
+    kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
+    model = load_model(o.model)
+    parts = load_adapters(asked.adapters, model.hp, model.shapes, print)
+    adapter = mix(parts)
+    if o.file:
+        rows, source = of_text(model, read_utf8(o.file), shown(o.file, 400)), shown(o.file, 400)
+    else:
+        rows, source = own_text(model), "what the model writes by itself"
+    places = sum(len(row) - 1 for row in rows)
+    print(f"sample: {places} tokens of {source}")
+    effect = compare(reader(model, None, rows), reader(model, adapter, rows), rows)
+    print(f"effect of the adapter: {told(effect)}")
+    if effect.kl.mean() < NOTHING:
+        raise NbllamaError(f"no effect: {why_nothing(parts)}")
+    problems = []
+    if o.merge:
+        problems += merged_check(model, parts, kind, o.outtype, rows, effect)
+    if o.llama and not llama_cpp.installed():
+        print("llama.cpp: not compared, as the package xllamacpp is not installed")
+    elif o.llama:
+        problems += llama_check(asked, model, parts, rows, float(effect.kl.mean()), threads)
+    if problems:
+        raise NbllamaError("; ".join(problems))
+
+
+def why_nothing(parts: Parts) -> str:
+    """What of the adapters explains that nothing changes."""
+    if all(scale * adapter.scale == 0 for adapter, scale in parts):
+        return "the scale is 0"
+    pairs = [pair for adapter, _ in parts for pair in adapter.pairs.values()]
+    if not any(pair.b.any() for pair in pairs):
+        return "B is zero in every pair, as before the first step of a training"
+    if not any(pair.a.any() for pair in pairs):
+        return "A is zero in every pair"
+    return f"KL divergence below {NOTHING:g} nats a token"
+
+
+def merged_check(
+    model: Model, parts: Parts, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
+) -> list[str]:
+    """Merge as `export_lora` does and compare; a line for what says no."""
+    types, lines = merged_types(model.gguf, model.hp, parts, kind)
+    if not outtype:
+        types, lines = dict.fromkeys(types, IDS["F32"]), []
+    for line in lines:
+        print(line)
+    size = _file_size(model, types)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        print(
+            f"merged: not compared, as {memory(size)} do not fit in {shown(folder, 400)} "
+            f"({memory(free)} free); TMPDIR=FOLDER names another place"
+        )
+        return []
+    with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
+        path = os.path.join(folder, "merged.gguf")
+        merge(model.gguf, path, parts, types, kind)
+        unmerged = reader(model, mix(parts), rows)
+        found = compare(unmerged, reader(load_model(path), None, rows), rows)
+    print(f"merged against unmerged ({outtype or 'f32'}): {told(found)}")
+    lost = float(found.kl.mean())
+    if lost > LOST * effect.kl.mean():
+        return [f"merging changes {lost / effect.kl.mean():.0%} of what the adapter does"]
+    return []
+
+
+def _file_size(model: Model, types: dict[str, int]) -> int:
+    total = model.gguf.size
+    for name, new in types.items():
+        info = model.gguf.tensors[name]
+        if TENSOR_TYPES[new] != TENSOR_TYPES[info.type_id]:
+            total += nbytes(new, int(np.prod(info.shape))) - info.nbytes
+    return total
+
+
+class Peer(NamedTuple):
+    """llama.cpp against us over some places: means of the divergence, and how often the most likely
+    token is the same.
+    """
+
+    kl: float
+    same: int
+    places: int
+
+    def __str__(self) -> str:
+        return f"KL divergence {self.kl:.3g}, same most likely token at {self.same}/{self.places}"
+
+
+def llama_check(
+    asked: Verify, model: Model, parts: Parts, rows: Rows, effect: float, threads: int
+) -> list[str]:
+    """Ask llama.cpp with and without the adapter; a line for what says no.
+
+    llama.cpp's rounding shows without the adapter too. So with it both may be three times as far
+    apart as without it, and a tenth of the effect further.
+    """
+    few = _few(rows)
+    path = asked.options.model
+    try:
+        letter = model.tokenizer.encode("a", add_special=False)[-1]
+        there = llama_cpp.candidates(path, [], few, letter, threads)
+        base = _peer(there, reader(model, None, few), few)
+        with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
+            files = _gguf_files(asked.adapters, parts, model, folder)
+            there = llama_cpp.candidates(path, files, few, letter, threads)
+        adapted = _peer(there, reader(model, mix(parts), few), few)
+    except NbllamaError as e:
+        return [str(e)]
+    print(f"llama.cpp against nbllama, base: {base}")
+    print(f"llama.cpp against nbllama, with the adapter: {adapted}")
+    if base.kl > OTHER_BASE:
+        return [f"llama.cpp computes another base model: KL divergence {base.kl:.3g} nats a token"]
+    if adapted.kl > 3 * base.kl + LOST * effect + ROUNDING:
+        return [
+            f"llama.cpp does not do what the adapter does here: KL divergence {adapted.kl:.3g} "
+            f"nats a token, and {base.kl:.3g} without the adapter"
+        ]
+    return []
+
+
+def _few(rows: Rows) -> list[np.ndarray]:
+    """The first tokens of each row, `_PLACES` in all."""
+    each = max(1, _PLACES // len(rows))
+    return [row[:each] for row in rows][:_PLACES]
+
+
+def _gguf_files(
+    files: Sequence[tuple[str, float]], parts: Parts, model: Model, folder: str
+) -> list[tuple[str, float]]:
+    """The adapters as files that llama.cpp reads: as they are, or converted into `folder`."""
+    out = []
+    for i, ((path, scale), (adapter, _)) in enumerate(zip(files, parts, strict=True)):
+        if not _is_gguf(path):
+            name = os.path.join(folder, f"{i}.gguf")
+            save_adapter(name, adapter, model.hp)
+            print(f"{shown(path, 400)}: converted to GGUF for llama.cpp")
+            path = name
+        out.append((path, scale))
+    return out
+
+
+def _is_gguf(path: str) -> bool:
+    if os.path.isdir(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
+    """Our logits beside llama.cpp's candidates, after every token of the rows."""
+    kl, same = [], 0
+    for found, row in zip(there, rows, strict=True):
+        logp = np.concatenate([log_softmax(z) for z in here.logits(row, 0, len(row))])
+        for theirs, ours in zip(found, logp, strict=True):
+            kl.append(divergence(theirs, ours))
+            same += int(theirs.ids[0] == ours.argmax())
+    return Peer(float(np.mean(kl)), same, len(kl))
+
+
+def divergence(theirs: Candidates, ours: np.ndarray) -> float:
+    """KL(llama.cpp ‖ us) at one place, from below: all but llama.cpp's candidates count as one
+    token. `ours`: log p float64 `[V]`.
+    """
+    p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
+    kl = float((p * (theirs.logp - ours[theirs.ids])).sum())
+    p_rest, q_rest = 1 - p.sum(), 1 - q.sum()
+    if p_rest > 1e-6 and q_rest > 0:  # less is what float32 leaves of zero
+        kl += float(p_rest * np.log(p_rest / q_rest))
+    return max(kl, 0.0)

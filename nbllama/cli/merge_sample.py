@@ -1,0 +1,37 @@
+"""What merging has changed: the merged model against base and adapters on a short text."""
+
+from __future__ import annotations
+
+from nbllama.errors import GGUFError, shown
+from nbllama.evaluate import Compared
+from nbllama.lora import mix
+from nbllama.merging import Parts
+from nbllama.model import load_model
+from nbllama.sample_text import compare, of_text, own_text, reader
+
+
+def told(c: Compared) -> str:
+    """A comparison in one line."""
+    other = int((~c.same_top).sum())
+    return (
+        f"KL divergence {c.kl.mean():.3g} nats a token, {c.kl.max():.3g} at most; "
+        f"another most likely token at {other} of {len(c.kl)} places"
+    )
+
+
+def print_change(base: str, merged: str, parts: Parts, text: str | None, name: str) -> None:
+    """One line: the model in the file `merged` against `base` with its adapters.
+
+    `text`: the sample, from a file `name`; None: what the base writes by itself. A model without a
+    tokenizer cannot be compared, and the line says so. Raises `DataError` for a text that is too
+    short.
+    """
+    model = load_model(base)
+    try:
+        rows = own_text(model) if text is None else of_text(model, text, shown(name, 400))
+    except GGUFError as e:
+        print(f"merged against unmerged: not compared: {e}")
+        return
+    unmerged = reader(model, mix(parts), rows)
+    found = compare(unmerged, reader(load_model(merged), None, rows), rows)
+    print(f"merged against unmerged: {told(found)}")

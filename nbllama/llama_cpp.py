@@ -1,0 +1,87 @@
+"""What real llama.cpp predicts, asked through the package `xllamacpp` where it is installed.
+
+llama.cpp ends the whole process on some files, so it runs in a child (`_llama_child.py`). Its
+server is asked token by token for the `CANDIDATES` most likely next ones, with log p from the
+softmax over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.errors import NbllamaError, shown
+
+CANDIDATES = 100
+_CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_llama_child.py")
+_SECONDS = 1800  # a large model from a slow disk
+
+
+class Candidates(NamedTuple):
+    """The most likely next tokens after one place: ids int64 `[K]`, log p float64 `[K]`, the most
+    likely one first.
+    """
+
+    ids: np.ndarray
+    logp: np.ndarray
+
+
+def installed() -> bool:
+    """Whether `xllamacpp` can be asked."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def candidates(
+    model: str,
+    adapters: Sequence[tuple[str, float]],
+    rows: Sequence[Sequence[int] | np.ndarray],
+    letter: int,
+    threads: int,
+) -> list[list[Candidates]]:
+    """For each row of token ids, what llama.cpp expects after each of its tokens.
+
+    `adapters`: GGUF files with their scales. `letter`: a token that is whole characters.
+
+    Raises `NbllamaError` if llama.cpp fails, or ends the process.
+    """
+    request = {
+        "model": model,
+        "adapters": list(adapters),
+        "rows": [[int(i) for i in row] for row in rows],
+        "draw": letter,
+        "threads": threads,
+        "candidates": CANDIDATES,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, _CHILD],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise NbllamaError(f"llama.cpp gave no answer for {_SECONDS} s") from None
+    if done.returncode:
+        code = done.returncode
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise NbllamaError(f"llama.cpp {how}: {shown(_last_words(done.stderr))}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise NbllamaError(f"llama.cpp failed: {shown(answer['error'], 600)}")
+    return [
+        [Candidates(np.array(ids, np.int64), np.array(logp)) for ids, logp in row]
+        for row in answer["rows"]
+    ]
+
+
+def _last_words(stderr: bytes) -> str:
+    """The line that says most: that of a failed assertion, else the last one."""
+    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()
