@@ -79,7 +79,7 @@ def flipped_pair(half: str) -> Callable[[Any], Any]:
             grad = getattr(pair, half) if pair is not None else None
             before = None if grad is None else grad.copy()
             result = real(w, pair, *args, **more)
-            if before is not None:
+            if grad is not None and before is not None:
                 grad[...] = 2 * before - grad
             return result
 
