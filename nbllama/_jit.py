@@ -86,6 +86,9 @@ CACHE_DIR = _cache_dir()
 # In the environment too: Numba reads its configuration again whenever a NUMBA_ variable changed.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
+# Where colorama is installed, Numba would have it write to the terminal at the program's end.
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+numba.config.DISABLE_ERROR_MESSAGE_HIGHLIGHTING = 1
 
 
 def kernel(

@@ -1,7 +1,7 @@
 """The registry of architectures that are checked: thin random models of each kind that people have.
 
 `MODELS` is the one list: the logits, gradients, adapters and merges of every entry are compared in
-tests/test_archs.py, and `--list-archs` must name exactly these.
+tests/test_archs.py and tests/test_arch_gradients.py, and `--list-archs` must name exactly these.
 """
 
 from __future__ import annotations
@@ -9,6 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+import nbllama
+from nbllama.lora import Adapter
+from nbllama.model import Model
+from nbllama.slots import EVERY_SLOT, without_tensor
 from tests.toy_models import make_llama
 
 WIDE = {"n_embd": 256, "n_ff": 256}
@@ -135,3 +141,19 @@ MODELS: dict[str, Thin] = {
     ),
     "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
 }
+
+
+def random_adapter(model: Model, norms: bool) -> Adapter:
+    """Random A and B of different ranks on every tensor that takes a pair."""
+    missing = without_tensor(model.shapes)
+    if model.hp.tied_output and not norms:
+        missing.add("tok_embd")  # llama.cpp cannot run such an adapter
+    ranks = {
+        slot.name: 0 if slot.name in missing or (slot.kind == "norm" and not norms) else 1 + i % 3
+        for i, slot in enumerate(EVERY_SLOT)
+    }
+    adapter = nbllama.init_adapter(model, rank=2, alpha=3, ranks=ranks)
+    rng = np.random.default_rng(9)
+    for p in adapter.parameters().values():
+        p[...] = rng.standard_normal(p.shape) * (0.3 if len(p) < 4 else 0.1)
+    return adapter

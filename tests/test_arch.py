@@ -1,10 +1,11 @@
-"""Sizes and constants from small files; every contradiction refused in one line."""
+"""Sizes and constants from small files.
+
+What is refused: tests/test_arch_refused.py. RoPE scaling: tests/test_arch_rope.py.
+"""
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,72 +23,14 @@ from nbllama.arch import (
     expected_tensors,
     hparams_from_gguf,
     hparams_identity,
-    with_overrides,
 )
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
+from tests.arch_files import C, D, F, G, H, L, Model, V, read, refused
 from tests.gguf_io import build as b
 from tests.toy_models import make_llama
 
-V, C, L, H, G, D, F = 40, 32, 2, 4, 2, 8, 48
-F32_NAN, F32_INF = float("nan"), float("inf")
-
-
-class Model:
-    """A file of the llama architecture, to be changed before it is written."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, bytes] = {}
-        self.string("general.architecture", "llama")
-        self.count("llama.block_count", L)
-        self.count("llama.context_length", 128)
-        self.count("llama.embedding_length", C)
-        self.count("llama.feed_forward_length", F)
-        self.count("llama.attention.head_count", H)
-        self.count("llama.attention.head_count_kv", G)
-        self.number("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        self.strings("tokenizer.ggml.tokens", [f"t{i}" for i in range(V)])
-        self.tensors: dict[str, b.T] = {}
-        self.tensor("token_embd.weight", (C, V))
-        self.tensor("output_norm.weight", (C,))
-        self.tensor("output.weight", (C, V))
-        for i in range(L):
-            self.tensor(f"blk.{i}.attn_norm.weight", (C,))
-            self.tensor(f"blk.{i}.attn_q.weight", (C, H * D))
-            self.tensor(f"blk.{i}.attn_k.weight", (C, G * D))
-            self.tensor(f"blk.{i}.attn_v.weight", (C, G * D))
-            self.tensor(f"blk.{i}.attn_output.weight", (H * D, C))
-            self.tensor(f"blk.{i}.ffn_norm.weight", (C,))
-            self.tensor(f"blk.{i}.ffn_gate.weight", (C, F))
-            self.tensor(f"blk.{i}.ffn_up.weight", (C, F))
-            self.tensor(f"blk.{i}.ffn_down.weight", (F, C))
-
-    def count(self, key: str, value: int) -> None:
-        self.keys[key] = b.kv_u32(key, value)
-
-    def number(self, key: str, value: float) -> None:
-        self.keys[key] = b.kv_f32(key, value)
-
-    def flag(self, key: str, value: bool) -> None:
-        self.keys[key] = b.kv(key, b.BOOL, bytes([value]))
-
-    def string(self, key: str, value: str) -> None:
-        self.keys[key] = b.kv_str(key, value)
-
-    def strings(self, key: str, values: list[str]) -> None:
-        self.keys[key] = b.kv_strings(key, values)
-
-    def counts(self, key: str, values: list[int]) -> None:
-        payload = struct.pack(f"<{len(values)}i", *values)
-        self.keys[key] = b.kv_array(key, b.I32, len(values), payload)
-
-    def tensor(self, name: str, ne: tuple[int, ...], type_id: int = 0) -> None:
-        self.tensors[name] = b.T(name, ne, type_id)
-
-    def write(self, path: Path) -> Path:
-        parts = b.Gguf(tuple(self.keys.values()), tuple(self.tensors.values()))
-        path.write_bytes(parts.build())
-        return path
+ROT = "llama.rope.dimension_count"
 
 
 @pytest.fixture
@@ -98,20 +41,6 @@ def model() -> Model:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "m.gguf"
-
-
-def read(model: Model, path: Path) -> Hparams:
-    with open_gguf(model.write(path)) as f:
-        return hparams_from_gguf(f)
-
-
-def refused(model: Model, path: Path) -> str:
-    with open_gguf(model.write(path)) as f, pytest.raises(GGUFError) as caught:
-        hparams_from_gguf(f)
-    message = str(caught.value)
-    assert caught.value.exit_code == 2
-    assert message.isprintable() and message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
 
 
 def test_every_field(model: Model, path: Path) -> None:
@@ -227,234 +156,6 @@ class TestOptional:
         for kind, code in ((b.U8, "B"), (b.I16, "h"), (b.U64, "Q"), (b.I64, "q")):
             model.keys[key] = b.kv(key, kind, struct.pack("<" + code, L))
             assert read(model, path).n_layer == L
-
-
-class TestRopeScaling:
-    def scaling(self, model: Model, path: Path, kind: str | None, **keys: float) -> Hparams:
-        if kind is not None:
-            model.string("llama.rope.scaling.type", kind)
-        for key, value in keys.items():
-            if key == "original_context_length":
-                model.count(f"llama.rope.scaling.{key}", int(value))
-            else:
-                model.number(f"llama.rope.scaling.{key}", value)
-        return read(model, path)
-
-    def test_linear(self, model: Model, path: Path) -> None:
-        for kind in (None, "linear"):
-            hp = self.scaling(model, path, kind, factor=4.0)
-            assert hp.rope_freq_scale == 0.25
-            assert hp.rope_scaling == RopeScaling("linear", 4.0, 128)
-
-    def test_old_key(self, model: Model, path: Path) -> None:
-        model.number("llama.rope.scale_linear", 8.0)
-        assert read(model, path).rope_freq_scale == 0.125
-        model.number("llama.rope.scaling.factor", 2.0)  # the new key wins
-        assert read(model, path).rope_freq_scale == 0.5
-
-    def test_none_ignores_the_factor(self, model: Model, path: Path) -> None:
-        hp = self.scaling(model, path, "none", factor=4.0)
-        assert (hp.rope_freq_scale, hp.rope_scaling) == (1.0, RopeScaling("none", 1.0, 128))
-
-    def test_factor_zero_is_one(self, model: Model, path: Path) -> None:
-        assert self.scaling(model, path, "linear", factor=0.0).rope_scaling.kind == "none"
-
-    def test_yarn(self, model: Model, path: Path) -> None:
-        hp = self.scaling(model, path, "yarn", factor=4.0, original_context_length=32)
-        assert hp.rope_freq_scale == 0.25
-        assert hp.rope_scaling == RopeScaling("yarn", 4.0, 32, 1.0, 1.0, 32.0, 1.0)
-
-    def test_yarn_magnitude(self, model: Model, path: Path) -> None:
-        """ggml multiplies by 1 + 0.1 ln f; what remains must be YaRN's own m(f), 1 for f < 1."""
-        for factor in (0.5, 1.0, 3.0, 40.0):
-            s = self.scaling(model, path, "yarn", factor=factor).rope_scaling
-            by_ggml = 1 + 0.1 * math.log(factor)
-            wanted = by_ggml if factor > 1 else 1.0
-            assert s.attn_factor * by_ggml == pytest.approx(wanted, rel=3e-7)  # float32 steps
-
-    def test_attn_factor(self, model: Model, path: Path) -> None:
-        assert self.scaling(model, path, "linear", attn_factor=1.5).rope_scaling.attn_factor == 1.5
-        hp = self.scaling(model, path, "yarn", factor=4.0, attn_factor=1.5)
-        assert hp.rope_scaling.attn_factor == 1.5
-
-    def test_yarn_betas_are_not_read_for_llama(self, model: Model, path: Path) -> None:
-        hp = self.scaling(model, path, "yarn", factor=4.0, yarn_beta_fast=8.0)
-        assert (hp.rope_scaling.beta_fast, hp.rope_scaling.beta_slow) == (32.0, 1.0)
-        assert hp.warnings == (
-            "llama.rope.scaling.yarn_beta_fast is ignored for llama, as in llama.cpp",
-        )
-
-    def test_yarn_betas_where_a_row_says_so(
-        self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(ARCHS, "llama", replace(ARCHS["llama"], yarn_keys=True))
-        s = self.scaling(model, path, "yarn", yarn_beta_fast=8.0, yarn_beta_slow=2.0).rope_scaling
-        assert (s.beta_fast, s.beta_slow) == (8.0, 2.0)
-
-    def test_overrides(self, model: Model, path: Path) -> None:
-        plain = read(model, path)
-        assert with_overrides(plain) == plain
-        hp = with_overrides(plain, rms_eps=1e-6, rope_freq_base=5e5, rope_freq_scale=0.5)
-        assert hp.rms_eps == float(np.float32(1e-6)) and hp.rope_freq_base == 5e5
-        assert hp.rope_freq_scale == 0.5
-        assert hp.rope_scaling == RopeScaling("linear", 2.0, 128)
-
-    def test_override_of_yarn(self, tmp_path: Path) -> None:
-        want = self.scaling(Model(), tmp_path / "a", "yarn", factor=8.0, attn_factor=1.5)
-        got = self.scaling(Model(), tmp_path / "b", "yarn", factor=0.5, attn_factor=1.5)
-        got = with_overrides(got, rope_freq_scale=0.125)
-        assert got.rope_freq_scale == want.rope_freq_scale
-        assert got.rope_scaling.attn_factor == pytest.approx(want.rope_scaling.attn_factor, 1e-6)
-        assert replace(got.rope_scaling, attn_factor=0) == replace(want.rope_scaling, attn_factor=0)
-
-
-def edit(name: str, *args: Any) -> Callable[[Model], None]:
-    return lambda model: getattr(model, name)(*args)
-
-
-def drop(key: str) -> Callable[[Model], None]:
-    def change(model: Model) -> None:
-        (model.keys if key in model.keys else model.tensors).pop(key)
-
-    return change
-
-
-def factors(*values: float) -> Callable[[Model], None]:
-    def change(model: Model) -> None:
-        raw = struct.pack(f"<{len(values)}f", *values)
-        model.tensors["rope_freqs.weight"] = b.T("rope_freqs.weight", (len(values),), data=raw)
-
-    return change
-
-
-EPS, KV = "llama.attention.layer_norm_rms_epsilon", "llama.attention.head_count_kv"
-HEADS, ROT, BASE = (
-    "llama.attention.head_count",
-    "llama.rope.dimension_count",
-    "llama.rope.freq_base",
-)
-SCALING = "llama.rope.scaling"
-WK = "blk.1.attn_k.weight"
-REFUSED: list[tuple[str, Callable[[Model], None], str]] = [
-    ("M01", drop("general.architecture"), "key 'general.architecture': is missing"),
-    (
-        "M01b",
-        edit("string", "general.architecture", "mamba"),
-        "recurrent models are not supported; su",
-    ),
-    ("M01c", edit("string", "general.architecture", "a\nb"), r"'a\nb' is not supported"),
-    ("M01d", edit("count", "general.architecture", 1), "must be a string, is UINT32 1"),
-    ("M01e", edit("string", "general.type", "adapter"), "a LoRA adapter, not a model"),
-    ("M01f", edit("string", "training.type", "finetune_lora"), "a training checkpoint, not a mod"),
-    ("M01g", edit("flag", "llama.attention.causal", False), "only causal models are supported"),
-    ("M01h", edit("count", "llama.expert_count", 8), "mixture-of-experts models are not support"),
-    ("M01i", edit("tensor", "blk.0.ffn_gate_exps.weight", (C, F, 8)), "tensor 'blk.0.ffn_gate_exp"),
-    ("M02a", drop("llama.block_count"), "key 'llama.block_count': is missing"),
-    ("M02b", drop("llama.embedding_length"), "key 'llama.embedding_length': is missing"),
-    ("M02c", drop("llama.feed_forward_length"), "key 'llama.feed_forward_length': is missing"),
-    ("M02d", drop(HEADS), f"key '{HEADS}': is missing"),
-    ("M02e", drop("llama.context_length"), "key 'llama.context_length': is missing"),
-    ("M02f", drop(EPS), f"key '{EPS}': is missing"),
-    ("M03a", edit("string", "llama.block_count", "2"), "'llama.block_count': must be a count"),
-    ("M03b", edit("number", HEADS, 4.0), f"'{HEADS}': must be a count"),
-    ("M03c", edit("count", EPS, 1), f"'{EPS}': must be a floating point number, is UINT32 1"),
-    ("M03d", edit("strings", KV, ["2"]), f"'{KV}': must be a count"),
-    (
-        "M03e",
-        edit("counts", "llama.embedding_length", [C]),
-        "'llama.embedding_length': must be a c",
-    ),
-    ("M03f", edit("flag", "llama.block_count", True), "must be a count"),
-    ("M03g", edit("string", "tokenizer.ggml.tokens", "x"), "tokens': must be an array of strings"),
-    ("M04a", edit("count", "llama.block_count", 0), "'llama.block_count': 0, allowed 1..512"),
-    ("M04b", edit("count", "llama.block_count", 1 << 31), "2147483648, allowed 1..512"),
-    ("M04c", edit("count", "llama.block_count", L + 1), "'blk.2.attn_norm.weight': is missing"),
-    ("M04d", edit("count", "llama.block_count", L - 1), "'blk.1.attn_norm.weight': is not known"),
-    ("M05a", edit("count", HEADS, 0), f"'{HEADS}': 0, allowed 1.."),
-    ("M05b", edit("count", "llama.embedding_length", 0), "length': 0, allowed 1.."),
-    ("M05c", edit("count", "llama.feed_forward_length", 0), "length': 0, allowed 1.."),
-    ("M05d", edit("count", "llama.attention.key_length", 0), "key_length': 0, allowed 1.."),
-    ("M06", edit("count", HEADS, 6), "6 does not divide embedding_length 32"),
-    ("M07a", edit("count", KV, 3), f"'{KV}': 3 does not divide head_count 4"),
-    ("M07b", edit("count", KV, 0), f"'{KV}': 0, allowed 1.."),
-    ("M07c", edit("count", KV, 8), f"'{KV}': 8 does not divide head_count 4"),
-    ("M09a", drop("token_embd.weight"), "tensor 'token_embd.weight': is missing"),
-    ("M09b", drop("output_norm.weight"), "tensor 'output_norm.weight': is missing"),
-    ("M09c", drop(WK), f"tensor '{WK}': is missing"),
-    ("M10a", edit("tensor", WK, (C, C)), f"'{WK}': shape (32, 32), expected (16, 32)"),
-    ("M10b", edit("tensor", WK, (16, C)), "shape (32, 16), expected (16, 32) (transposed?)"),
-    ("M10c", edit("tensor", WK, (C * 16,)), "shape (512,), expected (16, 32)"),
-    ("M10d", edit("tensor", "token_embd.weight", (V, C)), "shape (32, 40), expected (n_vocab, 32)"),
-    ("M10e", edit("tensor", "output.weight", (C, V + 1)), "shape (41, 32), expected (40, 32)"),
-    ("M10f", edit("tensor", WK, (C, 16), 24), f"'{WK}': type I8 is not supported for this tensor"),
-    ("M10g", edit("tensor", "output_norm.weight", (C,), 2), "type Q4_0 is not supported for this"),
-    ("M10h", edit("tensor", "blk.0.attn_q_norm.weight", (D,)), "is not known for architecture lla"),
-    ("M10i", edit("tensor", "blk.2.attn_norm.weight", (C,)), "is not known for architecture llama"),
-    ("M10j", edit("tensor", "blk.0.attn_q.bias", (C + 1,)), "shape (33,), expected (32,)"),
-    ("M10k", edit("tensor", "rope_freqs.weight", (D,)), "shape (8,), expected (4,)"),
-    ("M10l", edit("tensor", "rope_freqs.weight", (4,), 1), "'rope_freqs.weight': must be F32"),
-    ("M10m", factors(1, 2, 0, 4), "'rope_freqs.weight': must be positive and finite"),
-    ("M10n", factors(1, 2, F32_NAN, 4), "'rope_freqs.weight': must be positive and finite"),
-    ("M12a", edit("count", ROT, 7), f"'{ROT}': 7, must be even, from 2 to the head size 8"),
-    ("M12b", edit("count", ROT, 10), "10, must be even, from 2 to the head size 8"),
-    ("M12c", edit("count", ROT, 0), "0, must be even"),
-    ("M12d", edit("count", ROT, 4), f"'{ROT}': 4, must be the head size 8 for llama"),
-    *[
-        (f"M12-{v}", edit("number", BASE, v), f"'{BASE}': {v}, must be positive and finite")
-        for v in (0.0, -1.0, F32_NAN, F32_INF)
-    ],
-    *[
-        (f"M12-s{v}", edit("number", f"{SCALING}.factor", v), "must be positive and finite")
-        for v in (-1.0, F32_NAN, F32_INF)
-    ],
-    ("M12-s1", edit("number", f"{SCALING}.factor", 1e-45), "is out of range"),
-    ("M12-s2", edit("number", f"{SCALING}.attn_factor", 0.0), "must be positive and finite"),
-    ("M12-s3", edit("string", f"{SCALING}.type", "longrope"), "'longrope' is not supported; none,"),
-    ("M12-s4", edit("string", f"{SCALING}.type", "ntk"), "'ntk' is not supported; none, linear an"),
-    *[
-        (f"M13-{v}", edit("number", EPS, v), f"'{EPS}': {v}, must be positive and finite")
-        for v in (0.0, -1.0, F32_NAN, F32_INF)
-    ],
-    (
-        "M14",
-        edit("strings", "tokenizer.ggml.tokens", ["x"] * 39),
-        "39 tokens, token_embd has 40 ro",
-    ),
-    *[
-        (
-            f"M16-{n}",
-            edit("count", f"tokenizer.ggml.{n}_token_id", V),
-            f"{n}_token_id': 40, vocabula",
-        )
-        for n in ("bos", "eos", "padding", "unknown", "eot", "fim_pre")
-    ],
-    ("M16-x", edit("number", "tokenizer.ggml.bos_token_id", 1.0), "must be a count"),
-]
-
-
-@pytest.mark.parametrize(("change", "said"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
-def test_refused(model: Model, path: Path, change: Callable[[Model], None], said: str) -> None:
-    change(model)
-    message = refused(model, path)
-    assert said in message
-
-
-def test_every_row_of_the_table_has_a_case() -> None:
-    # M08 only warns; M11 is the forecast's; M15 and above belong to the text and the checkpoints.
-    mine = {f"M{i:02}" for i in (*range(1, 8), 9, 10, 12, 13, 14, 16)}
-    assert {name[:3] for name, _, _ in REFUSED} == mine
-
-
-def test_yarn_without_a_context(model: Model, path: Path) -> None:
-    model.count("llama.context_length", 0)
-    model.string(f"{SCALING}.type", "yarn")
-    assert "original_context_length': 0, YaRN needs the real length" in refused(model, path)
-
-
-def test_yarn_out_of_range(model: Model, path: Path) -> None:
-    model.string(f"{SCALING}.type", "yarn")
-    model.number(f"{SCALING}.factor", 1e-6)  # 1 + 0.1 ln f is below zero
-    assert "is out of range for YaRN" in refused(model, path)
 
 
 def test_last_token_id_is_fine(model: Model, path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Every architecture of the registry: logits against llama.cpp, gradients, adapters, merges."""
+"""Every architecture of the registry: logits against llama.cpp, adapters, merges, the program.
+
+Gradients: tests/test_arch_gradients.py.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,12 @@ import pytest
 import nbllama
 from nbllama import export_lora, finetune
 from nbllama.arch import ARCHS
-from nbllama.bound import Bound
 from nbllama.cli import archs
-from nbllama.data.batch import Batch
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import ValueType, write_gguf
-from nbllama.lora import Adapter
-from nbllama.model import Model
 from nbllama.ops.activation import gated, gated_ref
-from nbllama.reference import ReferenceModel, parameters64
-from nbllama.slots import EVERY_SLOT, without_tensor
 from tests import oracle
-from tests.arch_models import DENSE, MODELS
+from tests.arch_models import DENSE, MODELS, random_adapter
 from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 from tests.toy_models import decode_to_f32
@@ -35,7 +32,6 @@ def bound_of(name: str) -> float:
 
 
 LENGTHS = (1, 2, 33, 257)
-STEP = 1e-5
 
 
 def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,109 +153,11 @@ def test_quantised(name: str, types: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("types", list(ROUNDED))
 @pytest.mark.parametrize("name", MODELS)
 def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
     check_quantised(name, types, tmp_path)
-
-
-def random_adapter(model: Model, norms: bool) -> Adapter:
-    """Random A and B of different ranks on every tensor that takes a pair."""
-    missing = without_tensor(model.shapes)
-    if model.hp.tied_output and not norms:
-        missing.add("tok_embd")  # llama.cpp cannot run such an adapter
-    ranks = {
-        slot.name: 0 if slot.name in missing or (slot.kind == "norm" and not norms) else 1 + i % 3
-        for i, slot in enumerate(EVERY_SLOT)
-    }
-    adapter = nbllama.init_adapter(model, rank=2, alpha=3, ranks=ranks)
-    rng = np.random.default_rng(9)
-    for p in adapter.parameters().values():
-        p[...] = rng.standard_normal(p.shape) * (0.3 if len(p) < 4 else 0.1)
-    return adapter
-
-
-def batch_of(model: Model, lengths: tuple[int, ...]) -> Batch:
-    rng = np.random.default_rng(1)
-    rows = []
-    for n in lengths:
-        tokens, targets = rng.integers(0, model.hp.n_vocab, (2, n)).astype(np.int32)
-        targets[: n // 3] = -1
-        rows.append((tokens, targets))
-    return Batch.from_rows(rows)
-
-
-def gradients(
-    model: Model, adapter: Adapter, batch: Batch, checkpointing: bool
-) -> tuple[float, dict[str, np.ndarray]]:
-    bound = Bound(model, adapter, trained=True)
-    acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=checkpointing)
-    buffers = model.loss_buffers(adapter, batch.n_trained)
-    model.forward(bound, acts, batch)
-    total = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
-    model.backward(bound, acts, batch)
-    return total / batch.n_trained, bound.grads
-
-
-def groups_of(names: list[str], single: bool) -> list[list[str]]:
-    """Parameters that are moved together: each alone, or the same one of all blocks."""
-    if single:
-        return [[name] for name in names]
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kind = name.split(".", 2)[2] if name.startswith("blk.") else name
-        kinds.setdefault(kind, []).append(name)
-    return list(kinds.values())
-
-
-def check_gradients(model: Model, single: bool) -> None:
-    """Along random directions, against float64 differences through the plain-numpy model."""
-    adapter, batch = random_adapter(model, norms=True), batch_of(model, (1, 7, 22))
-    loss, grads = gradients(model, adapter, batch, False)
-    again = gradients(model, adapter, batch, True)
-    assert again[0] == loss
-    for name, g in grads.items():
-        np.testing.assert_array_equal(again[1][name], g, err_msg=f"{name} with checkpointing")
-        assert np.abs(g).max() > 0, f"{name}: a gradient of exactly zero proves nothing"
-    reference, params = ReferenceModel(model), parameters64(adapter)
-    assert loss == pytest.approx(reference.loss(batch, params, adapter.scale), rel=1e-5)
-    assert grads.keys() == params.keys()
-    rng = np.random.default_rng(3)
-    for names in groups_of(list(grads), single):
-        moves = {name: rng.standard_normal(grads[name].shape) for name in names}
-        length = np.sqrt(sum((m * m).sum() for m in moves.values()))
-        ends = []
-        for sign in (1, -1):
-            moved = {name: params[name] + sign * STEP / length * m for name, m in moves.items()}
-            ends.append(reference.loss(batch, params | moved, adapter.scale))
-        numeric = (ends[0] - ends[1]) / (2 * STEP)
-        got = sum(float((grads[name] * m).sum()) for name, m in moves.items()) / length
-        size = np.sqrt(sum((grads[name].astype(np.float64) ** 2).sum() for name in names))
-        # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room
-        assert got == pytest.approx(numeric, abs=1e-4 * float(size) + 1e-8), names
-
-
-# Deep for the scale of their queries alone, which `test_logits` sees.
-SLOW = ("gemma2, 27B", "gemma3, 27B, text")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.long] * (n in SLOW)) for n in MODELS],
-)
-def test_gradients(name: str, tmp_path: Path) -> None:
-    MODELS[name].make(tmp_path / "toy.gguf")
-    check_gradients(nbllama.load_model(tmp_path / "toy.gguf"), single=False)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_one_by_one(name: str, tmp_path: Path) -> None:
-    MODELS[name].make(tmp_path / "toy.gguf")
-    check_gradients(nbllama.load_model(tmp_path / "toy.gguf"), single=True)
 
 
 @pytest.mark.usefixtures("table")
@@ -291,8 +189,8 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
     [
         "phi3, mini",
         "gemma3, 270M and 1B",
-        pytest.param("minicpm, without them", marks=(pytest.mark.slow, pytest.mark.long)),
-        pytest.param("baichuan, 13B (ALiBi)", marks=(pytest.mark.slow, pytest.mark.long)),
+        pytest.param("minicpm, without them", marks=pytest.mark.slow),
+        pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {""},
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
+    "gradcheck": TRAIN
+    | {"reference", "adapter", "cli.layers", "cli.parser", "cli.run", "cli.settings"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
@@ -219,7 +221,7 @@ OUTSIDE = {
         "cli.session",
         "cli.settings",
     },
-    "psutil": {"forecast", "cli.settings"},
+    "psutil": {"forecast", "gradcheck", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "xllamacpp": {"_llama_child"},
@@ -237,6 +239,7 @@ LIGHT = (
     "cli.verify_options", "verify",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",
     "peek.__main__",
+    "gradcheck.__main__",
 )  # fmt: skip
 
 

@@ -1,0 +1,146 @@
+"""What a quantised base does to an adapter: the same training on four bases of one model.
+
+    scripts/widen_smollm2 build/wide-f16.gguf f16
+    python -m examples.text2sql.quantised build/wide-f16.gguf --result docs/results/quantised.jsonl
+
+From the F16 model the others are made with `nbllama.quantize` (llama.cpp's mixes). On each base the
+same pairs are trained with the same options; the adapter is then judged three times:
+
+- *on its base*: as it was trained;
+- *merged into F16*: added to the weights that the base was made from;
+- *merged back*: added to its base, in the base's own types.
+
+Judged by the loss on the validation answers (which no training saw) and by execution accuracy on
+test questions. A base whose lines are already in the result file is not repeated; `--table` only
+prints the table of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nbllama
+from examples.text2sql import evaluate, generate
+from examples.text2sql.training import Training, totals, train
+from nbllama.data.chat import encode_chat
+from nbllama.errors import NbllamaError
+
+BASES = ("f16", "q8_0", "q4_k_m", "q2_k")
+WAYS = ("untrained", "on its base", "merged into F16", "merged back")
+
+
+def program(name: str, *words: str) -> None:
+    """Run a program of the package. Raises `NbllamaError` if it fails."""
+    code = subprocess.run([sys.executable, "-m", f"nbllama.{name}", *words]).returncode
+    if code:
+        raise NbllamaError(f"nbllama.{name} {' '.join(words)} ended with exit code {code}")
+
+
+def validation_loss(model: Any, adapter: Any, path: Path) -> float:
+    """Mean cross-entropy in nats of the answers' tokens."""
+    total, count = 0.0, 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        messages = json.loads(line)["messages"]
+        ids, trained = encode_chat(model.tokenizer, model.chat_template, messages)
+        rows = np.flatnonzero(trained[1:])
+        z = nbllama.logits(model, ids[:-1], adapter)[rows].astype(np.float64)
+        z -= z.max(axis=1, keepdims=True)
+        right = z[np.arange(len(rows)), ids[1:][rows]]
+        total += float((np.log(np.exp(z).sum(axis=1)) - right).sum())
+        count += len(rows)
+    model.chat_template.close()
+    return total / count
+
+
+def judge(path: Path, adapter: Path | None, data: Path, n_test: int) -> dict[str, Any]:
+    """Loss and accuracy of a model, with an adapter or without."""
+    model = nbllama.load_model(path)
+    loaded = nbllama.load_adapter(adapter, model) if adapter else None
+    loss = validation_loss(model, loaded, data / "validation.jsonl")
+    result = evaluate.evaluate_folder(model, loaded, data, limit=n_test)
+    return {"loss": round(loss, 4), **result.summary()}
+
+
+def rows_of(
+    base: str, original: Path, out: Path, n_train: int, n_test: int, threads: int
+) -> Iterator[dict[str, Any]]:
+    """Make one base, train on it, judge; a row for each of `WAYS`."""
+    data = out / "data"
+    generate.generate(data, "en", n_train)
+    path = original if base == "f16" else out / f"{base}.gguf"
+    if not path.exists():
+        program("quantize", str(original), str(path), base)
+    adapter = out / f"lora-{base}.gguf"
+    about: dict[str, Any] = {"base": base, "mb": round(path.stat().st_size / 1e6, 1)}
+    yield about | {"way": WAYS[0], **judge(path, None, data, n_test)}
+    log = train(path, data / "train.jsonl", adapter, Training(threads=threads))
+    yield about | {"way": WAYS[1], **totals(log), **judge(path, adapter, data, n_test)}
+    for way, target in ((WAYS[2], original), (WAYS[3], path)):
+        merged = out / "merged.gguf"
+        merged.unlink(missing_ok=True)
+        program("export_lora", "-m", str(target), "-l", str(adapter), "-o", str(merged))
+        yield about | {"way": way, **judge(merged, None, data, n_test)}
+        merged.unlink()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table: loss, and right answers of those asked."""
+    lines = [f"| base | MB | {' | '.join(WAYS)} |", "|---|---:" + "|---:" * len(WAYS) + "|"]
+    for base in dict.fromkeys(r["base"] for r in rows):
+        of = {r["way"]: r for r in rows if r["base"] == base}
+        cells = [
+            f"{of[w]['loss']:.4f}, {of[w]['n_right']} of {of[w]['n']}" for w in WAYS if w in of
+        ]
+        lines.append(f"| {base.upper()} | {of[WAYS[0]]['mb']:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier, perhaps unfinished, run; bases that are not whole are left out."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [r for r in rows if sum(s["base"] == r["base"] for s in rows) == len(WAYS)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The same training on bases of four types.")
+    parser.add_argument("model", type=Path, nargs="?", help="the F16 model (.gguf)")
+    parser.add_argument("--out", type=Path, default=Path("build/text2sql/quantised"))
+    parser.add_argument("--train", type=int, default=400, help="pairs to train with")
+    parser.add_argument("--test", type=int, default=90, help="questions to ask")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--result", type=Path, default=Path("build/text2sql/quantised.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
+    args = parser.parse_args(argv)
+    if args.model is None and not args.table:
+        parser.error("name the F16 model, or --table")
+    try:
+        if not args.table:
+            args.result.parent.mkdir(parents=True, exist_ok=True)
+            done = {r["base"] for r in read_rows(args.result)}
+            for base in BASES:
+                if base in done:
+                    continue
+                size = (args.train, args.test, args.threads)
+                found = list(rows_of(base, args.model, args.out, *size))
+                text = "".join(json.dumps(row) + "\n" for row in found)
+                with args.result.open("a", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+        print(table(read_rows(args.result)))
+    except NbllamaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

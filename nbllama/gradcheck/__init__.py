@@ -1,0 +1,11 @@
+"""Is the gradient of your own model right? Finite differences in float64, tensor by tensor.
+
+| module | does |
+|---|---|
+| `options` | the command line |
+| `part` | a few blocks of a model as a model of its own |
+| `check` | gradients of the kernels against slopes of the plain float64 model |
+| `table` | the result as text |
+"""
+
+from __future__ import annotations

@@ -1,0 +1,137 @@
+"""Gradients of the kernels against slopes of the plain float64 model.
+
+For each half p of a pair, with g the gradient that training would use and L the loss in float64:
+
+    slope(d) = (L(p + h d) - L(p - h d)) / 2h                          |d| = 1
+    error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
+
+with two directions: g's own, in which a wrong size or sign shows at once, and a random one, in
+which every number of g takes part. A random direction sees an error of the gradient shortened by
+the square root of the count n of numbers, which is made up for.
+
+The kernels are float32, with errors around 1e-5 of a gradient's length; the slope's own error is
+some h² of it. A wrong formula is off by a large part of the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.bound import Bound
+from nbllama.data.batch import Batch
+from nbllama.gguf_io import TENSOR_TYPES
+from nbllama.lora import Adapter, init_adapter
+from nbllama.model import Model
+from nbllama.reference import ReferenceModel, parameters64
+from nbllama.slots import EVERY_SLOT, without_tensor
+
+STEP = 1e-4  # h, as a share of the half's length
+ZERO = 1e-9  # a slope below it counts as none
+
+
+class Checked(NamedTuple):
+    """One half of a pair. `error`: see the module's text; NaN where the gradient is zero."""
+
+    name: str  # of the base tensor
+    type: str  # its weight type
+    half: str  # "lora_a" or "lora_b"
+    length: float  # of the gradient
+    error: float
+    verdict: str  # "ok", "WRONG", "zero": gradient and slope are both zero, nothing is proved
+
+
+class Reference(ReferenceModel):
+    """The float64 model; weights whose pair is as it was are not added up again."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self._known: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def weight(self, name: str, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
+        a, b = params.get(name + ".lora_a"), params.get(name + ".lora_b")
+        if a is None or b is None:
+            return self.tensors[name]
+        known = self._known.get(name)
+        if known is None or known[0] is not a or known[1] is not b:
+            known = self._known[name] = (a, b, super().weight(name, params, scale))
+        return known[2]
+
+
+def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
+    """Random A and B on everything that takes a pair, with a scale that is not 1."""
+    missing = without_tensor(model.shapes)
+    ranks = {s.name: 0 if s.name in missing else rank for s in EVERY_SLOT}
+    adapter = init_adapter(model.hp, ranks, 1.5 * rank, rank, seed, model.shapes)
+    rng = np.random.default_rng(seed)
+    for pair in adapter.pairs.values():
+        pair.b[...] = 0.1 * rng.standard_normal(pair.b.shape)
+    return adapter
+
+
+def gradients(model: Model, adapter: Adapter, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss and its gradient as the trainer computes them, with checkpointing."""
+    bound = Bound(model, adapter, trained=True)
+    acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=True)
+    buffers = model.loss_buffers(adapter, batch.n_trained)
+    model.forward(bound, acts, batch)
+    total = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
+    model.backward(bound, acts, batch)
+    return total / batch.n_trained, bound.grads
+
+
+class Losses(NamedTuple):
+    """Of the kernels, and of the float64 model."""
+
+    ours: float
+    reference: float
+
+
+def check(
+    model: Model,
+    adapter: Adapter,
+    batch: Batch,
+    tolerance: float,
+    seed: int,
+    tell: Callable[[Losses], None] | None = None,
+) -> Iterator[Checked]:
+    """Every half of every pair, one after the other. `tell` gets the losses first."""
+    loss, grads = gradients(model, adapter, batch)
+    reference, params = Reference(model), parameters64(adapter)
+    scale, rng = adapter.scale, np.random.default_rng(seed)
+    if tell is not None:
+        tell(Losses(loss, reference.loss(batch, params, scale)))
+
+    def slope(name: str, direction: np.ndarray, h: float) -> float:
+        sides = []
+        for sign in (1, -1):
+            moved = params | {name: params[name] + sign * h * direction}
+            sides.append(reference.loss(batch, moved, scale))
+        return (sides[0] - sides[1]) / (2 * h)
+
+    for base in adapter.pairs:
+        kind = TENSOR_TYPES[model.gguf.tensors[base].type_id].name
+        for half in ("lora_a", "lora_b"):
+            name = f"{base}.{half}"
+            g = grads[name].astype(np.float64)
+            length, size = float(np.linalg.norm(g)), float(np.linalg.norm(params[name]))
+            h = STEP * (size or 1.0)
+            random = rng.standard_normal(g.shape)
+            random /= np.linalg.norm(random)
+            apart = abs(slope(name, random, h) - float((g * random).sum()))
+            if not length:
+                verdict = "zero" if apart < ZERO else "WRONG"
+                yield Checked(base, kind, half, 0.0, math.nan, verdict)
+                continue
+            own = g / length
+            errors = (
+                abs(slope(name, own, h) - length) / length,
+                apart * math.sqrt(g.size) / length,
+            )
+            error = max(errors)
+            # a NaN is no right gradient
+            verdict = "ok" if error <= tolerance and math.isfinite(length) else "WRONG"
+            yield Checked(base, kind, half, length, error, verdict)

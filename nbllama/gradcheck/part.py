@@ -1,0 +1,64 @@
+"""A few blocks of a model as a model of its own: embeddings, these blocks, output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nbllama.gguf_io import GGUFFile
+from nbllama.lora import Adapter
+from nbllama.model import Model
+
+_BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
+
+
+class PartOfFile(GGUFFile):
+    """The tensors of some blocks under new numbers; nothing is copied."""
+
+    def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
+        self.path, self.metadata, self._whole = whole.path, whole.metadata, whole
+        self.old_names = {}
+        for name in whole.tensors:
+            new = renamed(name, layers)
+            if new is not None:
+                self.old_names[new] = name
+        self.tensors = {n: whole.tensors[old] for n, old in self.old_names.items()}
+
+    def data(self, name: str) -> np.ndarray:
+        return self._whole.data(self.old_names[name])
+
+
+def renamed(name: str, layers: Sequence[int]) -> str | None:
+    """A tensor's name in the part; None if it is not in it."""
+    found = _BLOCK.fullmatch(name)
+    if found is None:
+        return name
+    layer = int(found[1])
+    return f"blk.{layers.index(layer)}.{found[2]}" if layer in layers else None
+
+
+def part_of(model: Model, layers: Sequence[int]) -> Model:
+    """The model of these blocks, in this order."""
+    return Model(PartOfFile(model.gguf, layers), replace(model.hp, n_layer=len(layers)))
+
+
+def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
+    """The pairs of these blocks, and those outside of blocks."""
+    pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
+    return replace(adapter, pairs=pairs)
+
+
+def usual_layers(model: Model) -> list[int]:
+    """Blocks that between them have every combination of weight types, and the last one; where
+    blocks differ by their place, the first ones up to a whole period.
+    """
+    hp = model.hp
+    if hp.window and hp.window_period <= hp.n_layer:
+        return list(range(hp.window_period))
+    kinds: dict[tuple[int, ...], int] = {}
+    for layer in range(hp.n_layer):
+        kinds.setdefault(model.block_types(layer), layer)
+    return sorted({*kinds.values(), hp.n_layer - 1})
