@@ -72,6 +72,7 @@ class Session:
         most = min(step or PROMPT_STEP, n_ctx)
         self._acts = model.activations(adapter, most, 1, checkpointing=True)
         self._exact = exact
+        self._has_program = has_program(model)
         self._program: TokenProgram | None = None
 
     @property
@@ -96,7 +97,7 @@ class Session:
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
             # a program has no places where someone could watch
-            if len(part) == 1 and self.model.watch is None and has_program(self.model):
+            if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue
             last = self._run(part)
