@@ -37,7 +37,7 @@ def by_step(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def texts(folder: Path) -> list[str]:
     """Two texts of a few words each, which have none in common."""
-    out = []
+    out: list[str] = []
     for name, words in (("one", ["the", "hen", "ate"]), ("two", ["thin", "reed", "on"])):
         rng = np.random.default_rng(len(out))
         path = folder / f"{name}.txt"
