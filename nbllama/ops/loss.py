@@ -36,7 +36,6 @@ class LossBuffers:
         self, n_vocab: int, n_embd: int, rank: int, most_rows: int, cap: float = 0.0
     ) -> None:
         panels = n_panels(min(CHUNK, most_rows))
-        self.n_vocab, self.most_panels = n_vocab, panels
         self.logits = np.empty(panels * n_vocab * PANEL, np.float32)
         self.capped = np.empty(self.logits.size if cap > 0 else 0, np.float32)
         self.xp = np.empty(panels * n_embd * PANEL, np.float32)
@@ -70,7 +69,7 @@ def output_loss(
     buffers must have been made.
     """
     total = 0.0
-    chunk = even(n_panels(len(x)), buffers.most_panels * PANEL) * PANEL if len(x) else 1
+    chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1
     for m0 in range(0, len(x), chunk):
         xc, wanted = x[m0 : m0 + chunk], targets[m0 : m0 + chunk]
         m = len(xc)
