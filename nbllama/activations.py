@@ -11,6 +11,9 @@ blocks' inputs are kept, and the backward pass runs each block's forward pass ag
 `kept` of the blocks have sets of their own: each saves its second forward pass. The last block
 needs none, as its backward pass follows its forward pass. Whichever way, the gradient has the same
 bits.
+
+Where nothing is trained (`ForwardActivations`), no block's input outlives it: the stream has two
+places, which take turns, and there is one set.
 """
 
 from __future__ import annotations
@@ -107,19 +110,30 @@ def norm_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _widest(hp: Hparams) -> int:
+    """Floats a token of the widest input of a linear layer."""
+    return max(hp.n_embd, hp.n_ff, hp.n_head * hp.head_dim)
+
+
+def forward_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays that all blocks share in the forward pass."""
+    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    branch = {} if plain else {"branch": (n, hp.n_embd)}
+    return branch | {
+        "norm": (n, hp.n_embd),
+        "act": (n, hp.n_ff),
+        "panels": (panel_floats(n, _widest(hp)),),
+    }
+
+
 def shared_shapes(
     hp: Hparams, n: int, n_trained: int, top_rank: int, dropout: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that all blocks and the loss share."""
     h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
-    widest = max(hp.n_embd, hp.n_ff, h * d)
-    plain = hp.residual_scale == 1 and not hp.has_post_norms
-    branch = {} if plain else {"branch": (n, hp.n_embd)}
+    widest = _widest(hp)
     masked = {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
-    return branch | {
-        "norm": (n, hp.n_embd),
-        "act": (n, hp.n_ff),
-        "panels": (panel_floats(n, widest),),
+    return forward_shapes(hp, n) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
@@ -137,7 +151,13 @@ def shared_shapes(
     }
 
 
+def input_shapes(hp: Hparams, n: int, count: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of `count` places for the stream between blocks."""
+    return {f"x{i}": (n, hp.n_embd) for i in range(count)}
+
+
 ALIGN = 16  # floats: every array begins at a cache line
+_PLACES = 2  # for the stream where nothing is trained: a block reads one and writes the other
 
 
 def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -171,9 +191,15 @@ def activation_bytes(
     have their own set though `checkpointing` is on.
     """
     sets = 1 + kept if checkpointing else hp.n_layer
-    inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
-    shared = _floats(inputs) + _floats(shared_shapes(hp, n, n_trained, top_rank, dropout))
-    return 4 * (shared + ALIGN) + sets * set_bytes(hp, ranks, n)
+    shapes = input_shapes(hp, n, hp.n_layer + 1)
+    shapes |= shared_shapes(hp, n, n_trained, top_rank, dropout)
+    return 4 * (_floats(shapes) + ALIGN) + sets * set_bytes(hp, ranks, n)
+
+
+def forward_bytes(hp: Hparams, ranks: Mapping[str, int], n: int) -> int:
+    """Bytes that `ForwardActivations` will allocate; arguments as for `activation_bytes`."""
+    shapes = input_shapes(hp, n, _PLACES) | forward_shapes(hp, n)
+    return 4 * (_floats(shapes) + ALIGN) + set_bytes(hp, ranks, n)
 
 
 class Arena:
@@ -213,15 +239,25 @@ class Activations:
         if not 0 <= kept < hp.n_layer:
             raise ValueError(f"kept is {kept}, with {hp.n_layer} blocks")
         self.kept = kept if checkpointing else hp.n_layer - 1
+        nbytes = activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept, dropout)
+        shared = shared_shapes(hp, n, n_trained, top_rank, dropout)
+        self._allocate(hp, ranks, n, nbytes, input_shapes(hp, n, hp.n_layer + 1), shared)
+
+    def _allocate(
+        self,
+        hp: Hparams,
+        ranks: Mapping[str, int],
+        n: int,
+        nbytes: int,
+        inputs: Mapping[str, tuple[int, ...]],
+        shared: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self.most_tokens = n
         self._top = hp.n_layer - 1
         self._shapes = block_shapes(hp, n)
-        self._arena = Arena(
-            activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept, dropout)
-        )
-        inputs = {f"x{i}": (n, hp.n_embd) for i in range(hp.n_layer + 1)}
+        self._arena = Arena(nbytes)
         self._inputs = list(self._arena.arrays(inputs).values())
-        self._shared = self._arena.arrays(shared_shapes(hp, n, n_trained, top_rank, dropout))
+        self._shared = self._arena.arrays(shared)
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
         for _ in range(1 + self.kept):
             groups = (self._shapes, norm_shapes(hp, n), hidden_shapes(ranks, n))
@@ -229,7 +265,7 @@ class Activations:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, for comparison with `activation_bytes`."""
+        """Bytes allocated, for comparison with `activation_bytes` or `forward_bytes`."""
         return int(self._arena.memory.nbytes)
 
     def recomputes(self, layer: int) -> bool:
@@ -237,8 +273,10 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`."""
-        return self._inputs[layer][:n]
+        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`; where nothing is
+        trained, that of the block two below is overwritten.
+        """
+        return self._inputs[layer % len(self._inputs)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
         """A shared array cut to `n` rows (memory pools come whole)."""
@@ -251,3 +289,13 @@ class Activations:
         arrays, norms, hidden, hp = self._sets[own if own > 0 and layer < self._top else 0]
         cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
         return BlockSet(**next(cut), norms=next(cut), hidden=hidden, hp=hp)
+
+
+class ForwardActivations(Activations):
+    """The arrays of a forward pass that no backward pass follows, for at most `n` tokens."""
+
+    def __init__(self, hp: Hparams, ranks: Mapping[str, int], n: int) -> None:
+        """Arguments as for `activation_bytes`."""
+        self.kept = 0
+        inputs = input_shapes(hp, n, _PLACES)
+        self._allocate(hp, ranks, n, forward_bytes(hp, ranks, n), inputs, forward_shapes(hp, n))

@@ -47,7 +47,7 @@ def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.n
     Raises `ValueError` for a token that is not in the vocabulary.
     """
     batch, bound = _batch(model, tokens), Bound(model, adapter)
-    acts = model.activations(adapter, len(tokens), 1, checkpointing=True)
+    acts = model.forward_activations(adapter, len(tokens))
     model.forward(bound, acts, batch)
     return model.logits(bound, acts.x(model.hp.n_layer, len(tokens)))
 

@@ -66,7 +66,7 @@ class Reader:
         """`check` runs between blocks, and may raise."""
         self.model, self._check = model, check
         self._bound = Bound(model, adapter)
-        self._acts = model.activations(adapter, n_ctx, 1, checkpointing=True)
+        self._acts = model.forward_activations(adapter, n_ctx)
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
         """Logits float32 `[rows, V]` after the positions `first` up to `last`, in pieces of at most

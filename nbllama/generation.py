@@ -70,7 +70,7 @@ class Session:
         self._bound = Bound(model, adapter)
         self._check = check
         most = min(step or PROMPT_STEP, n_ctx)
-        self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        self._acts = model.forward_activations(adapter, most)
         self._exact = exact
         self._has_program = has_program(model)
         self._program: TokenProgram | None = None
@@ -163,12 +163,17 @@ class Session:
 
 
 def stream(
-    model: Model, prompt: Sequence[int], max_new_tokens: int = 128, adapter: Adapter | None = None
+    model: Model,
+    prompt: Sequence[int],
+    max_new_tokens: int = 128,
+    adapter: Adapter | None = None,
+    *,
+    exact: bool = False,
 ) -> Iterator[int]:
     """Token ids of the most likely continuation, one by one; ends before an end-of-generation
-    token.
+    token. `exact`: see `Session`.
     """
-    session = Session(model, adapter, len(prompt) + max_new_tokens)
+    session = Session(model, adapter, len(prompt) + max_new_tokens, exact=exact)
     tokens = list(prompt)
     for _ in range(max_new_tokens):
         token = int(np.argmax(session.feed(tokens)))
@@ -179,9 +184,14 @@ def stream(
 
 
 def generate(
-    model: Model, prompt: Sequence[int], max_new_tokens: int = 128, adapter: Adapter | None = None
+    model: Model,
+    prompt: Sequence[int],
+    max_new_tokens: int = 128,
+    adapter: Adapter | None = None,
+    *,
+    exact: bool = False,
 ) -> list[int]:
     """The whole of `stream`: greedy continuation of `prompt`, without the end-of-generation
     token.
     """
-    return list(stream(model, prompt, max_new_tokens, adapter))
+    return list(stream(model, prompt, max_new_tokens, adapter, exact=exact))

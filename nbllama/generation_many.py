@@ -77,7 +77,7 @@ class _Group:
         self._lengths = [0] * n
         self._bound = Bound(model, adapter)
         most = max(self._shared, sum(len(p) - self._shared for p in prompts), n)
-        self._acts = model.activations(adapter, most, 1, checkpointing=True)
+        self._acts = model.forward_activations(adapter, most)
 
     def run(self) -> list[list[int]]:
         """The answers, prompt by prompt."""

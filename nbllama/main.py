@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         asked = parse_main(words)
-        use_threads(asked.options.threads)
+        threads = use_threads(asked.options.threads)
         from nbllama.cli import main_run
 
-        main_run.run(asked)
+        main_run.run(asked, threads)
         return 0
 
     return run_program(run, "--debug" in words)

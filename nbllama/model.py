@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nbllama.activations import LINEARS, Activations
+from nbllama.activations import LINEARS, Activations, ForwardActivations
 from nbllama.arch import hparams_from_gguf, with_overrides
 from nbllama.block import block_backward, block_forward, norm_pair_grad
 from nbllama.bound import Bound
@@ -190,6 +190,10 @@ class Model(Weights):
         ranks = linear_ranks(self, adapter)
         top = max(ranks.values(), default=0)
         return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept, dropout)
+
+    def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
+        """Memory for at most `n` tokens that are only read."""
+        return ForwardActivations(self.hp, linear_ranks(self, adapter), n)
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None

@@ -20,8 +20,10 @@ import numpy as np
 
 from nbllama.generation import Session
 from nbllama.model import load_model
+from nbllama.session_memory import session_memory
 
 PROMPT, SINGLE, ROUNDS = 256, 24, 5
+CONTEXT = 512
 
 
 class Llama:
@@ -97,21 +99,24 @@ def private_bytes() -> int:
     return 1024 * int(next(x.split()[1] for x in lines if x.startswith("RssAnon")))
 
 
-def memory(path: Path) -> None:
+def memory(path: Path, threads: int) -> None:
+    """A full context of `CONTEXT` tokens, most of it one prompt. What a first, small session has
+    left behind, such as machine code and the file's header, is not counted.
+    """
     model = load_model(path)
-    first = Session(model, None, 64)
-    first.feed(list(range(3, 43)))
-    first.feed([3])
-    del first
-    before = private_bytes()
-    session = Session(model, None, 512)
-    session.feed(np.arange(3, 503))
-    for token in range(12):
-        session.feed([3 + token])
-    told = session.nbytes
+    for n_ctx in (64, CONTEXT):
+        before = private_bytes()
+        session = Session(model, None, n_ctx, step=n_ctx)
+        session.feed(np.arange(3, n_ctx - 9))
+        for token in range(12):
+            session.feed([3 + token])
+        took = private_bytes() - before
+        del session
+    told = session_memory(model, None, CONTEXT, CONTEXT, threads)
     print(
-        f"| {path.name} | {model.gguf.size / 1e6:.0f} | {before / 1e6:.0f} | {told / 1e6:.0f} | "
-        f"{(private_bytes() - before) / 1e6:.0f} |",
+        f"| {path.name} | {model.gguf.size / 1e6:.0f} | {told.cache / 1e6:.1f} | "
+        f"{told.arena / 1e6:.1f} | {told.private / 1e6:.1f} | {took / 1e6:.1f} | "
+        f"{took / told.private:.3f} |",
         flush=True,
     )
 
@@ -154,7 +159,7 @@ def main() -> None:
         if given.what == "speed":
             speed(path, given.threads)
         else:
-            memory(path)
+            memory(path, given.threads)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.activations import LINEARS, Activations, activation_bytes, block_shapes
+import nbllama
+from nbllama.activations import (
+    LINEARS,
+    Activations,
+    ForwardActivations,
+    activation_bytes,
+    block_shapes,
+    forward_bytes,
+)
 from nbllama.arch import Hparams
 from nbllama.model import linear_ranks
 from tests.toy_runs import toy_adapter, toy_model
@@ -31,8 +39,30 @@ def test_bytes_are_those_of_the_forecast(
     acts = Activations(*args, checkpointing)
     assert acts.nbytes == activation_bytes(*args, checkpointing)
     # and nbytes leaves no array out: everything that can be found inside is counted once
+    assert _bytes_inside(acts) == acts.nbytes
+    if n == n_trained:
+        only = ForwardActivations(hp, ranks, n)
+        assert only.nbytes == forward_bytes(hp, ranks, n) == _bytes_inside(only) < acts.nbytes
+
+
+def _bytes_inside(acts: Activations) -> int:
     found = {id(base): base.nbytes for a in _arrays(acts) if (base := _base(a)) is not None}
-    assert sum(found.values()) == acts.nbytes
+    return sum(found.values())
+
+
+def test_what_is_only_read_has_no_gradients_and_two_places_for_the_stream(hp: Hparams) -> None:
+    acts = ForwardActivations(hp, RANKS, 9)
+    assert set(acts._shared) == {"norm", "act", "panels"}
+    places = [acts.x(layer, 9).ctypes.data for layer in range(hp.n_layer + 1)]
+    assert places == [places[0], places[1]] * 2 and places[0] != places[1]
+    assert len({acts.block(layer, 9).q.ctypes.data for layer in range(hp.n_layer)}) == 1
+
+
+def test_reading_alone_gives_the_bits_of_training(tmp_path: Path) -> None:
+    model = toy_model(tmp_path, n_layer=3)
+    adapter, tokens = toy_adapter(model), [1, 45, 7, 300, 12, 12, 99]
+    seen = nbllama.trace(model, tokens, adapter)["logits"]  # in the arrays of a training
+    np.testing.assert_array_equal(nbllama.logits(model, tokens, adapter), seen)
 
 
 def _base(array: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ import numpy as np
 import psutil
 import pytest
 
-from nbllama import forecast
+from nbllama import forecast, system_memory
 from nbllama.errors import NotEnoughMemory
-from nbllama.forecast import Forecast, available_memory, check_memory, mapped
+from nbllama.forecast import Forecast, check_memory
 from nbllama.model import Model
+from nbllama.system_memory import available_memory, mapped
 from nbllama.train import Trainer
 from tests.toy_models import make_llama
 from tests.toy_runs import random_rows, run_child, toy_adapter, toy_model, toy_text, trainer, words
@@ -92,8 +93,8 @@ def test_control_groups_limit_what_is_available(
         )
         root = root / "memory"
     own.write_text(line + "\n")
-    monkeypatch.setattr(forecast, "_PROC_CGROUP", str(own))
-    monkeypatch.setattr(forecast, "_SYS_CGROUP", str(tmp_path / "fs"))
+    monkeypatch.setattr(system_memory, "_PROC_CGROUP", str(own))
+    monkeypatch.setattr(system_memory, "_SYS_CGROUP", str(tmp_path / "fs"))
     everything = psutil.virtual_memory().available
 
     def group(folder: str, most: str, now: str, files: int) -> None:

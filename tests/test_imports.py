@@ -33,10 +33,19 @@ SCREEN = {
 }
 SAVED = {"train_state", "checkpoint", "moment_order", "convergence"}
 TRAIN = MODEL | STATE | {"bound", "block", "model", "progress"}
-RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast"}
+RUN = TRAIN | {"adapter", "checkpoint", "train", "forecast", "system_memory"}
 MAIN = MODEL | {"model", "generation", "sampling", "predictor", "adapter"}
 MERGE = {"errors", "gguf_io", "arch", "mixes", "rewrite", "merging"}
-MAIN |= {"peek", "cli.settings", "cli.main_options", "cli.console", "cli.talk"}
+MAIN |= {
+    "peek",
+    "progress",
+    "session_memory",
+    "system_memory",
+    "cli.settings",
+    "cli.main_options",
+    "cli.console",
+    "cli.talk",
+}
 MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -78,7 +87,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictor": MODEL | {"model", "generation", "sampling"},
     "validation": {"data"},
     "train": TRAIN | {"validation"},
-    "forecast": TRAIN | {"train"},
+    "system_memory": set(),
+    "forecast": TRAIN | {"train", "system_memory"},
+    "session_memory": MODEL | {"weights", "model"},
     "cli": {""},
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
@@ -95,7 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.prompts": TRAIN | {"generation", "cli.options"},
     "cli.card": {"errors", "files"},
     "cli.board": {"errors", "progress"},
-    "cli.story": {"", "forecast", "cli.session"},
+    "cli.story": {"", "forecast", "system_memory", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
     "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
     "cli.settings": {"errors", "progress", "cli.layers", "cli.data_options", "cli.options"},
@@ -221,7 +232,7 @@ OUTSIDE = {
         "cli.session",
         "cli.settings",
     },
-    "psutil": {"forecast", "gradcheck", "cli.settings"},
+    "psutil": {"system_memory", "gradcheck", "cli.settings"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "xllamacpp": {"_llama_child"},

@@ -16,11 +16,12 @@ from nbllama.cli.session import Session
 from nbllama.cli.story import begun, ended
 from nbllama.convergence import Convergence
 from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
-from nbllama.forecast import Forecast, peak_resident, resident
+from nbllama.forecast import Forecast
 from nbllama.identity import environment
 from nbllama.moment_order import tell
 from nbllama.progress import EvaluationRecord, StepRecord, duration, memory
 from nbllama.report.write import write_report
+from nbllama.system_memory import peak_resident, resident
 from nbllama.train import Evaluation, StepResult, StopRequested
 from nbllama.train_state import TrainState
 from nbllama.validation import Watch, perplexity

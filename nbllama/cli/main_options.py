@@ -159,6 +159,7 @@ class MainOptions:
     threads: int | None = _machine(
         Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
     )
+    dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
     exact: bool = _machine(
         None, False, "keep activations in float32 where they would be rounded to 8 bits"
     )
@@ -216,6 +217,8 @@ def parse_main(argv: Sequence[str]) -> Main:
     if o.conversation and o.instruct:
         raise UsageError("--conversation and --instruct: give one of them")
     main = Main(o, adapters)
+    if o.dry_run and o.dump:
+        raise UsageError("--dump wants something to be computed, and --dry-run stops before that")
     if main.mode != "chat":
         for name in ("system_prompt", "chat_template", "single_turn"):
             if getattr(o, name):

@@ -15,14 +15,17 @@ from nbllama.cli.lora_files import load_adapters
 from nbllama.cli.main_options import Main
 from nbllama.cli.settings import fresh_seed
 from nbllama.cli.talk import Talk, read_text
-from nbllama.errors import UsageError, shown
+from nbllama.errors import NotEnoughMemory, UsageError, shown
 from nbllama.generation import Session
 from nbllama.lora import Adapter, mix
 from nbllama.model import Model, load_model
 from nbllama.peek.dump import Dump
 from nbllama.peek.watcher import watch
 from nbllama.predictor import Predictor
+from nbllama.progress import memory
 from nbllama.sampling.chain import Sampler
+from nbllama.session_memory import SessionMemory, session_memory
+from nbllama.system_memory import available_memory, mapped, resident
 from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
 from nbllama.text.templates import find_layout
 
@@ -31,7 +34,7 @@ _USUAL = 4096
 _QUIET = 2.0  # seconds without a word that one does not wonder about
 
 
-def run(main: Main) -> None:
+def run(main: Main, threads: int) -> None:
     """Do what the command line asks for."""
     o = main.options
     text = read_text(o)
@@ -42,10 +45,16 @@ def run(main: Main) -> None:
         model = load_model(o.model)
         parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
         adapter = mix(parts) if parts else None
+        n_ctx = context(o.ctx_size, model.hp, o.strict, console)
+        told = session_memory(model, adapter, n_ctx, o.batch_size, threads)
+        if o.dry_run:
+            print("\n".join(forecast_lines(model, told, n_ctx, o.batch_size)))
+        check_memory(told, n_ctx)
+        if o.dry_run:
+            return
         template = None
         if main.mode == "chat":
             template = stack.enter_context(layout(o.chat_template, model.tokenizer, console))
-        n_ctx = context(o.ctx_size, model.hp, o.strict, console)
         params = o.sampling(fresh_seed())
         tokenizer = model.tokenizer
         banned = tokenizer.eog_ids if o.ignore_eos else ()
@@ -105,6 +114,32 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
     if n_ctx < _SHORTEST:
         console.note(f"warning: the shortest context is {_SHORTEST} tokens")
     return max(n_ctx, _SHORTEST)
+
+
+def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
+    """The table of `--dry-run`. What the program holds is measured, all else is added up."""
+    model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
+    held = resident() - mapped(model.gguf.path)
+    file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
+    rows = [
+        ("model file", file),
+        ("KV cache", f"{memory(told.cache)} for {n_ctx} tokens"),
+        ("arena", f"{memory(told.arena)} for {min(batch, n_ctx)} tokens of a prompt at once"),
+        ("program", f"{memory(held)} so far: Python, libraries, vocabulary, adapters"),
+        ("private memory", f"{memory(held + told.private)} in all"),
+        ("available", memory(available_memory())),
+    ]
+    return [f"{name:15}{text}" for name, text in rows]
+
+
+def check_memory(told: SessionMemory, n_ctx: int) -> None:
+    """Raises `NotEnoughMemory` for a session that takes more than the system has available."""
+    available = available_memory()
+    if told.private > available:
+        raise NotEnoughMemory(
+            f"a context of {n_ctx} tokens needs {memory(told.private)} and {memory(available)} are "
+            "available; give a smaller --ctx-size or --batch-size"
+        )
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:

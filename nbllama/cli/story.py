@@ -10,7 +10,8 @@ import numpy as np
 
 from nbllama import __version__
 from nbllama.cli.session import Session
-from nbllama.forecast import Forecast, peak_resident
+from nbllama.forecast import Forecast
+from nbllama.system_memory import peak_resident
 
 _BARS = 20  # of the histogram of lengths
 

@@ -13,10 +13,11 @@ from bench_parts.timing import Sgemm, timed
 from nbllama.cli.settings import physical_cores
 from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
-from nbllama.forecast import forecast, peak_resident
+from nbllama.forecast import forecast
 from nbllama.lora import init_adapter
 from nbllama.model import Model, load_model
 from nbllama.opt import AdamW
+from nbllama.system_memory import peak_resident
 from nbllama.train import Schedule, Trainer
 
 SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}

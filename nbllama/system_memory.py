@@ -1,0 +1,83 @@
+"""Memory of this process and of the machine, in bytes, as the system tells it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import psutil
+
+
+def mapped(path: str | os.PathLike[str]) -> int:
+    """Bytes of a mapped file that are in memory now; 0 where the system does not tell."""
+    try:
+        maps = psutil.Process().memory_maps()
+    except (AttributeError, OSError, psutil.Error):
+        return 0
+    name = os.path.realpath(path)
+    return sum(int(m.rss) for m in maps if m.path == name)
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident() -> int:
+    """Largest number of bytes this process had in memory."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        # not ru_maxrss: a child starts with the peak of the process that started it
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the system's, or those of its control groups if that is
+    less.
+    """
+    available = int(psutil.virtual_memory().available)
+    for limit, used in _control_groups():
+        available = min(available, max(0, limit - used))
+    return available
+
+
+_PROC_CGROUP, _SYS_CGROUP = "/proc/self/cgroup", "/sys/fs/cgroup"
+_V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """(limit, used) of this process's Linux control groups and of those around them, versions 1
+    and 2. Pages of files, which can be dropped, do not count as used.
+    """
+    for line in _read(_PROC_CGROUP).splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, names = (f"{_SYS_CGROUP}/memory", _V1) if kinds else (_SYS_CGROUP, _V2)
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for n in range(len(parts), -1, -1):
+            folder = "/".join([root, *parts[:n], "memory."])
+            limit, used = (_read(folder + name) for name in names)
+            if limit.isdigit() and used.isdigit():
+                rows = (row.split() for row in _read(folder + "stat").splitlines())
+                stat = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+                total = "total_" if kinds else ""
+                files = sum(stat.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+                yield int(limit), int(used) - files
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
