@@ -10,8 +10,8 @@ from tests.kernels.registry import CASES, GROUPS, NO_CASE, Case
 HEAD = """# Every kernel beside numpy and llama.cpp
 
 Made by `scripts/kernel_tables` on {date}; {machine}, one
-thread each. The rows are the registry of the tests, `tests/kernels`: `test_registry.py` runs each of
-them in two other sizes, and fails when a function of `nbllama/ops` or a weight type has none.
+thread each. The rows are the registry of the tests, `tests/kernels`: `test_registry.py` runs each
+of them in two other sizes, and fails when a function of `nbllama/ops` or a weight type has none.
 
 - **to numpy**: the largest difference to a reference in plain numpy and float64, divided by the
   largest number of the reference, over three sizes: one token, odd numbers of everything, and the

@@ -65,8 +65,7 @@ def test_attention(heads: tuple[int, int], window: int, max_bias: float, cap: fl
     wanted = [np.empty_like(x) for x in (o, dq, dk, dv)]
     for a, b in zip(offsets[:-1], offsets[1:], strict=True):
         mask = causal_mask(b - a, b - a, window, max_bias > 0)
-        parts = [x[a:b] for x in (q, k, v, do)]
-        one = of_one_sequence(*parts, mask, scale, max_bias, cap)
+        one = of_one_sequence(q[a:b], k[a:b], v[a:b], do[a:b], mask, scale, max_bias, cap)
         for whole, part in zip(wanted, one, strict=True):
             whole[a:b] = part
     names = ("attention", "attention gradient dq", "attention gradient dk", "attention gradient dv")
