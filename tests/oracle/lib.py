@@ -63,6 +63,20 @@ class Tensor(C.Structure):
     ]
 
 
+class Plan(C.Structure):
+    """`ggml_cplan`."""
+
+    _fields_ = [
+        ("work_size", C.c_size_t),
+        ("work_data", C.c_void_p),
+        ("n_threads", C.c_int),
+        ("threadpool", C.c_void_p),
+        ("abort_callback", C.c_void_p),
+        ("abort_callback_data", C.c_void_p),
+        ("use_ref", C.c_bool),
+    ]
+
+
 class ModelParams(C.Structure):
     """`llama_model_params`."""
 
