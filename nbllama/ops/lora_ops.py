@@ -119,15 +119,33 @@ def _outer(hp, x, n, out):
         _outer_block(hp, x, n, task, out)
 
 
-@kernel(parallel=True, fast=True)
-def _outer_packed(gp, hp, db):
-    for v in prange(db.shape[0]):
-        for r in range(db.shape[1]):
-            total = np.float32(0.0)
-            for p in range(gp.shape[0]):
-                for j in range(PANEL):
-                    total += gp[p, v, j] * hp[p, r, j]
-            db[v, r] += total
+@kernel(parallel=True)
+def _outer_packed(gp, h, db, cs):
+    """db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r]; h in whole vectors of r."""
+    n_out, ranks = db.shape
+    for task in prange((n_out + ROWS - 1) // ROWS):
+        c = cs[get_thread_id()]
+        v0 = task * ROWS
+        rows = min(ROWS, n_out - v0)
+        for r0 in range(0, ranks, PANEL):
+            have = min(PANEL, ranks - r0)
+            if rows == ROWS:
+                for p in range(gp.shape[0]):
+                    fma_tile(
+                        gp, (p * n_out + v0) * PANEL, PANEL, 1,
+                        h, p * PANEL * h.shape[1] + r0, h.shape[1], PANEL, c, 0, PANEL, p == 0,
+                    )  # fmt: skip
+            else:
+                for i in range(rows):
+                    for r in range(have):
+                        total = np.float32(0.0)
+                        for p in range(gp.shape[0]):
+                            for j in range(PANEL):
+                                total += gp[p, v0 + i, j] * h[p * PANEL + j, r0 + r]
+                        c[i * PANEL + r] = total
+            for i in range(rows):
+                for r in range(have):
+                    db[v0 + i, r0 + r] += c[i * PANEL + r]
 
 
 @kernel(parallel=True)
@@ -217,7 +235,12 @@ def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
     check_output("outer product", "db", db, (gp.shape[1], db.shape[1]))
     if len(gp) != len(hp) or hp.shape[1] < db.shape[1]:
         raise ValueError(f"outer product: h {hp.shape} does not fit dy {gp.shape}, db {db.shape}")
-    _outer_packed(readonly(gp), readonly(hp), db)
+    if not len(gp):
+        return
+    h = reused("h", len(hp) * PANEL, -(-db.shape[1] // PANEL) * PANEL)
+    h[:] = 0
+    h[:, : db.shape[1]] = hp.transpose(0, 2, 1).reshape(len(h), -1)[:, : db.shape[1]]
+    _outer_packed(readonly(gp), readonly(h), db, _tiles(ROWS * PANEL))
 
 
 _NONE = np.empty((0, 0, PANEL), np.float32)
