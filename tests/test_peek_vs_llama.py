@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from tests.toy_models import decode_to_f32
 BOUND = 1e-5
 # ggml looks GELU up in a table of halves, and what follows it inherits that.
 BY_TABLE = 1e-3
-DEMO_BOUND = 2e-4  # after thirty blocks; 7e-5 was measured
 
 # What every architecture's graph names as we do, in every block and at the end.
 ALWAYS = {
@@ -34,6 +34,9 @@ SCALED_QUERIES = {"gemma3", "phi3"}  # their scores are products of queries that
 # Our names that llama.cpp's graph has no node for.
 ONLY_OURS = {"Qcur_raw", "Kcur_raw", "loss"}
 TOKENS = list(range(3, 36))
+TEXT = (
+    "The capital of France is Paris. The river that runs through it is the Seine, and its bridges"
+)
 
 
 def bare(name: str) -> str:
@@ -56,16 +59,16 @@ def as_ours(name: str, theirs: np.ndarray, ours: np.ndarray, hp: Hparams) -> np.
     return theirs.reshape(ours.shape)
 
 
-def compare_nodes(path: Path, what: str, bound: float) -> set[str]:
+def compare_nodes(path: Path, what: str, bound: float, tokens: Sequence[int] = TOKENS) -> set[str]:
     """Compare every node whose name is one of peek's; returns the names without block numbers."""
     model = nbllama.load_model(path)
     activations = {node.name for node in (*ENDS, *BLOCK)}
     with nbllama.peek.watch(model, "*") as seen:
-        nbllama.logits(model, TOKENS)
+        nbllama.logits(model, tokens)
     ours = {name: x for name, x in seen.items() if bare(name) in activations}
     with oracle.LlamaModel(path) as llama:
-        theirs = llama.nodes(TOKENS, lambda name: name in ours or name in ("embd", "inp_scaled"))
-    theirs["inp_embd"] = theirs.pop("inp_scaled", theirs.pop("embd", None))
+        theirs = llama.nodes(tokens, lambda name: name in ours or name in ("embd", "inp_scaled"))
+    theirs["inp_embd"] = theirs["inp_scaled" if "inp_scaled" in theirs else "embd"]
     compared = set()
     for name, x in ours.items():
         kind = bare(name)
@@ -130,4 +133,8 @@ def test_another_node_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_nodes_of_the_demo_model(demo_model: Path, tmp_path: Path) -> None:
     decode_to_f32(demo_model, tmp_path / "f32.gguf")
-    compare_nodes(tmp_path / "f32.gguf", "nodes of SmolLM2-135M", DEMO_BOUND)
+    tokens = nbllama.load_model(demo_model).tokenizer.encode(TEXT)
+    assert len(tokens) > 15
+    # 2e-5 was measured. Its reserved tokens, which training never met, make every rounding grow
+    # tenfold, so this is a text.
+    compare_nodes(tmp_path / "f32.gguf", "nodes of SmolLM2-135M", 1e-4, tokens)
