@@ -153,12 +153,19 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    return (
+        f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"numpy {np.__version__}"
+    )
+
+
 def save(found: dict[str, Any], model: str) -> None:
     """Write the three files into docs/results."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"numpy {np.__version__}",
+        "machine": machine(),
         "model": Path(model).name,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

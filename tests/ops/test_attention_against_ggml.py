@@ -8,53 +8,34 @@ import pytest
 from nbllama.ops.attention import alibi_slopes, attention
 from nbllama.ops.attention_grad import attention_grad
 from tests.differences import compare
-from tests.oracle import ggml
+from tests.kernels.attention import (
+    by_heads,
+    causal_mask,
+    ggml_attention,
+    ggml_attention_grad,
+    ggml_saved,
+    of_groups,
+)
+from tests.kernels.case import normal
+from tests.oracle import Graph
 
 # float32 sums over up to 200 keys, and exp: both sides have a few units of 2^-24 of error in each.
 BOUND = 5e-6
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def causal_mask(n: int, window: int, alibi: bool) -> np.ndarray:
-    """As llama.cpp's: -inf where key j is unseen by query i, else -(i - j) for ALiBi, or 0."""
-    i, j = np.arange(n)[:, None], np.arange(n)[None, :]
-    seen = (j <= i) & ((window == 0) | (j > i - window))
-    return np.where(seen, j - i if alibi else 0, -np.inf).astype(np.float32)
-
-
-def turned(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.swapaxes(-1, -2))
-
-
-def ggml_attention(
+def of_one_sequence(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, do: np.ndarray,
     mask: np.ndarray, scale: float, max_bias: float, cap: float,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    """o, dq, dk, dv of one sequence: q, do [T, H, D]; k, v [T, G, D]. The products, softmax and
-    its gradient are ggml's; ggml repeats KV heads over query heads itself.
-    """
-    q, k, v, do = (np.ascontiguousarray(x.swapaxes(0, 1)) for x in (q, k, v, do))
-    h, g = len(q), len(k)
-    shape = (h, q.shape[1], k.shape[1])
-    z = ggml("ggml_mul_mat", k, q).reshape(shape)
-    s, before = z, scale
-    if cap:
-        tanh = ggml("ggml_tanh", z * np.float32(scale / cap)).reshape(shape)
-        s, before = np.float32(cap) * tanh, 1.0
-    p = ggml("ggml_soft_max_ext", s, mask, float(before), max_bias).reshape(shape)
-    o = ggml("ggml_mul_mat", turned(v), p).reshape(q.shape)
-    dp = ggml("ggml_mul_mat", v, do).reshape(shape)
-    dz = ggml("ggml_soft_max_ext_back", dp, p, float(scale), 0.0).reshape(shape)
-    if cap:
-        dz *= 1 - tanh**2
-    dq = ggml("ggml_mul_mat", turned(k), dz).reshape(q.shape)
-    dk = ggml("ggml_mul_mat", turned(q), turned(dz)).reshape(h, -1, q.shape[2])
-    dv = ggml("ggml_mul_mat", turned(do), turned(p)).reshape(h, -1, q.shape[2])
-    dk, dv = (x.reshape(g, h // g, *x.shape[1:]).sum(axis=1) for x in (dk, dv))
-    return tuple(x.swapaxes(0, 1) for x in (o, dq, dk, dv))
+) -> list[np.ndarray]:  # fmt: skip
+    """o, dq, dk, dv of one sequence: q, do [T, H, D]; k, v [T, G, D]."""
+    saved = ggml_saved(q, k, mask, scale, max_bias, cap)
+    heads_first = (q.shape[1], len(q), q.shape[2])
+    with Graph() as g:
+        o = ggml_attention(g, q, k, v, mask, scale, max_bias, cap)
+        tensors = ggml_attention_grad(g, do, q, k, v, *saved, scale)
+        found = [x.reshape(heads_first) for x in g.compute(o, *tensors.values())]
+    gradients = of_groups(dict(zip(tensors, found[1:], strict=True)), k.shape[1])
+    return [by_heads(found[0]), *gradients.values()]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +64,8 @@ def test_attention(heads: tuple[int, int], window: int, max_bias: float, cap: fl
 
     wanted = [np.empty_like(x) for x in (o, dq, dk, dv)]
     for a, b in zip(offsets[:-1], offsets[1:], strict=True):
-        mask = causal_mask(b - a, window, max_bias > 0)
-        one = ggml_attention(q[a:b], k[a:b], v[a:b], do[a:b], mask, scale, max_bias, cap)
+        mask = causal_mask(b - a, b - a, window, max_bias > 0)
+        one = of_one_sequence(q[a:b], k[a:b], v[a:b], do[a:b], mask, scale, max_bias, cap)
         for whole, part in zip(wanted, one, strict=True):
             whole[a:b] = part
     names = ("attention", "attention gradient dq", "attention gradient dk", "attention gradient dv")

@@ -19,6 +19,7 @@ LIB = C.CDLL(xllamacpp.xllamacpp.__file__)
 MAX_DIMS, MAX_OP_PARAMS, MAX_SRC, MAX_NAME = 4, 64, 10, 64
 
 LOG_CALLBACK = C.CFUNCTYPE(None, C.c_int, C.c_char_p, C.c_void_p)
+EVAL_CALLBACK = C.CFUNCTYPE(C.c_bool, C.c_void_p, C.c_bool, C.c_void_p)
 TO_FLOAT = C.CFUNCTYPE(None, C.c_void_p, C.c_void_p, C.c_int64)
 
 
@@ -60,6 +61,20 @@ class Tensor(C.Structure):
         ("name", C.c_char * MAX_NAME),
         ("extra", C.c_void_p),
         ("padding", C.c_char * 8),
+    ]
+
+
+class Plan(C.Structure):
+    """`ggml_cplan`."""
+
+    _fields_ = [
+        ("work_size", C.c_size_t),
+        ("work_data", C.c_void_p),
+        ("n_threads", C.c_int),
+        ("threadpool", C.c_void_p),
+        ("abort_callback", C.c_void_p),
+        ("abort_callback_data", C.c_void_p),
+        ("use_ref", C.c_bool),
     ]
 
 

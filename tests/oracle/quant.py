@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+from collections.abc import Callable
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -79,6 +80,14 @@ def quantize(type_id: int, rows: np.ndarray, imatrix: np.ndarray | None = None) 
     return out.tobytes()
 
 
+def decoder(type_id: int) -> Callable[[np.ndarray, np.ndarray], None]:
+    """`to_float` of a type as f(raw, out), uint8 and float32, contiguous; sizes are not checked."""
+    if int(type_id) == GGMLQuantizationType.F32:
+        return lambda raw, out: np.copyto(out, raw.view(np.float32))
+    to_float = TO_FLOAT(_known_traits(type_id).to_float)
+    return lambda raw, out: to_float(raw.ctypes.data, out.ctypes.data, out.size)
+
+
 def dequantize(type_id: int, raw: bytes | np.ndarray, n_elements: int) -> np.ndarray:
     """llama.cpp's decoder of a type (`to_float` of its traits): float32 [n_elements].
 
@@ -87,9 +96,6 @@ def dequantize(type_id: int, raw: bytes | np.ndarray, n_elements: int) -> np.nda
     source = np.frombuffer(bytes(raw), dtype=np.uint8)
     if source.size != row_bytes(type_id, n_elements):
         raise ValueError(f"{source.size} bytes, wanted {row_bytes(type_id, n_elements)}")
-    if int(type_id) == GGMLQuantizationType.F32:
-        return source.view(np.float32).copy()
     out = np.zeros(n_elements, dtype=np.float32)
-    to_float = TO_FLOAT(_known_traits(type_id).to_float)
-    to_float(source.ctypes.data, out.ctypes.data, n_elements)
+    decoder(type_id)(source, out)
     return out

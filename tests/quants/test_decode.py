@@ -11,6 +11,7 @@ from nbllama.quants import DECODERS, QUANTS, as_readonly, decode, decode_rows, n
 from nbllama.quants.base import KERNEL_SET, find_decoder
 from tests.quants.blocks import (
     BLOCK_TYPE_IDS,
+    ERRORS,
     TYPE_IDS,
     assert_same_bits,
     random_blocks,
@@ -22,36 +23,6 @@ KERNEL_SETS = ("vector", "plain")
 
 each_type = pytest.mark.parametrize("type_id", TYPE_IDS, ids=type_name)
 each_block_type = pytest.mark.parametrize("type_id", BLOCK_TYPE_IDS, ids=type_name)
-
-
-# Relative L2 error of normally distributed weights (TQ: ternary ones) after llama.cpp's quantiser.
-ERRORS = {
-    "F32": 0,
-    "F16": 0.0002,
-    "BF16": 0.0016,
-    "Q4_0": 0.087,
-    "Q4_1": 0.078,
-    "Q5_0": 0.043,
-    "Q5_1": 0.038,
-    "Q8_0": 0.0054,
-    "Q2_K": 0.30,
-    "Q3_K": 0.15,
-    "Q4_K": 0.071,
-    "Q5_K": 0.036,
-    "Q6_K": 0.018,
-    "IQ1_S": 0.49,
-    "IQ1_M": 0.61,
-    "IQ2_XXS": 0.34,
-    "IQ2_XS": 0.30,
-    "IQ2_S": 0.27,
-    "IQ3_XXS": 0.21,
-    "IQ3_S": 0.16,
-    "IQ4_NL": 0.077,
-    "IQ4_XS": 0.078,
-    "TQ1_0": 0.0002,
-    "TQ2_0": 0.0002,
-    "MXFP4": 0.116,
-}
 
 
 def test_table_is_ggml_s() -> None:

@@ -1,0 +1,92 @@
+"""Cross-entropy, and the output layer that it is fused with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbllama.ops.loss import (
+    LossBuffers,
+    cross_entropy,
+    cross_entropy_grad_ref,
+    cross_entropy_ref,
+    output_loss,
+)
+from nbllama.ops.matmul import matmul_ref
+from tests.kernels.case import ROUNDED, Arrays, Run, case, normal
+from tests.kernels.products import Layer, times, times_back
+from tests.oracle import Graph
+
+# A row's exponentials are summed up in float32: beside one near 1 a part of the small ones is lost.
+VOCABULARY_SUM = 2e-5
+
+
+@case("cross_entropy", "products", cross_entropy, bound=VOCABULARY_SUM, unit="GB/s",
+      llama_bound=VOCABULARY_SUM,
+      llama="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back",
+      shape="128 rows of 49152 logits")  # fmt: skip
+def _cross_entropy(size: str) -> Run:
+    m, v = {"one": (1, 97), "odd": (37, 1003), "large": (128, 49152)}[size]
+    start = 4 * normal(1, m, v)
+    targets = np.random.default_rng(2).integers(0, v, m).astype(np.int32)
+    z, losses = np.empty_like(start), np.empty(m, np.float32)
+
+    def ours() -> Arrays:
+        np.copyto(z, start)
+        cross_entropy(z, targets, 1 / m, losses)
+        return {"losses": losses, "dz": z}
+
+    def reference(z: np.ndarray, targets: np.ndarray) -> Arrays:
+        mean = np.array([cross_entropy_ref(z, targets).mean()])
+        return {"mean": mean, "dz": cross_entropy_grad_ref(1 / m, z, targets)}
+
+    def theirs(g: Graph) -> dict[str, Any]:
+        logits, labels = g.tensor(start), g.tensor(np.eye(v, dtype=np.float32)[targets])
+        one = np.array([1.0], np.float32)
+        return {
+            "mean": g.apply("ggml_cross_entropy_loss", logits, labels),
+            "dz": g.apply("ggml_cross_entropy_loss_back", one, logits, labels),
+        }
+
+    return Run(
+        {"z": start, "targets": targets},
+        ours,
+        reference,
+        theirs,
+        8 * start.size,
+        lambda found: {"mean": found["losses"].mean(keepdims=True), "dz": found["dz"]},
+    )
+
+
+@case("output layer and loss", "products", output_loss, bound=VOCABULARY_SUM, unit="GF/s",
+      llama_bound=ROUNDED,
+      llama="ggml_mul_mat, ggml_cross_entropy_loss, ggml_cross_entropy_loss_back, ggml_out_prod",
+      shape="128 rows, 576 to 49152, Q8_0, loss and dx")  # fmt: skip
+def _output_loss(size: str) -> Run:
+    m, c, v = {"one": (1, 64, 97), "odd": (37, 96, 1003), "large": (128, 576, 49152)}[size]
+    w, x = Layer("Q8_0", v, c), normal(1, m, c) / 4  # logits of about 3
+    targets = np.random.default_rng(2).integers(0, v, m).astype(np.int32)
+    buffers, dx = LossBuffers(v, c, 0, m), np.empty_like(x)
+
+    def ours() -> Arrays:
+        total = output_loss(w.ours, x, targets, 1 / m, dx, None, buffers)
+        return {"mean": np.array([total / m]), "dx": dx}
+
+    def reference(x: np.ndarray, w: np.ndarray, targets: np.ndarray) -> Arrays:
+        z = matmul_ref(x, w)
+        dx = cross_entropy_grad_ref(1 / m, z, targets) @ w
+        return {"mean": np.array([cross_entropy_ref(z, targets).mean()]), "dx": dx}
+
+    def theirs(g: Graph) -> dict[str, Any]:
+        z = times(g, w.theirs, x)
+        labels = g.tensor(np.eye(v, dtype=np.float32)[targets])
+        one = np.array([1.0], np.float32)
+        dz = g.apply("ggml_cross_entropy_loss_back", one, z, labels)
+        return {
+            "mean": g.apply("ggml_cross_entropy_loss", z, labels),
+            "dx": times_back(g, w.theirs, dz),
+        }
+
+    inputs = {"x": x, "w": w.decoded, "targets": targets}
+    return Run(inputs, ours, reference, theirs, 4 * m * c * v)

@@ -1,0 +1,24 @@
+"""Panels of tokens as plain numpy lays them out (`nbllama.ops.panels`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.lanes import PANEL
+from nbllama.ops.lora_ops import padded
+from nbllama.ops.panels import n_panels
+
+
+def to_panels(x: np.ndarray, height: int | None = None) -> np.ndarray:
+    """x `[N, K]` as `[P, K, PANEL]`, with zeros up to `height` columns (those of a LoRA product by
+    default) and past token N.
+    """
+    n, k = x.shape
+    lanes = np.zeros((n_panels(n) * PANEL, height or padded(k)), x.dtype)
+    lanes[:n, :k] = x
+    return np.ascontiguousarray(lanes.reshape(-1, PANEL, lanes.shape[1]).transpose(0, 2, 1))
+
+
+def unpacked(panels: np.ndarray, n: int, k: int) -> np.ndarray:
+    """The `[n, k]` that panels hold."""
+    return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:n, :k]

@@ -1,0 +1,84 @@
+"""All cases, and what of `nbllama.ops` needs none of its own.
+
+A public function of a page of `nbllama/ops`, or a weight type, that is in neither fails
+`test_registry.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import nbllama.ops
+from tests.kernels import attention, elements, loss, products, tokens, weights
+from tests.kernels.case import CASES, Case
+
+__all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
+
+assert all((tokens, elements, attention, products, loss, weights))  # their cases have joined
+
+GROUPS = (
+    *("small", "attention", "products"),
+    *("decode", "matmul", "matmul gradient", "one token", "quantise"),
+)
+"""In the order of the page."""
+
+NO_CASE: dict[str, str] = {
+    "nbllama.ops.op": "checks of arguments",
+    "nbllama.ops.token.tables": "tables that tell `walk` what to do",
+    "nbllama.ops.token.run.walk": "a whole model's token: tests/test_token_program.py compares it "
+    "with the passes above, tests/test_generation_vs_llama.py with llama.cpp; "
+    "scripts/bench_generation times it",
+    "nbllama.ops.token.run.n_threads": "a number of threads",
+    "nbllama.ops.token.run.row_product": "the one product inside of `walk`, compared with "
+    "llama.cpp for each weight type by tests/quants/test_dot.py",
+    "nbllama.ops.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
+    "nbllama.ops.attention.attention_matrices": "plain numpy, for dumps",
+    "nbllama.ops.attention.probabilities": "plain numpy",
+    "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
+    "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
+    "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
+    "nbllama.ops.matmul_tiles.forward_entry": "the kernel of `matmul`",
+    "nbllama.ops.matmul_tiles.gradient_entry": "the kernel of `matmul_grad`",
+    "nbllama.ops.token.run.thread_entry": "the kernel of `walk`",
+    "nbllama.ops.matvec.matvec_entry": "the kernel of `matvec`",
+    **{
+        f"nbllama.ops.{name}": "sizes and checks"
+        for name in (
+            "attention.forward_floats", "attention_grad.gradient_floats", "attention_grad.n_parts",
+            "attention_tiles.check_streams", "attention_tiles.round_up", "linear.hidden_floats",
+            "lora_ops.padded", "matmul.even", "matmul.k_block", "matmul.scratch_bytes",
+            "matmul.split", "panels.n_panels", "panels.panel_floats", "panels.panels_of",
+        )
+    },
+}  # fmt: skip
+"""Functions, or whole modules, without a row, and why."""
+
+
+def _modules() -> Iterator[str]:
+    folder = Path(nbllama.ops.__path__[0])
+    for path in sorted(folder.rglob("*.py")):
+        name = ".".join(("nbllama", "ops", *path.relative_to(folder).with_suffix("").parts))
+        yield name.removesuffix(".__init__")
+
+
+def public_functions() -> dict[str, Callable[..., Any]]:
+    """Every function of a page of `nbllama.ops` that other modules may call, by its full name;
+    references and kernels are told from it by their names and their type.
+    """
+    found = {}
+    for module in _modules():
+        for name, f in vars(import_module(module)).items():
+            function = inspect.unwrap(f) if callable(f) else f
+            if (
+                inspect.isfunction(function)
+                and not hasattr(f, "py_func")
+                and function.__module__ == module
+                and not name.startswith("_")
+                and not name.endswith("_ref")
+            ):
+                found[f"{module}.{name}"] = f
+    return found
