@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ctypes as C
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from tests.oracle.lib import (
+    EVAL_CALLBACK,
     Batch,
     ContextParams,
+    Tensor,
     context_default_params,
     function,
     model_default_params,
 )
+from tests.oracle.ops import read_strided
 from tests.oracle.vocab import Vocab, free_model, get_vocab, load_model
 
 _P = C.c_void_p
@@ -89,6 +93,35 @@ class LlamaModel:
                 yield row
                 new, start = [best], start + len(new)
 
+    def nodes(self, tokens: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+        """float32 arrays that a pass computes, by the names that llama.cpp gives its nodes, for
+        the names that are `wanted`. A name that is used more than once has its last array:
+        "Qcur-0" is after RoPE.
+
+        They are taken by `cb_eval`, which llama.cpp calls before each node (to ask whether its
+        data is wanted) and after it. Shapes are numpy's, leading dimensions of 1 left out.
+        """
+        found: dict[str, np.ndarray] = {}
+        wrong: list[BaseException] = []
+
+        def seen(address: int, ask: bool, _: object) -> bool:
+            try:
+                tensor = C.cast(address, C.POINTER(Tensor))
+                name = tensor.contents.name.decode()
+                if not ask and wanted(name):
+                    found[name] = read_strided(tensor)
+                return wanted(name) or not ask
+            except BaseException as error:  # nothing may leave through C
+                wrong.append(error)
+                return False
+
+        callback = EVAL_CALLBACK(seen)
+        with self._context((), callback) as context:
+            self._run(context, tokens, 0)
+        if wrong:
+            raise wrong[0]
+        return found
+
     def shifted_logits(
         self, tokens: Sequence[int], at: int, count: int, more: Sequence[int]
     ) -> np.ndarray:
@@ -124,8 +157,10 @@ class LlamaModel:
         return np.ctypeslib.as_array(_get_logits(context), shape=(n, n_vocab)).copy()
 
     @contextmanager
-    def _context(self, lora: Lora) -> Iterator[int]:
+    def _context(self, lora: Lora, eval_callback: Any = None) -> Iterator[int]:
         params = context_default_params()
+        if eval_callback is not None:
+            params.cb_eval = C.cast(eval_callback, _P)
         params.n_ctx = params.n_batch = self.n_ctx
         params.n_ubatch = min(512, self.n_ctx)
         params.n_threads = params.n_threads_batch = self.n_threads

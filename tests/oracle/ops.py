@@ -144,6 +144,22 @@ class Graph:
         self.close()
 
 
+def read_strided(tensor: Any) -> np.ndarray:
+    """Copy of a float32 tensor's values, contiguous or not, leading dimensions of 1 left out.
+
+    Raises ValueError for another type.
+    """
+    t = tensor.contents
+    if t.type != _F32:
+        raise ValueError(f"{t.name.decode()} has type {t.type}, not float32")
+    shape, strides = tuple(reversed(t.ne)), tuple(reversed(t.nb))
+    span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 4
+    memory = np.frombuffer(C.string_at(t.data, span), dtype=np.uint8)
+    view = np.ndarray(shape, np.float32, memory, strides=strides)
+    lead = next((i for i, n in enumerate(shape[:-1]) if n > 1), len(shape) - 1)
+    return view.reshape(shape[lead:]).copy()
+
+
 def ggml(name: str, *args: Any) -> np.ndarray:
     """One op on arrays (see `Graph.apply`): its float32 result as a numpy array."""
     with Graph() as g:
