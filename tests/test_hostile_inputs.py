@@ -19,7 +19,7 @@ import pytest
 from gguf import GGUFWriter
 
 import nbllama
-from nbllama import export_lora, main, perplexity, quantize, verify
+from nbllama import convert_lora, export_lora, main, perplexity, quantize, verify
 from tests.merge_models import adapter_for
 from tests.toy_models import make_llama
 
@@ -29,6 +29,7 @@ PROGRAMS = {
     "quantize": (quantize.main, ["-t", "1"]),
     "perplexity": (perplexity.main, ["-t", "1"]),
     "verify": (verify.main, ["-t", "1", "--no-llama"]),
+    "convert_lora": (convert_lora.main, []),
 }
 TEMPLATES = {
     "import": "{% import 'os' as os %}{{ os }}",
@@ -189,6 +190,8 @@ CASES = [
     ("export_lora", f"{M} -o text.txt/m.gguf -l a.gguf", 3, "cannot be written"),
     ("export_lora", f"{M} -o {os.devnull} -l a.gguf", 3, "not a regular file"),
     ("export_lora", f"{M} -o {'x' * 300} -l a.gguf", 3, "too long"),
+    ("convert_lora", "a.gguf base.gguf -m base.gguf", 2, "--model-base and OUT are the same"),
+    ("convert_lora", "a.gguf ./a.gguf", 2, "IN and OUT are the same"),
     ("quantize", "base.gguf folder q8_0", 3, "folder: cannot be written"),
     ("quantize", f"base.gguf {os.devnull} q8_0", 3, "not a regular file"),
     ("quantize", "base.gguf ./base.gguf q8_0", 2, "is an input too"),
