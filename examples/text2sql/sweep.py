@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Accuracy against rank, data and rate.")
     parser.add_argument("out", type=Path, nargs="?", default=Path("build/text2sql/sweep"))
     parser.add_argument("--model", type=Path, help="base model (.gguf)")
-    parser.add_argument("--train", type=int, default=240, help="pairs of the base run")
+    parser.add_argument("--train", type=int, default=400, help="pairs of the base run")
     parser.add_argument("--test", type=int, default=135, help="held-out questions of each run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--result", type=Path, default=Path("build/text2sql/sweep.jsonl"))
