@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
-    from nbllama.cli.settings import use_threads
+    from nbllama.cli.cores import use_threads
 
     threads = use_threads(options.threads)
     from nbllama.cli.export import write_lora

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nbllama.cli.cores import use_threads
 from nbllama.cli.eval_options import Perplexity, parse_perplexity
 from nbllama.cli.run import run_program
-from nbllama.cli.settings import use_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nbllama.cli.cores import use_threads
 from nbllama.cli.merge_options import Quantize, parse_quantize
 from nbllama.cli.run import run_program
-from nbllama.cli.settings import use_threads
 from nbllama.errors import UsageError, shown
 from nbllama.mixes import file_type, tensor_types
 

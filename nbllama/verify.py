@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nbllama.cli.cores import use_threads
 from nbllama.cli.run import run_program
-from nbllama.cli.settings import use_threads
 from nbllama.cli.verify_options import parse_verify
 
 

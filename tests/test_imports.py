@@ -47,7 +47,7 @@ MAIN |= {
     "cli.output_file",
     "cli.talk",
 }
-MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge", "cli.output_file"}
+MERGE |= {"cli.run", "cli.cores", "cli.merge_options", "cli.merge", "cli.output_file"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
     "gradcheck": TRAIN
-    | {"reference", "adapter", "cli.layers", "cli.parser", "cli.run", "cli.settings"},
+    | {"reference", "adapter", "cli.layers", "cli.parser", "cli.run", "cli.cores"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
@@ -110,13 +110,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.story": {"", "forecast", "system_memory", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
     "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
-    "cli.settings": {"errors", "progress", "cli.layers", "cli.data_options", "cli.options"},
+    "cli.cores": set(),
+    "cli.defaults": {"errors", "cli.data_options", "cli.options"},
+    "cli.settings": {"errors", "progress", "cli.layers", "cli.defaults", "cli.options"},
     "cli.run": {"errors"},
     "cli.archs": {"arch"},
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
-    "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.settings"},
+    "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.defaults"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
     "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},
@@ -136,9 +138,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.words": {"cli.parser"},
     "inspect": STATE
     | {"", "adapter", "formats", "text", "checkpoint", "old_checkpoint", "train_state"}
-    | {"cli.parser", "cli.run", "cli.words", "cli.options", "cli.settings", "progress"},
+    | {
+        "cli.parser",
+        "cli.run",
+        "cli.words",
+        "cli.options",
+        "cli.defaults",
+        "cli.settings",
+        "progress",
+    },
     "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
-    "cli.show_data": TRAIN | {"cli.data", "cli.settings", "cli.show_options"},
+    "cli.show_data": TRAIN | {"cli.data", "cli.defaults", "cli.show_options"},
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
     "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
     "cli.loop": RUN
@@ -158,6 +168,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "cli.archs",
         "cli.board",
+        "cli.cores",
         "cli.export",
         "cli.loop",
         "cli.outputs",
@@ -176,7 +187,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.interact": {"cli.main_options", "cli.talk"},
     "cli.chat": {"errors", "data", "text", "predictor", "cli.main_options", "cli.talk"},
     "cli.main_run": MAIN | {"cli.chat", "cli.interact", "cli.lora_files"},
-    "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
+    "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.cores"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
     "cli.merge": {"errors", "rewrite"},
     "cli.output_file": {"errors", "files"},
@@ -186,7 +197,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
-    "perplexity": {"cli.eval_options", "cli.run", "cli.settings", "cli.scoring"},
+    "perplexity": {"cli.eval_options", "cli.run", "cli.cores", "cli.scoring"},
     "sample_text": MODEL | {"model", "generation", "evaluate"},
     "llama_cpp": {"errors"},
     "_llama_child": set(),
@@ -195,7 +206,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.checks": MODEL
     | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
     | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
-    "verify": {"cli.verify_options", "cli.run", "cli.settings", "cli.checks"},
+    "verify": {"cli.verify_options", "cli.run", "cli.cores", "cli.checks"},
     "api": MODEL | {"slots", "bound", "model", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
@@ -232,9 +243,9 @@ OUTSIDE = {
         "ops",
         "identity",
         "cli.session",
-        "cli.settings",
+        "cli.cores",
     },
-    "psutil": {"system_memory", "gradcheck", "cli.settings"},
+    "psutil": {"system_memory", "gradcheck", "cli.cores"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "xllamacpp": {"_llama_child"},
@@ -246,8 +257,8 @@ OUTSIDE = {
 
 # Light parts that must come without numpy, numba and the like.
 LIGHT = (
-    "", "errors", "report", "progress", "cli.options", "cli.settings", "cli.run", "finetune",
-    "convert", "convert_lora",
+    "", "errors", "report", "progress", "cli.options", "cli.cores", "cli.settings", "cli.run",
+    "finetune", "convert", "convert_lora",
     "mixes", "cli.lora_options", "cli.merge_options", "export_lora", "quantize", "cli.main_options",
     "cli.verify_options", "verify",
     "main", "cli.data_options", "show_data", "cli.eval_options", "perplexity", "inspect.__main__",

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nbllama.cli.data_options import DataOptions
+from nbllama.cli.defaults import context
 from nbllama.cli.options import Options
-from nbllama.cli.settings import context
 from nbllama.data import (
     MT19937,
     Cutter,

@@ -1,72 +1,22 @@
 """What a run does: the given options, completed by defaults that depend on the training data.
 
-Plain text takes the defaults of the old llama.cpp `finetune`; chat takes those that users of
-today's trainers expect. `resolve` is a pure function, and `Settings.pairs` says all that it chose.
+`resolve` is a pure function, and `Settings.pairs` says all that it chose.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import secrets
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from nbllama.cli.data_options import DataOptions
+from nbllama.cli.defaults import DEFAULTS, context, iterations, slot_ranks
 from nbllama.cli.layers import as_text, blocks
 from nbllama.cli.options import Options
 from nbllama.errors import UsageError
 from nbllama.progress import memory
 
-
-@dataclass(frozen=True)
-class Defaults:
-    """The defaults that depend on the kind of data."""
-
-    ctx: int
-    lora_r: int
-    alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
-    train_ends: bool  # token_embd and output carry pairs (where the output is not tied)
-    adam_alpha: float
-    cos_decay_min: float
-    warmup: int | float  # iterations, or a share of the run
-    cos_decay_steps: int | None  # None: the run's last iteration
-    adam_iter: int | None
-    epochs: int | None
-
-
-DEFAULTS: dict[str, Defaults] = {
-    "raw": Defaults(
-        ctx=128,
-        lora_r=4,
-        alpha_per_r=1,
-        train_ends=True,
-        adam_alpha=1e-3,
-        cos_decay_min=0.1,
-        warmup=100,
-        cos_decay_steps=1000,
-        adam_iter=256,
-        epochs=None,
-    ),
-    "chat": Defaults(
-        ctx=512,
-        lora_r=16,
-        alpha_per_r=2,
-        train_ends=False,
-        adam_alpha=2e-4,
-        cos_decay_min=0.0,
-        warmup=0.03,
-        cos_decay_steps=None,
-        adam_iter=None,
-        epochs=3,
-    ),
-}
-
-# Slots as in `--rank-NAME` and `nbllama.slots.EVERY_SLOT`.
 _NAMES = {"adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "wqkv")
-NORMS = ("att_norm", "ffn_norm", "out_norm")
 
 
 @dataclass(frozen=True)
@@ -179,53 +129,6 @@ class Settings:
         ]
 
 
-def context(options: DataOptions, data_kind: str) -> int:
-    """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
-    return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
-
-
-def iterations(
-    options: Options,
-    data_kind: str,
-    n_samples: int,
-    walk: Callable[[int], int] | None = None,
-) -> int:
-    """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
-
-    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
-    is the end of an iteration, however few samples are left for it. Where that is not so, `walk`
-    tells the iterations of a number of passes. With `--compat` the default of `--adam-iter` holds
-    beside `--epochs`.
-    """
-    adam_iter = options.adam_iter
-    epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
-    if adam_iter is None and (options.epochs is None or options.compat):
-        adam_iter = DEFAULTS[data_kind].adam_iter
-        epochs = DEFAULTS[data_kind].epochs if options.epochs is None else epochs
-    limits = [] if adam_iter is None else [adam_iter]
-    if epochs is not None and walk is not None:
-        limits.append(walk(epochs))
-    elif epochs is not None:
-        limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
-    if not limits:
-        raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
-    return min(limits)
-
-
-def _ranks(
-    options: Options, data_kind: str, lora_r: int, missing: Collection[str]
-) -> dict[str, int]:
-    ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
-    norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
-    defaults = {"tok_embd": ends, "out": ends}
-    defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
-    defaults |= {slot: 0 for slot in missing if slot in defaults}
-    given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
-    return {
-        slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
-    }
-
-
 # What the old tool did not have, with the value that leaves it out.
 _NEW = {
     "optimizer": "adamw",
@@ -293,7 +196,7 @@ def resolve(
                 "whatever alpha was"
             )
         alpha = scaled = lora_r
-    ranks = _ranks(options, data_kind, lora_r, missing)
+    ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
     rate = options.adam_alpha
@@ -374,38 +277,6 @@ def resolve(
         keep_last=options.keep_last,
         notes=tuple(notes),
     )
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use: never more than its CPU affinity allows."""
-    import psutil
-
-    count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(count, processors()))
-
-
-def processors() -> int:
-    """Logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def use_threads(threads: int | None) -> int:
-    """Compute with so many threads (physical cores for None), whether Numba is imported or not.
-
-    Never more than there are processors: the threads would only wait for each other. Returns their
-    number.
-    """
-    threads = min(threads or physical_cores(), processors())
-    if "numba" not in sys.modules:
-        os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import numba
-
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
 
 
 def fresh_seed() -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nbllama.cli.data import load_file
-from nbllama.cli.settings import context
+from nbllama.cli.defaults import context
 from nbllama.cli.show_options import ShowOptions
 from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
 from nbllama.data.statistics import Statistics, statistics, utilisation

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(o: GradcheckOptions) -> None:
-    from nbllama.cli.settings import use_threads
+    from nbllama.cli.cores import use_threads
 
     use_threads(o.threads)
     from nbllama.adapter import load_adapter

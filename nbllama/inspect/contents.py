@@ -11,8 +11,9 @@ import numpy as np
 from nbllama.adapter import format_of, read_stored, stored_notes
 from nbllama.arch import Hparams, expected_tensors, hparams_from_gguf
 from nbllama.checkpoint import load_checkpoint
+from nbllama.cli.defaults import DEFAULTS
 from nbllama.cli.options import Options
-from nbllama.cli.settings import DEFAULTS, resolve
+from nbllama.cli.settings import resolve
 from nbllama.errors import CheckpointError, NbllamaError
 from nbllama.formats.stored import Base
 from nbllama.gguf_io import TENSOR_TYPES, GGUFFile, open_gguf

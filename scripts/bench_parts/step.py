@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from bench_parts.timing import Sgemm, timed
-from nbllama.cli.settings import physical_cores
+from nbllama.cli.cores import physical_cores
 from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
 from nbllama.forecast import forecast

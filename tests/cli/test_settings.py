@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 
+from nbllama.cli.cores import physical_cores
+from nbllama.cli.defaults import context, iterations
 from nbllama.cli.options import Options, parse
-from nbllama.cli.settings import (
-    Settings,
-    context,
-    fresh_seed,
-    iterations,
-    physical_cores,
-    resolve,
-)
+from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.errors import UsageError
 from nbllama.slots import EVERY_SLOT
 
