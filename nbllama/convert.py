@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(source: str, target: str, old: str, new: str) -> None:
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, prepare_output, print_result
+    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.output_file import prepare_output
     from nbllama.gguf_io import open_gguf
     from nbllama.rewrite import rewrite
 

@@ -72,8 +72,9 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     from nbllama.gguf_io import open_gguf
 
     check_format(target)
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise UsageError(f"{shown(target, 400)}: IN and OUT are the same")
+    for what, name in (("IN", source), ("--model-base", model_base)):
+        if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
+            raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same")
     base, notes, tied = Base(), [], False
     if model_base:
         with open_gguf(model_base) as f:

@@ -14,6 +14,10 @@
 
 from __future__ import annotations
 
+NOT_A_NUMBER = (
+    "the model's output is not a number; is the file or an adapter bad, or a scale too large?"
+)
+
 
 class NbllamaError(Exception):
     """A failure that is told in one line: what, where, what to do."""

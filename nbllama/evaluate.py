@@ -20,7 +20,7 @@ import numpy as np
 
 from nbllama.bound import Bound
 from nbllama.data.batch import Batch
-from nbllama.errors import DataError
+from nbllama.errors import NOT_A_NUMBER, DataError, NbllamaError
 from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.text import Tokenizer
@@ -70,7 +70,7 @@ class Reader:
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
         """Logits float32 `[rows, V]` after the positions `first` up to `last`, in pieces of at most
-        `ROWS`. tokens int32 `[N]`.
+        `ROWS`. tokens int32 `[N]`. Raises `NbllamaError` if they are not finite.
         """
         n = len(tokens)
         batch = Batch.from_rows([(tokens, np.full(n, -1, np.int32))])
@@ -78,7 +78,10 @@ class Reader:
         x = self._acts.x(self.model.hp.n_layer, n)
         for start in range(first, last, ROWS):
             rows = np.ascontiguousarray(x[start : min(start + ROWS, last)])
-            yield self.model.logits(self._bound, rows)
+            logits = self.model.logits(self._bound, rows)
+            if not np.isfinite(logits).all():
+                raise NbllamaError(NOT_A_NUMBER)
+            yield logits
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -32,8 +32,9 @@ def _run(export: Export) -> None:
     use_threads(options.threads)
     from nbllama.arch import hparams_from_gguf
     from nbllama.cli.lora_files import load_adapters
-    from nbllama.cli.merge import Progress, prepare_output, print_result
+    from nbllama.cli.merge import Progress, print_result
     from nbllama.cli.merge_sample import print_change
+    from nbllama.cli.output_file import prepare_output
     from nbllama.cli.scoring import read_utf8
     from nbllama.gguf_io import open_gguf
     from nbllama.merging import merge, merged_types
@@ -41,7 +42,7 @@ def _run(export: Export) -> None:
     text = read_utf8(options.sample) if options.sample else None
     with open_gguf(options.model_base) as f:
         hp = hparams_from_gguf(f)
-        prepare_output(options.model_out, [options.model_base, *(a for a, _ in export.adapters)])
+        prepare_output(options.model_out, export.inputs)
         shapes = {name: info.shape for name, info in f.tensors.items()}
         parts = load_adapters(export.adapters, hp, shapes, print)
         types, lines = merged_types(f, hp, parts, kind)

@@ -30,7 +30,8 @@ def _run(asked: Quantize) -> None:
     kind = file_type(asked.type)
     use_threads(asked.threads)
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, prepare_output, print_result
+    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.output_file import prepare_output
     from nbllama.gguf_io import open_gguf
     from nbllama.rewrite import IDS, metadata_for, requantised, rewrite
 

@@ -151,9 +151,10 @@ def _pieces(
         except ValueError as e:
             raise f.error(f"tensor '{info.name}'", str(e)) from e
         flat = x.reshape(-1)
-        change.squares += float(np.dot(flat, flat))
-        flat -= decode(new, out, flat.size)
-        change.errors += float(np.dot(flat, flat))
+        with np.errstate(over="ignore"):  # squares of weights that float32 itself can hold
+            change.squares += float(np.dot(flat, flat))
+            flat -= decode(new, out, flat.size)
+            change.errors += float(np.dot(flat, flat))
         change.weights += flat.size
         change.bytes += out.size
         yield out

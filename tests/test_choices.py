@@ -391,6 +391,11 @@ def test_a_stopped_run_says_so_in_its_report(
         (["--report", "none/r.html"], 3, "none"),
         (["--report", "r.html", "--log", "r.html"], 2, "the same file"),
         (["--report", "text.txt"], 2, "the same file"),
+        (
+            ["--dump", "1:*", "--dump-out", "text.txt"],
+            2,
+            "--dump-out and --train-data are the same",
+        ),
         (["--sample-prompts", "none.txt"], 2, "none.txt"),
         (["--sample-prompts", "empty.txt"], 2, "0 prompts"),
         (["--tensorboard", "text.txt"], 3, "--tensorboard text.txt"),

@@ -44,9 +44,10 @@ MAIN |= {
     "cli.settings",
     "cli.main_options",
     "cli.console",
+    "cli.output_file",
     "cli.talk",
 }
-MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge"}
+MERGE |= {"cli.run", "cli.settings", "cli.merge_options", "cli.merge", "cli.output_file"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -177,7 +178,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.main_run": MAIN | {"cli.chat", "cli.interact", "cli.lora_files"},
     "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.settings"},
     "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
-    "cli.merge": {"errors", "files", "rewrite"},
+    "cli.merge": {"errors", "rewrite"},
+    "cli.output_file": {"errors", "files"},
     "export_lora": MERGE | {"cli.lora_files", "cli.merge_sample", "cli.scoring"},
     "quantize": MERGE,
     "convert": MERGE | {"cli.parser"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbllama.errors import OutputError, shown
 from nbllama.files import atomic_write
@@ -22,25 +22,60 @@ PARAMETER stop "<|im_end|>"
 """
 
 
-def modelfile(base: str, adapter: str, chat_template: str) -> str:
+class Files(NamedTuple):
+    """The base model and the adapter; `gguf`: whether it is in the format of today's llama.cpp, the
+    only one that llama.cpp and, for every architecture, Ollama read.
+    """
+
+    base: str
+    adapter: str
+    gguf: bool
+
+    @property
+    def readable(self) -> str:
+        """The adapter as GGUF: itself, or the name of what `conversion` makes."""
+        if self.gguf:
+            return self.adapter
+        bare = _bare(self.adapter)
+        return (bare[: -len(".bin")] if bare.lower().endswith(".bin") else bare) + ".gguf"
+
+    @property
+    def conversion(self) -> str:
+        """The command that makes `readable`; "" where it is there already."""
+        words = [self.adapter, self.readable, "--model-base", self.base]
+        made = " ".join(map(shlex.quote, words))
+        return "" if self.gguf else f"python -m nbllama.convert_lora {made}\n"
+
+
+def _bare(name: str) -> str:
+    return name.rstrip("/" + os.sep) or name
+
+
+def modelfile(files: Files, chat_template: str) -> str:
     """For `ollama create NAME -f FILE`. A template is stated for ChatML alone: of other models
     Ollama knows or reads it by itself.
     """
-    place = f"FROM {os.path.abspath(base)}\nADAPTER {os.path.abspath(adapter)}\n"
-    template = _CHATML if "<|im_start|>" in chat_template else ""
-    return f"# {_MARK}; ollama create NAME -f THIS_FILE\n{place}{template}"
+    lines = [f"# {_MARK}; ollama create NAME -f THIS_FILE\n"]
+    if not files.gguf:
+        lines.append(f"# the adapter must be GGUF; first: {files.conversion}")
+    base, adapter = map(os.path.abspath, (files.base, files.readable))
+    lines.append(f"FROM {base}\nADAPTER {adapter}\n")
+    return "".join(lines) + (_CHATML if "<|im_start|>" in chat_template else "")
 
 
 def card(
-    run: dict[str, Any], adapter: str, base: str, fingerprint: str, results: list[tuple[str, str]]
+    run: dict[str, Any], files: Files, fingerprint: str, results: list[tuple[str, str]]
 ) -> str:
     """The model card in Markdown. `run`: the row that begins a log (`cli.story.begun`); `results`:
-    lines about losses.
+    lines about iterations and losses.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
-    files = f"{shlex.quote(base)} --lora {shlex.quote(adapter)}"
+    ours, theirs = (
+        f"{shlex.quote(files.base)} --lora {shlex.quote(name)}"
+        for name in (files.adapter, files.readable)
+    )
     parts = [
-        f"<!-- {_MARK} -->\n# {os.path.basename(adapter.rstrip('/'))}\n",
+        f"<!-- {_MARK} -->\n# {os.path.basename(_bare(files.adapter))}\n",
         "A LoRA adapter.\n",
         "## Base\n",
         _table([("file", run["model"]), ("sha256 of its weights' sample", fingerprint)]),
@@ -51,7 +86,7 @@ def card(
         "## Options\n",
         _table([(k, str(v)) for k, v in run["options"].items() if v != ""]),
         "## Running it\n",
-        f"```\nllama-cli -m {files}\npython -m nbllama.main -m {files}\n```\n",
+        f"```\npython -m nbllama.main -m {ours}\n{files.conversion}llama-cli -m {theirs}\n```\n",
         f"Made by nbllama {run['version']}, {run['started']}.\n",
     ]
     return "\n".join(parts)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from nbllama import __version__
+from nbllama.adapter import format_of
 from nbllama.cli import card
 from nbllama.cli.config import config_text, taken_options
 from nbllama.cli.options import OPTIONS, PROG
@@ -226,11 +227,13 @@ class Loop:
     def _cards(self, results: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Card and Modelfile; a failure is told, the adapter is there."""
         session, adapter = self.session, self.outputs.latest_adapter
-        base = session.options.model_base
+        gguf = format_of(self.outputs.adapter) == "gguf"
+        files = card.Files(session.options.model_base, adapter, gguf)
         template = session.model.tokenizer.chat_template or ""
+        results = [("iterations", f"{self.trainer.iteration} in all"), *results]
         texts = {
-            "card.md": card.card(self._begun, adapter, base, session.identity.base, results),
-            "Modelfile": card.modelfile(base, adapter, template),
+            "card.md": card.card(self._begun, files, session.identity.base, results),
+            "Modelfile": card.modelfile(files, template),
         }
         return card.write_all(self.outputs.config.removesuffix(".config.yaml"), texts, self.ui.note)
 

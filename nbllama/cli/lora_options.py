@@ -16,6 +16,7 @@ from nbllama.cli.parser import Option, Text, option, plain
 from nbllama.errors import UsageError, shown
 
 _files = partial(option, "Files")
+_LARGEST = 3.4e38  # float32's
 
 
 def lora_option(*also: str) -> Any:
@@ -85,6 +86,8 @@ def _scale(name: str, text: str) -> float:
         scale = math.nan
     if not math.isfinite(scale):
         raise UsageError(f"{name}: scale '{shown(text)}' is not a number")
+    if abs(scale) > _LARGEST:
+        raise UsageError(f"{name}: scale '{shown(text)}' is too large for float32")
     return scale
 
 

@@ -187,6 +187,13 @@ class Main:
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
     @property
+    def inputs(self) -> list[str]:
+        """All files and folders that are read."""
+        o = self.options
+        names = [o.model, o.file, o.chat_template, *(path for path, _ in self.adapters)]
+        return [name for name in names if name]
+
+    @property
     def mode(self) -> str:
         """ "chat", "interactive" or "predict"."""
         o = self.options
@@ -214,6 +221,8 @@ def parse_main(argv: Sequence[str]) -> Main:
         )
     if o.prompt and o.file:
         raise UsageError("--prompt and --file: give one of them")
+    if not all(o.reverse_prompt):
+        raise UsageError("--reverse-prompt: the text is empty, every answer would end at once")
     if o.conversation and o.instruct:
         raise UsageError("--conversation and --instruct: give one of them")
     main = Main(o, adapters)

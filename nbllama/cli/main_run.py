@@ -13,6 +13,7 @@ from nbllama.cli.console import Console, Interrupt
 from nbllama.cli.interact import interact, predict
 from nbllama.cli.lora_files import load_adapters
 from nbllama.cli.main_options import Main
+from nbllama.cli.output_file import prepare_output
 from nbllama.cli.settings import fresh_seed
 from nbllama.cli.talk import Talk, read_text
 from nbllama.errors import NotEnoughMemory, UsageError, shown
@@ -38,6 +39,8 @@ def run(main: Main, threads: int) -> None:
     """Do what the command line asks for."""
     o = main.options
     text = read_text(o)
+    if o.dump:
+        prepare_output(o.dump_out, main.inputs)
     console, interrupt = Console(o.color), Interrupt()
     with ExitStack() as stack:
         stack.enter_context(interrupt.installed())

@@ -1,27 +1,13 @@
-"""What `export_lora` and `quantize` share: checks of the output, progress, the table at the end."""
+"""What `export_lora` and `quantize` share: progress, and the table at the end."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterable
 
-from nbllama.errors import UsageError, shown
-from nbllama.files import check_writable, sweep_temporary
+from nbllama.errors import shown
 from nbllama.rewrite import Changes
-
-
-def prepare_output(path: str, inputs: Iterable[str]) -> None:
-    """Refuse an output that is one of the inputs or cannot be written; remove dead leftovers.
-
-    Raises `UsageError` or `OutputError`.
-    """
-    for file in inputs:
-        if os.path.exists(path) and os.path.exists(file) and os.path.samefile(path, file):
-            raise UsageError(f"{shown(path, 400)}: is an input too; choose another output name")
-    check_writable(path)
-    sweep_temporary(path)
 
 
 class Progress:

@@ -67,6 +67,12 @@ class Export:
     options: ExportOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
+    @property
+    def inputs(self) -> list[str]:
+        """All files and folders that are read."""
+        names = [self.options.model_base, self.options.sample, *(a for a, _ in self.adapters)]
+        return [name for name in names if name]
+
 
 def parse_export(argv: Sequence[str]) -> Export:
     """Read the command line (without the program's name).
@@ -150,11 +156,12 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
     if len(words) not in (3, 4) or not all(words):
         raise UsageError(f"{len(words)} words are given, not IN OUT TYPE; --help says more")
     threads = options.threads
-    if len(words) == 4 and threads is None:
+    if len(words) == 4:
         try:
-            threads = _THREADS.parse(words[3])
+            last = _THREADS.parse(words[3])
         except ValueError:
             raise UsageError(
                 f"THREADS: '{shown(words[3])}' is not allowed; give {_THREADS.allowed()}"
             ) from None
+        threads = threads or last
     return Quantize(options, words[0], words[1], words[2], threads)

@@ -65,6 +65,7 @@ class Outputs:
         more = {
             "--log" if options.log else "the log of --report": self.log,
             "--report": self.report,
+            "--dump-out": options.dump_out if options.dump else "",
         }
         written = self._named | {option: name for option, name in more.items() if name}
         if self.adapter:

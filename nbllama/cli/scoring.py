@@ -35,6 +35,8 @@ def read_utf8(path: str) -> str:
             raw = file.read()
     except FileNotFoundError:
         raise UsageError(f"{shown(path, 400)}: there is no such file") from None
+    except OSError as e:
+        raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
     try:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from nbllama.errors import NbllamaError
+from nbllama.errors import NOT_A_NUMBER, NbllamaError
 from nbllama.sampling import filters
 from nbllama.sampling.filters import Candidates
 from nbllama.sampling.mirostat import Mirostat
@@ -60,7 +60,7 @@ class Sampler:
             logits = logits.copy()
             logits[self._banned] = -np.inf
         if not np.isfinite(logits.max()):
-            raise NbllamaError("the model's output is not a number; is the file or an adapter bad?")
+            raise NbllamaError(NOT_A_NUMBER)
         c = Candidates(self._ids, logits)
         if self._mirostat is not None:
             c = filters.temperature(c, self._params.temp)

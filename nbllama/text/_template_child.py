@@ -73,10 +73,17 @@ def _tojson(
     )
 
 
+def _no_other(name: str) -> str:
+    raise SecurityError(f"loads another template, {name!r}")
+
+
 def environment() -> ImmutableSandboxedEnvironment:
     """The environment that templates are written for: that of Hugging Face's chat templates."""
     env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        loader=jinja2.FunctionLoader(_no_other),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", Generation],
     )
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception

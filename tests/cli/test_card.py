@@ -2,23 +2,90 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+import pytest
+
+import nbllama
+from nbllama import convert_lora
+from nbllama.cli.card import Files
 from nbllama.finetune import main
 from tests.toy_models import make_llama
-from tests.toy_runs import toy_text, words
+from tests.toy_runs import Child, same_bits, toy_text, words
+
+
+@pytest.fixture(autouse=True)
+def _model(tmp_path: Path) -> None:
+    make_llama(tmp_path / "toy.gguf")
+    toy_text(tmp_path / "text.txt")
+
+
+def written(folder: Path, name: str = "lora-LATEST") -> tuple[str, list[str]]:
+    """The card, and the lines of the Modelfile."""
+    card, modelfile = (folder / f"{name}.{ending}" for ending in ("card.md", "Modelfile"))
+    return card.read_text(encoding="utf-8"), modelfile.read_text(encoding="utf-8").splitlines()
 
 
 def test_card_and_modelfile(tmp_path: Path, capfd: object) -> None:
-    make_llama(tmp_path / "toy.gguf")
-    toy_text(tmp_path / "text.txt")
     assert main(words(tmp_path, "--card")) == 0
     adapter = tmp_path / "lora-LATEST.gguf"
-    card = (tmp_path / "lora-LATEST.card.md").read_text(encoding="utf-8")
+    card, lines = written(tmp_path)
     for said in ("| file | toy.gguf |", "text.txt", "| loss | ", "| adam-iter | 4 |", str(adapter)):
         assert said in card, said
-    lines = (tmp_path / "lora-LATEST.Modelfile").read_text(encoding="utf-8").splitlines()
+    assert "convert_lora" not in card
     assert lines[1:] == [f"FROM {tmp_path / 'toy.gguf'}", f"ADAPTER {adapter}"]
     (tmp_path / "lora-LATEST.card.md").write_text("mine", encoding="utf-8")
     assert main(words(tmp_path, "--card")) == 0  # ours are replaced, theirs is kept
     assert (tmp_path / "lora-LATEST.card.md").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["lora-ITERATION.bin", "lora-ITERATION/"])
+def test_an_adapter_that_ollama_cannot_read(tmp_path: Path, name: str) -> None:
+    """Both files name the GGUF beside it, and the command that they hold makes it."""
+    assert main(words(tmp_path, "--card", "--lora-out", f"{tmp_path}/{name}")) == 0
+    ours = f"{tmp_path}/{name}".replace("ITERATION", "LATEST")
+    twin = tmp_path / "lora-LATEST.gguf"
+    card, lines = written(tmp_path)
+    assert lines[2:] == [f"FROM {tmp_path / 'toy.gguf'}", f"ADAPTER {twin}"]
+    command = lines[1].removeprefix("# the adapter must be GGUF; first: ")
+    assert f"\n{command}\nllama-cli -m {tmp_path / 'toy.gguf'} --lora {twin}\n" in card
+    assert f"nbllama.main -m {tmp_path / 'toy.gguf'} --lora {ours}\n" in card
+    program, *rest = shlex.split(command)[2:]
+    assert program == "nbllama.convert_lora" and not twin.exists()
+    assert convert_lora.main(rest) == 0
+    model = nbllama.load_model(tmp_path / "toy.gguf")
+    made, kept = (nbllama.load_adapter(path, model).parameters() for path in (twin, ours))
+    assert same_bits(made, kept)
+
+
+def test_names_of_the_gguf() -> None:
+    for adapter, wanted in (("a.BIN", "a.gguf"), ("v1.5/", "v1.5.gguf"), ("a b/", "a b.gguf")):
+        files = Files("base model.gguf", adapter, False)
+        assert files.readable == wanted
+        last = [adapter, wanted, "--model-base", "base model.gguf"]
+        assert shlex.split(files.conversion)[3:] == last
+
+
+def test_a_run_that_goes_on_says_how_long_it_was_in_all(tmp_path: Path) -> None:
+    assert main(words(tmp_path, "--card")) == 0
+    more = ["--checkpoint-in", str(tmp_path / "chk-LATEST.gguf"), "--adam-iter", "3"]
+    assert main(words(tmp_path, "--card", *more)) == 0
+    card, _ = written(tmp_path)
+    assert "| iterations | 7 in all |" in card and "| adam-iter | 3 |" in card
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_its_card_when_it_was_resumed(tmp_path: Path) -> None:
+    latest = tmp_path / "chk-LATEST.gguf"
+    endless = ["--card", "--adam-iter", "100000", "--save-every", "1"]
+    child = Child(words(tmp_path, *endless), tmp_path)
+    child.wait_for(latest.exists)
+    child.kill()
+    assert not list(tmp_path.glob("*.card.md")) and not list(tmp_path.glob("*.Modelfile"))
+    assert main(words(tmp_path, "--card", "--checkpoint-in", str(latest))) == 0
+    card, lines = written(tmp_path)
+    done = int(card.partition("| iterations | ")[2].split()[0])
+    assert done >= 5  # one at least before the kill, four after
+    assert (tmp_path / f"lora-{done}.gguf").exists()
+    assert lines[2] == f"ADAPTER {tmp_path / 'lora-LATEST.gguf'}"

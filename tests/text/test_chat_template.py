@@ -146,8 +146,8 @@ ATTACKS = {
     "format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "may not do"),
     "strftime": ("{{ strftime_now.__globals__.os }}", "may not do"),
     "mutation": ("{{ messages.append(1) }}", "may not do"),
-    "include": ("{% include '/etc/passwd' %}", "failed: TypeError"),
-    "import": ("{% import 'os' as os %}{{ os }}", "failed: TypeError"),
+    "include": ("{% include '/etc/passwd' %}", "may not do: loads another template"),
+    "import": ("{% import 'os' as os %}{{ os }}", "may not do: loads another template"),
     "range": ("{{ range(10 ** 9) | list }}", "Range too big"),
     "loops": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
