@@ -17,6 +17,7 @@ from nbllama.errors import NotEnoughMemory
 from nbllama.model import linear_ranks
 from nbllama.ops.attention import forward_floats
 from nbllama.ops.attention_grad import gradient_floats
+from nbllama.ops.lora_grad import sum_floats
 from nbllama.ops.loss import LossBuffers
 from nbllama.ops.matmul import scratch_bytes
 from nbllama.progress import memory
@@ -92,6 +93,10 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
     drops = trainer.dropout > 0
+    width = max(
+        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+    )
+    sums = sum_floats(most.tokens, max(ranks.values(), default=0), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
@@ -101,7 +106,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         loss=LossBuffers.nbytes(
             hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
         ),
-        scratch=4 * (threads * own + common) + threads * scratch_bytes(),
+        scratch=4 * (threads * own + common + sums) + threads * scratch_bytes(),
         saving=(3 if trainer.opt.second else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,

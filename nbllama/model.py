@@ -25,14 +25,10 @@ from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.lora import Adapter
+from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear import Input, linear
-from nbllama.ops.loss import (
-    LossBuffers,
-    cross_entropy_grad_ref,
-    cross_entropy_ref,
-    output_loss,
-)
+from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap

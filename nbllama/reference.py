@@ -17,7 +17,7 @@ from nbllama.lora import Adapter
 from nbllama.model import Model
 from nbllama.ops.activation import gated_ref
 from nbllama.ops.attention import alibi_slopes, attention_matrices, attention_ref
-from nbllama.ops.loss import cross_entropy_ref
+from nbllama.ops.cross_entropy import cross_entropy_ref
 from nbllama.ops.rms_norm import rms_norm_ref
 from nbllama.ops.rope import rope_ref
 from nbllama.ops.softcap import soft_cap_ref

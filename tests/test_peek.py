@@ -13,7 +13,7 @@ from nbllama.data.batch import Batch
 from nbllama.errors import GGUFError, NotEnoughMemory, UsageError
 from nbllama.generation import Session
 from nbllama.model import Model, load_model
-from nbllama.ops.loss import cross_entropy_ref
+from nbllama.ops.cross_entropy import cross_entropy_ref
 from nbllama.peek.dump import Dump, load
 from nbllama.peek.names import BLOCK, ENDS, Patterns, aliases, kind_of
 from nbllama.peek.training import Dumps

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     OPS: tuple[Op, ...]
 
-PAGES = ("embed", "rms_norm", "rope", "activation", "linear", "attention_grad", "softcap", "loss")
+PAGES = (
+    "embed",
+    "rms_norm",
+    "rope",
+    "activation",
+    "linear",
+    "attention_grad",
+    "softcap",
+    "cross_entropy",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.lanes import PANEL
-from nbllama.ops.lora_ops import outer_product, padded
+from nbllama.ops.lora_ops import outer_product, packed_rows
 from nbllama.ops.matmul import Weight
 from nbllama.ops.op import (
     Gradients,
@@ -148,9 +148,9 @@ def embed_lora_grad(
 def _packed(h: np.ndarray) -> np.ndarray:
     """h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
     n, rank = h.shape
-    lanes = np.zeros((n_panels(n) * PANEL, padded(rank)), np.float32)
+    lanes = np.zeros((n_panels(n) * PANEL, packed_rows(rank)), np.float32)
     lanes[:n, :rank] = h
-    return np.ascontiguousarray(lanes.reshape(-1, PANEL, padded(rank)).transpose(0, 2, 1))
+    return np.ascontiguousarray(lanes.reshape(-1, PANEL, packed_rows(rank)).transpose(0, 2, 1))
 
 
 def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:

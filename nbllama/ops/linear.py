@@ -15,13 +15,13 @@ import numpy as np
 
 from nbllama.lanes import PANEL
 from nbllama.ops.dropout import Dropout, add_dropped, dropout_for, dropped, keep_ref
+from nbllama.ops.lora_grad import pack_with_gradients
 from nbllama.ops.lora_ops import (
     add_hidden,
-    add_pair_gradients,
     lora_grad_ref,
     lora_ref,
     pack_with_hidden,
-    padded,
+    packed_rows,
     thin_product,
 )
 from nbllama.ops.matmul import (
@@ -123,7 +123,7 @@ def _check_ranks(pair: LoraPair) -> None:
 
 def hidden_floats(n: int, rank: int) -> int:
     """float32 numbers of the packed h or dh of `n` tokens."""
-    return n_panels(n) * PANEL * padded(rank)
+    return n_panels(n) * PANEL * packed_rows(rank)
 
 
 def linear(
@@ -181,10 +181,13 @@ def linear_grad(
         gp = pack(dy, buffers[0])
     else:
         a = pair.a
-        gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
         if pair.da is not None and pair.db is not None:
             seen = x if masked is None else dropped(x, masked.mask, masked.values)
-            add_pair_gradients(dhp, seen, hp, dy, pair.da, pair.db)
+            gp, dhp = pack_with_gradients(
+                dy, buffers[0], pair.b, pair.scale, buffers[1], seen, hp, pair.da, pair.db
+            )
+        else:
+            gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
     if dx is None:
         return
     if pair is None or masked is None:

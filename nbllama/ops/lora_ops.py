@@ -3,12 +3,11 @@
     y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
 
     dh = s dy B        dx = dy W + dh A     (`dh A` rides in `matmul_grad`, `h Bᵀ` in `matmul`)
-    dA = dhᵀ x         dB = dyᵀ h           (with s inside dh and h, neither needs it again)
+    dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
 
 Both h and dh live *packed*, as panels `[n_panels, R6, PANEL]` with R6 = R rounded up to the micro-
-kernel's rows, the rows beyond R being zero. Nothing of size n_out x n_in is ever formed. The sums
-over tokens (dA, dB) run in ascending order of tokens in one task per block of columns: the same
-bits at any number of threads.
+kernel's rows, the rows beyond R being zero; with s inside them no other product needs it. Nothing
+of size n_out x n_in is ever formed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -30,7 +29,7 @@ from nbllama.simd import fma_tile
 COLUMNS = 128  # columns of dA or dB that one task owns
 
 
-def padded(rank: int) -> int:
+def packed_rows(rank: int) -> int:
     """`rank` rounded up to whole rows of the micro-kernel."""
     return -(-rank // ROWS) * ROWS
 
@@ -121,15 +120,32 @@ def _outer(hp, x, n, out):
 
 
 @kernel(parallel=True)
-def _outer_pair(dhp, x, da, hp, dy, db, n):
-    """Both gradients of a pair: da = dhᵀ x and db = hᵀ dy, the tasks of both in one launch."""
-    of_a = (x.shape[1] + COLUMNS - 1) // COLUMNS
-    of_b = (dy.shape[1] + COLUMNS - 1) // COLUMNS
-    for task in prange(of_a + of_b):
-        if task < of_a:
-            _outer_block(dhp, x, n, task, da)
-        else:
-            _outer_block(hp, dy, n, task - of_a, db)
+def _outer_packed(gp, h, db, cs):
+    """db[v, r] += sum over tokens of gp[p, v, j] * h[p*PANEL + j, r]; h in whole vectors of r."""
+    n_out, ranks = db.shape
+    for task in prange((n_out + ROWS - 1) // ROWS):
+        c = cs[get_thread_id()]
+        v0 = task * ROWS
+        rows = min(ROWS, n_out - v0)
+        for r0 in range(0, ranks, PANEL):
+            have = min(PANEL, ranks - r0)
+            if rows == ROWS:
+                for p in range(gp.shape[0]):
+                    fma_tile(
+                        gp, (p * n_out + v0) * PANEL, PANEL, 1,
+                        h, p * PANEL * h.shape[1] + r0, h.shape[1], PANEL, c, 0, PANEL, p == 0,
+                    )  # fmt: skip
+            else:
+                for i in range(rows):
+                    for r in range(have):
+                        total = np.float32(0.0)
+                        for p in range(gp.shape[0]):
+                            for j in range(PANEL):
+                                total += gp[p, v0 + i, j] * h[p * PANEL + j, r0 + r]
+                        c[i * PANEL + r] = total
+            for i in range(rows):
+                for r in range(have):
+                    db[v0 + i, r0 + r] += c[i * PANEL + r]
 
 
 @kernel(parallel=True)
@@ -155,7 +171,7 @@ def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
 _memory: dict[str, np.ndarray] = {}
 
 
-def _floats(name: str, *shape: int) -> np.ndarray:
+def reused(name: str, *shape: int) -> np.ndarray:
     """float32 memory `shape` that the next call with this name takes again: no step after the first
     allocates.
     """
@@ -166,7 +182,7 @@ def _floats(name: str, *shape: int) -> np.ndarray:
 
 
 def _tiles(size: int) -> np.ndarray:
-    return _floats("tiles", get_num_threads(), size)
+    return reused("tiles", get_num_threads(), size)
 
 
 def thin_product(
@@ -183,9 +199,9 @@ def thin_product(
     rank, k = (m.shape[1], m.shape[0]) if transposed else m.shape
     if xp.shape[1] != k or xp.shape[2] != PANEL:
         raise ValueError(f"panels {xp.shape} do not fit a LoRA matrix {m.shape}")
-    high = padded(rank)
+    high = packed_rows(rank)
     hp = out.reshape(-1)[: xp.shape[0] * high * PANEL].reshape(xp.shape[0], high, PANEL)
-    rows = _floats("rows", high, k)
+    rows = reused("rows", high, k)
     rows[:rank] = m.T if transposed else m
     rows[rank:] = 0
     _thin(readonly(rows), k, 1, k, readonly(xp), np.float32(scale), hp, rank, _tiles(high * PANEL))
@@ -198,41 +214,33 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
     dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
     """
-    _check_outer(hp, x, rank)
+    check_outer(hp, x, rank)
     n, width = x.shape
     out = np.empty((hp.shape[1], width), np.float32)
     _outer(readonly(hp), readonly(x), n, out)
     return out[:rank]
 
 
-def _check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
+def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
     check_array("outer product", "x", x, x.shape)
     check_array("outer product", "h", hp, hp.shape)
     if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
         raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
 
 
-def add_pair_gradients(
-    dhp: np.ndarray,
-    x: np.ndarray,
-    hp: np.ndarray,
-    dy: np.ndarray,
-    da: np.ndarray,
-    db: np.ndarray,
-) -> None:
-    """da `[rank, n_in]` += dhᵀ x, db `[n_out, rank]` += dyᵀ h of one pair, from packed dh and h."""
-    rank = len(da)
-    check_output("pair gradients", "da", da, (rank, x.shape[1]))
-    check_output("pair gradients", "db", db, (dy.shape[1], rank))
-    _check_outer(dhp, x, rank)
-    _check_outer(hp, dy, rank)
-    if len(x) != len(dy):
-        raise ValueError(f"x {x.shape} and dy {dy.shape} are not of the same tokens")
-    sum_a = _floats("da", dhp.shape[1], x.shape[1])
-    sum_b = _floats("db", hp.shape[1], dy.shape[1])
-    _outer_pair(readonly(dhp), readonly(x), sum_a, readonly(hp), readonly(dy), sum_b, len(x))
-    np.add(da, sum_a[:rank], out=da)
-    np.add(db, sum_b[:rank].T, out=db)
+def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
+    """db `[V, R]` += dyᵀ h, from dy packed `[P, V, PANEL]` and h packed `[P, R6, PANEL]`."""
+    check_array("outer product", "dy", gp, gp.shape)
+    check_array("outer product", "h", hp, hp.shape)
+    check_output("outer product", "db", db, (gp.shape[1], db.shape[1]))
+    if len(gp) != len(hp) or hp.shape[1] < db.shape[1]:
+        raise ValueError(f"outer product: h {hp.shape} does not fit dy {gp.shape}, db {db.shape}")
+    if not len(gp):
+        return
+    h = reused("h", len(hp) * PANEL, -(-db.shape[1] // PANEL) * PANEL)
+    h[:] = 0
+    h[:, : db.shape[1]] = hp.transpose(0, 2, 1).reshape(len(h), -1)[:, : db.shape[1]]
+    _outer_packed(readonly(gp), readonly(h), db, _tiles(ROWS * PANEL))
 
 
 _NONE = np.empty((0, 0, PANEL), np.float32)
@@ -251,8 +259,8 @@ def pack_with_hidden(
         raise ValueError(f"pack_with_hidden: {len(factors)} factors, wanted 1 to 3")
     xp = panels_of(x, memory)
     k, panels = x.shape[1], len(xp)
-    heights = [padded(len(m)) for m, _, _ in factors]
-    rows = _floats("rows", sum(heights), k)
+    heights = [packed_rows(len(m)) for m, _, _ in factors]
+    rows = reused("rows", sum(heights), k)
     products, first = [], 0
     for (m, scale, out), high in zip(factors, heights, strict=True):
         if np.ndim(m) != 2 or m.shape[1] != k or m.dtype != np.float32:

@@ -38,7 +38,8 @@ from nbllama.ops.panels import NO_PANELS, n_panels
 from nbllama.quants import QUANTS
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
-TILE = 96  # rows of W a task owns (gradient: columns, in whole blocks: 256 for K-quants)
+TILE = 96  # rows of W a task owns
+COLUMNS = 288  # most columns of W a task owns in the gradient, in whole blocks
 CHUNK = 384  # tokens of a task: its sums stay in the L2 cache beside the decoded piece of W
 
 
@@ -121,7 +122,7 @@ SCRATCH = Scratch()
 
 def scratch_bytes() -> int:
     """Most bytes a thread's tiles can take, for the memory forecast."""
-    widest = max(TILE, 256) + ROWS
+    widest = COLUMNS + ROWS
     w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
     return 4 * (w + widest * CHUNK)
 
@@ -161,9 +162,30 @@ def matmul(
     """y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ; xp is X packed, hp is s X Aᵀ packed, b
     `[n_out, R]`.
     """
-    n_out, n_in = w.shape
-    n = _check(w, xp, n_in, y, n_out)
-    rank = b.shape[1]
+    n = _check(w, xp, w.shape[1], y, w.shape[0])
+    _forward(w, xp, n, y, NO_PANELS, hp, b, add)
+
+
+def matmul_packed(
+    w: Weight,
+    xp: np.ndarray,
+    yp: np.ndarray,
+    *,
+    hp: np.ndarray = NO_PANELS,
+    b: np.ndarray = NO_PAIR,
+) -> None:
+    """yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed as xp `[P, n_in, PANEL]` is."""
+    check_output(w.name, "output", yp, (len(xp), w.shape[0], PANEL))
+    no_rows = np.empty((len(xp) * PANEL, 0), np.float32)
+    _check(w, xp, w.shape[1], no_rows, 0)
+    _forward(w, xp, len(no_rows), no_rows, yp, hp, b, False)
+
+
+def _forward(
+    w: Weight, xp: np.ndarray, n: int, y: np.ndarray, yp: np.ndarray, hp: np.ndarray,
+    b: np.ndarray, add: bool,
+) -> None:  # fmt: skip
+    (n_out, n_in), rank = w.shape, b.shape[1]
     _check_pair(w, hp, n, rank, b)
     if rank and b.shape[0] != n_out:
         raise ValueError(f"{w.name}: lora_b has {b.shape[0]} rows, the weight has {n_out}")
@@ -175,7 +197,7 @@ def matmul(
     ws, cs = SCRATCH.get(threads, tile * (max(kb, ROW_BLOCK) + PAD), tile * chunk * PANEL)
     forward_entry(w.type_id)(
         w.raw, w.row_bytes, n_out, n_in, readonly(xp), n, readonly(hp), readonly(b),
-        y, add, tile, chunk, kb, ws, cs, SCRATCH.counter,
+        y, yp, add, tile, chunk, kb, ws, cs, SCRATCH.counter,
     )  # fmt: skip
 
 
@@ -201,7 +223,7 @@ def matmul_grad(
         return
     threads, chunk = get_num_threads(), even(len(gp), CHUNK)
     unit = QUANTS[w.type_id].block_size
-    tile = split(n_in, unit, TILE, -(-len(gp) // chunk), threads)
+    tile = split(n_in, unit, COLUMNS, -(-len(gp) // chunk), threads)
     height = -(-tile // ROWS) * ROWS
     ws, cs = SCRATCH.get(threads, ROW_BLOCK * (tile + PAD) + PAD, height * chunk * PANEL)
     gradient_entry(w.type_id)(

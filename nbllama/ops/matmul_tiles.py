@@ -58,13 +58,22 @@ def _store(c, width, rows, have, y, t0, n0, add):
             out[i] = out[i] + c[i * width + t] if add else c[i * width + t]
 
 
+@kernel()
+def _store_panels(c, width, rows, yp, p0, n0):
+    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: the finished tile, as it lies."""
+    for p in range(width // PANEL):
+        for i in range(rows):
+            for j in range(PANEL):
+                yp[p0 + p, n0 + i, j] = c[i * width + p * PANEL + j]
+
+
 def _forward_entry(type_id: int) -> Callable[..., None]:
     block = QUANTS[type_id].block_size
     size = QUANTS[type_id].type_size
 
     @kernel(parallel=True)
     def forward(
-        raw, row_bytes, n_out, n_in, xp, n, hp, b, y, add, rows, chunk, k_block, ws, cs, counter
+        raw, row_bytes, n_out, n_in, xp, n, hp, b, y, yp, add, rows, chunk, k_block, ws, cs, counter
     ):
         ld = max(k_block, ROW_BLOCK) + PAD
         n_tiles = (n_out + rows - 1) // rows
@@ -92,7 +101,10 @@ def _forward_entry(type_id: int) -> Callable[..., None]:
                             w[i * ld + r] = b[n0 + i, r0 + r]
                     _multiply(w, ld, 1, have, hp, r0, p0, p1, ranks, c, False)
                 width, t0 = (p1 - p0) * PANEL, p0 * PANEL
-                _store(c, width, have, min(width, n - t0), y, t0, n0, add)
+                if yp.shape[0] > 0:
+                    _store_panels(c, width, have, yp, p0, n0)
+                else:
+                    _store(c, width, have, min(width, n - t0), y, t0, n0, add)
                 task = next_task(counter)
 
     return forward

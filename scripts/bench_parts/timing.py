@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+# OpenBLAS's threads look for new work for some 20 ms after a product, on the cores that the next
+# variant needs.
+REST = 0.03  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
 
 
@@ -22,8 +25,8 @@ def timed(f: Callable[[], Any]) -> float:
 def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[dict[str, float]]:
     """Rounds of all variants, one after the other, for about `seconds`; at least three.
 
-    In a round a variant runs once to wake its threads (OpenBLAS and Numba have different ones), and
-    then for 20 ms or twice; the round holds the shortest of these times.
+    In a round a variant begins after `REST`, runs once to wake its threads (OpenBLAS and Numba have
+    different ones), and then for 20 ms or twice; the round holds the shortest of these times.
     """
     once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
     counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}
@@ -32,6 +35,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
     for _ in range(max(3, min(30, int(seconds / a_round)))):
         row = {}
         for name, f in runs.items():
+            time.sleep(REST)
             f()
             row[name] = min(timed(f) for _ in range(counts[name]))
         rounds.append(row)
@@ -55,6 +59,7 @@ class Sgemm:
         self.y = np.empty((1024, 1536), np.float32)
 
     def rate(self) -> float:
-        """FLOP/s now: the median of 40 products in a row."""
+        """FLOP/s now: the median of 40 products in a row, followed by `REST`."""
         run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
+        time.sleep(REST)
         return self.WORK / median(run)

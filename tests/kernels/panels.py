@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbllama.lanes import PANEL
-from nbllama.ops.lora_ops import padded
+from nbllama.ops.lora_ops import packed_rows
 from nbllama.ops.panels import n_panels
 
 
@@ -14,7 +14,7 @@ def to_panels(x: np.ndarray, height: int | None = None) -> np.ndarray:
     default) and past token N.
     """
     n, k = x.shape
-    lanes = np.zeros((n_panels(n) * PANEL, height or padded(k)), x.dtype)
+    lanes = np.zeros((n_panels(n) * PANEL, height or packed_rows(k)), x.dtype)
     lanes[:n, :k] = x
     return np.ascontiguousarray(lanes.reshape(-1, PANEL, lanes.shape[1]).transpose(0, 2, 1))
 

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from nbllama.ops.linear import Input, LoraPair, hidden_floats, linear, linear_grad
+from nbllama.ops.lora_grad import pack_with_gradients
 from nbllama.ops.lora_ops import (
     add_hidden,
-    add_pair_gradients,
+    add_outer_packed,
     lora_grad_ref,
     lora_ref,
     outer_product,
     pack_with_hidden,
     thin_product,
 )
-from nbllama.ops.matmul import Weight, matmul_ref
+from nbllama.ops.matmul import Weight, matmul_packed, matmul_ref
 from nbllama.ops.panels import panel_floats
 from nbllama.quants import QUANTS
 from tests.kernels.case import ROUNDED, Arrays, Run, case, normal
@@ -183,31 +184,86 @@ def _thin_product(size: str) -> Run:
     )
 
 
-@case("dA = dhᵀ x, dB = dyᵀ h", "products", add_pair_gradients, bound=2e-6, unit="GF/s",
-      llama="ggml_out_prod (2)", shape="1024 tokens, 576 to 1536, rank 4")  # fmt: skip
+@case("dA = dhᵀ x, dB = dyᵀ h", "products", pack_with_gradients, bound=2e-6, unit="GF/s",
+      llama="ggml_out_prod (3), ggml_scale",
+      shape="1024 tokens, 576 to 1536, rank 4, with dh and the packing of dy")  # fmt: skip
 def _pair_gradients(size: str) -> Run:
     s = _Sample(size)
-    h, dh = normal(5, s.n, s.rank), normal(6, s.n, s.rank)
-    hp, dhp = to_panels(h), to_panels(dh)
-    da, db = np.empty_like(s.a), np.empty_like(s.b)
+    h, b = normal(5, s.n, s.rank), normal(6, s.n_out, s.rank)
+    hp, da, db = to_panels(h), np.empty_like(s.a), np.empty_like(s.b)
+    memory = s.memory(panel_floats(s.n, s.n_out), hidden_floats(s.n, s.rank))
 
     def ours() -> Arrays:
         da[...], db[...] = 0, 0
-        add_pair_gradients(dhp, s.x, hp, s.dy, da, db)
-        return {"da": da, "db": db}
+        gp, dhp = pack_with_gradients(s.dy, memory[0], b, s.scale, memory[1], s.x, hp, da, db)
+        return {"da": da, "db": db, "dh": dhp, "dy": gp}
 
     def theirs(g: Graph) -> dict[str, Any]:
+        dh = scaled(g, times_back(g, b, s.dy), s.scale)
         return {
             "da": g.apply("ggml_out_prod", s.x, dh),
             "db": g.apply("ggml_out_prod", h, s.dy),
+            "dh": dh,
         }
 
+    def read(found: Arrays) -> Arrays:
+        dh = unpacked(found["dh"], s.n, s.rank)
+        return {"da": found["da"], "db": found["db"], "dh": dh}
+
     return Run(
-        {"dh": dh, "x": s.x, "h": h, "dy": s.dy},
+        {"dy": s.dy, "b": b, "scale": s.scale, "x": s.x, "h": h},
         ours,
-        lambda dh, x, h, dy: {"da": dh.T @ x, "db": dy.T @ h},
+        lambda dy, b, scale, x, h: {
+            "da": (scale * dy @ b).T @ x,
+            "db": dy.T @ h,
+            "dh": scale * dy @ b,
+        },
         theirs,
-        2 * s.n * s.rank * (s.k + s.n_out),
+        2 * s.n * s.rank * (s.k + 2 * s.n_out),
+        read,
+    )
+
+
+@case("dB of packed dy", "products", add_outer_packed, bound=2e-6, unit="GF/s",
+      llama="ggml_out_prod", shape="1024 x 1536, rank 4")  # fmt: skip
+def _outer_packed(size: str) -> Run:
+    s = _Sample(size)
+    h, db = normal(5, s.n, s.rank), np.empty_like(s.b)
+    hp, gp = to_panels(h), to_panels(s.dy, s.n_out)
+
+    def ours() -> Arrays:
+        db[...] = 0
+        add_outer_packed(gp, hp, db)
+        return {"db": db}
+
+    return Run(
+        {"dy": s.dy, "h": h},
+        ours,
+        lambda dy, h: {"db": dy.T @ h},
+        lambda g: {"db": g.apply("ggml_out_prod", h, s.dy)},
+        2 * s.n * s.rank * s.n_out,
+    )
+
+
+@case("product left packed", "products", matmul_packed, bound=2e-6, unit="GF/s",
+      llama_bound=ROUNDED, llama="ggml_mul_mat",
+      shape="1024 tokens, 576 to 1536, Q4_1")  # fmt: skip
+def _matmul_packed(size: str) -> Run:
+    s = _Sample(size)
+    xp, (yp,) = to_panels(s.x, s.k), s.memory(panel_floats(s.n, s.n_out))
+    yp = yp.reshape(len(xp), s.n_out, -1)
+
+    def ours() -> Arrays:
+        matmul_packed(s.w.ours, xp, yp)
+        return {"y": yp}
+
+    return Run(
+        {"x": s.x, "w": s.w.decoded},
+        ours,
+        lambda x, w: {"y": matmul_ref(x, w)},
+        lambda g: {"y": times(g, s.w.theirs, s.x)},
+        2 * s.n * s.k * s.n_out,
+        lambda found: {"y": unpacked(found["y"], s.n, s.n_out)},
     )
 
 

@@ -50,7 +50,9 @@ NO_CASE: dict[str, str] = {
         for name in (
             "attention.forward_floats", "attention_grad.gradient_floats", "attention_grad.n_parts",
             "attention_tiles.check_streams", "attention_tiles.round_up", "linear.hidden_floats",
-            "lora_ops.padded", "matmul.even", "matmul.k_block", "matmul.scratch_bytes",
+            "lora_ops.packed_rows", "lora_ops.check_outer", "lora_ops.reused",
+            "lora_grad.sum_floats", "lora_grad.n_groups", "cross_entropy.packed",
+            "cross_entropy.unpacked", "matmul.even", "matmul.k_block", "matmul.scratch_bytes",
             "matmul.split", "panels.n_panels", "panels.panel_floats", "panels.panels_of",
         )
     },

@@ -1,0 +1,194 @@
+"""Cross-entropy of packed logits, which become their own gradient.
+
+    loss_t = log sum_v exp(z_tv) - z_t,target        dz = w (softmax(z) - onehot(target))
+
+Logits are panels (`ops.panels`) `zp[p, v, j]`: so the output product leaves them (`matmul_packed`),
+and so the gradient's product reads them. A task owns `BLOCK` numbers v of one panel and shifts its
+exponentials by the largest logit m_b of each token in it; the blocks are put together afterwards,
+with exp(z - m) = exp(z - m_b) exp(m_b - m).
+
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024 that had a floor f
+= 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient; it is an option here, and
+off (0) unless an old run is to be repeated. The block-wise sum: Milakov and Gimelshein, "Online
+normalizer calculation for softmax" (2018).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama._jit import kernel
+from nbllama.lanes import PANEL
+from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+from nbllama.ops.panels import n_panels, pack, panel_floats
+from nbllama.simd import exp_f32
+
+BLOCK = 1024  # logits of a token that a task owns; those of a whole panel stay in the L2 cache
+
+
+def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Loss of each row in plain numpy: z `[M, V]`, targets `[M]` -> `[M]`."""
+    top = z.max(axis=1)
+    return np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), targets]
+
+
+def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """d(weight * sum of losses)/dz, `[M, V]`."""
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    p[np.arange(len(z)), targets] -= 1
+    return weight * p
+
+
+@kernel(fast=True)
+def _maxima(z, top):
+    """top[j] = largest of z[:, j]; a NaN may be passed over, the sum will have it."""
+    for j in range(PANEL):
+        top[j] = z[0, j]
+    for v in range(z.shape[0]):
+        for j in range(PANEL):
+            top[j] = z[v, j] if z[v, j] > top[j] else top[j]
+
+
+@kernel()
+def _shift(z, top):
+    for v in range(z.shape[0]):
+        for j in range(PANEL):
+            z[v, j] -= top[j]
+
+
+@kernel()
+def _exponentials(z):
+    for i in range(z.shape[0]):
+        z[i] = exp_f32(z[i])
+
+
+@kernel()
+def _sums(z, total):
+    for j in range(PANEL):
+        total[j] = np.float32(0.0)
+    for v in range(z.shape[0]):
+        for j in range(PANEL):
+            total[j] += z[v, j]
+
+
+@kernel(parallel=True)
+def _blocks(zp, tops, sums):
+    """Each block's exponentials in the place of its logits, their shifts and their sums."""
+    n_blocks = tops.shape[1]
+    for task in prange(tops.shape[0] * n_blocks):
+        p, b = task // n_blocks, task % n_blocks
+        z = zp[p, b * BLOCK : (b + 1) * BLOCK]
+        _maxima(z, tops[p, b])
+        _shift(z, tops[p, b])
+        _exponentials(z.reshape(z.shape[0] * PANEL))
+        _sums(z, sums[p, b])
+
+
+@kernel(parallel=True)
+def _scale(zp, factors, lift):
+    """zp = zp * factors of the block + lift."""
+    n_blocks = factors.shape[1]
+    for task in prange(factors.shape[0] * n_blocks):
+        p, b = task // n_blocks, task % n_blocks
+        z, factor = zp[p, b * BLOCK : (b + 1) * BLOCK], factors[p, b]
+        for v in range(z.shape[0]):
+            for j in range(PANEL):
+                z[v, j] = z[v, j] * factor[j] + lift[p, j]
+
+
+def cross_entropy(
+    zp: np.ndarray,
+    targets: np.ndarray,
+    weight: float,
+    losses: np.ndarray,
+    floor: float = 0.0,
+    *,
+    gradient: bool = True,
+) -> None:
+    """Losses float32 `[M]` of packed logits zp `[P, V, PANEL]`, which become their own gradient
+    times `weight`, zeros past row M; without `gradient` they are of no more use.
+
+    `targets` int32 `[M]`; `floor`: see the module's text.
+    """
+    m = len(targets)
+    if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
+        raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, wanted panels of {m} rows")
+    check_output("cross_entropy", "z", zp, (*zp.shape[:2], PANEL))
+    check_array("cross_entropy", "targets", targets, (m,), np.int32)
+    check_output("cross_entropy", "losses", losses, (m,))
+    if m == 0:
+        return
+    if targets.min() < 0 or targets.max() >= zp.shape[1]:
+        raise ValueError(f"cross_entropy: a target is outside 0..{zp.shape[1] - 1}")
+    rows = np.arange(m)
+    at = (rows // PANEL, targets, rows % PANEL)
+    wanted = zp[at]
+    n_blocks = -(-zp.shape[1] // BLOCK)
+    tops, sums = np.empty((2, len(zp), n_blocks, PANEL), np.float32)
+    _blocks(zp, tops, sums)
+    top = tops.max(axis=1)
+    factors = np.exp((tops - top[:, None]).astype(np.float64))
+    total = (sums * factors).sum(axis=1)
+    losses[:] = (np.log(total) + top).reshape(-1)[:m] - wanted
+    if floor > 0:
+        losses[:] = -np.log(np.exp(-losses) * np.float32(1 - floor) + np.float32(floor))
+    if not gradient:
+        return
+    real = (np.arange(total.size) < m).reshape(total.shape)
+    factors *= (np.where(real, weight * (1 - floor), 0.0) / total)[:, None]
+    lift = np.where(real, weight * floor, 0.0).astype(np.float32)
+    _scale(zp, readonly(factors.astype(np.float32)), readonly(lift))
+    zp[at] -= np.float32(weight)
+
+
+def packed(z: np.ndarray) -> np.ndarray:
+    """A packed copy of row-major logits `[M, V]`."""
+    return pack(z, np.empty(panel_floats(len(z), z.shape[-1]), np.float32))
+
+
+def unpacked(zp: np.ndarray, m: int) -> np.ndarray:
+    """The first m rows of panels, row-major `[m, V]`."""
+    return np.ascontiguousarray(zp.transpose(0, 2, 1).reshape(-1, zp.shape[1])[:m])
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    m, v = {"tiny": (2, 4), "one": (1, 97), "odd": (37, 2501), "large": (5, 49152)}[size]
+    z = (3 * rng.standard_normal((m, v))).astype(dtype)
+    return {"z": z, "targets": rng.integers(0, v, m).astype(np.int32)}
+
+
+def _losses(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    losses = np.empty(len(z), np.float32)
+    cross_entropy(packed(z), targets, 1.0, losses, gradient=False)
+    return losses
+
+
+def _gradients(dy: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Gradients:
+    check_array("cross_entropy", "dy", dy, z.shape[:1])
+    zp, losses = packed(z), np.empty(len(z), np.float32)
+    cross_entropy(zp, targets, 1.0, losses)
+    return {"z": unpacked(zp, len(z)) * dy[:, None]}
+
+
+def _gradients_ref(dy: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Gradients:
+    return {"z": dy[:, None] * cross_entropy_grad_ref(1.0, z, targets)}
+
+
+OPS = (
+    Op(
+        name="cross_entropy",
+        sizes=("tiny", "one", "odd", "large"),
+        sample=_sample,
+        forward_ref=cross_entropy_ref,
+        grad_ref=_gradients_ref,
+        forward=_losses,
+        grad=_gradients,
+        tolerance=2e-6,
+        why="float32 sums of 1024 exponentials, each within 2.7e-7",
+        ggml="ggml_cross_entropy_loss, ggml_cross_entropy_loss_back (both with the rows' mean)",
+    ),
+)
