@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from tests.conftest import ROOT
+ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # not of conftest, which needs pytest: this serves a script
 
 WALKTHROUGH = ROOT / "docs" / "walkthrough"
 FIGURES = WALKTHROUGH / "figures"
