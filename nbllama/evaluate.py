@@ -28,15 +28,16 @@ from nbllama.text import Tokenizer
 ROWS = 128  # positions whose logits are alive together
 
 
-def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int) -> np.ndarray:
-    """Token ids int32 of a text, with what the model wants around it, for `chunks`.
+def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
+    """Token ids int32 of a text, with what the model wants around it, for `chunks`; `name`: of its
+    file.
 
     Raises `DataError` if there are fewer than two chunks, as llama.cpp does: less tells nothing.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
         raise DataError(
-            f"the text has {len(ids)} tokens, and {2 * n_ctx} are needed for a context of {n_ctx}; "
+            f"{name}: {len(ids)} tokens, and {2 * n_ctx} are needed for a context of {n_ctx}; "
             "give a longer text or a smaller --ctx-size"
         )
     return ids

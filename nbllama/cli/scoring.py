@@ -82,7 +82,7 @@ def _prepare(asked: Perplexity) -> tuple[Model, Adapter | None, list[np.ndarray]
     parts = load_adapters(asked.adapters, model.hp, model.shapes, print)
     for line in context_warnings(model.hp, o.ctx_size):
         print(line)
-    ids = text_tokens(model.tokenizer, read_utf8(o.file), o.ctx_size)
+    ids = text_tokens(model.tokenizer, read_utf8(o.file), o.ctx_size, shown(o.file, 400))
     found = chunks(ids, o.ctx_size, model.tokenizer)
     found = found[: o.chunks] if o.chunks else found
     print(f"{shown(o.file, 400)}: {len(ids)} tokens, {len(found)} chunks of {o.ctx_size}")

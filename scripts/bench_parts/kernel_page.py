@@ -69,32 +69,50 @@ TEXTS = {
 }
 
 
+LAST = {"module": "module", "llama.cpp": "llama.cpp's side", "size": "size"}
+"""The columns behind the numbers; one that is the same in a whole table stands above it."""
+
+
 def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
     out = [HEAD.format(**about)]
     for group in GROUPS:
         title, text = TEXTS[group]
         cases = [case for case in CASES if case.group == group and case.name in rows]
-        shapes = {case.shape for case in cases}
-        common = f" All with {shapes.pop()}." if len(shapes) == 1 else ""
-        out.append(f"## {title}\n\n{text}{common}\n")
-        out += table(cases, rows, with_shape=not common)
+        cells = {case.name: about_case(case) for case in cases}
+        common = {
+            column: next(iter(cells.values()))[column]
+            for column in LAST
+            if len({c[column] for c in cells.values()}) == 1
+        }
+        said = "; ".join(f"{LAST[column]} {value}" for column, value in common.items())
+        out.append(f"## {title}\n\n{text}\n")
+        if said:
+            out.append(f"All rows: {said}.\n")
+        out.append('<div class="numbers" markdown>\n')
+        out += table(cases, rows, cells, [column for column in LAST if column not in common])
+        out.append("</div>\n")
     out.append("## Without a row\n")
     out += [f"- `{name.removeprefix('nbllama.')}`: {why}" for name, why in sorted(NO_CASE.items())]
     return "\n".join(out) + "\n"
 
 
-def table(cases: list[Case], rows: dict[str, Any], with_shape: bool) -> Iterator[str]:
-    head = ["what", *(["size"] if with_shape else []), "module", "llama.cpp", "to numpy"]
-    head += ["to llama.cpp", "rate", "x numpy", "x llama.cpp"]
+def about_case(case: Case) -> dict[str, str]:
+    module = f"`{case.page.removeprefix('nbllama.')}`"
+    return {"module": module, "llama.cpp": case.llama, "size": case.shape}
+
+
+def table(
+    cases: list[Case], rows: dict[str, Any], about: dict[str, dict[str, str]], last: list[str]
+) -> Iterator[str]:
+    head = ["what", "to numpy", "to llama.cpp", "rate", "x numpy", "x llama.cpp"]
+    head += [LAST[column] for column in last]
     yield "| " + " | ".join(head) + " |"
     yield "| " + " | ".join("---" for _ in head) + " |"
     for case in cases:
         row = rows[case.name]
-        cells = [case.name, *([case.shape] if with_shape else [])]
-        cells += [f"`{case.page.removeprefix('nbllama.')}`", case.llama]
-        cells += [error(row["error"]), error(row["llama_error"])]
+        cells = [case.name, error(row["error"]), error(row["llama_error"])]
         cells += [f"{row['rate']:.3g} {case.unit}", times(row["times_numpy"])]
-        cells += [times(row["times_llama"])]
+        cells += [times(row["times_llama"]), *(about[case.name][column] for column in last)]
         yield "| " + " | ".join(cells) + " |"
     yield ""
 

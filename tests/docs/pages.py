@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sybil import Document, Example, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from tests.conftest import ROOT
+ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # not of conftest, which needs pytest: this serves a script
 
 WALKTHROUGH = ROOT / "docs" / "walkthrough"
 FIGURES = WALKTHROUGH / "figures"
@@ -41,7 +43,8 @@ class Printed(NamedTuple):
 
 
 def _parsers() -> Any:
-    return [PythonCodeBlockParser(), CodeBlockParser("text", lambda example: None), SkipParser()]
+    """Without Sybil's `SkipParser`: every Python block runs."""
+    return [PythonCodeBlockParser(), CodeBlockParser("text", lambda example: None)]
 
 
 def run_page(page: Path, folder: Path) -> list[Printed]:
@@ -65,6 +68,13 @@ def run_page(page: Path, folder: Path) -> list[Printed]:
             found += _run(example, document.text)
         plt.close("all")
     return found
+
+
+def python_blocks(page: Path) -> int:
+    """How many blocks of a page `run_page` runs."""
+    document: Document = Sybil(_parsers(), path=str(page.parent)).parse(page)
+    starts = [document.text[example.region.start :] for example in document.examples()]
+    return sum(text.startswith("```python") for text in starts)
 
 
 def _run(example: Example, page: str) -> list[Printed]:

@@ -23,7 +23,6 @@ def test_the_notebook_has_no_outputs_and_says_what_to_see() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_cell_runs(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.pages import FIGURES, WALKTHROUGH, near, run_page, same
+from tests.docs.pages import FIGURES, WALKTHROUGH, near, python_blocks, run_page, same
 
 PAGES = sorted(WALKTHROUGH.glob("[0-9]-*.md"))
 MINUTES = {"0", "4", "7", "9"}  # pages that train
+OTHERS = [
+    page
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "examples").rglob("*.md")),
+    )  # fmt: skip
+    if page not in PAGES and "```python" in page.read_text(encoding="utf-8")
+]
+FENCE = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 
@@ -44,6 +55,41 @@ def test_a_page_runs_and_prints_what_it_shows(
     text = page.read_text(encoding="utf-8")
     drawn = {figure.name for figure in tmp_path.glob("*.svg")}
     assert drawn == {Path(target).name for _, target in IMAGE.findall(text)}
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=[page.stem for page in OTHERS])
+def test_python_on_other_pages_runs(page: Path, demo_model: Path, tmp_path: Path) -> None:
+    """Where there is a model and a file of chats, by the names that the pages give them."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "model.gguf").symlink_to(demo_model)
+    (tmp_path / "train.jsonl").symlink_to(ROOT / "examples" / "demo" / "train.jsonl")
+    run_page(page, tmp_path)
+
+
+def test_no_python_is_exempt() -> None:
+    """Every block that is marked as Python is one that runs; what does not run has no language (a
+    command, a formula, an excerpt of a kernel) or another.
+    """
+    for page in (*PAGES, *OTHERS):
+        text = page.read_text(encoding="utf-8")
+        languages = [found[1].split()[0] for found in FENCE.finditer(text) if found[1].strip()]
+        assert set(languages) <= {"python", "text", "yaml", "json", "sh", "bash"}, page.name
+        assert python_blocks(page) == languages.count("python") > 0, page.name
+    assert {"data", "matmul", "ops", "peek"} <= {page.stem for page in OTHERS}
+
+
+def test_excerpts_of_kernels_are_of_the_source() -> None:
+    """A block without a language that begins with a decorator is lines of the package."""
+    sources = "\n".join(p.read_text("utf-8") for p in sorted((ROOT / "nbllama").rglob("*.py")))
+    lines = {line.partition("  # type:")[0].strip() for line in sources.splitlines()}
+    found = 0
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+            if not language and text.startswith("@kernel"):
+                found += 1
+                wrong = [line for line in text.splitlines() if line.strip() not in lines]
+                assert not wrong, (page.name, wrong)
+    assert found >= 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
