@@ -61,8 +61,8 @@ class Bench:
         self.given, self.model = given, given.model or demo_model()
         self.steps = 1 if given.quick else 5
         self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
-            "step": self.step, "context": self.context, "attention": self.attention,
-            "loss": self.loss, "matmul": self.matmul, "models": self.models, "peer": self.peer,
+            "step": self.step, "profile": self.profile, "context": self.context,
+            "attention": self.attention, "loss": self.loss, "matmul": self.matmul, "models": self.models, "peer": self.peer,
             "old": self.old, "start": self.start,
         }  # fmt: skip
 
@@ -76,6 +76,12 @@ class Bench:
         yield self.case(256, 4, False, threads=1, steps=min(2, self.steps))
         for ctx, batch, on in ((256, 4, True), (512, 1, False), (512, 1, True), (64, 4, False)):
             yield self.case(ctx, batch, on)
+
+    def profile(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.profile import profile
+        from bench_parts.step import Case
+
+        return profile(Case(self.model, 256, 4, self.steps, False))
 
     def context(self) -> Iterable[dict[str, Any]]:
         for ctx in (64, 256, 1024, 2048, 4096):

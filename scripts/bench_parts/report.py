@@ -163,6 +163,10 @@ OLD = {"checkpointing": "{checkpointing}", "tokens/s": "{tokens_per_s:.1f}"}
 START = {"what": "{what}", "seconds": "{seconds:.2f}", "said that it compiles": "{told}"}
 
 
+PROFILE = {"what": "{what}", "ms": "{ms:.0f}", "% of the step": "{of_step:.1f}"}
+PROFILE |= {"of sgemm's rate": "{share}"}
+
+
 def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     """The page; parts that were not measured are left out."""
     many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
@@ -170,6 +174,10 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     sections = [
         ("Targets", target_table(found)),
         ("A training step", table(found.get("step", []), STEP)),
+        (
+            "Where the time of its fastest step at ctx 256 x 4 goes",
+            table(found.get("profile", []), PROFILE),
+        ),
         ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
         ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
         ("PyTorch + PEFT, float32, the same model and tokens", table(found.get("peer", []), PEER)),

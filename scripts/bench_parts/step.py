@@ -79,17 +79,22 @@ def work_of(model: Model, case: Case) -> tuple[float, float]:
     return must, must + (2 * blocks * tokens + once) * (hp.n_layer - 1) / hp.n_layer
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
-    threads = case.threads or physical_cores()
-    numba.set_num_threads(threads)
+def make_trainer(case: Case) -> Trainer:
+    """Model, new adapter and random data, with the case's number of threads."""
+    numba.set_num_threads(case.threads or physical_cores())
     model = load_model(case.model)
     adapter = init_adapter(model.hp, ranks_for(model, case), 4, 4, 1, model.shapes)
     data = Tokens(model.hp.n_vocab, case.ctx)
-    trainer = Trainer(
+    return Trainer(
         model, adapter, AdamW(adapter.parameters()), data, Schedule(0, 1000, 0.1, 1.1, False, 0.0),
         feed=SeedFeed(data, 1), batch=case.batch, grad_acc=1, checkpointing=case.checkpointing,
     )  # fmt: skip
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
+    trainer, threads = make_trainer(case), case.threads or physical_cores()
+    model = trainer.model
     compile_seconds = trainer.compile()
     told = forecast(trainer, threads)
     trainer.step()

@@ -1,0 +1,93 @@
+"""Where the time of a training step goes, kernel by kernel: `profile(Case)`."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import nbllama.block
+import nbllama.model
+import nbllama.ops.linear
+import nbllama.ops.loss
+from bench_parts.step import Case, make_trainer
+from bench_parts.timing import Sgemm, timed
+
+# name of a row: where its functions are looked up by those who call them
+KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
+    "products with the weights, forward": [(nbllama.ops.linear, "matmul")],
+    "products with the weights, gradient": [(nbllama.ops.linear, "matmul_grad")],
+    "output product and loss, both ways": [(nbllama.model, "output_loss")],
+    "attention": [(nbllama.block, "attention")],
+    "attention, gradient": [(nbllama.block, "attention_grad")],
+    "packing with h = s x Aᵀ": [(nbllama.ops.linear, "pack_with_hidden")],
+    "packing with dh, dA, dB": [(nbllama.ops.linear, "pack_with_gradients")],
+    "norms": [(nbllama.block, "rms_norm"), (nbllama.block, "rms_norm_grad")],
+    "SwiGLU": [(nbllama.block, "gated"), (nbllama.block, "gated_grad")],
+}
+PRODUCTS = ("matmul", "matmul_grad", "output_loss")
+
+
+@contextmanager
+def counted(seconds: dict[str, float], flops: dict[str, float]) -> Iterator[None]:
+    """Every call of `KERNELS` adds its time, and a product the work it must do."""
+    before = []
+    for row, places in KERNELS.items():
+        for module, name in places:
+            f = getattr(module, name)
+            before.append((module, name, f))
+            setattr(module, name, _timing(f, row, name, seconds, flops))
+    try:
+        yield
+    finally:
+        for module, name, f in before:
+            setattr(module, name, f)
+
+
+def _timing(
+    f: Callable[..., Any], row: str, name: str, seconds: dict[str, float], flops: dict[str, float]
+) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        result = f(*args, **options)
+        seconds[row] += time.perf_counter() - begin
+        if name in PRODUCTS:
+            weight = args[0]
+            tokens = len(args[2])  # of y, dx, or the targets
+            times = 4 if name == "output_loss" else 2
+            flops[row] += times * tokens * weight.shape[0] * weight.shape[1]
+        return result
+
+    return call
+
+
+def profile(case: Case) -> list[dict[str, Any]]:
+    """A row for each of `KERNELS` and one for the rest, of the fastest of `case.steps` steps."""
+    trainer = make_trainer(case)
+    trainer.compile()
+    trainer.step()
+    sgemm, best = Sgemm(), (float("inf"), {}, {}, 0.0)
+    for _ in range(case.steps):
+        seconds: dict[str, float] = defaultdict(float)
+        flops: dict[str, float] = defaultdict(float)
+        before = sgemm.rate()
+        with counted(seconds, flops):
+            whole = timed(trainer.step)
+        if whole < best[0]:
+            best = (whole, dict(seconds), dict(flops), (before + sgemm.rate()) / 2)
+    whole, spent, work, rate = best
+    rows = [
+        {
+            "what": what,
+            "ms": 1e3 * s,
+            "of_step": 100 * s / whole,
+            "share": f"{work[what] / s / rate:.2f}" if what in work else "",
+        }
+        for what, s in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    left = whole - sum(spent.values())
+    rest = "RoPE, sums with the stream, optimiser, Python"
+    return [*rows, {"what": rest, "ms": 1e3 * left, "of_step": 100 * left / whole, "share": ""}]
