@@ -62,8 +62,8 @@ class Bench:
         self.steps = 1 if given.quick else 5
         self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "step": self.step, "profile": self.profile, "context": self.context,
-            "attention": self.attention, "loss": self.loss, "matmul": self.matmul, "models": self.models, "peer": self.peer,
-            "old": self.old, "start": self.start,
+            "attention": self.attention, "loss": self.loss, "matmul": self.matmul,
+            "models": self.models, "peer": self.peer, "old": self.old, "start": self.start,
         }  # fmt: skip
 
     def case(self, ctx: int, batch: int, checkpointing: bool, **more: Any) -> dict[str, Any]:
