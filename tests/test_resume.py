@@ -368,6 +368,14 @@ def test_a_save_that_fails_after_a_signal(
 
 
 def test_the_flag() -> None:
+    of_the_tests = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    try:
+        the_flag()
+    finally:
+        signal.signal(signal.SIGHUP, of_the_tests)
+
+
+def the_flag() -> None:
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     flag = StopFlag()
     with flag.installed():
