@@ -75,12 +75,12 @@ def train(args: argparse.Namespace, text: Path, adapter: Path) -> float:
 
 
 def continued(model: Any, adapter: Any, prompt: str, n: int = 60) -> str:
-    """The greedy continuation of a prompt, up to the end of its line."""
+    """The first line of the greedy continuation of a prompt, in whole characters."""
     first = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
     ids = nbllama.generate(
         model, [*first, *model.tokenizer.encode(prompt)], max_new_tokens=n, adapter=adapter
     )
-    return model.tokenizer.decode(ids).split("\n")[0]
+    return model.tokenizer.decode(ids).strip("\n").split("\n")[0].rstrip("\ufffd")
 
 
 def run(args: argparse.Namespace) -> None:
