@@ -4,10 +4,11 @@
     python -m examples.text2sql.quantised build/wide-f16.gguf --result docs/results/quantised.jsonl
 
 From the F16 model the others are made with `nbllama.quantize` (llama.cpp's mixes). On each base the
-same pairs are trained with the same options; the adapter is then judged three times:
+same pairs are trained with the same options; the adapter is then judged four times:
 
 - *on its base*: as it was trained;
 - *merged into F16*: added to the weights that the base was made from;
+- *F16, quantised again*: that file, quantised as its base was;
 - *merged back*: added to its base, in the base's own types.
 
 Judged by the loss on the validation answers (which no training saw) and by execution accuracy on
@@ -34,7 +35,7 @@ from nbllama.data.chat import encode_chat
 from nbllama.errors import NbllamaError
 
 BASES = ("f16", "q8_0", "q4_k_m", "q2_k")
-WAYS = ("untrained", "on its base", "merged into F16", "merged back")
+WAYS = ("untrained", "on its base", "merged into F16", "F16, quantised again", "merged back")
 
 
 def program(name: str, *words: str) -> None:
@@ -83,11 +84,16 @@ def rows_of(
     yield about | {"way": WAYS[0], **judge(path, None, data, n_test)}
     log = train(path, data / "train.jsonl", adapter, Training(threads=threads))
     yield about | {"way": WAYS[1], **totals(log), **judge(path, adapter, data, n_test)}
-    for way, target in ((WAYS[2], original), (WAYS[3], path)):
-        merged = out / "merged.gguf"
+    merged, again = out / "merged.gguf", out / "merged-again.gguf"
+    for way, target in ((WAYS[2], original), (WAYS[4], path)):
         merged.unlink(missing_ok=True)
         program("export_lora", "-m", str(target), "-l", str(adapter), "-o", str(merged))
         yield about | {"way": way, **judge(merged, None, data, n_test)}
+        if way == WAYS[2] and base != "f16":
+            again.unlink(missing_ok=True)
+            program("quantize", str(merged), str(again), base)
+            yield about | {"way": WAYS[3], **judge(again, None, data, n_test)}
+            again.unlink()
         merged.unlink()
 
 
@@ -97,7 +103,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for base in dict.fromkeys(r["base"] for r in rows):
         of = {r["way"]: r for r in rows if r["base"] == base}
         cells = [
-            f"{of[w]['loss']:.4f}, {of[w]['n_right']} of {of[w]['n']}" for w in WAYS if w in of
+            f"{of[w]['loss']:.4f}, {of[w]['n_right']} of {of[w]['n']}" if w in of else ""
+            for w in WAYS
         ]
         lines.append(f"| {base.upper()} | {of[WAYS[0]]['mb']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -108,7 +115,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [r for r in rows if sum(s["base"] == r["base"] for s in rows) == len(WAYS)]
+    wanted = {"f16": len(WAYS) - 1}  # F16 has no second quantising
+    return [
+        r
+        for r in rows
+        if sum(s["base"] == r["base"] for s in rows) == wanted.get(r["base"], len(WAYS))
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
