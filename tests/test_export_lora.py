@@ -250,6 +250,17 @@ def test_what_merging_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found[0] < 1e-8 < 1e-6 < found[1] < 0.1
 
 
+def test_a_merge_that_rounds_the_adapter_away_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, lora = toy(tmp_path, adapter=dict(strength=0.002))
+    for kind, warned in (("f32", False), ("q8_0", True)):
+        words = ["-m", base, "-o", tmp_path / "m.gguf", "-l", lora, "--outtype", kind]
+        assert export_lora.main([str(w) for w in words]) == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said.startswith("warning: that is ") == warned, said
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_leaves_no_partial_file(name: str, tmp_path: Path) -> None:
     signum = getattr(signal, name)

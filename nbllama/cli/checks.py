@@ -16,7 +16,7 @@ import numpy as np
 from nbllama import llama_cpp
 from nbllama.adapter import save_adapter
 from nbllama.cli.lora_files import load_adapters
-from nbllama.cli.merge_sample import told
+from nbllama.cli.merge_sample import LOST, told
 from nbllama.cli.scoring import read_utf8
 from nbllama.cli.verify_options import Verify
 from nbllama.errors import NbllamaError, shown
@@ -33,7 +33,6 @@ from nbllama.rewrite import IDS
 from nbllama.sample_text import Rows, compare, of_text, own_text, reader
 
 NOTHING = 1e-7  # nats a token: far below what any reader of the text could tell
-LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
 ROUNDING = 1e-4  # nats a token: llama.cpp rounds activations to 8 bits beside quantised weights
 OTHER_BASE = 0.1  # nats a token: so far apart, both do not compute the same model
 _PLACES = 64  # at which llama.cpp is asked, one token at a time

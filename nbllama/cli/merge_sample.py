@@ -9,6 +9,8 @@ from nbllama.merging import Parts
 from nbllama.model import load_model
 from nbllama.sample_text import compare, of_text, own_text, reader
 
+LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
+
 
 def told(c: Compared) -> str:
     """A comparison in one line."""
@@ -20,7 +22,8 @@ def told(c: Compared) -> str:
 
 
 def print_change(base: str, merged: str, parts: Parts, text: str | None, name: str) -> None:
-    """One line: the model in the file `merged` against `base` with its adapters.
+    """One line: the model in the file `merged` against `base` with its adapters; and a warning
+    where rounding took more than `LOST` of what the adapters do.
 
     `text`: the sample, from a file `name`; None: what the base writes by itself. A model without a
     tokenizer cannot be compared, and the line says so. Raises `DataError` for a text that is too
@@ -35,3 +38,11 @@ def print_change(base: str, merged: str, parts: Parts, text: str | None, name: s
     unmerged = reader(model, mix(parts), rows)
     found = compare(unmerged, reader(load_model(merged), None, rows), rows)
     print(f"merged against unmerged: {told(found)}")
+    effect = compare(reader(model, None, rows), unmerged, rows).kl.mean()
+    lost = found.kl.mean()
+    if lost > LOST * effect:
+        print(
+            f"warning: that is {lost / effect:.0%} of what the adapters change (KL divergence "
+            f"{effect:.3g}): these types round it away; keep the adapters beside the base "
+            "(--lora), or merge with --outtype q8_0, f16 or f32"
+        )
