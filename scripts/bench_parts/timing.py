@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 # OpenBLAS's threads look for new work for some 20 ms after a product, on the cores that the next
-# variant needs.
-REST = 0.03  # seconds
+# variant needs; and threads that slept may wake on one core and take as long to spread.
+SETTLE = 0.06  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
 
 
@@ -25,8 +25,8 @@ def timed(f: Callable[[], Any]) -> float:
 def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[dict[str, float]]:
     """Rounds of all variants, one after the other, for about `seconds`; at least three.
 
-    In a round a variant begins after `REST`, runs once to wake its threads (OpenBLAS and Numba have
-    different ones), and then for 20 ms or twice; the round holds the shortest of these times.
+    In a round a variant runs for `SETTLE`, so that it has both cores to itself (OpenBLAS and Numba
+    have different threads), and then for 20 ms or twice; the round holds the shortest of these times.
     """
     once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
     counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}
@@ -35,8 +35,10 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
     for _ in range(max(3, min(30, int(seconds / a_round)))):
         row = {}
         for name, f in runs.items():
-            time.sleep(REST)
+            settled = time.perf_counter() + SETTLE
             f()
+            while time.perf_counter() < settled:
+                f()
             row[name] = min(timed(f) for _ in range(counts[name]))
         rounds.append(row)
     return rounds
@@ -59,7 +61,7 @@ class Sgemm:
         self.y = np.empty((1024, 1536), np.float32)
 
     def rate(self) -> float:
-        """FLOP/s now: the median of 40 products in a row, followed by `REST`."""
+        """FLOP/s now: the median of 40 products in a row, followed by a rest."""
         run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
-        time.sleep(REST)
+        time.sleep(SETTLE)
         return self.WORK / median(run)
