@@ -26,7 +26,8 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
     """Rounds of all variants, one after the other, for about `seconds`; at least three.
 
     In a round a variant runs for `SETTLE`, so that it has both cores to itself (OpenBLAS and Numba
-    have different threads), and then for 20 ms or twice; the round holds the shortest of these times.
+    have different threads), and then for 20 ms or twice; the round holds the shortest of these
+    times.
     """
     once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
     counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}
