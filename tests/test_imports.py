@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
     "gradcheck": TRAIN
-    | {"reference", "adapter", "cli.layers", "cli.parser", "cli.run", "cli.cores"},
+    | {"reference", "adapter", "system_memory", "cli.layers", "cli.parser", "cli.run", "cli.cores"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
@@ -245,7 +245,7 @@ OUTSIDE = {
         "cli.session",
         "cli.cores",
     },
-    "psutil": {"system_memory", "gradcheck", "cli.cores"},
+    "psutil": {"system_memory", "cli.cores"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "xllamacpp": {"_llama_child"},

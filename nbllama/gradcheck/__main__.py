@@ -98,13 +98,12 @@ def _check_memory(model: Model, layers: list[int]) -> None:
     """The part in float64, and once more with its pairs added."""
     import math
 
-    import psutil
-
     from nbllama.gradcheck.part import renamed
+    from nbllama.system_memory import available_memory
 
     shapes = (t.shape for name, t in model.gguf.tensors.items() if renamed(name, layers))
     need = 2.5 * 8 * sum(map(math.prod, shapes))
-    if need > (left := psutil.virtual_memory().available):
+    if need > (left := available_memory()):
         raise NotEnoughMemory(
             f"{len(layers)} blocks in float64 take {need / 1e9:.1f} GB, {left / 1e9:.1f} GB are"
             " free; give fewer --layers, such as first:1"
