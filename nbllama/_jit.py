@@ -17,6 +17,7 @@ trainer's compiled kernels in use.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 import tempfile
@@ -37,7 +38,8 @@ _PACKAGE = Path(__file__).resolve().parent
 def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
     single = [
-        _PACKAGE / name for name in ("_jit.py", "lanes.py", "plain.py", "simd.py", "threads.py")
+        _PACKAGE / name
+        for name in ("_jit.py", "lanes.py", "own_cores.py", "plain.py", "simd.py", "threads.py")
     ]
     names = ("ops", "quants", own) if own else ("ops", "quants")
     folders = [p for d in names for p in (_PACKAGE / d).rglob("*.py")]
@@ -83,9 +85,33 @@ def _cache_dir(own: str = "") -> str:
 
 
 CACHE_DIR = _cache_dir()
+
+
+def _threading_layer() -> str:
+    """Numba's OpenMP layer where its library is there, else Numba's own queue of work.
+
+    OpenMP starts a kernel on both threads in about 1 us, the queue in 50 to 100 us. GNU's library
+    lets a thread without work look for it some 300,000 times before it sleeps, in the way of any
+    other process on the same cores; 10,000 looks (tens of us) are as fast (docs/speed.md).
+    """
+    if given := os.environ.get("NUMBA_THREADING_LAYER"):
+        return given
+    looks = {"GOMP_SPINCOUNT": "10000"}
+    if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
+        looks = {}
+    os.environ.update(looks)  # read once, by the library as it is loaded
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return "workqueue"
+    finally:
+        for name in looks:
+            del os.environ[name]
+    return "omp"
+
+
 # In the environment too: Numba reads its configuration again whenever a NUMBA_ variable changed.
-os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
-numba.config.THREADING_LAYER = os.environ["NUMBA_THREADING_LAYER"]
+os.environ["NUMBA_THREADING_LAYER"] = numba.config.THREADING_LAYER = _threading_layer()
 # Where colorama is installed, Numba would have it write to the terminal at the program's end.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 numba.config.DISABLE_ERROR_MESSAGE_HIGHLIGHTING = 1

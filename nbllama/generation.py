@@ -12,6 +12,7 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
+from nbllama.own_cores import own_cores
 from nbllama.token_program import TokenProgram, has_program
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
@@ -81,6 +82,7 @@ class Session:
         single = self._program.nbytes if self._program is not None else 0
         return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes + single
 
+    @own_cores()
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Append tokens; logits float32 `[V]` after the last one.
 

@@ -18,6 +18,7 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
 from nbllama.lora import Adapter
 from nbllama.model import Model
+from nbllama.own_cores import own_cores
 
 AT_ONCE = 16  # sequences; the cache is that many times the longest one
 
@@ -103,6 +104,7 @@ class _Group:
             rows, tokens = still, [answers[row][-1:] for row in still]
         return answers
 
+    @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
         """`tokens[i]` behind what row `rows[i]` has; the last block's output is left in acts."""
         counts = [len(t) for t in tokens]

@@ -32,6 +32,7 @@ from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.panels import panel_floats
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
+from nbllama.own_cores import own_cores
 from nbllama.weights import Weights
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
@@ -63,6 +64,7 @@ class Model(Weights):
             scale = pair.scale * self.hp.embed_scale
             embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale, pair.da, pair.db)
 
+    @own_cores()
     def forward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
@@ -75,6 +77,7 @@ class Model(Weights):
                 check()
             block_forward(self, layer, bound, acts, batch)
 
+    @own_cores()
     def loss(
         self,
         bound: Bound,
@@ -135,6 +138,7 @@ class Model(Weights):
         z[~rows] = 0
         self.watch.gradient("result_output", -1, z.astype(np.float32))
 
+    @own_cores()
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
         """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
         packed x.
@@ -155,6 +159,7 @@ class Model(Weights):
             self.watch.node("result_output", -1, out)
         return out
 
+    @own_cores()
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:

@@ -27,6 +27,7 @@ from nbllama.lora import Adapter
 from nbllama.model import Model, linear_ranks
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt import Optimiser, check_finite, schedule
+from nbllama.own_cores import own_cores
 from nbllama.progress import memory
 from nbllama.validation import batches
 
@@ -256,6 +257,7 @@ class Trainer:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
         return schedule(iteration - 1 if self.lag else iteration, *self.rates)
 
+    @own_cores()
     def update(self, found: Evaluation) -> StepResult:
         """One step of the optimiser with the gradient of `found`, which is the last evaluation.
 

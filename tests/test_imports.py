@@ -19,7 +19,17 @@ PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
 KERNELS = {"errors", "_jit", "lanes", "simd", "threads"}
-MODEL = KERNELS | {"gguf_io", "arch", "quants", "ops", "lora", "activations", "text", "data"}
+MODEL = KERNELS | {
+    "own_cores",
+    "gguf_io",
+    "arch",
+    "quants",
+    "ops",
+    "lora",
+    "activations",
+    "text",
+    "data",
+}
 STATE = {"errors", "files", "gguf_io", "arch", "quants", "slots", "lora", "opt", "identity"}
 SCREEN = {
     "errors",
@@ -57,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plain": {"_jit", "lanes"},
     "simd": {"_jit", "lanes", "plain"},
     "threads": {"_jit"},
+    "own_cores": {"_jit"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
@@ -235,6 +246,7 @@ OUTSIDE = {
     "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
+        "own_cores",
         "lanes",
         "simd",
         "threads",

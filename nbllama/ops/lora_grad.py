@@ -20,8 +20,7 @@ from nbllama.lanes import PANEL, ROWS
 from nbllama.ops.lora_ops import check_outer, packed_rows, reused
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.ops.panels import n_panels, pack_panel, panels_of
-from nbllama.simd import fma_tile
-from nbllama.threads import count, wait_for
+from nbllama.simd import fma_tile, next_task
 
 COLUMNS = 256  # of x or dy that stay in the L1 cache beside their sums
 LEAST = 32  # tokens of a group, at least
@@ -52,14 +51,13 @@ def _add_outer(hp, p0, p1, x, n, out, group):
 
 
 @kernel(parallel=True)
-def _gradients(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, da, db, drawn, done, threads):
-    """Phase 0: all groups; phase 1: their sums into da and db, COLUMNS columns a task."""
+def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
+    """gp, dhp, and the sums of dA and dB of every group."""
     n_panels, n_out, high = gp.shape[0], gp.shape[1], b.shape[0]
     n_groups = sums_a.shape[0]
-    of_a = (da.shape[1] + COLUMNS - 1) // COLUMNS
-    of_b = (n_out + COLUMNS - 1) // COLUMNS
+    counter[0] = 0
     for _ in prange(threads):
-        group = count(drawn, 0)
+        group = next_task(counter)
         while group < n_groups:
             p0 = group * n_panels // n_groups
             p1 = (group + 1) * n_panels // n_groups
@@ -72,30 +70,34 @@ def _gradients(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, da, db, drawn, done, th
                     )  # fmt: skip
             _add_outer(hp, p0, p1, dy, n, sums_b, group)
             _add_outer(dhp, p0, p1, x, n, sums_a, group)
-            count(done, 0)
-            group = count(drawn, 0)
-        wait_for(done, 0, n_groups)
-        task = count(drawn, 1)
-        while task < of_a + of_b:
-            if task < of_a:
-                for r in range(da.shape[0]):
-                    for c in range(task * COLUMNS, min((task + 1) * COLUMNS, da.shape[1])):
-                        total = np.float32(0.0)
-                        for group in range(n_groups):
-                            total += sums_a[group, r, c]
-                        da[r, c] += total
-            else:
-                first = (task - of_a) * COLUMNS
-                for c in range(first, min(first + COLUMNS, n_out)):
-                    for r in range(db.shape[1]):
-                        total = np.float32(0.0)
-                        for group in range(n_groups):
-                            total += sums_b[group, r, c]
-                        db[c, r] += total
-            task = count(drawn, 1)
+            group = next_task(counter)
 
 
-_COUNTERS = np.zeros((2, 2), np.int64)
+@kernel(parallel=True)
+def _add_groups(sums_a, sums_b, da, db):
+    """da `[R, n_in]` and dbᵀ `[R, n_out]` += the groups' sums, COLUMNS columns a task."""
+    n_groups, n_out = sums_a.shape[0], db.shape[0]
+    of_a = (da.shape[1] + COLUMNS - 1) // COLUMNS
+    of_b = (n_out + COLUMNS - 1) // COLUMNS
+    for task in prange(of_a + of_b):
+        if task < of_a:
+            for r in range(da.shape[0]):
+                for c in range(task * COLUMNS, min((task + 1) * COLUMNS, da.shape[1])):
+                    total = np.float32(0.0)
+                    for group in range(n_groups):
+                        total += sums_a[group, r, c]
+                    da[r, c] += total
+        else:
+            first = (task - of_a) * COLUMNS
+            for c in range(first, min(first + COLUMNS, n_out)):
+                for r in range(db.shape[1]):
+                    total = np.float32(0.0)
+                    for group in range(n_groups):
+                        total += sums_b[group, r, c]
+                    db[c, r] += total
+
+
+_COUNTER = np.zeros(1, np.int64)
 
 
 def sum_floats(n: int, rank: int, width: int) -> int:
@@ -144,9 +146,9 @@ def pack_with_gradients(
     groups = n_groups(n)
     sums_a = reused("sums_a", groups, high, x.shape[1])
     sums_b = reused("sums_b", groups, high, n_out)
-    _COUNTERS[:] = 0
-    _gradients(
+    _groups(
         readonly(dy), n, gp, readonly(rows), dhp, readonly(x), readonly(hp), sums_a, sums_b,
-        da, db, _COUNTERS[0], _COUNTERS[1], get_num_threads(),
+        get_num_threads(), _COUNTER,
     )  # fmt: skip
+    _add_groups(sums_a, sums_b, da, db)
     return gp, dhp

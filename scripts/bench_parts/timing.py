@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.own_cores import own_cores
+
 # OpenBLAS's threads look for new work for some 20 ms after a product, on the cores that the next
 # variant needs; and threads that slept may wake on one core and take as long to spread.
 SETTLE = 0.06  # seconds
@@ -36,11 +38,12 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
     for _ in range(max(3, min(30, int(seconds / a_round)))):
         row = {}
         for name, f in runs.items():
-            settled = time.perf_counter() + SETTLE
-            f()
-            while time.perf_counter() < settled:
+            with own_cores():
+                settled = time.perf_counter() + SETTLE
                 f()
-            row[name] = min(timed(f) for _ in range(counts[name]))
+                while time.perf_counter() < settled:
+                    f()
+                row[name] = min(timed(f) for _ in range(counts[name]))
         rounds.append(row)
     return rounds
 
