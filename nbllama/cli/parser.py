@@ -354,12 +354,16 @@ def markdown(options: Sequence[Option]) -> str:
     group = None
     for o in options:
         if o.group != group:
+            if group is not None:
+                lines += ["", "</div>"]
             group = o.group
-            lines += ["", f"## {group}", "", "| option | allowed | default | meaning |"]
-            lines += ["|---|---|---|---|"]
+            lines += ["", f"## {group}", "", '<div class="options" markdown>', ""]
+            lines += ["| option | allowed | default | meaning |", "|---|---|---|---|"]
         names = ", ".join(f"`{n}`" for n in o.names)
         if o.value is None:
             names += "".join(f" / `{n}`" for n in o.off)
         allowed = "switch" if o.value is None else o.value.allowed()
-        lines.append(f"| {names} | {allowed} | {o.shown_default} | {o.help} |")
-    return "\n".join(lines).strip() + "\n"
+        cells = (allowed, o.shown_default, o.help)
+        told = " | ".join(cell.replace("*", "\\*") for cell in cells)
+        lines.append(f"| {names} | {told} |")
+    return "\n".join([*lines, "", "</div>"]).strip() + "\n"
