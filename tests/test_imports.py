@@ -254,6 +254,7 @@ OUTSIDE = {
         "quantise",
         "ops",
         "identity",
+        "model",
         "cli.session",
         "cli.cores",
     },
