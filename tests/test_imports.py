@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bound": MODEL | {"weights"},
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
+    "gradients": MODEL | {"bound", "model"},
     "reference": MODEL | {"model"},
     "token_program": MODEL | {"weights", "bound", "block"},
     "generation": MODEL | {"bound", "block", "model", "token_program"},
@@ -106,7 +107,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"", "errors", "steps"},
     "steps": set(),
     "gradcheck": TRAIN
-    | {"reference", "adapter", "system_memory", "cli.layers", "cli.parser", "cli.run", "cli.cores"},
+    | {"gradients", "reference", "adapter", "system_memory"}
+    | {"cli.layers", "cli.parser", "cli.run", "cli.cores"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
@@ -218,7 +220,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
     | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
     "verify": {"cli.verify_options", "cli.run", "cli.cores", "cli.checks"},
-    "api": MODEL | {"slots", "bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "gradients", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 
