@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from nbllama.cli.parser import option, parse_into
+from nbllama.cli.common_options import debug_option
+from nbllama.cli.parser import parse_into
 from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
 
@@ -32,7 +32,7 @@ that cannot be written, 130 stopped by Ctrl-C"""
 class Options:
     """A parsed command line but for its three words."""
 
-    debug: bool = partial(option, "Options")(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.cli.common_options import debug_option
 from nbllama.cli.parser import Text, option, parse_into
 from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
@@ -39,7 +40,7 @@ class Options:
         also=["-m"],
         shown_default="none",
     )
-    debug: bool = _files(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:

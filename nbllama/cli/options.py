@@ -12,6 +12,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from nbllama.cli.common_options import debug_option, threads_option
 from nbllama.cli.config import config_words
 from nbllama.cli.data_options import (
     chat_template_option,
@@ -163,9 +164,7 @@ class Options:
         shown_default="none",
     )
 
-    threads: int | None = _run(
-        Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
+    threads: int | None = threads_option()
     seed: int = _run(
         Whole(-1, 2**63 - 1),
         -1,
@@ -191,7 +190,7 @@ class Options:
     list_archs: bool = _run(
         None, False, "print the architectures that work and what was checked, then stop"
     )
-    debug: bool = _run(None, False, "show the traceback of an error")
+    debug: bool = debug_option()
 
     adam_iter: int | None = _data(
         Whole(1),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.cli.common_options import debug_option
 from nbllama.cli.data_options import (
     chat_template_option,
     data_columns_option,
@@ -43,7 +44,7 @@ class ShowOptions:
         Whole(1, 2**24), None, "longest sample, in tokens", also=["-c"],
         shown_default="128 for plain text, 512 for records",
     )  # fmt: skip
-    debug: bool = _show(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Show")
     data_format: str | None = data_format_option()
     data_columns: str = data_columns_option()
     chat_template: str = chat_template_option()
