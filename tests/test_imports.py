@@ -127,7 +127,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.story": {"", "forecast", "system_memory", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
     "cli.finetune_options": TABLE | {"cli.data_options"},
-    "cli.options": TABLE | {"cli.config", "cli.escapes", "cli.finetune_options"},
+    "cli.options": TABLE
+    | {"cli.config", "cli.data_options", "cli.escapes", "cli.finetune_options"},
     "cli.cores": set(),
     "cli.defaults": {"errors", "cli.data_options", "cli.options"},
     "cli.settings": {"errors", "progress", "cli.layers", "cli.defaults", "cli.options"},

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nbllama.cli.config import config_words
+from nbllama.cli.data_options import RecordOptions
 from nbllama.cli.escapes import unescape
-from nbllama.cli.finetune_options.data import PlainTextOptions, RecordOptions
+from nbllama.cli.finetune_options.data import PackingOptions, PlainTextOptions
 from nbllama.cli.finetune_options.ending import EndOptions, OldOptions, ValidationOptions
 from nbllama.cli.finetune_options.files import FileOptions
 from nbllama.cli.finetune_options.lora import LoraOptions
@@ -66,6 +67,7 @@ class Options(
     ConstantOptions,
     DumpOptions,
     PlainTextOptions,
+    PackingOptions,
     RecordOptions,
     LengthOptions,
     RunOptions,

@@ -1,37 +1,21 @@
-"""What is trained in the data: records, and samples of plain text."""
+"""Batches of records, and samples of plain text. How records are read: `cli/data_options.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 
-from nbllama.cli.data_options import (
-    chat_template_option,
-    data_columns_option,
-    data_format_option,
-    on_long_option,
-    skip_bad_option,
-    template_date_option,
-    train_on_prompt_option,
-)
+from nbllama.cli.data_options import record_option
 from nbllama.cli.parser import Words, option
 
 _text = partial(option, "Samples of plain text")
 
 
 @dataclass(frozen=True)
-class RecordOptions:
-    """How records are read, and how they share batches."""
+class PackingOptions:
+    """How records share batches."""
 
-    data_format: str | None = data_format_option()
-    data_columns: str = data_columns_option()
-    chat_template: str = chat_template_option()
-    template_date: str | None = template_date_option()
-    train_on_prompt: bool = train_on_prompt_option()
-    on_long: str = on_long_option()
-    skip_bad: bool = skip_bad_option()
-    packing: bool = option(
-        "Training data",
+    packing: bool = record_option(
         None,
         False,
         "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
