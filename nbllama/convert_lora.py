@@ -96,21 +96,19 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        source, target, options = parse(words)
-        try:
-            notes = convert(source, target, options.model_base)
-        except FileNotFoundError as e:
-            missing = e.filename or e
-            raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
-        for note in notes:
-            print(f"note: {note}")
-        print(f"written: {shown(target, 400)}")
-        return 0
 
-    return run_program(run, "--debug" in words)
+def _run(words: list[str]) -> None:
+    source, target, options = parse(words)
+    try:
+        notes = convert(source, target, options.model_base)
+    except FileNotFoundError as e:
+        missing = e.filename or e
+        raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
+    for note in notes:
+        print(f"note: {note}")
+    print(f"written: {shown(target, 400)}")
 
 
 if __name__ == "__main__":
