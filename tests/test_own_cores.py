@@ -74,6 +74,29 @@ def test_fewer_threads_than_cores_are_left_to_the_system():
         numba.set_num_threads(before)
 
 
+COMPILES = """
+import os
+import numba
+import nbllama.model
+from nbllama.own_cores import own_cores
+allowed = os.sched_getaffinity(0)
+with own_cores():
+    assert os.sched_getaffinity(0) < allowed, "not bound"
+    os.environ["NUMBA_DUMP_IR"] = "0"  # Numba rereads its configuration as it compiles
+    print(numba.njit(lambda x: x + 1)(3))
+"""
+
+
+@LINUX
+def test_a_kernel_may_be_compiled_while_this_thread_has_one_core():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
+    env = {name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
+    words = [sys.executable, "-c", COMPILES]
+    done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
+
+
 def masks_of(monkeypatch, siblings, processors, threads):
     """Masks as sets of processors, on a machine whose cores are `siblings`."""
     monkeypatch.setattr(own_cores, "_core_of", lambda p: next(str(s) for s in siblings if p in s))

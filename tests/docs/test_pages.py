@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codeop import CommandCompiler
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,40 @@ def test_no_python_is_exempt() -> None:
         assert set(languages) <= {"python", "text", "yaml", "json", "sh", "bash"}, page.name
         assert python_blocks(page) == languages.count("python") > 0, page.name
     assert {"data", "matmul", "ops", "peek"} <= {page.stem for page in OTHERS}
+
+
+def typed(code: str) -> str | None:
+    """The line that Python's interactive console refuses when a block is pasted into it, and an
+    empty line after it; or None.
+    """
+    compiled = CommandCompiler()
+    statement: list[str] = []
+    for line in (*code.splitlines(), ""):
+        if not statement and not line.strip():
+            continue
+        statement.append(line)
+        try:
+            if compiled("\n".join(statement), "<page>", "single") is not None:
+                statement = []
+        except SyntaxError:
+            return line
+    return "the end" if statement else None
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.stem)
+def test_every_block_can_be_typed_into_python(page: Path) -> None:
+    """Before 3.13 the console wants an empty line after an indented part, and none within one."""
+    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language.split() == ["python"]:
+            refused = typed(text)
+            assert refused is None, (page.name, refused)
+
+
+def test_what_the_console_refuses_is_found() -> None:
+    assert typed("for i in range(3):\n    print(i)\n\nprint(4)\n") is None
+    assert typed("x = [\n    1,\n\n    2,\n]\nprint(x)\n") is None
+    assert typed("for i in range(3):\n    print(i)\nprint(4)\n") == "print(4)"
+    assert typed("def f():\n    x = 3\n\n    return x\n") == "    return x"
 
 
 def test_excerpts_of_kernels_are_of_the_source() -> None:

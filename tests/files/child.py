@@ -1,4 +1,4 @@
-"""Writers that are killed, run in a process of their own: `python -m tests.files_child WHAT ...`.
+"""Writers that are killed, run in a process of their own: `python -m tests.files.child WHAT ...`.
 
 The process imports little and forks a child a fault, so hundreds of faults take seconds.
 """

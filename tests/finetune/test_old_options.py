@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +10,23 @@ import pytest
 
 from nbllama.checkpoint import load_checkpoint
 from nbllama.data import MT19937
-from nbllama.finetune import main
 from nbllama.gguf_io import ValueType
 from nbllama.lora import init_adapter
 from nbllama.model import load_model
 from nbllama.moment_order import parameter_order
 from nbllama.slots import SLOTS
+from tests.finetune.runs import Run, listing, refused
 from tests.old_states import old_keys, old_tensors, write
 from tests.toy_models import make_llama
-from tests.toy_runs import Done, file_bits, log_rows, toy_chat, toy_text, words
+from tests.toy_runs import file_bits, log_rows, toy_chat, toy_text, words
 
-Run = Callable[..., Done]
 RANKS = {slot.name: 1 if slot.kind == "norm" else 2 for slot in SLOTS}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_llama(tmp_path / "toy.gguf")
-    toy_text(tmp_path / "text.txt", 112)  # 52 samples with --ctx 16
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    def call(args: list[str]) -> Done:
-        capfd.readouterr()
-        code = main(args)
-        return Done(code, *capfd.readouterr())
-
-    yield call
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
-
-
-def refused(done: Done, code: int, *parts: str) -> None:
-    assert done.code == code, done
-    (line,) = done.err.splitlines()
-    for part in parts:
-        assert part in line, line
+def folder(folder: Path) -> Path:
+    toy_text(folder / "text.txt", 112)  # 52 samples with --ctx 16
+    return folder
 
 
 def old_checkpoint(folder: Path, **keys: Any) -> Path:
