@@ -112,6 +112,8 @@ def _threading_layer() -> str:
 
 # In the environment too: Numba reads its configuration again whenever a NUMBA_ variable changed.
 os.environ["NUMBA_THREADING_LAYER"] = numba.config.THREADING_LAYER = _threading_layer()
+# And it would count the processors anew, while this thread may be bound to one (`own_cores`).
+os.environ.setdefault("NUMBA_NUM_THREADS", str(numba.config.NUMBA_NUM_THREADS))
 # Where colorama is installed, Numba would have it write to the terminal at the program's end.
 os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 numba.config.DISABLE_ERROR_MESSAGE_HIGHLIGHTING = 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbllama import adapter as adapter_file
-from nbllama.activations import Activations
+from nbllama import gradients
 from nbllama.bound import Bound
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.lora import Adapter
@@ -68,22 +68,7 @@ def loss_and_gradients(
     batch = _batch(model, tokens, targets)
     if not batch.n_trained:
         raise ValueError("no position has a target")
-    bound, acts = _run(model, adapter, batch, checkpointing)
-    buffers = model.loss_buffers(adapter, batch.n_trained)
-    loss = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
-    model.backward(bound, acts, batch)
-    return loss / batch.n_trained, bound.grads
-
-
-def _run(
-    model: Model, adapter: Adapter | None, batch: Batch, checkpointing: bool
-) -> tuple[Bound, Activations]:
-    bound = Bound(model, adapter, trained=adapter is not None)
-    acts = model.activations(
-        adapter, batch.n_tokens, max(1, batch.n_trained), checkpointing=checkpointing
-    )
-    model.forward(bound, acts, batch)
-    return bound, acts
+    return gradients.loss_and_gradients(model, adapter, batch, checkpointing)
 
 
 def trace(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> dict[str, np.ndarray]:
@@ -94,7 +79,9 @@ def trace(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> dict[
     block, `logits` `[N, V]`.
     """
     n = len(tokens)
-    bound, acts = _run(model, adapter, _batch(model, tokens), False)
+    batch, bound = _batch(model, tokens), Bound(model, adapter, trained=adapter is not None)
+    acts = model.activations(adapter, n, max(1, batch.n_trained), checkpointing=False)
+    model.forward(bound, acts, batch)
     out = {}
     for layer in range(model.hp.n_layer):
         kept = acts.block(layer, n)

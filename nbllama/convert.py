@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from nbllama.cli.parser import option, parse_into
+from nbllama.cli.common_options import debug_option
+from nbllama.cli.parser import parse_into
 from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
 
@@ -32,7 +32,7 @@ that cannot be written, 130 stopped by Ctrl-C"""
 class Options:
     """A parsed command line but for its three words."""
 
-    debug: bool = partial(option, "Options")(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
@@ -89,14 +89,12 @@ def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueTyp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        conversion, source, target, _ = parse(words)
-        _convert(source, target, *pair_of(conversion))
-        return 0
 
-    return run_program(run, "--debug" in words)
+def _run(words: list[str]) -> None:
+    conversion, source, target, _ = parse(words)
+    _convert(source, target, *pair_of(conversion))
 
 
 def _convert(source: str, target: str, old: str, new: str) -> None:
@@ -109,12 +107,9 @@ def _convert(source: str, target: str, old: str, new: str) -> None:
     with open_gguf(source) as f:
         check(f, hparams_from_gguf(f), old, new)
         prepare_output(target, [source])
-        progress = Progress()
-        try:
+        with Progress() as progress:
             changes = rewrite(f, target, {}, {}, renamed(f, old, new), progress)
-        finally:
-            seconds = progress.close()
-    print_result(target, changes, seconds)
+    print_result(target, changes, progress.seconds)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.cli.common_options import debug_option
 from nbllama.cli.parser import Text, option, parse_into
 from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
@@ -39,7 +40,7 @@ class Options:
         also=["-m"],
         shown_default="none",
     )
-    debug: bool = _files(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
@@ -95,21 +96,19 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        source, target, options = parse(words)
-        try:
-            notes = convert(source, target, options.model_base)
-        except FileNotFoundError as e:
-            missing = e.filename or e
-            raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
-        for note in notes:
-            print(f"note: {note}")
-        print(f"written: {shown(target, 400)}")
-        return 0
 
-    return run_program(run, "--debug" in words)
+def _run(words: list[str]) -> None:
+    source, target, options = parse(words)
+    try:
+        notes = convert(source, target, options.model_base)
+    except FileNotFoundError as e:
+        missing = e.filename or e
+        raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
+    for note in notes:
+        print(f"note: {note}")
+    print(f"written: {shown(target, 400)}")
 
 
 if __name__ == "__main__":

@@ -9,22 +9,17 @@ import sys
 from collections.abc import Sequence
 
 from nbllama.cli.cores import use_threads
-from nbllama.cli.merge_options import Export, parse_export
+from nbllama.cli.merge_options import parse_export
 from nbllama.cli.run import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        _run(parse_export(words))
-        return 0
-
-    return run_program(run, "--debug" in words)
+    return run_program(_run, argv)
 
 
-def _run(export: Export) -> None:
+def _run(words: list[str]) -> None:
+    export = parse_export(words)
     from nbllama.mixes import file_type
 
     options = export.options
@@ -47,12 +42,9 @@ def _run(export: Export) -> None:
         parts = load_adapters(export.adapters, hp, shapes, print)
         types, lines = merged_types(f, hp, parts, kind)
         print("\n".join(lines), end="\n" if lines else "")
-        progress = Progress()
-        try:
+        with Progress() as progress:
             changes = merge(f, options.model_out, parts, types, kind, progress)
-        finally:
-            seconds = progress.close()
-    print_result(options.model_out, changes, seconds)
+    print_result(options.model_out, changes, progress.seconds)
     if options.compare:
         print_change(options.model_base, options.model_out, parts, text, options.sample)
 

@@ -17,23 +17,21 @@ from nbllama.cli.stop import StopFlag
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
+
+
+def _run(words: list[str]) -> None:
     if "--list-archs" in words or "--list_archs" in words:
         from nbllama.cli.archs import table
 
         print(table())
-        return 0
-
-    def run() -> int:
-        options, stop = parse(words), StopFlag()
-        with stop.installed(), ExitStack() as stack:
-            _run(options, words, stop, stack)
-        return 0
-
-    return run_program(run, "--debug" in words)
+        return
+    options, stop = parse(words), StopFlag()
+    with stop.installed(), ExitStack() as stack:
+        _train(options, words, stop, stack)
 
 
-def _run(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
+def _train(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
     from nbllama.cli.cores import use_threads
 
     threads = use_threads(options.threads)

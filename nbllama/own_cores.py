@@ -46,10 +46,19 @@ def _core_of(processor: int) -> str:
         return str(processor)
 
 
+def _masks(places: list[list[int]]) -> np.ndarray:
+    """uint64 `[len(places), words]` with the bits of each place's processors."""
+    masks = np.zeros((len(places), max(map(max, places)) // 64 + 1), np.uint64)
+    for i, place in enumerate(places):
+        for p in place:
+            masks[i, p // 64] |= np.uint64(1 << p % 64)
+    return masks
+
+
 @cache
-def _cores(processors: frozenset[int], threads: int) -> np.ndarray | None:
-    """Masks uint64 `[threads, words]` that give each thread a core (or a processor) of its own;
-    None where there are more cores or processors than threads.
+def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Masks that give each thread a core (or a processor) of its own, and those that give each
+    thread all of them; None where there are more cores or processors than threads.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -59,28 +68,23 @@ def _cores(processors: frozenset[int], threads: int) -> np.ndarray | None:
         places = [[p] for p in sorted(processors)]
     if threads != len(places) or threads == 1:
         return None
-    masks = np.zeros((threads, max(processors) // 64 + 1), np.uint64)
-    for i, place in enumerate(places):
-        for p in place:
-            masks[i, p // 64] |= np.uint64(1 << p % 64)
-    return masks
+    return _masks(places), _masks([sorted(processors)] * threads)
 
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Bind Numba's threads to a core each; this thread only until the end of the block, since
-    what it starts (another program, a library's threads) has the same cores as it.
+    """Bind Numba's threads, this one among them, to a core each until the end of the block: what
+    this thread starts later (another program, a library's threads) runs on the same cores as it.
     """
-    if not LINUX:
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    masks = _cores(frozenset(allowed), numba.get_num_threads())
+    masks = None
+    if LINUX:
+        masks = _cores(frozenset(os.sched_getaffinity(0)), numba.get_num_threads())
     if masks is None:
         yield
         return
-    _bind(masks)
+    own, every = masks
+    _bind(own)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        _bind(every)

@@ -9,22 +9,17 @@ import sys
 from collections.abc import Sequence
 
 from nbllama.cli.cores import use_threads
-from nbllama.cli.eval_options import Perplexity, parse_perplexity
+from nbllama.cli.eval_options import parse_perplexity
 from nbllama.cli.run import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        _run(parse_perplexity(words))
-        return 0
-
-    return run_program(run, "--debug" in words)
+    return run_program(_run, argv)
 
 
-def _run(asked: Perplexity) -> None:
+def _run(words: list[str]) -> None:
+    asked = parse_perplexity(words)
     use_threads(asked.options.threads)
     from nbllama.cli.scoring import print_divergence, print_perplexity
 

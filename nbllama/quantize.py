@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from nbllama.cli.cores import use_threads
-from nbllama.cli.merge_options import Quantize, parse_quantize
+from nbllama.cli.merge_options import parse_quantize
 from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
 from nbllama.mixes import file_type, tensor_types
@@ -17,16 +17,11 @@ from nbllama.mixes import file_type, tensor_types
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        _run(parse_quantize(words))
-        return 0
-
-    return run_program(run, "--debug" in words)
+    return run_program(_run, argv)
 
 
-def _run(asked: Quantize) -> None:
+def _run(words: list[str]) -> None:
+    asked = parse_quantize(words)
     kind = file_type(asked.type)
     use_threads(asked.threads)
     from nbllama.arch import hparams_from_gguf
@@ -48,12 +43,9 @@ def _run(asked: Quantize) -> None:
                 " F32, F16 or BF16 model, or give --allow-requantize"
             )
         prepare_output(asked.target, [asked.source])
-        progress = Progress()
-        try:
+        with Progress() as progress:
             changes = rewrite(f, asked.target, types, {}, metadata_for(f, kind.id), progress)
-        finally:
-            seconds = progress.close()
-    print_result(asked.target, changes, seconds)
+    print_result(asked.target, changes, progress.seconds)
 
 
 if __name__ == "__main__":

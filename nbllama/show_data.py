@@ -6,7 +6,6 @@ The program only; `nbllama.cli.show_data` does it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from nbllama.cli.run import run_program
@@ -14,17 +13,15 @@ from nbllama.cli.show_options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program with these arguments (those of the process by default); the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    return run_program(_run, argv)
 
-    def program() -> int:
-        options = parse(words)
-        from nbllama.cli.show_data import show
 
-        show(options)
-        return 0
+def _run(words: list[str]) -> None:
+    options = parse(words)
+    from nbllama.cli.show_data import show
 
-    return run_program(program, "--debug" in words)
+    show(options)
 
 
 if __name__ == "__main__":

@@ -33,17 +33,23 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 
 @intrinsic
-def count(typingctx, counters, index):  # type: ignore[no-untyped-def]
-    """counters[index]++ as one indivisible step; the number before it. What this thread wrote
-    before is seen by whoever sees the new number.
+def count_more(typingctx, counters, index, more):  # type: ignore[no-untyped-def]
+    """counters[index] += more as one indivisible step; the number before it. What this thread
+    wrote before is seen by whoever sees the new number.
     """
-    sig = types.int64(counters, types.int64)
+    sig = types.int64(counters, types.int64, types.int64)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, signature.args[0], *args)
-        return builder.atomic_rmw("add", place, _I64(1), "acq_rel")
+        place = _place(context, builder, signature.args[0], *args[:2])
+        return builder.atomic_rmw("add", place, args[2], "acq_rel")
 
     return sig, codegen
+
+
+@kernel(inline=True)
+def count(counters, index):  # type: ignore[no-untyped-def]
+    """counters[index]++, as `count_more` does it."""
+    return count_more(counters, index, 1)
 
 
 @intrinsic

@@ -18,7 +18,7 @@ from nbllama.ops.matmul import Weight
 from nbllama.ops.op import check_array, check_output
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.run import MOST_TYPES, n_threads, walk
-from nbllama.ops.token.tasks import CAP_PART, GATE_PART, ROWS_PER_TASK
+from nbllama.ops.token.tasks import CAP_PART, GATE_PART, LEAST_ROWS, MOST_ROWS, TASKS
 from nbllama.quants.dot import SUMMED, int8_block
 from nbllama.weights import Weights
 
@@ -63,6 +63,8 @@ class _Writer:
         The pairs' h in a phase before.
         """
         n_in, hidden, rows = len(x), [], []
+        per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
+        per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)
         for w, pair, bias, y, add in layers:
             n_out = w.shape[0]
             if w.shape[1] != n_in or w.raw.size != n_out * w.row_bytes:
@@ -79,11 +81,11 @@ class _Writer:
             rows.append((
                 w.raw.ctypes.data, w.row_bytes, w.raw.size, self._codes[w.type_id], n_out, n_in,
                 self.floats(x, n_in), self.floats(y, n_out), add, self.floats(bias, n_out), h, b,
-                rank,
+                rank, per_task,
             ))  # fmt: skip
         if hidden:
             self.phase(kinds.HIDDEN, sum(row[3] for row in hidden), hidden)
-        self.phase(kinds.PRODUCT, sum(-(-row[4] // ROWS_PER_TASK) for row in rows), rows)
+        self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
 
     def tables(self) -> dict[str, np.ndarray]:
         """The program and its tables, by their names in `STEP`."""

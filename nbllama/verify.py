@@ -15,17 +15,15 @@ from nbllama.cli.verify_options import parse_verify
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        asked = parse_verify(words)
-        threads = use_threads(asked.options.threads)
-        from nbllama.cli.checks import verify
 
-        verify(asked, threads)
-        return 0
+def _run(words: list[str]) -> None:
+    asked = parse_verify(words)
+    threads = use_threads(asked.options.threads)
+    from nbllama.cli.checks import verify
 
-    return run_program(run, "--debug" in words)
+    verify(asked, threads)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +11,15 @@ import pytest
 
 import nbllama
 from nbllama.arch import Hparams
-from nbllama.bound import Bound
-from nbllama.data.batch import Batch
-from nbllama.lora import Adapter
+from nbllama.gradcheck.check import Parameters, slope
+from nbllama.gradients import loss_and_gradients
 from nbllama.model import Model
 from nbllama.reference import ReferenceModel, parameters64
 from tests.arch_models import MODELS, random_adapter
+from tests.toy_runs import random_batch
 
 STEP = 1e-5
 Grouping = Callable[[list[str], Hparams], list[list[str]]]
-Parameters = Mapping[str, np.ndarray]
-
-
-def batch_of(model: Model, lengths: tuple[int, ...]) -> Batch:
-    rng = np.random.default_rng(1)
-    rows = []
-    for n in lengths:
-        tokens, targets = rng.integers(0, model.hp.n_vocab, (2, n)).astype(np.int32)
-        targets[: n // 3] = -1
-        rows.append((tokens, targets))
-    return Batch.from_rows(rows)
-
-
-def gradients(
-    model: Model, adapter: Adapter, batch: Batch, checkpointing: bool
-) -> tuple[float, dict[str, np.ndarray]]:
-    bound = Bound(model, adapter, trained=True)
-    acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=checkpointing)
-    buffers = model.loss_buffers(adapter, batch.n_trained)
-    model.forward(bound, acts, batch)
-    total = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
-    model.backward(bound, acts, batch)
-    return total / batch.n_trained, bound.grads
 
 
 def one_by_one(names: list[str], hp: Hparams) -> list[list[str]]:
@@ -79,9 +56,9 @@ def length_of(name: str, grads: Parameters, params: Parameters) -> float:
 
 def check_gradients(model: Model, groups: Grouping) -> None:
     """Along random directions, against float64 differences through the plain-numpy model."""
-    adapter, batch = random_adapter(model, norms=True), batch_of(model, (1, 7, 22))
-    loss, grads = gradients(model, adapter, batch, False)
-    again = gradients(model, adapter, batch, True)
+    adapter, batch = random_adapter(model, norms=True), random_batch(model, (1, 7, 22))
+    loss, grads = loss_and_gradients(model, adapter, batch, False)
+    again = loss_and_gradients(model, adapter, batch, True)
     assert again[0] == loss
     for name, g in grads.items():
         np.testing.assert_array_equal(again[1][name], g, err_msg=f"{name} with checkpointing")
@@ -93,12 +70,9 @@ def check_gradients(model: Model, groups: Grouping) -> None:
     for names in groups(list(grads), model.hp):
         moves = {name: rng.standard_normal(grads[name].shape) for name in names}
         length = np.sqrt(sum((m * m).sum() for m in moves.values()))
-        ends = []
-        for sign in (1, -1):
-            moved = {name: params[name] + sign * STEP / length * m for name, m in moves.items()}
-            ends.append(reference.loss(batch, params | moved, adapter.scale))
-        numeric = (ends[0] - ends[1]) / (2 * STEP)
-        got = sum(float((grads[name] * m).sum()) for name, m in moves.items()) / length
+        direction = {name: m / length for name, m in moves.items()}
+        numeric = slope(reference, batch, params, adapter.scale, direction, STEP)
+        got = sum(float((grads[name] * d).sum()) for name, d in direction.items())
         size = math.hypot(*(length_of(name, grads, params) for name in names))
         # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room
         assert got == pytest.approx(numeric, abs=1e-4 * size + 1e-8), names

@@ -58,6 +58,7 @@ MAIN |= {
     "cli.talk",
 }
 MERGE |= {"cli.run", "cli.cores", "cli.merge_options", "cli.merge", "cli.output_file"}
+TABLE = {"errors", "cli.parser", "cli.common_options"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -91,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bound": MODEL | {"weights"},
     "block": MODEL | {"weights", "bound"},
     "model": MODEL | {"weights", "bound", "block"},
+    "gradients": MODEL | {"bound", "model"},
     "reference": MODEL | {"model"},
     "token_program": MODEL | {"weights", "bound", "block"},
     "generation": MODEL | {"bound", "block", "model", "token_program"},
@@ -104,13 +106,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "session_memory": MODEL | {"weights", "model"},
     "cli": {""},
     "cli.parser": {"", "errors", "steps"},
+    "cli.common_options": {"cli.parser"},
     "steps": set(),
     "gradcheck": TRAIN
-    | {"reference", "adapter", "system_memory", "cli.layers", "cli.parser", "cli.run", "cli.cores"},
+    | TABLE
+    | {"gradients", "reference", "adapter", "system_memory"}
+    | {"cli.layers", "cli.run", "cli.cores"},
     "peek": STATE
     | TRAIN
     | {"", "adapter", "formats", "checkpoint", "old_checkpoint", "train", "steps"}
-    | {"cli.parser", "cli.run", "cli.words"},
+    | TABLE
+    | {"cli.run", "cli.words"},
     "cli.escapes": {"errors"},
     "cli.data_options": {"cli.parser"},
     "cli.layers": {"errors"},
@@ -120,7 +126,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.board": {"errors", "progress"},
     "cli.story": {"", "forecast", "system_memory", "cli.session"},
     "cli.config": {"errors", "cli.parser"},
-    "cli.options": {"errors", "cli.config", "cli.data_options", "cli.parser", "cli.escapes"},
+    "cli.finetune_options": TABLE | {"cli.data_options"},
+    "cli.options": TABLE
+    | {"cli.config", "cli.data_options", "cli.escapes", "cli.finetune_options"},
     "cli.cores": set(),
     "cli.defaults": {"errors", "cli.data_options", "cli.options"},
     "cli.settings": {"errors", "progress", "cli.layers", "cli.defaults", "cli.options"},
@@ -148,20 +156,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli.words": {"cli.parser"},
     "inspect": STATE
+    | TABLE
     | {"", "adapter", "formats", "text", "checkpoint", "old_checkpoint", "train_state"}
-    | {
-        "cli.parser",
-        "cli.run",
-        "cli.words",
-        "cli.options",
-        "cli.defaults",
-        "cli.settings",
-        "progress",
-    },
-    "cli.show_options": {"errors", "cli.data_options", "cli.parser"},
+    | {"cli.run", "cli.words", "cli.options", "cli.defaults", "cli.settings", "progress"},
+    "cli.show_options": TABLE | {"cli.data_options"},
     "cli.show_data": TRAIN | {"cli.data", "cli.defaults", "cli.show_options"},
     "show_data": {"cli.run", "cli.show_options", "cli.show_data"},
-    "convert_lora": {"errors", "adapter", "formats", "arch", "gguf_io", "cli.parser", "cli.run"},
+    "convert_lora": TABLE | {"adapter", "formats", "arch", "gguf_io", "cli.run"},
     "cli.loop": RUN
     | SAVED
     | SCREEN
@@ -192,20 +193,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merging": {"arch", "gguf_io", "lora", "mixes", "rewrite"},
     "cli.lora_options": {"errors", "cli.parser"},
     "cli.lora_files": {"errors", "arch", "adapter", "lora"},
-    "cli.main_options": {"errors", "sampling", "cli.escapes", "cli.parser", "cli.lora_options"},
+    "cli.main_options": TABLE | {"sampling", "cli.escapes", "cli.lora_options"},
     "cli.console": {"errors"},
     "cli.talk": {"errors", "data", "text", "predictor", "cli.console", "cli.main_options"},
     "cli.interact": {"cli.main_options", "cli.talk"},
     "cli.chat": {"errors", "data", "text", "predictor", "cli.main_options", "cli.talk"},
     "cli.main_run": MAIN | {"cli.chat", "cli.interact", "cli.lora_files"},
     "main": {"cli.main_options", "cli.main_run", "cli.run", "cli.cores"},
-    "cli.merge_options": {"errors", "mixes", "cli.parser", "cli.lora_options"},
+    "cli.merge_options": TABLE | {"mixes", "cli.lora_options"},
     "cli.merge": {"errors", "rewrite"},
     "cli.output_file": {"errors", "files"},
     "export_lora": MERGE | {"cli.lora_files", "cli.merge_sample", "cli.scoring"},
     "quantize": MERGE,
-    "convert": MERGE | {"cli.parser"},
-    "cli.eval_options": {"errors", "cli.parser", "cli.lora_options"},
+    "convert": MERGE | TABLE,
+    "cli.eval_options": TABLE | {"cli.lora_options"},
     "evaluate": MODEL | {"bound", "model"},
     "cli.scoring": MODEL | {"model", "progress", "evaluate", "cli.eval_options", "cli.lora_files"},
     "perplexity": {"cli.eval_options", "cli.run", "cli.cores", "cli.scoring"},
@@ -213,12 +214,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llama_cpp": {"errors"},
     "_llama_child": set(),
     "cli.merge_sample": {"errors", "lora", "model", "evaluate", "merging", "sample_text"},
-    "cli.verify_options": {"errors", "cli.parser", "cli.lora_options"},
+    "cli.verify_options": TABLE | {"cli.lora_options"},
     "cli.checks": MODEL
     | {"adapter", "model", "evaluate", "sample_text", "progress", "mixes", "rewrite", "merging"}
     | {"llama_cpp", "cli.merge_sample", "cli.scoring", "cli.verify_options", "cli.lora_files"},
     "verify": {"cli.verify_options", "cli.run", "cli.cores", "cli.checks"},
-    "api": MODEL | {"slots", "bound", "model", "adapter"},
+    "api": MODEL | {"slots", "bound", "model", "gradients", "adapter"},
     "": {"errors", "api", "generation", "lora", "model", "opt"},
 }
 

@@ -53,6 +53,7 @@ def test_each_thread_has_a_core_and_this_thread_has_all_of_them_afterwards():
     try:
         with own_cores.own_cores():
             inside = bound_to(threads)
+        assert bound_to(threads) == [allowed] * threads
         assert os.sched_getaffinity(0) == allowed
         assert sum(len(s) for s in inside) == len(set.union(*inside)) == len(allowed)
         with pytest.raises(KeyError), own_cores.own_cores():
@@ -102,7 +103,7 @@ def masks_of(monkeypatch, siblings, processors, threads):
     _cores.cache_clear()
     masks = _cores(frozenset(processors), threads)
     _cores.cache_clear()
-    return None if masks is None else sets(masks)
+    return None if masks is None else sets(masks[0])
 
 
 PAIRS = [{i, i + 70} for i in range(70)]  # 70 cores with two processors each

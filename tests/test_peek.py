@@ -12,6 +12,7 @@ import nbllama
 from nbllama.data.batch import Batch
 from nbllama.errors import GGUFError, NotEnoughMemory, UsageError
 from nbllama.generation import Session
+from nbllama.gradients import loss_and_gradients
 from nbllama.model import Model, load_model
 from nbllama.ops.cross_entropy import cross_entropy_ref
 from nbllama.peek.dump import Dump, load
@@ -46,19 +47,6 @@ def batch_of(model: Model) -> Batch:
     return random_rows(model, ROWS).batch(range(len(ROWS)))
 
 
-def step(model: Model, adapter: nbllama.Adapter, batch: Batch) -> dict[str, np.ndarray]:
-    """One forward and backward pass as the trainer does it; the gradients."""
-    from nbllama.bound import Bound
-
-    bound = Bound(model, adapter, trained=True)
-    acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=True)
-    model.forward(bound, acts, batch)
-    buffers = model.loss_buffers(adapter, batch.n_trained)
-    model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
-    model.backward(bound, acts, batch)
-    return bound.grads
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_activations_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
     """Every node that the float64 model forms, and every gradient by finite differences of it."""
@@ -67,7 +55,7 @@ def test_activations_are_those_of_the_reference(case: str, tmp_path: Path) -> No
     slots = {"wqkv": 2, "wo": 2, "w3": 2, "w2": 2} if model.hp.fused_qkv else SLOTS
     adapter, batch = toy_adapter(model, slots | {"tok_embd": 2}), batch_of(model)
     with nbllama.peek.watch(model, "*-0", "*-1", "*-0.grad", "result_*", "loss", "inp*") as seen:
-        step(model, adapter, batch)
+        loss_and_gradients(model, adapter, batch, checkpointing=True)
     wanted: dict[str, np.ndarray] = {}
     reference, params = ReferenceModel(model), parameters64(adapter)
     reference.logits(batch, params, adapter.scale, wanted.__setitem__)
@@ -183,16 +171,16 @@ def test_nothing_is_done_for_a_watcher_that_is_not_there(
         monkeypatch.setattr(module, name, counted)
     adapter = toy_adapter(model, SLOTS)
     batch = batch_of(model)
-    step(model, adapter, batch)
+    loss_and_gradients(model, adapter, batch, checkpointing=True)
     # 7 linears in each of two blocks, and in the first again but for `down`, by checkpointing
     assert calls == ["linear"] * (7 * 2 + 6)
     calls.clear()
     with nbllama.peek.watch(model, "ffn_inp-0"):
-        step(model, adapter, batch)
+        loss_and_gradients(model, adapter, batch, checkpointing=True)
     assert calls == ["linear"] * (7 * 2 + 6)
     calls.clear()
     with nbllama.peek.watch(model, "attn_out-0", "loss"):
-        step(model, adapter, batch)
+        loss_and_gradients(model, adapter, batch, checkpointing=True)
     assert calls.count("linear") == 7 * 2 + 6 + 2 and calls.count("cross_entropy_ref") == 1
 
 

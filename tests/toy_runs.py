@@ -82,6 +82,17 @@ def random_rows(model: Model, lengths: Sequence[int], seed: int = 1) -> Rows:
     return Rows(rows)
 
 
+def random_batch(model: Model, lengths: Sequence[int]) -> Batch:
+    """A batch of rows of these lengths; the first third of each is not trained."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for n in lengths:
+        tokens, targets = rng.integers(0, model.hp.n_vocab, (2, n)).astype(np.int32)
+        targets[: n // 3] = -1
+        rows.append((tokens, targets))
+    return Batch.from_rows(rows)
+
+
 def trainer(model: Model, adapter: Adapter, data: Any, **options: Any) -> Trainer:
     """A trainer with `options` of `Trainer` and of `AdamW` (`alpha`, `gclip`, `decay`)."""
     own = {k: options.pop(k) for k in ("alpha", "gclip", "decay") if k in options}

@@ -22,7 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 
 import nbllama
 from examples.text2sql import evaluate, generate
+from examples.text2sql.results import Rows, series
 from examples.text2sql.training import Training, totals, train
 from nbllama.data.chat import encode_chat
 from nbllama.errors import NbllamaError
@@ -97,10 +98,18 @@ def rows_of(
         merged.unlink()
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table: loss, and right answers of those asked."""
+def done(base: str, rows: Rows) -> bool:
+    """Whether a base has all its rows."""
+    n_ways = len(WAYS) - (base == "f16")  # F16 has no second quantising
+    return sum(r["base"] == base for r in rows) == n_ways
+
+
+def table(rows: Rows) -> str:
+    """The rows of whole bases as a Markdown table: loss, and right answers of those asked."""
     lines = [f"| base | MB | {' | '.join(WAYS)} |", "|---|---:" + "|---:" * len(WAYS) + "|"]
     for base in dict.fromkeys(r["base"] for r in rows):
+        if not done(base, rows):
+            continue
         of = {r["way"]: r for r in rows if r["base"] == base}
         cells = [
             f"{of[w]['loss']:.4f}, {of[w]['n_right']} of {of[w]['n']}" if w in of else ""
@@ -108,19 +117,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {base.upper()} | {of[WAYS[0]]['mb']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier, perhaps unfinished, run; bases that are not whole are left out."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = {"f16": len(WAYS) - 1}  # F16 has no second quantising
-    return [
-        r
-        for r in rows
-        if sum(s["base"] == r["base"] for s in rows) == wanted.get(r["base"], len(WAYS))
-    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,23 +131,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.model is None and not args.table:
         parser.error("name the F16 model, or --table")
-    try:
-        if not args.table:
-            args.result.parent.mkdir(parents=True, exist_ok=True)
-            done = {r["base"] for r in read_rows(args.result)}
-            for base in BASES:
-                if base in done:
-                    continue
-                size = (args.train, args.test, args.threads)
-                found = list(rows_of(base, args.model, args.out, *size))
-                text = "".join(json.dumps(row) + "\n" for row in found)
-                with args.result.open("a", encoding="utf-8", newline="\n") as file:
-                    file.write(text)
-        print(table(read_rows(args.result)))
-    except NbllamaError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+
+    def measure(base: str) -> Iterator[dict[str, Any]]:
+        return rows_of(base, args.model, args.out, args.train, args.test, args.threads)
+
+    return series(args.result, () if args.table else BASES, done, measure, table)
 
 
 if __name__ == "__main__":

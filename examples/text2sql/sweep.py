@@ -10,7 +10,6 @@ README.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any, NamedTuple
 
 import nbllama
 from examples.text2sql import evaluate, generate
+from examples.text2sql.results import Rows, series
 from examples.text2sql.training import Training, demo_model, totals, train
-from nbllama.errors import NbllamaError
 
 
 class Run(NamedTuple):
@@ -57,7 +56,7 @@ def measure(run: Run, model_path: Path, out: Path, n_test: int) -> dict[str, Any
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Rows) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| changed | examples | rank | rate | tokens | last loss | right | 95 % interval |",
@@ -72,14 +71,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier, perhaps unfinished, sweep."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def done(run: Run, rows: list[dict[str, Any]]) -> bool:
+def done(run: Run, rows: Rows) -> bool:
     """Whether a run has its row."""
     wanted = (run.factor, run.n_train, run.training.rank, run.training.rate)
     return any((r["factor"], r["n_train"], r["rank"], r["rate"]) == wanted for r in rows)
@@ -95,19 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--result", type=Path, default=Path("build/text2sql/sweep.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the table, train nothing")
     args = parser.parse_args(argv)
-    try:
-        if not args.table:
-            args.result.parent.mkdir(parents=True, exist_ok=True)
-            for run in runs(args.train, args.threads):
-                if not done(run, read_rows(args.result)):
-                    row = measure(run, args.model or demo_model(), args.out, args.test)
-                    with args.result.open("a", encoding="utf-8", newline="\n") as file:
-                        file.write(json.dumps(row) + "\n")
-        print(table(read_rows(args.result)))
-    except NbllamaError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    wanted = [] if args.table else runs(args.train, args.threads)
+
+    def measure_one(run: Run) -> Rows:
+        return [measure(run, args.model or demo_model(), args.out, args.test)]
+
+    return series(args.result, wanted, done, measure_one, table)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ The words are written out here and not taken from `nbllama.data`, which needs nu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from nbllama.cli.parser import Choice, Day, Text, option
 
@@ -14,7 +15,7 @@ FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
 ON_LONG = ("cut", "refuse", "skip")
 LAYOUTS = tuple("alpaca baichuan chatml llama-2 llama-3".split())
 
-_records = partial(option, "Training data")
+record_option = partial(option, "Training data")
 
 
 class DataOptions(Protocol):
@@ -38,41 +39,40 @@ class DataOptions(Protocol):
     def on_long(self) -> str: ...
 
 
-def data_format_option() -> Any:
-    """The field `data_format`."""
-    text = "what --train-data holds: plain text, or records in one of these formats"
-    return _records(Choice(FORMATS), None, text, shown_default="told from the content")
+@dataclass(frozen=True)
+class RecordOptions:
+    """How records are read."""
 
-
-def data_columns_option() -> Any:
-    """The field `data_columns`."""
-    text = "the file's names for a format's keys, such as prompt=question,completion=answer"
-    return _records(Text("KEY=NAME,..."), "", text, shown_default="the format's own")
-
-
-def chat_template_option() -> Any:
-    """The field `chat_template`."""
-    text = f"chat template: a file, or one of {', '.join(LAYOUTS)}"
-    return _records(Text("NAME|FILE"), "", text, shown_default="the model's own")
-
-
-def template_date_option() -> Any:
-    """The field `template_date`."""
-    text = "the day that a chat template is told, if it writes one"
-    return _records(Day(), None, text, shown_default="the day on which the run began")
-
-
-def train_on_prompt_option() -> Any:
-    """The field `train_on_prompt`."""
-    return _records(None, False, "take the loss on every token of a record, not on answers only")
-
-
-def skip_bad_option() -> Any:
-    """The field `skip_bad`."""
-    return _records(None, False, "skip and count bad records instead of refusing the file")
-
-
-def on_long_option() -> Any:
-    """The field `on_long`."""
-    text = "what to do with a record longer than --ctx tokens"
-    return _records(Choice(ON_LONG), "cut", text)
+    data_format: str | None = record_option(
+        Choice(FORMATS),
+        None,
+        "what --train-data holds: plain text, or records in one of these formats",
+        shown_default="told from the content",
+    )
+    data_columns: str = record_option(
+        Text("KEY=NAME,..."),
+        "",
+        "the file's names for a format's keys, such as prompt=question,completion=answer",
+        shown_default="the format's own",
+    )
+    chat_template: str = record_option(
+        Text("NAME|FILE"),
+        "",
+        f"chat template: a file, or one of {', '.join(LAYOUTS)}",
+        shown_default="the model's own",
+    )
+    template_date: str | None = record_option(
+        Day(),
+        None,
+        "the day that a chat template is told, if it writes one",
+        shown_default="the day on which the run began",
+    )
+    train_on_prompt: bool = record_option(
+        None, False, "take the loss on every token of a record, not on answers only"
+    )
+    on_long: str = record_option(
+        Choice(ON_LONG), "cut", "what to do with a record longer than --ctx tokens"
+    )
+    skip_bad: bool = record_option(
+        None, False, "skip and count bad records instead of refusing the file"
+    )

@@ -6,37 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
 from nbllama.cli.parser import Text, Whole, option, parse_into, table
 from nbllama.errors import UsageError
 
 _files = partial(option, "Files")
 _run = partial(option, "Run")
-_MODEL = partial(Text, "FILE")
-_THREADS = Whole(1, 4096)
-_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
-that does not fit, 130 stopped by Ctrl-C"""
 
 PERPLEXITY_PROG = "python -m nbllama.perplexity"
 _PERPLEXITY_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
 llama-perplexity computes it. With --kl-divergence, how far it is from another model."""
-_PERPLEXITY_EPILOG = f"""The text is read in chunks of --ctx-size tokens; the second half of each is
+_PERPLEXITY_EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
 scored.
 
-{_EXITS}"""
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
+that does not fit, 130 stopped by Ctrl-C"""
 
 
 @dataclass(frozen=True)
 class PerplexityOptions:
     """A parsed command line of `perplexity`, but for the adapters."""
 
-    model: str = _files(
-        _MODEL(),
-        "",
-        "model, a GGUF file",
-        also=["-m", "--model-base"],
-        shown_default="must be given",
-    )
+    model: str = model_option("model", "-m", "--model-base")
     file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
@@ -46,15 +38,13 @@ class PerplexityOptions:
         None, False, "compare with --base-model: KL divergence, in nats per token"
     )
     base_model: str = _files(
-        _MODEL(),
+        Text(),
         "",
         "what --kl-divergence compares with, without adapters",
         shown_default="the model itself, without adapters",
     )
-    threads: int | None = _run(
-        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
-    debug: bool = _run(None, False, "show the traceback of an error")
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
 
 
 @dataclass(frozen=True)

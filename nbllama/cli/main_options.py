@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
+from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.escapes import unescape
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
 from nbllama.cli.parser import Real, Text, Whole, markdown, option, parse_into, table
@@ -40,9 +41,7 @@ _FAMILIAR = {"--ctx": "--ctx-size", "--model-base": "--model"}
 class MainOptions:
     """A parsed command line of `main`, but for the adapters."""
 
-    model: str = _files(
-        Text(), "", "the model, a GGUF file", also=["-m"], shown_default="must be given"
-    )
+    model: str = model_option("the model", "-m")
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
 
@@ -156,9 +155,7 @@ class MainOptions:
     mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "its learning rate eta")
     mirostat_ent: float = _sampling(_ANY, _D.mirostat_ent, "its target tau, bits a token")
 
-    threads: int | None = _machine(
-        Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
+    threads: int | None = threads_option()
     dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
     exact: bool = _machine(
         None, False, "keep activations in float32 where they would be rounded to 8 bits"
@@ -171,7 +168,7 @@ class MainOptions:
         " given several times", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _machine(Text(), "dump.npz", "file of --dump")
-    debug: bool = _machine(None, False, "show the traceback of an error")
+    debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
         """The samplers' settings; `seed` takes the place of -1."""

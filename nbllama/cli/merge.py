@@ -11,7 +11,12 @@ from nbllama.rewrite import Changes
 
 
 class Progress:
-    """Tensors done, on standard error: one line that is overwritten, or a line every 10 %."""
+    """Tensors done, on standard error: one line that is overwritten, or a line every 10 %.
+
+    After its `with` block `seconds` is how long that took.
+    """
+
+    seconds = 0.0
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -25,11 +30,14 @@ class Progress:
             self._told = tenth
             print(f"[{done + 1:4}/{total}] {shown(name, 60)}", file=sys.stderr)
 
-    def close(self) -> float:
-        """End the line; seconds since the start."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the line."""
+        self.seconds = time.monotonic() - self._start
         if self._terminal:
             print(f"\r{'':76}\r", end="", file=sys.stderr)
-        return time.monotonic() - self._start
 
 
 def table(changes: Changes) -> list[str]:

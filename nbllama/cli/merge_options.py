@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from nbllama.cli.common_options import THREADS, debug_option, model_option, threads_option
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
-from nbllama.cli.parser import Text, Whole, option, parse_into, table
+from nbllama.cli.parser import Text, option, parse_into, table
 from nbllama.errors import UsageError, shown
 from nbllama.mixes import ALIASES, FILE_TYPES
 
 _TYPES = " ".join((*FILE_TYPES, *ALIASES)).lower()
 _files = partial(option, "Files")
 _run = partial(option, "Run")
-_THREADS = Whole(1, 4096)
 
 EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
@@ -33,9 +33,7 @@ _EXPORT_FAMILIAR = {"--type": "--outtype", "--model-file": "--model-base"}
 class ExportOptions:
     """A parsed command line of `export_lora`, but for the adapters."""
 
-    model_base: str = _files(
-        Text(), "", "base model, a GGUF file", also=["-m", "--model"], shown_default="must be given"
-    )
+    model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
         Text(),
         "",
@@ -54,10 +52,8 @@ class ExportOptions:
         Text(), "", "that text, in UTF-8, of which the first 256 tokens are used",
         shown_default="the model goes on with four openings",
     )  # fmt: skip
-    threads: int | None = _run(
-        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
-    debug: bool = _run(None, False, "show the traceback of an error")
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
 
 
 @dataclass(frozen=True)
@@ -120,10 +116,8 @@ class QuantizeOptions:
     allow_requantize: bool = _run(
         None, False, "quantise a model that is quantised already; that adds up errors"
     )
-    threads: int | None = _run(
-        _THREADS, None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
-    debug: bool = _run(None, False, "show the traceback of an error")
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
 
 
 @dataclass(frozen=True)
@@ -158,10 +152,10 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
     threads = options.threads
     if len(words) == 4:
         try:
-            last = _THREADS.parse(words[3])
+            last = THREADS.parse(words[3])
         except ValueError:
             raise UsageError(
-                f"THREADS: '{shown(words[3])}' is not allowed; give {_THREADS.allowed()}"
+                f"THREADS: '{shown(words[3])}' is not allowed; give {THREADS.allowed()}"
             ) from None
         threads = threads or last
     return Quantize(options, words[0], words[1], words[2], threads)

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -117,20 +117,24 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def run_program(main: Callable[[], int], debug: bool) -> int:
-    """Run `main` and return the exit code; what it raises ends as one line on standard error.
+def run_program(
+    program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Run `program` with the words of a command line, by default the process's; the exit code.
 
-    With `debug` the traceback is printed before the line. `SystemExit` passes with its code.
+    What it returns is the exit code, None for 0; what it raises ends as one line on standard error,
+    with --debug behind a traceback. `SystemExit` passes with its code.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
     try:
         with _terminable():
-            code = main()
+            code = program(words) or 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException as e:
         line, code = _told(e)
-        if debug:
+        if "--debug" in words:
             _traceback()
         elif line.startswith("internal"):
             line += " (run again with --debug to see where)"

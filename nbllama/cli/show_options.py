@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from nbllama.cli.data_options import (
-    chat_template_option,
-    data_columns_option,
-    data_format_option,
-    on_long_option,
-    skip_bad_option,
-    template_date_option,
-    train_on_prompt_option,
-)
+from nbllama.cli.common_options import debug_option
+from nbllama.cli.data_options import RecordOptions
 from nbllama.cli.parser import Text, Whole, option, parse_into
 from nbllama.errors import UsageError
 
@@ -26,8 +19,8 @@ _show = partial(option, "Show")
 
 
 @dataclass(frozen=True)
-class ShowOptions:
-    """A parsed command line; the options of data are those of `nbllama.finetune`."""
+class _ShowOptions:
+    """What is shown, and of what."""
 
     model_base: str = _show(
         Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],
@@ -43,14 +36,13 @@ class ShowOptions:
         Whole(1, 2**24), None, "longest sample, in tokens", also=["-c"],
         shown_default="128 for plain text, 512 for records",
     )  # fmt: skip
-    debug: bool = _show(None, False, "show the traceback of an error")
-    data_format: str | None = data_format_option()
-    data_columns: str = data_columns_option()
-    chat_template: str = chat_template_option()
-    template_date: str | None = template_date_option()
-    train_on_prompt: bool = train_on_prompt_option()
-    on_long: str = on_long_option()
-    skip_bad: bool = skip_bad_option()
+    debug: bool = debug_option("Show")
+
+
+# A dataclass has the fields of its last base first.
+@dataclass(frozen=True)
+class ShowOptions(RecordOptions, _ShowOptions):
+    """A parsed command line; how records are read is said as for `nbllama.finetune`."""
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:

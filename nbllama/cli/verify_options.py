@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
-from nbllama.cli.parser import Text, Whole, option, parse_into, table
+from nbllama.cli.parser import Text, option, parse_into, table
 from nbllama.errors import UsageError
 
 _files = partial(option, "Files")
@@ -28,10 +29,7 @@ written, 4 not enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C
 class VerifyOptions:
     """A parsed command line of `verify`, but for the adapters."""
 
-    model: str = _files(
-        Text(), "", "base model, a GGUF file", also=["-m", "--model-base"],
-        shown_default="must be given",
-    )  # fmt: skip
+    model: str = model_option("base model", "-m", "--model-base")
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
@@ -50,10 +48,8 @@ class VerifyOptions:
         None, True, "compare with llama.cpp", off=["--no-llama"],
         shown_default="on if xllamacpp is installed",
     )  # fmt: skip
-    threads: int | None = _run(
-        Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
-    debug: bool = _run(None, False, "show the traceback of an error")
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
 
 
 @dataclass(frozen=True)

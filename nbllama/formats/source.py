@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import stat
-from types import TracebackType
 
 import numpy as np
 
@@ -71,12 +70,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

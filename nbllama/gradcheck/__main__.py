@@ -22,16 +22,11 @@ _TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        _run(parse(words))
-        return 0
-
-    return run_program(run, "--debug" in words)
+    return run_program(_run, argv)
 
 
-def _run(o: GradcheckOptions) -> None:
+def _run(words: list[str]) -> None:
+    o = parse(words)
     from nbllama.cli.cores import use_threads
 
     use_threads(o.threads)

@@ -21,13 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.gguf_io import TENSOR_TYPES
+from nbllama.gradients import loss_and_gradients
 from nbllama.lora import Adapter, init_adapter
 from nbllama.model import Model
 from nbllama.reference import ReferenceModel, parameters64
 from nbllama.slots import EVERY_SLOT, without_tensor
+
+Parameters = Mapping[str, np.ndarray]
 
 STEP = 1e-4  # h, as a share of the half's length
 ZERO = 1e-9  # a slope below it counts as none
@@ -51,7 +53,7 @@ class Reference(ReferenceModel):
         super().__init__(model)
         self._known: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
-    def weight(self, name: str, params: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
+    def weight(self, name: str, params: Parameters, scale: float) -> np.ndarray:
         a, b = params.get(name + ".lora_a"), params.get(name + ".lora_b")
         if a is None or b is None:
             return self.tensors[name]
@@ -72,15 +74,20 @@ def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
     return adapter
 
 
-def gradients(model: Model, adapter: Adapter, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean loss and its gradient as the trainer computes them, with checkpointing."""
-    bound = Bound(model, adapter, trained=True)
-    acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=True)
-    buffers = model.loss_buffers(adapter, batch.n_trained)
-    model.forward(bound, acts, batch)
-    total = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
-    model.backward(bound, acts, batch)
-    return total / batch.n_trained, bound.grads
+def slope(
+    reference: ReferenceModel,
+    batch: Batch,
+    params: Parameters,
+    scale: float,
+    direction: Parameters,
+    h: float,
+) -> float:
+    """(L(p + h d) - L(p - h d)) / 2h, where d moves only the parameters that it names."""
+    ends = []
+    for sign in (1, -1):
+        moved = {name: params[name] + sign * h * d for name, d in direction.items()}
+        ends.append(reference.loss(batch, {**params, **moved}, scale))
+    return (ends[0] - ends[1]) / (2 * h)
 
 
 class Losses(NamedTuple):
@@ -99,18 +106,14 @@ def check(
     tell: Callable[[Losses], None] | None = None,
 ) -> Iterator[Checked]:
     """Every half of every pair, one after the other. `tell` gets the losses first."""
-    loss, grads = gradients(model, adapter, batch)
+    loss, grads = loss_and_gradients(model, adapter, batch, checkpointing=True)
     reference, params = Reference(model), parameters64(adapter)
     scale, rng = adapter.scale, np.random.default_rng(seed)
     if tell is not None:
         tell(Losses(loss, reference.loss(batch, params, scale)))
 
-    def slope(name: str, direction: np.ndarray, h: float) -> float:
-        sides = []
-        for sign in (1, -1):
-            moved = params | {name: params[name] + sign * h * direction}
-            sides.append(reference.loss(batch, moved, scale))
-        return (sides[0] - sides[1]) / (2 * h)
+    def along(name: str, direction: np.ndarray, h: float) -> float:
+        return slope(reference, batch, params, scale, {name: direction}, h)
 
     for base in adapter.pairs:
         kind = TENSOR_TYPES[model.gguf.tensors[base].type_id].name
@@ -121,14 +124,14 @@ def check(
             h = STEP * (size or 1.0)
             random = rng.standard_normal(g.shape)
             random /= np.linalg.norm(random)
-            apart = abs(slope(name, random, h) - float((g * random).sum()))
+            apart = abs(along(name, random, h) - float((g * random).sum()))
             if not length:
                 verdict = "zero" if apart < ZERO else "WRONG"
                 yield Checked(base, kind, half, 0.0, math.nan, verdict)
                 continue
             own = g / length
             errors = (
-                abs(slope(name, own, h) - length) / length,
+                abs(along(name, own, h) - length) / length,
                 apart * math.sqrt(g.size) / length,
             )
             error = max(errors)

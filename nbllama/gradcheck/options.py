@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.parser import Real, Text, Whole, option, parse_into
 from nbllama.errors import UsageError
 
@@ -23,9 +24,7 @@ _run = partial(option, "Run")
 class GradcheckOptions:
     """A parsed command line."""
 
-    model_base: str = _files(
-        Text(), "", "model, a GGUF file", also=["-m", "--model"], shown_default="must be given"
-    )
+    model_base: str = model_option("model", "-m", "--model")
     lora: str = _files(
         Text(), "", "adapter at whose values the gradient is checked",
         shown_default="random A and B on every tensor that takes a pair",
@@ -41,12 +40,10 @@ class GradcheckOptions:
     tolerance: float = _run(
         Real(above=True), 1e-3, "largest error of a right gradient, as a share of its length"
     )
-    threads: int | None = _run(
-        Whole(1, 4096), None, "CPU threads", also=["-t"], shown_default="physical cores"
-    )
+    threads: int | None = threads_option()
     all: bool = _run(None, False, "list every tensor, not kinds of tensors")
     json: bool = _run(None, False, "print a JSON document instead of a table")
-    debug: bool = _run(None, False, "show the traceback of an error")
+    debug: bool = debug_option()
 
 
 def parse(argv: Sequence[str]) -> GradcheckOptions:

@@ -15,20 +15,18 @@ from nbllama.inspect.options import parse
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        options, path = parse(words)
-        from nbllama.inspect.found import look
-        from nbllama.inspect.show import as_json, as_text
 
-        found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
-        print(as_json(found) if options.json else as_text(found, options.all), end="")
-        if found.refused is not None:
-            raise found.refused
-        return 0
+def _run(words: list[str]) -> None:
+    options, path = parse(words)
+    from nbllama.inspect.found import look
+    from nbllama.inspect.show import as_json, as_text
 
-    return run_program(run, "--debug" in words)
+    found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
+    print(as_json(found) if options.json else as_text(found, options.all), end="")
+    if found.refused is not None:
+        raise found.refused
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.cli.common_options import debug_option
 from nbllama.cli.parser import Text, Whole, option, parse_into, table
 from nbllama.cli.words import take_words
 from nbllama.errors import UsageError
@@ -37,7 +38,7 @@ class InspectOptions:
         shown_default="none",
     )  # fmt: skip
     check: bool = _show(None, False, "read every weight and refuse a NaN or an infinity")
-    debug: bool = _show(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Show")
 
 
 def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:

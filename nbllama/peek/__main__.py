@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nbllama.cli.run import run_program
 from nbllama.errors import shown
-from nbllama.peek.options import Asked, PeekOptions, parse
+from nbllama.peek.options import PeekOptions, parse
 
 if TYPE_CHECKING:
     from nbllama.peek.dump import Dump
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return run_program(lambda: _run(parse(words)), "--debug" in words)
+    return run_program(_run, argv)
 
 
-def _run(asked: Asked) -> int:
+def _run(words: list[str]) -> int:
+    asked = parse(words)
     from nbllama.peek.source import open_source
 
     if len(asked.files) == 1:

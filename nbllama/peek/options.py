@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from nbllama.cli.common_options import debug_option
 from nbllama.cli.parser import Choice, Real, Text, Whole, option, parse_into, table
 from nbllama.cli.words import take_words
 from nbllama.errors import UsageError
@@ -47,7 +48,7 @@ class PeekOptions:
         " of A are taken for equal",
     )  # fmt: skip
     all: bool = _diff(None, False, "list the arrays that are equal, too")
-    debug: bool = _show(None, False, "show the traceback of an error")
+    debug: bool = debug_option("Show")
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,17 @@ that needs nothing else."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (see `nbllama.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program(_run, argv)
 
-    def run() -> int:
-        if {"-h", "--help"} & set(words):
-            print(USAGE)
-            return 0
-        names = [word for word in words if word != "--debug"]
-        if len(names) != 2 or any(name.startswith("-") for name in names):
-            raise UsageError("give a log and the name of the page: LOG OUT.html")
-        write_report(*names)
-        return 0
 
-    return run_program(run, "--debug" in words)
+def _run(words: list[str]) -> None:
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return
+    names = [word for word in words if word != "--debug"]
+    if len(names) != 2 or any(name.startswith("-") for name in names):
+        raise UsageError("give a log and the name of the page: LOG OUT.html")
+    write_report(*names)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ def child(
     body: str, *, debug: bool = False, env: dict[str, str] | None = None, shell: str = "{}"
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a program whose `main` is `body`."""
+    words = ["--debug"] if debug else []
     code = (
         "import sys, os, errno\n"
         "from nbllama.cli.run import run_program\n"
         "import nbllama.errors as E\n"
-        "def main():\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "    return 0\n"
-        f"sys.exit(run_program(main, {debug}))\n"
+        "def main(words):\n"
+        + "".join(f"    {line}\n" for line in body.splitlines())
+        + f"sys.exit(run_program(main, {words}))\n"
     )
     command = [sys.executable, "-c", code]
     if shell != "{}":
@@ -124,8 +126,8 @@ def test_output_is_utf8_whatever_the_locale(env: dict[str, str]) -> None:
 def test_a_reader_that_went_away(body: str, code: int) -> None:
     program = (
         "import sys, time\nfrom nbllama.cli.run import run_program\nimport nbllama.errors as E\n"
-        f"def main():\n    time.sleep(0.3)\n    {body}\n    return 0\n"
-        "sys.exit(run_program(main, False))"
+        f"def main(words):\n    time.sleep(0.3)\n    {body}\n    return 0\n"
+        "sys.exit(run_program(main, []))"
     )
     got = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" | true; echo ${PIPESTATUS[0]}', sys.executable, program],
@@ -169,8 +171,10 @@ def test_unreadable_and_unwritable_paths(tmp_path: Path) -> None:
 
 
 def test_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> int:
-        raise errors.CheckpointError("does not fit")
+    def main(words: list[str]) -> None:
+        if words:
+            raise errors.CheckpointError(f"{words[0]} does not fit")
 
-    assert run_program(main, False) == 5
-    assert capsys.readouterr().err == "error: does not fit\n"
+    assert run_program(main, []) == 0
+    assert run_program(main, ["it"]) == 5
+    assert capsys.readouterr().err == "error: it does not fit\n"

@@ -20,7 +20,6 @@ from nbllama._jit import kernel, thread_routine
 from nbllama.ops.attention_few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
-    ROWS_PER_TASK,
     _dot,
     branch_task,
     cap_task,
@@ -39,7 +38,7 @@ from nbllama.ops.token.tasks import (
 )
 from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
-from nbllama.threads import call, count, pointer, wait_for
+from nbllama.threads import call, count, count_more, pointer, wait_for
 
 MOST_TYPES = 6
 NO_TYPE = -1  # in the place of a type that a model does not have
@@ -108,13 +107,13 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
             tasks, first = phase.tasks, phase.first
             if phase.kind == SCORES:
                 tasks *= step.at // CHUNK + 1
-            task = count(drawn, i)
+            mine, task = 0, count(drawn, i)
             while task < tasks:
                 if phase.kind == PRODUCT:
                     s, part = part_of(products, first, task)
                     p = products[s]
                     raw = raw_bytes(p.w, p.w_bytes)
-                    for n in range(part * ROWS_PER_TASK, min((part + 1) * ROWS_PER_TASK, p.n_out)):
+                    for n in range(part * p.rows, min((part + 1) * p.rows, p.n_out)):
                         src = n * p.row_bytes
                         if p.code == 0:
                             value = row_product(t0, exact, raw, src, p, step, row)
@@ -145,8 +144,9 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
                     gate_task(gates[first], task, step)
                 else:
                     cap_task(caps[first], task)
-                count(done, i)
-                task = count(drawn, i)
+                mine, task = mine + 1, count(drawn, i)
+            if mine > 0:
+                count_more(done, i, mine)
             wait_for(done, i, tasks)
 
     return thread

@@ -33,7 +33,7 @@ HIDDEN_ROW = _table(a=_address, x=_address, h=_address, rank=_size, n_in=_size, 
 # y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: which of the entry's types w has
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
-    y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size,
+    y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
 )  # fmt: skip
 
 # queries and keys normed and turned in place, then key and value into the cache [n_ctx, G, D]

@@ -17,7 +17,8 @@ from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.quants.dot import SUMMED
 from nbllama.threads import pointer
 
-ROWS_PER_TASK = 32  # rows of W
+LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
+TASKS = 4  # of a thread in one phase: drawing one may take as long as two rows (two cores, 0.5 us)
 GATE_PART = 1024  # numbers of the feed-forward layer in one task: whole int8 blocks
 CAP_PART = 8192
 
@@ -91,13 +92,13 @@ def hidden_task(pairs, first, task):  # type: ignore[no-untyped-def]
 
 @kernel()
 def part_of(products, first, task):  # type: ignore[no-untyped-def]
-    """Which row of the table, and which `ROWS_PER_TASK` rows of W, a task of a PRODUCT means."""
+    """Which row of the table, and which part of its `rows` rows of W, a task of a PRODUCT means."""
     s, part = first, task
-    parts = (products[s].n_out + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
     while part >= parts:
         part -= parts
         s += 1
-        parts = (products[s].n_out + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+        parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
     return s, part
 
 

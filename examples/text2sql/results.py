@@ -1,0 +1,47 @@
+"""A series of measurements in a result file: a JSON object a line, written as each one ends.
+
+A series that was broken off goes on where it ended: what has its rows is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nbllama.errors import NbllamaError
+
+Rows = list[dict[str, Any]]
+Case = TypeVar("Case")
+
+
+def read_rows(path: Path) -> Rows:
+    """Rows of an earlier, perhaps unfinished, series; none without a file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def series(
+    path: Path,
+    cases: Iterable[Case],
+    done: Callable[[Case, Rows], bool],
+    measure: Callable[[Case], Iterable[dict[str, Any]]],
+    table: Callable[[Rows], str],
+) -> int:
+    """Measure the cases that are not `done` by the file's rows, print its table; the exit code."""
+    try:
+        for case in cases:
+            if done(case, read_rows(path)):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(row) + "\n" for row in measure(case))
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+        print(table(read_rows(path)))
+    except NbllamaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
