@@ -108,6 +108,12 @@ def test_pages_fit_and_say_no_error(site: Path, browser: Any, size: str, scheme:
         colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         red = int(re.findall(r"\d+", colour)[0])
         assert red > 200 if scheme == "light" else red < 80, (page.name, colour)
+        if size == "screen" and page.parent.name == "walkthrough":
+            cut = browser.execute_script(
+                "return [...document.querySelectorAll('article pre > code')]"
+                ".filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.textContent)"
+            )
+            assert not cut, (page.name, cut)
 
 
 @pytest.mark.slow
