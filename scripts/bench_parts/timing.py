@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -16,6 +18,21 @@ from nbllama.own_cores import own_cores
 # variant needs; and threads that slept may wake on one core and take as long to spread.
 SETTLE = 0.06  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
+
+
+def bind_blas() -> None:
+    """OpenBLAS's threads on a core each, as `own_cores` binds ours: it would be an unfair race."""
+    if sys.platform != "linux":
+        return
+    here = threading.get_native_id()
+    blas = sorted(int(t) for t in os.listdir("/proc/self/task") if int(t) != here)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(blas) == len(cores) - 1:
+        for thread, core in zip(blas, cores[1:], strict=True):
+            os.sched_setaffinity(thread, {core})
+
+
+bind_blas()  # now, while there are no threads but numpy's
 
 
 def timed(f: Callable[[], Any]) -> float:
