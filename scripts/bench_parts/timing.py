@@ -14,9 +14,9 @@ import numpy as np
 
 from nbllama.own_cores import own_cores
 
-# OpenBLAS's threads look for new work for some 20 ms after a product, on the cores that the next
-# variant needs; and threads that slept may wake on one core and take as long to spread.
-SETTLE = 0.06  # seconds
+# OpenBLAS's threads look for new work for a while after a product (bench.py: 2 ms), on the cores
+# that the next variant needs.
+SETTLE = 0.03  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
 
 
