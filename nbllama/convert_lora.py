@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.cli.common_options import debug_option
-from nbllama.cli.parser import Text, option, parse_into
+from nbllama.cli.parser import option, parse_into
 from nbllama.cli.run import run_program
+from nbllama.cli.values import Text
 from nbllama.errors import UsageError, shown
 
 PROG = "python -m nbllama.convert_lora"

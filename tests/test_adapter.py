@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 
 from nbllama.adapter import format_of, load_adapter, save_adapter
-from nbllama.arch import Hparams, hparams_from_gguf
 from nbllama.errors import CheckpointError, GGUFError, UsageError
-from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
-from nbllama.lora import Adapter, Pair, delta, init_adapter
+from nbllama.gguf_io import ValueType, open_gguf, write_gguf
+from nbllama.lora import Adapter, Pair, delta
 from nbllama.slots import SLOTS
+from tests.formats.adapters import model, trained
 from tests.toy_models import make_llama
 
 LINEARS = {"wq": 3, "wk": 6, "wv": 2, "wo": 6, "w1": 1, "w2": 4, "w3": 6}
@@ -28,26 +27,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("toy") / "toy.gguf"
     make_llama(path)
     return path
-
-
-def shapes_of(f: GGUFFile) -> dict[str, tuple[int, ...]]:
-    return {t.name: t.shape for t in f.tensors.values()}
-
-
-@functools.cache
-def base(path: Path) -> tuple[Hparams, dict[str, tuple[int, ...]]]:
-    with open_gguf(path) as f:
-        return hparams_from_gguf(f), shapes_of(f)
-
-
-def trained(path: Path, ranks: dict[str, int], alpha: float, lora_r: int) -> Adapter:
-    """An adapter with both halves random, large enough to be seen in the logits."""
-    hp, shapes = base(path)
-    adapter = init_adapter(hp, ranks, alpha, lora_r, 5, shapes)
-    rng = np.random.default_rng(6)
-    for pair in adapter.pairs.values():
-        pair.b[:] = 0.3 * rng.standard_normal(pair.b.shape)
-    return adapter
 
 
 def merged(path: Path, out: Path, adapter: Adapter) -> None:
@@ -78,10 +57,10 @@ def test_llama_cpp_adds_what_was_trained(
 
     adapter = trained(toy, ranks, alpha, lora_r)
     file = tmp_path / "a.gguf"
-    assert save_adapter(file, adapter, base(toy)[0]) == []
+    assert save_adapter(file, adapter, model(toy)[0]) == []
     merged(toy, tmp_path / "merged.gguf", adapter)
-    with LlamaModel(toy) as model, LlamaModel(tmp_path / "merged.gguf") as whole:
-        plain, got, want = model.logits(TOKENS), model.logits(TOKENS, [(file, 1.0)]), None
+    with LlamaModel(toy) as llama, LlamaModel(tmp_path / "merged.gguf") as whole:
+        plain, got, want = llama.logits(TOKENS), llama.logits(TOKENS, [(file, 1.0)]), None
         want = whole.logits(TOKENS)
     # The same sums in another order, float32 through two layers; the effect itself is over 0.1.
     assert abs(got - want).max() < 2e-5 * abs(want).max()
@@ -91,19 +70,20 @@ def test_llama_cpp_adds_what_was_trained(
 def test_norm_pairs_and_tied_embeddings_are_warned_of(toy: Path, tmp_path: Path) -> None:
     from tests.oracle import LlamaModel
 
-    hp, _ = base(toy)
+    hp, _ = model(toy)
     adapter = trained(toy, {"att_norm": 2, "out_norm": 1, "wq": 2}, 4, 2)
     (note,) = save_adapter(tmp_path / "norms.gguf", adapter, hp)
     assert note.startswith("llama.cpp ignores LoRA on norm vectors (3 here, such as output_norm")
     without = Adapter(hp.arch, 4, 2, {n: p for n, p in adapter.pairs.items() if "norm" not in n})
     assert save_adapter(tmp_path / "without.gguf", without, hp) == []
-    with LlamaModel(toy) as model:
-        a, b = (model.logits(TOKENS, [(tmp_path / f"{n}.gguf", 1.0)]) for n in ("norms", "without"))
+    with LlamaModel(toy) as llama:
+        a, b = (llama.logits(TOKENS, [(tmp_path / f"{n}.gguf", 1.0)]) for n in ("norms", "without"))
     np.testing.assert_array_equal(a, b)  # the note tells the truth
 
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
-    (note,) = save_adapter(tmp_path / "t.gguf", trained(tied, {"tok_embd": 2}, 4, 2), base(tied)[0])
+    adapter = trained(tied, {"tok_embd": 2}, 4, 2)
+    (note,) = save_adapter(tmp_path / "t.gguf", adapter, model(tied)[0])
     assert "tied" in note
 
 
@@ -116,7 +96,7 @@ def equal(a: Adapter, b: Adapter) -> bool:
 
 
 def test_reading_back(toy: Path, tmp_path: Path) -> None:
-    hp, shapes = base(toy)
+    hp, shapes = model(toy)
     alike = trained(toy, {slot.name: 4 for slot in SLOTS}, 11, 4)
     save_adapter(tmp_path / "a.gguf", alike, hp)
     assert equal(alike, load_adapter(tmp_path / "a.gguf", hp, shapes))
@@ -135,7 +115,7 @@ def test_reading_back(toy: Path, tmp_path: Path) -> None:
 def test_stored_form(toy: Path, tmp_path: Path) -> None:
     """Names, shapes and types as llama.cpp's loader wants them, read by another reader."""
     adapter = trained(toy, {"tok_embd": 3, "wk": 2, "out_norm": 1}, 8, 4)
-    save_adapter(tmp_path / "a.gguf", adapter, base(toy)[0])
+    save_adapter(tmp_path / "a.gguf", adapter, model(toy)[0])
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     types = {k: f.types for k, f in reader.fields.items() if not k.startswith("GGUF.")}
     string, f32, u32 = (gguf.GGUFValueType[n] for n in ("STRING", "FLOAT32", "UINT32"))
@@ -192,7 +172,7 @@ def halves(rank: int, n_out: int = 64, n_in: int = 64, name: str = Q) -> Tensors
 
 
 def test_files_of_llama_cpp_s_converter(toy: Path, tmp_path: Path) -> None:
-    hp, shapes = base(toy)
+    hp, shapes = model(toy)
     tensors = halves(4) | halves(2, n_out=32, name="blk.1.attn_k.weight")
     got = load_adapter(converted(tmp_path / "c.gguf", tensors), hp, shapes)
     assert (got.alpha, got.lora_r) == (8, 4)
@@ -221,7 +201,7 @@ def test_other_tensor_types(toy: Path, tmp_path: Path, kind: str) -> None:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    got = load_adapter(tmp_path / "c.gguf", *base(toy)).parameters()
+    got = load_adapter(tmp_path / "c.gguf", *model(toy)).parameters()
     for name, x in want.items():
         np.testing.assert_array_equal(got[name], x)
 
@@ -279,15 +259,15 @@ def test_bad_adapters_are_refused(toy: Path, tmp_path: Path, name: str) -> None:
     tensors, keys, message = BAD[name]
     path = converted(tmp_path / "bad.gguf", tensors, **keys)
     with pytest.raises(CheckpointError, match=message) as e:
-        load_adapter(path, *base(toy))
+        load_adapter(path, *model(toy))
     assert e.value.exit_code == 5
     assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
 
 
 def test_damaged_and_missing_files(toy: Path, tmp_path: Path) -> None:
-    hp, shapes = base(toy)
+    hp, shapes = model(toy)
     path = tmp_path / "a.gguf"
-    save_adapter(path, trained(toy, {"wq": 2}, 4, 2), base(toy)[0])
+    save_adapter(path, trained(toy, {"wq": 2}, 4, 2), model(toy)[0])
     whole = path.read_bytes()
     for size in (0, 3, 40, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -311,7 +291,7 @@ def test_the_name_decides_what_is_written(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hp, shapes = base(toy)
+    hp, shapes = model(toy)
     adapter = trained(toy, {"wq": 2, "w2": 2}, 4, 2)
     assert format_of(name) == kind
     assert save_adapter(name, adapter, hp) == []
@@ -323,14 +303,14 @@ def test_the_name_decides_what_is_written(
 
 @pytest.mark.parametrize("name", ["a.safetensors", "adapter_config.json", "x.pt"])
 def test_names_that_ask_for_something_else(toy: Path, tmp_path: Path, name: str) -> None:
-    hp, _ = base(toy)
+    hp, _ = model(toy)
     with pytest.raises(UsageError, match="folder"):
         save_adapter(tmp_path / name, trained(toy, {"wq": 2}, 4, 2), hp)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_read_by_what_they_hold(toy: Path, tmp_path: Path) -> None:
-    hp, shapes = base(toy)
+    hp, shapes = model(toy)
     adapter = trained(toy, {"wq": 2}, 4, 2)
     save_adapter(tmp_path / "a.bin", adapter, hp)
     (tmp_path / "a.bin").rename(tmp_path / "a.gguf")  # as the old tool's default name
@@ -345,19 +325,19 @@ def test_files_are_read_by_what_they_hold(toy: Path, tmp_path: Path) -> None:
 
 
 def test_notes_belong_to_the_format(toy: Path, tmp_path: Path) -> None:
-    hp, _ = base(toy)
+    hp, _ = model(toy)
     adapter = trained(toy, {"att_norm": 2, "wq": 2}, 4, 2)
     assert save_adapter(tmp_path / "a.bin", adapter, hp) == []
     (note,) = save_adapter(f"{tmp_path}/p/", adapter, hp)
     assert note.startswith("a PEFT folder holds no LoRA on norm vectors: 2 pairs, such as blk.0.")
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
-    (note,) = save_adapter(tmp_path / "p", trained(tied, {"tok_embd": 2}, 4, 2), base(tied)[0])
+    (note,) = save_adapter(tmp_path / "p", trained(tied, {"tok_embd": 2}, 4, 2), model(tied)[0])
     assert note.startswith("PEFT adds LoRA of token_embd to the embedding alone")
 
 
 def test_what_llama_cpp_would_not_load_is_not_written(toy: Path, tmp_path: Path) -> None:
-    hp, _ = base(toy)
+    hp, _ = model(toy)
     good = trained(toy, {"wq": 2}, 4, 2)
     bad = Pair(good.pairs[Q].a, np.full((64, 2), np.nan, np.float32))
     for adapter in (

@@ -58,7 +58,7 @@ MAIN |= {
     "cli.talk",
 }
 MERGE |= {"cli.run", "cli.cores", "cli.merge_options", "cli.merge", "cli.output_file"}
-TABLE = {"errors", "cli.parser", "cli.common_options"}
+TABLE = {"errors", "cli.parser", "cli.values", "cli.common_options"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -105,8 +105,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": TRAIN | {"train", "system_memory"},
     "session_memory": MODEL | {"weights", "model"},
     "cli": {""},
-    "cli.parser": {"", "errors", "steps"},
-    "cli.common_options": {"cli.parser"},
+    "cli.values": {"steps"},
+    "cli.parser": {"", "errors", "cli.values"},
+    "cli.common_options": {"cli.parser", "cli.values"},
     "steps": set(),
     "gradcheck": TRAIN
     | TABLE
@@ -118,14 +119,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     | TABLE
     | {"cli.run", "cli.words"},
     "cli.escapes": {"errors"},
-    "cli.data_options": {"cli.parser"},
+    "cli.data_options": {"cli.parser", "cli.values"},
     "cli.layers": {"errors"},
     "report": {"", "errors", "files", "progress", "cli.run"},
     "cli.prompts": TRAIN | {"generation", "cli.options"},
     "cli.card": {"errors", "files"},
     "cli.board": {"errors", "progress"},
     "cli.story": {"", "forecast", "system_memory", "cli.session"},
-    "cli.config": {"errors", "cli.parser"},
+    "cli.config": {"errors", "cli.parser", "cli.values"},
     "cli.finetune_options": TABLE | {"cli.data_options"},
     "cli.options": TABLE
     | {"cli.config", "cli.data_options", "cli.escapes", "cli.finetune_options"},
@@ -191,7 +192,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mixes": {"errors"},
     "rewrite": {"gguf_io", "lora", "mixes", "quants", "quantise"},
     "merging": {"arch", "gguf_io", "lora", "mixes", "rewrite"},
-    "cli.lora_options": {"errors", "cli.parser"},
+    "cli.lora_options": {"errors", "cli.parser", "cli.values"},
     "cli.lora_files": {"errors", "arch", "adapter", "lora"},
     "cli.main_options": TABLE | {"sampling", "cli.escapes", "cli.lora_options"},
     "cli.console": {"errors"},

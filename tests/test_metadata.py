@@ -1,6 +1,6 @@
 """Metadata that people's files have: read as llama.cpp reads it, with logits to prove it.
 
-What is in single keys, and how each contradiction is refused: tests/test_arch.py.
+What is in single keys, and how each contradiction is refused: tests/arch.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbllama.cli.parser import Text, Whole, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Text, Whole
 
 THREADS = Whole(1, 4096)
 

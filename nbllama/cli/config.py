@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nbllama.cli.parser import Option, Text, read
+from nbllama.cli.parser import Option, read
+from nbllama.cli.values import Text
 from nbllama.errors import UsageError, shown
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from nbllama.cli.parser import Choice, Day, Text, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Choice, Day, Text
 
 FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
 ON_LONG = ("cut", "refuse", "skip")

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from nbllama.cli.parser import Option, Text, option, plain
+from nbllama.cli.parser import Option, option, plain
+from nbllama.cli.values import Text
 from nbllama.errors import UsageError, shown
 
 _files = partial(option, "Files")

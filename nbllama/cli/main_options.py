@@ -13,7 +13,8 @@ from functools import partial
 from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.escapes import unescape
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
-from nbllama.cli.parser import Real, Text, Whole, markdown, option, parse_into, table
+from nbllama.cli.parser import markdown, option, parse_into, table
+from nbllama.cli.values import Real, Text, Whole
 from nbllama.errors import UsageError
 from nbllama.sampling.params import SamplingParams
 

@@ -8,7 +8,8 @@ from functools import partial
 
 from nbllama.cli.common_options import debug_option
 from nbllama.cli.data_options import RecordOptions
-from nbllama.cli.parser import Text, Whole, option, parse_into
+from nbllama.cli.parser import option, parse_into
+from nbllama.cli.values import Text, Whole
 from nbllama.errors import UsageError
 
 PROG = "python -m nbllama.show_data"

@@ -8,7 +8,8 @@ from functools import partial
 
 from nbllama.cli.common_options import debug_option, model_option, threads_option
 from nbllama.cli.lora_options import lora_option, lora_scaled_option, take_adapters
-from nbllama.cli.parser import Text, option, parse_into, table
+from nbllama.cli.parser import option, parse_into, table
+from nbllama.cli.values import Text
 from nbllama.errors import UsageError
 
 _files = partial(option, "Files")

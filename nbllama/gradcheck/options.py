@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.cli.common_options import debug_option, model_option, threads_option
-from nbllama.cli.parser import Real, Text, Whole, option, parse_into
+from nbllama.cli.parser import option, parse_into
+from nbllama.cli.values import Real, Text, Whole
 from nbllama.errors import UsageError
 
 PROG = "python -m nbllama.gradcheck"

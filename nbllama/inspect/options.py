@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.cli.common_options import debug_option
-from nbllama.cli.parser import Text, Whole, option, parse_into, table
+from nbllama.cli.parser import option, parse_into, table
+from nbllama.cli.values import Text, Whole
 from nbllama.cli.words import take_words
 from nbllama.errors import UsageError
 

@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from nbllama.cli.main_options import MainOptions, options_page, parse_main, read_escapes
-from nbllama.cli.parser import Text, table
+from nbllama.cli.parser import table
+from nbllama.cli.values import Text
 from nbllama.errors import UsageError
 from nbllama.sampling.params import SamplingParams
 from tests.conftest import ROOT

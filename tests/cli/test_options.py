@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.parser import Choice, Day, Real, Text
+from nbllama.cli.values import Choice, Day, Real, Text
 from nbllama.errors import UsageError
 from tests.conftest import ROOT
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from nbllama.cli.parser import Real, Size, Text, Whole, markdown, option, parse_into, table
+from nbllama.cli.parser import markdown, option, parse_into, table
+from nbllama.cli.values import Real, Size, Text, Whole
 from nbllama.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.pages import FIGURES, WALKTHROUGH, near, python_blocks, run_page, same
+from tests.docs.pages import FIGURES, WALKTHROUGH, near, python_blocks, run_page, same, same_figure
 
 PAGES = sorted(WALKTHROUGH.glob("[0-9]-*.md"))
 MINUTES = {"0", "4", "7", "9"}  # pages that train
@@ -163,6 +163,17 @@ def test_what_counts_as_the_same_output() -> None:
     ):
         assert not same("loss 2.31, 12 steps, error 3e-07", other), other
     assert near("0.000", "0.001") and not near("0.000", "0.003")
+
+
+def test_what_counts_as_the_same_figure() -> None:
+    svg = (
+        '<path d="M 44.15 112.95 L 500.99 18.88" style="stroke: #1f2328" clip-path="url(#p462e)"/>'
+    )
+    assert same_figure(svg, svg.replace("112.95", "112.90"))
+    for other in ("M 44.15 114.1 L", "M 44.15 112.95 20 30 L", "M 44.15 nan L"):
+        assert not same_figure(svg, svg.replace("M 44.15 112.95 L", other)), other
+    assert not same_figure(svg, svg.replace("#1f2328", "#1f2329"))
+    assert not same_figure(svg, svg.replace("p462e", "p464e"))
 
 
 def test_a_page_that_prints_something_else_is_found(tmp_path: Path) -> None:

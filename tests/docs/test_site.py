@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser import chromium, show
 from tests.conftest import ROOT
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
 
 DOCS = ROOT / "docs"
 WIDTHS = {"phone": 390, "screen": 1280}
@@ -91,31 +86,8 @@ def test_nothing_is_fetched_and_every_link_resolves(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (BROWSER and DRIVER):
-        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
-
-
-def show(browser: Any, url: str, width: int, scheme: str) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get(url)
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.mark.slow
@@ -125,7 +97,7 @@ def test_pages_fit_and_say_no_error(site: Path, browser: Any, size: str, scheme:
     pages = [*sorted((site / "walkthrough").glob("*.html")), site / "index.html",
              site / "options.html", site / "api" / "ops.html", site / "lesson.html"]  # fmt: skip
     for page in pages:
-        show(browser, page.as_uri(), WIDTHS[size], scheme)
+        show(browser, page.as_uri(), WIDTHS[size], 900, scheme)
         assert browser.get_log("browser") == [], page.name
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= WIDTHS[size], f"{page.name} is {wide} wide"
@@ -140,7 +112,7 @@ def test_pages_fit_and_say_no_error(site: Path, browser: Any, size: str, scheme:
 
 @pytest.mark.slow
 def test_search_finds_something_in_pages_opened_as_files(site: Path, browser: Any) -> None:
-    show(browser, (site / "index.html").as_uri(), 1280, "light")
+    show(browser, (site / "index.html").as_uri(), 1280, 900)
     box = browser.find_element("css selector", "input.md-search__input")
     box.click()
     box.send_keys("checkpoint")

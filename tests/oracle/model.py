@@ -20,7 +20,7 @@ from tests.oracle.lib import (
     model_default_params,
 )
 from tests.oracle.ops import read_strided
-from tests.oracle.vocab import Vocab, free_model, get_vocab, load_model
+from tests.oracle.vocab import OpenModel, Vocab, get_vocab
 
 _P = C.c_void_p
 
@@ -40,7 +40,7 @@ _set_adapters = function("llama_set_adapters_lora", C.c_int32, _P, _P, C.c_size_
 Lora = Sequence[tuple["str | os.PathLike[str]", float]]
 
 
-class LlamaModel:
+class LlamaModel(OpenModel):
     """A GGUF file in llama.cpp: no flash attention, float32 KV cache, no repacked weights.
 
     llama.cpp rounds activations to the weights' companion type (Q8_0, Q8_K, F16, BF16) in every
@@ -53,9 +53,7 @@ class LlamaModel:
         params = model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = False
-        self._model = load_model(os.fsencode(path), params)
-        if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load {os.fspath(path)}")
+        super().__init__(path, params)
         self.vocab = Vocab(get_vocab(self._model))
         self.n_ctx, self.n_threads = n_ctx, n_threads
 
@@ -189,19 +187,3 @@ class LlamaModel:
                 _free_context(context)
             for adapter in adapters:
                 _adapter_free(adapter)
-
-    def close(self) -> None:
-        """Free the model; twice is harmless."""
-        if self._model:
-            free_model(self._model)
-        self._model = None
-
-    def __enter__(self) -> LlamaModel:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_model", None):
-            self.close()

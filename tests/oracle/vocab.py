@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes as C
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from tests.oracle.lib import ModelParams, function, model_default_params
 
 _P = C.c_void_p
+Opened = TypeVar("Opened", bound="OpenModel")
 
 load_model = function("llama_model_load_from_file", _P, C.c_char_p, ModelParams)
 free_model = function("llama_model_free", None, _P)
@@ -29,6 +31,34 @@ _add_eos = function("llama_vocab_get_add_eos", C.c_bool, _P)
 _SPECIAL = {
     name: function(f"llama_vocab_{name}", C.c_int32, _P) for name in ("bos", "eos", "eot", "pad")
 }
+
+
+class OpenModel:
+    """A model that llama.cpp holds until `close` or the `with` ends.
+
+    Raises RuntimeError when llama.cpp cannot load the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], params: ModelParams) -> None:
+        self._model = load_model(os.fsencode(path), params)
+        if not self._model:
+            raise RuntimeError(f"llama.cpp cannot load {os.fspath(path)}")
+
+    def close(self) -> None:
+        """Free the model; twice is harmless."""
+        if self._model:
+            free_model(self._model)
+        self._model = None
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
 
 
 class Vocab:
@@ -92,7 +122,7 @@ class Vocab:
         return buffer.raw[:n]
 
 
-class LlamaVocab(Vocab):
+class LlamaVocab(Vocab, OpenModel):
     """The vocabulary of a GGUF file; keeps the model handle until `close` or the `with` ends.
 
     Raises RuntimeError when llama.cpp cannot load the file.
@@ -101,23 +131,5 @@ class LlamaVocab(Vocab):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         params = model_default_params()
         params.vocab_only = True
-        self._model = load_model(os.fsencode(path), params)
-        if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load the vocabulary of {os.fspath(path)}")
-        super().__init__(get_vocab(self._model))
-
-    def close(self) -> None:
-        """Free the model; twice is harmless."""
-        if self._model:
-            free_model(self._model)
-        self._model = None
-
-    def __enter__(self) -> LlamaVocab:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_model", None):
-            self.close()
+        OpenModel.__init__(self, path, params)
+        Vocab.__init__(self, get_vocab(self._model))

@@ -5,10 +5,6 @@ With all scales 1 a product is a whole number, so float32 must give it exactly.
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from nbllama.quants import QUANTS, as_readonly, decode
 from nbllama.quants.dot import SUMMED, dot_blocks, find_dot, int8_block
 from tests import oracle
 from tests.quants.blocks import random_blocks
+from tests.quants.oldest_cpu import ON_X86_64, run_on_oldest_x86_64
 
 DOT_TYPES = [i for i in QUANTS if int8_block(i)]
 NAMES = [QUANTS[i].name for i in DOT_TYPES]
@@ -171,17 +168,7 @@ print(len(DOT_TYPES))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 baseline")
+@ON_X86_64
 def test_same_integers_on_the_oldest_x86_64(tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    env |= {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": "",
-        "NBLLAMA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(len(DOT_TYPES))]
+    printed = run_on_oldest_x86_64(PROGRAM, tmp_path)
+    assert printed == [str(len(DOT_TYPES))]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.quants.oldest_cpu import ON_X86_64, run_on_oldest_x86_64
 
 PROGRAM = """
 import numba
@@ -25,20 +24,10 @@ for type_id, t in QUANTS.items():
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 baseline")
+@ON_X86_64
 def test_same_bits_on_the_oldest_x86_64(tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    env |= {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": "",
-        "NBLLAMA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 8
+    printed = run_on_oldest_x86_64(PROGRAM, tmp_path)
+    assert len(printed) == 8
 
 
 def test_kernel_set_is_chosen_by_the_environment(tmp_path: Path) -> None:

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from nbllama.report.write import write_report
+from tests.browser import chromium, show
 from tests.report.story import EVIL, write_log
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="the browser test needs selenium")
-if not (BROWSER and DRIVER):
-    pytest.skip(
-        "the browser test needs Chromium and its driver (Debian: chromium, chromium-driver)",
-        allow_module_level=True,
-    )
 
 DRAWN = """
 return [...document.querySelectorAll('svg')].filter(s => s.getClientRects().length).map(s => {
@@ -48,34 +36,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    profile = tmp_path_factory.mktemp("profile")
-    for word in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", f"--user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
-
-
-def shown(browser: Any, url: str, width: int, height: int, scheme: str = "light") -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get(url)
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (768, 1024), (375, 740)])
 def test_no_error_and_every_curve_is_drawn(browser: Any, url: str, width: int, height: int) -> None:
-    shown(browser, url, width, height)
+    show(browser, url, width, height)
     assert browser.get_log("browser") == []
     assert browser.title.endswith(f"SmolLM2 {EVIL}.gguf")  # not "broken"
     drawn = browser.execute_script(DRAWN)
@@ -98,7 +65,7 @@ def test_no_error_and_every_curve_is_drawn(browser: Any, url: str, width: int, h
 
 @pytest.mark.parametrize("width", [320, 375, 1200])
 def test_nothing_is_wider_than_the_screen(browser: Any, url: str, width: int) -> None:
-    shown(browser, url, width, 800)
+    show(browser, url, width, 800)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
@@ -112,7 +79,7 @@ def test_nothing_is_wider_than_the_screen(browser: Any, url: str, width: int) ->
 def test_light_and_dark_are_different_and_legible(browser: Any, url: str) -> None:
     found = []
     for scheme in ("light", "dark"):
-        shown(browser, url, 1000, 800, scheme)
+        show(browser, url, 1000, 800, scheme)
         colours = browser.execute_script(
             "const s = e => getComputedStyle(document.querySelector(e));"
             "return [s('body').backgroundColor, s('body').color, s('.card').backgroundColor,"
@@ -140,7 +107,7 @@ def contrast(a: float, b: float) -> float:
 
 
 def test_it_prints_light(browser: Any, url: str) -> None:
-    shown(browser, url, 1000, 800, "dark")
+    show(browser, url, 1000, 800, "dark")
     media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

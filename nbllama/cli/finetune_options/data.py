@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.cli.data_options import record_option
-from nbllama.cli.parser import Words, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Words
 
 _text = partial(option, "Samples of plain text")
 

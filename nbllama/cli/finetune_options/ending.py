@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
-from nbllama.cli.parser import Choice, Real, Text, Whole, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Choice, Real, Text, Whole
 
 _val = partial(option, "Validation and samples")
 _stop = partial(option, "Early end")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from nbllama.cli.parser import Text, Whole, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Text, Whole
 
 _files = partial(option, "Files")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nbllama.cli.parser import Dumped, Real, Text, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Dumped, Real, Text
 
 _inside = partial(option, "Looking inside")
 _model = partial(option, "Model")

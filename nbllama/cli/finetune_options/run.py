@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.cli.common_options import debug_option, threads_option
-from nbllama.cli.parser import Size, Whole, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Size, Whole
 
 _run = partial(option, "Run")
 _data = partial(option, "Length of the run and batches")

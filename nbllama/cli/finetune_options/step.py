@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from nbllama.cli.parser import Choice, Real, Whole, option
+from nbllama.cli.parser import option
+from nbllama.cli.values import Choice, Real, Whole
 
 _rate = partial(option, "Learning rate")
 _adam = partial(option, "Optimiser")

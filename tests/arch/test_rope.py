@@ -10,17 +10,7 @@ import numpy as np
 import pytest
 
 from nbllama.arch import ARCHS, Hparams, RopeScaling, with_overrides
-from tests.arch_files import Model, read
-
-
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "m.gguf"
+from tests.arch.files import Model, read
 
 
 class TestRopeScaling:

@@ -9,20 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.arch_files import C, D, F, L, Model, V, refused
+from tests.arch.files import C, D, F, L, Model, V, refused
 from tests.gguf_io import build as b
 
 F32_NAN, F32_INF = float("nan"), float("inf")
-
-
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "m.gguf"
 
 
 def edit(name: str, *args: Any) -> Callable[[Model], None]:

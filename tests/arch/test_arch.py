@@ -1,6 +1,6 @@
 """Sizes and constants from small files.
 
-What is refused: tests/test_arch_refused.py. RoPE scaling: tests/test_arch_rope.py.
+What is refused: test_refused.py. RoPE scaling: test_rope.py.
 """
 
 from __future__ import annotations
@@ -26,21 +26,11 @@ from nbllama.arch import (
 )
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
-from tests.arch_files import C, D, F, G, H, L, Model, V, read, refused
+from tests.arch.files import C, D, F, G, H, L, Model, V, read, refused
 from tests.gguf_io import build as b
 from tests.toy_models import make_llama
 
 ROT = "llama.rope.dimension_count"
-
-
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "m.gguf"
 
 
 def test_every_field(model: Model, path: Path) -> None:
