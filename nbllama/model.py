@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import numba
 import numpy as np
 
 from nbllama.activations import LINEARS, Activations, ForwardActivations
@@ -35,9 +34,6 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
 from nbllama.own_cores import own_cores
 from nbllama.weights import Weights
-
-# Numba may count the processors again whenever it compiles: within `own_cores` it would find one.
-os.environ.setdefault("NUMBA_NUM_THREADS", str(numba.config.NUMBA_NUM_THREADS))
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 

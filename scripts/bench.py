@@ -18,7 +18,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+# OpenBLAS's threads would look for new work for 100 ms after a product, on the cores that the next
+# variant needs; 2**22 ticks (2 ms) still bridge two products in a row. Before numpy is loaded.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "22")
+
+import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -41,10 +45,23 @@ def demo_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def in_child(case: dict[str, Any]) -> dict[str, Any]:
-    """`step.measure` in a process of its own, for its peak memory; sgemm has as many threads."""
+# Both sides held to vectors of one width: Numba's code and numpy's OpenBLAS.
+VECTORS = {
+    "AVX2": {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "AVX-512": {"OPENBLAS_CORETYPE": "SkylakeX"},
+}
+
+
+def in_child(case: dict[str, Any], **more: str) -> dict[str, Any]:
+    """`step.measure` in a process of its own, for its peak memory; sgemm has as many threads.
+    `more`: of the environment. An empty case: `kernels.few_matmuls`.
+    """
     words = [sys.executable, __file__, "--case", json.dumps(case)]
-    env = dict(os.environ)
+    env = dict(os.environ) | more
     if case.get("threads"):
         env["OPENBLAS_NUM_THREADS"] = str(case["threads"])
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
@@ -63,13 +80,16 @@ class Bench:
         self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "step": self.step, "profile": self.profile, "context": self.context,
             "attention": self.attention, "loss": self.loss, "matmul": self.matmul,
-            "models": self.models, "peer": self.peer, "old": self.old, "start": self.start,
+            "vectors": self.vectors, "models": self.models, "peer": self.peer, "old": self.old,
+            "start": self.start,
         }  # fmt: skip
 
     def case(self, ctx: int, batch: int, checkpointing: bool, **more: Any) -> dict[str, Any]:
-        standard = {"model": self.model, "steps": self.steps}
+        return in_child(self.standard(ctx, batch, checkpointing) | more)
+
+    def standard(self, ctx: int, batch: int, checkpointing: bool) -> dict[str, Any]:
         own = {"ctx": ctx, "batch": batch, "checkpointing": checkpointing}
-        return in_child(standard | own | more)
+        return {"model": self.model, "steps": self.steps} | own
 
     def step(self) -> Iterable[dict[str, Any]]:
         yield self.case(256, 4, False)
@@ -101,6 +121,15 @@ class Bench:
         from bench_parts.kernels import bench_matmul
 
         return bench_matmul()
+
+    def vectors(self) -> Iterable[dict[str, Any]]:
+        from nbllama.lanes import host_vector_length
+
+        if host_vector_length() < 16:
+            return  # one width is all there is
+        for name, env in VECTORS.items():
+            step = in_child(self.standard(256, 4, False), **env)
+            yield {"vectors": name} | in_child({}, **env) | step
 
     def random_model(self, name: str) -> str:
         folder = Path(self.given.models)
@@ -194,9 +223,11 @@ def main() -> None:
     if given.quick:
         os.environ["NBLLAMA_BENCH_QUICK"] = "1"
     if given.case:
+        from bench_parts.kernels import few_matmuls
         from bench_parts.step import Case, measure
 
-        print(json.dumps(measure(Case(**json.loads(given.case)))))
+        case = json.loads(given.case)
+        print(json.dumps(measure(Case(**case)) if case else few_matmuls()))
         return
     bench = Bench(given)
     if unknown := set(given.parts) - bench.parts.keys():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes as C
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ class Llama:
     """llama.cpp on a file: as many threads, its own defaults otherwise."""
 
     def __init__(self, path: Path, n_ctx: int, threads: int) -> None:
-        from tests.oracle import lib, model
+        from tests.oracle import lib, model, vocab
 
         self._oracle = model
         m = lib.model_default_params()
@@ -38,8 +37,8 @@ class Llama:
         c = lib.context_default_params()
         c.n_ctx, c.n_batch, c.n_ubatch = n_ctx, 512, 512
         c.n_threads = c.n_threads_batch = threads
-        self._model = model.load_model(os.fsencode(path), m)
-        self._context = model._new_context(self._model, c)
+        self._opened = vocab.OpenModel(path, m)
+        self._context = model._new_context(self._opened._model, c)
         self._batch = model._batch_init(512, 0, 1)
         self._memory = lib.function("llama_get_memory", C.c_void_p, C.c_void_p)(self._context)
         self._clear = lib.function("llama_memory_clear", None, C.c_void_p, C.c_bool)

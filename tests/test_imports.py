@@ -256,7 +256,6 @@ OUTSIDE = {
         "quantise",
         "ops",
         "identity",
-        "model",
         "cli.session",
         "cli.cores",
     },

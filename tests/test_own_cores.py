@@ -77,7 +77,6 @@ def test_fewer_threads_than_cores_are_left_to_the_system():
 COMPILES = """
 import os
 import numba
-import nbllama.model
 from nbllama.own_cores import own_cores
 allowed = os.sched_getaffinity(0)
 with own_cores():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from tests.quants.blocks import random_blocks
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 TYPES += ("F16", "BF16", "F32")
+TYPE_IDS = {q.name: q.id for q in QUANTS.values()}
 SHAPES = ((576, 1536), (1536, 576), (2048, 5632), (4096, 4096))  # (n_in, n_out)
 SECONDS = 0.3 if QUICK else 1.0  # of a case
 
 
 def weight(name: str, n_in: int, n_out: int) -> Weight:
     """A weight of finite random blocks: what is in them does not change the time."""
-    kind = next(q for q in QUANTS.values() if q.name == name)
+    kind = QUANTS[TYPE_IDS[name]]
     raw = random_blocks(kind.id, n_in * n_out // kind.block_size)
     return Weight("w", kind.id, as_readonly(raw.reshape(-1)), (n_out, n_in))
 
@@ -87,13 +89,25 @@ def bench_matmul() -> Iterator[dict[str, Any]]:
     """Every type and shape with 512 tokens; few tokens for three types."""
     for name in TYPES[:5:4] if QUICK else TYPES:
         for n_in, n_out in SHAPES:
-            if n_in % next(q for q in QUANTS.values() if q.name == name).block_size:
+            if n_in % QUANTS[TYPE_IDS[name]].block_size:
                 continue
             w = weight(name, n_in, n_out)
             decode = decoder(w)
             few = (32, 128) if name in ("Q4_0", "Q8_0", "Q4_K") and n_in >= 2048 else ()
             for n in (*few, 512):
                 yield matmul_case(w, n, decode)
+
+
+def few_matmuls() -> dict[str, float]:
+    """Shares of sgemm with 512 tokens over some types and all shapes: median and lowest."""
+    found = []
+    for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+        for n_in, n_out in SHAPES:
+            if n_in % QUANTS[TYPE_IDS[name]].block_size == 0:
+                w = weight(name, n_in, n_out)
+                row = matmul_case(w, 512, decoder(w))
+                found += [row["forward"], row["gradient"]]
+    return {"matmul_median": median(found), "matmul_lowest": min(found)}
 
 
 def attention_case(h: int, g: int, d: int, t: int) -> dict[str, Any]:

@@ -128,6 +128,14 @@ STEP = {
     "peak MB (forecast)": "{peak_mb:.0f} ({forecast_mb:.0f})",
     "s (forecast)": "{seconds:.2f} ({forecast_seconds:.2f})",
 }
+VECTORS = {
+    "vectors of both": "{vectors}",
+    "matmul: median / sgemm": "{matmul_median:.2f}",
+    "lowest": "{matmul_lowest:.2f}",
+    "step: tokens/s": "{tokens_per_s:.0f}",
+    "sgemm GF/s": "{sgemm_gflops:.0f}",
+    "share": "{share:.2f}",
+}
 MATMUL = {
     "type": "{type}",
     "n_in x n_out": "{n_in} x {n_out}",
@@ -178,6 +186,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
             "Where the time of its fastest step at ctx 256 x 4 goes",
             table(found.get("profile", []), PROFILE),
         ),
+        ("With vectors of one width", table(found.get("vectors", []), VECTORS)),
         ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
         ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
         ("PyTorch + PEFT, float32, the same model and tokens", table(found.get("peer", []), PEER)),
@@ -217,10 +226,10 @@ def plot(found: dict[str, Rows]) -> str:
     for r in found.get("step", []):
         name = f"step {r['ctx']} x {r['batch']}, {r['threads']} threads"
         bars.append((name + (", checkpointing" if r["checkpointing"] else ""), r["share"]))
-    left, scale, height = 240, 400, 16
+    left, scale, height = 240, 500 / max([1.0, *(share for _, share in bars)]), 16
     bottom = 20 + height * len(bars)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + scale + 90}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 590}" '
         f'height="{bottom + 25}" font-family="sans-serif" font-size="11">',
         "<style>text{fill:#1f2328}line{stroke:#1f2328}@media (prefers-color-scheme: dark)"
         "{text{fill:#e6edf3}line{stroke:#e6edf3}}</style>",
@@ -235,7 +244,7 @@ def plot(found: dict[str, Rows]) -> str:
             f'fill="{colour}"/><text x="{left + share * scale + 4:.0f}" y="{y + 10}">{share:.2f}'
             "</text>"
         )
-    x = left + scale
+    x = round(left + scale)
     lines.append(f'<line x1="{x}" y1="10" x2="{x}" y2="{bottom}"/>')
     lines.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">sgemm</text></svg>')
     return "\n".join(lines) + "\n"

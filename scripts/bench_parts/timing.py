@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -12,10 +14,25 @@ import numpy as np
 
 from nbllama.own_cores import own_cores
 
-# OpenBLAS's threads look for new work for some 20 ms after a product, on the cores that the next
-# variant needs; and threads that slept may wake on one core and take as long to spread.
-SETTLE = 0.06  # seconds
+# OpenBLAS's threads look for new work for a while after a product (bench.py: 2 ms), on the cores
+# that the next variant needs.
+SETTLE = 0.03  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
+
+
+def bind_blas() -> None:
+    """OpenBLAS's threads on a core each, as `own_cores` binds ours: it would be an unfair race."""
+    if sys.platform != "linux":
+        return
+    here = threading.get_native_id()
+    blas = sorted(int(t) for t in os.listdir("/proc/self/task") if int(t) != here)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(blas) == len(cores) - 1:
+        for thread, core in zip(blas, cores[1:], strict=True):
+            os.sched_setaffinity(thread, {core})
+
+
+bind_blas()  # now, while there are no threads but numpy's
 
 
 def timed(f: Callable[[], Any]) -> float:
@@ -66,6 +83,7 @@ class Sgemm:
 
     def rate(self) -> float:
         """FLOP/s now: the median of 40 products in a row, followed by a rest."""
-        run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
+        with own_cores():
+            run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
         time.sleep(SETTLE)
         return self.WORK / median(run)
