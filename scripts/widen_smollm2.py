@@ -109,20 +109,19 @@ def demo_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code."""
+    return run_program(_run, argv)
 
-    def run() -> int:
-        kind = (words[1] if len(words) > 1 else "f32").upper()
-        if not 1 <= len(words) <= 3 or kind not in ("F32", "F16"):
-            raise UsageError(USAGE)
-        source = words[2] if len(words) > 2 else demo_model()
-        widen(source, words[0], kind)
-        print(f"{shown(words[0], 400)}: {os.path.getsize(words[0]) / 2**20:.0f} MiB")
-        return 0
 
-    return run_program(run, False)
+def _run(words: list[str]) -> None:
+    kind = (words[1] if len(words) > 1 else "f32").upper()
+    if not 1 <= len(words) <= 3 or kind not in ("F32", "F16"):
+        raise UsageError(USAGE)
+    source = words[2] if len(words) > 2 else demo_model()
+    widen(source, words[0], kind)
+    print(f"{shown(words[0], 400)}: {os.path.getsize(words[0]) / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
