@@ -159,3 +159,35 @@ def test_openmp_where_it_is_and_the_environment_stays_as_it_was():
     pytest.importorskip("numba.np.ufunc.omppool", reason="no OpenMP library")
     assert layer("all") == ["omp", "None"]
     assert layer("all", GOMP_SPINCOUNT="77") == ["omp", "77"]
+
+
+STEP = """
+import hashlib, sys
+from pathlib import Path
+import numba
+from nbllama.gradients import loss_and_gradients
+from tests.toy_runs import random_batch, toy_adapter, toy_model
+model = toy_model(Path(sys.argv[1]))
+loss, grads = loss_and_gradients(model, toy_adapter(model), random_batch(model, [70, 9]), True)
+digest = hashlib.sha256()
+for name in sorted(grads):
+    digest.update(grads[name].tobytes())
+print(numba.threading_layer(), loss.hex(), digest.hexdigest())
+"""
+
+
+def test_all_layers_give_the_same_bits(tmp_path):
+    pytest.importorskip("numba.np.ufunc.omppool", reason="no OpenMP library")
+    found = []
+    for name in ("omp", "workqueue"):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", STEP, str(folder)], capture_output=True, text=True, cwd=ROOT,
+            env=os.environ | {"NUMBA_THREADING_LAYER": name},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        used, *bits = done.stdout.split()
+        assert used == name
+        found.append(bits)
+    assert found[0] == found[1]
