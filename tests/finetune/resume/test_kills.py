@@ -103,20 +103,20 @@ def test_chat_is_continued_with_what_the_first_run_chose(folder: Path, run: Run)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
     """One run, killed at random moments until it is done."""
-    rng, n_iter = random.Random(seed), 240
+    rng, n_iter = random.Random(seed), 900
 
     def saved() -> int:
         return newest.stat().st_mtime_ns if newest.exists() else 0
 
     whole = copy_of(folder, "whole")
-    assert run(args_in(whole, n_iter, "--save-every", "3")).code == 0
+    assert run(args_in(whole, n_iter, "--save-every", "9")).code == 0
     there, kills = copy_of(folder, "chain"), 0
     newest = there / "chk-LATEST.gguf"
     while True:
         done = load_checkpoint(newest).iteration if newest.exists() else 0
         if done == n_iter:
             break
-        more = ["--checkpoint-in", str(newest), "--save-every", "3"]
+        more = ["--checkpoint-in", str(newest), "--save-every", "9"]
         child = Child(args_in(there, n_iter - done, *more), there)
         try:
             # most of them while they start or train, the others right after a save began
@@ -136,4 +136,5 @@ def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
     for line in (there / "log.jsonl").read_text().splitlines():
         if line.endswith("}"):  # a kill may cut a line
             row = json.loads(line)
-            assert row["loss"] == wanted[row["iter"]]
+            if "event" not in row:  # as the line about the run with which each start begins
+                assert row["loss"] == wanted[row["iter"]]
