@@ -41,18 +41,18 @@ if TYPE_CHECKING:
         trace,
     )
     from nbllama.errors import NbllamaError
-    from nbllama.generation import generate
-    from nbllama.lora import Adapter
-    from nbllama.model import Model, load_model
-    from nbllama.opt import AdamW
+    from nbllama.generation.session import generate
+    from nbllama.lora.pairs import Adapter
+    from nbllama.model.passes import Model, load_model
+    from nbllama.opt.adamw import AdamW
 
 _HOME = {
-    "AdamW": "opt",
-    "Adapter": "lora",
-    "Model": "model",
+    "AdamW": "opt.adamw",
+    "Adapter": "lora.pairs",
+    "Model": "model.passes",
     "NbllamaError": "errors",
-    "generate": "generation",
-    "load_model": "model",
+    "generate": "generation.session",
+    "load_model": "model.passes",
 }
 
 

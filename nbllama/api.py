@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nbllama import adapter as adapter_file
-from nbllama import gradients
-from nbllama.bound import Bound
+from nbllama.adapter import file as adapter_file
 from nbllama.data.batch import NOT_TRAINED, Batch
-from nbllama.lora import Adapter
-from nbllama.lora import init_adapter as new_adapter
-from nbllama.model import Model
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.pairs import init_adapter as new_adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model import gradients
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
 
 Tokens = Sequence[int] | np.ndarray
 
@@ -103,7 +103,8 @@ def init_adapter(
 ) -> Adapter:
     """A new adapter on the linears of every block (B = 0: it changes nothing yet).
 
-    `ranks` by slot (`nbllama.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`: `rank`.
+    `ranks` by slot (`nbllama.lora.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`:
+    `rank`.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)

@@ -21,9 +21,9 @@ import numpy as np
 from nbllama.api import init_adapter
 from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.batch import RowPerSample
-from nbllama.model import load_model
+from nbllama.model.passes import load_model
 from nbllama.opt import AdamW
-from nbllama.train import Schedule, Trainer
+from nbllama.train.trainer import Schedule, Trainer
 
 RATES = Schedule(1, 1000, 0.1, 1.1, False, 0.0)
 

@@ -20,9 +20,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from nbllama.errors import UsageError
-from nbllama.mixes import file_type, fitting, tensor_types
-from nbllama.quantise import QUANTISED, quantise
+from nbllama.export.file_types import file_type, fitting, tensor_types
 from nbllama.quants import nbytes
+from nbllama.quants.encode import QUANTISED, quantise
 from tests.toy_models import add_tokenizer
 
 PIECE = 1 << 24  # bytes written at once

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import nbllama
-from nbllama.lora import Adapter
-from nbllama.model import Model
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model.passes import Model
 from tests.toy_models import make_llama
 
 WIDE = {"n_embd": 256, "n_ff": 256}

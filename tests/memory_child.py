@@ -8,7 +8,7 @@ RssAnon of /proc/self/status is what a process holds that is in no file. It is r
   one prompt.
 
 Prints one line of JSON: the two in bytes, pages of MODEL's file that are in memory, and the
-forecast of `nbllama.session_memory`.
+forecast of `nbllama.generation.memory`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import sys
 import numba
 import numpy as np
 
-from nbllama.generation import Session
-from nbllama.model import load_model
-from nbllama.session_memory import session_memory
-from nbllama.system_memory import mapped
+from nbllama.generation.memory import session_memory
+from nbllama.generation.session import Session
+from nbllama.model.passes import load_model
+from nbllama.system.memory import mapped
 
 SINGLE = 4
 

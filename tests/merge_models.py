@@ -10,7 +10,7 @@ import pytest
 
 import nbllama
 from nbllama import export_lora, quantize
-from nbllama.lora import Adapter
+from nbllama.lora.pairs import Adapter
 from tests.toy_models import make_llama
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from nbllama.data import MT19937
 from nbllama.gguf_io import ValueType, write_gguf
-from nbllama.lora import Adapter
-from nbllama.slots import SLOTS
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import SLOTS
 
 U32, U64 = ValueType.UINT32, ValueType.UINT64
 F32, TEXT = ValueType.FLOAT32, ValueType.STRING

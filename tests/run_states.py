@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.checkpoint import SHA_KEY
+from nbllama.checkpoint.file import SHA_KEY
+from nbllama.checkpoint.identity import Identity, Setting, digest
+from nbllama.checkpoint.state import TrainState
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
-from nbllama.identity import Identity, Setting, digest
-from nbllama.lora import Adapter, init_adapter
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import EVERY_SLOT, SLOTS, base_names
 from nbllama.opt import AdamW
-from nbllama.slots import EVERY_SLOT, SLOTS, base_names
-from nbllama.train_state import TrainState
 
 MODEL = {
     "embedding_length": 24, "feed_forward_length": 40, "attention.head_count": 4,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.activations import (
+from nbllama.arch import Hparams
+from nbllama.model.activations import (
     LINEARS,
     Activations,
     ForwardActivations,
@@ -16,8 +17,7 @@ from nbllama.activations import (
     block_shapes,
     forward_bytes,
 )
-from nbllama.arch import Hparams
-from nbllama.model import linear_ranks
+from nbllama.model.passes import linear_ranks
 from tests.toy_runs import toy_adapter, toy_model
 
 RANKS = dict.fromkeys(LINEARS, 0) | {"q": 3, "up": 17}

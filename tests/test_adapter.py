@@ -9,11 +9,11 @@ import gguf
 import numpy as np
 import pytest
 
-from nbllama.adapter import format_of, load_adapter, save_adapter
+from nbllama.adapter.file import format_of, load_adapter, save_adapter
 from nbllama.errors import CheckpointError, GGUFError, UsageError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
-from nbllama.lora import Adapter, Pair, delta
-from nbllama.slots import SLOTS
+from nbllama.lora.pairs import Adapter, Pair, delta
+from nbllama.lora.slots import SLOTS
 from tests.formats.adapters import model, trained
 from tests.toy_models import make_llama
 

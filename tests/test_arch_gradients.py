@@ -12,9 +12,9 @@ import pytest
 import nbllama
 from nbllama.arch import Hparams
 from nbllama.gradcheck.check import Parameters, slope
-from nbllama.gradients import loss_and_gradients
-from nbllama.model import Model
-from nbllama.reference import ReferenceModel, parameters64
+from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.passes import Model
+from nbllama.model.reference import ReferenceModel, parameters64
 from tests.arch_models import MODELS, random_adapter
 from tests.toy_runs import random_batch
 

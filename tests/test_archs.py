@@ -98,7 +98,7 @@ def gated_by_table(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: b
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our models with ggml's GELU, so that all else can be compared tightly."""
-    monkeypatch.setattr("nbllama.block.gated", gated_by_table)
+    monkeypatch.setattr("nbllama.model.block.gated", gated_by_table)
 
 
 # What the exact GELU differs from llama.cpp's table, of the largest logit: 5.9e-5 was measured.

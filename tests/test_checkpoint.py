@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint, save_checkpoint
+from nbllama.checkpoint.file import load_checkpoint, save_checkpoint
 from nbllama.errors import Diverged, OutputError
 from nbllama.gguf_io import StringArray, ValueType, open_gguf
 from nbllama.opt import AdamW

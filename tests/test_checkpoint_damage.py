@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint, save_checkpoint
+from nbllama.checkpoint.file import load_checkpoint, save_checkpoint
 from nbllama.errors import CheckpointError, GGUFError
 from nbllama.gguf_io import StringArray, ValueType, open_gguf
 from tests.run_states import forge, make_state

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _KILLS = """
 import json, os, random, signal, sys, time
-from nbllama import files
-from nbllama.checkpoint import load_checkpoint, save_checkpoint
+from nbllama.system import files
+from nbllama.checkpoint.file import load_checkpoint, save_checkpoint
 from tests.run_states import make_state
 
 path, n_kills, rng = sys.argv[1], int(sys.argv[2]), random.Random(3)
@@ -67,7 +67,7 @@ def test_kill_at_random_many_times(tmp_path: Path) -> None:
 
 _DIE = """
 import json, os, signal, sys
-from nbllama.checkpoint import load_checkpoint, save_checkpoint
+from nbllama.checkpoint.file import load_checkpoint, save_checkpoint
 from tests.run_states import make_state
 
 def step(real):

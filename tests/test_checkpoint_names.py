@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.checkpoint import LATEST, output_name, prune, save_checkpoint
+from nbllama.checkpoint.file import LATEST, output_name, prune, save_checkpoint
 from nbllama.errors import UsageError
 from tests.run_states import make_state
 

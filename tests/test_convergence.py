@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbllama.convergence import Convergence
+from nbllama.train.convergence import Convergence
 
 
 def old_loop(

@@ -9,7 +9,7 @@ import pytest
 
 import nbllama
 from nbllama.arch import expected_tensors, hparams_from_gguf
-from nbllama.convert import main, pair_of
+from nbllama.cli.convert import main, pair_of
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from tests import oracle
 from tests.arch_models import MODELS

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter, read_stored, save_adapter, write_stored
-from nbllama.convert_lora import convert, main, parse
+from nbllama.adapter.file import load_adapter, read_stored, save_adapter, write_stored
+from nbllama.adapter.stored import Base
+from nbllama.cli.convert_lora import convert, main, parse
 from nbllama.errors import CheckpointError, UsageError
-from nbllama.formats.stored import Base
 from nbllama.gguf_io import ValueType, write_gguf
-from nbllama.lora import Adapter
+from nbllama.lora.pairs import Adapter
 from tests.formats.adapters import ALL, LINEARS, NORMS, model, same_bits, stored, trained
 from tests.toy_models import make_llama
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama import export_lora, rewrite
+from nbllama import export_lora
+from nbllama.export import rewrite
 from nbllama.gguf_io import open_gguf
 from nbllama.gguf_io.types import TENSOR_TYPES
 from tests import oracle

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter
-from nbllama.checkpoint import load_checkpoint
+from nbllama.adapter.file import load_adapter
+from nbllama.checkpoint.file import load_checkpoint
 from nbllama.finetune import main
-from nbllama.lora import Adapter
+from nbllama.lora.pairs import Adapter
 from tests.formats.adapters import LINEARS, model
 from tests.toy_models import make_llama
 
@@ -111,7 +111,7 @@ def test_what_is_refused_before_anything_is_done(
 
 
 def test_a_folder_is_locked_and_swept(toy: Path) -> None:
-    from nbllama.files import RunLock
+    from nbllama.system.files import RunLock
 
     Path("out").mkdir()
     left = Path("out/.adapter_config.json.0123456789ab.nbllama-tmp")

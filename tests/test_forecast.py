@@ -10,12 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
-from nbllama import forecast, system_memory
 from nbllama.errors import NotEnoughMemory
-from nbllama.forecast import Forecast, check_memory
-from nbllama.model import Model
-from nbllama.system_memory import available_memory, mapped
-from nbllama.train import Trainer
+from nbllama.model.passes import Model
+from nbllama.system import memory as system_memory
+from nbllama.system.memory import available_memory, mapped
+from nbllama.train import forecast
+from nbllama.train.forecast import Forecast, check_memory
+from nbllama.train.trainer import Trainer
 from tests.toy_models import make_llama
 from tests.toy_runs import random_rows, run_child, toy_adapter, toy_model, toy_text, trainer, words
 

@@ -11,10 +11,10 @@ import pytest
 
 import nbllama
 from nbllama.errors import CheckpointError, UsageError
-from nbllama.generation import PROMPT_STEP, Session, stream
-from nbllama.lora import Adapter
-from nbllama.model import Model
-from nbllama.ops.matvec import MOST_TOKENS
+from nbllama.generation.session import PROMPT_STEP, Session, stream
+from nbllama.lora.pairs import Adapter
+from nbllama.model.passes import Model
+from nbllama.ops.linear.matvec import MOST_TOKENS
 from tests.toy_runs import toy_adapter, toy_model
 
 PROMPT = [1, 45, 7, 300, 12, 12, 99]

@@ -9,8 +9,8 @@ import pytest
 
 import nbllama
 from nbllama.errors import UsageError
-from nbllama.generation_many import generate_many
-from nbllama.model import Model
+from nbllama.generation.batch import generate_many
+from nbllama.model.passes import Model
 from tests.test_generation import endless
 from tests.toy_runs import toy_adapter, toy_model
 

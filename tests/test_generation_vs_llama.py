@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.generation import Session
-from nbllama.lora import Adapter, mix
-from nbllama.model import Model
-from nbllama.predictor import Predictor
-from nbllama.sampling.chain import Sampler
-from nbllama.sampling.params import SamplingParams
+from nbllama.generation.predictor import Predictor
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.generation.session import Session
+from nbllama.lora.pairs import Adapter, mix
+from nbllama.model.passes import Model
 from tests.differences import compare
 from tests.merge_models import adapter_for
 from tests.oracle import LlamaModel, decode_to_f32

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama import block, model
-from nbllama.bound import Bound
 from nbllama.gradcheck.__main__ import main
 from nbllama.gradcheck.part import usual_layers
-from nbllama.model import load_model
+from nbllama.model import block
+from nbllama.model import passes as model
+from nbllama.model.bound import Bound
+from nbllama.model.passes import load_model
 from tests.arch_models import MODELS
 from tests.toy_models import make_llama
 from tests.toy_runs import toy_adapter

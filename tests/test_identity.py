@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama import identity
 from nbllama.arch import hparams_from_gguf
-from nbllama.errors import CheckpointError
-from nbllama.gguf_io import ValueType, open_gguf, write_gguf
-from nbllama.identity import (
+from nbllama.checkpoint import identity
+from nbllama.checkpoint.identity import (
     MODEL_KEYS,
     Identity,
     check_fits,
@@ -23,6 +21,8 @@ from nbllama.identity import (
     model_fingerprint,
     model_numbers,
 )
+from nbllama.errors import CheckpointError
+from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from tests.toy_models import make_llama
 
 RUN = Identity(

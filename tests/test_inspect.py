@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.checkpoint import save_checkpoint
+from nbllama.checkpoint.file import save_checkpoint
 from nbllama.inspect.__main__ import main
-from nbllama.inspect.options import parse
-from nbllama.lora import init_adapter
+from nbllama.lora.pairs import init_adapter
+from nbllama.options.inspect import parse
 from tests.gguf_io.build import Gguf, T, kv_f32, kv_str, kv_strings, kv_u32
 from tests.gguf_io.cases import CASES
 from tests.run_states import make_state

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama import lora, slots
 from nbllama.errors import UsageError
-from nbllama.lora import NO_LAYER, Adapter, Pair, delta, init_adapter, mix
-from nbllama.slots import SLOTS
+from nbllama.lora import pairs as lora
+from nbllama.lora import slots
+from nbllama.lora.pairs import NO_LAYER, Adapter, Pair, delta, init_adapter, mix
+from nbllama.lora.slots import SLOTS
 
 
 @dataclass

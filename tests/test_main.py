@@ -73,7 +73,7 @@ def test_a_text_goes_on(folder: Path, ask: Ask) -> None:
 
 
 def test_adapters_of_three_formats_are_mixed(folder: Path, ask: Ask) -> None:
-    from nbllama.lora import mix
+    from nbllama.lora.pairs import mix
 
     model = nbllama.load_model(folder / "base.gguf")
     parts = [
@@ -282,8 +282,8 @@ def test_colours_and_what_would_steer_the_terminal(folder: Path, ask: Ask) -> No
 
 
 def test_exact_is_the_session_s(folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbllama import predictor
-    from nbllama.generation import Session
+    from nbllama.generation import predictor
+    from nbllama.generation.session import Session
 
     seen = []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.generation import Session
+from nbllama.generation.session import Session
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 

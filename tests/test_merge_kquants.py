@@ -3,8 +3,8 @@ quantiser gets it?
 
 The model is the 768-wide SmolLM2 of scripts/widen_smollm2, whose rows are whole blocks of K-quants.
 The wheel does not export `llama_model_quantize`, so llama.cpp's `ggml_quantize_chunk` is given the
-tensors one by one, with the types of `nbllama.mixes`, which tests/test_mixes.py compares with
-llama.cpp's.
+tensors one by one, with the types of `nbllama.export.file_types`, which tests/test_mixes.py
+compares with llama.cpp's.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.evaluate import compare_logits
+from nbllama.evaluate.sample_text import compare, reader
+from nbllama.evaluate.scores import compare_logits
 from nbllama.gguf_io import open_gguf
 from nbllama.gguf_io.types import TENSOR_TYPES
-from nbllama.model import load_model
-from nbllama.sample_text import compare, reader
+from nbllama.model.passes import load_model
 from tests import oracle
 from tests.conftest import ROOT
 from tests.merge_models import adapter_for, export, quantized
@@ -67,7 +67,7 @@ def types_of(path: Path) -> dict[str, str]:
 
 
 def by_llama_cpp(type_id: int, x: np.ndarray) -> np.ndarray:
-    """`nbllama.quantise.quantise` by ggml."""
+    """`nbllama.quants.encode.quantise` by ggml."""
     return np.frombuffer(oracle.quantize(type_id, x), np.uint8)
 
 
@@ -78,7 +78,7 @@ def test_as_near_as_llama_cpp_s_quantiser(
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     export("-m", merge.base, "-o", ours, "-l", merge.lora, "--outtype", kind)
     with monkeypatch.context() as patch:
-        patch.setattr("nbllama.rewrite.quantise", by_llama_cpp)
+        patch.setattr("nbllama.export.rewrite.quantise", by_llama_cpp)
         quantized(merge.merged, theirs, kind)
     types = types_of(ours)
     assert types == types_of(theirs)

@@ -15,7 +15,7 @@ import nbllama
 from nbllama import finetune
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import open_gguf
-from nbllama.text.tokenizer import tokenizer_from_gguf
+from nbllama.text.from_gguf import tokenizer_from_gguf
 from tests import oracle
 from tests.differences import compare
 from tests.gguf_edit import edit

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from nbllama.errors import UsageError
+from nbllama.export.file_types import FILE_TYPES, file_type, fitting, may_change, tensor_types
 from nbllama.gguf_io.types import TENSOR_TYPES
-from nbllama.mixes import FILE_TYPES, file_type, fitting, may_change, tensor_types
 
 # Llama 2 7B (32 blocks, 32 heads, 32 KV heads) and, last, Mistral 7B (8 KV heads).
 COUNTS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nbllama.gradcheck.check import slope
-from nbllama.gradients import loss_and_gradients
-from nbllama.reference import ReferenceModel, parameters64
+from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.reference import ReferenceModel, parameters64
 from tests.toy_runs import random_batch, toy_adapter, toy_model
 
 STEP = 1e-5

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.legacy_moments import ORDERS, agreement, parameter_order, tell
+from nbllama.checkpoint.state import FlatMoments, split
 from nbllama.errors import CheckpointError
-from nbllama.moment_order import ORDERS, agreement, parameter_order, tell
-from nbllama.slots import base_names
-from nbllama.train_state import FlatMoments, split
+from nbllama.lora.slots import base_names
 from tests.test_old_checkpoint import N_LAYER, random_state
 
 

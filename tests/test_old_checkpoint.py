@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.legacy_moments import ORDERS, parameter_order, tell
+from nbllama.checkpoint.state import FlatMoments, TrainState
 from nbllama.errors import CheckpointError
 from nbllama.gguf_io import ValueType
-from nbllama.lora import Adapter, init_adapter
-from nbllama.moment_order import ORDERS, parameter_order, tell
-from nbllama.slots import SLOTS, base_names
-from nbllama.train_state import FlatMoments, TrainState
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import SLOTS, base_names
 from tests.old_states import F32, TEXT, U32, U64, old_keys, old_tensors, write
 from tests.run_states import HP
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter
+from nbllama.adapter.file import load_adapter
 from nbllama.finetune import main
-from nbllama.generation import Session
-from nbllama.model import load_model
+from nbllama.generation.session import Session
+from nbllama.model.passes import load_model
 from tests.oracle.model import LlamaModel
 from tests.toy_models import decode_to_f32, make_llama
 from tests.toy_runs import file_bits, log_rows, toy_text

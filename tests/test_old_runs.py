@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
 from nbllama.finetune import main
 from tests.old_runs import counters, movement, printed_losses, tensors, words
 from tests.toy_runs import log_rows

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numba import prange, types
 
-from nbllama import own_cores
-from nbllama._jit import kernel
-from nbllama.cli.cores import physical_cores
-from nbllama.own_cores import _cores
+from nbllama.kernels import own_cores
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.own_cores import _cores
+from nbllama.system.cores import physical_cores
 from tests.conftest import ROOT
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="sched_setaffinity is Linux's")
@@ -77,7 +77,7 @@ def test_fewer_threads_than_cores_are_left_to_the_system():
 COMPILES = """
 import os
 import numba
-from nbllama.own_cores import own_cores
+from nbllama.kernels.own_cores import own_cores
 allowed = os.sched_getaffinity(0)
 with own_cores():
     assert os.sched_getaffinity(0) < allowed, "not bound"
@@ -133,7 +133,7 @@ LAYER = """
 import sys
 if sys.argv[1] == "none":
     sys.modules["numba.np.ufunc.omppool"] = None  # as where no OpenMP library is installed
-import nbllama._jit, numba, os
+import nbllama.kernels.jit, numba, os
 numba.set_num_threads(1)
 print(numba.threading_layer(), os.environ.get("GOMP_SPINCOUNT"))
 """
@@ -165,7 +165,7 @@ STEP = """
 import hashlib, sys
 from pathlib import Path
 import numba
-from nbllama.gradients import loss_and_gradients
+from nbllama.model.gradients import loss_and_gradients
 from tests.toy_runs import random_batch, toy_adapter, toy_model
 model = toy_model(Path(sys.argv[1]))
 loss, grads = loss_and_gradients(model, toy_adapter(model), random_batch(model, [70, 9]), True)

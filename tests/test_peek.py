@@ -11,15 +11,15 @@ import pytest
 import nbllama
 from nbllama.data.batch import Batch
 from nbllama.errors import GGUFError, NotEnoughMemory, UsageError
-from nbllama.generation import Session
-from nbllama.gradients import loss_and_gradients
-from nbllama.model import Model, load_model
+from nbllama.generation.session import Session
+from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.passes import Model, load_model
+from nbllama.model.reference import ReferenceModel, parameters64
 from nbllama.ops.cross_entropy import cross_entropy_ref
 from nbllama.peek.dump import Dump, load
 from nbllama.peek.names import BLOCK, ENDS, Patterns, aliases, kind_of
-from nbllama.peek.training import Dumps
 from nbllama.peek.watcher import Watcher
-from nbllama.reference import ReferenceModel, parameters64
+from nbllama.train.run.dumps import Dumps
 from tests.arch_models import MODELS
 from tests.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
 
@@ -158,8 +158,8 @@ def test_nothing_is_done_for_a_watcher_that_is_not_there(
     """Without one no reference runs and nothing more is multiplied; a watcher adds its own."""
     model, adapter = toy_model(tmp_path), None
     calls: list[str] = []
-    import nbllama.block as block
     import nbllama.model as top
+    import nbllama.model.block as block
 
     for module, name in ((block, "linear"), (top, "linear"), (top, "cross_entropy_ref")):
         real = getattr(module, name)

@@ -13,10 +13,10 @@ import pytest
 import nbllama
 from nbllama import finetune
 from nbllama import main as predict
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.options.steps import parse_steps
 from nbllama.peek.__main__ import main
 from nbllama.peek.dump import Dump, load
-from nbllama.steps import parse_steps
 from tests.toy_runs import file_bits, toy_adapter, toy_model, toy_text, words
 
 Capture = pytest.CaptureFixture[str]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.evaluate import Mean, Reader, chunk_losses, chunks, compare_logits, token_losses
-from nbllama.model import load_model
+from nbllama.evaluate.scores import Mean, Reader, chunk_losses, chunks, compare_logits, token_losses
+from nbllama.model.passes import load_model
 from nbllama.perplexity import main
 from tests.oracle.model import LlamaModel
 from tests.toy_models import decode_to_f32, make_llama
@@ -74,7 +74,7 @@ def test_llama_cpp_s_value(tmp_path: Path, run: Run, tokenizer: str) -> None:
 
 
 def test_an_adapter_and_its_scale(tmp_path: Path, run: Run) -> None:
-    from nbllama.adapter import save_adapter
+    from nbllama.adapter.file import save_adapter
 
     path, text = tmp_path / "m.gguf", toy_text(tmp_path / "t.txt", 500)
     make_llama(path)
@@ -147,7 +147,7 @@ def test_divergence_by_hand() -> None:
 
 
 def test_divergence_of_models(tmp_path: Path, run: Run) -> None:
-    from nbllama.adapter import save_adapter
+    from nbllama.adapter.file import save_adapter
 
     path, text = tmp_path / "m.gguf", toy_text(tmp_path / "t.txt", 500)
     make_llama(path)
@@ -190,7 +190,7 @@ def test_bad_input(
     code: int,
     said: str,
 ) -> None:
-    from nbllama.adapter import save_adapter
+    from nbllama.adapter.file import save_adapter
 
     monkeypatch.chdir(tmp_path)
     make_llama("m.gguf")

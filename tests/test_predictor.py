@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.model import Model
-from nbllama.predictor import ContextFull, Predictor
-from nbllama.sampling.chain import Sampler
-from nbllama.sampling.params import SamplingParams
+from nbllama.generation.predictor import ContextFull, Predictor
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.model.passes import Model
 from tests.test_generation import TOLERANCE, endless
 from tests.toy_runs import toy_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import OutputError
-from nbllama.progress import Eta, LossCurve, MetricsLog, StepRecord, duration, memory
+from nbllama.report.log import Eta, LossCurve, MetricsLog, StepRecord, duration, memory
 
 RECORD = StepRecord(
     iter=12,

@@ -9,9 +9,9 @@ import pytest
 
 import nbllama
 from nbllama import quantize
+from nbllama.export.file_types import FILE_TYPES, tensor_types
 from nbllama.gguf_io import open_gguf
 from nbllama.gguf_io.types import TENSOR_TYPES
-from nbllama.mixes import FILE_TYPES, tensor_types
 from tests import oracle
 from tests.differences import relative
 from tests.merge_models import quantized, refusal

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nbllama.gguf_io import TENSOR_TYPES, open_gguf
-from nbllama.model import load_model
+from nbllama.model.passes import load_model
 from tests.conftest import ROOT
 from tests.oracle.model import LlamaModel
 
@@ -35,7 +35,7 @@ def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list
     assert f"{path.stat().st_size / 1e6:.0f} MB" in done.stdout
     with LlamaModel(path) as theirs:
         logits = theirs.logits([1, 7, 9])
-    from nbllama.generation import Session
+    from nbllama.generation.session import Session
 
     ours = Session(load_model(path), None, 8).feed([1, 7, 9])
     assert 0.2 < np.std(ours) < 5  # of a trained model's size, neither flat nor overflowing

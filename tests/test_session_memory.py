@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from nbllama import main
-from nbllama.generation import Session
-from nbllama.ops import attention_tiles
-from nbllama.session_memory import session_memory
+from nbllama.generation.memory import session_memory
+from nbllama.generation.session import Session
+from nbllama.ops.attention import tiles as attention_tiles
 from tests.conftest import ROOT
 from tests.merge_models import refusal
 from tests.toy_models import make_llama
@@ -63,13 +63,13 @@ def test_the_forecast_is_printed_and_nothing_computed(
 ) -> None:
     make_llama(tmp_path / "toy.gguf", n_layer=2, n_ctx_train=5000)
     words = ["-m", str(tmp_path / "toy.gguf"), "-t", "1", "-c", "5000"]
-    monkeypatch.setattr("nbllama.cli.main_run.Predictor", None)  # as nothing is to be predicted
+    monkeypatch.setattr("nbllama.cli.chat.run.Predictor", None)  # as nothing is to be predicted
     for more in (["-p", "the"], ["-cnv"], []):
         assert main.main([*words, *more, "--dry-run"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert "KV cache       3 MB for 5000 tokens" in lines  # 2 layers, 2 heads of 16, two arrays
         assert any(line.startswith("private memory ") for line in lines)
-    monkeypatch.setattr("nbllama.cli.main_run.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("nbllama.cli.chat.run.available_memory", lambda: 1_000_000)
     needs = "error: a context of 5000 tokens needs"
     for more in (["--dry-run"], []):
         code, line = refusal(main.main, [*words, "-p", "the", *more], capsys)
@@ -86,7 +86,7 @@ def test_a_file_larger_than_memory_has_a_forecast(tmp_path: Path) -> None:
     child(maker, path, "--shape", "70b", "--type", "Q3_K", "--sparse")
     assert path.stat().st_size > 29e9 and path.stat().st_blocks * 512 < 50e6
     code = (
-        "import sys; from nbllama import main; from nbllama.system_memory import peak_resident\n"
+        "import sys; from nbllama import main; from nbllama.system.memory import peak_resident\n"
         "assert main.main(sys.argv[1:]) == 0; print(peak_resident())"
     )
     *lines, peak = child("-c", code, "-m", path, "--dry-run", "-t", "2").splitlines()

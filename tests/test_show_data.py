@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nbllama.cli.data_options import FORMATS
-from nbllama.cli.show_data import show
-from nbllama.cli.show_options import parse
+from nbllama.cli.samples import show
+from nbllama.options.data import FORMATS
+from nbllama.options.show_data import parse
 from nbllama.show_data import main
 from tests.toy_models import make_llama
 from tests.toy_runs import toy_text

@@ -11,19 +11,19 @@ import numba
 import numpy as np
 import pytest
 
-from nbllama.bound import Bound
-from nbllama.generation import KVCache, Session
-from nbllama.lora import Adapter
-from nbllama.model import Model, load_model
-from nbllama.ops.attention_few import CHUNK
-from nbllama.ops.int8_rows import int8_product_ref, int8_rows
-from nbllama.ops.linear import LoraPair
-from nbllama.ops.matmul import Weight
+from nbllama.generation.session import KVCache, Session
+from nbllama.generation.token_program import TokenProgram, has_program
+from nbllama.lora.pairs import Adapter
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model, load_model
+from nbllama.ops.attention.few import CHUNK
+from nbllama.ops.linear.int8_rows import int8_product_ref, int8_rows
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.run import walk
 from nbllama.quants import QUANTS, as_readonly, decode
 from nbllama.quants.dot import int8_block
-from nbllama.token_program import TokenProgram, has_program
 from tests import oracle
 from tests.arch_models import MODELS, random_adapter
 from tests.toy_runs import toy_adapter, toy_model
@@ -104,7 +104,7 @@ def test_a_model_of_many_types_goes_by_the_blocks(
 ) -> None:
     model = toy_model(tmp_path)
     assert has_program(model)
-    monkeypatch.setattr("nbllama.token_program.MOST_TYPES", 0)
+    monkeypatch.setattr("nbllama.generation.token_program.MOST_TYPES", 0)
     assert not has_program(model)
     assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
     cache = KVCache(model, 8)
@@ -121,7 +121,7 @@ def weight(name: str, n_out: int, n_in: int) -> Weight:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_products_with_bias_pair_and_addition(exact: bool) -> None:
-    from nbllama.token_program import _Writer
+    from nbllama.generation.token_program import _Writer
 
     rng, n = np.random.default_rng(2), 768
     x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))

@@ -13,12 +13,12 @@ import pytest
 import nbllama
 from nbllama.data import Position
 from nbllama.errors import Diverged, UsageError
-from nbllama.forecast import check_memory
-from nbllama.lora import SLOTS, init_adapter
-from nbllama.model import Model
+from nbllama.lora.pairs import SLOTS, init_adapter
+from nbllama.lora.slots import base_names
+from nbllama.model.passes import Model
 from nbllama.opt import schedule
-from nbllama.slots import base_names
-from nbllama.train import MOST_SKIPPED, StopRequested, Trainer, limits
+from nbllama.train.forecast import check_memory
+from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer, limits
 from tests.toy_runs import (
     RATES,
     Rows,
@@ -342,7 +342,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
 
 def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
     """Blocks of other types, too: compile time is no training time."""
-    from nbllama.ops import matmul_tiles
+    from nbllama.ops.linear import tiles as matmul_tiles
 
     model = toy_model(
         tmp_path, n_ff=128, types={"ffn_down": "Q8_0", "token_embd": "Q8_0", "*": "F32"}

@@ -13,8 +13,8 @@ from nbllama.data.held_out import apart, hold_out
 from nbllama.data.raw_text import RawText, Rules
 from nbllama.data.samples import Samples
 from nbllama.errors import DataError
-from nbllama.model import Model
-from nbllama.validation import Watch, batches, perplexity
+from nbllama.model.passes import Model
+from nbllama.train.validation import Watch, batches, perplexity
 from tests.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
 
 
@@ -180,8 +180,8 @@ def test_batches_stay_within_the_memory() -> None:
 
 def test_program_paths(tmp_path: Path) -> None:
     """Names of the best adapter and of the options' file."""
-    from nbllama.cli.options import parse
-    from nbllama.cli.outputs import Outputs
+    from nbllama.options.finetune.table import parse
+    from nbllama.train.run.outputs import Outputs
 
     for pattern, best, config in [
         ("a/lora-ITERATION-f32.gguf", "a/lora-BEST-f32.gguf", "a/lora-LATEST-f32.config.yaml"),

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama import llama_cpp
-from nbllama.cli import checks
-from nbllama.llama_cpp import Candidates
+from nbllama.cli import verify as checks
+from nbllama.evaluate import llama_cpp
+from nbllama.evaluate.llama_cpp import Candidates
 from nbllama.verify import main
 from tests.conftest import ROOT
 from tests.merge_models import adapter_for, refusal, toy

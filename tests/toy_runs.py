@@ -17,10 +17,10 @@ import numpy as np
 
 from nbllama.data import Batch, SeedFeed
 from nbllama.data.batch import RowPerSample
-from nbllama.lora import SLOTS, Adapter, init_adapter
-from nbllama.model import Model, load_model
+from nbllama.lora.pairs import SLOTS, Adapter, init_adapter
+from nbllama.model.passes import Model, load_model
 from nbllama.opt import AdamW
-from nbllama.train import Schedule, Trainer
+from nbllama.train.trainer import Schedule, Trainer
 from tests.conftest import ROOT
 from tests.toy_models import make_llama
 

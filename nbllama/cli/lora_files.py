@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nbllama.adapter import load_adapter
+from nbllama.adapter.file import load_adapter
 from nbllama.arch import Hparams
 from nbllama.errors import UsageError, shown
-from nbllama.lora import Adapter
+from nbllama.lora.pairs import Adapter
 
 
 def load_adapters(

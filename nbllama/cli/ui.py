@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbllama.progress import (
+from nbllama.report.log import (
     Eta,
     EvaluationRecord,
     LossCurve,
@@ -29,7 +29,7 @@ from nbllama.progress import (
 
 
 class Board(Protocol):
-    """Another place that records go to (`nbllama.cli.board`)."""
+    """Another place that records go to (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None: ...
     def close(self) -> None: ...

@@ -23,11 +23,11 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.gguf_io import TENSOR_TYPES
-from nbllama.gradients import loss_and_gradients
-from nbllama.lora import Adapter, init_adapter
-from nbllama.model import Model
-from nbllama.reference import ReferenceModel, parameters64
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.passes import Model
+from nbllama.model.reference import ReferenceModel, parameters64
 
 Parameters = Mapping[str, np.ndarray]
 

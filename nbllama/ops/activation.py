@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.simd import exp_f32
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
-from nbllama.simd import exp_f32
 
 SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
 _LINEAR = 2 * math.sqrt(2 / math.pi)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama.lanes import PANEL
+from nbllama.kernels.lanes import PANEL
 from nbllama.ops.cross_entropy import cross_entropy
-from nbllama.ops.linear import LoraPair
-from nbllama.ops.lora_ops import add_outer_packed, outer_product, packed_rows, thin_product
-from nbllama.ops.matmul import NO_PAIR, Weight, even, matmul_grad, matmul_packed
-from nbllama.ops.panels import NO_PANELS, n_panels, pack
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.linear.lora import add_outer_packed, outer_product, packed_rows, thin_product
+from nbllama.ops.linear.matmul import NO_PAIR, Weight, even, matmul_grad, matmul_packed
+from nbllama.ops.linear.panels import NO_PANELS, n_panels, pack
 from nbllama.ops.softcap import soft_cap, soft_cap_grad
 
 CHUNK = 192  # most rows whose logits are alive together

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
 SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)

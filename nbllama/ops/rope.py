@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.ops.op import Inputs, Op, check_array, check_output, copy_as_laid_out, readonly
 
 SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)

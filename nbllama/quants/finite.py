@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama._jit import kernel
 from nbllama.errors import GGUFError, shown
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import u8, u16, u32
 from nbllama.quants.base import QuantType, nbytes, quant_type
 from nbllama.quants.decode import as_readonly

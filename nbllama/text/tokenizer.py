@@ -12,20 +12,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from nbllama.errors import DataError
 from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
-from nbllama.text.vocab import Vocab, byte_value, read_vocab
-
-if TYPE_CHECKING:
-    from nbllama.gguf_io import GGUFFile
+from nbllama.text.vocab import Vocab, byte_value
 
 _SPACES = " \t\n\v\f\r"
 
 
 class Tokenizer(ABC):
-    """The tokenizer of one GGUF file; made by `tokenizer_from_gguf`.
+    """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
 
     `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
     that end an answer.
@@ -235,19 +231,3 @@ class Tokenizer(ABC):
                     cut.append((start, end, of))
             parts = cut
         return parts
-
-
-def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """The tokenizer of `f`: SentencePiece for `tokenizer.ggml.model` "llama", BPE for "gpt2".
-
-    `pre`: the pre-tokenizer's name instead of the file's. Raises GGUFError for a vocabulary that
-    is damaged or not supported, and UsageError for a `pre` that cannot be (see `read_vocab`).
-    """
-    vocab = read_vocab(f, pre)
-    if vocab.model == "llama":
-        from nbllama.text.spm import SpmTokenizer
-
-        return SpmTokenizer(vocab)
-    from nbllama.text.bpe import BpeTokenizer
-
-    return BpeTokenizer(vocab)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import nbllama.block
 import nbllama.model
+import nbllama.model.block
 import nbllama.ops.linear
 import nbllama.ops.loss
 from bench_parts.step import Case, make_trainer
@@ -21,12 +21,12 @@ KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
     "products with the weights, forward": [(nbllama.ops.linear, "matmul")],
     "products with the weights, gradient": [(nbllama.ops.linear, "matmul_grad")],
     "output product and loss, both ways": [(nbllama.model, "output_loss")],
-    "attention": [(nbllama.block, "attention")],
-    "attention, gradient": [(nbllama.block, "attention_grad")],
+    "attention": [(nbllama.model.block, "attention")],
+    "attention, gradient": [(nbllama.model.block, "attention_grad")],
     "packing with h = s x Aᵀ": [(nbllama.ops.linear, "pack_with_hidden")],
     "packing with dh, dA, dB": [(nbllama.ops.linear, "pack_with_gradients")],
-    "norms": [(nbllama.block, "rms_norm"), (nbllama.block, "rms_norm_grad")],
-    "SwiGLU": [(nbllama.block, "gated"), (nbllama.block, "gated_grad")],
+    "norms": [(nbllama.model.block, "rms_norm"), (nbllama.model.block, "rms_norm_grad")],
+    "SwiGLU": [(nbllama.model.block, "gated"), (nbllama.model.block, "gated_grad")],
 }
 PRODUCTS = ("matmul", "matmul_grad", "output_loss")
 

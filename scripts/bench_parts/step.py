@@ -10,15 +10,15 @@ import numba
 import numpy as np
 
 from bench_parts.timing import Sgemm, timed
-from nbllama.cli.cores import physical_cores
 from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
-from nbllama.forecast import forecast
-from nbllama.lora import init_adapter
-from nbllama.model import Model, load_model
+from nbllama.lora.pairs import init_adapter
+from nbllama.model.passes import Model, load_model
 from nbllama.opt import AdamW
-from nbllama.system_memory import peak_resident
-from nbllama.train import Schedule, Trainer
+from nbllama.system.cores import physical_cores
+from nbllama.system.memory import peak_resident
+from nbllama.train.forecast import forecast
+from nbllama.train.trainer import Schedule, Trainer
 
 SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
 # The defaults of the old program.

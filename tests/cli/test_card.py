@@ -9,8 +9,8 @@ import pytest
 
 import nbllama
 from nbllama import convert_lora
-from nbllama.cli.card import Files
 from nbllama.finetune import main
+from nbllama.train.run.card import Files
 from tests.toy_models import make_llama
 from tests.toy_runs import Child, same_bits, toy_text, words
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.values import Choice, Day, Real, Text
 from nbllama.errors import UsageError
+from nbllama.options.finetune.table import FAMILIAR, OPTIONS, Options, page, parse
+from nbllama.options.values import Choice, Day, Real, Text
 from tests.conftest import ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nbllama.cli.cores import physical_cores
-from nbllama.cli.defaults import context, iterations
-from nbllama.cli.options import Options, parse
-from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.errors import UsageError
-from nbllama.slots import EVERY_SLOT
+from nbllama.lora.slots import EVERY_SLOT
+from nbllama.options.finetune.table import Options, parse
+from nbllama.system.cores import physical_cores
+from nbllama.train.run.defaults import context, iterations
+from nbllama.train.run.settings import Settings, fresh_seed, resolve
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]

@@ -130,7 +130,7 @@ pty = pytest.importorskip("pty", reason="a terminal needs a system with ptys")
 
 _TERMINAL = """
 import dataclasses, sys
-from nbllama.cli.run import prepare_streams
+from nbllama.system.program import prepare_streams
 from nbllama.cli.ui import Display
 from tests.test_progress import RECORD
 prepare_streams()

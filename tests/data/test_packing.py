@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.feed import iterations
 from nbllama.data.order import shuffled
-from nbllama.model import Model, load_model
-from nbllama.train import limits
+from nbllama.model.passes import Model, load_model
+from nbllama.train.trainer import limits
 from tests.toy_models import make_llama
 from tests.toy_runs import Rows, toy_adapter, trainer
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbllama import files
 from nbllama.errors import OutputError
-from nbllama.files import RunLock, atomic_write, sweep_temporary
+from nbllama.system import files
+from nbllama.system.files import RunLock, atomic_write, sweep_temporary
 
 CHUNK = 64 << 10
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import OutputError
-from nbllama.files import atomic_write, check_writable, sweep_temporary
+from nbllama.system.files import atomic_write, check_writable, sweep_temporary
 from tests.files.writers import POSIX, child
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import OutputError
-from nbllama.files import atomic_write
+from nbllama.system.files import atomic_write
 from tests.files.writers import POSIX, child
 
 

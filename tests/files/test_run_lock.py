@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import OutputError
-from nbllama.files import RunLock
+from nbllama.system.files import RunLock
 from tests.files.writers import POSIX, start
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.adapter import load_adapter
-from nbllama.checkpoint import load_checkpoint
-from nbllama.model import load_model
+from nbllama.adapter.file import load_adapter
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.model.passes import load_model
 from tests.finetune.runs import Run, copy_of, logged
 from tests.toy_runs import log_rows
 

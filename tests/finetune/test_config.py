@@ -87,7 +87,7 @@ def test_config_files_that_are_none(folder: Path, run: Run) -> None:
 
 def test_the_example_is_a_run_that_can_be_made(folder: Path, run: Run) -> None:
     """All keys are options, and a short run with it does what it says."""
-    from nbllama.cli.options import parse
+    from nbllama.options.finetune.table import parse
     from tests.conftest import ROOT
 
     example = str(ROOT / "examples" / "config.yaml")

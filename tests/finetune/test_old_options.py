@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.legacy_moments import parameter_order
 from nbllama.data import MT19937
 from nbllama.gguf_io import ValueType
-from nbllama.lora import init_adapter
-from nbllama.model import load_model
-from nbllama.moment_order import parameter_order
-from nbllama.slots import SLOTS
+from nbllama.lora.pairs import init_adapter
+from nbllama.lora.slots import SLOTS
+from nbllama.model.passes import load_model
 from tests.finetune.runs import Run, listing, refused
 from tests.old_states import old_keys, old_tensors, write
 from tests.toy_models import make_llama

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.checkpoint import load_checkpoint
-from nbllama.cli.options import PROG
-from nbllama.files import RunLock
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.options.finetune.table import PROG
+from nbllama.system.files import RunLock
 from tests.finetune.runs import Run, listing
 from tests.toy_runs import file_bits, log_rows, run_child, words
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
 from tests.finetune.runs import Run, refused
 from tests.toy_models import make_llama
 from tests.toy_runs import log_rows, toy_chat, words

@@ -14,7 +14,7 @@ import pytest
 
 import nbllama
 from nbllama.gguf_io import open_gguf
-from nbllama.model import Model
+from nbllama.model.passes import Model
 from tests.finetune.runs import Run, listing, refused
 from tests.toy_runs import Child, Done, toy_text, words
 
@@ -91,7 +91,7 @@ def _no_model(path: Any) -> Model:
 def test_an_output_that_cannot_be_written(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, option: str, name: str
 ) -> None:
-    monkeypatch.setattr("nbllama.cli.session.load_model", _no_model)
+    monkeypatch.setattr("nbllama.train.run.session.load_model", _no_model)
     if name == "dir/":
         (folder / "dir").mkdir()
         (folder / "dir" / "adapter_config.json").mkdir()  # else --lora-out may be a folder
@@ -100,7 +100,7 @@ def test_an_output_that_cannot_be_written(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbllama.cli.session.load_model", _no_model)
+    monkeypatch.setattr("nbllama.train.run.session.load_model", _no_model)
     out = folder / "out"
     out.mkdir(mode=0o555)
     refused(run(words(folder, "--lora-out", str(out / "x.gguf"))), 3, "Permission denied")
@@ -110,7 +110,7 @@ def test_a_folder_that_may_not_be_written(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What root cannot see by modes: the system's refusal itself."""
-    monkeypatch.setattr("nbllama.cli.session.load_model", _no_model)
+    monkeypatch.setattr("nbllama.train.run.session.load_model", _no_model)
     opened = os.open
 
     def fail(path: Any, flags: int, *rest: Any, **more: Any) -> int:
@@ -162,7 +162,7 @@ def test_a_second_run_on_the_same_output(folder: Path, run: Run) -> None:
 
 
 def test_not_enough_memory(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbllama.forecast.available_memory", lambda: 100_000)
+    monkeypatch.setattr("nbllama.train.forecast.available_memory", lambda: 100_000)
     done = run(words(folder))
     line = refused(done, 4, "and 0 MB are available")
     assert "smaller --batch" in line and "compil" not in done.out
@@ -174,7 +174,7 @@ def test_an_address_limit(folder: Path) -> None:
     toy_text(folder / "text.txt", 300_000)
     args = words(folder, "--batch", "64", ctx=100_000)
     code = (
-        "import resource, sys; from nbllama.finetune import main; import nbllama.cli.session\n"
+        "import resource, sys; from nbllama.finetune import main; import nbllama.train.run.session\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({6 << 30}, {6 << 30}))\n"
         f"sys.exit(main({args!r}))"
     )

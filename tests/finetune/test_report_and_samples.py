@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nbllama.adapter import load_adapter
-from nbllama.model import load_model
+from nbllama.adapter.file import load_adapter
+from nbllama.model.passes import load_model
 from tests.finetune.runs import Run, copy_of, logged
 from tests.toy_runs import events, file_bits, words
 
@@ -92,7 +92,7 @@ def test_answers_are_those_of_the_adapter_as_it_is(folder: Path, run: Run) -> No
 def test_a_stopped_run_says_so_in_its_report(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nbllama.train import StopRequested, Trainer
+    from nbllama.train.trainer import StopRequested, Trainer
 
     step = Trainer.step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
 from tests.finetune.runs import Run, copy_of, logged
 from tests.toy_runs import Child, events, file_bits, log_rows, toy_text
 

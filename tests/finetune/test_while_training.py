@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.checkpoint import load_checkpoint
-from nbllama.model import Model
-from nbllama.train import Trainer
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.model.passes import Model
+from nbllama.train.trainer import Trainer
 from tests.finetune.runs import Run, refused
 from tests.toy_runs import Child, Done, file_bits, log_rows, words
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nbllama.adapter.stored import Base, Stored
 from nbllama.arch import Hparams, hparams_from_gguf
-from nbllama.formats.stored import Base, Stored
 from nbllama.gguf_io import open_gguf
-from nbllama.lora import Adapter, init_adapter
-from nbllama.slots import SLOTS
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import SLOTS
 
 ALL = tuple(slot.name for slot in SLOTS)
 NORMS = ("att_norm", "ffn_norm", "out_norm")

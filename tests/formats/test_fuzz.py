@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter, save_adapter
+from nbllama.adapter.file import load_adapter, save_adapter
 from nbllama.errors import CheckpointError, UsageError
 from tests.formats.adapters import model, trained
 from tests.toy_models import make_llama

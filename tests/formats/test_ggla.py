@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter, save_adapter
+from nbllama.adapter.file import load_adapter, save_adapter
+from nbllama.adapter.ggla import read_ggla, write_ggla
+from nbllama.adapter.stored import Base, Stored
 from nbllama.arch import hparams_from_gguf
 from nbllama.errors import CheckpointError
-from nbllama.formats.ggla import read_ggla, write_ggla
-from nbllama.formats.stored import Base, Stored
 from nbllama.gguf_io import open_gguf
-from nbllama.lora import Adapter, Pair
+from nbllama.lora.pairs import Adapter, Pair
 
 NAME = "blk.0.attn_q.weight"
 

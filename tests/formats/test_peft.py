@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.adapter import load_adapter, save_adapter
+from nbllama.adapter.file import load_adapter, save_adapter
+from nbllama.adapter.hf_names import half_of, hf_keys, hf_module, rows_to_gguf, rows_to_hf
+from nbllama.adapter.peft import read_peft, write_peft
+from nbllama.adapter.safetensors import read_safetensors
+from nbllama.adapter.stored import Base, Stored
 from nbllama.errors import CheckpointError, OutputError, UsageError
-from nbllama.formats.hf_names import half_of, hf_keys, hf_module, rows_to_gguf, rows_to_hf
-from nbllama.formats.peft import read_peft, write_peft
-from nbllama.formats.safetensors import read_safetensors
-from nbllama.formats.stored import Base, Stored
-from nbllama.lora import Adapter, Pair, delta
-from nbllama.slots import base_names
+from nbllama.lora.pairs import Adapter, Pair, delta
+from nbllama.lora.slots import base_names
 from tests.formats.adapters import model, same_bits, stored, trained
 from tests.toy_models import make_llama
 

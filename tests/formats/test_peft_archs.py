@@ -15,8 +15,8 @@ import pytest
 import nbllama
 from nbllama.arch import ARCHS
 from nbllama.gguf_io import open_gguf
-from nbllama.model import Model
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model.passes import Model
 from tests.arch_models import MODELS
 from tests.differences import relative
 from tests.formats.test_peft_itself import TOKENS, hf_logits, hf_rows, peft, torch, transformers

@@ -14,7 +14,7 @@ import pytest
 
 import nbllama
 from nbllama.gguf_io import open_gguf
-from nbllama.model import Model
+from nbllama.model.passes import Model
 from tests.formats.adapters import trained
 from tests.toy_models import make_llama
 

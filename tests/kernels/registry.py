@@ -41,10 +41,10 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
-    "nbllama.ops.matmul_tiles.forward_entry": "the kernel of `matmul`",
-    "nbllama.ops.matmul_tiles.gradient_entry": "the kernel of `matmul_grad`",
+    "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
+    "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
     "nbllama.ops.token.run.thread_entry": "the kernel of `walk`",
-    "nbllama.ops.matvec.matvec_entry": "the kernel of `matvec`",
+    "nbllama.ops.linear.matvec.matvec_entry": "the kernel of `matvec`",
     **{
         f"nbllama.ops.{name}": "sizes and checks"
         for name in (

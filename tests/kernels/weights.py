@@ -8,12 +8,12 @@ import gguf
 import numpy as np
 from gguf import quants as numpy_quants
 
-from nbllama.ops.matmul import matmul, matmul_grad, matmul_ref
-from nbllama.ops.matvec import matvec
-from nbllama.ops.panels import pack, panel_floats
-from nbllama.quantise import QUANTISED, quantise
+from nbllama.ops.linear.matmul import matmul, matmul_grad, matmul_ref
+from nbllama.ops.linear.matvec import matvec
+from nbllama.ops.linear.panels import pack, panel_floats
 from nbllama.quants import QUANTS, QuantType, decode
 from nbllama.quants.base import find_decoder
+from nbllama.quants.encode import QUANTISED, quantise
 from tests.kernels.case import ROUNDED, SUM, Arrays, Run, Theirs, case, normal
 from tests.kernels.products import Layer, times, times_back
 from tests.oracle import Graph, quant

@@ -9,8 +9,8 @@ import pytest
 
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import open_gguf
-from nbllama.quantise import QUANTISED, quantise
 from nbllama.quants import decode, nbytes
+from nbllama.quants.encode import QUANTISED, quantise
 from tests import oracle
 
 # Searches add up in another order than llama.cpp's, so now and then another of two nearly equal

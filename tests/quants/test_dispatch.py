@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import DECODERS, decode_blocks
 from tests.quants.blocks import assert_same_bits, random_blocks, reference
 
@@ -74,7 +74,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from numba import prange
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import DECODERS, decode, decode_blocks
 from tests.quants.blocks import QUANTS, random_blocks, reference
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nbllama.errors import NbllamaError
-from nbllama.sampling.chain import Sampler
-from nbllama.sampling.params import SamplingParams
-from nbllama.sampling.random import Random
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.generation.sampling.random import Random
 
 GREEDY = SamplingParams(temp=0.0)
 

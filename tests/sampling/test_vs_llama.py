@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.sampling import filters
-from nbllama.sampling.chain import Sampler
-from nbllama.sampling.filters import Candidates
-from nbllama.sampling.params import SamplingParams
-from nbllama.sampling.penalties import Penalties
+from nbllama.generation.sampling import filters
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.sampling.filters import Candidates
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.generation.sampling.penalties import Penalties
 from tests.oracle.sampler import sampler
 
 SIZES = (1, 2, 50, 1500, 5000)  # llama.cpp sorts more than 1024 in another way

@@ -16,8 +16,9 @@ from numba import carray, get_num_threads, prange, types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from nbllama._jit import kernel, thread_routine
-from nbllama.ops.attention_few import CHUNK
+from nbllama.kernels.jit import kernel, thread_routine
+from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
+from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
     _dot,
@@ -38,7 +39,6 @@ from nbllama.ops.token.tasks import (
 )
 from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
-from nbllama.threads import call, count, count_more, pointer, wait_for
 
 MOST_TYPES = 6
 NO_TYPE = -1  # in the place of a type that a model does not have

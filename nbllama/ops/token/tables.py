@@ -55,7 +55,7 @@ CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
 # What the threads are given: the token's position, the program, and memory that all phases share:
 # `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
-# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.threads`.
+# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.kernels.threads`.
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,

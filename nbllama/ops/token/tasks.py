@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.threads import pointer
 from nbllama.ops.activation import _gelu_row, _silu_row
-from nbllama.ops.attention_few import CHUNK, _chunk, _join
-from nbllama.ops.attention_tiles import cap_and_bias
-from nbllama.ops.int8_rows import _row as _int8_row
-from nbllama.ops.int8_rows import _sum
+from nbllama.ops.attention.few import CHUNK, _chunk, _join
+from nbllama.ops.attention.tiles import cap_and_bias
+from nbllama.ops.linear.int8_rows import _row as _int8_row
+from nbllama.ops.linear.int8_rows import _sum
 from nbllama.ops.rms_norm import _row as _norm_row
 from nbllama.ops.rope import _turn_halves, _turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.quants.dot import SUMMED
-from nbllama.threads import pointer
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
 TASKS = 4  # of a thread in one phase: drawing one may take as long as two rows (two cores, 0.5 us)

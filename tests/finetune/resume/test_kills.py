@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
 from tests.finetune.resume.runs import args_in, results
 from tests.finetune.runs import Run, copy_of
 from tests.toy_models import make_llama

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
-from nbllama.files import RunLock
-from nbllama.model import load_model
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.model.passes import load_model
+from nbllama.system.files import RunLock
 from tests.finetune.resume.runs import args_in
 from tests.finetune.runs import Run, refused
 from tests.run_states import forge

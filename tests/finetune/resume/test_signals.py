@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
-from nbllama.cli.options import PROG
-from nbllama.cli.stop import StopFlag
+from nbllama.checkpoint.file import load_checkpoint
 from nbllama.errors import Interrupted
-from nbllama.train import StopRequested, Trainer
+from nbllama.options.finetune.table import PROG
+from nbllama.train.run.stop import StopFlag
+from nbllama.train.trainer import StopRequested, Trainer
 from tests.finetune.resume.runs import args_in, results
 from tests.finetune.runs import Run, copy_of
 from tests.toy_runs import Child, log_rows
@@ -78,7 +78,7 @@ def test_a_signal_while_it_loads_ends_at_once(
         os.kill(os.getpid(), signum)
         time.sleep(60)
 
-    monkeypatch.setattr("nbllama.cli.session.load_model", interrupted)
+    monkeypatch.setattr("nbllama.train.run.session.load_model", interrupted)
     before = signal.getsignal(signum)
     done = run(args_in(folder, 20))
     assert (done.code, done.err) == (
@@ -101,7 +101,7 @@ def test_what_a_signal_broke_is_not_taken_for_a_bug(
         except BaseException:
             raise RuntimeError("failed in the compiler") from None
 
-    monkeypatch.setattr("nbllama.cli.session.load_model", wrapped)
+    monkeypatch.setattr("nbllama.train.run.session.load_model", wrapped)
     assert run(args_in(folder, 20)).code == 130
 
 

@@ -1,0 +1,121 @@
+"""The state of a training run in memory, and the tensors that checkpoints hold of it.
+
+Tensors lie in files as llama.cpp's `finetune` has them: rank fastest, so A transposed and B as it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.checkpoint.identity import Identity
+from nbllama.errors import shown
+from nbllama.gguf_io import GGUFFile
+from nbllama.lora.pairs import Adapter, Pair
+from nbllama.lora.slots import slot_of
+from nbllama.opt import check_finite
+
+FIRST, SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
+PAST_LOSSES = "optimizer.adam.past_loss_values"
+
+
+class FlatMoments(NamedTuple):
+    """Both moments as vectors float32 [n_parameters], tensor after tensor in an order that the
+    file does not state (`moment_order`); each tensor's elements lie as in the file.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on with the same bits. Counters are since the very first run."""
+
+    identity: Identity
+    adapter: Adapter
+    m: dict[str, np.ndarray]  # moments by parameter name, in the parameters' shapes
+    v: dict[str, np.ndarray]
+    seed: int
+    n_samples: int  # in the data
+    iteration: int = 0  # optimiser updates done
+    sample_count: int = 0  # samples trained on
+    token_count: int = 0
+    epoch: int = 0  # the next sample is number `next_sample` of this epoch's order
+    next_sample: int = 0
+    no_improvement: int = 0
+    best_loss: float = 0.0
+    previous_loss: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)  # `identity.environment`
+    rng_state: str = ""  # of the old tool's order, at the start of `epoch` (`data.feed.OldFeed`)
+    past_losses: tuple[float, ...] = ()  # the last ones, see `convergence`
+    watch: dict[str, float] = field(default_factory=dict)  # of the validation, `validation.Watch`
+    moments: FlatMoments | None = None  # of an old checkpoint, instead of m and v
+
+    @property
+    def old(self) -> bool:
+        """Whether it was read from a checkpoint of the old tool."""
+        return self.moments is not None
+
+
+def legacy(name: str, x: np.ndarray) -> np.ndarray:
+    """Between our orientation and the old tool's (rank fastest): A transposed, B as it is."""
+    return np.ascontiguousarray(x.T if name.endswith(".lora_a") else x)
+
+
+def array(f: GGUFFile, name: str) -> np.ndarray:
+    """A copy of a float32 tensor in its numpy shape, all values finite."""
+    if name not in f.tensors:
+        raise f.error(f"tensor '{name}'", "is missing")
+    info = f.tensors[name]
+    if info.type_id != 0:
+        raise f.error(f"tensor '{shown(name)}'", "must be F32")
+    x = f.data(name).view("<f4").reshape(info.shape).astype(np.float32)
+    if check_finite({name: x}):
+        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
+    return x
+
+
+def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
+    """Pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
+    found = {}
+    for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
+        a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
+        if a is None or b is None or slot_of(base) is None:
+            raise f.error(f"tensor '{shown(base)}.lora_*'", "not the two halves of a LoRA pair")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+            raise f.error(f"tensor '{shown(base)}.lora_*'", f"shapes {a.shape}, {b.shape}")
+        found[base] = Pair(legacy(".lora_a", a), b)
+    if not found or 2 * len(found) != len(stored):
+        raise f.error("file", "its tensors are not the pairs of a LoRA run")
+    return found
+
+
+def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
+    """A moment vector as arrays by parameter name in our orientation, in the parameters' order.
+
+    `order`: every parameter's name, as they follow each other in `flat`.
+    """
+    params = adapter.parameters()
+    parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
+    shapes = {p: x.T.shape if p.endswith(".lora_a") else x.shape for p, x in params.items()}
+    found = {p: part.reshape(shapes[p]) for p, part in zip(order, parts, strict=True)}
+    return {p: legacy(p, found[p]) for p in params}
+
+
+def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
+    """A float32 tensor [n], all values finite."""
+    flat = array(f, name)
+    if flat.shape != (n,):
+        raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
+    return flat
+
+
+def check_moments(f: GGUFFile, second: np.ndarray) -> None:
+    """Raise for second moments that no squares have: below 0."""
+    if second.size and second.min() < 0:
+        raise f.error(f"tensor '{SECOND}'", "holds a negative value")

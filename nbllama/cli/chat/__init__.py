@@ -1,0 +1,1 @@
+"""`nbllama chat` (`python -m nbllama.main`): text completion and conversations."""

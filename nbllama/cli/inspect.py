@@ -1,0 +1,28 @@
+"""The program: `python -m nbllama.inspect FILE`.
+
+Everything that could be read is printed; if the file is refused, the reason is the last line, and
+the exit code is that of the program that would have used it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbllama.options.inspect import parse
+from nbllama.system.program import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    return run_program(_run, argv)
+
+
+def _run(words: list[str]) -> None:
+    options, path = parse(words)
+    from nbllama.inspect.look import look
+    from nbllama.inspect.show import as_json, as_text
+
+    found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
+    print(as_json(found) if options.json else as_text(found, options.all), end="")
+    if found.refused is not None:
+        raise found.refused

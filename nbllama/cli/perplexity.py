@@ -1,0 +1,28 @@
+"""The program: `python -m nbllama.perplexity`.
+
+Options: `nbllama.options.perplexity`. What is computed: `nbllama.evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbllama.options.perplexity import parse_perplexity
+from nbllama.system.cores import use_threads
+from nbllama.system.program import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code (see `nbllama.errors`)."""
+    return run_program(_run, argv)
+
+
+def _run(words: list[str]) -> None:
+    asked = parse_perplexity(words)
+    use_threads(asked.options.threads)
+    from nbllama.cli.scores import print_divergence, print_perplexity
+
+    if asked.options.kl_divergence:
+        print_divergence(asked)
+    else:
+        print_perplexity(asked)

@@ -1,0 +1,219 @@
+"""A command line made from one table: fields of a dataclass that carry their own option.
+
+The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
+occurrence wins, no abbreviations) plus `--option=value`. Everything that is wrong with a command
+line is one `UsageError` (exit 2) that names the option, the value and what is allowed. argparse
+lays out the help, but does not read the command line: it takes values that begin with `-` for
+options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from nbllama import __version__
+from nbllama.errors import UsageError, shown
+from nbllama.options.values import Value
+
+_ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `names` as typed, the usual one first; `off` are the names that switch it off."""
+
+    dest: str
+    names: tuple[str, ...]
+    off: tuple[str, ...]
+    group: str
+    value: Value | None  # None: a switch, which takes no value
+    default: Any
+    shown_default: str
+    help: str
+    many: bool = False  # may be given several times; the field is a tuple of all values
+
+
+def option(
+    group: str,
+    value: Value | None,
+    default: Any,
+    help: str,
+    *,
+    also: Sequence[str] = (),
+    off: Sequence[str] = (),
+    shown_default: str | None = None,
+    many: bool = False,
+) -> Any:
+    """A dataclass field that is an option; its name is the field's, `_` written as `-`.
+
+    `also`: further names. `shown_default`: what help says where the default itself does not tell.
+    `many`: a tuple of all values that are given, instead of the last one.
+    """
+    made = dict(
+        group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many
+    )
+    return field(default=default, metadata={"option": made})
+
+
+def table(kind: type) -> tuple[Option, ...]:
+    """The options of a dataclass, in the order of its fields."""
+    rows = []
+    for f in fields(kind):
+        made = f.metadata["option"]
+        plain = "off" if f.default is False else str(f.default)
+        rows.append(
+            Option(
+                f.name,
+                ("--" + f.name.replace("_", "-"), *made["also"]),
+                tuple(made["off"]),
+                made["group"],
+                made["value"],
+                f.default,
+                made["shown"] if made["shown"] is not None else plain,
+                made["help"],
+                made["many"],
+            )
+        )
+    return tuple(rows)
+
+
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """argparse's layout, but an option's name in a text is not broken at its hyphens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> str:
+    """The list of options as argparse lays it out."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=about,
+        epilog=epilog,
+        formatter_class=_Layout,
+        add_help=False,
+    )
+    groups: dict[str, Any] = {}
+    for o in options:
+        if o.group not in groups:
+            groups[o.group] = parser.add_argument_group(o.group)
+        text = f"{o.help} (default: {o.shown_default})"
+        text += f"; {'/'.join(o.off)} is the opposite" if o.off else ""
+        kind = {"action": "store_true"} if o.value is None else {"metavar": o.value.metavar}
+        groups[o.group].add_argument(*o.names, help=text.replace("%", "%%"), **kind)
+    last = parser.add_argument_group("About")
+    last.add_argument("--version", action="store_true", help="show the version and exit")
+    last.add_argument("-h", "--help", action="store_true", help="show this list and exit")
+    return parser.format_help()
+
+
+def _unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
+    if not name.startswith("-"):
+        return UsageError(f"'{shown(name)}' belongs to no option; --help lists them all")
+    near = [familiar[name]] if name in familiar else []
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+    return UsageError(f"unknown option '{shown(name)}'; {hint}")
+
+
+def read(
+    options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
+) -> dict[str, Any]:
+    """Values by field name, for what `argv` gives; "help" or "version" alone if it asks for that.
+
+    A value may begin with `-`, as the old parser allowed, unless it is an option's name.
+    Raises `UsageError`.
+    """
+    by_name: dict[str, Option | None] = dict.fromkeys(_ABOUT)
+    for o in options:
+        by_name.update(dict.fromkeys((*o.names, *o.off), o))
+    values: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        name = plain(name)
+        if name not in by_name:
+            raise _unknown(name, list(by_name), familiar)
+        found = by_name[name]
+        if found is not None and found.value is not None:
+            if not equals:
+                if not rest or plain(rest[0].partition("=")[0]) in by_name:
+                    raise UsageError(f"{name} needs a value: {found.value.allowed()}")
+                value = rest.pop(0)
+            try:
+                parsed = found.value.parse(value)
+            except ValueError:
+                raise UsageError(
+                    f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"
+                ) from None
+            values[found.dest] = (*values.get(found.dest, ()), parsed) if found.many else parsed
+        elif equals:
+            raise UsageError(f"{name} takes no value, but got '{shown(value)}'")
+        elif found is None:
+            return {_ABOUT[name]: True}
+        else:
+            values[found.dest] = name in found.names
+    return values
+
+
+def plain(name: str) -> str:
+    """An option's name as the table has it: `_` counts as `-`."""
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+T = TypeVar("T")
+
+
+def parse_into(
+    kind: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    epilog: str = "",
+    familiar: Mapping[str, str] | None = None,
+) -> T:
+    """An object of the dataclass `kind` from a command line (without the program's name).
+
+    `familiar`: names that other programs use, with the option to suggest here.
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    options = table(kind)
+    values = read(options, argv, familiar or {})
+    if "help" in values:
+        print(help_text(prog, about, epilog, options), end="")
+        raise SystemExit(0)
+    if "version" in values:
+        print(f"nbllama {__version__}")
+        raise SystemExit(0)
+    return kind(**values)
+
+
+def markdown(options: Sequence[Option]) -> str:
+    """The options as Markdown tables, one a group."""
+    lines: list[str] = []
+    group = None
+    for o in options:
+        if o.group != group:
+            if group is not None:
+                lines += ["", "</div>"]
+            group = o.group
+            lines += ["", f"## {group}", "", '<div class="options" markdown>', ""]
+            lines += ["| option | allowed | default | meaning |", "|---|---|---|---|"]
+        names = ", ".join(f"`{n}`" for n in o.names)
+        if o.value is None:
+            names += "".join(f" / `{n}`" for n in o.off)
+        allowed = "switch" if o.value is None else o.value.allowed()
+        cells = (allowed, o.shown_default, o.help)
+        told = " | ".join(cell.replace("*", "\\*") for cell in cells)
+        lines.append(f"| {names} | {told} |")
+    return "\n".join([*lines, "", "</div>"]).strip() + "\n"

@@ -1,0 +1,132 @@
+"""What a checkpoint gives to the run that continues it, and what both must have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
+from nbllama.errors import CheckpointError, shown
+from nbllama.options.finetune.table import Options
+from nbllama.train.run.settings import Settings
+
+if TYPE_CHECKING:
+    from nbllama.checkpoint.state import TrainState
+    from nbllama.data import Dataset
+    from nbllama.model.passes import Model
+
+# Settings whose change would make a continued run another run. Those in STORED are taken from the
+# checkpoint where the command line does not give them.
+SETTINGS = (
+    "batch",
+    "grad_acc",
+    "ctx",
+    "adam_alpha",
+    "adam_min_alpha",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_decay",
+    "adam_decay_min_ndim",
+    "adam_gclip",
+    "warmup",
+    "cos_decay_steps",
+    "cos_decay_min",
+    "cos_decay_restart",
+    "enable_restart",
+    "seed",
+    "sample_start",
+    "include_sample_start",
+    "overlapping_samples",
+    "fill_with_next_samples",
+    "separate_with_eos",
+    "separate_with_bos",
+    "sample_random_offsets",
+    "packing",
+    "template_date",
+    "compat",
+    "optimizer",
+    "lr_schedule",
+    "wsd_decay",
+    "lora_dropout",
+    "lora_layers",
+    "loraplus_lr_ratio",
+    "rslora",
+    "alpha",
+    "eval_every",
+)
+STORED = (
+    "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "lora_layers",
+    "eval_every", "template_date",
+)  # fmt: skip
+# What a checkpoint from before there was a choice means.
+_BEFORE: dict[str, bool | int | float | str] = {
+    "optimizer": "adamw",
+    "lr_schedule": "cosine",
+    "lora_dropout": 0.0,
+    "lora_layers": "all",
+    "loraplus_lr_ratio": 1.0,
+    "rslora": False,
+}
+_NORMS = ("att_norm", "ffn_norm", "out_norm")
+
+
+def completed(options: Options, state: TrainState | None) -> Options:
+    """Options with what the command line left open taken from the checkpoint that is continued."""
+    if state is None:
+        return options
+    same = state.identity
+    stored = {name: same.settings[name] for name in STORED if name in same.settings}
+    # --lora-r is the default of all ranks but those of norms.
+    slots = same.ranks if options.lora_r is None else _NORMS
+    stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
+    stored |= {"lora_r": same.lora_r}
+    if not state.old:
+        stored |= {"lora_alpha": same.settings.get("alpha", same.lora_alpha)}
+    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
+    if options.seed < 0 and not state.old and not options.force_reshuffle:
+        left["seed"] = state.seed
+    return replace(options, **left)  # type: ignore[arg-type]
+
+
+def identity(
+    settings: Settings, model: Model, data: Dataset, validation: Dataset | None
+) -> Identity:
+    """What a checkpoint of this run must share with it."""
+    return Identity(
+        model.hp.arch,
+        settings.lora_r,
+        settings.lora_alpha,
+        settings.ranks,
+        model_fingerprint(model.gguf),
+        data.fingerprint,
+        model_numbers(model.hp),
+        {name: getattr(settings, name) for name in SETTINGS}
+        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
+    )
+
+
+def check_resume(
+    options: Options, state: TrainState, wanted: Identity, n_samples: int
+) -> list[str]:
+    """Raise `CheckpointError` unless `wanted` continues the checkpoint; lines about what
+    `--force` let pass.
+
+    An old checkpoint knows of its base model the sizes only, and of its data their number.
+    """
+    path, found = options.checkpoint_in, state.identity
+    free = {"eval_every"} | ({"seed"} if options.force_reshuffle else set())
+    settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
+    found = replace(found, settings=settings)
+    if not state.old:
+        return check_fits(path, found, wanted, force=options.force)
+    found = replace(found, lora_r=wanted.lora_r, lora_alpha=wanted.lora_alpha, settings={})
+    lines = check_fits(path, found, wanted, force=options.force)
+    if state.rng_state and state.n_samples != n_samples and not options.force_reshuffle:
+        line = f"the training data had {state.n_samples} samples, now {n_samples}"
+        if not options.force:
+            raise CheckpointError(
+                f"{shown(path, 400)}: {line}; give the same data and options (--ctx and those of "
+                "samples), or --force-reshuffle to begin the epoch afresh"
+            )
+        lines.append(line)
+    return lines
