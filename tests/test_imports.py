@@ -57,8 +57,8 @@ PUBLIC = [
     "trace",
 ]
 
-# Packages from elsewhere, and the only rooms or modules that may import them. numpy is free for
-# all. OUTSIDE = {
+# Packages from elsewhere, and the rooms or modules that may import them. numpy is free for all.
+OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
     "llvmlite": {"kernels", "quants", "checkpoint.identity"},

@@ -125,7 +125,8 @@ def test_output_is_utf8_whatever_the_locale(env: dict[str, str]) -> None:
 )
 def test_a_reader_that_went_away(body: str, code: int) -> None:
     program = (
-        "import sys, time\nfrom nbllama.system.program import run_program\nimport nbllama.errors as E\n"
+        "import sys, time\nfrom nbllama.system.program import run_program\n"
+        "import nbllama.errors as E\n"
         f"def main(words):\n    time.sleep(0.3)\n    {body}\n    return 0\n"
         "sys.exit(run_program(main, []))"
     )

@@ -174,7 +174,8 @@ def test_an_address_limit(folder: Path) -> None:
     toy_text(folder / "text.txt", 300_000)
     args = words(folder, "--batch", "64", ctx=100_000)
     code = (
-        "import resource, sys; from nbllama.finetune import main; import nbllama.train.run.session\n"
+        "import resource, sys; from nbllama.finetune import main\n"
+        "import nbllama.train.run.session\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({6 << 30}, {6 << 30}))\n"
         f"sys.exit(main({args!r}))"
     )

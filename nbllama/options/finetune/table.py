@@ -111,7 +111,8 @@ def page() -> str:
     """The text of docs/options.md."""
     head = (
         "# Options of `python -m nbllama.finetune`\n\n"
-        "Made by `python -m nbllama.options.finetune.table > docs/options.md`; a test compares the two.\n\n"
+        "Made by `python -m nbllama.options.finetune.table > docs/options.md`; a test compares the"
+        " two.\n\n"
         "`--option VALUE` and `--option=VALUE` are the same, `_` in a name counts as `-`, and of\n"
         "an option that is given twice the last one holds. `--help` and `--version` print and\n"
         "stop.\n\n"
