@@ -106,8 +106,8 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
     """By name, those of A first."""
-    every = dict.fromkeys([*a, *b])
-    return [difference(name, a.arrays.get(name), b.arrays.get(name)) for name in every]
+    here, there = dict(a), dict(b)
+    return [difference(name, here.get(name), there.get(name)) for name in here | there]
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:

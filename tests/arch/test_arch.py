@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.toy_models import make_llama
 from nbllama.arch import (
     ARCHS,
     ArchRow,
@@ -28,7 +29,6 @@ from nbllama.errors import GGUFError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from tests.arch.files import C, D, F, G, H, L, Model, V, read, refused
 from tests.gguf_io import build as b
-from tests.toy_models import make_llama
 
 ROT = "llama.rope.dimension_count"
 

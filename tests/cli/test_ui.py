@@ -17,7 +17,7 @@ import pytest
 from nbllama.cli.ui import Display, plain_line
 from nbllama.errors import OutputError
 from tests.conftest import ROOT
-from tests.test_progress import RECORD
+from tests.report.test_log import RECORD
 
 
 class Broken(io.StringIO):
@@ -132,7 +132,7 @@ _TERMINAL = """
 import dataclasses, sys
 from nbllama.system.program import prepare_streams
 from nbllama.cli.ui import Display
-from tests.test_progress import RECORD
+from tests.report.test_log import RECORD
 prepare_streams()
 with Display() as display:
     display.header([("model", "m.gguf")])

@@ -13,7 +13,7 @@ from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 from nbllama.ops.dropout import Dropout, add_dropped, dropout_for, dropped, keep_ref, philox_ref
 from nbllama.ops.linear.panels import n_panels
-from tests.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
+from tests.train.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
 
 # Random123's known answers for philox4x32 with 10 rounds: counter, key, result
 KNOWN = [
