@@ -151,7 +151,7 @@ class Bench:
     def peer(self) -> Iterable[dict[str, Any]]:
         from bench_parts.beside import bench_peer
 
-        from nbllama.system.cores import physical_cores
+        from nbllama.kernels.cores import physical_cores
 
         if self.given.peer is None and importlib.util.find_spec("torch") is None:
             print("peer: left out; pip install -e '.[peer]', or --peer PYTHON that has torch")
@@ -163,7 +163,7 @@ class Bench:
     def old(self) -> Iterable[dict[str, Any]]:
         from bench_parts.beside import bench_old
 
-        from nbllama.system.cores import physical_cores
+        from nbllama.kernels.cores import physical_cores
 
         if self.given.old_finetune is None:
             print("old: left out; --old-finetune PATH times a built one")

@@ -63,8 +63,8 @@ OUTSIDE = {
     "jinja2": {"text"},
     "llvmlite": {"kernels", "quants", "checkpoint.identity"},
     "matplotlib": {"peek"},
-    "numba": {"kernels", "quants", "ops", "system.cores", "checkpoint.identity", "train.run"},
-    "psutil": {"system"},
+    "numba": {"kernels", "quants", "ops", "checkpoint.identity", "train.run"},
+    "psutil": {"kernels.cores", "system"},
     "rich": {"cli"},
     "sentencepiece": {"text"},
     "tensorboardX": {"train.run.board"},
@@ -78,7 +78,7 @@ LIGHT = (
     "", "errors", "report", "report.log", "options.finetune.table", "options.chat", "options.merge",
     "options.verify", "options.data", "options.show_data", "options.adapters",
     "options.perplexity", "options.inspect", "options.peek", "options.gradcheck",
-    "train.run.settings", "system.cores", "system.program", "export.file_types", *sorted(SHELLS),
+    "train.run.settings", "kernels.cores", "system.program", "export.file_types", *sorted(SHELLS),
     "inspect.__main__", "peek.__main__", "gradcheck.__main__", "report.__main__",
 )  # fmt: skip
 

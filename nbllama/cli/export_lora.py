@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_export
-from nbllama.system.cores import use_threads
 from nbllama.system.program import run_program
 
 

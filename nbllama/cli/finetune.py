@@ -31,7 +31,7 @@ def _run(words: list[str]) -> None:
 
 
 def _train(options: Options, words: list[str], stop: StopFlag, stack: ExitStack) -> None:
-    from nbllama.system.cores import use_threads
+    from nbllama.kernels.cores import use_threads
 
     threads = use_threads(options.threads)
     from nbllama.cli.ui import Display

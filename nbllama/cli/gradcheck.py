@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     o = parse(words)
-    from nbllama.system.cores import use_threads
+    from nbllama.kernels.cores import use_threads
 
     use_threads(o.threads)
     from nbllama.adapter.file import load_adapter

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from nbllama.errors import UsageError, shown
 from nbllama.export.file_types import file_type, tensor_types
+from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_quantize
-from nbllama.system.cores import use_threads
 from nbllama.system.program import run_program
 
 

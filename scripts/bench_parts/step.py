@@ -12,10 +12,10 @@ import numpy as np
 from bench_parts.timing import Sgemm, timed
 from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
+from nbllama.kernels.cores import physical_cores
 from nbllama.lora.pairs import init_adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.opt import AdamW
-from nbllama.system.cores import physical_cores
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import forecast
 from nbllama.train.trainer import Schedule, Trainer

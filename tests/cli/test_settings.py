@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nbllama.errors import UsageError
+from nbllama.kernels.cores import physical_cores
 from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import Options, parse
-from nbllama.system.cores import physical_cores
 from nbllama.train.run.defaults import context, iterations
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 

@@ -12,9 +12,9 @@ import pytest
 from numba import prange, types
 
 from nbllama.kernels import own_cores
+from nbllama.kernels.cores import physical_cores
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.own_cores import _cores
-from nbllama.system.cores import physical_cores
 from tests.conftest import ROOT
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="sched_setaffinity is Linux's")
