@@ -49,6 +49,7 @@ from nbllama.ops.attention_tiles import (
 )
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.simd import fma_tile, next_task, row_max
+from nbllama.turns import in_turn
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
@@ -227,6 +228,7 @@ def forward_floats(longest: int, n: int, n_seq: int, n_kv: int, d: int) -> tuple
     return own, (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
 
 
+@in_turn
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,

@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.ops.attention_tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 from nbllama.simd import next_task, row_max
+from nbllama.threading_layer import get_num_threads
+from nbllama.turns import in_turn
 
 CHUNK = 256
 SERIAL = 500_000  # up to so many products one thread ends before two have begun (about 60 us)
@@ -148,6 +150,7 @@ _found = np.empty(0, np.float32)
 _counter = np.zeros(1, np.int64)
 
 
+@in_turn
 def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,

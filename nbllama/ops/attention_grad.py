@@ -31,6 +31,7 @@ from nbllama.ops.attention_tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 from nbllama.simd import exp_f32, fma_tile, next_task
+from nbllama.turns import in_turn
 
 PIECES = 8  # of a KV head's keys, when the sums of its heads are added
 TASKS = 24  # tasks of the gradient at least: threads then end at about the same time
@@ -228,6 +229,7 @@ def gradient_floats(
     return own, packed + 2 * (n + n_seq * ROWS) * n_head * wide * n_parts(n_seq, n_head)
 
 
+@in_turn
 def attention_grad(
     do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray,
     offsets: np.ndarray, scale: float, slopes: np.ndarray,

@@ -11,12 +11,12 @@ with one sequence and three KV heads.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
 from nbllama._jit import kernel
 from nbllama.lanes import PANEL, ROWS, VL
 from nbllama.ops.op import check_array
 from nbllama.simd import exp_f32, fma_tile, transpose_tile
+from nbllama.threading_layer import get_num_threads
 
 BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
 

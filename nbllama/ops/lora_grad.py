@@ -13,7 +13,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
 from nbllama._jit import kernel
 from nbllama.lanes import PANEL, ROWS
@@ -21,6 +21,8 @@ from nbllama.ops.lora_ops import check_outer, packed_rows, reused
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.ops.panels import n_panels, pack_panel, panels_of
 from nbllama.simd import fma_tile, next_task
+from nbllama.threading_layer import get_num_threads
+from nbllama.turns import in_turn
 
 COLUMNS = 256  # of x or dy that stay in the L1 cache beside their sums
 LEAST = 32  # tokens of a group, at least
@@ -110,6 +112,7 @@ def n_groups(n: int) -> int:
     return max(1, min(MOST_GROUPS, n // LEAST, n_panels(n)))
 
 
+@in_turn
 def pack_with_gradients(
     dy: np.ndarray,
     memory: np.ndarray,

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, get_num_threads, prange, types
+from numba import carray, prange, types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
@@ -38,6 +38,7 @@ from nbllama.ops.token.tasks import (
 )
 from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
+from nbllama.threading_layer import get_num_threads
 from nbllama.threads import call, count, count_more, pointer, wait_for
 
 MOST_TYPES = 6
@@ -163,7 +164,7 @@ def _walk(routine, address, threads):  # type: ignore[no-untyped-def]
 
 def n_threads() -> int:
     """How many threads go through a program: each needs its row of scratch."""
-    return int(get_num_threads())
+    return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:

@@ -1,0 +1,62 @@
+"""Calls from several Python threads take turns.
+
+Kernels write to scratch memory that belongs to the package, draw their tasks from shared counters,
+and one of Numba's threading layers aborts the process when two threads start kernels at once. So
+there is one lock. Every parallel kernel holds it (`nbllama._jit`), every function that uses scratch
+holds it until its result is copied out, and a pass of the model holds it from its first kernel to
+its last (`nbllama.own_cores`). A thread that holds the lock may take it again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from nbllama.errors import NbllamaError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LOCK = threading.RLock()
+
+_AFTER_FORK = (
+    "this process was forked from one that had computed, and its threads are gone: start it with"
+    " the spawn start method, multiprocessing.get_context('spawn')"
+)
+
+
+class _Fork:
+    """`refused`: in a child of a process whose threads did not survive the fork."""
+
+    refused = False
+
+
+def in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: only one thread at a time is inside of such functions."""
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with LOCK:
+            return function(*args, **kwargs)
+
+    return alone
+
+
+def refuse_after_fork() -> None:
+    """Raise `NbllamaError` in a forked process that cannot run kernels."""
+    if _Fork.refused:
+        raise NbllamaError(_AFTER_FORK)
+
+
+def on_fork(threads_are_lost: Callable[[], bool]) -> None:
+    """From now on a forked child asks `threads_are_lost`, and refuses kernels if they are."""
+
+    def in_child() -> None:
+        LOCK._at_fork_reinit()  # type: ignore[attr-defined]  # the thread that held it is gone
+        _Fork.refused = _Fork.refused or threads_are_lost()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)
