@@ -45,23 +45,30 @@ def _note(why: str) -> None:
 
 @cache
 def _source_hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """Of the file that defines a function; empty where there is no file."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 class KernelCache(_Cache):
     """The cache of one function, as Numba's dispatchers and callbacks want it."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
-        """`folder` is asked when the first kernel is compiled, not when it is defined."""
+        """`folder` is asked when the first kernel is compiled, not when it is defined. What was
+        typed at a prompt is not cached.
+        """
         self._function, self._folder = function, folder
-        self._enabled = True
+        self._source = _source_hash(function.__code__.co_filename)
+        self._enabled = bool(self._source)
 
     @property
     def cache_path(self) -> str:
         return str(self._folder().path or "")
 
     def enable(self) -> None:
-        self._enabled = True
+        self._enabled = bool(self._source)
 
     def disable(self) -> None:
         self._enabled = False
@@ -75,8 +82,7 @@ class KernelCache(_Cache):
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
         name = f"{self._function.__module__}.{self._function.__qualname__}:{code.co_firstlineno}"
-        source = _source_hash(code.co_filename)
-        return "\n".join([name, source, *hashes, str(sig), *map(str, codegen.magic_tuple())])
+        return "\n".join([name, self._source, *hashes, str(sig), *map(str, codegen.magic_tuple())])
 
     def _path(self, folder: Path, key: str) -> Path:
         name = self._function.__qualname__.replace("<", "").replace(">", "")[-60:]

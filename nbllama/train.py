@@ -9,6 +9,7 @@ four.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ from nbllama.ops.dropout import dropout_for
 from nbllama.opt import Optimiser, check_finite, schedule
 from nbllama.own_cores import own_cores
 from nbllama.progress import memory
+from nbllama.turns import one_at_a_time
 from nbllama.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -127,7 +129,7 @@ def kept_blocks(
 
 class Trainer:
     """A model, an adapter, its optimiser, and a place in the data; `step` moves all of them on
-    by one iteration.
+    by one iteration. Several threads may call one trainer: their calls take turns.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Trainer:
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
+        self.turn = threading.RLock()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
         self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
@@ -190,6 +193,7 @@ class Trainer:
         """Gradients of the last evaluation by parameter name, before clipping."""
         return self._bound.grads
 
+    @one_at_a_time
     def step(
         self,
         check: Callable[[], None] | None = None,
@@ -203,6 +207,7 @@ class Trainer:
             seen(found)
         return self.update(found)
 
+    @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
         """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
         called between layers and may raise `StopRequested`.
@@ -238,6 +243,7 @@ class Trainer:
         numbers = batches(data, self.limits.tokens, self.limits.trained)
         self._validation = [data.batch(part) for part in numbers]
 
+    @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
         """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
         total = 0.0
@@ -257,6 +263,7 @@ class Trainer:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
         return schedule(iteration - 1 if self.lag else iteration, *self.rates)
 
+    @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
         """One step of the optimiser with the gradient of `found`, which is the last evaluation.
@@ -286,6 +293,7 @@ class Trainer:
             found.trained, found.seconds + time.perf_counter() - start, skipped,
         )  # fmt: skip
 
+    @one_at_a_time
     def pass_over_next(self, grad_acc: int) -> None:
         """Go on behind the next `grad_acc` micro-batches without looking at them."""
         taken = self.feed.take(self.position, self.batch, grad_acc)
@@ -301,6 +309,7 @@ class Trainer:
                 "with a lower --adam-alpha"
             )
 
+    @one_at_a_time
     def compile(self) -> float:
         """Compile every kernel that this run needs, on a few tokens; seconds it took. Changes
         nothing.
@@ -336,6 +345,7 @@ class Trainer:
         acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
         block_backward(self.model, layer, self._bound, acts, batch, 0)
 
+    @one_at_a_time
     def forecast_seconds(self) -> float:
         """Seconds an iteration will take on average, from one block and one loss timed at the
         run's own size.

@@ -45,6 +45,19 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
     return alone
 
 
+def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of methods: only one thread at a time is inside of those of one object, which has
+    an RLock `turn`. Other objects have their turns in between.
+    """
+
+    @wraps(method)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with args[0].turn:  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return alone
+
+
 def refuse_after_fork() -> None:
     """Raise `NbllamaError` in a forked process that cannot run kernels."""
     if _Fork.refused:
