@@ -80,13 +80,16 @@ class _Kernel(CPUDispatcher):  # type: ignore[misc]
         return super().__call__(*args)
 
     def compile(self, sig: Any) -> Any:
-        launch()  # before Numba does, on a layer of its own choice
         with at_large():
             return super().compile(sig)
 
 
 class _ParallelKernel(_Kernel):
     """A compiled function that all threads run: one at a time."""
+
+    def compile(self, sig: Any) -> Any:
+        launch()  # before Numba does, on a layer of its own choice
+        return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
         with LOCK:
@@ -124,7 +127,7 @@ def thread_routine(function: Callable[[int, int], None]) -> Any:
     """
     launch()
     signature = normalize_signature("void(int64, int64)")
-    routine = CFunc(function, signature, locals={}, options={"error_model": "numpy"})
+    routine: Any = CFunc(function, signature, locals={}, options={"error_model": "numpy"})
     routine._cache = KernelCache(function, lambda: _folder(""))
     with at_large():
         routine.compile()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 from nbllama.turns import on_fork
 
@@ -71,6 +72,11 @@ def get_num_threads() -> int:
 
 
 def _threads_are_lost() -> bool:
+    """In a forked child: whether it lacks threads that kernels, or Numba's compiler, wait for."""
+    compiling = global_compiler_lock._lock
+    if not compiling.acquire(blocking=False):
+        return True
+    compiling.release()
     try:
         return str(numba.threading_layer()) == "omp"  # the others start theirs again
     except ValueError:

@@ -23,8 +23,8 @@ R = TypeVar("R")
 LOCK = threading.RLock()
 
 _AFTER_FORK = (
-    "this process was forked from one that had computed, and its threads are gone: start it with"
-    " the spawn start method, multiprocessing.get_context('spawn')"
+    "this process was forked after kernels had run in its parent, whose threads it does not have:"
+    " use the spawn start method, multiprocessing.get_context('spawn')"
 )
 
 

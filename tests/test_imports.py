@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "nbllama"
 
 # Each part of the package with what it may import of the package. A new part needs a row here.
-KERNELS = {"errors", "_jit", "lanes", "simd", "threads"}
+KERNELS = {"errors", "_jit", "lanes", "simd", "threads", "threading_layer", "turns"}
 MODEL = KERNELS | {
     "own_cores",
     "gguf_io",
@@ -63,19 +63,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "progress": {"errors"},
-    "_jit": set(),
+    "turns": {"errors"},
+    "threading_layer": {"turns"},
+    "kernel_folder": set(),
+    "kernel_cache": {"kernel_folder"},
+    "_jit": {"errors", "kernel_cache", "kernel_folder", "threading_layer", "turns"},
     "lanes": set(),
     "plain": {"_jit", "lanes"},
     "simd": {"_jit", "lanes", "plain"},
     "threads": {"_jit"},
-    "own_cores": {"_jit"},
+    "own_cores": {"_jit", "threading_layer", "turns"},
     "gguf_io": {"errors", "files"},
     "quants": KERNELS | {"gguf_io"},
     "ops": KERNELS | {"quants"},
     "arch": {"errors", "gguf_io"},
     "text": {"errors", "gguf_io"},
     "data": {"errors", "text"},
-    "opt": {"errors", "_jit"},
+    "opt": {"errors", "_jit", "turns"},
     "slots": set(),
     "lora": {"errors", "arch", "slots"},
     "identity": {"errors", "_jit", "gguf_io", "arch"},
@@ -130,7 +134,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.finetune_options": TABLE | {"cli.data_options"},
     "cli.options": TABLE
     | {"cli.config", "cli.data_options", "cli.escapes", "cli.finetune_options"},
-    "cli.cores": set(),
+    "cli.cores": {"threading_layer"},
     "cli.defaults": {"errors", "cli.data_options", "cli.options"},
     "cli.settings": {"errors", "progress", "cli.layers", "cli.defaults", "cli.options"},
     "cli.run": {"errors"},
@@ -245,9 +249,11 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
+    "llvmlite": {"_jit", "lanes", "simd", "threads", "quants", "quantise", "identity"},
     "numba": {
         "_jit",
+        "kernel_cache",
+        "threading_layer",
         "own_cores",
         "lanes",
         "simd",
