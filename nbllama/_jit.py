@@ -35,7 +35,7 @@ from nbllama import errors
 from nbllama.kernel_cache import KernelCache
 from nbllama.kernel_folder import KernelFolder, kernel_folder
 from nbllama.threading_layer import at_large, launch
-from nbllama.turns import LOCK, refuse_after_fork
+from nbllama.turns import FORK, LOCK, refuse
 
 PLAIN = os.environ.get("NBLLAMA_KERNELS") == "plain"
 """Whether plain loops take the place of vector code (checked in `quants.base`)."""
@@ -72,12 +72,16 @@ def _folder(own: str) -> KernelFolder:
     return kernel_folder(kernel_hash(own))
 
 
+_call = CPUDispatcher.__call__  # a step calls it a thousand times: no way through super()
+
+
 class _Kernel(CPUDispatcher):  # type: ignore[misc]
     """A compiled function."""
 
     def __call__(self, *args: Any) -> Any:
-        refuse_after_fork()
-        return super().__call__(*args)
+        if FORK.refused:
+            refuse()
+        return _call(self, *args)
 
     def compile(self, sig: Any) -> Any:
         with at_large():
@@ -92,8 +96,10 @@ class _ParallelKernel(_Kernel):
         return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
+        if FORK.refused:
+            refuse()
         with LOCK:
-            return super().__call__(*args)
+            return _call(self, *args)
 
 
 def kernel(

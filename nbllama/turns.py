@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from nbllama.errors import NbllamaError
 
@@ -32,6 +32,9 @@ class _Fork:
     """`refused`: in a child of a process whose threads did not survive the fork."""
 
     refused = False
+
+
+FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
@@ -58,10 +61,9 @@ def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
     return alone
 
 
-def refuse_after_fork() -> None:
-    """Raise `NbllamaError` in a forked process that cannot run kernels."""
-    if _Fork.refused:
-        raise NbllamaError(_AFTER_FORK)
+def refuse() -> NoReturn:
+    """For a process in which `FORK.refused`."""
+    raise NbllamaError(_AFTER_FORK)
 
 
 def on_fork(threads_are_lost: Callable[[], bool]) -> None:
@@ -69,7 +71,7 @@ def on_fork(threads_are_lost: Callable[[], bool]) -> None:
 
     def in_child() -> None:
         LOCK._at_fork_reinit()  # type: ignore[attr-defined]  # the thread that held it is gone
-        _Fork.refused = _Fork.refused or threads_are_lost()
+        FORK.refused = FORK.refused or threads_are_lost()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=in_child)
