@@ -25,6 +25,7 @@ from nbllama._jit import FOLDERS, kernel, kernel_sources
 from nbllama.kernel_cache import KernelCache
 from nbllama.kernel_folder import KernelFolder, not_trusted
 from tests.conftest import ROOT
+from tests.test_own_cores import STEP
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no owners and modes")
 PACKAGE = ROOT / "nbllama"
@@ -46,6 +47,7 @@ def forgotten() -> Iterator[None]:
 
 def run(folder: Path | None, why: str = "", function: Any = add_one) -> tuple[int, int]:
     """A kernel as in a new process: whether it was found and whether it was compiled."""
+    kernel_cache._loaded.clear()
     made = kernel()(function)
     made._cache = KernelCache(function, lambda: KernelFolder(folder, why))
     assert made(41) == function(41)
@@ -79,11 +81,12 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda b: bytes(len(b)),
     "zeros at the end": lambda b: b[: len(b) // 2] + bytes(len(b) - len(b) // 2),
     "one bit": lambda b: b[:-100] + bytes([b[-100] ^ 1]) + b[-99:],
-    "another version": lambda b: b.replace(b"kernel 1", b"kernel 0"),
+    "another version": lambda b: b.replace(b"kernel 2", b"kernel 0"),
     "no pickle": lambda b: sealed(b"words"),
     "no kernel": lambda b: sealed(pickle.dumps("words")),
-    "another key": lambda b: sealed(pickle.dumps(("key", ()))),
-    "no machine code": lambda b: sealed(pickle.dumps((pickle.loads(b[49:])[0], (1, 2)))),
+    "another key": lambda b: sealed(pickle.dumps(("key", [], ()))),
+    "needs another": lambda b: sealed(pickle.dumps((pickle.loads(b[49:])[0], ["none"], ()))),
+    "no machine code": lambda b: sealed(pickle.dumps((pickle.loads(b[49:])[0], [], (1, 2)))),
 }
 
 
@@ -371,6 +374,59 @@ def test_processes_that_compile_at_once(tmp_path: Path) -> None:
     last = start("down")
     assert last.communicate(timeout=300)[0] == "0\n" and last.returncode == 0
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+BITS = """
+import hashlib
+import numpy as np
+from nbllama._jit import kernel
+from numba import prange
+
+@kernel(fast=True)
+def total(x):
+    t = np.float32(0.0)
+    for i in range(x.shape[0]):
+        t += x[i] * x[i]
+    return t
+
+@kernel()
+def shorter(x, n):
+    return total(x[:n]) + total(x[n:])
+
+@kernel(parallel=True)
+def of_rows(x, out):
+    for i in prange(x.shape[0]):
+        out[i] = shorter(x[i], 96) if i % 2 else total(x[i])
+
+x = np.random.default_rng(1).standard_normal((50, 1000)).astype(np.float32)
+out = np.empty(50, np.float32)
+of_rows(x, out)
+print(hashlib.sha256(out.tobytes()).hexdigest(), sum(of_rows.stats.cache_hits.values()))
+"""
+
+
+def test_a_process_that_compiles_and_one_that_loads_get_the_same_bits(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(BITS)
+    env = os.environ | {"NBLLAMA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    found = []
+    for _ in range(2):
+        words = [sys.executable, str(program)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
+    assert [row[1] for row in found] == ["0", "1"]
+    assert found[0][0] == found[1][0]
+
+
+@pytest.mark.slow
+def test_a_training_step_that_compiles_has_the_bits_of_one_that_loads(tmp_path: Path) -> None:
+    env = os.environ | {"NBLLAMA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    found = []
+    for _ in range(2):
+        words = [sys.executable, "-c", STEP, str(tmp_path)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        found.append(done.stdout)
+    assert found[0] == found[1]
 
 
 def makers(path: Path) -> Iterator[str]:
