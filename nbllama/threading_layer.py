@@ -74,7 +74,7 @@ def get_num_threads() -> int:
 def _threads_are_lost() -> bool:
     """In a forked child: whether it lacks threads that kernels, or Numba's compiler, wait for."""
     compiling = global_compiler_lock._lock
-    if not compiling.acquire(blocking=False):
+    if _launching.locked() or not compiling.acquire(blocking=False):
         return True
     compiling.release()
     try:

@@ -9,7 +9,6 @@ four.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +29,7 @@ from nbllama.ops.dropout import dropout_for
 from nbllama.opt import Optimiser, check_finite, schedule
 from nbllama.own_cores import own_cores
 from nbllama.progress import memory
-from nbllama.turns import one_at_a_time
+from nbllama.turns import new_turn, one_at_a_time
 from nbllama.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -160,7 +159,7 @@ class Trainer:
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
-        self.turn = threading.RLock()
+        self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
         self.checkpointing, self.lag, self.floor = checkpointing, lag, floor

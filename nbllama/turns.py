@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from functools import wraps
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from nbllama.errors import NbllamaError
 
@@ -21,6 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCK = threading.RLock()
+_of_objects: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _AFTER_FORK = (
     "this process was forked after kernels had run in its parent, whose threads it does not have:"
@@ -48,9 +50,16 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
     return alone
 
 
+def new_turn() -> Any:
+    """An RLock for `one_at_a_time`, free in a forked child whoever held it."""
+    lock = threading.RLock()
+    _of_objects.add(lock)
+    return lock
+
+
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
     """Decorator of methods: only one thread at a time is inside of those of one object, which has
-    an RLock `turn`. Other objects have their turns in between.
+    a `turn` (`new_turn`). Other objects have their turns in between.
     """
 
     @wraps(method)
@@ -70,8 +79,20 @@ def on_fork(threads_are_lost: Callable[[], bool]) -> None:
     """From now on a forked child asks `threads_are_lost`, and refuses kernels if they are."""
 
     def in_child() -> None:
-        LOCK._at_fork_reinit()  # type: ignore[attr-defined]  # the thread that held it is gone
         FORK.refused = FORK.refused or threads_are_lost()
 
+    _in_child(in_child)
+
+
+def _free_locks() -> None:
+    """In a forked child, which has no thread but the one that forked."""
+    for lock in (LOCK, *_of_objects):
+        lock._at_fork_reinit()  # type: ignore[union-attr]
+
+
+def _in_child(function: Callable[[], None]) -> None:
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
+        os.register_at_fork(after_in_child=function)
+
+
+_in_child(_free_locks)

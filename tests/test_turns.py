@@ -102,6 +102,27 @@ def test_the_queue_of_work_computes_in_a_forked_child(tmp_path: Path) -> None:
     assert forked("workqueue", tmp_path, "after") == ["right", "right"]
 
 
+@FORKS
+def test_a_turn_that_a_lost_thread_had_is_free_in_a_child() -> None:
+    locks, held, end = (turns.LOCK, turns.new_turn()), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks[0], locks[1]:
+            held.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if all(lock.acquire(timeout=5) for lock in locks) else 1)
+    status = os.waitpid(pid, 0)[1]
+    end.set()
+    thread.join()
+    assert status == 0
+
+
 def test_a_refusal_is_one_line() -> None:
     with pytest.raises(NbllamaError, match="spawn start method") as found:
         turns.refuse()
@@ -112,7 +133,7 @@ class Counted:
     """Notes how many threads are inside of its method at once."""
 
     def __init__(self) -> None:
-        self.turn = threading.RLock()
+        self.turn = turns.new_turn()
         self.inside = self.most = 0
 
     @turns.one_at_a_time
