@@ -31,8 +31,13 @@ def use_threads(threads: int | None) -> int:
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        # Where colorama is installed, Numba would have it write to the terminal at the end.
+        os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     import numba
 
+    from nbllama.kernels.threading_layer import launch
+
+    launch()
     threads = min(threads, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     return threads

@@ -8,115 +8,98 @@ that no NaN and no infinity exist, and then `isnan` is false and a broken loss g
   sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over what is written, never a reduction across threads.
 
-Numba's on-disk cache does not notice an edit in a kernel that another kernel calls, so the cache
-folder's name holds a hash of every kernel source (`NUMBA_CACHE_DIR` overrides it). A folder that
+Compiled kernels are kept in a folder whose name holds a hash of every kernel source
+(`nbllama.kernels.cache`), because an edit in a kernel changes all that call it. A folder that
 training does not need (`own="quants/encode"`) has a cache folder of its own, so that an edit there
-leaves the trainer's compiled kernels in use.
+leaves the trainer's compiled kernels in use. Numba's own settings and caches stay as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
+from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
+from numba.core.sigutils import normalize_signature
+
+from nbllama import errors
+from nbllama.kernels.cache import KernelCache
+from nbllama.kernels.folder import KernelFolder, kernel_folder
+from nbllama.kernels.threading_layer import at_large, launch
+from nbllama.kernels.turns import FORK, LOCK, refuse
 
 PLAIN = os.environ.get("NBLLAMA_KERNELS") == "plain"
 """Whether plain loops take the place of vector code (checked in `quants.base`)."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
-_PACKAGE = Path(__file__).resolve().parents[1]
-KERNEL_FOLDERS = ("kernels", "ops", "quants")
-OWN_FOLDERS = ("quants/encode",)  # folders in those whose kernels are cached apart
+_PACKAGE = Path(errors.__file__).resolve().parent
+
+FOLDERS = ("kernels", "ops", "quants")
+"""Folders of the package in which kernels may be defined."""
+OWN_FOLDERS = ("quants/encode",)
+"""Those inside of them whose kernels are cached apart (`own`)."""
 
 
 def kernel_sources(own: str = "") -> list[Path]:
     """All files whose text decides what the kernels compute, in a fixed order."""
-    found = {p for folder in KERNEL_FOLDERS for p in (_PACKAGE / folder).rglob("*.py")}
+    found = {p for folder in FOLDERS for p in (_PACKAGE / folder).rglob("*.py")}
     apart = {
         p for folder in OWN_FOLDERS if folder != own for p in (_PACKAGE / folder).rglob("*.py")
     }
     return sorted(found - apart)
 
 
+@cache
 def kernel_hash(own: str = "") -> str:
     """Hex digest (16 characters) of kernel sources and the versions that compile them."""
     kernel_set = os.environ.get("NBLLAMA_KERNELS", "")
-    versions = f"{numba.__version__} {np.__version__} {sys.version} {kernel_set}"
-    h = hashlib.sha256(versions.encode())
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version, kernel_set)
+    h = hashlib.sha256(" ".join(versions).encode())
     for path in kernel_sources(own):
         h.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return h.hexdigest()[:16]
 
 
-def _cache_root() -> Path:
-    if base := os.environ.get("NBLLAMA_CACHE_DIR"):
-        return Path(base)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", tempfile.gettempdir())) / "nbllama"
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base) / "nbllama" if base else Path.home() / ".cache" / "nbllama"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"nbllama-{os.getuid()}"
+def _folder(own: str) -> KernelFolder:
+    return kernel_folder(kernel_hash(own))
 
 
-@cache
-def _cache_dir(own: str = "") -> str:
-    """A folder of this kernel set, made if need be; a private temporary one where that fails."""
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
-        return given
-    folder = _cache_root() / f"kernels-{kernel_hash(own)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="nbllama-kernels-"))
-    return str(folder)
+_call = CPUDispatcher.__call__  # a step calls it a thousand times: no way through super()
 
 
-CACHE_DIR = _cache_dir()
+class _Kernel(CPUDispatcher):  # type: ignore[misc]
+    """A compiled function."""
+
+    def __call__(self, *args: Any) -> Any:
+        if FORK.refused:
+            refuse()
+        return _call(self, *args)
+
+    def compile(self, sig: Any) -> Any:
+        with at_large():
+            return super().compile(sig)
 
 
-def _threading_layer() -> str:
-    """Numba's OpenMP layer where its library is there, else Numba's own queue of work.
+class _ParallelKernel(_Kernel):
+    """A compiled function that all threads run: one at a time."""
 
-    OpenMP starts a kernel on both threads in about 1 us, the queue in 50 to 100 us. GNU's library
-    lets a thread without work look for it some 300,000 times before it sleeps, in the way of any
-    other process on the same cores; 10,000 looks (tens of us) are as fast (docs/speed.md).
-    """
-    if given := os.environ.get("NUMBA_THREADING_LAYER"):
-        return given
-    looks = {"GOMP_SPINCOUNT": "10000"}
-    if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
-        looks = {}
-    os.environ.update(looks)  # read once, by the library as it is loaded
-    try:
-        importlib.import_module("numba.np.ufunc.omppool")
-    except ImportError:
-        return "workqueue"
-    finally:
-        for name in looks:
-            del os.environ[name]
-    return "omp"
+    def compile(self, sig: Any) -> Any:
+        launch()  # before Numba does, on a layer of its own choice
+        return super().compile(sig)
 
-
-# In the environment too: Numba reads its configuration again whenever a NUMBA_ variable changed.
-os.environ["NUMBA_THREADING_LAYER"] = numba.config.THREADING_LAYER = _threading_layer()
-# And it would count the processors anew, while this thread may be bound to one (`own_cores`).
-os.environ.setdefault("NUMBA_NUM_THREADS", str(numba.config.NUMBA_NUM_THREADS))
-# Where colorama is installed, Numba would have it write to the terminal at the program's end.
-os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-numba.config.DISABLE_ERROR_MESSAGE_HIGHLIGHTING = 1
+    def __call__(self, *args: Any) -> Any:
+        if FORK.refused:
+            refuse()
+        with LOCK:
+            return _call(self, *args)
 
 
 def kernel(
@@ -128,20 +111,30 @@ def kernel(
     `inline`: always copied into its caller, for what is called once a row: an array is passed to
     a function as seven words.
     """
-    # Set each time: a reread configuration would have forgotten it.
-    numba.config.CACHE_DIR = _cache_dir(own) if own else CACHE_DIR
-    return numba.njit(
-        cache=True,
-        parallel=parallel,
-        error_model="numpy",
-        fastmath=FAST if fast else False,
-        inline="always" if inline else "never",
-    )
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        options = {
+            "nopython": True,
+            "parallel": parallel,
+            "error_model": "numpy",
+            "fastmath": FAST if fast else False,
+            "inline": "always" if inline else "never",
+        }
+        made = (_ParallelKernel if parallel else _Kernel)(function, targetoptions=options)
+        made._cache = KernelCache(function, lambda: _folder(own))
+        return made
+
+    return compiled
 
 
 def thread_routine(function: Callable[[int, int], None]) -> Any:
     """Decorator for what each of several threads runs, called by its `address`: the parallel loop
     around it then need not be compiled again with every such routine. Takes two int64.
     """
-    numba.config.CACHE_DIR = CACHE_DIR
-    return numba.cfunc("void(int64, int64)", cache=True, error_model="numpy")(function)
+    launch()
+    signature = normalize_signature("void(int64, int64)")
+    routine: Any = CFunc(function, signature, locals={}, options={"error_model": "numpy"})
+    routine._cache = KernelCache(function, lambda: _folder(""))
+    with at_large():
+        routine.compile()
+    return routine

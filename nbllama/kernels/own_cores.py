@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import numba
 import numpy as np
 from numba import get_thread_id, prange, types
 
 from nbllama.kernels.jit import kernel
+from nbllama.kernels.threading_layer import BOUND, get_num_threads
+from nbllama.kernels.turns import LOCK
 
 LINUX = sys.platform == "linux"
 
@@ -75,16 +76,21 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 def own_cores() -> Iterator[None]:
     """Bind Numba's threads, this one among them, to a core each until the end of the block: what
     this thread starts later (another program, a library's threads) runs on the same cores as it.
+    Other Python threads that come to such a block wait until this one has left its own.
     """
-    masks = None
-    if LINUX:
-        masks = _cores(frozenset(os.sched_getaffinity(0)), numba.get_num_threads())
-    if masks is None:
-        yield
-        return
-    own, every = masks
-    _bind(own)
-    try:
-        yield
-    finally:
-        _bind(every)
+    with LOCK:
+        masks, allowed = None, frozenset[int]()
+        if LINUX:
+            allowed = frozenset(os.sched_getaffinity(0))
+            masks = _cores(allowed, get_num_threads())
+        if masks is None:
+            yield
+            return
+        own, every = masks
+        _bind(own)
+        BOUND.processors = allowed
+        try:
+            yield
+        finally:
+            BOUND.processors = None
+            _bind(every)

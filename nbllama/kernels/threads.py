@@ -87,7 +87,7 @@ def pointer(typingctx, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def call(typingctx, routine, address, number):  # type: ignore[no-untyped-def]
-    """Call the machine code at `routine`, a `_jit.thread_routine`, with two integers."""
+    """Call the machine code at `routine`, a `jit.thread_routine`, with two integers."""
     sig = types.void(types.int64, types.int64, types.int64)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]

@@ -93,9 +93,10 @@ class Weights:
     def rope_tables(self, n_positions: int, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin `[n_positions or more, n_rot/2]`, grown when a longer context asks for it."""
         of = self.hp.rope_at(layer)
-        if of not in self._ropes or len(self._ropes[of][0]) < n_positions:
+        tables = self._ropes.get(of)
+        if tables is None or len(tables[0]) < n_positions:
             scaling = self.hp.rope_scaling
-            self._ropes[of] = rope_tables(
+            tables = self._ropes[of] = rope_tables(
                 max(n_positions, 512),
                 self.hp.n_rot,
                 of.freq_base,
@@ -107,7 +108,7 @@ class Weights:
                 n_ctx_orig=scaling.n_ctx_orig,
                 factors=self.vectors.get(ROPE_FACTORS),
             )
-        return self._ropes[of]
+        return tables  # not what another thread may have put there meanwhile
 
     def rotate(
         self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False

@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from nbllama.kernels.turns import in_turn
 from nbllama.opt import arrays
 from nbllama.opt.arrays import check_finite, chunks, global_norm, n_dims
 
@@ -87,6 +88,7 @@ class Optimiser(ABC):
             if found[name].shape != x.shape or found[name].dtype != np.float32:
                 raise ValueError(f"{name}: {found[name].shape}, the parameter is {x.shape}")
 
+    @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
         """One update with learning rate `alpha * schedule`. `grads` are left as they are.
 

@@ -21,6 +21,7 @@ from nbllama.data.feed import Feed
 from nbllama.data.order import Position
 from nbllama.errors import Diverged, UsageError
 from nbllama.kernels.own_cores import own_cores
+from nbllama.kernels.turns import new_turn, one_at_a_time
 from nbllama.lora.pairs import Adapter
 from nbllama.model.activations import Activations, activation_bytes, set_bytes
 from nbllama.model.block import block_backward, block_forward
@@ -127,7 +128,7 @@ def kept_blocks(
 
 class Trainer:
     """A model, an adapter, its optimiser, and a place in the data; `step` moves all of them on
-    by one iteration.
+    by one iteration. Several threads may call one trainer: their calls take turns.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Trainer:
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
+        self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
         self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
@@ -190,6 +192,7 @@ class Trainer:
         """Gradients of the last evaluation by parameter name, before clipping."""
         return self._bound.grads
 
+    @one_at_a_time
     def step(
         self,
         check: Callable[[], None] | None = None,
@@ -203,6 +206,7 @@ class Trainer:
             seen(found)
         return self.update(found)
 
+    @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
         """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
         called between layers and may raise `StopRequested`.
@@ -238,6 +242,7 @@ class Trainer:
         numbers = batches(data, self.limits.tokens, self.limits.trained)
         self._validation = [data.batch(part) for part in numbers]
 
+    @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
         """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
         total = 0.0
@@ -257,6 +262,7 @@ class Trainer:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
         return schedule(iteration - 1 if self.lag else iteration, *self.rates)
 
+    @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
         """One step of the optimiser with the gradient of `found`, which is the last evaluation.
@@ -286,6 +292,7 @@ class Trainer:
             found.trained, found.seconds + time.perf_counter() - start, skipped,
         )  # fmt: skip
 
+    @one_at_a_time
     def pass_over_next(self, grad_acc: int) -> None:
         """Go on behind the next `grad_acc` micro-batches without looking at them."""
         taken = self.feed.take(self.position, self.batch, grad_acc)
@@ -301,6 +308,7 @@ class Trainer:
                 "with a lower --adam-alpha"
             )
 
+    @one_at_a_time
     def compile(self) -> float:
         """Compile every kernel that this run needs, on a few tokens; seconds it took. Changes
         nothing.
@@ -336,6 +344,7 @@ class Trainer:
         acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
         block_backward(self.model, layer, self._bound, acts, batch, 0)
 
+    @one_at_a_time
     def forecast_seconds(self) -> float:
         """Seconds an iteration will take on average, from one block and one loss timed at the
         run's own size.

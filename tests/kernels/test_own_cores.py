@@ -76,13 +76,15 @@ def test_fewer_threads_than_cores_are_left_to_the_system():
 
 COMPILES = """
 import os
-import numba
+from nbllama.kernels.jit import kernel
 from nbllama.kernels.own_cores import own_cores
+def add_one(x):
+    return x + 1
 allowed = os.sched_getaffinity(0)
 with own_cores():
     assert os.sched_getaffinity(0) < allowed, "not bound"
     os.environ["NUMBA_DUMP_IR"] = "0"  # Numba rereads its configuration as it compiles
-    print(numba.njit(lambda x: x + 1)(3))
+    print(kernel()(add_one)(3))
 """
 
 
@@ -134,7 +136,8 @@ import sys
 if sys.argv[1] == "none":
     sys.modules["numba.np.ufunc.omppool"] = None  # as where no OpenMP library is installed
 import nbllama.kernels.jit, numba, os
-numba.set_num_threads(1)
+from nbllama.kernels.threading_layer import get_num_threads
+get_num_threads()
 print(numba.threading_layer(), os.environ.get("GOMP_SPINCOUNT"))
 """
 

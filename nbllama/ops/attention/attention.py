@@ -34,6 +34,7 @@ from numba import get_thread_id, prange
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS
 from nbllama.kernels.simd import fma_tile, next_task, row_max
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.attention.few import MOST_QUERIES, attention_few
 from nbllama.ops.attention.tiles import (
     BLOCK,
@@ -227,6 +228,7 @@ def forward_floats(longest: int, n: int, n_seq: int, n_kv: int, d: int) -> tuple
     return own, (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
 
 
+@in_turn
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,

@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.simd import next_task, row_max
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
@@ -148,6 +150,7 @@ _found = np.empty(0, np.float32)
 _counter = np.zeros(1, np.int64)
 
 
+@in_turn
 def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,

@@ -17,6 +17,7 @@ from numba import get_thread_id, prange
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS
 from nbllama.kernels.simd import exp_f32, fma_tile, next_task
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.attention.attention import (
     alibi_slopes,
     attention,
@@ -233,6 +234,7 @@ def gradient_floats(
     return own, packed + 2 * (n + n_seq * ROWS) * n_head * wide * n_parts(n_seq, n_head)
 
 
+@in_turn
 def attention_grad(
     do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray,
     offsets: np.ndarray, scale: float, slopes: np.ndarray,

@@ -11,11 +11,11 @@ with one sequence and three KV heads.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import exp_f32, fma_tile, transpose_tile
+from nbllama.kernels.threading_layer import get_num_threads
 from nbllama.ops.op import check_array
 
 BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS

@@ -18,11 +18,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import get_num_threads, get_thread_id, prange
+from numba import get_thread_id, prange
 
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS
 from nbllama.kernels.simd import fma_tile
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
@@ -185,6 +187,7 @@ def _tiles(size: int) -> np.ndarray:
     return reused("tiles", get_num_threads(), size)
 
 
+@in_turn
 def thin_product(
     m: np.ndarray, xp: np.ndarray, scale: float, out: np.ndarray, *, transposed: bool = False
 ) -> np.ndarray:
@@ -228,6 +231,7 @@ def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
         raise ValueError(f"LoRA panels {hp.shape} do not fit {x.shape}")
 
 
+@in_turn
 def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
     """db `[V, R]` += dyᵀ h, from dy packed `[P, V, PANEL]` and h packed `[P, R6, PANEL]`."""
     check_array("outer product", "dy", gp, gp.shape)
@@ -246,6 +250,7 @@ def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
 _NONE = np.empty((0, 0, PANEL), np.float32)
 
 
+@in_turn
 def pack_with_hidden(
     x: np.ndarray,
     memory: np.ndarray,

@@ -13,11 +13,13 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.lanes import PANEL, ROWS
 from nbllama.kernels.simd import fma_tile, next_task
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.linear.lora import check_outer, packed_rows, reused
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
@@ -110,6 +112,7 @@ def n_groups(n: int) -> int:
     return max(1, min(MOST_GROUPS, n // LEAST, n_panels(n)))
 
 
+@in_turn
 def pack_with_gradients(
     dy: np.ndarray,
     memory: np.ndarray,

@@ -29,9 +29,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 
 from nbllama.kernels.lanes import PANEL, ROWS
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.linear.panels import NO_PANELS, n_panels
 from nbllama.ops.linear.tiles import PAD, ROW_BLOCK, forward_entry, gradient_entry
 from nbllama.ops.op import check_array, check_output, readonly
@@ -181,6 +182,7 @@ def matmul_packed(
     _forward(w, xp, len(no_rows), no_rows, yp, hp, b, False)
 
 
+@in_turn
 def _forward(
     w: Weight, xp: np.ndarray, n: int, y: np.ndarray, yp: np.ndarray, hp: np.ndarray,
     b: np.ndarray, add: bool,
@@ -201,6 +203,7 @@ def _forward(
     )  # fmt: skip
 
 
+@in_turn
 def matmul_grad(
     w: Weight,
     gp: np.ndarray,

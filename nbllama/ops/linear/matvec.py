@@ -13,9 +13,11 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import get_num_threads, get_thread_id, prange
+from numba import get_thread_id, prange
 
 from nbllama.kernels.jit import kernel
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
 from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
@@ -56,6 +58,7 @@ matvec_entry = cache(_matvec_entry)
 _rows = np.empty((0, 0), np.float32)
 
 
+@in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
     """y `[N, n_out]` = (or += with `add`) x Wᵀ, x float32 `[N, n_in]`, for small N."""
     global _rows

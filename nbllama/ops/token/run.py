@@ -12,11 +12,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, get_num_threads, prange, types
+from numba import carray, prange, types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
 from nbllama.kernels.jit import kernel, thread_routine
+from nbllama.kernels.threading_layer import get_num_threads
 from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
@@ -163,7 +164,7 @@ def _walk(routine, address, threads):  # type: ignore[no-untyped-def]
 
 def n_threads() -> int:
     """How many threads go through a program: each needs its row of scratch."""
-    return int(get_num_threads())
+    return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
