@@ -41,7 +41,8 @@ def usage() -> str:
     """The verbs, one a line."""
     name, width = called_as("nbllama"), max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
-    head = f"usage: {name} VERB [options], {name} --version\n\nLoRA training on quantised GGUF models, on CPUs.\n"
+    head = f"usage: {name} VERB [options], {name} --version\n"
+    head += "\nLoRA training on quantised GGUF models, on CPUs.\n"
     foot = f"\n`{name} VERB --help` lists the options of a verb."
     return "\n".join([head, *lines, foot])
 

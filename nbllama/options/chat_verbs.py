@@ -12,8 +12,8 @@ from nbllama.errors import UsageError
 from nbllama.options.chat import Main, MainOptions, parse_main
 from nbllama.options.parser import option
 
-_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that
-does not fit, 130 stopped by Ctrl-C"""
+_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
+that does not fit, 130 stopped by Ctrl-C"""
 _CHAT = """Chat with a model by its own chat template, with any number of LoRA adapters at work."""
 _CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer,
 and once more the program; Ctrl-D ends it. `nbllama generate` completes a text instead.
