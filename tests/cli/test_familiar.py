@@ -21,6 +21,7 @@ from nbllama.options.parser import table
 from nbllama.options.peek import PeekOptions
 from nbllama.options.perplexity import PerplexityOptions
 from nbllama.options.show_data import ShowOptions
+from nbllama.options.unknown import unknown
 from nbllama.options.verify import VerifyOptions
 
 TABLES = {
@@ -110,8 +111,12 @@ def test_what_other_trainers_call_it() -> None:
 
 def test_what_resembles_another_option_by_chance() -> None:
     """Nothing is better than a wrong hint."""
-    for typed in ("--outputs-to", "--device-x", "--escalate", "--datum"):
+    for typed in ("--outputs-to", "--device-x", "--zzz-steps", "--datum"):
         assert line(typed) == f"unknown option '{typed}'; --help lists them all"
+    names = [name for o in OPTIONS for name in (*o.names, *o.off)]
+    for typed in ("--output", "--data", "--device"):
+        assert str(unknown(typed, names, {})).endswith("--help lists them all")
+    assert "did you mean --train-data?" in str(unknown("--train-dta", names, {}))
 
 
 @pytest.mark.parametrize("verb", TABLES)
