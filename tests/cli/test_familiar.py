@@ -111,7 +111,7 @@ def test_what_other_trainers_call_it() -> None:
 
 def test_what_resembles_another_option_by_chance() -> None:
     """Nothing is better than a wrong hint."""
-    for typed in ("--outputs-to", "--device-x", "--zzz-steps", "--datum"):
+    for typed in ("--outputs-to", "--device-x", "--zzz-steps", "--zzz"):
         assert line(typed) == f"unknown option '{typed}'; --help lists them all"
     names = [name for o in OPTIONS for name in (*o.names, *o.off)]
     for typed in ("--output", "--data", "--device"):
