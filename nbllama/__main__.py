@@ -7,4 +7,4 @@ import sys
 from nbllama.cli.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(name="python -m nbllama"))

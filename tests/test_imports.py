@@ -77,7 +77,8 @@ OUTSIDE = {
 LIGHT = (
     "", "errors", "report", "report.log", "options.finetune.table", "options.chat", "options.merge",
     "options.verify", "options.data", "options.show_data", "options.adapters",
-    "options.perplexity", "options.inspect", "options.peek", "options.gradcheck",
+    "options.perplexity", "options.inspect", "options.peek", "options.gradcheck", "options.report",
+    "options.familiar.finetune", "options.familiar.others", "cli.command", "__main__",
     "train.run.settings", "kernels.cores", "system.program", "export.file_types", *sorted(SHELLS),
     "inspect.__main__", "peek.__main__", "gradcheck.__main__", "report.__main__",
 )  # fmt: skip

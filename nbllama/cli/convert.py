@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nbllama.errors import UsageError, shown
 from nbllama.options.common import debug_option
-from nbllama.options.parser import parse_into
+from nbllama.options.parser import parse_into, table
+from nbllama.options.words import take_words
 from nbllama.system.program import run_program
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
-    words = [word for word in argv if not word.startswith("-")]
-    rest = [word for word in argv if word.startswith("-")]
-    prog = f"{PROG} CONVERSION IN OUT"
-    options = parse_into(Options, rest, prog=prog, about=ABOUT, epilog=EPILOG)
+    words, rest = take_words(argv, table(Options))
+    options = parse_into(
+        Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
+    )
     if len(words) != 3 or not all(words):
         raise UsageError(f"{len(words)} words are given, not CONVERSION IN OUT; --help says more")
     return words[0], words[1], words[2], options
@@ -86,11 +88,6 @@ def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueTyp
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
 def _run(words: list[str]) -> None:
     conversion, source, target, _ = parse(words)
     _convert(source, target, *pair_of(conversion))
@@ -109,3 +106,6 @@ def _convert(source: str, target: str, old: str, new: str) -> None:
         with Progress() as progress:
             changes = rewrite(f, target, {}, {}, renamed(f, old, new), progress)
     print_result(target, changes, progress.seconds)
+
+
+main = partial(run_program, _run)

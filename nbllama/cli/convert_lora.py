@@ -12,8 +12,10 @@ from functools import partial
 
 from nbllama.errors import UsageError, shown
 from nbllama.options.common import debug_option
-from nbllama.options.parser import option, parse_into
+from nbllama.options.familiar.others import CONVERT_LORA
+from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text
+from nbllama.options.words import take_words
 from nbllama.system.program import run_program
 
 PROG = "python -m nbllama.convert_lora"
@@ -45,16 +47,11 @@ class Options:
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
     """IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
-    names, words, rest = [], [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-") or word == "-":
-            names.append(word)
-            continue
-        words.append(word)
-        if word.replace("_", "-") in ("-m", "--model-base") and rest:
-            words.append(rest.pop(0))
-    options = parse_into(Options, words, prog=f"{PROG} IN OUT", about=ABOUT, epilog=EPILOG)
+    names, rest = take_words(argv, table(Options))
+    options = parse_into(
+        Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=CONVERT_LORA,
+        forms=["IN OUT"],
+    )  # fmt: skip
     if len(names) != 2:
         found = " ".join(map(repr, names)) or "none"
         raise UsageError(f"two names are needed, IN and OUT, found {shown(found, 400)}; see --help")
@@ -100,11 +97,6 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
 def _run(words: list[str]) -> None:
     source, target, options = parse(words)
     try:
@@ -115,3 +107,6 @@ def _run(words: list[str]) -> None:
     for note in notes:
         print(f"note: {note}")
     print(f"written: {shown(target, 400)}")
+
+
+main = partial(run_program, _run)

@@ -5,16 +5,11 @@ Options: `nbllama.options.merge`. What is written: `nbllama.export.rewrite`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_export
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -46,3 +41,6 @@ def _run(words: list[str]) -> None:
     print_result(options.model_out, changes, progress.seconds)
     if options.compare:
         print_change(options.model_base, options.model_out, parts, text, options.sample)
+
+
+main = partial(run_program, _run)

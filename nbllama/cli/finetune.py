@@ -6,17 +6,12 @@ It reads a model, an adapter or checkpoint and data, forecasts, trains, and save
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from nbllama.options.finetune.table import Options, parse
 from nbllama.system.program import run_program
 from nbllama.train.run.stop import StopFlag
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -56,3 +51,6 @@ def _train(options: Options, words: list[str], stop: StopFlag, stack: ExitStack)
     told = session.forecast()
     if not options.dry_run:
         Loop(session).run(told)
+
+
+main = partial(run_program, _run)

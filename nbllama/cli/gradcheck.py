@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nbllama.errors import NbllamaError, NotEnoughMemory, UsageError, shown
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
 
 _TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all; it sleeps."
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -124,3 +119,6 @@ def _batch(model: Model, o: GradcheckOptions) -> Batch:
     cut = 2 * len(ids) // 3
     rows = [ids[:cut], ids[cut - 1 :]]
     return Batch.from_rows([(row[:-1].copy(), row[1:].copy()) for row in rows])
+
+
+main = partial(run_program, _run)

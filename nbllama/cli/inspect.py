@@ -6,15 +6,10 @@ the exit code is that of the program that would have used it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.options.inspect import parse
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -26,3 +21,6 @@ def _run(words: list[str]) -> None:
     print(as_json(found) if options.json else as_text(found, options.all), end="")
     if found.refused is not None:
         raise found.refused
+
+
+main = partial(run_program, _run)

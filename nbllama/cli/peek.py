@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nbllama.errors import shown
@@ -13,11 +14,6 @@ from nbllama.system.program import run_program
 
 if TYPE_CHECKING:
     from nbllama.peek.dump import Dump
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> int:
@@ -77,3 +73,6 @@ def _compare(a: Dump, b: Dump, options: PeekOptions) -> int:
     else:
         print(difference_table(found, options.all), end="")
     return int(any(not d.same for d in found))
+
+
+main = partial(run_program, _run)

@@ -5,16 +5,11 @@ Options: `nbllama.options.perplexity`. What is computed: `nbllama.evaluate`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.kernels.cores import use_threads
 from nbllama.options.perplexity import parse_perplexity
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -26,3 +21,6 @@ def _run(words: list[str]) -> None:
         print_divergence(asked)
     else:
         print_perplexity(asked)
+
+
+main = partial(run_program, _run)

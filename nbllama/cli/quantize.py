@@ -6,18 +6,13 @@ Options: `nbllama.options.merge`. Types: `nbllama.export.file_types`. What is wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.errors import UsageError, shown
 from nbllama.export.file_types import file_type, tensor_types
 from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_quantize
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -46,3 +41,6 @@ def _run(words: list[str]) -> None:
         with Progress() as progress:
             changes = rewrite(f, asked.target, types, {}, metadata_for(f, kind.id), progress)
     print_result(asked.target, changes, progress.seconds)
+
+
+main = partial(run_program, _run)

@@ -6,15 +6,10 @@ The program only; `nbllama.cli.samples` does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.options.show_data import parse
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -22,3 +17,6 @@ def _run(words: list[str]) -> None:
     from nbllama.cli.samples import show
 
     show(options)
+
+
+main = partial(run_program, _run)

@@ -5,16 +5,11 @@ Options: `nbllama.options.verify`. The checks: `nbllama.cli.checks`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from nbllama.kernels.cores import use_threads
 from nbllama.options.verify import parse_verify
 from nbllama.system.program import run_program
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
 
 
 def _run(words: list[str]) -> None:
@@ -23,3 +18,6 @@ def _run(words: list[str]) -> None:
     from nbllama.cli.checks import verify
 
     verify(asked, threads)
+
+
+main = partial(run_program, _run)

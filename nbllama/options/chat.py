@@ -7,7 +7,7 @@ for what docs/main.md lists.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from nbllama.errors import UsageError
@@ -15,6 +15,7 @@ from nbllama.generation.sampling.params import SamplingParams
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.escapes import unescape
+from nbllama.options.familiar.others import CHAT
 from nbllama.options.parser import markdown, option, parse_into, table
 from nbllama.options.values import Real, Text, Whole
 
@@ -35,7 +36,6 @@ program; Ctrl-D ends it.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that does
 not fit, 130 stopped by Ctrl-C"""
-_FAMILIAR = {"--ctx": "--ctx-size", "--model-base": "--model"}
 
 
 @dataclass(frozen=True)
@@ -204,13 +204,22 @@ class Main:
         return "interactive" if chat or typed else "predict"
 
 
-def parse_main(argv: Sequence[str]) -> Main:
+def parse_main(
+    argv: Sequence[str],
+    kind: type[MainOptions] = MainOptions,
+    about: str = _ABOUT,
+    epilog: str = _EPILOG,
+    conversation: bool | None = None,
+) -> Main:
     """Read the command line (without the program's name).
 
+    `kind`, `about`, `epilog`: the options and the texts of help. `conversation`: its default.
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
-    adapters, rest = take_adapters(argv, table(MainOptions))
-    o = parse_into(MainOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar=_FAMILIAR)
+    adapters, rest = take_adapters(argv, table(kind))
+    o = parse_into(kind, rest, prog=PROG, about=about, epilog=epilog, familiar=CHAT)
+    if o.conversation is None and not o.instruct:
+        o = replace(o, conversation=conversation)
     if not o.model:
         raise UsageError("--model FILE is missing; --help lists every option")
     if o.n_gpu_layers:

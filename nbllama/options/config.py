@@ -12,6 +12,7 @@ from typing import Any
 
 from nbllama.errors import UsageError, shown
 from nbllama.options.parser import Option, read
+from nbllama.options.unknown import unknown
 from nbllama.options.values import Text
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -55,25 +56,24 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
             raise UsageError(f"{where}: a file cannot name another one")
         if found is not None and found.dest in seen:
             raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
+        if found is None:
+            raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
         new = _words(where, name, found, value)
         try:
-            read(options, new or [name], familiar)
+            read(options, new, familiar)
         except UsageError as e:
-            if found is None or new:
-                raise UsageError(f"{where}: {e}") from None
-        if found is not None:
-            seen[found.dest] = key.value
+            raise UsageError(f"{where}: {e}") from None
+        seen[found.dest] = key.value
         words += new
     return words
 
 
-def _words(where: str, name: str, found: Option | None, value: Any) -> list[str]:
+def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
     """One key's words; none for a switch that is not switched."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
-        lists = found is not None and isinstance(found.value, Text)
-        lists = lists and found.value.metavar.endswith(",...")  # type: ignore[union-attr]
+        lists = isinstance(found.value, Text) and found.value.metavar.endswith(",...")
         if not lists or not all(isinstance(item, yaml.ScalarNode) for item in value.value):
             raise UsageError(f"{where}: {name} takes one value, not a list")
         return [f"{name}={','.join(item.value for item in value.value)}"]
@@ -81,7 +81,7 @@ def _words(where: str, name: str, found: Option | None, value: Any) -> list[str]
         raise UsageError(f"{where}: {name} takes one value")
     if value.tag == "tag:yaml.org,2002:null":
         raise UsageError(f'{where}: {name} has no value; leave the line out, or give "" for none')
-    if found is None or found.value is not None:
+    if found.value is not None:
         return [f"{name}={value.value}"]
     text = value.value.lower()
     if text not in _TRUE + _FALSE:

@@ -8,6 +8,7 @@ from functools import partial
 
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.familiar.others import GRADCHECK
 from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Real, Text, Whole
 
@@ -49,7 +50,9 @@ class GradcheckOptions:
 
 def parse(argv: Sequence[str]) -> GradcheckOptions:
     """Read a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
-    options = parse_into(GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG)
+    options = parse_into(
+        GradcheckOptions, argv, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=GRADCHECK
+    )
     if not options.model_base:
         raise UsageError("which model? Give -m FILE; --help lists every option")
     return options

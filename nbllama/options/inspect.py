@@ -8,6 +8,7 @@ from functools import partial
 
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
+from nbllama.options.familiar.others import INSPECT
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text, Whole
 from nbllama.options.words import take_words
@@ -15,9 +16,7 @@ from nbllama.options.words import take_words
 PROG = "python -m nbllama.inspect"
 ABOUT = """Show what is in FILE: a GGUF model, a checkpoint of nbllama or of the old finetune, or an
 adapter (GGUF, .bin, or a folder of PEFT): metadata, tensors, types, sizes, what would train, and
-what is refused and why.
-
-usage: python -m nbllama.inspect [options] FILE"""
+what is refused and why."""
 EPILOG = """exit codes: 0 the file can be used, 2 bad usage, or a model that cannot be used, 5 a
 checkpoint or adapter that cannot be used or does not fit --model-base"""
 
@@ -47,7 +46,7 @@ def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
     words, rest = take_words(argv, table(InspectOptions))
     options = parse_into(
         InspectOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG,
-        familiar={"--model": "--model-base", "-v": "--all"},
+        familiar=INSPECT, forms=["FILE"],
     )  # fmt: skip
     if len(words) != 1 or not words[0]:
         raise UsageError(f"give one file, not {len(words)}; --help lists every option")

@@ -10,8 +10,10 @@ from nbllama.errors import UsageError, shown
 from nbllama.export.file_types import ALIASES, FILE_TYPES
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import THREADS, debug_option, model_option, threads_option
+from nbllama.options.familiar.others import EXPORT_LORA, QUANTIZE
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text
+from nbllama.options.words import take_words
 
 _TYPES = " ".join((*FILE_TYPES, *ALIASES)).lower()
 _files = partial(option, "Files")
@@ -21,13 +23,12 @@ EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
 tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
 _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; else a file type as in
-`python -m nbllama.quantize`, in either case: {_TYPES}
+`nbllama quantize`, in either case: {_TYPES}
 
 -l and -s may be given several times; all adapters are added up.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
 enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
-_EXPORT_FAMILIAR = {"--type": "--outtype", "--model-file": "--model-base"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def parse_export(argv: Sequence[str]) -> Export:
         prog=EXPORT_PROG,
         about=_EXPORT_ABOUT,
         epilog=_EXPORT_EPILOG,
-        familiar=_EXPORT_FAMILIAR,
+        familiar=EXPORT_LORA,
     )
     for given, name in (
         (options.model_base, "--model-base FILE"),
@@ -98,9 +99,7 @@ def parse_export(argv: Sequence[str]) -> Export:
 
 
 QUANTIZE_PROG = "python -m nbllama.quantize"
-_QUANTIZE_ABOUT = """Write a GGUF model in another weight type.
-
-usage: python -m nbllama.quantize [options] IN OUT TYPE [THREADS]"""
+_QUANTIZE_ABOUT = "Write a GGUF model in another weight type."
 _QUANTIZE_EPILOG = f"""TYPE, in either case: {_TYPES}
 (q3_k, q4_k and q5_k stand for q3_k_m, q4_k_m and q5_k_m). Which tensor gets which type is
 llama.cpp's choice; --pure gives all of them the same.
@@ -134,20 +133,11 @@ class Quantize:
 
 def parse_quantize(argv: Sequence[str]) -> Quantize:
     """Read the command line (without the program's name); errors as of `parse_export`."""
-    words: list[str] = []
-    left: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        left.append(word)
-        if word in ("-t", "--threads") and rest:
-            left.append(rest.pop(0))
+    words, rest = take_words(argv, table(QuantizeOptions))
     options = parse_into(
-        QuantizeOptions, left, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG
-    )
+        QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,
+        familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
+    )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
         raise UsageError(f"{len(words)} words are given, not IN OUT TYPE; --help says more")
     threads = options.threads

@@ -10,7 +10,6 @@ options.
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,7 +17,9 @@ from typing import Any, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
+from nbllama.options.unknown import unknown
 from nbllama.options.values import Value
+from nbllama.system.program import called_as
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
@@ -46,16 +47,25 @@ def option(
     *,
     also: Sequence[str] = (),
     off: Sequence[str] = (),
+    first: str = "",
     shown_default: str | None = None,
     many: bool = False,
 ) -> Any:
     """A dataclass field that is an option; its name is the field's, `_` written as `-`.
 
-    `also`: further names. `shown_default`: what help says where the default itself does not tell.
+    `also`: further names. `first`: the one of them that help shows first. `shown_default`: what
+    help says where the default itself does not tell.
     `many`: a tuple of all values that are given, instead of the last one.
     """
     made = dict(
-        group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many
+        group=group,
+        value=value,
+        help=help,
+        also=also,
+        off=off,
+        shown=shown_default,
+        many=many,
+        first=first,
     )
     return field(default=default, metadata={"option": made})
 
@@ -66,10 +76,11 @@ def table(kind: type) -> tuple[Option, ...]:
     for f in fields(kind):
         made = f.metadata["option"]
         plain = "off" if f.default is False else str(f.default)
+        names = ("--" + f.name.replace("_", "-"), *made["also"])
         rows.append(
             Option(
                 f.name,
-                ("--" + f.name.replace("_", "-"), *made["also"]),
+                tuple(sorted(names, key=lambda name: name != made["first"])),  # else as they are
                 tuple(made["off"]),
                 made["group"],
                 made["value"],
@@ -92,11 +103,14 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
-def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> str:
-    """The list of options as argparse lays it out."""
+def help_text(
+    prog: str, about: str, epilog: str, options: Sequence[Option], forms: Sequence[str] = ("",)
+) -> str:
+    """The list of options as argparse lays it out; `forms` as for `parse_into`."""
+    usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage=f"{prog} [options]",
+        usage="\n       ".join(usage),
         description=about,
         epilog=epilog,
         formatter_class=_Layout,
@@ -116,15 +130,6 @@ def help_text(prog: str, about: str, epilog: str, options: Sequence[Option]) -> 
     return parser.format_help()
 
 
-def _unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
-    if not name.startswith("-"):
-        return UsageError(f"'{shown(name)}' belongs to no option; --help lists them all")
-    near = [familiar[name]] if name in familiar else []
-    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
-    return UsageError(f"unknown option '{shown(name)}'; {hint}")
-
-
 def read(
     options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def read(
         name, equals, value = rest.pop(0).partition("=")
         name = plain(name)
         if name not in by_name:
-            raise _unknown(name, list(by_name), familiar)
+            raise unknown(name, list(by_name), familiar)
         found = by_name[name]
         if found is not None and found.value is not None:
             if not equals:
@@ -181,16 +186,19 @@ def parse_into(
     about: str,
     epilog: str = "",
     familiar: Mapping[str, str] | None = None,
+    forms: Sequence[str] = ("",),
 ) -> T:
     """An object of the dataclass `kind` from a command line (without the program's name).
 
-    `familiar`: names that other programs use, with the option to suggest here.
+    `prog`: the program's name where it was not started as a verb of `nbllama`. `familiar`: names
+    that other programs use, with the answer (see `nbllama.options.unknown`). `forms`: for the
+    usage line, the words that belong to no option, such as "IN OUT".
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
     options = table(kind)
     values = read(options, argv, familiar or {})
     if "help" in values:
-        print(help_text(prog, about, epilog, options), end="")
+        print(help_text(called_as(prog), about, epilog, options, forms), end="")
         raise SystemExit(0)
     if "version" in values:
         print(f"nbllama {__version__}")

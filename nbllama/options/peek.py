@@ -8,16 +8,14 @@ from functools import partial
 
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
+from nbllama.options.familiar.others import PEEK
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Choice, Real, Text, Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.peek"
 ABOUT = """Look at arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
-nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter.
-
-usage: python -m nbllama.peek [options] FILE [PATTERN ...]
-       python -m nbllama.peek [options] diff A B [PATTERN ...]"""
+nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter."""
 EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; several are
 several words or have commas between.
 
@@ -64,7 +62,10 @@ class Asked:
 def parse(argv: Sequence[str]) -> Asked:
     """Read a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     words, rest = take_words(argv, table(PeekOptions))
-    options = parse_into(PeekOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG)
+    options = parse_into(
+        PeekOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=PEEK,
+        forms=["FILE [PATTERN ...]", "diff A B [PATTERN ...]"],
+    )  # fmt: skip
     compare = words[:1] == ["diff"]
     files = words[1:3] if compare else words[:1]
     if len(files) != 1 + compare:

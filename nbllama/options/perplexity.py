@@ -9,16 +9,17 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.familiar.others import PERPLEXITY
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text, Whole
 
 _files = partial(option, "Files")
 _run = partial(option, "Run")
 
-PERPLEXITY_PROG = "python -m nbllama.perplexity"
-_PERPLEXITY_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
+PROG = "python -m nbllama.perplexity"
+_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
 llama-perplexity computes it. With --kl-divergence, how far it is from another model."""
-_PERPLEXITY_EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
+_EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
 scored.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
@@ -65,10 +66,10 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
     options = parse_into(
         PerplexityOptions,
         rest,
-        prog=PERPLEXITY_PROG,
-        about=_PERPLEXITY_ABOUT,
-        epilog=_PERPLEXITY_EPILOG,
-        familiar={},
+        prog=PROG,
+        about=_ABOUT,
+        epilog=_EPILOG,
+        familiar=PERPLEXITY,
     )
     if not options.model:
         raise UsageError("which model? Give -m FILE; --help lists every option")

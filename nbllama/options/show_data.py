@@ -9,6 +9,7 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.common import debug_option
 from nbllama.options.data import RecordOptions
+from nbllama.options.familiar.others import SHOW_DATA
 from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Text, Whole
 
@@ -48,9 +49,7 @@ class ShowOptions(RecordOptions, _ShowOptions):
 
 def parse(argv: Sequence[str]) -> ShowOptions:
     """The options of a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
-    options = parse_into(
-        ShowOptions, argv, prog=PROG, about=ABOUT, familiar={"--model": "--model-base"}
-    )
+    options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):
             raise UsageError(f"give --{name.replace('_', '-')} FILE; --help lists every option")

@@ -9,6 +9,7 @@ from functools import partial
 from nbllama.errors import UsageError
 from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
 from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.familiar.others import VERIFY
 from nbllama.options.parser import option, parse_into, table
 from nbllama.options.values import Text
 
@@ -42,7 +43,7 @@ class VerifyOptions:
         shown_default="on",
     )  # fmt: skip
     outtype: str = _checks(
-        Text("TYPE"), "", "weight types of that file, as for export_lora",
+        Text("TYPE"), "", "weight types of that file, as for export-lora",
         shown_default="f32 for merged tensors, the others as they are",
     )  # fmt: skip
     llama: bool = _checks(
@@ -68,7 +69,7 @@ def parse_verify(argv: Sequence[str]) -> Verify:
     """
     adapters, rest = take_adapters(argv, table(VerifyOptions))
     options = parse_into(
-        VerifyOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar={"-l": "--lora"}
+        VerifyOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar=VERIFY
     )
     if not options.model:
         raise UsageError("which model? Give -m FILE; --help lists every option")

@@ -21,12 +21,30 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from nbllama.errors import Interrupted, NbllamaError, shown
 
 _LINE = 4000  # characters; a line that tells how to resume holds a whole command
 _WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
+
+_name: ContextVar[str] = ContextVar("_name", default="")
+
+
+@contextmanager
+def called(name: str) -> Iterator[None]:
+    """Within the `with` block the program that runs is called `name`, such as "nbllama chat"."""
+    token = _name.set(name)
+    try:
+        yield
+    finally:
+        _name.reset(token)
+
+
+def called_as(name: str) -> str:
+    """What to call the program that runs: as it was started, by default `name`."""
+    return _name.get() or name
 
 
 def prepare_streams() -> None:

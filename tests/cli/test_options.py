@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import UsageError
-from nbllama.options.finetune.table import FAMILIAR, OPTIONS, Options, page, parse
+from nbllama.options.finetune.table import OPTIONS, Options, page, parse
 from nbllama.options.values import Choice, Day, Real, Text
 from tests.conftest import ROOT
 
@@ -177,14 +177,6 @@ def test_what_is_refused() -> None:
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):
             parse(argv)
-
-
-def test_familiar_names_lead_to_real_options() -> None:
-    for theirs, ours in FAMILIAR.items():
-        assert theirs not in names()
-        with pytest.raises(UsageError, match=f"did you mean {ours}\\?"):
-            parse([theirs, "1"])
-        assert ours in names()
 
 
 def test_the_docs_page_is_made_from_the_table() -> None:

@@ -24,6 +24,7 @@ class RateOptions:
         None,
         "learning rate at its highest",
         also=["--lr", "--learning-rate"],
+        first="--lr",
         shown_default="0.001 for plain text, 0.0002 for chat; a tenth of it with lion",
     )
     lr_schedule: str = _rate(
@@ -49,6 +50,7 @@ class RateOptions:
         None,
         "iteration at which the decay has reached its end",
         also=["--lr-decay-steps"],
+        first="--lr-decay-steps",
         shown_default="1000 for plain text with cosine, else the run's last",
     )
     cos_decay_min: float | None = _rate(
@@ -56,6 +58,7 @@ class RateOptions:
         None,
         "end of the decay, as a fraction of the rate",
         also=["--lr-decay-min"],
+        first="--lr-decay-min",
         shown_default="0.1 for plain text with cosine, else 0",
     )
     enable_restart: bool = _rate(
@@ -73,7 +76,11 @@ class OptimiserOptions:
 
     optimizer: str = _adam(Choice(OPTIMISERS), "adamw", "how a gradient becomes a step")
     adam_decay: float = _adam(
-        Real(), 0.1, "weight decay, a factor on the learning rate", also=["--weight-decay"]
+        Real(),
+        0.1,
+        "weight decay, a factor on the learning rate",
+        also=["--weight-decay"],
+        first="--weight-decay",
     )
     adam_decay_min_ndim: int = _adam(
         Whole(), 2, "decay only tensors with at least so many dimensions"
@@ -88,5 +95,9 @@ class OptimiserOptions:
         shown_default="0.999; 0.99 with lion",
     )
     adam_gclip: float = _adam(
-        Real(), 1.0, "limit of the gradient's norm; 0: none", also=["--grad-clip"]
+        Real(),
+        1.0,
+        "limit of the gradient's norm; 0: none",
+        also=["--grad-clip"],
+        first="--grad-clip",
     )

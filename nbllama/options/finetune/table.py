@@ -13,6 +13,7 @@ from nbllama.errors import UsageError
 from nbllama.options.config import config_words
 from nbllama.options.data import RecordOptions
 from nbllama.options.escapes import unescape
+from nbllama.options.familiar.finetune import FINETUNE
 from nbllama.options.finetune.data import PackingOptions, PlainTextOptions
 from nbllama.options.finetune.ending import EndOptions, OldOptions, ValidationOptions
 from nbllama.options.finetune.files import FileOptions
@@ -37,22 +38,7 @@ enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run div
 143 stopped by SIGINT and SIGTERM"""
 
 # What people type who come from other trainers.
-FAMILIAR = {
-    "--batch-size": "--batch",
-    "--ctx-size": "--ctx",
-    "--iters": "--adam-iter",
-    "--early-stopping-patience": "--early-stop",
-    "--eval-steps": "--eval-every",
-    "--lr-scheduler-type": "--lr-schedule",
-    "--max-grad-norm": "--adam-gclip",
-    "--model": "--model-base",
-    "--optim": "--optimizer",
-    "--use-rslora": "--rslora",
-    "-m": "--model-base",
-    "--rank": "--lora-r",
-    "--resume": "--checkpoint-in",
-    "--warmup-steps": "--warmup",
-}
+FAMILIAR = FINETUNE
 
 
 # A dataclass has the fields of its last base first: read this list from its end.

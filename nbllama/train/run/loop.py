@@ -18,6 +18,7 @@ from nbllama.options.finetune.table import OPTIONS, PROG
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
 from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
+from nbllama.system.program import called_as
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run import card
@@ -300,12 +301,12 @@ class Loop:
         # the order that was asked for is now the checkpoint's own
         again = ("--force-reshuffle", "--force_reshuffle")
         words = [word for word in self.session.words if word not in again]
-        text = f"stopped after iteration {done}"
+        text, program = f"stopped after iteration {done}", called_as(PROG)
         if done == self._first:
             # nothing new was saved: the newest file may be another run's
-            return f"{text}; start again with: {PROG} {shlex.join([*words, *seed])}"
+            return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
         if not self.outputs.checkpoint:
             return f"{text}; it cannot be continued, as --checkpoint-out is empty"
         left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
         resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
-        return f"{text}; continue with: {PROG} {shlex.join([*words, *resume])}"
+        return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
