@@ -147,7 +147,7 @@ def rms_norm_grad(
     *,
     add: bool = False,
 ) -> None:
-    """dx `[N, C]` = (or += with `add`) the gradient with respect to x; rstd is what `rms_norm` wrote.
+    """dx `[N, C]` = (or += with `add`) the gradient with respect to x, with rstd from `rms_norm`.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -161,7 +161,7 @@ def rms_norm_grad(
 
 
 def rms_norm_grad_weight(dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, dw: np.ndarray) -> None:
-    """dw `[C]` += the gradient with respect to w, tokens in ascending order; for norms that are trained.
+    """dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
 
     Raises ValueError for arrays that do not fit each other.
     """

@@ -1,8 +1,8 @@
 """Gradient of attention, by recomputing each block's probabilities from the kept `lse`.
 
-Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns the
-queries of one head of one sequence, or a part of them where there are few heads, and adds up dk and
-dv in private memory; at the end these are summed over parts and heads in ascending order.
+Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
+the queries of one head of one sequence, or a part of them where there are few heads, and adds up dk
+and dv in private memory; at the end these are summed over parts and heads in ascending order.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ A task of the forward product owns `tile` rows n of W and a chunk of tokens; one
 
 The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
 x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in both directions and one
-pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ` (see
-`ops.linear.lora`) is already packed, and its product with B (forward) or A (gradient) is added to the same
-tile before it is written.
+pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ`
+(see `ops.linear.lora`) is already packed, and its product with B (forward) or A (gradient) is added
+to the same tile before it is written.
 
 Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile
 size and no number of threads changes its bits.

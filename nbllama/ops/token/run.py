@@ -21,9 +21,9 @@ from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
-    dot,
     branch_task,
     cap_task,
+    dot,
     finish_row,
     floats,
     gate_task,
