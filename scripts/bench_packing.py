@@ -22,10 +22,11 @@ from nbllama.api import init_adapter
 from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.batch import RowPerSample
 from nbllama.model.passes import load_model
-from nbllama.opt import AdamW
-from nbllama.train.trainer import Schedule, Trainer
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.schedule import Schedule
+from nbllama.train.trainer import Trainer
 
-RATES = Schedule(1, 1000, 0.1, 1.1, False, 0.0)
+RATES = Schedule(warmup=1)
 
 
 def chats(n: int, n_ctx: int, n_vocab: int, seed: int = 0) -> Samples:

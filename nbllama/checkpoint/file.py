@@ -33,7 +33,7 @@ from nbllama.errors import CheckpointError, Diverged, GGUFError, OutputError, Us
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 VERSION = 1
 PLACEHOLDER, LATEST = "ITERATION", "LATEST"

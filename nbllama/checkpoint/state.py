@@ -17,7 +17,7 @@ from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import slot_of
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 FIRST, SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
 PAST_LOSSES = "optimizer.adam.past_loss_values"

@@ -13,7 +13,7 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 from nbllama.ops.attention.attention import attention_matrices
-from nbllama.opt import Optimiser
+from nbllama.opt.optimiser import Optimiser
 from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name

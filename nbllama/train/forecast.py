@@ -107,7 +107,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
             hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
         ),
         scratch=4 * (threads * own + common + sums) + threads * scratch_bytes(),
-        saving=(3 if trainer.opt.second else 2) * 4 * adapter.n_parameters,
+        saving=(3 if trainer.opt.has_second_moment else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
     )

@@ -27,7 +27,9 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, linear_ranks
 from nbllama.ops.dropout import dropout_for
-from nbllama.opt import Optimiser, check_finite, schedule
+from nbllama.opt.arrays import check_finite
+from nbllama.opt.optimiser import Optimiser
+from nbllama.opt.schedule import Schedule
 from nbllama.report.log import memory
 from nbllama.train.validation import batches
 
@@ -37,19 +39,6 @@ PROBE_TOKENS = 8  # more than the few-token path takes, so that the packed kerne
 
 class StopRequested(Exception):
     """Raised between layers when the run was asked to stop: the unfinished step is dropped."""
-
-
-class Schedule(NamedTuple):
-    """Arguments of `nbllama.opt.schedule`."""
-
-    warmup: int
-    cos_decay_steps: int
-    cos_decay_min: float
-    cos_decay_restart: float
-    enable_restart: bool
-    min_ratio: float
-    kind: str = "cosine"
-    wsd_decay: float = 0.1
 
 
 class Evaluation(NamedTuple):
@@ -255,7 +244,7 @@ class Trainer:
 
     def factor(self, iteration: int) -> float:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
-        return schedule(iteration - 1 if self.lag else iteration, *self.rates)
+        return self.rates.factor(iteration - 1 if self.lag else iteration)
 
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:

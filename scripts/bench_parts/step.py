@@ -14,11 +14,12 @@ from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
 from nbllama.lora.pairs import init_adapter
 from nbllama.model.passes import Model, load_model
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.schedule import Schedule
 from nbllama.system.cores import physical_cores
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import forecast
-from nbllama.train.trainer import Schedule, Trainer
+from nbllama.train.trainer import Trainer
 
 SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
 # The defaults of the old program.
@@ -86,7 +87,7 @@ def make_trainer(case: Case) -> Trainer:
     adapter = init_adapter(model.hp, ranks_for(model, case), 4, 4, 1, model.shapes)
     data = Tokens(model.hp.n_vocab, case.ctx)
     return Trainer(
-        model, adapter, AdamW(adapter.parameters()), data, Schedule(0, 1000, 0.1, 1.1, False, 0.0),
+        model, adapter, AdamW(adapter.parameters()), data, Schedule(warmup=0),
         feed=SeedFeed(data, 1), batch=case.batch, grad_acc=1, checkpointing=case.checkpointing,
     )  # fmt: skip
 

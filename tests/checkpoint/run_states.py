@@ -15,7 +15,7 @@ from nbllama.checkpoint.state import TrainState
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import EVERY_SLOT, SLOTS, base_names
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 
 MODEL = {
     "embedding_length": 24, "feed_forward_length": 40, "attention.head_count": 4,

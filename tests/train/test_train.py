@@ -16,7 +16,6 @@ from nbllama.errors import Diverged, UsageError
 from nbllama.lora.pairs import SLOTS, init_adapter
 from nbllama.lora.slots import base_names
 from nbllama.model.passes import Model
-from nbllama.opt import schedule
 from nbllama.train.forecast import check_memory
 from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer, limits
 from tests.train.toy_runs import (
@@ -167,7 +166,7 @@ def test_the_rate_is_that_of_the_step_itself(model: Model) -> None:
     for i in range(1, 6):
         r = t.step()
         assert (r.iteration, r.skipped) == (i, False)
-        assert r.lr == 0.25 * schedule(i, *RATES)
+        assert r.lr == 0.25 * RATES.factor(i)
     assert RATES.warmup == 3  # so both sides of the warm-up were seen
 
 

@@ -17,7 +17,7 @@ from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_ada
 from nbllama.checkpoint.file import output_name, prune, save_checkpoint
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
 from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
 

@@ -14,7 +14,8 @@ from nbllama.errors import shown
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
 from nbllama.model.passes import load_model
-from nbllama.opt import OPTIMISERS
+from nbllama.opt.names import OPTIMISERS
+from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
@@ -28,7 +29,7 @@ from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
-from nbllama.train.trainer import Schedule, Trainer
+from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
@@ -132,11 +133,11 @@ class Session:
         s, state, adapter = self.settings, self.state, self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = OPTIMISERS[s.optimizer](
+        opt = OPTIMISERS[s.optimizer].load()(
             adapter.parameters(),
             s.adam_alpha,
-            s.adam_beta1,
-            s.adam_beta2,
+            beta1=s.adam_beta1,
+            beta2=s.adam_beta2,
             decay=s.adam_decay,
             decay_min_ndim=s.adam_decay_min_ndim,
             gclip=s.adam_gclip,
@@ -150,14 +151,14 @@ class Session:
             opt,
             self.data,
             Schedule(
-                s.warmup,
-                s.cos_decay_steps,
-                s.cos_decay_min,
-                s.cos_decay_restart,
-                s.enable_restart,
-                s.adam_min_alpha / s.adam_alpha,
-                s.lr_schedule,
-                s.wsd_decay,
+                kind=s.lr_schedule,
+                warmup=s.warmup,
+                cos_decay_steps=s.cos_decay_steps,
+                cos_decay_min=s.cos_decay_min,
+                cos_decay_restart=s.cos_decay_restart,
+                enable_restart=s.enable_restart,
+                min_ratio=s.adam_min_alpha / s.adam_alpha,
+                wsd_decay=s.wsd_decay,
             ),
             feed=self.feed,
             batch=s.batch,
