@@ -104,7 +104,7 @@ class Session:
                 continue
             last = self._run(part)
             if start + step >= len(ids):
-                logits = self.model.logits(self._bound, last, self._acts.shared("panels", 1))[0]
+                logits = self.model.logits(self._bound, last, self._acts.pool("panels"))[0]
         return logits
 
     def truncate(self, length: int) -> None:

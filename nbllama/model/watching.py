@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nbllama.data.batch import Batch
 
 
-class Watch(Protocol):
+class Watcher(Protocol):
     """What the passes call. Arrays are theirs: they are overwritten later, and must not be
     changed. Names are llama.cpp's; `layer` is -1 outside of the blocks.
     """
@@ -39,4 +39,4 @@ class Watch(Protocol):
         """Queries `[N, H, D]` and keys `[Nk, G, D]` of a block, sequence by sequence."""
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """The gradient of the loss by a result of the forward pass."""
+        """The gradient of the loss with respect to a result of the forward pass."""

@@ -22,7 +22,7 @@ MOST_BYTES = 4 << 30  # of copies; more is left out and told
 
 
 class Watcher:
-    """A `nbllama.model.watching.Watch` that copies what fits `patterns` into a `Dump`.
+    """A `nbllama.model.watching.Watcher` that copies what fits `patterns` into a `Dump`.
 
     `left_out`: names for which there was no room within `most_bytes`.
     """

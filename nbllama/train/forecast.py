@@ -14,7 +14,7 @@ import numpy as np
 
 from nbllama.errors import NotEnoughMemory
 from nbllama.model.activations import activation_bytes
-from nbllama.model.passes import linear_ranks
+from nbllama.model.passes import layout
 from nbllama.ops.attention.attention import forward_floats
 from nbllama.ops.attention.grad import gradient_floats
 from nbllama.ops.linear.lora_grad import sum_floats
@@ -83,8 +83,8 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     for moments in (trainer.opt.m, trainer.opt.v):
         for array in moments.values():
             _touch(array)
-    ranks, most = linear_ranks(model, adapter), trainer.limits
-    args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
+    most, drops = trainer.limits, trainer.dropout > 0
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
     shape = (hp.n_head_kv, hp.head_dim)
@@ -92,17 +92,16 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         forward_floats(most.longest, most.tokens, rows, *shape),
         gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
-    drops = trainer.dropout > 0
     width = max(
         (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
     )
-    sums = sum_floats(most.tokens, max(ranks.values(), default=0), width)
+    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
-        activations={on: activation_bytes(*args, on, dropout=drops) for on in (True, False)},
+        activations={on: activation_bytes(sizes, checkpointing=on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
-        chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept, drops),
+        chosen=activation_bytes(sizes, checkpointing=trainer.checkpointing, kept=trainer.kept),
         loss=LossBuffers.nbytes(
             hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
         ),

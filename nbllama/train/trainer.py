@@ -25,7 +25,7 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.activations import Activations, activation_bytes, set_bytes
 from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model, linear_ranks
+from nbllama.model.passes import Model, layout
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
@@ -100,17 +100,14 @@ def kept_blocks(
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
-    ranks = linear_ranks(model, adapter)
-    top_rank = max(ranks.values(), default=0)
-    least = activation_bytes(
-        model.hp, ranks, most.tokens, most.trained, top_rank, True, dropout=dropout
-    )
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=dropout)
+    least = activation_bytes(sizes, checkpointing=True)
     if least > nbytes:
         raise UsageError(
             f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
             "give more, or a smaller --batch or --ctx"
         )
-    fit = (nbytes - least) // set_bytes(model.hp, ranks, most.tokens)
+    fit = (nbytes - least) // set_bytes(sizes)
     return min(int(fit), model.hp.n_layer - 1)
 
 

@@ -88,7 +88,7 @@ def test_equals_ggml_opt_step_adamw() -> None:
 
     params = arrays(0)
     params.pop("blk.0.attn_norm.weight.lora_b")  # ggml's op decays whatever it is given
-    optimiser = AdamW(params, 2e-3, 0.9, 0.999, 1e-8, 0.1, 2, gclip=0)
+    optimiser = AdamW(params, 2e-3, decay=0.1, decay_min_ndim=2, gclip=0)
     other = {n: (p.copy(), np.zeros_like(p), np.zeros_like(p)) for n, p in params.items()}
     for step in range(1, 7):
         grads = {n: g for n, g in arrays(step).items() if n in params}
