@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbllama.checkpoint.stored import stored_group, stored_key
 from nbllama.errors import CheckpointError, shown
 from nbllama.gguf_io import GGUFFile, StringArray, ValueType
 from nbllama.gguf_io.types import SCALARS
@@ -40,18 +41,18 @@ MODEL_KEYS = {
 """Numbers of the base model that a checkpoint holds, as the old tool names them after "ARCH."."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identity:
     """What two runs must share for one to continue the other; empty = not known, not compared."""
 
-    arch: str
-    lora_r: int
-    lora_alpha: float
+    arch: str = stored_key("general.architecture", ValueType.STRING)
+    lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32)
+    lora_alpha: float = stored_key("nbllama.lora_alpha", ValueType.FLOAT64)
     ranks: Mapping[str, int]  # by slot name; 0 = no pair
-    base: str = ""  # `model_fingerprint`
-    data: str = ""  # `Dataset.fingerprint`
+    base: str = stored_key("nbllama.base", ValueType.STRING, "")  # `model_fingerprint`
+    data: str = stored_key("nbllama.data", ValueType.STRING, "")  # `Dataset.fingerprint`
     model: Mapping[str, float] = field(default_factory=dict)  # `model_numbers`
-    settings: Mapping[str, Setting] = field(default_factory=dict)  # by option name, `_` for `-`
+    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option, `_` for `-`
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:

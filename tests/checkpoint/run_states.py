@@ -49,7 +49,10 @@ HP: Any = FakeHparams()
 
 def identity(ranks: dict[str, int] | None = None, **changed: Any) -> Identity:
     ranks = {slot.name: (ranks or RANKS).get(slot.name, 0) for slot in EVERY_SLOT}
-    same = Identity("llama", 4, 0.1, ranks, "b" * 64, "d0" * 32, MODEL, SETTINGS)
+    same = Identity(
+        arch="llama", lora_r=4, lora_alpha=0.1, ranks=ranks, base="b" * 64, data="d0" * 32,
+        model=MODEL, settings=SETTINGS,
+    )  # fmt: skip
     return dataclasses.replace(same, **changed)
 
 

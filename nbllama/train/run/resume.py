@@ -94,14 +94,14 @@ def identity(
 ) -> Identity:
     """What a checkpoint of this run must share with it."""
     return Identity(
-        model.hp.arch,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.ranks,
-        model_fingerprint(model.gguf),
-        data.fingerprint,
-        model_numbers(model.hp),
-        {name: getattr(settings, name) for name in SETTINGS}
+        arch=model.hp.arch,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        ranks=settings.ranks,
+        base=model_fingerprint(model.gguf),
+        data=data.fingerprint,
+        model=model_numbers(model.hp),
+        settings={name: getattr(settings, name) for name in SETTINGS}
         | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
     )
 
