@@ -24,6 +24,7 @@ from nbllama.data.batch import RowPerSample
 from nbllama.model.passes import load_model
 from nbllama.opt.adamw import AdamW
 from nbllama.opt.schedule import Schedule
+from nbllama.train.probe import compile_kernels
 from nbllama.train.trainer import Trainer
 
 RATES = Schedule(warmup=1)
@@ -99,7 +100,7 @@ def main() -> None:
                 feed=SeedFeed(data, 1), batch=args.batch, grad_acc=1, checkpointing=True,
             )  # fmt: skip
             if repeat == 0:
-                trainer.compile()
+                compile_kernels(trainer)
                 trainer.step()
                 continue
             start = time.perf_counter()

@@ -9,7 +9,6 @@ the file, so a damaged file is known before anything of it is used. See docs/che
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,14 +29,13 @@ from nbllama.checkpoint.state import (
     vector,
 )
 from nbllama.checkpoint.stored import Entry
-from nbllama.errors import CheckpointError, Diverged, GGUFError, OutputError, UsageError, shown
+from nbllama.errors import CheckpointError, Diverged, GGUFError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
 from nbllama.opt.arrays import check_finite
 
 VERSION = 1
-PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 SHA_KEY = "nbllama.sha256"
 _RANK = "training.lora.rank."
 Path = str | os.PathLike[str]
@@ -108,7 +106,7 @@ def load_checkpoint(path: Path) -> TrainState:
             if is_old(f):
                 state = read_old(f)
             else:
-                _verify(f)
+                verify(f)
                 state = _read(f)
             f.recheck()
             return state
@@ -116,7 +114,7 @@ def load_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{e}; the checkpoint cannot be used") from e
 
 
-def _verify(f: GGUFFile) -> None:
+def verify(f: GGUFFile) -> None:
     """Prove that `f` is a checkpoint of this program and as it was written."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
@@ -172,46 +170,3 @@ def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
     if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")
     return split(vector(f, name, adapter.n_parameters), order, adapter)
-
-
-def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """`pattern` with its first `mark` replaced by an iteration number, or by what stands for the
-    newest file.
-    """
-    return pattern.replace(mark, str(stamp), 1)
-
-
-def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
-    """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
-
-    Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
-    removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
-
-    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
-    be removed.
-    """
-    folder, base = os.path.split(pattern)
-    if mark in folder and keep_last:
-        raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
-    before, found, after = base.partition(mark)
-    if not keep_last or not found:
-        return []
-    shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
-    matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
-    numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
-    valid, removed = 0, []
-    for number in numbers:
-        name = output_name(pattern, number, mark)
-        try:
-            with open_gguf(name) as f:
-                _verify(f)
-        except GGUFError:
-            continue
-        valid += 1
-        if valid > keep_last:
-            try:
-                os.unlink(name)
-            except OSError as e:
-                raise OutputError(f"{shown(name, 400)}: cannot be removed: {e.strerror}") from e
-            removed.append(name)
-    return removed

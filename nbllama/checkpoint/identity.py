@@ -1,4 +1,4 @@
-"""What makes two runs the same run: base model, data, ranks and options; and where it ran.
+"""What makes two runs the same run: base model, data, ranks and options.
 
 A checkpoint stores an `Identity`. A run that wants to continue it compares its own, and refuses
 with the names of what differs rather than train something else without a word.
@@ -99,31 +99,6 @@ def model_fingerprint(f: GGUFFile) -> str:
         parts = (raw[i : i + _SAMPLE_BYTES].tobytes() for i in sorted({0, last // 2, last}))
         sampled.append((f"{t.name} {t.type_id}", t.shape, b"".join(parts)))
     return digest(keys, sampled)
-
-
-def environment() -> dict[str, str]:
-    """What else decides the bits of a run: kernel sources, package versions, CPU."""
-    import llvmlite.binding
-    import numba
-
-    from nbllama.kernels.jit import kernel_hash
-
-    return {
-        "kernels": kernel_hash(),
-        "numba": numba.__version__,
-        "numpy": np.__version__,
-        "cpu": getattr(numba.config, "CPU_NAME", None) or llvmlite.binding.get_host_cpu_name(),
-    }
-
-
-def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """One line for each thing that makes a continued run differ in the last digits."""
-    return [
-        f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
-        " digits may differ from those of an uninterrupted run"
-        for name, now in environment().items()
-        if written.get(name, now) != now
-    ]
 
 
 _DIGESTS = {"base": "the base model is another one", "data": "the training data are others"}

@@ -45,7 +45,7 @@ class TrainState:
 
     `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
     next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
-    order, at the start of `epoch` (`data.feed.OldFeed`). `environment`: `identity.environment`.
+    order, at the start of `epoch` (`data.feed.OldFeed`). `environment`: see `environment`.
     `validation`: the numbers of `train.validation.Validation`. `past_losses`: the last ones, see
     `train.convergence`. `moments`: of an old checkpoint, instead of m and v.
     """

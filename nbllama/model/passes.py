@@ -27,16 +27,14 @@ from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations, ForwardActivations, Layout
 from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
+from nbllama.model.watching import TOP_NODES, show_loss
 from nbllama.model.weights import Weights
-from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear.linear import Input, linear
 from nbllama.ops.linear.panels import panel_floats
 from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
-
-TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 
 
 class Model(Weights):
@@ -114,7 +112,9 @@ class Model(Weights):
             bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
         )  # fmt: skip
         if self.watch is not None:
-            self._show_top(bound, acts.x(self.hp.n_layer, n), batch, weight)
+            if any(map(self.watch.wants, TOP_NODES)):
+                # which the loss has of the trained tokens alone, and never whole
+                show_loss(self.watch, self.logits(bound, acts.x(self.hp.n_layer, n)), batch, weight)
             if gradient and self.watch.wants("result_norm.grad"):
                 whole = np.zeros_like(acts.x(self.hp.n_layer, n))
                 whole[rows] = dnormed
@@ -128,19 +128,6 @@ class Model(Weights):
             rms_norm_grad(dnormed, x, w, rstd, back, add=False)
             dx[rows] = back
         return total
-
-    def _show_top(self, bound: Bound, x: np.ndarray, batch: Batch, weight: float) -> None:
-        """For a watcher: what `loss` has of the trained tokens alone, and never whole."""
-        assert self.watch is not None
-        if not any(map(self.watch.wants, TOP_NODES)):
-            return
-        z = self.logits(bound, x).astype(np.float64)
-        rows = batch.targets >= 0
-        targets = batch.targets[rows]
-        self.watch.node("loss", -1, cross_entropy_ref(z[rows], targets).astype(np.float32))
-        z[rows] = cross_entropy_grad_ref(weight, z[rows], targets)
-        z[~rows] = 0
-        self.watch.gradient("result_output", -1, z.astype(np.float32))
 
     @own_cores()
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:

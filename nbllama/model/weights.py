@@ -141,15 +141,6 @@ class Weights:
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
-    def turn_back(self, layer: int, y: np.ndarray, count: int) -> None:
-        """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
-        if self.hp.alibi_max_bias == 0:
-            cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1, layer))
-            size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
-            none = np.zeros(len(y), np.int32)
-            halves = self.hp.rope_pairing == "halves"
-            rope(y, none, cos / size, sin / size, halves=halves, inverse=True)
-
     def block_types(self, layer: int) -> tuple[int, ...]:
         """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
         kernels.

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts and compared with the truth when it ends.
+"""What a run will take, printed before it starts and compared with the truth when it ends.
 
 Memory is added up, not guessed: what the process holds once its kernels are compiled, every array
 that the trainer has allocated but not yet touched, and the model file, whose pages the system maps
@@ -22,6 +22,7 @@ from nbllama.ops.linear.matmul import scratch_bytes
 from nbllama.ops.loss import LossBuffers
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory, mapped, resident
+from nbllama.train.probe import step_seconds
 from nbllama.train.trainer import Trainer
 
 
@@ -54,26 +55,25 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
     Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
     """
-    told = _memory(trainer, threads)
+    needs = _memory(trainer, threads)
     available = available_memory()
-    if told.untouched > available:
-        more = told.activations[True] + told.untouched - told.chosen
+    if needs.untouched > available:
+        more = needs.activations[True] + needs.untouched - needs.chosen
         hint = "try a smaller --batch or --ctx"
         if trainer.kept and more < available:
             hint = "a smaller --activation-memory would do"
-        elif not told.checkpointing and more < available:
+        elif not needs.checkpointing and more < available:
             hint = "--use-checkpointing would do"
         raise NotEnoughMemory(
-            f"the run needs {memory(told.untouched)} more and {memory(available)} are available; "
+            f"the run needs {memory(needs.untouched)} more and {memory(available)} are available; "
             f"{hint}"
         )
-    return told
+    return needs
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
     """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
-    told = _memory(trainer, threads)
-    return told._replace(seconds=trainer.forecast_seconds())
+    return _memory(trainer, threads)._replace(seconds=step_seconds(trainer))
 
 
 def _memory(trainer: Trainer, threads: int) -> Forecast:

@@ -19,6 +19,7 @@ from nbllama.opt.schedule import Schedule
 from nbllama.system.cores import physical_cores
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import forecast
+from nbllama.train.probe import compile_kernels
 from nbllama.train.trainer import Trainer
 
 SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
@@ -96,7 +97,7 @@ def measure(case: Case) -> dict[str, Any]:
     """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
     trainer, threads = make_trainer(case), case.threads or physical_cores()
     model = trainer.model
-    compile_seconds = trainer.compile()
+    compile_seconds = compile_kernels(trainer)
     told = forecast(trainer, threads)
     trainer.step()
     sgemm, rows = Sgemm(), []

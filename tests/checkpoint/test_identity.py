@@ -12,13 +12,12 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.arch import hparams_from_gguf
 from nbllama.checkpoint import identity
+from nbllama.checkpoint.environment import environment, environment_notes
 from nbllama.checkpoint.identity import (
     MODEL_KEYS,
     Identity,
     check_fits,
     differences,
-    environment,
-    environment_notes,
     model_fingerprint,
     model_numbers,
 )

@@ -12,7 +12,8 @@ from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 from nbllama.lora import pairs as lora
 from nbllama.lora import slots
-from nbllama.lora.pairs import NO_LAYER, Adapter, Pair, delta, init_adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import NO_LAYER, Adapter, Pair, delta, init_adapter
 from nbllama.lora.slots import SLOTS
 from nbllama.options.finetune.lora import LoraOptions
 

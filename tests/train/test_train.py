@@ -17,6 +17,7 @@ from nbllama.lora.pairs import SLOTS, init_adapter
 from nbllama.lora.slots import base_names
 from nbllama.model.passes import Model
 from nbllama.train.forecast import check_memory
+from nbllama.train.probe import compile_kernels, step_seconds
 from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer, limits
 from tests.train.toy_runs import (
     RATES,
@@ -245,7 +246,7 @@ def spoil_parameter(t: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoil_norm(t: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t.adapter.pairs["output_norm.weight"].a[0, 5] = np.inf
-    t._bound.refresh()
+    t.bound.refresh()
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_default_lora_on_every_slot_learns_a_text_by_heart(tmp_path: Path) -> No
     )
     start = {name: p.copy() for name, p in adapter.parameters().items()}
     t = trainer(model, adapter, random_rows(model, (12, 12)), alpha=0.02)
-    t.compile()
+    compile_kernels(t)
     losses = [t.step().loss for _ in range(20)]
     assert losses[0] > math.log(320) - 0.5  # knows nothing: about the log of the vocabulary
     assert losses[-1] < losses[0] / 4
@@ -331,7 +332,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
         trainer(model, toy_adapter(model), rows, checkpointing=checkpointing) for _ in range(2)
     )
     before = state_of(t)
-    assert t.compile() > 0 and t.forecast_seconds() > 0
+    assert compile_kernels(t) > 0 and step_seconds(t) > 0
     assert same_bits(state_of(t).arrays, before.arrays)
     assert state_of(t).counters == before.counters
     assert not any(g.any() for g in t.gradients.values())
@@ -347,7 +348,7 @@ def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
         tmp_path, n_ff=128, types={"ffn_down": "Q8_0", "token_embd": "Q8_0", "*": "F32"}
     )
     t = trainer(model, toy_adapter(model), random_rows(model, (30, 20)), checkpointing=True)
-    t.compile()
+    compile_kernels(t)
 
     def compiled() -> int:
         entries: list[Any] = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbllama import __version__
 from nbllama.adapter.file import format_of
-from nbllama.checkpoint.identity import environment
+from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.legacy_moments import tell
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from nbllama.adapter.file import adapter_notes
+from nbllama.checkpoint.environment import environment_notes
 from nbllama.checkpoint.file import load_checkpoint
-from nbllama.checkpoint.identity import environment_notes
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
 from nbllama.errors import shown
@@ -19,6 +19,7 @@ from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
+from nbllama.train.probe import compile_kernels
 from nbllama.train.run.data import load_data, make_feed, walk
 from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.layers import blocks
@@ -167,8 +168,8 @@ class Session:
             activation_memory=s.activation_memory,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
-            lag=s.compat,
-            floor=OLD_FLOOR if s.compat else 0.0,
+            old_schedule=s.compat,
+            probability_floor=OLD_FLOOR if s.compat else 0.0,
             dropout=s.lora_dropout,
             seed=s.seed,
             validation=self.validation,
@@ -210,7 +211,7 @@ class Session:
         )
         check_memory(self.trainer, self.threads)
         ui.compiling()
-        ui.compiling(self.trainer.compile())
+        ui.compiling(compile_kernels(self.trainer))
         told = forecast(self.trainer, self.threads)
         in_all = duration(told.seconds * s.n_iter)
         mapped = memory(told.weights)
