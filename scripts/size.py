@@ -24,8 +24,10 @@ CORE = {
         "model/activations.py",
         "model/block.py",
         "model/passes.py",
+        "model/gradients.py",
     ),
     "from a gradient to a step": (
+        "opt/__init__.py",
         "opt/names.py",
         "opt/optimiser.py",
         "opt/adamw.py",
@@ -37,7 +39,6 @@ CORE = {
     "a run, step by step": (
         "train/trainer.py",
         "train/validation.py",
-        "train/convergence.py",
         "train/run/session.py",
         "train/run/loop.py",
     ),
@@ -79,8 +80,9 @@ def main() -> int:
     print(f"{tests:6}  tests")
     if core > CORE_LIMIT:
         problems.append(f"the core has {core} lines, {CORE_LIMIT} are the limit")
+    counted = {name for files in CORE.values() for name in files}
     for name, size in sizes.items():
-        if size > FILE_LIMIT and name not in LONG:
+        if size > FILE_LIMIT and name not in counted and name not in LONG:
             problems.append(f"{name} has {size} lines, {FILE_LIMIT} are the limit")
     for name in LONG:
         if sizes.get(name, 0) <= FILE_LIMIT:

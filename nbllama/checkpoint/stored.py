@@ -37,7 +37,7 @@ class Group(NamedTuple):
     """A dict, each of its items under `prefix` and its own name."""
 
     prefix: str
-    kind: ValueType | None  # None: by the type of the item
+    kind: ValueType | None  # STRING or FLOAT64; None: by the type of the item
 
 
 def stored_key(
@@ -81,8 +81,11 @@ def _value(f: GGUFFile, x: Field[Any]) -> Any:
         if row.optional and row.name not in f.metadata:
             return x.default
         return f.get(row.name, _READ_AS[row.kind])  # type: ignore[call-overload]
-    convert = {ValueType.STRING: str, ValueType.FLOAT64: float, None: lambda item: item}[row.kind]
-    return {name: convert(item) for name, item in items(f, row.prefix).items()}
+    found = items(f, row.prefix)
+    if row.kind is None:
+        return found
+    convert = str if row.kind == ValueType.STRING else float
+    return {name: convert(item) for name, item in found.items()}
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:

@@ -266,7 +266,8 @@ class _Pass:
             return x
         positions, halves = self.batch.positions, self.hp.rope_pairing == "halves"
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
-        cos, sin = (table.astype(self.model.dtype) for table in tables)
+        cos: np.ndarray = tables[0].astype(self.model.dtype)
+        sin: np.ndarray = tables[1].astype(self.model.dtype)
         return rope_ref(x, positions, cos, sin, halves, inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:

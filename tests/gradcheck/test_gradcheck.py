@@ -139,8 +139,10 @@ def test_a_small_wrong_part_and_a_nan(
     real = Bound.add_norm_grad
     for factor in (1.01, np.nan):
 
-        def wrong(self: Bound, name: str, dw: np.ndarray, by: float = factor) -> None:
-            real(self, name, dw * np.float32(by))
+        def wrong(
+            self: Bound, name: str, dy: np.ndarray, *rest: np.ndarray, by: float = factor
+        ) -> None:
+            real(self, name, dy * np.float32(by), *rest)
 
         monkeypatch.setattr(Bound, "add_norm_grad", wrong)
         code, out, _ = run(capsys, "-m", toy, "--layers", "0")
