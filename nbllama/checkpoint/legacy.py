@@ -1,5 +1,6 @@
-"""Checkpoints of llama.cpp's `finetune`, as its versions of November 2023 and July 2024 wrote
-them (`finetune.cpp:load_checkpoint_lora_gguf`, `train.cpp:load_train_state_gguf`).
+"""Checkpoints of llama.cpp's `finetune`, of its versions of November 2023 and July 2024.
+
+They are read as by `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
 What they do not say: alpha and r (their training knows no scale, which is alpha = r here), seed,
 rates and data options (the command line gives them each time), which base model and data it was

@@ -13,9 +13,7 @@ PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 
 
 def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """`pattern` with its first `mark` replaced by an iteration number, or by what stands for the
-    newest file.
-    """
+    """`pattern` with its first `mark` replaced by `stamp`: an iteration's number, or `LATEST`."""
     return pattern.replace(mark, str(stamp), 1)
 
 

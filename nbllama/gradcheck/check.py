@@ -50,7 +50,9 @@ def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
     """Random A and B on everything that takes a pair, with a scale that is not 1."""
     missing = without_tensor(model.shapes)
     ranks = {s.name: 0 if s.name in missing else rank for s in EVERY_SLOT}
-    adapter = init_adapter(model.hp, ranks, 1.5 * rank, rank, seed, model.shapes)
+    adapter = init_adapter(
+        model.hp, ranks, alpha=1.5 * rank, lora_r=rank, seed=seed, shapes=model.shapes
+    )
     rng = np.random.default_rng(seed)
     for pair in adapter.pairs.values():
         pair.b[...] = 0.1 * rng.standard_normal(pair.b.shape)

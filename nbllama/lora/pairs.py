@@ -133,6 +133,7 @@ def delta(pair: Pair, scale: float) -> np.ndarray:
 def init_adapter(
     hp: Hparams,
     ranks: Mapping[str, int],
+    *,
     alpha: float,
     lora_r: int,
     seed: int,

@@ -1,5 +1,6 @@
-"""Memory of one training step: what the forward pass keeps for the backward pass, allocated once
-as one piece.
+"""Memory of one training step: what the forward pass keeps for the backward pass.
+
+It is allocated once, as one piece.
 
 Kept for a block, next to its input x (`C` floats a token): q, k, v after RoPE, the attention output
 and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA

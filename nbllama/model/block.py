@@ -120,7 +120,7 @@ class _Block:
     def normed_grad(
         self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """dx += the gradient with respect to x; and the gradient of the norm's pair."""
+        """dx += the gradient with respect to x; the pair's gradients go to `bound.grads`."""
         name = self.name(tensor)
         self.bound.add_norm_grad(name, dy, x, rstd)
         if dx is not None:
@@ -149,8 +149,9 @@ class _Block:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x; and the gradient of
-        the layer's pair.
+        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+
+        The gradients of the layer's pair are added to `bound.grads`.
         """
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
         buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))

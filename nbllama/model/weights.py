@@ -20,8 +20,9 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 
 
 class Linear(NamedTuple):
-    """Where the matrix of a linear layer is: a tensor (without `blk.N.` and `.weight`), or some
-    of its rows.
+    """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
+
+    `rows`: of a tensor that holds several layers.
     """
 
     tensor: str
@@ -142,9 +143,7 @@ class Weights:
             rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
-        kernels.
-        """
+        """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
         return tuple(
             self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
             for tensor, _ in self.linears.values()

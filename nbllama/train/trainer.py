@@ -56,8 +56,9 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One iteration. `loss` is nats per trained token, `lr` the learning rate; `skipped`:
-    nothing was changed.
+    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+
+    `skipped`: nothing was changed.
     """
 
     iteration: int

@@ -85,7 +85,9 @@ def make_trainer(case: Case) -> Trainer:
     """Model, new adapter and random data, with the case's number of threads."""
     numba.set_num_threads(case.threads or physical_cores())
     model = load_model(case.model)
-    adapter = init_adapter(model.hp, ranks_for(model, case), 4, 4, 1, model.shapes)
+    adapter = init_adapter(
+        model.hp, ranks_for(model, case), alpha=4, lora_r=4, seed=1, shapes=model.shapes
+    )
     data = Tokens(model.hp.n_vocab, case.ctx)
     return Trainer(
         model, adapter, AdamW(adapter.parameters()), data, Schedule(warmup=0),

@@ -57,7 +57,7 @@ def identity(ranks: dict[str, int] | None = None, **changed: Any) -> Identity:
 
 
 def optimiser(ranks: dict[str, int] | None = None, steps: int = 3) -> tuple[Adapter, AdamW]:
-    adapter = init_adapter(HP, ranks or RANKS, 0.1, 4, 1, SHAPES)
+    adapter = init_adapter(HP, ranks or RANKS, alpha=0.1, lora_r=4, seed=1, shapes=SHAPES)
     opt = AdamW(adapter.parameters())
     for step in range(steps):
         opt.step(gradients(opt, step))

@@ -31,7 +31,7 @@ ALL_RANKS = {slot.name: 1 if slot.kind == "norm" else 4 for slot in SLOTS}
 
 def adapter(ranks=None, seed: int = 1, shapes=None) -> Adapter:
     ranks = ALL_RANKS if ranks is None else ranks
-    return init_adapter(HP, ranks, 16.0, 8, seed, shapes or SHAPES)
+    return init_adapter(HP, ranks, alpha=16.0, lora_r=8, seed=seed, shapes=shapes or SHAPES)
 
 
 def test_order_is_that_of_the_old_tool() -> None:
@@ -71,7 +71,7 @@ def test_slots_of_names() -> None:
 
 def test_start_changes_nothing_and_has_the_old_law() -> None:
     shapes = dict(SHAPES) | {"output.weight": (5, 4000)}
-    ad = init_adapter(HP, {"out": 50}, 1, 1, 7, shapes)
+    ad = init_adapter(HP, {"out": 50}, alpha=1, lora_r=1, seed=7, shapes=shapes)
     (pair,) = ad.pairs.values()
     assert pair.a.dtype == pair.b.dtype == np.float32
     assert pair.a.shape == (50, 4000) and pair.b.shape == (5, 50)

@@ -286,7 +286,12 @@ def test_one_good_step_forgives_the_bad_ones(model: Model, monkeypatch: pytest.M
 def test_default_lora_on_every_slot_learns_a_text_by_heart(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     adapter = init_adapter(
-        model.hp, dict.fromkeys((s.name for s in SLOTS), 4), 4.0, 4, 1, model.shapes
+        model.hp,
+        dict.fromkeys((s.name for s in SLOTS), 4),
+        alpha=4.0,
+        lora_r=4,
+        seed=1,
+        shapes=model.shapes,
     )
     start = {name: p.copy() for name, p in adapter.parameters().items()}
     t = trainer(model, adapter, random_rows(model, (12, 12)), alpha=0.02)
@@ -308,7 +313,7 @@ def test_the_gradient_of_one_pair_alone_is_that_among_all(
 
     def gradients(chosen: str, alone: bool) -> dict[str, np.ndarray]:
         # B = 0 in all others, so that they add nothing to the function
-        adapter = init_adapter(model.hp, ranks, 3.0, 2, 5, model.shapes)
+        adapter = init_adapter(model.hp, ranks, alpha=3.0, lora_r=2, seed=5, shapes=model.shapes)
         b = adapter.pairs[chosen].b
         b[...] = np.random.default_rng(0).standard_normal(b.shape) * 0.1
         if alone:

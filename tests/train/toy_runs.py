@@ -42,7 +42,7 @@ def toy_adapter(model: Model, ranks: dict[str, int] | None = None, seed: int = 5
     ranks = EVERY_SLOT if ranks is None else ranks
     if model.hp.tied_output:
         ranks = ranks | {"out": 0}
-    adapter = init_adapter(model.hp, ranks, 3.0, 2, seed, model.shapes)
+    adapter = init_adapter(model.hp, ranks, alpha=3.0, lora_r=2, seed=seed, shapes=model.shapes)
     rng = np.random.default_rng(seed)
     for p in adapter.parameters().values():
         p[...] = rng.standard_normal(p.shape) * 0.1

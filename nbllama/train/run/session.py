@@ -120,8 +120,8 @@ class Session:
             return self.start
         if self.state is None:
             return init_adapter(
-                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes,
-                blocks(s.lora_layers, self.model.hp.n_layer),
+                self.model.hp, s.ranks, alpha=s.lora_alpha, lora_r=s.lora_r, seed=s.seed,
+                shapes=self.model.shapes, layers=blocks(s.lora_layers, self.model.hp.n_layer),
             )  # fmt: skip
         n_samples = self.data.n_samples
         for line in check_resume(self.options, self.state, self.identity, n_samples):
