@@ -141,6 +141,19 @@ MODELS: dict[str, Thin] = {
         "phi3", {"fused": True, "tied": True, "n_rot": 12, "tokenizer": "bpe"}, WIDE | {"n_rot": 48}
     ),
     "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
+    "granite, dense": Thin(
+        "granite",
+        {
+            "tied": True,
+            "keys": {
+                "embedding_scale": 12.0,
+                "residual_scale": 0.4,
+                "logit_scale": 8.0,
+                "attention.scale": 0.1,
+            },
+        },
+    ),
+    "granite, without its keys": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
 }
 
 

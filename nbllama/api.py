@@ -113,7 +113,7 @@ def init_adapter(
             wanted[slot.name] = rank
     wanted |= ranks or {}
     scale = float(rank if alpha is None else alpha)
-    return new_adapter(model.hp, wanted, scale, rank, seed, model.shapes)
+    return new_adapter(model.hp, wanted, alpha=scale, lora_r=rank, seed=seed, shapes=model.shapes)
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:

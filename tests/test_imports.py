@@ -61,9 +61,9 @@ PUBLIC = [
 OUTSIDE = {
     "gguf": {"quants"},
     "jinja2": {"text"},
-    "llvmlite": {"kernels", "quants", "checkpoint.identity"},
+    "llvmlite": {"kernels", "quants", "checkpoint.environment"},
     "matplotlib": {"peek"},
-    "numba": {"kernels", "quants", "ops", "checkpoint.identity", "train.run"},
+    "numba": {"kernels", "quants", "ops", "checkpoint.environment", "train.run"},
     "psutil": {"kernels.cores", "system"},
     "rich": {"cli"},
     "sentencepiece": {"text"},

@@ -21,7 +21,7 @@ from nbllama.adapter.stored import Base, Stored, joined, rounded
 from nbllama.errors import CheckpointError, GGUFError, UsageError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.slots import tensor_index
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.head_dim"
 _INVOCATION = "adapter.alora.invocation_tokens"

@@ -10,7 +10,7 @@ import numpy as np
 
 from nbllama.adapter.stored import refuse
 from nbllama.errors import CheckpointError
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 Path = str | os.PathLike[str]

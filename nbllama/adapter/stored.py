@@ -13,7 +13,7 @@ from nbllama.arch import ARCHS, HF_MODULES, ArchRow, Hparams
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import pair_shape, slot_of
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 MAX_RANK = 65536  # as `--lora-r`
 

@@ -9,12 +9,11 @@ the file, so a damaged file is known before anything of it is used. See docs/che
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
+from nbllama.checkpoint import stored
 from nbllama.checkpoint.identity import MODEL_KEYS, Identity, digest
 from nbllama.checkpoint.legacy import is_old, read_old
 from nbllama.checkpoint.state import (
@@ -29,37 +28,16 @@ from nbllama.checkpoint.state import (
     split,
     vector,
 )
-from nbllama.errors import CheckpointError, Diverged, GGUFError, OutputError, UsageError, shown
+from nbllama.checkpoint.stored import Entry
+from nbllama.errors import CheckpointError, Diverged, GGUFError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 VERSION = 1
-PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 SHA_KEY = "nbllama.sha256"
-_RANK, _SETTING, _ENVIRONMENT = "training.lora.rank.", "nbllama.settings.", "nbllama.environment."
-_WATCH = "nbllama.validation."
-_COUNTERS = (
-    ("iteration", "training.iteration_count", ValueType.UINT64),
-    ("sample_count", "training.sample_count", ValueType.UINT64),
-    ("token_count", "training.token_count", ValueType.UINT64),
-    ("epoch", "training.epoch_count", ValueType.UINT64),
-    ("n_samples", "training.shuffle.sample_count", ValueType.UINT64),
-    ("next_sample", "training.shuffle.next_sample", ValueType.UINT64),
-    ("no_improvement", "optimizer.adam.no_improvement_count", ValueType.UINT32),
-    ("seed", "nbllama.seed", ValueType.UINT64),
-)
-_LOSSES = (
-    ("best_loss", "optimizer.adam.best_loss"),
-    ("previous_loss", "optimizer.adam.previous_loss"),
-)
-_SETTING_TYPES = {
-    bool: ValueType.BOOL,
-    int: ValueType.INT64,
-    float: ValueType.FLOAT64,
-    str: ValueType.STRING,
-}
+_RANK = "training.lora.rank."
 Path = str | os.PathLike[str]
 
 
@@ -86,25 +64,21 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     write_gguf(path, [*entries, (SHA_KEY, sha, ValueType.STRING)], tensors)
 
 
-def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
+def _entries(state: TrainState) -> Iterator[Entry]:
+    """All keys. Those that are written here, and not by a field, are for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
-    yield "general.architecture", adapter.arch, text
     yield "general.file_type", 0, u32
     if "ctx" in same.settings:
-        yield f"{adapter.arch}.context_length", same.settings["ctx"], u32
-    for key, value in same.model.items():
-        yield f"{adapter.arch}.{key}", value, MODEL_KEYS[key]
+        yield f"{same.arch}.context_length", same.settings["ctx"], u32
+    for name, value in same.model.items():
+        yield f"{same.arch}.{name}", value, MODEL_KEYS[name]
     for slot in EVERY_SLOT:
         rank = same.ranks.get(slot.name, 0)
         if rank or slot in SLOTS:
             yield _RANK + slot.tensor, rank, u32
     yield "training.file_version", 1, u32
-    for name, key, kind in _COUNTERS:
-        yield key, getattr(state, name), kind
-    if state.rng_state:
-        yield "training.shuffle.rng_state", state.rng_state, text
     yield "training.shuffle.samples_hash", int(same.data[:16] or "0", 16), u64
     yield "optimizer.file_version", 0, u32
     yield "optimizer.convergence_past_count", len(state.past_losses), u32
@@ -112,25 +86,15 @@ def _entries(state: TrainState) -> Iterator[tuple[str, Any, ValueType]]:
     yield "optimizer.iteration_count", state.iteration, u32
     yield "optimizer.just_initialized", False, ValueType.BOOL
     yield "optimizer.type", "adam" if state.v else "first", text
-    for name, key in _LOSSES:
-        yield key, getattr(state, name), ValueType.FLOAT32
     yield "nbllama.checkpoint_version", VERSION, u32
-    yield "nbllama.lora_r", adapter.lora_r, u32
-    yield "nbllama.lora_alpha", adapter.alpha, ValueType.FLOAT64
-    yield "nbllama.base", same.base, text
-    yield "nbllama.data", same.data, text
     yield "nbllama.moment_order", list(adapter.parameters()), ValueType.ARRAY
-    for name, setting in same.settings.items():
-        yield _SETTING + name, setting, _SETTING_TYPES[type(setting)]
-    for name, number in state.watch.items():
-        yield _WATCH + name, number, ValueType.FLOAT64
-    for name, text_value in state.environment.items():
-        yield _ENVIRONMENT + name, text_value, text
+    yield from stored.entries(same)
+    yield from stored.entries(state)
 
 
 def load_checkpoint(path: Path) -> TrainState:
     """Read a checkpoint: of this program, of which nothing is used before its sha256 was found
-    right, or of llama.cpp's `finetune` (`old_checkpoint`).
+    right, or of llama.cpp's `finetune` (`nbllama.checkpoint.legacy`).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged, is not a checkpoint, or holds what cannot be.
@@ -142,7 +106,7 @@ def load_checkpoint(path: Path) -> TrainState:
             if is_old(f):
                 state = read_old(f)
             else:
-                _verify(f)
+                verify(f)
                 state = _read(f)
             f.recheck()
             return state
@@ -150,7 +114,7 @@ def load_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{e}; the checkpoint cannot be used") from e
 
 
-def _verify(f: GGUFFile) -> None:
+def verify(f: GGUFFile) -> None:
     """Prove that `f` is a checkpoint of this program and as it was written."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
@@ -175,24 +139,16 @@ def _clean(f: GGUFFile) -> bool:
 
 
 def _read(f: GGUFFile) -> TrainState:
-    arch = f.get("general.architecture", "str")
-    lora_r, alpha = f.get("nbllama.lora_r", "uint"), f.get("nbllama.lora_alpha", "float")
+    found = stored.values(f, Identity)
+    arch, lora_r, alpha = found["arch"], found["lora_r"], found["lora_alpha"]
     if lora_r < 1 or not 0 < alpha < np.inf:
         raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"{lora_r} and {alpha}")
     others = (FIRST, SECOND, PAST_LOSSES)
-    stored = {name: array(f, name) for name in f.tensors if name not in others}
-    adapter = Adapter(arch, alpha, lora_r, pairs(f, stored))
-    identity = Identity(
-        arch,
-        lora_r,
-        alpha,
-        {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
-        | {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS},
-        f.get("nbllama.base", "str"),
-        f.get("nbllama.data", "str"),
-        {k: v for k, v in _group(f, f"{arch}.").items() if k in MODEL_KEYS},
-        _group(f, _SETTING),
-    )
+    tensors = {name: array(f, name) for name in f.tensors if name not in others}
+    adapter = Adapter(arch, alpha, lora_r, pairs(f, tensors))
+    ranks = {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+    ranks |= {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS}
+    model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
     # sgd and lion have no second moments; the settings say which of them it was
     kind = f.get("optimizer.type", "str")
     if kind not in ("adam", "first"):
@@ -203,29 +159,9 @@ def _read(f: GGUFFile) -> TrainState:
         check_moments(f, x)
     n_past = f.get("optimizer.convergence_past_count", "uint")
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
-    numbers: dict[str, Any] = {name: f.get(key, "uint") for name, key, _ in _COUNTERS}
-    numbers |= {name: f.get(key, "float") for name, key in _LOSSES}
-    written = {name: str(value) for name, value in _group(f, _ENVIRONMENT).items()}
-    return TrainState(
-        identity,
-        adapter,
-        m,
-        v,
-        **numbers,
-        environment=written,
-        rng_state=f.get("training.shuffle.rng_state", "str", ""),
-        past_losses=tuple(past.tolist()),
-        watch={k: float(v) for k, v in _group(f, _WATCH).items()},
-    )
-
-
-def _group(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """The single values under a common prefix, by the rest of their keys."""
-    return {
-        key.removeprefix(prefix): value
-        for key, value in f.metadata.items()
-        if key.startswith(prefix) and isinstance(value, bool | int | float | str)
-    }
+    identity = Identity(ranks=ranks, model=model, **found)
+    numbers = stored.values(f, TrainState)
+    return TrainState(identity, adapter, m, v, past_losses=tuple(past.tolist()), **numbers)
 
 
 def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
@@ -234,46 +170,3 @@ def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
     if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")
     return split(vector(f, name, adapter.n_parameters), order, adapter)
-
-
-def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """`pattern` with its first `mark` replaced by an iteration number, or by what stands for the
-    newest file.
-    """
-    return pattern.replace(mark, str(stamp), 1)
-
-
-def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
-    """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
-
-    Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
-    removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
-
-    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
-    be removed.
-    """
-    folder, base = os.path.split(pattern)
-    if mark in folder and keep_last:
-        raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
-    before, found, after = base.partition(mark)
-    if not keep_last or not found:
-        return []
-    shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
-    matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
-    numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
-    valid, removed = 0, []
-    for number in numbers:
-        name = output_name(pattern, number, mark)
-        try:
-            with open_gguf(name) as f:
-                _verify(f)
-        except GGUFError:
-            continue
-        valid += 1
-        if valid > keep_last:
-            try:
-                os.unlink(name)
-            except OSError as e:
-                raise OutputError(f"{shown(name, 400)}: cannot be removed: {e.strerror}") from e
-            removed.append(name)
-    return removed

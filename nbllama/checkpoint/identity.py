@@ -1,4 +1,4 @@
-"""What makes two runs the same run: base model, data, ranks and options; and where it ran.
+"""What makes two runs the same run: base model, data, ranks and options.
 
 A checkpoint stores an `Identity`. A run that wants to continue it compares its own, and refuses
 with the names of what differs rather than train something else without a word.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbllama.checkpoint.stored import stored_group, stored_key
 from nbllama.errors import CheckpointError, shown
 from nbllama.gguf_io import GGUFFile, StringArray, ValueType
 from nbllama.gguf_io.types import SCALARS
@@ -40,18 +41,18 @@ MODEL_KEYS = {
 """Numbers of the base model that a checkpoint holds, as the old tool names them after "ARCH."."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identity:
     """What two runs must share for one to continue the other; empty = not known, not compared."""
 
-    arch: str
-    lora_r: int
-    lora_alpha: float
+    arch: str = stored_key("general.architecture", ValueType.STRING)
+    lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32)
+    lora_alpha: float = stored_key("nbllama.lora_alpha", ValueType.FLOAT64)
     ranks: Mapping[str, int]  # by slot name; 0 = no pair
-    base: str = ""  # `model_fingerprint`
-    data: str = ""  # `Dataset.fingerprint`
+    base: str = stored_key("nbllama.base", ValueType.STRING, "")  # `model_fingerprint`
+    data: str = stored_key("nbllama.data", ValueType.STRING, "")  # `Dataset.fingerprint`
     model: Mapping[str, float] = field(default_factory=dict)  # `model_numbers`
-    settings: Mapping[str, Setting] = field(default_factory=dict)  # by option name, `_` for `-`
+    settings: Mapping[str, Setting] = stored_group("nbllama.settings.")  # by option, `_` for `-`
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:
@@ -98,31 +99,6 @@ def model_fingerprint(f: GGUFFile) -> str:
         parts = (raw[i : i + _SAMPLE_BYTES].tobytes() for i in sorted({0, last // 2, last}))
         sampled.append((f"{t.name} {t.type_id}", t.shape, b"".join(parts)))
     return digest(keys, sampled)
-
-
-def environment() -> dict[str, str]:
-    """What else decides the bits of a run: kernel sources, package versions, CPU."""
-    import llvmlite.binding
-    import numba
-
-    from nbllama.kernels.jit import kernel_hash
-
-    return {
-        "kernels": kernel_hash(),
-        "numba": numba.__version__,
-        "numpy": np.__version__,
-        "cpu": getattr(numba.config, "CPU_NAME", None) or llvmlite.binding.get_host_cpu_name(),
-    }
-
-
-def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """One line for each thing that makes a continued run differ in the last digits."""
-    return [
-        f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
-        " digits may differ from those of an uninterrupted run"
-        for name, now in environment().items()
-        if written.get(name, now) != now
-    ]
 
 
 _DIGESTS = {"base": "the base model is another one", "data": "the training data are others"}

@@ -1,10 +1,11 @@
-"""Checkpoints of llama.cpp's `finetune`, as its versions of November 2023 and July 2024 wrote
-them (`finetune.cpp:load_checkpoint_lora_gguf`, `train.cpp:load_train_state_gguf`).
+"""Checkpoints of llama.cpp's `finetune`, of its versions of November 2023 and July 2024.
+
+They are read as by `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
 What they do not say: alpha and r (their training knows no scale, which is alpha = r here), seed,
 rates and data options (the command line gives them each time), which base model and data it was
 (only sizes and the number of samples), and in which order the tensors lie inside the moment
-vectors (`moment_order`).
+vectors (`legacy_moments`).
 """
 
 from __future__ import annotations
@@ -82,7 +83,10 @@ def read_old(f: GGUFFile) -> TrainState:
     adapter = Adapter(arch, float(lora_r), lora_r, found)
     ctx = f.get(f"{arch}.context_length", "uint", 0)
     settings = {"ctx": ctx} if ctx else {}
-    identity = Identity(arch, lora_r, float(lora_r), ranks, model=model, settings=settings)
+    identity = Identity(
+        arch=arch, lora_r=lora_r, lora_alpha=float(lora_r), ranks=ranks, model=model,
+        settings=settings,
+    )  # fmt: skip
     numbers = _counters(f) | _optimiser(f)
     n = adapter.n_parameters
     if (stated := f.get("optimizer.parameter_count", "uint")) != n:

@@ -1,5 +1,8 @@
 """The state of a training run in memory, and the tensors that checkpoints hold of it.
 
+A new field of `TrainState` is stored by the key that it carries (`nbllama.checkpoint.stored`):
+`nbllama.checkpoint.file` writes and reads all of them.
+
 Tensors lie in files as llama.cpp's `finetune` has them: rank fastest, so A transposed and B as it
 is.
 """
@@ -7,25 +10,29 @@ is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.checkpoint.identity import Identity
+from nbllama.checkpoint.stored import stored_group, stored_key
 from nbllama.errors import shown
-from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io import GGUFFile, ValueType
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import slot_of
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 
 FIRST, SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
 PAST_LOSSES = "optimizer.adam.past_loss_values"
+U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 
 
 class FlatMoments(NamedTuple):
-    """Both moments as vectors float32 [n_parameters], tensor after tensor in an order that the
-    file does not state (`moment_order`); each tensor's elements lie as in the file.
+    """Both moments as vectors float32 [n_parameters], tensor after tensor.
+
+    The file does not state in which order (`legacy_moments`). Each tensor's elements are in the
+    order of the file.
     """
 
     first: np.ndarray
@@ -34,27 +41,34 @@ class FlatMoments(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that a run needs to go on with the same bits. Counters are since the very first run."""
+    """All that a run needs to continue with the same bits. Counters are since the very first run.
+
+    `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
+    next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
+    order, at the start of `epoch` (`data.feed.OldFeed`). `environment`: see `environment`.
+    `validation`: the numbers of `train.validation.Validation`. `past_losses`: the last ones, see
+    `train.convergence`. `moments`: of an old checkpoint, instead of m and v.
+    """
 
     identity: Identity
     adapter: Adapter
-    m: dict[str, np.ndarray]  # moments by parameter name, in the parameters' shapes
+    m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
-    seed: int
-    n_samples: int  # in the data
-    iteration: int = 0  # optimiser updates done
-    sample_count: int = 0  # samples trained on
-    token_count: int = 0
-    epoch: int = 0  # the next sample is number `next_sample` of this epoch's order
-    next_sample: int = 0
-    no_improvement: int = 0
-    best_loss: float = 0.0
-    previous_loss: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)  # `identity.environment`
-    rng_state: str = ""  # of the old tool's order, at the start of `epoch` (`data.feed.OldFeed`)
-    past_losses: tuple[float, ...] = ()  # the last ones, see `convergence`
-    watch: dict[str, float] = field(default_factory=dict)  # of the validation, `validation.Watch`
-    moments: FlatMoments | None = None  # of an old checkpoint, instead of m and v
+    seed: int = stored_key("nbllama.seed", U64)
+    n_samples: int = stored_key("training.shuffle.sample_count", U64)
+    iteration: int = stored_key("training.iteration_count", U64, 0)
+    sample_count: int = stored_key("training.sample_count", U64, 0)
+    token_count: int = stored_key("training.token_count", U64, 0)
+    epoch: int = stored_key("training.epoch_count", U64, 0)
+    next_sample: int = stored_key("training.shuffle.next_sample", U64, 0)
+    rng_state: str = stored_key("training.shuffle.rng_state", ValueType.STRING, "", optional=True)
+    no_improvement: int = stored_key("optimizer.adam.no_improvement_count", U32, 0)
+    best_loss: float = stored_key("optimizer.adam.best_loss", F32, 0.0)
+    previous_loss: float = stored_key("optimizer.adam.previous_loss", F32, 0.0)
+    environment: dict[str, str] = stored_group("nbllama.environment.", ValueType.STRING)
+    validation: dict[str, float] = stored_group("nbllama.validation.", ValueType.FLOAT64)
+    past_losses: tuple[float, ...] = ()
+    moments: FlatMoments | None = None
 
     @property
     def old(self) -> bool:

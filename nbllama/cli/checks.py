@@ -26,7 +26,8 @@ from nbllama.export.file_types import FileType, file_type
 from nbllama.export.merge import merge, merged_types
 from nbllama.export.rewrite import IDS
 from nbllama.gguf_io.types import TENSOR_TYPES
-from nbllama.lora.pairs import Adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.options.verify import Verify
 from nbllama.quants import nbytes

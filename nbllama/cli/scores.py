@@ -20,7 +20,8 @@ from nbllama.evaluate.scores import (
     compare_chunk,
     text_tokens,
 )
-from nbllama.lora.pairs import Adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.options.perplexity import Perplexity
 from nbllama.report.log import duration

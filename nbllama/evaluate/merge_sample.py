@@ -6,7 +6,7 @@ from nbllama.errors import GGUFError, shown
 from nbllama.evaluate.sample_text import compare, of_text, own_text, reader
 from nbllama.evaluate.scores import Compared
 from nbllama.export.merge import Parts
-from nbllama.lora.pairs import mix
+from nbllama.lora.mix import mix
 from nbllama.model.passes import load_model
 
 LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by

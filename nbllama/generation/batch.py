@@ -147,7 +147,7 @@ class _Group:
         """Logits `[rows, V]` after the last token of each row."""
         ends = _offsets([len(t) for t in tokens])[1:] - 1
         x = self._acts.x(self.model.hp.n_layer, sum(map(len, tokens)))[ends]
-        pool = self._acts.shared("panels", len(x))
+        pool = self._acts.pool("panels")
         return self.model.logits(self._bound, x, pool)
 
 

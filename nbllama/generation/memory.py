@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from nbllama.lora.pairs import Adapter
 from nbllama.model.activations import forward_bytes
-from nbllama.model.passes import linear_ranks
+from nbllama.model.passes import layout
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.attention import forward_floats
 from nbllama.ops.linear.matmul import scratch_bytes
@@ -51,7 +51,7 @@ def session_memory(
     rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
     return SessionMemory(
         cache=4 * 2 * hp.n_layer * n_ctx * hp.n_head_kv * hp.head_dim,
-        activations=forward_bytes(hp, linear_ranks(model, adapter), step),
+        activations=forward_bytes(layout(model, adapter, step)),
         scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         rest=4 * rest,
     )

@@ -14,6 +14,8 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
+from nbllama.model.weights import Weights
+from nbllama.ops.rope import rope
 
 PROMPT_STEP = 512  # prompt tokens that go through the model together
 
@@ -104,7 +106,7 @@ class Session:
                 continue
             last = self._run(part)
             if start + step >= len(ids):
-                logits = self.model.logits(self._bound, last, self._acts.shared("panels", 1))[0]
+                logits = self.model.logits(self._bound, last, self._acts.pool("panels"))[0]
         return logits
 
     def truncate(self, length: int) -> None:
@@ -120,7 +122,7 @@ class Session:
         """
         self.cache.cut(start, start + count)
         for layer, keys in enumerate(self.cache.k):
-            self.model.turn_back(layer, keys[start : self.cache.length], count)
+            _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
         """The tokens' place in the sequence; their embeddings are left in acts.x(0)."""
@@ -197,3 +199,13 @@ def generate(
     token.
     """
     return list(stream(model, prompt, max_new_tokens, adapter, exact=exact))
+
+
+def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
+    """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+    if model.hp.alibi_max_bias == 0:
+        cos, sin = (table[count : count + 1] for table in model.rope_tables(count + 1, layer))
+        size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
+        none = np.zeros(len(y), np.int32)
+        halves = model.hp.rope_pairing == "halves"
+        rope(y, none, cos / size, sin / size, halves=halves, inverse=True)

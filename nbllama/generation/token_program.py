@@ -113,7 +113,7 @@ class TokenProgram:
         x: np.ndarray,
         exact: bool,
     ) -> None:
-        """Raises ValueError if `fits` is not true of the model, or for arrays that do not fit."""
+        """Raises ValueError for a model without `has_program`, or for arrays that do not fit."""
         hp = model.hp
         self._model, self._bound, self._x = model, bound, x
         self._head = model.matrix(model.output.name.removesuffix(".weight"))

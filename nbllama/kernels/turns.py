@@ -58,8 +58,10 @@ def new_turn() -> Any:
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of methods: only one thread at a time is inside of those of one object, which has
-    a `turn` (`new_turn`). Other objects have their turns in between.
+    """Decorator of methods, and of functions whose first argument is an object.
+
+    The object has a `turn` (`new_turn`). Only one thread at a time is inside of those of one
+    object. Other objects have their turns in between.
     """
 
     @wraps(method)

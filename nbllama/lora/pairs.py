@@ -17,8 +17,8 @@ those of llama.cpp's `finetune.cpp:init_lora`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +37,7 @@ from nbllama.lora.slots import (
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
-__all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter", "mix"]
+__all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
 
 NO_LAYER = 1 << 30
 _INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data order
@@ -130,33 +130,10 @@ def delta(pair: Pair, scale: float) -> np.ndarray:
     return np.float32(scale) * (pair.b @ pair.a)
 
 
-def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """One adapter that adds all that `parts` add, each times its factor.
-
-    Pairs of the same tensor are stacked, A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...] with the
-    scales in B: nothing is lost but the rounding of s B. Their ranks add up. Of one adapter alone
-    only alpha changes. Raises ValueError if there is none.
-    """
-    if not parts:
-        raise ValueError("no adapter to mix")
-    first, factor = parts[0]
-    if len(parts) == 1:
-        return replace(first, alpha=first.alpha * factor)
-    found: dict[str, list[tuple[Pair, float]]] = {}
-    for adapter, factor in parts:
-        for name, pair in adapter.pairs.items():
-            found.setdefault(name, []).append((pair, factor * adapter.scale))
-    pairs = {}
-    for name, stack in found.items():
-        a = np.concatenate([pair.a for pair, _ in stack])
-        b = np.concatenate([np.float32(scale) * pair.b for pair, scale in stack], axis=1)
-        pairs[name] = Pair(a, np.ascontiguousarray(b))
-    return Adapter(first.arch, 1.0, 1, pairs)
-
-
 def init_adapter(
     hp: Hparams,
     ranks: Mapping[str, int],
+    *,
     alpha: float,
     lora_r: int,
     seed: int,

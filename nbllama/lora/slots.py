@@ -1,8 +1,16 @@
-"""Which tensors of a base model can carry a LoRA pair, and in which order.
+"""The table of slots: which tensors of a base model can carry a LoRA pair, and all their names.
 
-One row a kind of tensor: all that is done for each of them (options, ranks, checkpoint keys,
-initialisation) goes through this table. Names are llama.cpp's; the order is that in which its old
-`finetune` wrote tensors.
+Whatever is done for each of them (options, ranks, checkpoint keys, initialisation, the linear
+layers of a block) reads this table. One matrix has four names:
+
+| here | of what | |
+|---|---|---|
+| `wq` | slot | `--rank-wq`, as in llama.cpp's old `finetune` |
+| `attn_q` | tensor | in GGUF files: `blk.3.attn_q.weight` |
+| `q` | linear | a block's linear layer, in the code of the passes |
+| `Qcur` | node | what the layer gives, in llama.cpp's graph and in `nbllama.peek` |
+
+Nothing heavy is imported, so that the command line can read the table before numpy is loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +29,9 @@ class Slot(NamedTuple):
     tensor: str  # GGUF name without block number and ".weight"
     kind: str  # "linear", "embedding" or "norm"
     in_block: bool
+    linear: str = ""  # of a block's linear layer
+    node: str = ""  # of what that layer gives
+    source: int = -1  # which of a block's four inputs of linear layers it reads
 
     def base_name(self, layer: int = 0) -> str:
         """GGUF name of the base tensor in block `layer`."""
@@ -33,19 +44,21 @@ SLOTS = (
     Slot("out_norm", "output_norm", "norm", False),
     Slot("out", "output", "linear", False),
     Slot("att_norm", "attn_norm", "norm", True),
-    Slot("wq", "attn_q", "linear", True),
-    Slot("wk", "attn_k", "linear", True),
-    Slot("wv", "attn_v", "linear", True),
-    Slot("wo", "attn_output", "linear", True),
+    Slot("wq", "attn_q", "linear", True, "q", "Qcur", 0),
+    Slot("wk", "attn_k", "linear", True, "k", "Kcur", 0),
+    Slot("wv", "attn_v", "linear", True, "v", "Vcur", 0),
+    Slot("wo", "attn_output", "linear", True, "o", "attn_out", 1),
     Slot("ffn_norm", "ffn_norm", "norm", True),
-    Slot("w1", "ffn_gate", "linear", True),
-    Slot("w2", "ffn_down", "linear", True),
-    Slot("w3", "ffn_up", "linear", True),
+    Slot("w1", "ffn_gate", "linear", True, "gate", "ffn_gate", 2),
+    Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
+    Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
 # Of models that have several linears in one matrix (the old tool knew none of them).
 FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True),)
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
+LINEARS = {slot.linear: slot for slot in SLOTS if slot.linear}
+"""The seven linear layers of a block, by the name that the passes have for them."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
@@ -63,10 +76,10 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 
 
 def tensor_index(name: str) -> int:
-    """Place of a base tensor in the old tool's order: three ends, then nine a block; fused ones
-    come after all these.
+    """Place of a base tensor in the old tool's order.
 
-    Raises `KeyError` for a tensor that takes no pair.
+    Three outside of the blocks come first, then nine a block, then those of `FUSED_SLOTS`. Raises
+    `KeyError` for a tensor that takes no pair.
     """
     found = slot_of(name)
     if found is None:
@@ -81,8 +94,9 @@ def tensor_index(name: str) -> int:
 
 
 def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
-    """Every (slot, base tensor name) that a model of `n_layer` blocks may have, in the order of
-    `slots`, the ends first.
+    """Every (slot, base tensor name) of a model of `n_layer` blocks, those outside of blocks first.
+
+    Within a block they are in the order of `slots`.
     """
     yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
     for layer in range(n_layer):

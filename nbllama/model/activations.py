@@ -1,7 +1,8 @@
-"""Memory of one training step: what the forward pass keeps for the backward pass, allocated once
-as one piece.
+"""Memory of one training step: what the forward pass keeps for the backward pass.
 
-Kept for a block, beside its input x (`C` floats a token): q, k, v after RoPE, the attention output
+It is allocated once, as one piece.
+
+Kept for a block, next to its input x (`C` floats a token): q, k, v after RoPE, the attention output
 and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
 products h; where a model has more norms, what they were given. Everything else is computed again
 from these, element by element.
@@ -13,7 +14,7 @@ needs none, as its backward pass follows its forward pass. Whichever way, the gr
 bits.
 
 Where nothing is trained (`ForwardActivations`), no block's input outlives it: the stream has two
-places, which take turns, and there is one set.
+arrays, which take turns, and there is one set.
 """
 
 from __future__ import annotations
@@ -29,38 +30,25 @@ from nbllama.arch import Hparams
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
-# Linear layers of a block: slot, GGUF name.
-LINEARS = {
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
+Shapes = dict[str, tuple[int, ...]]  # by the name of the array
+
+ALIGN = 16  # floats: every array begins at a cache line
+STREAMS = 2  # arrays of the stream where nothing is trained: a block reads one, writes the other
 
 
-class Linear(NamedTuple):
-    """Where the matrix of a slot lies: a tensor (without `blk.N.` and `.weight`), or some of its
-    rows.
-    """
+class Layout(NamedTuple):
+    """What decides the sizes of all arrays of a step."""
 
-    tensor: str
-    rows: slice = slice(None)
+    hp: Hparams
+    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`, 0: no pair
+    tokens: int  # of the largest micro-batch
+    trained: int = 0  # positions with a target, of the largest micro-batch
+    dropout: bool = False
 
-
-def linears(hp: Hparams) -> dict[str, Linear]:
-    """`LINEARS` of a model, whose file may have several of them in one tensor."""
-    found = {slot: Linear(tensor) for slot, tensor in LINEARS.items()}
-    if hp.fused_qkv:
-        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
-        for slot, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
-            found[slot] = Linear("attn_qkv", slice(first, first + n))
-    if hp.fused_gate_up:
-        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
-        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
-    return found
+    @property
+    def widest(self) -> int:
+        """Floats a token of the widest input of a linear layer."""
+        return max(self.hp.n_embd, self.hp.n_ff, self.hp.n_head * self.hp.head_dim)
 
 
 @dataclass
@@ -78,19 +66,19 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
-    hidden: dict[str, np.ndarray]  # memory of h by slot
-    hp: dict[str, np.ndarray]  # the packed h that the forward pass made there
+    h_memory: dict[str, np.ndarray]  # by linear layer
+    h: dict[str, np.ndarray]  # the packed h that the forward pass made there
 
 
-def block_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
+def block_shapes(hp: Hparams, n: int) -> Shapes:
     """Shapes of a `BlockSet`'s arrays for `n` tokens."""
-    h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
     return {
-        "q": (n, h, d),
-        "k": (n, g, d),
-        "v": (n, g, d),
-        "att": (n, h, d),
-        "lse": (n, h),
+        "q": (n, heads, d),
+        "k": (n, kv_heads, d),
+        "v": (n, kv_heads, d),
+        "att": (n, heads, d),
+        "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
         "gate": (n, hp.n_ff),
         "up": (n, hp.n_ff),
@@ -99,107 +87,89 @@ def block_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def norm_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
+def norm_shapes(hp: Hparams, n: int) -> Shapes:
     """Shapes of `BlockSet.norms`: of q and k, and after attention and feed-forward."""
-    h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
-    shapes: dict[str, tuple[int, ...]] = {}
+    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    shapes: Shapes = {}
     if hp.has_qk_norm:
-        shapes |= {"q": (n, h, d), "k": (n, g, d), "rstd_q": (n, h), "rstd_k": (n, g)}
+        shapes |= {"q": (n, heads, d), "rstd_q": (n, heads)}
+        shapes |= {"k": (n, kv_heads, d), "rstd_k": (n, kv_heads)}
     if hp.has_post_norms:
         shapes |= {"o": (n, hp.n_embd), "down": (n, hp.n_embd), "rstd_o": (n,), "rstd_down": (n,)}
     return shapes
 
 
-def _widest(hp: Hparams) -> int:
-    """Floats a token of the widest input of a linear layer."""
-    return max(hp.n_embd, hp.n_ff, hp.n_head * hp.head_dim)
-
-
-def forward_shapes(hp: Hparams, n: int) -> dict[str, tuple[int, ...]]:
+def forward_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks share in the forward pass."""
+    hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms
-    branch = {} if plain else {"branch": (n, hp.n_embd)}
+    branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
     return branch | {
         "norm": (n, hp.n_embd),
         "act": (n, hp.n_ff),
-        "panels": (panel_floats(n, _widest(hp)),),
+        "panels": (panel_floats(n, layout.widest),),
     }
 
 
-def shared_shapes(
-    hp: Hparams, n: int, n_trained: int, top_rank: int, dropout: bool = False
-) -> dict[str, tuple[int, ...]]:
+def shared_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks and the loss share."""
-    h, g, d = hp.n_head, hp.n_head_kv, hp.head_dim
-    widest = _widest(hp)
-    masked = {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
-    return forward_shapes(hp, n) | {
+    hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
+    top_rank = max(layout.ranks.values(), default=0)
+    shapes = forward_shapes(layout) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
         "dnorm": (n, hp.n_embd),
         "dact": (n, hp.n_ff),
-        "datt": (n, h, d),
-        "dq": (n, h, d),
-        "dk": (n, g, d),
-        "dv": (n, g, d),
-        "top_x": (n_trained, hp.n_embd),
-        "top_norm": (n_trained, hp.n_embd),
-        "top_dnorm": (n_trained, hp.n_embd),
-        "top_rstd": (n_trained,),
-        **(masked if dropout else {}),
+        "datt": (n, hp.n_head, hp.head_dim),
+        "dq": (n, hp.n_head, hp.head_dim),
+        "dk": (n, hp.n_head_kv, hp.head_dim),
+        "dv": (n, hp.n_head_kv, hp.head_dim),
+        "top_x": (trained, hp.n_embd),
+        "top_norm": (trained, hp.n_embd),
+        "top_dnorm": (trained, hp.n_embd),
+        "top_rstd": (trained,),
     }
+    if layout.dropout:
+        shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
+    return shapes
 
 
-def input_shapes(hp: Hparams, n: int, count: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of `count` places for the stream between blocks."""
-    return {f"x{i}": (n, hp.n_embd) for i in range(count)}
+def stream_shapes(layout: Layout, count: int) -> Shapes:
+    """Shapes of `count` arrays for the stream between blocks."""
+    return {f"x{i}": (layout.tokens, layout.hp.n_embd) for i in range(count)}
 
 
-ALIGN = 16  # floats: every array begins at a cache line
-_PLACES = 2  # for the stream where nothing is trained: a block reads one and writes the other
+def h_shapes(layout: Layout) -> Shapes:
+    """Shapes of a block's LoRA products h, by linear layer."""
+    return {name: (hidden_floats(layout.tokens, r),) for name, r in layout.ranks.items() if r}
 
 
 def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(-(-math.prod(s) // ALIGN) * ALIGN for s in shapes.values())
 
 
-def hidden_shapes(ranks: Mapping[str, int], n: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a block's LoRA products h, by slot."""
-    return {slot: (hidden_floats(n, r),) for slot, r in ranks.items() if r}
-
-
-def set_bytes(hp: Hparams, ranks: Mapping[str, int], n: int) -> int:
+def set_bytes(layout: Layout) -> int:
     """Bytes of one block's own set."""
-    shapes = (block_shapes(hp, n), norm_shapes(hp, n), hidden_shapes(ranks, n))
-    return 4 * sum(map(_floats, shapes))
+    hp, n = layout.hp, layout.tokens
+    return 4 * sum(map(_floats, (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))))
 
 
-def activation_bytes(
-    hp: Hparams,
-    ranks: Mapping[str, int],
-    n: int,
-    n_trained: int,
-    top_rank: int,
-    checkpointing: bool,
-    kept: int = 0,
-    dropout: bool = False,
-) -> int:
-    """Bytes that `Activations` will allocate for micro-batches of at most `n` tokens.
+def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
+    """Bytes that `Activations` will allocate.
 
-    `ranks`: LoRA rank by slot of `LINEARS`; `top_rank`: the largest of them. `kept`: blocks that
-    have their own set though `checkpointing` is on.
+    `kept`: blocks that have their own set though `checkpointing` is on.
     """
-    sets = 1 + kept if checkpointing else hp.n_layer
-    shapes = input_shapes(hp, n, hp.n_layer + 1)
-    shapes |= shared_shapes(hp, n, n_trained, top_rank, dropout)
-    return 4 * (_floats(shapes) + ALIGN) + sets * set_bytes(hp, ranks, n)
+    n_layer = layout.hp.n_layer
+    shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
+    sets = 1 + kept if checkpointing else n_layer
+    return 4 * (_floats(shapes) + ALIGN) + sets * set_bytes(layout)
 
 
-def forward_bytes(hp: Hparams, ranks: Mapping[str, int], n: int) -> int:
-    """Bytes that `ForwardActivations` will allocate; arguments as for `activation_bytes`."""
-    shapes = input_shapes(hp, n, _PLACES) | forward_shapes(hp, n)
-    return 4 * (_floats(shapes) + ALIGN) + set_bytes(hp, ranks, n)
+def forward_bytes(layout: Layout) -> int:
+    """Bytes that `ForwardActivations` will allocate."""
+    shapes = stream_shapes(layout, STREAMS) | forward_shapes(layout)
+    return 4 * (_floats(shapes) + ALIGN) + set_bytes(layout)
 
 
 class Arena:
@@ -220,48 +190,28 @@ class Arena:
 
 
 class Activations:
-    """All arrays of a step, for at most `n` tokens; `view(m)` gives the same memory for `m <=
-    n` tokens.
-    """
+    """All arrays of a step, for at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
 
-    def __init__(
-        self,
-        hp: Hparams,
-        ranks: Mapping[str, int],
-        n: int,
-        n_trained: int,
-        top_rank: int,
-        checkpointing: bool,
-        kept: int = 0,
-        dropout: bool = False,
-    ) -> None:
+    def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
         """Arguments as for `activation_bytes`."""
-        if not 0 <= kept < hp.n_layer:
-            raise ValueError(f"kept is {kept}, with {hp.n_layer} blocks")
-        self.kept = kept if checkpointing else hp.n_layer - 1
-        nbytes = activation_bytes(hp, ranks, n, n_trained, top_rank, checkpointing, kept, dropout)
-        shared = shared_shapes(hp, n, n_trained, top_rank, dropout)
-        self._allocate(hp, ranks, n, nbytes, input_shapes(hp, n, hp.n_layer + 1), shared)
+        n_layer = layout.hp.n_layer
+        if not 0 <= kept < n_layer:
+            raise ValueError(f"kept is {kept}, with {n_layer} blocks")
+        self.kept = kept if checkpointing else n_layer - 1
+        nbytes = activation_bytes(layout, checkpointing=checkpointing, kept=kept)
+        self._allocate(layout, nbytes, stream_shapes(layout, n_layer + 1), shared_shapes(layout))
 
-    def _allocate(
-        self,
-        hp: Hparams,
-        ranks: Mapping[str, int],
-        n: int,
-        nbytes: int,
-        inputs: Mapping[str, tuple[int, ...]],
-        shared: Mapping[str, tuple[int, ...]],
-    ) -> None:
+    def _allocate(self, layout: Layout, nbytes: int, stream: Shapes, shared: Shapes) -> None:
+        hp, n = layout.hp, layout.tokens
         self.most_tokens = n
         self._top = hp.n_layer - 1
-        self._shapes = block_shapes(hp, n)
         self._arena = Arena(nbytes)
-        self._inputs = list(self._arena.arrays(inputs).values())
+        self._stream = list(self._arena.arrays(stream).values())
         self._shared = self._arena.arrays(shared)
-        self._sets: list[tuple[dict[str, np.ndarray], ...]] = []
-        for _ in range(1 + self.kept):
-            groups = (self._shapes, norm_shapes(hp, n), hidden_shapes(ranks, n))
-            self._sets.append((*map(self._arena.arrays, groups), {}))
+        groups = (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))
+        self._sets: list[tuple[dict[str, np.ndarray], ...]] = [
+            (*map(self._arena.arrays, groups), {}) for _ in range(1 + self.kept)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -273,29 +223,32 @@ class Activations:
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`; where nothing is
-        trained, that of the block two below is overwritten.
+        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
+
+        Where nothing is trained, that of the block two below is overwritten.
         """
-        return self._inputs[layer % len(self._inputs)][:n]
+        return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """A shared array cut to `n` rows (memory pools come whole)."""
-        array = self._shared[name]
-        return array if array.ndim == 1 and name != "top_rstd" else array[:n]
+        """An array of `shared_shapes`, cut to `n` rows."""
+        return self._shared[name][:n]
+
+    def pool(self, name: str) -> np.ndarray:
+        """A whole memory pool of `shared_shapes`: panels, hidden or dropped."""
+        return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
         """The set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        arrays, norms, hidden, hp = self._sets[own if own > 0 and layer < self._top else 0]
+        arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
         cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
-        return BlockSet(**next(cut), norms=next(cut), hidden=hidden, hp=hp)
+        return BlockSet(**next(cut), norms=next(cut), h_memory=h_memory, h=h)
 
 
 class ForwardActivations(Activations):
-    """The arrays of a forward pass that no backward pass follows, for at most `n` tokens."""
+    """The arrays of a forward pass that no backward pass follows."""
 
-    def __init__(self, hp: Hparams, ranks: Mapping[str, int], n: int) -> None:
-        """Arguments as for `activation_bytes`."""
+    def __init__(self, layout: Layout) -> None:
         self.kept = 0
-        inputs = input_shapes(hp, n, _PLACES)
-        self._allocate(hp, ranks, n, forward_bytes(hp, ranks, n), inputs, forward_shapes(hp, n))
+        stream = stream_shapes(layout, STREAMS)
+        self._allocate(layout, forward_bytes(layout), stream, forward_shapes(layout))

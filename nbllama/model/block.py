@@ -1,8 +1,13 @@
-"""A block of the model, forwards and backwards: attention and feed-forward, each on a normed copy
-of the residual stream and added to it.
+"""A block of the model, forwards and backwards: attention and feed-forward.
 
-What differs between models comes from `Hparams`: norms of queries and keys, RoPE or ALiBi, a
-sliding window, a soft-cap, and norms and a scale of what is added to the stream.
+Each reads a normed copy of the residual stream and adds its output to the stream. What differs
+between models comes from `Hparams`: norms of queries and keys, RoPE or ALiBi, a sliding window, a
+soft-cap, and norms and a scale of what is added to the stream.
+
+The block is written three times. This file is for training: many tokens, forwards and backwards.
+`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token, as
+fast as it goes. `nbllama.model.reference` has every operation in a line of plain float64 numpy;
+tests hold the other two to it. Whoever changes one changes all three.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
 for the backward pass is a `BlockSet` (`nbllama.model.activations`).
@@ -15,7 +20,8 @@ from collections.abc import Callable
 import numpy as np
 
 from nbllama.data.batch import Batch
-from nbllama.model.activations import LINEARS, Activations
+from nbllama.lora.slots import LINEARS
+from nbllama.model.activations import Activations
 from nbllama.model.bound import Bound
 from nbllama.model.weights import Weights
 from nbllama.ops.activation import gated, gated_grad
@@ -23,22 +29,18 @@ from nbllama.ops.attention.attention import attention
 from nbllama.ops.attention.grad import attention_grad
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
-from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 
-# The norms that only some models have, by the slot they come after. They carry no pair.
+# The norms that only some models have, by the layer they come after. They carry no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
-# llama.cpp's names of what the layers give, for who watches (`nbllama.model.watching`).
-_NODES = {"q": "Qcur", "k": "Kcur", "o": "attn_out", "down": "ffn_out"}
+# llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
 ACTIVATION_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
-
-# Which of a block's inputs a linear layer reads: q, k and v one, gate and up one.
-_PLACES = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3}
 
 
 def block_forward(
@@ -77,16 +79,6 @@ def block_backward(
     block.attention_backward(layer > lowest or bound.trains("token_embd.weight"))
 
 
-def norm_pair_grad(
-    bound: Bound, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray
-) -> None:
-    """The gradient of a norm vector's pair, if it has one that is trained."""
-    if bound.trains(name):
-        dw = np.zeros(x.shape[1], np.float32)
-        rms_norm_grad_weight(dy, x, rstd, dw)
-        bound.add_norm_grad(name, dw)
-
-
 class _Block:
     """One block at work on one batch."""
 
@@ -96,7 +88,7 @@ class _Block:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
-        self.pairs = {slot: bound.linear_pair(layer, slot) for slot in LINEARS}
+        self.pairs = {name: bound.linear_pair(layer, name) for name in LINEARS}
         self.watch = model.watch
 
     def see(self, name: str, x: np.ndarray) -> None:
@@ -110,140 +102,141 @@ class _Block:
     def name(self, tensor: str) -> str:
         return f"blk.{self.layer}.{tensor}"
 
-    def trains(self, *slots: str) -> bool:
-        return any(
-            pair is not None and pair.da is not None for s in slots if (pair := self.pairs[s])
-        )
+    def trains(self, *linears: str) -> bool:
+        """Whether any of these linear layers has a pair that is trained."""
+        return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
         return self.acts.shared(name, self.n)
 
     # What the passes are made of
 
-    def rms_norm(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
+    def normed(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
         """The normed stream `[N, C]`, in memory that the next one overwrites."""
         norm = self.shared("norm")
         rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, norm, rstd)
         return norm
 
-    def rms_norm_grad(
+    def normed_grad(
         self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """dx += the gradient by x; and that of the norm's pair."""
+        """dx += the gradient with respect to x; the pair's gradients go to `bound.grads`."""
         name = self.name(tensor)
-        norm_pair_grad(self.bound, name, dy, x, rstd)
+        self.bound.add_norm_grad(name, dy, x, rstd)
         if dx is not None:
             rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx, add=True)
 
-    def input(self, x: np.ndarray, *slots: str) -> Input:
+    def input(self, x: np.ndarray, *linears: str) -> Input:
         """x `[N, n_in]` as the input of these linear layers."""
-        group = [(self.pairs[s], self.kept.hidden.get(s)) for s in slots]
-        masked = self.masked(*slots)
-        return Input(x, self.shared("panels"), group, masked)
+        group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
+        return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
-    def masked(self, *slots: str) -> Masked | None:
+    def masked(self, *linears: str) -> Masked | None:
         """Dropout of the input of these linear layers, if any of them has a pair."""
-        if self.bound.dropout is None or not any(self.pairs[s] for s in slots):
+        if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
             return None
-        mask = self.bound.dropout.at(self.layer, _PLACES[slots[0]])
-        return Masked(mask, self.shared("dropped"), self.shared("dropped_panels"))
+        mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
+        return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
-    def linear(self, slot: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """y `[N, ...]` = (or += with `add`) the layer's output, with its bias."""
-        w, bias = self.model.linear(self.layer, slot), self.model.bias(self.layer, slot)
-        out, memory = y.reshape(self.n, -1), self.kept.hidden.get(slot)
-        self.kept.hp[slot] = linear(w, self.pairs[slot], x, out, memory, add=add)
+    def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
+        """y `[N, ...]` = (or += with `add`) the output of linear layer `name`, with its bias."""
+        w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
+        out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
+        self.kept.h[name] = linear(w, self.pairs[name], x, out, memory, add=add)
         if bias is not None:
             out += bias
 
-    def linear_grad(
-        self, slot: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
+    def project_grad(
+        self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """dx `[N, ...]` = (or += with `add`) the gradient by x; and that of the layer's pair."""
+        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+
+        The gradients of the layer's pair are added to `bound.grads`.
+        """
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
-        buffers = (self.shared("grad_panels"), self.shared("grad_hidden"))
-        w, hidden = self.model.linear(self.layer, slot), self.kept.hp.get(slot, NO_PANELS)
-        linear_grad(
-            w, self.pairs[slot], dy, x, hidden, out, buffers, add=add, masked=self.masked(slot)
-        )
+        buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))
+        w, h = self.model.linear(self.layer, name), self.kept.h.get(name, NO_PANELS)
+        linear_grad(w, self.pairs[name], dy, x, h, out, buffers, add=add, masked=self.masked(name))
 
-    # What attention and feed-forward add to the stream: `slot` is their last layer
+    # What attention and feed-forward add to the stream: `name` is their last layer
 
-    def branch(self, slot: str, x: Input, stream: np.ndarray) -> None:
+    def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
         """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
-        hp, kept = self.hp, self.kept
+        hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
-            self.linear(slot, x, stream, add=True)
-            if self.watch is not None and self.watch.wants(_NODES[slot], self.layer):
+            self.project(name, x, stream, add=True)
+            if self.watch is not None and self.watch.wants(node, self.layer):
                 alone = np.empty_like(stream)
-                self.linear(slot, x, alone)
-                self.see(_NODES[slot], alone)
+                self.project(name, x, alone)
+                self.see(node, alone)
             return
         y = self.shared("branch")
         if hp.has_post_norms:
-            out, w = kept.norms[slot], self.model.vectors[self.name(POST_NORMS[slot])]
-            self.linear(slot, x, out)
-            rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{slot}"])
-            self.see(_NODES[slot], out)
-            self.see(_POST_NODES[slot], y)
+            out, w = kept.norms[name], self.model.vectors[self.name(POST_NORMS[name])]
+            self.project(name, x, out)
+            rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{name}"])
+            self.see(node, out)
+            self.see(_POST_NODES[name], y)
         else:
-            self.linear(slot, x, y)
-            self.see(_NODES[slot], y)
+            self.project(name, x, y)
+            self.see(node, y)
         y *= np.float32(hp.residual_scale)
         stream += y
 
-    def branch_grad(self, slot: str, dstream: np.ndarray) -> np.ndarray:
-        """The gradient by the layer's output, from that by the stream."""
+    def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
+        """The gradient with respect to the layer's output, from that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream
         dy = self.shared("branch")
         np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
         if hp.has_post_norms:
-            w = self.model.vectors[self.name(POST_NORMS[slot])]
-            rms_norm_grad(dy, kept.norms[slot], w, kept.norms[f"rstd_{slot}"], dy)
+            w = self.model.vectors[self.name(POST_NORMS[name])]
+            rms_norm_grad(dy, kept.norms[name], w, kept.norms[f"rstd_{name}"], dy)
         return dy
 
     # Attention
 
-    def heads(self, slot: str, x: Input, y: np.ndarray) -> None:
+    def heads(self, name: str, x: Input, y: np.ndarray) -> None:
         """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        node = LINEARS[name].node
         if self.hp.has_qk_norm:
-            raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
-            self.linear(slot, x, raw)
-            w = self.model.vectors[self.name(QK_NORMS[slot])]
+            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
+            self.project(name, x, raw)
+            w = self.model.vectors[self.name(QK_NORMS[name])]
             d = self.hp.head_dim
             rms_norm(raw.reshape(-1, d), w, self.hp.rms_eps, y.reshape(-1, d), rstd.reshape(-1))
-            self.see(f"{_NODES[slot]}_raw", raw)
-            self.see(f"{_NODES[slot]}_normed", y)
+            self.see(f"{node}_raw", raw)
+            self.see(f"{node}_normed", y)
         else:
-            self.linear(slot, x, y)
-            self.see(f"{_NODES[slot]}_raw", y)
+            self.project(name, x, y)
+            self.see(f"{node}_raw", y)
         self.model.rotate(self.layer, y, self.batch.positions)
-        self.see(_NODES[slot], y)
+        self.see(node, y)
 
-    def heads_grad(self, slot: str, dy: np.ndarray) -> None:
-        """dy `[N, heads, D]` becomes the gradient by what the projection gave."""
-        self.see_grad(_NODES[slot], dy)
+    def heads_grad(self, name: str, dy: np.ndarray) -> None:
+        """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
+        node = LINEARS[name].node
+        self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
         if self.hp.has_qk_norm:
-            raw, rstd = self.kept.norms[slot], self.kept.norms[f"rstd_{slot}"]
-            w = self.model.vectors[self.name(QK_NORMS[slot])]
+            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
+            w = self.model.vectors[self.name(QK_NORMS[name])]
             rows = dy.reshape(-1, self.hp.head_dim)
-            self.see_grad(f"{_NODES[slot]}_normed", dy)
+            self.see_grad(f"{node}_normed", dy)
             rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), rows)
-        self.see_grad(f"{_NODES[slot]}_raw", dy)
+        self.see_grad(f"{node}_raw", dy)
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
         """The stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
-        norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
+        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
         self.see("attn_norm", norm)
         source = self.input(norm, "q", "k", "v")
         self.heads("q", source, kept.q)
         self.heads("k", source, kept.k)
-        self.linear("v", source, kept.v)
+        self.project("v", source, kept.v)
         self.see("Vcur", kept.v)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
         attention(
@@ -259,8 +252,9 @@ class _Block:
         self.see("ffn_inp", kept.x_mid)
 
     def attention_backward(self, below: bool) -> None:
-        """acts.dx from the gradient by `x_mid` to that by the block's input; without `below` only
-        what this block's own pairs need.
+        """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+
+        Without `below` only what this block's own pairs need is computed.
         """
         kept, n = self.kept, self.n
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
@@ -268,7 +262,7 @@ class _Block:
             return
         dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
-        self.linear_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
+        self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
         self.see_grad("kqv_out", datt)
         attention_grad(
             datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
@@ -279,15 +273,15 @@ class _Block:
         self.heads_grad("q", dq)
         self.heads_grad("k", dk)
         x = self.acts.x(self.layer, n)
-        norm = self.rms_norm(x, "attn_norm.weight", kept.rstd_att)
+        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
         out = dnorm if below or norm_trained else None
-        self.linear_grad("q", dq, norm, out)
-        self.linear_grad("k", dk, norm, out, add=True)
-        self.linear_grad("v", dv, norm, out, add=True)
+        self.project_grad("q", dq, norm, out)
+        self.project_grad("k", dk, norm, out, add=True)
+        self.project_grad("v", dv, norm, out, add=True)
         if out is not None:
             self.see_grad("attn_norm", out)
             down = dx if below else None
-            self.rms_norm_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
+            self.normed_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
 
     # Feed-forward
 
@@ -300,19 +294,19 @@ class _Block:
     def feed_forward(self, recompute: bool) -> None:
         """The block's output; `recompute` leaves it out where the gradient has no use for it."""
         kept = self.kept
-        norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         self.see("ffn_norm", norm)
         source = self.input(norm, "gate", "up")
-        self.linear("gate", source, kept.gate)
+        self.project("gate", source, kept.gate)
         self.see("ffn_gate", kept.gate)
-        self.linear("up", source, kept.up)
+        self.project("up", source, kept.up)
         self.see("ffn_up", kept.up)
         act = self.activation()
         self.see(ACTIVATION_NODES[self.hp.activation], act)
         source, pair = self.input(act, "down"), self.pairs["down"]
         if recompute and not self.hp.has_post_norms:
             if pair is not None:
-                kept.hp["down"] = source.hidden(pair, kept.hidden.get("down"))
+                kept.h["down"] = source.hidden(pair, kept.h_memory.get("down"))
             return
         out = self.acts.x(self.layer + 1, self.n)
         out[:] = kept.x_mid
@@ -320,18 +314,18 @@ class _Block:
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
-        """acts.dx from the gradient by the block's output to that by `x_mid`."""
+        """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
         kept = self.kept
         dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
         self.see_grad("l_out", dx)
-        self.linear_grad("down", self.branch_grad("down", dx), self.activation(), dact)
+        self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
         self.see_grad(ACTIVATION_NODES[self.hp.activation], dact)
         gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
         self.see_grad("ffn_gate", kept.gate)
         self.see_grad("ffn_up", kept.up)
-        norm = self.rms_norm(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
-        self.linear_grad("gate", kept.gate, norm, dnorm)
-        self.linear_grad("up", kept.up, norm, dnorm, add=True)
+        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        self.project_grad("gate", kept.gate, norm, dnorm)
+        self.project_grad("up", kept.up, norm, dnorm, add=True)
         self.see_grad("ffn_norm", dnorm)
-        self.rms_norm_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)
+        self.normed_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)
         self.see_grad("ffn_inp", dx)

@@ -23,19 +23,18 @@ from nbllama.data.batch import Batch
 from nbllama.gguf_io import open_gguf
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
-from nbllama.model.activations import LINEARS, Activations, ForwardActivations
-from nbllama.model.block import block_backward, block_forward, norm_pair_grad
+from nbllama.lora.slots import LINEARS
+from nbllama.model.activations import Activations, ForwardActivations, Layout
+from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
+from nbllama.model.watching import TOP_NODES, show_loss
 from nbllama.model.weights import Weights
-from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
 from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear.linear import Input, linear
 from nbllama.ops.linear.panels import panel_floats
 from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
-
-TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 
 
 class Model(Weights):
@@ -68,8 +67,9 @@ class Model(Weights):
     def forward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
-        """Embeddings and all blocks; the last block's output is acts.x(n_layer). `check` runs
-        between blocks.
+        """Embeddings and all blocks; the last block's output is acts.x(n_layer).
+
+        `check` runs between blocks.
         """
         self.embed_tokens(bound, acts, batch)
         for layer in range(self.hp.n_layer):
@@ -89,8 +89,10 @@ class Model(Weights):
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
-        """Sum of the trained positions' losses after `forward`; with `gradient`, acts.dx
-        becomes that of `weight` times it. `floor`: under the probabilities, see `ops.loss`.
+        """Sum of the trained positions' losses, after `forward`.
+
+        With `gradient`, acts.dx becomes the gradient of `weight` times that sum. `floor`: see
+        `ops.cross_entropy`.
         """
         n = len(batch.tokens)
         rows = np.flatnonzero(batch.targets >= 0)
@@ -110,14 +112,16 @@ class Model(Weights):
             bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
         )  # fmt: skip
         if self.watch is not None:
-            self._show_top(bound, acts.x(self.hp.n_layer, n), batch, weight)
+            if any(map(self.watch.wants, TOP_NODES)):
+                # which the loss has of the trained tokens alone, and never whole
+                show_loss(self.watch, self.logits(bound, acts.x(self.hp.n_layer, n)), batch, weight)
             if gradient and self.watch.wants("result_norm.grad"):
                 whole = np.zeros_like(acts.x(self.hp.n_layer, n))
                 whole[rows] = dnormed
                 self.watch.gradient("result_norm", -1, whole)
         if gradient:
             dnormed *= scale
-            norm_pair_grad(bound, name, dnormed, x, rstd)
+            bound.add_norm_grad(name, dnormed, x, rstd)
             dx = acts.shared("dx", n)
             dx.fill(0)
             back = normed
@@ -125,23 +129,11 @@ class Model(Weights):
             dx[rows] = back
         return total
 
-    def _show_top(self, bound: Bound, x: np.ndarray, batch: Batch, weight: float) -> None:
-        """For who watches: what `loss` has of the trained tokens alone, and never whole."""
-        assert self.watch is not None
-        if not any(map(self.watch.wants, TOP_NODES)):
-            return
-        z = self.logits(bound, x).astype(np.float64)
-        rows = batch.targets >= 0
-        targets = batch.targets[rows]
-        self.watch.node("loss", -1, cross_entropy_ref(z[rows], targets).astype(np.float32))
-        z[rows] = cross_entropy_grad_ref(weight, z[rows], targets)
-        z[~rows] = 0
-        self.watch.gradient("result_output", -1, z.astype(np.float32))
-
     @own_cores()
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
-        """Logits float32 `[N, V]` from the last block's output x `[N, C]`; `panels`: memory for
-        packed x.
+        """Logits float32 `[N, V]` from the last block's output x `[N, C]`.
+
+        `panels`: memory for packed x.
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
@@ -185,16 +177,16 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained; `kept`: see
-        `nbllama.model.activations`.
+        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
+
+        `kept`: see `nbllama.model.activations`.
         """
-        ranks = linear_ranks(self, adapter)
-        top = max(ranks.values(), default=0)
-        return Activations(self.hp, ranks, n, n_trained, top, checkpointing, kept, dropout)
+        sizes = layout(self, adapter, n, n_trained, dropout=dropout)
+        return Activations(sizes, checkpointing=checkpointing, kept=kept)
 
     def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
         """Memory for at most `n` tokens that are only read."""
-        return ForwardActivations(self.hp, linear_ranks(self, adapter), n)
+        return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
@@ -203,14 +195,16 @@ class Model(Weights):
         return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained, cap)
 
 
-def linear_ranks(model: Weights, adapter: Adapter | None) -> dict[str, int]:
-    """Largest rank of each slot of `LINEARS` over the blocks."""
+def layout(
+    model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
+) -> Layout:
+    """Sizes of a step's arrays, with the largest rank of each linear layer over the blocks."""
     ranks = dict.fromkeys(LINEARS, 0)
-    for name, pair in (adapter.pairs if adapter is not None else {}).items():
-        for slot, (tensor, _) in model.linears.items():
-            if name.startswith("blk.") and name.endswith(f".{tensor}.weight"):
-                ranks[slot] = max(ranks[slot], pair.rank)
-    return ranks
+    for base, pair in (adapter.pairs if adapter is not None else {}).items():
+        for name, (tensor, _) in model.linears.items():
+            if base.startswith("blk.") and base.endswith(f".{tensor}.weight"):
+                ranks[name] = max(ranks[name], pair.rank)
+    return Layout(model.hp, ranks, n, n_trained, dropout)
 
 
 def load_model(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.arch import ROPE_FACTORS, Hparams, Rope
 from nbllama.gguf_io import GGUFFile
-from nbllama.model.activations import linears
-from nbllama.model.watching import Watch
+from nbllama.lora.slots import LINEARS
+from nbllama.model.watching import Watcher
 from nbllama.ops.attention.attention import alibi_slopes
 from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.rope import rope, rope_tables
@@ -18,10 +19,33 @@ from nbllama.text import Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
 
 
+class Linear(NamedTuple):
+    """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
+
+    `rows`: of a tensor that holds several layers.
+    """
+
+    tensor: str
+    rows: slice = slice(None)
+
+
+def linears(hp: Hparams) -> dict[str, Linear]:
+    """The layers of `LINEARS` in a model, whose file may have several of them in one tensor."""
+    found = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
+    if hp.fused_qkv:
+        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
+        for name, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
+            found[name] = Linear("attn_qkv", slice(first, first + n))
+    if hp.fused_gate_up:
+        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
+        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+    return found
+
+
 class Weights:
     """The tensors of a GGUF model, its constants and tokenizer."""
 
-    watch: Watch | None = None  # who looks at what the passes compute
+    watch: Watcher | None = None  # who looks at what the passes compute
 
     def __init__(self, gguf: GGUFFile, hp: Hparams, pre: str | None = None) -> None:
         self.gguf = gguf
@@ -58,22 +82,22 @@ class Weights:
             self._checked.add(name)
         return w
 
-    def linear(self, layer: int, slot: str) -> Weight:
-        """The matrix of a slot of `LINEARS`; of a tensor that holds several, its rows."""
-        if (layer, slot) not in self._parts:
-            tensor, rows = self.linears[slot]
+    def linear(self, layer: int, name: str) -> Weight:
+        """The matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
+        if (layer, name) not in self._parts:
+            tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
                 # of its own name, by which the products of several weights are told apart
-                name = f"{w.name}[{rows.start}:{rows.stop}]"
-                w = Weight(name, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
-            self._parts[layer, slot] = w
-        return self._parts[layer, slot]
+                part = f"{w.name}[{rows.start}:{rows.stop}]"
+                w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
+            self._parts[layer, name] = w
+        return self._parts[layer, name]
 
-    def bias(self, layer: int, slot: str) -> np.ndarray | None:
-        """The bias of a slot of `LINEARS`, if it has one."""
-        tensor, rows = self.linears[slot]
+    def bias(self, layer: int, name: str) -> np.ndarray | None:
+        """The bias of a layer of `LINEARS`, if it has one."""
+        tensor, rows = self.linears[name]
         whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
         return None if whole is None else whole[rows]
 
@@ -119,19 +143,8 @@ class Weights:
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, cos, sin, halves=halves, inverse=inverse)
 
-    def turn_back(self, layer: int, y: np.ndarray, count: int) -> None:
-        """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
-        if self.hp.alibi_max_bias == 0:
-            cos, sin = (table[count : count + 1] for table in self.rope_tables(count + 1, layer))
-            size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
-            none = np.zeros(len(y), np.int32)
-            halves = self.hp.rope_pairing == "halves"
-            rope(y, none, cos / size, sin / size, halves=halves, inverse=True)
-
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Quantised types of a block's matrices, in a fixed order: equal tuples need the same
-        kernels.
-        """
+        """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
         return tuple(
             self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
             for tensor, _ in self.linears.values()

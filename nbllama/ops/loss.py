@@ -28,8 +28,9 @@ CHUNK = 192  # most rows whose logits are alive together
 
 
 class LossBuffers:
-    """Reused memory of one chunk: packed logits and input; the logits twice where a soft-cap `cap`
-    bends them.
+    """Reused memory of one chunk: packed logits and input.
+
+    With a soft-cap `cap` there are the logits before and after it.
     """
 
     def __init__(
@@ -61,12 +62,11 @@ def output_loss(
     floor: float = 0.0,
     cap: float = 0.0,
 ) -> float:
-    """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
-    sum.
+    """Sum of the rows' losses, unweighted.
 
-    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
-    `floor`: see `ops.cross_entropy`. `cap`: the soft-cap of the logits (0: none), for which the
-    buffers must have been made.
+    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` becomes the gradient of
+    `weight` times that sum; with None only the loss is computed. `floor`: see `ops.cross_entropy`.
+    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made.
     """
     total = 0.0
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts and compared with the truth when it ends.
+"""What a run will take, printed before it starts and compared with the truth when it ends.
 
 Memory is added up, not guessed: what the process holds once its kernels are compiled, every array
 that the trainer has allocated but not yet touched, and the model file, whose pages the system maps
@@ -14,7 +14,7 @@ import numpy as np
 
 from nbllama.errors import NotEnoughMemory
 from nbllama.model.activations import activation_bytes
-from nbllama.model.passes import linear_ranks
+from nbllama.model.passes import layout
 from nbllama.ops.attention.attention import forward_floats
 from nbllama.ops.attention.grad import gradient_floats
 from nbllama.ops.linear.lora_grad import sum_floats
@@ -22,6 +22,7 @@ from nbllama.ops.linear.matmul import scratch_bytes
 from nbllama.ops.loss import LossBuffers
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory, mapped, resident
+from nbllama.train.probe import step_seconds
 from nbllama.train.trainer import Trainer
 
 
@@ -54,26 +55,25 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
     Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
     """
-    told = _memory(trainer, threads)
+    needs = _memory(trainer, threads)
     available = available_memory()
-    if told.untouched > available:
-        more = told.activations[True] + told.untouched - told.chosen
+    if needs.untouched > available:
+        more = needs.activations[True] + needs.untouched - needs.chosen
         hint = "try a smaller --batch or --ctx"
         if trainer.kept and more < available:
             hint = "a smaller --activation-memory would do"
-        elif not told.checkpointing and more < available:
+        elif not needs.checkpointing and more < available:
             hint = "--use-checkpointing would do"
         raise NotEnoughMemory(
-            f"the run needs {memory(told.untouched)} more and {memory(available)} are available; "
+            f"the run needs {memory(needs.untouched)} more and {memory(available)} are available; "
             f"{hint}"
         )
-    return told
+    return needs
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
     """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
-    told = _memory(trainer, threads)
-    return told._replace(seconds=trainer.forecast_seconds())
+    return _memory(trainer, threads)._replace(seconds=step_seconds(trainer))
 
 
 def _memory(trainer: Trainer, threads: int) -> Forecast:
@@ -83,8 +83,8 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     for moments in (trainer.opt.m, trainer.opt.v):
         for array in moments.values():
             _touch(array)
-    ranks, most = linear_ranks(model, adapter), trainer.limits
-    args = (hp, ranks, most.tokens, most.trained, max(ranks.values(), default=0))
+    most, drops = trainer.limits, trainer.dropout > 0
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
     shape = (hp.n_head_kv, hp.head_dim)
@@ -92,22 +92,21 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         forward_floats(most.longest, most.tokens, rows, *shape),
         gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
     )
-    drops = trainer.dropout > 0
     width = max(
         (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
     )
-    sums = sum_floats(most.tokens, max(ranks.values(), default=0), width)
+    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(model.gguf.path),
-        activations={on: activation_bytes(*args, on, dropout=drops) for on in (True, False)},
+        activations={on: activation_bytes(sizes, checkpointing=on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
-        chosen=activation_bytes(*args, trainer.checkpointing, trainer.kept, drops),
+        chosen=activation_bytes(sizes, checkpointing=trainer.checkpointing, kept=trainer.kept),
         loss=LossBuffers.nbytes(
             hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
         ),
         scratch=4 * (threads * own + common + sums) + threads * scratch_bytes(),
-        saving=(3 if trainer.opt.second else 2) * 4 * adapter.n_parameters,
+        saving=(3 if trainer.opt.has_second_moment else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
     )

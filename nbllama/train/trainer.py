@@ -1,4 +1,6 @@
-"""The training loop: batch -> forward -> loss -> backward -> step -> log -> save.
+"""One training step: batch -> forward -> loss -> backward -> optimiser.
+
+`nbllama.train.run.loop` goes through the steps of a run, and logs and saves.
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
 gradients are summed in ascending m. The loss of an iteration is the sum over all trained tokens of
@@ -23,34 +25,21 @@ from nbllama.errors import Diverged, UsageError
 from nbllama.kernels.own_cores import own_cores
 from nbllama.kernels.turns import new_turn, one_at_a_time
 from nbllama.lora.pairs import Adapter
-from nbllama.model.activations import Activations, activation_bytes, set_bytes
-from nbllama.model.block import block_backward, block_forward
+from nbllama.model.activations import activation_bytes, set_bytes
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model, linear_ranks
+from nbllama.model.passes import Model, layout
 from nbllama.ops.dropout import dropout_for
-from nbllama.opt import Optimiser, check_finite, schedule
+from nbllama.opt.arrays import check_finite
+from nbllama.opt.optimiser import Optimiser
+from nbllama.opt.schedule import Schedule
 from nbllama.report.log import memory
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
-PROBE_TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
 
 
 class StopRequested(Exception):
     """Raised between layers when the run was asked to stop: the unfinished step is dropped."""
-
-
-class Schedule(NamedTuple):
-    """Arguments of `nbllama.opt.schedule`."""
-
-    warmup: int
-    cos_decay_steps: int
-    cos_decay_min: float
-    cos_decay_restart: float
-    enable_restart: bool
-    min_ratio: float
-    kind: str = "cosine"
-    wsd_decay: float = 0.1
 
 
 class Evaluation(NamedTuple):
@@ -68,8 +57,9 @@ class Evaluation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One iteration. `loss` is nats per trained token, `lr` the learning rate; `skipped`:
-    nothing was changed.
+    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+
+    `skipped`: nothing was changed.
     """
 
     iteration: int
@@ -84,8 +74,8 @@ class StepResult(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and the
-    means of a sample.
+    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and
+    the means of a sample.
     """
 
     tokens: int
@@ -112,23 +102,22 @@ def kept_blocks(
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
-    ranks = linear_ranks(model, adapter)
-    top_rank = max(ranks.values(), default=0)
-    least = activation_bytes(
-        model.hp, ranks, most.tokens, most.trained, top_rank, True, dropout=dropout
-    )
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=dropout)
+    least = activation_bytes(sizes, checkpointing=True)
     if least > nbytes:
         raise UsageError(
             f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
             "give more, or a smaller --batch or --ctx"
         )
-    fit = (nbytes - least) // set_bytes(model.hp, ranks, most.tokens)
+    fit = (nbytes - least) // set_bytes(sizes)
     return min(int(fit), model.hp.n_layer - 1)
 
 
 class Trainer:
-    """A model, an adapter, its optimiser, and a place in the data; `step` moves all of them on
-    by one iteration. Several threads may call one trainer: their calls take turns.
+    """A model, an adapter, its optimiser, and a place in the data; `step` is one iteration.
+
+    `bound`, `acts` and `buffers` are the adapter at work, and the memory of the passes.
+    Several threads may call one trainer: their calls take turns.
     """
 
     def __init__(
@@ -145,24 +134,26 @@ class Trainer:
         checkpointing: bool,
         iteration: int = 0,
         position: Position | None = None,
-        lag: bool = False,
-        floor: float = 0.0,
+        old_schedule: bool = False,
+        probability_floor: float = 0.0,
         activation_memory: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
         validation: Dataset | None = None,
     ) -> None:
-        """`lag`: an update has the rate of the update before it, as in the old tool. `floor`: see
-        `ops.loss`. `activation_memory`: bytes that decide how many blocks are computed twice; 0:
-        `checkpointing` decides (all or none). `dropout`: see `ops.dropout`, its masks are those of
-        `seed`. `validation`: data for `validation_loss`.
+        """`old_schedule`: an update has the learning rate of the update before it, as in the old
+        tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
+        decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
+        `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
+        `validation_loss`.
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
         self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
-        self.checkpointing, self.lag, self.floor = checkpointing, lag, floor
+        self.checkpointing = checkpointing
+        self.old_schedule, self.probability_floor = old_schedule, probability_floor
         self.dropout, self.seed = dropout, seed
         self.iteration = iteration
         self.position = Position() if position is None else position
@@ -171,12 +162,12 @@ class Trainer:
         self._validation: list[Batch] = []
         if validation is not None:
             self._add_validation(validation)
-        self._bound = Bound(model, adapter, trained=True)
+        self.bound = Bound(model, adapter, trained=True)
         self.kept = 0
         if activation_memory:
             self.checkpointing = True
             self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
-        self._acts = model.activations(
+        self.acts = model.activations(
             adapter,
             self.limits.tokens,
             self.limits.trained,
@@ -184,13 +175,13 @@ class Trainer:
             kept=self.kept,
             dropout=dropout > 0,
         )
-        self._buffers = model.loss_buffers(adapter, self.limits.trained)
+        self.buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
         """Gradients of the last evaluation by parameter name, before clipping."""
-        return self._bound.grads
+        return self.bound.grads
 
     @one_at_a_time
     def step(
@@ -198,8 +189,9 @@ class Trainer:
         check: Callable[[], None] | None = None,
         seen: Callable[[Evaluation], None] | None = None,
     ) -> StepResult:
-        """One iteration: `evaluate`, then `update`. `seen` gets the evaluation in between; what it
-        raises leaves the update undone.
+        """One iteration: `evaluate`, then `update`.
+
+        `seen` gets the evaluation in between; what it raises leaves the update undone.
         """
         found = self.evaluate(check)
         if seen is not None:
@@ -215,19 +207,19 @@ class Trainer:
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         trained = sum(b.n_trained for b in batches)
         tokens = sum(b.n_tokens for b in batches)
-        self._bound.zero_grads()
+        self.bound.zero_grads()
         total = 0.0
         for micro, batch in enumerate(batches):
-            self._set_dropout(micro)
-            self.model.forward(self._bound, self._acts, batch, check)
+            self.set_dropout(micro)
+            self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self._bound, self._acts, self._buffers, batch, 1.0 / trained, gradient=True,
-                floor=self.floor,
+                self.bound, self.acts, self.buffers, batch, 1.0 / trained, gradient=True,
+                floor=self.probability_floor,
             )  # fmt: skip
             if not math.isfinite(total):
                 break
-            self.model.backward(self._bound, self._acts, batch, check)
-        self._bound.dropout = None
+            self.model.backward(self.bound, self.acts, batch, check)
+        self.bound.dropout = None
         seconds = time.perf_counter() - start
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
 
@@ -247,20 +239,21 @@ class Trainer:
         """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
         total = 0.0
         for batch in self._validation:
-            self.model.forward(self._bound, self._acts, batch, check)
+            self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self._bound, self._acts, self._buffers, batch, 1.0, gradient=False,
-                floor=self.floor,
+                self.bound, self.acts, self.buffers, batch, 1.0, gradient=False,
+                floor=self.probability_floor,
             )  # fmt: skip
         return total / sum(batch.n_trained for batch in self._validation)
 
-    def _set_dropout(self, micro: int) -> None:
+    def set_dropout(self, micro: int) -> None:
+        """The masks of micro-batch `micro` of the next iteration, if there is dropout."""
         if self.dropout:
-            self._bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
+            self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
         """The schedule's factor on the rate of update `iteration` (the first is 1)."""
-        return schedule(iteration - 1 if self.lag else iteration, *self.rates)
+        return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time
     @own_cores()
@@ -275,12 +268,12 @@ class Trainer:
         good = not check_finite(self.opt.m) and not check_finite(self.opt.v)
         if good and math.isfinite(found.loss):
             with suppress(FloatingPointError):
-                grad_norm = self.opt.step(self._bound.grads, factor).grad_norm
+                grad_norm = self.opt.step(self.bound.grads, factor).grad_norm
                 skipped = False
         if skipped:
             self.opt.iteration += 1  # stays the number of iterations
         else:
-            self._bound.refresh()
+            self.bound.refresh()
         epoch = self.position.epoch
         self.iteration += 1
         self.tokens_seen += found.tokens
@@ -294,7 +287,7 @@ class Trainer:
 
     @one_at_a_time
     def pass_over_next(self, grad_acc: int) -> None:
-        """Go on behind the next `grad_acc` micro-batches without looking at them."""
+        """Skip the next `grad_acc` micro-batches."""
         taken = self.feed.take(self.position, self.batch, grad_acc)
         self.position = taken.after
         self.samples_seen += taken.n_samples
@@ -307,77 +300,3 @@ class Trainer:
                 f"(last: {self.iteration}); the last saved files are good: continue from them "
                 "with a lower --adam-alpha"
             )
-
-    @one_at_a_time
-    def compile(self) -> float:
-        """Compile every kernel that this run needs, on a few tokens; seconds it took. Changes
-        nothing.
-        """
-        start = time.perf_counter()
-        n = PROBE_TOKENS
-        tokens = np.zeros(n, np.int32)
-        batch = Batch.from_rows([(tokens, tokens)])
-        acts = self.model.activations(
-            self.adapter, n, n, checkpointing=True, dropout=self.dropout > 0
-        )
-        self._set_dropout(0)
-        buffers = self.model.loss_buffers(self.adapter, n)
-        self.model.embed_tokens(self._bound, acts, batch)
-        kinds: dict[tuple[int, ...], int] = {}
-        for layer in range(self.model.hp.n_layer):
-            kinds.setdefault(self.model.block_types(layer), layer)
-        for layer in kinds.values():
-            acts.x(layer, n)[:] = acts.x(0, n)
-            self._probe(layer, acts, batch)
-        last = self.model.hp.n_layer
-        acts.x(last, n)[:] = acts.x(0, n)
-        self.model.loss(self._bound, acts, buffers, batch, 1.0, gradient=True)
-        self.model.embed_tokens_backward(self._bound, acts, batch)
-        self._bound.zero_grads()
-        self._bound.dropout = None
-        return time.perf_counter() - start
-
-    def _probe(self, layer: int, acts: Activations, batch: Batch, repeat: bool = False) -> None:
-        block_forward(self.model, layer, self._bound, acts, batch)
-        if repeat:
-            block_forward(self.model, layer, self._bound, acts, batch, recompute=True)
-        acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
-        block_backward(self.model, layer, self._bound, acts, batch, 0)
-
-    @one_at_a_time
-    def forecast_seconds(self) -> float:
-        """Seconds an iteration will take on average, from one block and one loss timed at the
-        run's own size.
-        """
-        batch = self.feed.take(self.position, self.batch, 1).batches[0]
-        layers = self.model.hp.n_layer
-        lowest = min(self.adapter.lowest_layer(), layers)
-        self.model.embed_tokens(self._bound, self._acts, batch)
-        self._set_dropout(0)
-        blocks, heads = [], []
-        for _ in range(2):
-            spent = []
-            for twice in (False, True)[: 2 if self.checkpointing else 1]:
-                start = time.perf_counter()
-                self._probe(0, self._acts, batch, repeat=twice)
-                spent.append(time.perf_counter() - start)
-            again = sum(self._acts.recomputes(layer) for layer in range(lowest, layers))
-            share = again / max(1, layers - lowest)
-            blocks.append(spent[0] * (1 - share) + spent[-1] * share)
-            self._acts.x(layers, batch.n_tokens)[:] = self._acts.x(0, batch.n_tokens)
-            start = time.perf_counter()
-            self.model.loss(
-                self._bound, self._acts, self._buffers, batch, 1.0 / batch.n_trained, gradient=True
-            )
-            heads.append(time.perf_counter() - start)
-        self._bound.zero_grads()
-        self._bound.dropout = None
-        # Blocks below the lowest pair run forwards only: about a third of the work.
-        work = (layers - lowest) + lowest / 3
-        per_token = min(blocks) * work / batch.n_tokens
-        per_trained = min(heads) / batch.n_trained
-        mean, n = self.limits, self.dataset.n_samples
-        per_step = self.dataset.per_batch(self.batch) * self.grad_acc
-        if not self.feed.wraps:
-            per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
-        return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

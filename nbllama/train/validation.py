@@ -12,7 +12,7 @@ OVERFITTING = 2  # evaluations in a row with a falling training and a rising val
 
 
 @dataclass
-class Watch:
+class Validation:
     """State between evaluations; it is part of a checkpoint, so all of it are numbers.
 
     `last`: iteration of the last evaluation, -1 before the first. `best`: lowest validation loss,
@@ -33,7 +33,7 @@ class Watch:
     rises: int = 0
 
     @classmethod
-    def of(cls, numbers: Mapping[str, float]) -> Watch:
+    def of(cls, numbers: Mapping[str, float]) -> Validation:
         """What `numbers` of an earlier one hold."""
         made = cls()
         for f in fields(cls):

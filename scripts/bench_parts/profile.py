@@ -15,6 +15,7 @@ import nbllama.ops.linear
 import nbllama.ops.loss
 from bench_parts.step import Case, make_trainer
 from bench_parts.timing import Sgemm, timed
+from nbllama.train.probe import compile_kernels
 
 # name of a row: where its functions are looked up by those who call them
 KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
@@ -67,7 +68,7 @@ def _timing(
 def profile(case: Case) -> list[dict[str, Any]]:
     """A row for each of `KERNELS` and one for the rest, of the fastest of `case.steps` steps."""
     trainer = make_trainer(case)
-    trainer.compile()
+    compile_kernels(trainer)
     trainer.step()
     sgemm, best = Sgemm(), (float("inf"), {}, {}, 0.0)
     for _ in range(case.steps):

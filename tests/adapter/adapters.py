@@ -26,7 +26,7 @@ def model(path: Path) -> tuple[Hparams, Shapes]:
 def trained(path: Path, ranks: dict[str, int], alpha: float, lora_r: int) -> Adapter:
     """An adapter for the model at `path`, both halves random."""
     hp, shapes = model(path)
-    adapter = init_adapter(hp, ranks, alpha, lora_r, 5, shapes)
+    adapter = init_adapter(hp, ranks, alpha=alpha, lora_r=lora_r, seed=5, shapes=shapes)
     rng = np.random.default_rng(6)
     for pair in adapter.pairs.values():
         pair.b[:] = 0.3 * rng.standard_normal(pair.b.shape)

@@ -90,7 +90,7 @@ def close(got: np.ndarray, want: np.ndarray) -> bool:
 def trained_steps(model: Model, ranks: dict[str, int]) -> nbllama.Adapter:
     """A few real steps of AdamW, so that it is an adapter that was trained here."""
     adapter = nbllama.init_adapter(model, 4, 8, ranks=ranks)
-    opt = nbllama.AdamW(adapter.parameters(), 0.05, 0.9, 0.999)
+    opt = nbllama.AdamW(adapter.parameters(), 0.05, beta1=0.9, beta2=0.999)
     for _ in range(4):
         _, grads = nbllama.loss_and_gradients(model, adapter, TOKENS)
         opt.step(grads, 1.0)

@@ -15,7 +15,7 @@ from nbllama.checkpoint.state import TrainState
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import EVERY_SLOT, SLOTS, base_names
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 
 MODEL = {
     "embedding_length": 24, "feed_forward_length": 40, "attention.head_count": 4,
@@ -49,12 +49,15 @@ HP: Any = FakeHparams()
 
 def identity(ranks: dict[str, int] | None = None, **changed: Any) -> Identity:
     ranks = {slot.name: (ranks or RANKS).get(slot.name, 0) for slot in EVERY_SLOT}
-    same = Identity("llama", 4, 0.1, ranks, "b" * 64, "d0" * 32, MODEL, SETTINGS)
+    same = Identity(
+        arch="llama", lora_r=4, lora_alpha=0.1, ranks=ranks, base="b" * 64, data="d0" * 32,
+        model=MODEL, settings=SETTINGS,
+    )  # fmt: skip
     return dataclasses.replace(same, **changed)
 
 
 def optimiser(ranks: dict[str, int] | None = None, steps: int = 3) -> tuple[Adapter, AdamW]:
-    adapter = init_adapter(HP, ranks or RANKS, 0.1, 4, 1, SHAPES)
+    adapter = init_adapter(HP, ranks or RANKS, alpha=0.1, lora_r=4, seed=1, shapes=SHAPES)
     opt = AdamW(adapter.parameters())
     for step in range(steps):
         opt.step(gradients(opt, step))

@@ -13,7 +13,7 @@ import pytest
 from nbllama.checkpoint.file import load_checkpoint, save_checkpoint
 from nbllama.errors import Diverged, OutputError
 from nbllama.gguf_io import StringArray, ValueType, open_gguf
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 from tests.checkpoint.run_states import assert_same, forge, gradients, make_state, optimiser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.checkpoint.file import LATEST, output_name, prune, save_checkpoint
+from nbllama.checkpoint.file import save_checkpoint
+from nbllama.checkpoint.names import LATEST, output_name, prune
 from nbllama.errors import UsageError
 from tests.checkpoint.run_states import make_state
 

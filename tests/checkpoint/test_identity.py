@@ -12,13 +12,12 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.arch import hparams_from_gguf
 from nbllama.checkpoint import identity
+from nbllama.checkpoint.environment import environment, environment_notes
 from nbllama.checkpoint.identity import (
     MODEL_KEYS,
     Identity,
     check_fits,
     differences,
-    environment,
-    environment_notes,
     model_fingerprint,
     model_numbers,
 )
@@ -26,14 +25,14 @@ from nbllama.errors import CheckpointError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 
 RUN = Identity(
-    "llama",
-    4,
-    8.0,
-    {"wq": 4, "w2": 0},
-    "aa",
-    "bb",
-    {"embedding_length": 64, "rope.freq_base": 1.0},
-    {"ctx": 64},
+    arch="llama",
+    lora_r=4,
+    lora_alpha=8.0,
+    ranks={"wq": 4, "w2": 0},
+    base="aa",
+    data="bb",
+    model={"embedding_length": 64, "rope.freq_base": 1.0},
+    settings={"ctx": 64},
 )
 
 

@@ -41,7 +41,7 @@ SHAPES = {name: shape(slot.tensor) for slot, name in base_names(N_LAYER)}
 
 
 def random_state(seed: int = 1) -> tuple[Adapter, Arrays, Arrays]:
-    adapter = init_adapter(HP, RANKS, 3.0, 3, seed, SHAPES)
+    adapter = init_adapter(HP, RANKS, alpha=3.0, lora_r=3, seed=seed, shapes=SHAPES)
     rng = np.random.default_rng(seed)
     params = adapter.parameters()
     for x in params.values():

@@ -73,7 +73,7 @@ def test_a_text_goes_on(folder: Path, ask: Ask) -> None:
 
 
 def test_adapters_of_three_formats_are_mixed(folder: Path, ask: Ask) -> None:
-    from nbllama.lora.pairs import mix
+    from nbllama.lora.mix import mix
 
     model = nbllama.load_model(folder / "base.gguf")
     parts = [

@@ -15,7 +15,8 @@ from nbllama.generation.predictor import Predictor
 from nbllama.generation.sampling.chain import Sampler
 from nbllama.generation.sampling.params import SamplingParams
 from nbllama.generation.session import Session
-from nbllama.lora.pairs import Adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model
 from tests.differences import compare
 from tests.export.merge_models import adapter_for

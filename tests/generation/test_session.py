@@ -86,7 +86,7 @@ def test_a_prompt_longer_than_a_step(model: Model) -> None:
 def test_many_small_steps_of_a_prompt(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = nbllama.generate(model, PROMPT, 8)
     for step in (1, 3, len(PROMPT), len(PROMPT) - 1):
-        monkeypatch.setattr("nbllama.generation.PROMPT_STEP", step)
+        monkeypatch.setattr("nbllama.generation.session.PROMPT_STEP", step)
         assert nbllama.generate(model, PROMPT, 8) == whole
 
 

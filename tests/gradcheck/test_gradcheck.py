@@ -15,7 +15,7 @@ from examples.toy_archs import MODELS
 from examples.toy_models import make_llama
 from nbllama.gradcheck.__main__ import main
 from nbllama.gradcheck.part import usual_layers
-from nbllama.model import block
+from nbllama.model import block, bound
 from nbllama.model import passes as model
 from nbllama.model.bound import Bound
 from nbllama.model.passes import load_model
@@ -91,7 +91,7 @@ def flipped_pair(half: str) -> Callable[[Any], Any]:
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "rms_norm, dx": (block, "rms_norm_grad", flipped(4)),
-    "rms_norm, dw": (block, "rms_norm_grad_weight", flipped(3)),
+    "rms_norm, dw": (bound, "rms_norm_grad_weight", flipped(3)),
     "attention, dq": (block, "attention_grad", flipped(9)),
     "attention, dk": (block, "attention_grad", flipped(10)),
     "attention, dv": (block, "attention_grad", flipped(11)),
@@ -139,8 +139,10 @@ def test_a_small_wrong_part_and_a_nan(
     real = Bound.add_norm_grad
     for factor in (1.01, np.nan):
 
-        def wrong(self: Bound, name: str, dw: np.ndarray, by: float = factor) -> None:
-            real(self, name, dw * np.float32(by))
+        def wrong(
+            self: Bound, name: str, dy: np.ndarray, *rest: np.ndarray, by: float = factor
+        ) -> None:
+            real(self, name, dy * np.float32(by), *rest)
 
         monkeypatch.setattr(Bound, "add_norm_grad", wrong)
         code, out, _ = run(capsys, "-m", toy, "--layers", "0")

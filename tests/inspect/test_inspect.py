@@ -68,7 +68,7 @@ def test_what_would_train_is_what_is_trained(toy: Path, capsys: pytest.CaptureFi
     }
     for column, r in (("plain text, r 4", 4), ("records, r 16", 16)):
         ranks = {t["option"][7:].replace("-", "_"): t["ranks"][column][0] for t in found["targets"]}
-        adapter = init_adapter(model.hp, ranks, 1.0, r, 0, model.shapes)
+        adapter = init_adapter(model.hp, ranks, alpha=1.0, lora_r=r, seed=0, shapes=model.shapes)
         total = sum(t["parameters"][column] for t in found["targets"])
         assert total == adapter.n_parameters > 0
     more = document(capsys, "--lora-r", "7", toy)["targets"]

@@ -25,7 +25,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model
 from nbllama.ops import OPS
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 from nbllama.quants import QUANTS, decode
 from nbllama.quants.encode import quantise
 from nbllama.train.trainer import Trainer

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 from nbllama.lora import pairs as lora
 from nbllama.lora import slots
-from nbllama.lora.pairs import NO_LAYER, Adapter, Pair, delta, init_adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import NO_LAYER, Adapter, Pair, delta, init_adapter
 from nbllama.lora.slots import SLOTS
+from nbllama.options.finetune.lora import LoraOptions
 
 
 @dataclass
@@ -28,7 +31,7 @@ ALL_RANKS = {slot.name: 1 if slot.kind == "norm" else 4 for slot in SLOTS}
 
 def adapter(ranks=None, seed: int = 1, shapes=None) -> Adapter:
     ranks = ALL_RANKS if ranks is None else ranks
-    return init_adapter(HP, ranks, 16.0, 8, seed, shapes or SHAPES)
+    return init_adapter(HP, ranks, alpha=16.0, lora_r=8, seed=seed, shapes=shapes or SHAPES)
 
 
 def test_order_is_that_of_the_old_tool() -> None:
@@ -68,7 +71,7 @@ def test_slots_of_names() -> None:
 
 def test_start_changes_nothing_and_has_the_old_law() -> None:
     shapes = dict(SHAPES) | {"output.weight": (5, 4000)}
-    ad = init_adapter(HP, {"out": 50}, 1, 1, 7, shapes)
+    ad = init_adapter(HP, {"out": 50}, alpha=1, lora_r=1, seed=7, shapes=shapes)
     (pair,) = ad.pairs.values()
     assert pair.a.dtype == pair.b.dtype == np.float32
     assert pair.a.shape == (50, 4000) and pair.b.shape == (5, 50)
@@ -191,3 +194,34 @@ def test_a_mix_of_one_keeps_its_bits() -> None:
     assert half.scale == one.scale / 2 and half.pairs == one.pairs
     with pytest.raises(ValueError, match="no adapter"):
         mix([])
+
+
+def test_the_options_of_ranks_are_the_slots() -> None:
+    names = {f.name.removeprefix("rank_") for f in fields(LoraOptions) if "rank_" in f.name}
+    assert names == {slot.name for slot in slots.EVERY_SLOT}
+
+
+def test_every_matrix_and_norm_of_an_architecture_has_a_slot_or_takes_no_pair() -> None:
+    no_pair = {"attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"}
+    found = set()
+    for row in ARCHS.values():
+        for tensor in row.block:
+            name, dot, kind = tensor.name.rpartition(".")
+            if kind == "weight" and name not in no_pair:
+                slot, layer = slots.slot_of(f"blk.0.{tensor.name}") or (None, None)
+                assert slot is not None and layer == 0, tensor.name
+                assert (slot.kind == "norm") == (len(tensor.shape) == 1)
+                found.add(slot)
+    assert found == {slot for slot in slots.EVERY_SLOT if slot.in_block}
+
+
+def test_linear_layers_by_all_their_names() -> None:
+    assert {s.linear: (s.name, s.tensor, s.node, s.source) for s in slots.LINEARS.values()} == {
+        "q": ("wq", "attn_q", "Qcur", 0),
+        "k": ("wk", "attn_k", "Kcur", 0),
+        "v": ("wv", "attn_v", "Vcur", 0),
+        "o": ("wo", "attn_output", "attn_out", 1),
+        "gate": ("w1", "ffn_gate", "ffn_gate", 2),
+        "up": ("w3", "ffn_up", "ffn_up", 2),
+        "down": ("w2", "ffn_down", "ffn_out", 3),
+    }

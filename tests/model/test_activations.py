@@ -9,15 +9,16 @@ import pytest
 
 import nbllama
 from nbllama.arch import Hparams
+from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import (
-    LINEARS,
     Activations,
     ForwardActivations,
+    Layout,
     activation_bytes,
     block_shapes,
     forward_bytes,
 )
-from nbllama.model.passes import linear_ranks
+from nbllama.model.passes import layout
 from tests.train.toy_runs import toy_adapter, toy_model
 
 RANKS = dict.fromkeys(LINEARS, 0) | {"q": 3, "up": 17}
@@ -35,14 +36,14 @@ def hp(tmp_path_factory: pytest.TempPathFactory) -> Hparams:
 def test_bytes_are_those_of_the_forecast(
     hp: Hparams, ranks: dict[str, int], n: int, n_trained: int, checkpointing: bool
 ) -> None:
-    args = (hp, ranks, n, n_trained, max(ranks.values()))
-    acts = Activations(*args, checkpointing)
-    assert acts.nbytes == activation_bytes(*args, checkpointing)
+    sizes = Layout(hp, ranks, n, n_trained)
+    acts = Activations(sizes, checkpointing=checkpointing)
+    assert acts.nbytes == activation_bytes(sizes, checkpointing=checkpointing)
     # and nbytes leaves no array out: everything that can be found inside is counted once
     assert _bytes_inside(acts) == acts.nbytes
     if n == n_trained:
-        only = ForwardActivations(hp, ranks, n)
-        assert only.nbytes == forward_bytes(hp, ranks, n) == _bytes_inside(only) < acts.nbytes
+        only = ForwardActivations(sizes)
+        assert only.nbytes == forward_bytes(sizes) == _bytes_inside(only) < acts.nbytes
 
 
 def _bytes_inside(acts: Activations) -> int:
@@ -51,7 +52,7 @@ def _bytes_inside(acts: Activations) -> int:
 
 
 def test_what_is_only_read_has_no_gradients_and_two_places_for_the_stream(hp: Hparams) -> None:
-    acts = ForwardActivations(hp, RANKS, 9)
+    acts = ForwardActivations(Layout(hp, RANKS, 9))
     assert set(acts._shared) == {"norm", "act", "panels"}
     places = [acts.x(layer, 9).ctypes.data for layer in range(hp.n_layer + 1)]
     assert places == [places[0], places[1]] * 2 and places[0] != places[1]
@@ -84,7 +85,7 @@ def _arrays(thing: object, depth: int = 0) -> list[np.ndarray]:
 
 
 def test_without_checkpointing_every_block_has_its_own_set(hp: Hparams) -> None:
-    acts = Activations(hp, RANKS, 9, 9, 17, False)
+    acts = Activations(Layout(hp, RANKS, 9, 9), checkpointing=False)
     places: set[int] = set()
     for layer in range(hp.n_layer):
         kept = acts.block(layer, 9)
@@ -92,20 +93,20 @@ def test_without_checkpointing_every_block_has_its_own_set(hp: Hparams) -> None:
             array = getattr(kept, name)
             assert array.shape == shape and array.dtype == np.float32
             places.add(array.ctypes.data)
-        places |= {h.ctypes.data for h in kept.hidden.values()}
-        assert kept.hidden.keys() == {"q", "up"}
+        places |= {h.ctypes.data for h in kept.h_memory.values()}
+        assert kept.h_memory.keys() == {"q", "up"}
     assert len(places) == hp.n_layer * (len(block_shapes(hp, 9)) + 2)
 
 
 def test_with_checkpointing_blocks_share_a_set_but_not_their_inputs(hp: Hparams) -> None:
-    acts = Activations(hp, RANKS, 9, 9, 17, True)
+    acts = Activations(Layout(hp, RANKS, 9, 9), checkpointing=True)
     q = {acts.block(layer, 9).q.ctypes.data for layer in range(hp.n_layer)}
     x = {acts.x(layer, 9).ctypes.data for layer in range(hp.n_layer + 1)}
     assert len(q) == 1 and len(x) == hp.n_layer + 1
 
 
 def test_fewer_tokens_use_the_start_of_the_same_memory(hp: Hparams) -> None:
-    acts = Activations(hp, RANKS, 9, 5, 17, False)
+    acts = Activations(Layout(hp, RANKS, 9, 5), checkpointing=False)
     for n in (1, 4, 9):
         for view, whole in (
             (acts.x(2, n), acts.x(2, 9)),
@@ -115,15 +116,15 @@ def test_fewer_tokens_use_the_start_of_the_same_memory(hp: Hparams) -> None:
         ):
             assert len(view) in (n, min(n, 5)) and view.flags.c_contiguous
             assert view.ctypes.data == whole.ctypes.data
-    assert acts.shared("panels", 1).size == acts.shared("panels", 9).size  # a pool comes whole
+    assert acts.pool("panels").size > 9 * hp.n_embd  # a pool comes whole
 
 
 def test_the_ranks_are_the_largest_over_the_blocks(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     adapter = toy_adapter(model, {"wq": 2, "w1": 5, "tok_embd": 9})
-    assert linear_ranks(model, adapter) == dict.fromkeys(LINEARS, 0) | {"q": 2, "gate": 5}
+    assert layout(model, adapter, 1).ranks == dict.fromkeys(LINEARS, 0) | {"q": 2, "gate": 5}
     adapter.pairs["blk.1.attn_q.weight"] = toy_adapter(model, {"wq": 7}).pairs[
         "blk.0.attn_q.weight"
     ]
-    assert linear_ranks(model, adapter)["q"] == 7
-    assert linear_ranks(model, None) == dict.fromkeys(LINEARS, 0)
+    assert layout(model, adapter, 1).ranks["q"] == 7
+    assert layout(model, None, 1).ranks == dict.fromkeys(LINEARS, 0)

@@ -17,7 +17,7 @@ from nbllama.ops.linear.linear import Input, LoraPair, linear, linear_grad
 from nbllama.ops.linear.matmul import Weight, matmul, matmul_grad
 from nbllama.ops.linear.panels import n_panels, pack
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 from tests import oracle
 from tests.differences import compare
 

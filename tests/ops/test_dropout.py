@@ -159,5 +159,5 @@ def test_every_gradient_is_the_slope_under_the_same_mask(model: Model, checkpoin
 def test_generation_and_a_bound_of_its_own_have_none(model: Model, tmp_path: Path) -> None:
     t = trainer(model, toy_adapter(model), random_rows(model, (9, 14)), dropout=0.5)
     t.step()
-    assert t._bound.dropout is None
+    assert t.bound.dropout is None
     assert Bound(model, t.adapter).dropout is None

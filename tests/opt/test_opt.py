@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.opt import AdamW, check_finite, global_norm, n_dims, schedule
 from nbllama.opt import arrays as opt_arrays
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.arrays import check_finite, global_norm, n_dims
+from nbllama.opt.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
@@ -86,7 +88,7 @@ def test_equals_ggml_opt_step_adamw() -> None:
 
     params = arrays(0)
     params.pop("blk.0.attn_norm.weight.lora_b")  # ggml's op decays whatever it is given
-    optimiser = AdamW(params, 2e-3, 0.9, 0.999, 1e-8, 0.1, 2, gclip=0)
+    optimiser = AdamW(params, 2e-3, decay=0.1, decay_min_ndim=2, gclip=0)
     other = {n: (p.copy(), np.zeros_like(p), np.zeros_like(p)) for n, p in params.items()}
     for step in range(1, 7):
         grads = {n: g for n, g in arrays(step).items() if n in params}
@@ -255,22 +257,30 @@ def test_chunks_do_not_change_the_update(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_warm_up_reaches_one_without_a_lag() -> None:
-    assert [schedule(i, warmup=4) for i in (1, 2, 3)] == [0.25, 0.5, 0.75]
-    assert schedule(1, warmup=100) == 0.01
-    assert schedule(1, warmup=1, cos_decay_steps=1_000_000) == pytest.approx(1, abs=1e-10)
+    assert [Schedule(warmup=4).factor(i) for i in (1, 2, 3)] == [0.25, 0.5, 0.75]
+    assert Schedule(warmup=100).factor(1) == 0.01
+    assert Schedule(warmup=1, cos_decay_steps=1_000_000).factor(1) == pytest.approx(1, abs=1e-10)
 
 
 def test_cosine_after_warm_up_counts_from_step_zero() -> None:
     # as the old tool: 0.9 / 2 (1 + cos(π / 10)) + 0.1
-    assert schedule(100) == pytest.approx(0.45 * (1 + math.cos(math.pi / 10)) + 0.1, abs=1e-15)
-    assert schedule(100) == pytest.approx(0.978, abs=5e-4)
-    assert schedule(500) == pytest.approx(0.55)
-    assert schedule(1000) == schedule(99_999) == pytest.approx(0.1)
+    assert Schedule().factor(100) == pytest.approx(
+        0.45 * (1 + math.cos(math.pi / 10)) + 0.1, abs=1e-15
+    )
+    assert Schedule().factor(100) == pytest.approx(0.978, abs=5e-4)
+    assert Schedule().factor(500) == pytest.approx(0.55)
+    assert Schedule().factor(1000) == Schedule().factor(99_999) == pytest.approx(0.1)
 
 
 def test_restarts() -> None:
     def at(step: int) -> float:
-        return schedule(step, 10, 100, 0.1, cos_decay_restart=1.5, enable_restart=True)
+        return Schedule(
+            warmup=10,
+            cos_decay_steps=100,
+            cos_decay_min=0.1,
+            cos_decay_restart=1.5,
+            enable_restart=True,
+        ).factor(step)
 
     assert at(10) == 1.0
     assert at(60) == pytest.approx(0.55)
@@ -281,14 +291,28 @@ def test_restarts() -> None:
 
 
 def test_smallest_rate_holds_in_warm_up_too() -> None:
-    assert schedule(1, warmup=10, min_ratio=0.5) == pytest.approx(0.55)
-    assert schedule(5000, min_ratio=0.5) == pytest.approx(0.5 + 0.1 * 0.5)
+    assert Schedule(warmup=10, min_ratio=0.5).factor(1) == pytest.approx(0.55)
+    assert Schedule(min_ratio=0.5).factor(5000) == pytest.approx(0.5 + 0.1 * 0.5)
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_no_division_by_zero_and_no_endless_loop(restart: bool) -> None:
     for decay_steps in (0, -3):
-        assert schedule(20, 10, decay_steps, 0.2, enable_restart=restart) == 0.2
+        assert (
+            Schedule(
+                warmup=10, cos_decay_steps=decay_steps, cos_decay_min=0.2, enable_restart=restart
+            ).factor(20)
+            == 0.2
+        )
     # shrinks 8, 4, 2, 1, 0
-    assert schedule(1000, 0, 8, 0.2, cos_decay_restart=0.5, enable_restart=True) == 0.2
-    assert schedule(0, warmup=0) == 1.0
+    assert (
+        Schedule(
+            warmup=0,
+            cos_decay_steps=8,
+            cos_decay_min=0.2,
+            cos_decay_restart=0.5,
+            enable_restart=True,
+        ).factor(1000)
+        == 0.2
+    )
+    assert Schedule(warmup=0).factor(0) == 1.0

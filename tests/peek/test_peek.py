@@ -158,10 +158,9 @@ def test_nothing_is_done_for_a_watcher_that_is_not_there(
     """Without one no reference runs and nothing more is multiplied; a watcher adds its own."""
     model, adapter = toy_model(tmp_path), None
     calls: list[str] = []
-    import nbllama.model as top
-    import nbllama.model.block as block
+    from nbllama.model import block, passes, watching
 
-    for module, name in ((block, "linear"), (top, "linear"), (top, "cross_entropy_ref")):
+    for module, name in ((block, "linear"), (passes, "linear"), (watching, "cross_entropy_ref")):
         real = getattr(module, name)
 
         def counted(*args: Any, real: Any = real, name: str = name, **more: Any) -> Any:

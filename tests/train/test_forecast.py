@@ -44,8 +44,8 @@ def test_activations_and_logits_to_the_byte(model: Model) -> None:
     for checkpointing in (True, False):
         t = make(model, checkpointing)
         told = check_memory(t, 1)
-        assert told.activations[checkpointing] == t._acts.nbytes
-        assert told.loss == sum(x.nbytes for x in vars(t._buffers).values())
+        assert told.activations[checkpointing] == t.acts.nbytes
+        assert told.loss == sum(x.nbytes for x in vars(t.buffers).values())
         assert told.saving == 12 * t.adapter.n_parameters
         assert told.weights == Path(model.gguf.path).stat().st_size
         taken[checkpointing] = told.activations

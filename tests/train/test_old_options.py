@@ -32,7 +32,7 @@ def folder(folder: Path) -> Path:
 def old_checkpoint(folder: Path, **keys: Any) -> Path:
     """An old checkpoint of the toy model at iteration 3, with random moments."""
     model = load_model(folder / "toy.gguf")
-    adapter = init_adapter(model.hp, RANKS, 2.0, 2, 1, model.shapes)
+    adapter = init_adapter(model.hp, RANKS, alpha=2.0, lora_r=2, seed=1, shapes=model.shapes)
     rng = np.random.default_rng(1)
     params = adapter.parameters()
     m = {n: rng.standard_normal(x.shape).astype(np.float32) * 1e-3 for n, x in params.items()}

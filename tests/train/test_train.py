@@ -16,8 +16,8 @@ from nbllama.errors import Diverged, UsageError
 from nbllama.lora.pairs import SLOTS, init_adapter
 from nbllama.lora.slots import base_names
 from nbllama.model.passes import Model
-from nbllama.opt import schedule
 from nbllama.train.forecast import check_memory
+from nbllama.train.probe import compile_kernels, step_seconds
 from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer, limits
 from tests.train.toy_runs import (
     RATES,
@@ -167,7 +167,7 @@ def test_the_rate_is_that_of_the_step_itself(model: Model) -> None:
     for i in range(1, 6):
         r = t.step()
         assert (r.iteration, r.skipped) == (i, False)
-        assert r.lr == 0.25 * schedule(i, *RATES)
+        assert r.lr == 0.25 * RATES.factor(i)
     assert RATES.warmup == 3  # so both sides of the warm-up were seen
 
 
@@ -246,7 +246,7 @@ def spoil_parameter(t: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoil_norm(t: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     t.adapter.pairs["output_norm.weight"].a[0, 5] = np.inf
-    t._bound.refresh()
+    t.bound.refresh()
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,16 @@ def test_one_good_step_forgives_the_bad_ones(model: Model, monkeypatch: pytest.M
 def test_default_lora_on_every_slot_learns_a_text_by_heart(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     adapter = init_adapter(
-        model.hp, dict.fromkeys((s.name for s in SLOTS), 4), 4.0, 4, 1, model.shapes
+        model.hp,
+        dict.fromkeys((s.name for s in SLOTS), 4),
+        alpha=4.0,
+        lora_r=4,
+        seed=1,
+        shapes=model.shapes,
     )
     start = {name: p.copy() for name, p in adapter.parameters().items()}
     t = trainer(model, adapter, random_rows(model, (12, 12)), alpha=0.02)
-    t.compile()
+    compile_kernels(t)
     losses = [t.step().loss for _ in range(20)]
     assert losses[0] > math.log(320) - 0.5  # knows nothing: about the log of the vocabulary
     assert losses[-1] < losses[0] / 4
@@ -308,7 +313,7 @@ def test_the_gradient_of_one_pair_alone_is_that_among_all(
 
     def gradients(chosen: str, alone: bool) -> dict[str, np.ndarray]:
         # B = 0 in all others, so that they add nothing to the function
-        adapter = init_adapter(model.hp, ranks, 3.0, 2, 5, model.shapes)
+        adapter = init_adapter(model.hp, ranks, alpha=3.0, lora_r=2, seed=5, shapes=model.shapes)
         b = adapter.pairs[chosen].b
         b[...] = np.random.default_rng(0).standard_normal(b.shape) * 0.1
         if alone:
@@ -332,7 +337,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
         trainer(model, toy_adapter(model), rows, checkpointing=checkpointing) for _ in range(2)
     )
     before = state_of(t)
-    assert t.compile() > 0 and t.forecast_seconds() > 0
+    assert compile_kernels(t) > 0 and step_seconds(t) > 0
     assert same_bits(state_of(t).arrays, before.arrays)
     assert state_of(t).counters == before.counters
     assert not any(g.any() for g in t.gradients.values())
@@ -348,7 +353,7 @@ def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
         tmp_path, n_ff=128, types={"ffn_down": "Q8_0", "token_embd": "Q8_0", "*": "F32"}
     )
     t = trainer(model, toy_adapter(model), random_rows(model, (30, 20)), checkpointing=True)
-    t.compile()
+    compile_kernels(t)
 
     def compiled() -> int:
         entries: list[Any] = [

@@ -14,7 +14,7 @@ from nbllama.data.raw_text import RawText, Rules
 from nbllama.data.samples import Samples
 from nbllama.errors import DataError
 from nbllama.model.passes import Model
-from nbllama.train.validation import Watch, batches, perplexity
+from nbllama.train.validation import Validation, batches, perplexity
 from tests.train.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
 
 
@@ -91,7 +91,7 @@ def test_a_split_that_leaves_nothing_is_refused(share: float) -> None:
 
 
 def test_patience_and_the_best() -> None:
-    watch = Watch()
+    watch = Validation()
     losses = [3.0, 2.0, 2.5, math.nan, 1.9, 1.9, 2.0]
     best = []
     for i, loss in enumerate(losses):
@@ -99,7 +99,7 @@ def test_patience_and_the_best() -> None:
         found = watch.improves(loss)
         best.append(found)
         watch.evaluated(10 * i, loss, found)
-        watch = Watch.of(watch.numbers())  # as through a checkpoint
+        watch = Validation.of(watch.numbers())  # as through a checkpoint
         assert bool(watch.ended(2)) == (i in (3, 6))
     assert best == [True, True, False, False, True, False, False]
     assert (watch.best, watch.best_at, watch.since) == (1.9, 40, 2)
@@ -107,7 +107,7 @@ def test_patience_and_the_best() -> None:
 
 
 def test_overfitting_is_told_once_when_it_is_seen_twice() -> None:
-    watch, told = Watch(), []
+    watch, told = Validation(), []
     runs = [(3.0, 3.0), (2.5, 2.8), (2.4, 2.9), (2.2, 3.0), (2.0, 3.1), (2.1, 3.2), (1.9, 3.3)]
     for i, (trained, val) in enumerate(runs):
         if i:
@@ -117,7 +117,7 @@ def test_overfitting_is_told_once_when_it_is_seen_twice() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_no_training_loss() -> None:
-    watch = Watch()
+    watch = Validation()
     watch.trained(math.nan, 5)
     assert math.isnan(watch.training_loss)
     watch.trained(2.0, 3)

@@ -28,7 +28,7 @@ def test_kill_and_resume_gives_the_same_evaluations_and_best(folder: Path, run: 
     assert [row[3] for row in whole[2]][:2] == [True, True]
     assert "best validation" in done.out and "val_loss=" in done.out
     state = load_checkpoint(there / "chk-20.gguf")
-    assert state.watch["last"] == 20 and state.watch["best_at"] >= 4
+    assert state.validation["last"] == 20 and state.validation["best_at"] >= 4
 
     there = copy_of(folder, "killed")
     child = Child(logged(there, 20, *VALIDATED), there)

@@ -18,6 +18,7 @@ import pytest
 import nbllama
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.model.passes import Model
+from nbllama.train import forecast
 from nbllama.train.trainer import Trainer
 from tests.train.runs import Run, refused
 from tests.train.toy_runs import Child, Done, file_bits, log_rows, words
@@ -33,7 +34,7 @@ def test_steps_that_are_not_finite(folder: Path, run: Run, monkeypatch: pytest.M
         calls += 1
         return math.nan if calls - warm in (3, 5) else loss(self, *args, **more)
 
-    monkeypatch.setattr(Trainer, "forecast_seconds", lambda self: 1.0)
+    monkeypatch.setattr(forecast, "step_seconds", lambda trainer: 1.0)
     warm = 1  # of `compile`
     monkeypatch.setattr(Model, "loss", spoiled)
     done = run(words(folder, "--adam-iter", "6", "--save-every", "1", "--log", "log"))

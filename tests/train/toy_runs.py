@@ -20,12 +20,13 @@ from nbllama.data import Batch, SeedFeed
 from nbllama.data.batch import RowPerSample
 from nbllama.lora.pairs import SLOTS, Adapter, init_adapter
 from nbllama.model.passes import Model, load_model
-from nbllama.opt import AdamW
-from nbllama.train.trainer import Schedule, Trainer
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.schedule import Schedule
+from nbllama.train.trainer import Trainer
 from tests.conftest import ROOT
 
 EVERY_SLOT = {slot.name: 1 + i % 3 for i, slot in enumerate(SLOTS)}
-RATES = Schedule(3, 1000, 0.1, 1.1, False, 0.0)
+RATES = Schedule(warmup=3)
 
 
 def toy_model(folder: Path, **options: Any) -> Model:
@@ -41,7 +42,7 @@ def toy_adapter(model: Model, ranks: dict[str, int] | None = None, seed: int = 5
     ranks = EVERY_SLOT if ranks is None else ranks
     if model.hp.tied_output:
         ranks = ranks | {"out": 0}
-    adapter = init_adapter(model.hp, ranks, 3.0, 2, seed, model.shapes)
+    adapter = init_adapter(model.hp, ranks, alpha=3.0, lora_r=2, seed=seed, shapes=model.shapes)
     rng = np.random.default_rng(seed)
     for p in adapter.parameters().values():
         p[...] = rng.standard_normal(p.shape) * 0.1

@@ -18,7 +18,8 @@ from nbllama.generation.memory import SessionMemory, session_memory
 from nbllama.generation.predictor import Predictor
 from nbllama.generation.sampling.chain import Sampler
 from nbllama.generation.session import Session
-from nbllama.lora.pairs import Adapter, mix
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.options.chat import Main
 from nbllama.peek.dump import Dump

@@ -1,5 +1,6 @@
-"""Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap; no [T, T] matrix
-is kept.
+"""Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap.
+
+No [T, T] matrix is kept.
 
 For query i of a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
 
@@ -10,9 +11,9 @@ For query i of a sequence (key position i + past), head h, KV head g = h // (n_h
 
 Gradient, with delta = do . o:
 
-    dv[j] += p[j] do          ds[j] = p[j] (do . v[j] - delta)        dz = ds * (1 - (z/cap)^2 of
-    the tanh)
-    dq    += scale * dz k     dk[j] += scale * dz[j] q
+    dv[j] += p[j] do          ds[j]  = p[j] (do . v[j] - delta)
+                              dz[j]  = ds[j] (1 - tanh(z[j] / cap)^2)   (cap > 0, else ds[j])
+    dq    += scale dz[j] k[j]         dk[j] += scale dz[j] q
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient computes p again
 from it (Dao et al., "FlashAttention", 2022, section 3.1). A task is a block of `BLOCK` queries of
@@ -20,8 +21,8 @@ one head; its scores are whole rows, so the memory grows with T and no online re
 Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
 k and v `[Nk, G, D]`.
 
-llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12 to
-t19.
+llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
+to t19. The kernels of the gradient are in `nbllama.ops.attention.grad`.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ from nbllama.ops.op import check_array, check_output, readonly
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
-    """Slope of each head, float32 `[H]`; zeros where `max_bias` is 0 (llama.cpp:
-    ggml_soft_max_ext).
-    """
+    """Slope of each head, float32 `[H]`, as in `ggml_soft_max_ext`; zeros if `max_bias` is 0."""
     if max_bias <= 0:
         return np.zeros(n_head, np.float32)
     power = 2 ** math.floor(math.log2(n_head))

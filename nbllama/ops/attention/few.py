@@ -64,7 +64,7 @@ def _weigh(p, n, v, v0, step, o, o0, d):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # type: ignore[no-untyped-def]
+def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # type: ignore[no-untyped-def]
     """Keys lo <= j < hi of KV head g for a query at key position `at`: m, l and o of each head of
     the group into found `[H, 2 + D]`. The query `[H, D]` begins at q0 of q; k and v `[Nk, G, D]`.
     """
@@ -83,7 +83,7 @@ def _chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # ty
 
 
 @kernel()
-def _join(found, first, last, o):  # type: ignore[no-untyped-def]
+def join_chunks(found, first, last, o):  # type: ignore[no-untyped-def]
     """The chunks first <= c < last of one query and head, found `[C, 2 + D]`, into o `[D]`;
     returns its lse.
     """
@@ -116,7 +116,7 @@ def _task(task, q, k, v, scale, slopes, window, cap, scores, found):  # type: ig
     if lo < hi:
         q0 = i * q.shape[1] * q.shape[2]
         q = q.reshape(-1)
-        _chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores[i, c], found[i, c])
+        attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores[i, c], found[i, c])
 
 
 @kernel()
@@ -125,7 +125,7 @@ def _join_all(past, window, found, o, lse):  # type: ignore[no-untyped-def]
         at = past + i
         first = max(0, at - window + 1) // CHUNK if window > 0 else 0
         for h in range(o.shape[1]):
-            lse[i, h] = _join(found[i, :, h], first, at // CHUNK + 1, o[i, h])
+            lse[i, h] = join_chunks(found[i, :, h], first, at // CHUNK + 1, o[i, h])
 
 
 @kernel()

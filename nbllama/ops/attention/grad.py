@@ -1,8 +1,8 @@
 """Gradient of attention, by recomputing each block's probabilities from the kept `lse`.
 
-Formulas, shapes and the plain-numpy reference stand in `nbllama.ops.attention`. A task owns the
-queries of one head of one sequence, or a part of them where there are few heads, and adds up dk and
-dv in private memory; at the end these are summed over parts and heads in ascending order.
+Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
+the queries of one head of one sequence, or a part of them where there are few heads, and adds up dk
+and dv in private memory; at the end these are summed over parts and heads in ascending order.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
 
 @kernel()
 def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
-    """out[first + j, :] += sum over the block's queries i of s[i, j] * rows[i, :] (rows in
-    panels).
+    """out[first + j, :] += sum over queries i of the block of s[i, j] * rows[i, :].
+
+    `rows` are in panels.
     """
     for j in range(0, keys, ROWS):
         for p in range(d_panels):

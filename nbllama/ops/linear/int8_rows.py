@@ -61,7 +61,7 @@ def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
 
 
 @kernel()
-def _row(x, block, q, d):  # type: ignore[no-untyped-def]
+def int8_row(x, block, q, d):  # type: ignore[no-untyped-def]
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
@@ -83,7 +83,7 @@ def _row(x, block, q, d):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _sum(q):  # type: ignore[no-untyped-def]
+def int8_sum(q):  # type: ignore[no-untyped-def]
     total = np.int32(0)
     for k in range(q.shape[0]):
         total += np.int32(q[k])
@@ -93,17 +93,17 @@ def _sum(q):  # type: ignore[no-untyped-def]
 @kernel()
 def _rows_32(x, q, d, sums):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
-        _row(x[n], 32, q[n], d[n])
+        int8_row(x[n], 32, q[n], d[n])
         for b in range(d.shape[1]):
-            sums[n, b] = d[n, b] * np.float32(_sum(q[n, 32 * b : 32 * b + 32]))
+            sums[n, b] = d[n, b] * np.float32(int8_sum(q[n, 32 * b : 32 * b + 32]))
 
 
 @kernel()
 def _rows_256(x, q, d, sums):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
-        _row(x[n], 256, q[n], d[n])
+        int8_row(x[n], 256, q[n], d[n])
         for s in range(sums.shape[1]):
-            sums[n, s] = np.int16(_sum(q[n, SUMMED * s : SUMMED * s + SUMMED]))
+            sums[n, s] = np.int16(int8_sum(q[n, SUMMED * s : SUMMED * s + SUMMED]))
 
 
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:

@@ -39,8 +39,9 @@ from nbllama.quants import as_readonly, decode
 
 
 class LoraPair(NamedTuple):
-    """A `[R, n_in]`, B `[n_out, R]`, the scale, and the arrays their gradients are added to
-    (None: not trained).
+    """A `[R, n_in]`, B `[n_out, R]`, and the scale.
+
+    `da`, `db`: arrays that their gradients are added to; None: not trained.
     """
 
     a: np.ndarray
@@ -135,10 +136,10 @@ def linear(
     *,
     add: bool = False,
 ) -> np.ndarray:
-    """y `[N, n_out]` = (or += with `add`) the layer's output; returns h packed (empty without a
-    pair).
+    """y `[N, n_out]` = (or += with `add`) the layer's output.
 
-    `hidden` is float32 memory of at least `hidden_floats(N, R)` for h, which the gradient needs.
+    Returns h packed, empty without a pair. `hidden` is float32 memory of at least
+    `hidden_floats(N, R)` for h, which the gradient needs.
     """
     if len(x.x) <= MOST_TOKENS:
         matvec(w, x.x, y, add=add)

@@ -4,16 +4,17 @@ W is read in its own GGUF type, a tile at a time: a tile of W is decoded into a 
 stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it with all
 tokens of a chunk.
 
-    forward     Y[t, n]  = sum_k X[t, k] W[n, k]   a task owns `tile` rows n of W and a chunk of
-    tokens
-    gradient    dX[t, k] = sum_n dY[t, n] W[n, k]  a task owns `tile` columns k of W and a chunk of
-    tokens
+    forward     Y[t, n]  = sum_k X[t, k] W[n, k]
+    gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
+
+A task of the forward product owns `tile` rows n of W and a chunk of tokens; one of the gradient,
+`tile` columns k of W and a chunk of tokens.
 
 The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
 x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in both directions and one
-pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ` (see
-`lora_ops`) is already packed, and its product with B (forward) or A (gradient) is added to the same
-tile before it is written.
+pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ`
+(see `ops.linear.lora`) is already packed, and its product with B (forward) or A (gradient) is added
+to the same tile before it is written.
 
 Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile
 size and no number of threads changes its bits.
@@ -45,8 +46,9 @@ CHUNK = 384  # tokens of a task: its sums stay in the L2 cache beside the decode
 
 
 class Weight(NamedTuple):
-    """A matrix of the base model, undecoded: `raw` uint8 `[nbytes]` read-only, `shape` (n_out,
-    n_in).
+    """A matrix of the base model, undecoded.
+
+    `raw`: uint8 `[nbytes]`, read-only; `shape`: (n_out, n_in).
     """
 
     name: str

@@ -22,9 +22,9 @@ from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
-    _dot,
     branch_task,
     cap_task,
+    dot,
     finish_row,
     floats,
     gate_task,
@@ -83,7 +83,7 @@ def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-unt
 
     def decoded(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
         decode_blocks(number, raw, src, p.n_in // size, row, 0)
-        return _dot(row, floats(p.x, p.n_in), p.n_in)
+        return dot(row, floats(p.x, p.n_in), p.n_in)
 
     return {0: decoded, 32: by_32, 256: by_256}[block]
 

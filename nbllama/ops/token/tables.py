@@ -2,7 +2,8 @@
 
 `PHASE` is the program itself: the kind, the first row of that kind's table, how many rows, and into
 how many tasks the phase is cut. Fields that name an array hold its address; whoever writes the
-program checks sizes and keeps the arrays alive (`program.py`). Everything is float32 unless said.
+program (`nbllama.generation.token_program`) checks sizes and keeps the arrays alive. Everything is
+float32 unless said.
 """
 
 from __future__ import annotations

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+from nbllama.lora.slots import SLOT_BY_NAME
 from nbllama.options.parser import option
 from nbllama.options.values import Real, Text, Whole
 
 _lora = partial(option, "LoRA")
 
-_RANK = Whole(0, 65536)
-_SEVEN = "--lora-r"
-_NORM = "0; 1 if --lora-out ends in .bin, or with --compat"
 _ENDS = "--lora-r for plain text, 0 for chat"
+
+
+def _rank(
+    name: str, more: str = "", *, also: Sequence[str] = (), shown_default: str | None = None
+) -> Any:
+    """The option of a slot; a test holds their names to `nbllama.lora.slots.EVERY_SLOT`."""
+    slot = SLOT_BY_NAME[name]
+    default = "--lora-r" if slot.in_block else _ENDS
+    if slot.kind == "norm":
+        default = "0; 1 if --lora-out ends in .bin, or with --compat"
+    text = f"rank of {slot.tensor}{more}; 0: none"
+    return _lora(Whole(0, 65536), None, text, also=also, shown_default=shown_default or default)
 
 
 @dataclass(frozen=True)
@@ -32,45 +44,25 @@ class LoraOptions:
         "the adapter is scaled by alpha / r",
         shown_default="r for plain text, 2 r for chat",
     )
-    rank_wq: int | None = _lora(_RANK, None, "rank of attn_q; 0: none", shown_default=_SEVEN)
-    rank_wk: int | None = _lora(_RANK, None, "rank of attn_k; 0: none", shown_default=_SEVEN)
-    rank_wv: int | None = _lora(_RANK, None, "rank of attn_v; 0: none", shown_default=_SEVEN)
-    rank_wo: int | None = _lora(_RANK, None, "rank of attn_output; 0: none", shown_default=_SEVEN)
-    rank_w1: int | None = _lora(
-        _RANK, None, "rank of ffn_gate; 0: none", also=["--rank-ffn-gate"], shown_default=_SEVEN
+    rank_wq: int | None = _rank("wq")
+    rank_wk: int | None = _rank("wk")
+    rank_wv: int | None = _rank("wv")
+    rank_wo: int | None = _rank("wo")
+    rank_w1: int | None = _rank("w1", also=["--rank-ffn-gate"])
+    rank_w2: int | None = _rank("w2", also=["--rank-ffn-down"])
+    rank_w3: int | None = _rank("w3", also=["--rank-ffn-up"])
+    rank_wqkv: int | None = _rank(
+        "wqkv",
+        ", which some models have in place of attn_q, attn_k and attn_v (and ffn_gate within"
+        " ffn_up)",
     )
-    rank_w2: int | None = _lora(
-        _RANK, None, "rank of ffn_down; 0: none", also=["--rank-ffn-down"], shown_default=_SEVEN
+    rank_tok_embd: int | None = _rank(
+        "tok_embd", shown_default=f"{_ENDS} and models with tied embeddings"
     )
-    rank_w3: int | None = _lora(
-        _RANK, None, "rank of ffn_up; 0: none", also=["--rank-ffn-up"], shown_default=_SEVEN
-    )
-    rank_wqkv: int | None = _lora(
-        _RANK,
-        None,
-        "rank of attn_qkv, which some models have in place of attn_q, attn_k and attn_v (and"
-        " ffn_gate within ffn_up); 0: none",
-        shown_default=_SEVEN,
-    )
-    rank_tok_embd: int | None = _lora(
-        _RANK,
-        None,
-        "rank of token_embd; 0: none",
-        shown_default=f"{_ENDS} and models with tied embeddings",
-    )
-    rank_out: int | None = _lora(
-        _RANK,
-        None,
-        "rank of output, which models with tied embeddings do not have; 0: none",
-        shown_default=_ENDS,
-    )
-    rank_att_norm: int | None = _lora(
-        _RANK, None, "rank of attn_norm; 0: none", shown_default=_NORM
-    )
-    rank_ffn_norm: int | None = _lora(_RANK, None, "rank of ffn_norm; 0: none", shown_default=_NORM)
-    rank_out_norm: int | None = _lora(
-        _RANK, None, "rank of output_norm; 0: none", shown_default=_NORM
-    )
+    rank_out: int | None = _rank("out", ", which models with tied embeddings do not have")
+    rank_att_norm: int | None = _rank("att_norm")
+    rank_ffn_norm: int | None = _rank("ffn_norm")
+    rank_out_norm: int | None = _rank("out_norm")
     rslora: bool = _lora(None, False, "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)")
     lora_dropout: float = _lora(
         Real(0, 1, below=True),

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from nbllama.opt.names import OPTIMISERS
+from nbllama.opt.schedule import SCHEDULES
 from nbllama.options.parser import option
 from nbllama.options.values import Choice, Real, Whole
 
 _rate = partial(option, "Learning rate")
 _adam = partial(option, "Optimiser")
 
-OPTIMISERS = ("adamw", "sgd", "lion")
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
+_OTHERS = [row for row in OPTIMISERS.values() if row.rate_divisor != 1]
+_RATE = "".join(f"; divided by {row.rate_divisor:g} with {row.name}" for row in _OTHERS)
+_OTHERS = [row for row in OPTIMISERS.values() if row.beta2 != OPTIMISERS["adamw"].beta2]
+_BETA2 = "".join(f"; {row.beta2:g} with {row.name}" for row in _OTHERS)
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,10 @@ class RateOptions:
         "learning rate at its highest",
         also=["--lr", "--learning-rate"],
         first="--lr",
-        shown_default="0.001 for plain text, 0.0002 for chat; a tenth of it with lion",
+        shown_default=f"0.001 for plain text, 0.0002 for chat{_RATE}",
     )
     lr_schedule: str = _rate(
-        Choice(SCHEDULES), "cosine", "how the rate falls; wsd: warm-up, stable, decay"
+        Choice(tuple(SCHEDULES)), "cosine", "how the rate falls; wsd: warm-up, stable, decay"
     )
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
@@ -74,7 +78,7 @@ class RateOptions:
 class OptimiserOptions:
     """From a gradient to a step."""
 
-    optimizer: str = _adam(Choice(OPTIMISERS), "adamw", "how a gradient becomes a step")
+    optimizer: str = _adam(Choice(tuple(OPTIMISERS)), "adamw", "how a gradient becomes a step")
     adam_decay: float = _adam(
         Real(),
         0.1,
@@ -92,7 +96,7 @@ class OptimiserOptions:
         Real(0, 1, below=True),
         None,
         "decay rate of the second moment, or of lion's mean",
-        shown_default="0.999; 0.99 with lion",
+        shown_default=f"{OPTIMISERS['adamw'].beta2:g}{_BETA2}",
     )
     adam_gclip: float = _adam(
         Real(),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbllama.errors import UsageError
+from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
@@ -59,10 +60,6 @@ DEFAULTS: dict[str, Defaults] = {
     ),
 }
 
-# Slots as in `--rank-NAME` and `nbllama.lora.slots.EVERY_SLOT`.
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "wqkv")
-NORMS = ("att_norm", "ffn_norm", "out_norm")
-
 
 def context(options: DataOptions, data_kind: str) -> int:
     """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
@@ -102,10 +99,11 @@ def slot_ranks(
 ) -> dict[str, int]:
     ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
-    defaults = {"tok_embd": ends, "out": ends}
-    defaults |= dict.fromkeys(NORMS, norm) | dict.fromkeys(LINEARS, lora_r)
-    defaults |= {slot: 0 for slot in missing if slot in defaults}
-    given = {slot: getattr(options, f"rank_{slot}") for slot in defaults}
+    defaults = {}
+    for slot in EVERY_SLOT:
+        of_kind = norm if slot.kind == "norm" else lora_r if slot.in_block else ends
+        defaults[slot.name] = 0 if slot.name in missing else of_kind
+    given = {name: getattr(options, f"rank_{name}") for name in defaults}
     return {
-        slot: default if given[slot] is None else given[slot] for slot, default in defaults.items()
+        name: default if given[name] is None else given[name] for name, default in defaults.items()
     }

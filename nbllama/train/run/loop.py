@@ -9,7 +9,7 @@ from typing import Any
 
 from nbllama import __version__
 from nbllama.adapter.file import format_of
-from nbllama.checkpoint.identity import environment
+from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.legacy_moments import tell
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
@@ -26,7 +26,7 @@ from nbllama.train.run.prompts import answers
 from nbllama.train.run.session import Session
 from nbllama.train.run.story import begun, ended
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
-from nbllama.train.validation import Watch, perplexity
+from nbllama.train.validation import Validation, perplexity
 
 
 class _Ended(Exception):
@@ -50,7 +50,7 @@ class Loop:
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
         state = session.state
-        self._watch = Watch.of(state.watch) if state is not None else Watch()
+        self._watch = Validation.of(state.validation) if state is not None else Validation()
         self._config = ""
         self._begun: dict[str, Any] = {}
         # of an early end
@@ -259,7 +259,7 @@ class Loop:
             environment=environment(),
             rng_state=session.feed.rng_state(t.position),
             past_losses=tuple(c.past_losses),
-            watch=self._watch.numbers() if self._watch.last >= 0 else {},
+            validation=self._watch.numbers() if self._watch.last >= 0 else {},
         )
 
     def _save(self) -> None:

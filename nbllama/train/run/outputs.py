@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
-from nbllama.checkpoint.file import output_name, prune, save_checkpoint
+from nbllama.checkpoint.file import save_checkpoint
+from nbllama.checkpoint.names import output_name, prune
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
-from nbllama.opt import check_finite
+from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
 from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
 

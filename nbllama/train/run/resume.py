@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
 from nbllama.errors import CheckpointError, shown
+from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import Options
 from nbllama.train.run.settings import Settings
 
@@ -67,7 +68,7 @@ _BEFORE: dict[str, bool | int | float | str] = {
     "loraplus_lr_ratio": 1.0,
     "rslora": False,
 }
-_NORMS = ("att_norm", "ffn_norm", "out_norm")
+_NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
@@ -93,14 +94,14 @@ def identity(
 ) -> Identity:
     """What a checkpoint of this run must share with it."""
     return Identity(
-        model.hp.arch,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.ranks,
-        model_fingerprint(model.gguf),
-        data.fingerprint,
-        model_numbers(model.hp),
-        {name: getattr(settings, name) for name in SETTINGS}
+        arch=model.hp.arch,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        ranks=settings.ranks,
+        base=model_fingerprint(model.gguf),
+        data=data.fingerprint,
+        model=model_numbers(model.hp),
+        settings={name: getattr(settings, name) for name in SETTINGS}
         | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
     )
 

@@ -6,18 +6,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from nbllama.adapter.file import adapter_notes
+from nbllama.checkpoint.environment import environment_notes
 from nbllama.checkpoint.file import load_checkpoint
-from nbllama.checkpoint.identity import environment_notes
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
 from nbllama.errors import shown
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
 from nbllama.model.passes import load_model
-from nbllama.opt import OPTIMISERS
+from nbllama.opt.names import OPTIMISERS
+from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
+from nbllama.train.probe import compile_kernels
 from nbllama.train.run.data import load_data, make_feed, walk
 from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.layers import blocks
@@ -28,7 +30,7 @@ from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
-from nbllama.train.trainer import Schedule, Trainer
+from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
@@ -118,8 +120,8 @@ class Session:
             return self.start
         if self.state is None:
             return init_adapter(
-                self.model.hp, s.ranks, s.lora_alpha, s.lora_r, s.seed, self.model.shapes,
-                blocks(s.lora_layers, self.model.hp.n_layer),
+                self.model.hp, s.ranks, alpha=s.lora_alpha, lora_r=s.lora_r, seed=s.seed,
+                shapes=self.model.shapes, layers=blocks(s.lora_layers, self.model.hp.n_layer),
             )  # fmt: skip
         n_samples = self.data.n_samples
         for line in check_resume(self.options, self.state, self.identity, n_samples):
@@ -132,11 +134,11 @@ class Session:
         s, state, adapter = self.settings, self.state, self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = OPTIMISERS[s.optimizer](
+        opt = OPTIMISERS[s.optimizer].load()(
             adapter.parameters(),
             s.adam_alpha,
-            s.adam_beta1,
-            s.adam_beta2,
+            beta1=s.adam_beta1,
+            beta2=s.adam_beta2,
             decay=s.adam_decay,
             decay_min_ndim=s.adam_decay_min_ndim,
             gclip=s.adam_gclip,
@@ -150,14 +152,14 @@ class Session:
             opt,
             self.data,
             Schedule(
-                s.warmup,
-                s.cos_decay_steps,
-                s.cos_decay_min,
-                s.cos_decay_restart,
-                s.enable_restart,
-                s.adam_min_alpha / s.adam_alpha,
-                s.lr_schedule,
-                s.wsd_decay,
+                kind=s.lr_schedule,
+                warmup=s.warmup,
+                cos_decay_steps=s.cos_decay_steps,
+                cos_decay_min=s.cos_decay_min,
+                cos_decay_restart=s.cos_decay_restart,
+                enable_restart=s.enable_restart,
+                min_ratio=s.adam_min_alpha / s.adam_alpha,
+                wsd_decay=s.wsd_decay,
             ),
             feed=self.feed,
             batch=s.batch,
@@ -166,8 +168,8 @@ class Session:
             activation_memory=s.activation_memory,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
-            lag=s.compat,
-            floor=OLD_FLOOR if s.compat else 0.0,
+            old_schedule=s.compat,
+            probability_floor=OLD_FLOOR if s.compat else 0.0,
             dropout=s.lora_dropout,
             seed=s.seed,
             validation=self.validation,
@@ -209,7 +211,7 @@ class Session:
         )
         check_memory(self.trainer, self.threads)
         ui.compiling()
-        ui.compiling(self.trainer.compile())
+        ui.compiling(compile_kernels(self.trainer))
         told = forecast(self.trainer, self.threads)
         in_all = duration(told.seconds * s.n_iter)
         mapped = memory(told.weights)

@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbllama.errors import UsageError
+from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import memory
 from nbllama.train.run.defaults import DEFAULTS, context, iterations, slot_ranks
 from nbllama.train.run.layers import as_text, blocks
-
-_NAMES = {"adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Settings:
             fall += f", falling in the last {self.wsd_decay:g} of it"
         ratio = f", B {self.loraplus_lr_ratio:g} x" if self.loraplus_lr_ratio != 1 else ""
         betas = f"betas {self.adam_beta1:g} {self.adam_beta2:g}"
-        if self.optimizer == "sgd":
+        if not OPTIMISERS[self.optimizer].has_beta2:
             betas = f"momentum {self.adam_beta1:g}"
         return [
             ("data", kind),
@@ -119,7 +118,7 @@ class Settings:
             ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
             ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
             (
-                _NAMES[self.optimizer],
+                OPTIMISERS[self.optimizer].label,
                 f"{betas}, decay {self.adam_decay:g}, clip {self.adam_gclip:g}",
             ),
             *([("compat", "as the old finetune of 2024")] if self.compat else []),
@@ -200,11 +199,10 @@ def resolve(
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
     rate = options.adam_alpha
+    optimiser = OPTIMISERS[options.optimizer]
     if rate is None:
-        rate = d.adam_alpha / 10 if options.optimizer == "lion" else d.adam_alpha
-    beta2 = options.adam_beta2
-    if beta2 is None:
-        beta2 = 0.99 if options.optimizer == "lion" else 0.999
+        rate = d.adam_alpha / optimiser.rate_divisor
+    beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
     if options.adam_min_alpha > rate:
         raise UsageError(
             f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}"

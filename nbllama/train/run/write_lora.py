@@ -34,8 +34,9 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen) -> None:
     same = state.identity
     base, numbers = model_fingerprint(model.gguf), model_numbers(model.hp)
     wanted = Identity(
-        model.hp.arch, same.lora_r, same.lora_alpha, same.ranks, base=base, model=numbers
-    )
+        arch=model.hp.arch, lora_r=same.lora_r, lora_alpha=same.lora_alpha, ranks=same.ranks,
+        base=base, model=numbers,
+    )  # fmt: skip
     for line in check_fits(path, same, wanted, force=options.force):
         ui.note(f"written by --force: {line}")
     if state.old and options.lora_r is not None:
