@@ -13,13 +13,13 @@ from nbllama.errors import UsageError
 from nbllama.options.config import config_words
 from nbllama.options.data import RecordOptions
 from nbllama.options.escapes import unescape
-from nbllama.options.finetune.data import PackingOptions, PlainTextOptions
-from nbllama.options.finetune.ending import EndOptions, OldOptions, ValidationOptions
+from nbllama.options.finetune.data import SampleOptions
+from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.lora import LoraOptions
-from nbllama.options.finetune.model import ConstantOptions, DumpOptions
-from nbllama.options.finetune.run import LengthOptions, RunOptions
-from nbllama.options.finetune.step import OptimiserOptions, RateOptions
+from nbllama.options.finetune.model import ModelOptions
+from nbllama.options.finetune.run import RunOptions
+from nbllama.options.finetune.step import StepOptions
 from nbllama.options.parser import markdown, parse_into, read, table
 
 PROG = "python -m nbllama.finetune"
@@ -55,23 +55,16 @@ FAMILIAR = {
 }
 
 
-# A dataclass has the fields of its last base first: read this list from its end.
 @dataclass(frozen=True)
 class Options(
-    OldOptions,
-    EndOptions,
-    ValidationOptions,
-    OptimiserOptions,
-    RateOptions,
-    LoraOptions,
-    ConstantOptions,
-    DumpOptions,
-    PlainTextOptions,
-    PackingOptions,
-    RecordOptions,
-    LengthOptions,
-    RunOptions,
     FileOptions,
+    RunOptions,
+    RecordOptions,
+    SampleOptions,
+    ModelOptions,
+    LoraOptions,
+    StepOptions,
+    EndOptions,
 ):
     """A parsed command line; None where an option was not given and has no fixed default."""
 

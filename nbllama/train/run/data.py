@@ -32,7 +32,7 @@ from nbllama.data.feed import iterations
 from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.options.data import DataOptions
-from nbllama.options.finetune.table import Options
+from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
 
@@ -41,17 +41,6 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
 
 _MUCH = 4_000_000  # characters that take more than a moment to tokenise
-
-# Options that say how plain text is cut, and have no meaning for records.
-_TEXT_ONLY = (
-    "sample_start",
-    "include_sample_start",
-    "overlapping_samples",
-    "fill_with_next_samples",
-    "separate_with_eos",
-    "sample_random_offsets",
-)
-_RECORDS_ONLY = ("chat_template", "data_columns", "train_on_prompt", "skip_bad", "packing")
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -162,13 +151,13 @@ def load_file(
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
     """Raise `UsageError` for options that have no meaning for this kind of data."""
-    wants, holds = "plain text", "records"
-    if kind == "raw":
-        wants, holds = holds, wants
-    for name in _RECORDS_ONLY if kind == "raw" else _TEXT_ONLY:
-        if getattr(options, name):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} is for {wants}, and {shown(path)} holds {holds}")
+    words = {"text": "plain text", "records": "records"}
+    holds = "text" if kind == "raw" else "records"
+    for o in OPTIONS:
+        if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
+            raise UsageError(
+                f"{o.names[0]} is for {words[o.only]}, and {shown(path)} holds {words[holds]}"
+            )
 
 
 def make_feed(

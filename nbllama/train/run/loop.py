@@ -53,7 +53,7 @@ class Loop:
         self._config = ""
         self._begun: dict[str, Any] = {}
         # of an early end
-        self._reason = self._watch.ended(self.settings.early_stop)
+        self._reason = self._watch.ended(self.session.options.early_stop)
 
     def run(self, told: Forecast) -> None:
         """All iterations, with what they save and show.
@@ -74,7 +74,7 @@ class Loop:
             raise
 
     def _iterate(self, told: Forecast) -> None:
-        trainer, compat = self.trainer, self.settings.compat
+        trainer, compat = self.trainer, self.session.options.compat
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
@@ -94,7 +94,7 @@ class Loop:
             self._save_at_end()
             raise Interrupted(self._how_to_resume(), self.stop.signum) from None
         if compat:
-            trainer.pass_over_next(1 if self._epochs_done() else self.settings.grad_acc)
+            trainer.pass_over_next(1 if self._epochs_done() else self.session.options.grad_acc)
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
@@ -146,7 +146,7 @@ class Loop:
                 f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
                 "run, and the best adapter is kept"
             )
-        self._reason = self._reason or watch.ended(self.settings.early_stop)
+        self._reason = self._reason or watch.ended(self.session.options.early_stop)
 
     def _save_best(self) -> bool:
         try:
@@ -161,18 +161,19 @@ class Loop:
         """Between an evaluation and its update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
-        if self._reason and self.settings.compat:
+        if self._reason and self.session.options.compat:
             raise _Ended
 
     def _tests(self) -> Convergence:
-        s, state = self.settings, self.session.state
-        made = Convergence(s.opt_past, s.opt_delta, s.opt_max_no_improvement, s.adam_epsf)
+        o, state = self.session.options, self.session.state
+        worse = max(0, o.opt_max_no_improvement)
+        made = Convergence(o.opt_past, o.opt_delta, worse, o.adam_epsf)
         if state is None:
             return made
-        if len(state.past_losses) == s.opt_past:
+        if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
         # The old tool begins anew with each run, but for the ring; 0 is a loss that was not kept.
-        if not s.compat and not state.old and state.previous_loss:
+        if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement
         return made
@@ -278,7 +279,7 @@ class Loop:
 
     def _save_if_due(self, at_end_too: bool) -> None:
         now = self.trainer.iteration
-        if not 0 < self.settings.save_every <= now - self._tried:
+        if not 0 < self.session.options.save_every <= now - self._tried:
             return
         if now < self._last or at_end_too:
             self._tried = now

@@ -129,18 +129,19 @@ class Session:
         return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
 
     def _trainer(self) -> Trainer:
-        s, state, adapter = self.settings, self.state, self._adapter()
+        s, o, state = self.settings, self.options, self.state
+        adapter = self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = OPTIMISERS[s.optimizer](
+        opt = OPTIMISERS[o.optimizer](
             adapter.parameters(),
             s.adam_alpha,
-            s.adam_beta1,
+            o.adam_beta1,
             s.adam_beta2,
-            decay=s.adam_decay,
-            decay_min_ndim=s.adam_decay_min_ndim,
-            gclip=s.adam_gclip,
-            b_ratio=s.loraplus_lr_ratio,
+            decay=o.adam_decay,
+            decay_min_ndim=o.adam_decay_min_ndim,
+            gclip=o.adam_gclip,
+            b_ratio=o.loraplus_lr_ratio,
         )
         if state is not None and not state.old:
             opt.restore(state.m, state.v, state.iteration)
@@ -153,22 +154,22 @@ class Session:
                 s.warmup,
                 s.cos_decay_steps,
                 s.cos_decay_min,
-                s.cos_decay_restart,
-                s.enable_restart,
-                s.adam_min_alpha / s.adam_alpha,
-                s.lr_schedule,
-                s.wsd_decay,
+                o.cos_decay_restart,
+                o.enable_restart,
+                o.adam_min_alpha / s.adam_alpha,
+                o.lr_schedule,
+                o.wsd_decay,
             ),
             feed=self.feed,
-            batch=s.batch,
-            grad_acc=s.grad_acc,
-            checkpointing=s.use_checkpointing,
-            activation_memory=s.activation_memory,
+            batch=o.batch,
+            grad_acc=o.grad_acc,
+            checkpointing=o.use_checkpointing,
+            activation_memory=o.activation_memory or 0,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
-            lag=s.compat,
-            floor=OLD_FLOOR if s.compat else 0.0,
-            dropout=s.lora_dropout,
+            lag=o.compat,
+            floor=OLD_FLOOR if o.compat else 0.0,
+            dropout=o.lora_dropout,
             seed=s.seed,
             validation=self.validation,
         )
@@ -186,9 +187,9 @@ class Session:
         """How many there are in the data, and what the loss is taken on."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
-        if not self.settings.packing:
+        if not self.options.packing:
             return line
-        use = utilisation(self.data, self.settings.ctx, self.settings.batch, self.seed)
+        use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
 
     def forecast(self) -> Forecast:
