@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from typing import Any
 
 from nbllama import __version__
 from nbllama.adapter.file import format_of
+from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.identity import environment
 from nbllama.checkpoint.legacy_moments import tell
 from nbllama.checkpoint.state import TrainState
-from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
+from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
 from nbllama.options.config import config_text, taken_options
-from nbllama.options.finetune.table import OPTIONS, PROG
+from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
 from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
@@ -22,6 +22,7 @@ from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run import card
 from nbllama.train.run.prompts import answers
+from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import Session
 from nbllama.train.run.story import begun, ended
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
@@ -45,33 +46,39 @@ class Loop:
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
         self._start = time.perf_counter()
-        self._first = self._saved = self._tried = self.trainer.iteration
+        self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
         state = session.state
         self._watch = Watch.of(state.watch) if state is not None else Watch()
         self._config = ""
         self._begun: dict[str, Any] = {}
+        model = session.model
+        self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         # of an early end
         self._reason = self._watch.ended(self.session.options.early_stop)
 
-    def run(self, told: Forecast) -> None:
-        """All iterations, with what they save and show.
-
-        Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
-        """
+    def run(self, told: Forecast) -> Run:
+        """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, told, options, self.session.words)
         self.ui.record(self._begun)
+        run = self.result
+        run.forecast, run.last = told, self._last
+        run.options = {name.replace("-", "_"): value for name, value in options.items()}
         try:
             self._iterate(told)
         except NbllamaError as e:
-            reason = (
-                f"stopped by signal {self.stop.signum}" if isinstance(e, Interrupted) else str(e)
-            )
-            self._tell_end(reason)
+            self._tell_end(str(e))
             raise
+        run.iteration, run.reason = self.trainer.iteration, self._reason
+        run.paths = self.outputs.paths
+        if self.outputs.log:
+            run.paths["log"] = self.outputs.log
+        if run.best is None and self._watch.best_at >= 0:
+            run.best = Best(self._watch.best_at, self._watch.best, None)
+        return run
 
     def _iterate(self, told: Forecast) -> None:
         trainer, compat = self.trainer, self.session.options.compat
@@ -92,7 +99,10 @@ class Loop:
             pass
         except StopRequested:
             self._save_at_end()
-            raise Interrupted(self._how_to_resume(), self.stop.signum) from None
+            self.result.interrupted = True
+            self._reason = f"stopped by signal {self.stop.signum}"
+            self._tell_end(self._reason)
+            return
         if compat:
             trainer.pass_over_next(1 if self._epochs_done() else self.session.options.grad_acc)
         if self._reason:
@@ -110,6 +120,7 @@ class Loop:
         if self.outputs.report:
             try:
                 write_report(self.outputs.log, self.outputs.report)
+                self.outputs.paths["report"] = self.outputs.report
             except NbllamaError as e:
                 self.ui.note(f"--report is not written: {e}")
 
@@ -131,14 +142,16 @@ class Loop:
             loss = self.trainer.validation_loss(self.stop.check)
             best = watch.improves(loss) and self._save_best()
             overfits = watch.evaluated(now, loss, best)
+            self._keep(now, loss, best)
         watch.last = now
-        self.ui.evaluation(
-            EvaluationRecord(
-                iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
-                train_loss=None if math.isnan(mean) else mean, best=best,
-                seconds=time.perf_counter() - start, samples=said,
-            )
+        record = EvaluationRecord(
+            iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
+            train_loss=None if math.isnan(mean) else mean, best=best,
+            seconds=time.perf_counter() - start, samples=said,
         )  # fmt: skip
+        self.ui.evaluation(record)
+        if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
+            self._reason = self._reason or "on_eval returned True"
         self._report()
         if overfits:
             self.ui.note(
@@ -147,6 +160,14 @@ class Loop:
                 "run, and the best adapter is kept"
             )
         self._reason = self._reason or watch.ended(self.session.options.early_stop)
+
+    def _keep(self, iteration: int, loss: float, best: bool) -> None:
+        """Put an evaluation into the result of the run."""
+        run, session = self.result, self.session
+        run.val_losses.append((iteration, loss))
+        if best:
+            adapter = run.adapter.copy() if session.given.keep_best else None
+            run.best = Best(iteration, loss, adapter)
 
     def _save_best(self) -> bool:
         try:
@@ -198,13 +219,15 @@ class Loop:
     def _show(self, r: StepResult) -> None:
         if not r.skipped:
             self._watch.trained(r.loss, r.trained)
-        self.ui.step(
-            StepRecord(
-                iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-                grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-                seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
-            )
+        record = StepRecord(
+            iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
+            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
+            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
         )  # fmt: skip
+        self.result.losses.append(r.loss)
+        self.ui.step(record)
+        if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
+            self._reason = self._reason or "on_step returned True"
 
     def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
         lines = [("time", f"{duration(seconds)} in all")]
@@ -236,7 +259,10 @@ class Loop:
             "card.md": card.card(self._begun, files, session.identity.base, results),
             "Modelfile": card.modelfile(files, template),
         }
-        return card.write_all(self.outputs.config.removesuffix(".config.yaml"), texts, self.ui.note)
+        stem = self.outputs.config.removesuffix(".config.yaml")
+        written = card.write_all(stem, texts, self.ui.note)
+        self.outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
+        return written
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence
@@ -295,18 +321,3 @@ class Loop:
             self._save()
         except OutputError as e:
             raise SaveFailed(f"the last save failed: {e}") from e
-
-    def _how_to_resume(self) -> str:
-        done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
-        # the order that was asked for is now the checkpoint's own
-        again = ("--force-reshuffle", "--force_reshuffle")
-        words = [word for word in self.session.words if word not in again]
-        text = f"stopped after iteration {done}"
-        if done == self._first:
-            # nothing new was saved: the newest file may be another run's
-            return f"{text}; start again with: {PROG} {shlex.join([*words, *seed])}"
-        if not self.outputs.checkpoint:
-            return f"{text}; it cannot be continued, as --checkpoint-out is empty"
-        left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
-        resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
-        return f"{text}; continue with: {PROG} {shlex.join([*words, *resume])}"

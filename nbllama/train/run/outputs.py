@@ -44,6 +44,7 @@ class Outputs:
         if options.only_write_lora:
             self.checkpoint = ""
         self._old_layout = options.compat
+        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
         self._folder = bool(self.adapter) and is_folder(self.adapter)
         adapter = bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
@@ -115,6 +116,7 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
             if name:
                 save_checkpoint(name, state)
+                self.paths["checkpoint"] = name
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
         """The adapter alone, under its number and as LATEST."""
@@ -122,11 +124,13 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
+                self.paths["adapter"] = name
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
         """The adapter with the lowest validation loss so far. Raises `OutputError`."""
         if self.adapter:
             save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
+            self.paths["best"] = self.best_adapter
 
     @property
     def best_adapter(self) -> str:
@@ -149,6 +153,7 @@ class Outputs:
         if self.config:
             with atomic_write(self.config) as file:
                 file.write(text.encode())
+            self.paths["config"] = self.config
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""

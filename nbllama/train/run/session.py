@@ -10,27 +10,42 @@ from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.identity import environment_notes
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
-from nbllama.errors import shown
+from nbllama.errors import UsageError, shown
+from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
-from nbllama.model.passes import load_model
 from nbllama.opt import OPTIMISERS
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.run.data import load_data, make_feed, walk
 from nbllama.train.run.dumps import Dumps
+from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.prompts import load_prompts
+from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
-from nbllama.train.run.screen import Screen
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.trainer import Schedule, Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
+
+
+def base_model(options: Options, given: Model | None) -> Model:
+    """The model of `--model-base`, or the one that is there already.
+
+    Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
+    """
+    constants = options.constants()
+    if given is None:
+        return load_model(options.model_base, **constants)
+    if constants:
+        names = ", ".join(constants)
+        raise UsageError(f"the model is loaded already: give {names} to load_model")
+    return given
 
 
 class Session:
@@ -42,28 +57,31 @@ class Session:
         words: list[str],
         threads: int,
         outputs: Outputs,
-        ui: Screen,
+        ui: Recorder,
         stop: StopFlag,
+        given: Given,
     ) -> None:
         self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
-        self.threads = threads
+        self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
         self.state = self._resume(options)
         self.options = options = completed(options, self.state)
-        self.model = load_model(options.model_base, **options.constants())
+        self.model = base_model(options, given.model)
         self.start = self._start()
         today = datetime.now().date().isoformat()
         options = self.options = replace(
             self.options, template_date=self.options.template_date or today
         )
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.data, self.validation = load_data(options, self.model, self.state, self.seed, ui.note)
+        self.data, self.validation = load_data(
+            options, self.model, self.state, self.seed, ui.note, given
+        )
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
-        self.prompts = load_prompts(options, self.model, self.data)
+        self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if self.validation is None and not self.prompts:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
