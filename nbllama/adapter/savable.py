@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbllama.arch import Hparams
 
 
-@dataclass
+@dataclass(repr=False)
 class Adapter(pairs.Adapter):
     """A LoRA adapter: pairs of float32 arrays by the name of the base tensor.
 
@@ -29,6 +29,11 @@ class Adapter(pairs.Adapter):
     def of(cls, adapter: pairs.Adapter, hp: Hparams) -> Adapter:
         """The same arrays (no copies), for a base model with `hp`."""
         return cls(adapter.arch, adapter.alpha, adapter.lora_r, adapter.pairs, hp)
+
+    def __repr__(self) -> str:
+        scale = f"r {self.lora_r}, alpha {self.alpha:g}"
+        size = f"{len(self.pairs)} pairs, {self.n_parameters} parameters"
+        return f"<Adapter of {self.arch}: {scale}, {size}>"
 
     def copy(self) -> Adapter:
         """The adapter with arrays of its own, which later training does not change."""

@@ -143,8 +143,9 @@ class Model(passes.Model):
         """Token ids of each prompt."""
         found: list[list[int]] = []
         template: ChatTemplate | None = None
+        read = [p if isinstance(p, str) else _messages(p) for p in prompts]
         with ExitStack() as stack:
-            for prompt in prompts:
+            for prompt in read:
                 if isinstance(prompt, str):
                     ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
                 else:
@@ -152,7 +153,7 @@ class Model(passes.Model):
                         source = find_layout(chat_template).source if chat_template else None
                         template = chat_template_for(self.tokenizer, source)
                         stack.callback(template.close)  # it is a process with memory of its own
-                    ids = prompt_ids(self.tokenizer, template, _messages(prompt))
+                    ids = prompt_ids(self.tokenizer, template, prompt)
                 if not ids:
                     raise UsageError("nothing to continue from: the prompt is empty")
                 found.append(ids)

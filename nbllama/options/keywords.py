@@ -69,7 +69,7 @@ def _text(name: str, value: Any) -> str:
         return str(int(value))
     if isinstance(value, Real):
         return repr(float(value))
-    raise UsageError(f"{name}: a {type(value).__name__} is not allowed here")
+    raise UsageError(f"{name}: a value of type {type(value).__name__} is not allowed")
 
 
 def _python(name: str) -> str:

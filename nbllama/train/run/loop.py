@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from nbllama import __version__
-from nbllama.adapter.file import format_of
 from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.identity import environment
 from nbllama.checkpoint.legacy_moments import tell
@@ -20,7 +19,7 @@ from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
-from nbllama.train.run import card
+from nbllama.train.run.card import write_cards
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import Session
@@ -245,24 +244,10 @@ class Loop:
             if self.outputs.adapter:
                 lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
         if self.session.options.card and self.outputs.adapter:
-            lines += self._cards([row for row in lines if "loss" in row[0] or "best" in row[0]])
+            results = [("iterations", f"{self.trainer.iteration} in all")]
+            results += [row for row in lines if "loss" in row[0] or "best" in row[0]]
+            lines += write_cards(self.session, self._begun, results)
         self.ui.close([*lines, *self.outputs.written()])
-
-    def _cards(self, results: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Card and Modelfile; a failure is told, the adapter is there."""
-        session, adapter = self.session, self.outputs.latest_adapter
-        gguf = format_of(self.outputs.adapter) == "gguf"
-        files = card.Files(session.options.model_base, adapter, gguf)
-        template = session.model.tokenizer.chat_template or ""
-        results = [("iterations", f"{self.trainer.iteration} in all"), *results]
-        texts = {
-            "card.md": card.card(self._begun, files, session.identity.base, results),
-            "Modelfile": card.modelfile(files, template),
-        }
-        stem = self.outputs.config.removesuffix(".config.yaml")
-        written = card.write_all(stem, texts, self.ui.note)
-        self.outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
-        return written
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence
