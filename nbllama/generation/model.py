@@ -113,15 +113,15 @@ class Model(passes.Model):
     ) -> list[str]:
         """Greedy answers to many prompts, several of them at a time.
 
+        Computes in float32, so that a near tie can come out otherwise than from `generate`, unless
+        that is called with `exact=True`. Parameters that are not listed are those of `generate`.
+
         Parameters
         ----------
         prompts : list of str or list of messages
             Each as for `generate`.
         at_once : int
             Prompts that are worked on together: more is faster and takes more memory.
-
-        The other parameters are those of `generate`. Computes in float32, so that a near tie can
-        come out otherwise than from `generate`, unless that is called with `exact=True`.
 
         Returns
         -------
@@ -192,7 +192,14 @@ def _messages(prompt: object) -> list[dict[str, Any]]:
     raise UsageError("a prompt is a text, or a list of messages with role and content")
 
 
-def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    rms_eps: float | None = None,
+    rope_freq_base: float | None = None,
+    rope_freq_scale: float | None = None,
+    pre: str | None = None,
+) -> Model:
     """Open a GGUF model. Weights stay memory-mapped, as they are in the file.
 
     Parameters
@@ -209,4 +216,7 @@ def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
     GGUFError
         The file is damaged or not supported.
     """
-    return Model.load(path, **constants)
+    return Model.load(
+        path, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
+        pre=pre,
+    )  # fmt: skip

@@ -51,7 +51,9 @@ def test_every_byte_is_the_programs(folder: Path, run: Program, kind: str) -> No
     mine.adapter.save("mine.gguf")
     assert (folder / "mine.gguf").read_bytes() == (folder / "lora-4.gguf").read_bytes()
     assert mine.losses == [row["loss"] for row in log_rows(folder / "log")]
-    files = dict(lora_out="py-lora-ITERATION.gguf", checkpoint_out="py-chk-ITERATION.gguf")
+    files: dict[str, Any] = dict(
+        lora_out="py-lora-ITERATION.gguf", checkpoint_out="py-chk-ITERATION.gguf"
+    )
     # from a model that is loaded, and records in memory
     model = nbllama.load_model("toy.gguf")
     again = nbllama.tune(model, records if kind == "chat" else data, **options, **files)
@@ -288,7 +290,7 @@ def test_ctrl_c_gives_back_the_run_so_far(folder: Path) -> None:
         if record.iter == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    files = dict(checkpoint_out="c-ITERATION.gguf", lora_out="l-ITERATION.gguf")
+    files: dict[str, Any] = dict(checkpoint_out="c-ITERATION.gguf", lora_out="l-ITERATION.gguf")
     with pytest.warns(UserWarning, match="after iteration 2 of 4; checkpoint_in='c-LATEST.gguf'"):
         half = nbllama.tune("toy.gguf", "text.txt", **SHORT, **files, on_step=press)
     assert half.interrupted and half.iteration == 2 and "signal" in half.reason

@@ -244,9 +244,9 @@ class Loop:
             if self.outputs.adapter:
                 lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
         if self.session.options.card and self.outputs.adapter:
-            results = [("iterations", f"{self.trainer.iteration} in all")]
-            results += [row for row in lines if "loss" in row[0] or "best" in row[0]]
-            lines += write_cards(self.session, self._begun, results)
+            rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
+            rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
+            lines += write_cards(self.session, self._begun, rows)
         self.ui.close([*lines, *self.outputs.written()])
 
     def _state(self) -> TrainState:
