@@ -70,7 +70,10 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
         for names in own:
             for other, name in [*_inputs(options), *_latest(outputs)]:
                 if other != option and (option, other) != _SAME and names.may_be(name):
-                    raise UsageError(f"{option} and {other} are the same file {shown(name, 400)}")
+                    raise UsageError(
+                        f"{option} and {other} are the same file {shown(name, 400)}; choose another"
+                        " name for the output"
+                    )
 
 
 def _inputs(options: Options) -> Iterator[tuple[str, str]]:
