@@ -7,7 +7,9 @@
     adapter = nbllama.init_adapter(model, rank=4)
     loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
 
-Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`, `nbllama.trace(...)`.
+Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(text)` continues a text
+(docs/python.md). Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`,
+`nbllama.trace(...)`.
 """
 
 from __future__ import annotations
