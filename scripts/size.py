@@ -39,6 +39,7 @@ CORE = {
     "a run, step by step": (
         "train/trainer.py",
         "train/validation.py",
+        "train/run/run.py",
         "train/run/session.py",
         "train/run/loop.py",
     ),

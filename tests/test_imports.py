@@ -48,6 +48,7 @@ PUBLIC = [
     "NbllamaError",
     "__version__",
     "generate",
+    "generate_many",
     "init_adapter",
     "load_adapter",
     "load_model",
@@ -55,6 +56,7 @@ PUBLIC = [
     "loss_and_gradients",
     "save_adapter",
     "trace",
+    "tune",
 ]
 
 # Packages from elsewhere, and the rooms or modules that may import them. numpy is free for all.

@@ -14,7 +14,7 @@ from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
-from nbllama.data.records import DataFile, open_data, parse_columns
+from nbllama.data.records import DataFile, open_data, open_records, parse_columns
 from nbllama.data.samples import Progress, Samples, load_samples
 from nbllama.data.splits import Splits, find_splits
 
@@ -51,6 +51,7 @@ __all__ = [
     "load_raw_text",
     "load_samples",
     "open_data",
+    "open_records",
     "parse_columns",
     "prompt_ids",
 ]

@@ -6,12 +6,13 @@ Nothing of a bad record is guessed at: it is refused, or skipped and counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from nbllama.data.containers import (
     DELIMITERS,
     Entry,
+    as_record,
     document_items,
     json_line,
     looks_like_object,
@@ -88,8 +89,37 @@ def open_data(
     found = None if data_format == RAW else _entries(text, name, data_format, columns or {})
     if found is None:
         return DataFile(name, RAW, RAW, decode_utf8(content, path, keep_mark=keep_mark), [], [])
-    entries, format = found
-    samples, bad = _parse(name, entries, format, style or Style(), skip_bad)
+    return _data_file(name, *found, style or Style(), skip_bad)
+
+
+def open_records(
+    records: Sequence[Mapping[str, Any] | str],
+    name: str,
+    data_format: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    style: Style | None = None,
+    skip_bad: bool = False,
+) -> DataFile:
+    """Records in memory as if each were a line of a file called `name`; a string is the record
+    `{"text": string}`. Raises as `open_data`, and `UsageError` for a format of files only.
+    """
+    if data_format in (RAW, CSV):
+        raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
+    entries = []
+    for number, record in enumerate(records, 1):
+        value = {"text": record} if isinstance(record, str) else record
+        if isinstance(value, Mapping):
+            value = dict(value)
+        entries.append(_renamed(Entry(number, as_record(value)), columns or {}))
+    format = FORMATS[data_format] if data_format else _known(entries, name)
+    return _data_file(name, entries, format, style or Style(), skip_bad)
+
+
+def _data_file(
+    name: str, entries: list[Entry], format: Format, style: Style, skip_bad: bool
+) -> DataFile:
+    samples, bad = _parse(name, entries, format, style, skip_bad)
     if not samples:
         reason = f"; line {bad[0].line}: {bad[0].reason}" if bad else ": it holds no record"
         raise DataError(f"nothing in {shown(name)} can be trained{reason}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,9 +37,33 @@ from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
 
+M = TypeVar("M", bound="Model")
+
 
 class Model(Weights):
     """A GGUF model ready to compute; made by `load_model`."""
+
+    @classmethod
+    def load(
+        cls: type[M],
+        path: str | os.PathLike[str],
+        *,
+        rms_eps: float | None = None,
+        rope_freq_base: float | None = None,
+        rope_freq_scale: float | None = None,
+        pre: str | None = None,
+    ) -> M:
+        """Open a GGUF model. Weights stay memory-mapped. Numbers that are given replace the file's
+        (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
+
+        Raises `GGUFError` for a file that is damaged or not supported.
+        """
+        gguf = open_gguf(path)
+        hp = hparams_from_gguf(gguf)
+        hp = with_overrides(
+            hp, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale
+        )
+        return cls(gguf, hp, pre)
 
     def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
         """Token embeddings (with their LoRA pair) into acts.x(0)."""
@@ -207,22 +232,6 @@ def layout(
     return Layout(model.hp, ranks, n, n_trained, dropout)
 
 
-def load_model(
-    path: str | os.PathLike[str],
-    *,
-    rms_eps: float | None = None,
-    rope_freq_base: float | None = None,
-    rope_freq_scale: float | None = None,
-    pre: str | None = None,
-) -> Model:
-    """Open a GGUF model. Weights stay memory-mapped. Numbers that are given take the place of the
-    file's (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
-
-    Raises `GGUFError` for a file that is damaged or not supported.
-    """
-    gguf = open_gguf(path)
-    hp = hparams_from_gguf(gguf)
-    hp = with_overrides(
-        hp, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale
-    )
-    return Model(gguf, hp, pre)
+def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
+    """Open a GGUF model; see `Model.load` for `constants` and what is raised."""
+    return Model.load(path, **constants)

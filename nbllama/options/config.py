@@ -109,7 +109,7 @@ _NOT_OF_THE_RUN = {
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
     """The options of a run by name: what was given, and in place of what was not, what the run
-    took. `table`: all options.
+    took. `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
     """
     taken = {
         "lora_alpha": settings.alpha,
@@ -121,7 +121,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
     for o in table:
         if o.dest in _NOT_OF_THE_RUN:
             continue
-        value = taken.get(o.dest, getattr(settings, o.dest, None))
+        value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
             value = getattr(options, o.dest)  # the settings' own word for nothing
         if value is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from nbllama.options.parser import option
+from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Day, Text
 
 FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
@@ -55,25 +55,38 @@ class RecordOptions:
         "",
         "the file's names for a format's keys, such as prompt=question,completion=answer",
         shown_default="the format's own",
+        only="records",
     )
     chat_template: str = record_option(
         Text("NAME|FILE"),
         "",
         f"chat template: a file, or one of {', '.join(LAYOUTS)}",
         shown_default="the model's own",
+        only="records",
+        file="reads",
     )
     template_date: str | None = record_option(
         Day(),
         None,
         "the day that a chat template is told, if it writes one",
         shown_default="the day on which the run began",
+        saved=Saved(25, taken=True),
     )
     train_on_prompt: bool = record_option(
-        None, False, "take the loss on every token of a record, not on answers only"
+        None,
+        False,
+        "take the loss on every token of a record, not on answers only",
+        only="records",
     )
     on_long: str = record_option(
-        Choice(ON_LONG), "cut", "what to do with a record longer than --ctx tokens"
+        Choice(ON_LONG),
+        "cut",
+        "what to do with a record longer than --ctx tokens",
+        only="records",
     )
     skip_bad: bool = record_option(
-        None, False, "skip and count bad records instead of refusing the file"
+        None,
+        False,
+        "skip and count bad records instead of refusing the file",
+        only="records",
     )

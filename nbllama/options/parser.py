@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
@@ -24,9 +24,27 @@ from nbllama.system.program import called_as
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
 
+class Saved(NamedTuple):
+    """How a checkpoint holds an option that decides what is computed.
+
+    `place`: of its key among those of all options, never used twice; a new option takes the next
+    one. `key`: "" for the field's own name. `taken`: a run that continues the checkpoint takes the
+    value from it where the option is not given. `may_change`: the continued run may have another
+    value.
+    """
+
+    place: int
+    key: str = ""
+    taken: bool = False
+    may_change: bool = False
+
+
 @dataclass(frozen=True)
 class Option:
-    """One option: `names` as typed, the usual one first; `off` are the names that switch it off."""
+    """One option: `names` as typed, the usual one first; `off` are the names that switch it off.
+
+    `only`, `file`, `saved` and `without`: see `option`.
+    """
 
     dest: str
     names: tuple[str, ...]
@@ -37,6 +55,10 @@ class Option:
     shown_default: str
     help: str
     many: bool = False  # may be given several times; the field is a tuple of all values
+    only: str = ""
+    file: str = ""
+    saved: Saved | None = None
+    without: Any = None
 
 
 def option(
@@ -50,37 +72,45 @@ def option(
     first: str = "",
     shown_default: str | None = None,
     many: bool = False,
+    only: str = "",
+    file: str = "",
+    saved: Saved | None = None,
+    without: Any = None,
 ) -> Any:
     """A dataclass field that is an option; its name is the field's, `_` written as `-`.
 
     `also`: further names. `first`: the one of them that help shows first. `shown_default`: what
-    help says where the default itself does not tell.
-    `many`: a tuple of all values that are given, instead of the last one.
+    help prints where the default itself does not say it. `many`: a tuple of all
+    values that are given, instead of the last one.
+
+    `only`: "text" or "records", the kind of training data that the option has a meaning for.
+    `file`: "reads" or "writes" for the name of a file or folder; no output may be an input.
+    `saved`: how a checkpoint holds the option, None for one that changes nothing of what is
+    computed. `without`: the value with which a run is as if there were no such option, where the
+    old llama.cpp `finetune`, or checkpoints of an earlier version, did not have it.
     """
     made = dict(
-        group=group,
-        value=value,
-        help=help,
-        also=also,
-        off=off,
-        shown=shown_default,
-        many=many,
-        first=first,
-    )
+        group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many,
+        first=first, only=only, file=file, saved=saved, without=without,
+    )  # fmt: skip
     return field(default=default, metadata={"option": made})
 
 
 def table(kind: type) -> tuple[Option, ...]:
-    """The options of a dataclass, in the order of its fields."""
+    """The options of a dataclass: those of its bases in the order in which they are named, then
+    its own.
+    """
+    by_name = {f.name: f for f in fields(kind)}
     rows = []
-    for f in fields(kind):
+    for name in _field_names(kind):
+        f = by_name[name]
         made = f.metadata["option"]
         plain = "off" if f.default is False else str(f.default)
-        names = ("--" + f.name.replace("_", "-"), *made["also"])
+        names = ("--" + name.replace("_", "-"), *made["also"])
         rows.append(
             Option(
-                f.name,
-                tuple(sorted(names, key=lambda name: name != made["first"])),  # else as they are
+                name,
+                tuple(sorted(names, key=lambda n: n != made["first"])),  # else as they are
                 tuple(made["off"]),
                 made["group"],
                 made["value"],
@@ -88,9 +118,21 @@ def table(kind: type) -> tuple[Option, ...]:
                 made["shown"] if made["shown"] is not None else plain,
                 made["help"],
                 made["many"],
+                made["only"],
+                made["file"],
+                made["saved"],
+                made["without"],
             )
         )
     return tuple(rows)
+
+
+def _field_names(kind: type) -> list[str]:
+    """Names of all fields; `dataclasses.fields` begins with those of the last base."""
+    if not is_dataclass(kind):
+        return []
+    names = [name for base in kind.__bases__ for name in _field_names(base)]
+    return [*names, *(f.name for f in fields(kind) if f.name not in names)]
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):

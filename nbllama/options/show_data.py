@@ -41,9 +41,8 @@ class _ShowOptions:
     debug: bool = debug_option("Show")
 
 
-# A dataclass has the fields of its last base first.
 @dataclass(frozen=True)
-class ShowOptions(RecordOptions, _ShowOptions):
+class ShowOptions(_ShowOptions, RecordOptions):
     """A parsed command line; how records are read is said as for `nbllama.finetune`."""
 
 

@@ -81,6 +81,31 @@ def test_what_every_old_default_is(shared: Path) -> None:
     assert seen > 20
 
 
+def test_every_file_is_known_as_read_or_written() -> None:
+    """No output may be an input, and that check asks the table."""
+    for o in OPTIONS:
+        if isinstance(o.value, Text) and "FILE" in o.value.metavar:
+            assert o.file in ("reads", "writes"), o.names
+        else:
+            assert o.file == "", o.names
+    assert {o.dest for o in OPTIONS if o.file == "writes"} == {
+        "checkpoint_out", "lora_out", "log", "report", "dump_out",
+    }  # fmt: skip
+
+
+def test_places_in_a_checkpoint_are_used_once() -> None:
+    places = [o.saved.place for o in OPTIONS if o.saved is not None]
+    assert sorted(places) == list(range(1, len(places) + 1))
+
+
+def test_what_only_one_kind_of_data_has() -> None:
+    assert {o.only for o in OPTIONS} == {"", "text", "records"}
+    for o in OPTIONS:
+        # a value that means "left out" must be allowed, or None would be the option's own default
+        if o.without is not None and o.value is not None:
+            assert o.value.parse(str(o.without)) == o.without, o.names
+
+
 def test_help_lists_every_option_grouped_and_fast() -> None:
     command = [sys.executable, "-m", "nbllama.finetune", "--help"]
     env = {**os.environ, "COLUMNS": "80"}

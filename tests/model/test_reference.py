@@ -10,7 +10,9 @@ import pytest
 import nbllama
 from examples.toy_archs import MODELS, random_adapter
 from nbllama.gradcheck.check import slope
+from nbllama.lora.pairs import Adapter
 from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.passes import Model
 from nbllama.model.reference import ReferenceModel, parameters64
 from tests.model.test_model_gradients import CASES
 from tests.train.toy_runs import random_batch, toy_adapter, toy_model
@@ -28,7 +30,7 @@ ARCHS = (
 )
 
 
-def check(model: nbllama.Model, adapter: nbllama.Adapter, lengths: tuple[int, ...]) -> None:
+def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
     batch = random_batch(model, lengths)
     reference, params = ReferenceModel(model), parameters64(adapter)
     loss, wanted = reference.loss_and_gradients(batch, params, adapter.scale)

@@ -59,7 +59,8 @@ def test_only_the_chosen_layers_carry_pairs(folder: Path, run: Run) -> None:
     model = load_model(folder / "toy.gguf")
     adapter = load_adapter(folder / "lora-2.gguf", model.hp, model.shapes)
     assert {name.split(".")[1] for name in adapter.pairs} == {"1"} and len(adapter.pairs) == 7
-    start = ["--lora-in", str(folder / "lora-2.gguf")]
+    (folder / "lora-2.gguf").rename(folder / "first.gguf")
+    start = ["--lora-in", str(folder / "first.gguf")]
     done = run(logged(folder, 1, *start))
     assert done.code == 0 and "blocks 1" in done.out, done
     done = run(logged(folder, 1, *start, "--lora-layers", "last:2"))

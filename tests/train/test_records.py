@@ -85,6 +85,8 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
     [
         ("plain text", ["--packing"], "--packing is for records, and "),
         ("plain text", ["--skip-bad"], "--skip-bad is for records, and "),
+        ("plain text", ["--on-long", "skip"], "--on-long is for records, and "),
+        ('{"text": "the"}', ["--no-separate-with-bos"], "--separate-with-bos is for plain text"),
         ("plain text", ["--train-on-prompt"], "--train-on-prompt is for records, and "),
         ('{"text": "the"}', ["--sample-start", "x"], "--sample-start is for plain text, and "),
         ('{"text": "the"}', ["--data-format", "nix"], "--data-format: 'nix' is not allowed"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
-from nbllama.options.parser import option
+from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Real, Text, Whole
 
 _val = partial(option, "Validation and samples")
@@ -15,8 +15,8 @@ _old = partial(option, "Coming from the old finetune")
 
 
 @dataclass(frozen=True)
-class ValidationOptions:
-    """Evaluations on data that are not trained on."""
+class EndOptions:
+    """Evaluations, early ends, and what only the old finetune had."""
 
     val_data: str = _val(
         Text(),
@@ -24,18 +24,21 @@ class ValidationOptions:
         "validation data, read as --train-data is; the adapter with the lowest loss on it is kept"
         " as BEST",
         shown_default="none",
+        file="reads",
     )
     val_split: float = _val(
         Real(0, 1, below=True),
         0.0,
         "hold this share of --train-data out of training, for validation",
         shown_default="none",
+        without=0.0,
     )
     eval_every: int | None = _val(
         Whole(1),
         None,
         "iterations between two evaluations",
         shown_default="a tenth of the run",
+        saved=Saved(35, taken=True, may_change=True),
     )
     early_stop: int = _val(
         Whole(), 0, "end after so many evaluations without a new lowest loss; 0: off"
@@ -45,13 +48,9 @@ class ValidationOptions:
         "",
         "prompts, one a line, that are answered (greedily) at each evaluation",
         shown_default="none",
+        file="reads",
     )
     sample_tokens: int = _val(Whole(1, 4096), 48, "longest such answer, in tokens")
-
-
-@dataclass(frozen=True)
-class EndOptions:
-    """When a run ends before its length."""
 
     opt_past: int = _stop(
         Whole(0, 1 << 20),
@@ -68,13 +67,11 @@ class EndOptions:
         Real(-inf), 0.0, "end when the loss changes by less than this fraction of it; 0: off"
     )
 
-
-@dataclass(frozen=True)
-class OldOptions:
-    """For runs and command lines of the old finetune."""
-
     compat: bool = _old(
-        None, False, "compute as llama.cpp's finetune of 2024 did, quirks and defaults included"
+        None,
+        False,
+        "compute as llama.cpp's finetune of 2024 did, quirks and defaults included",
+        saved=Saved(26),
     )
     checkpoint_order: str | None = _old(
         Choice(("left", "right")),

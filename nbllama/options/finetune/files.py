@@ -16,16 +16,24 @@ class FileOptions:
     """Names of files, and when they are saved."""
 
     model_base: str = _files(
-        Text(), "", "base model to train on, a GGUF file", shown_default="none, must be given"
+        Text(),
+        "",
+        "base model to train on, a GGUF file",
+        shown_default="none, must be given",
+        file="reads",
     )
     train_data: str = _files(
         Text(),
         "shakespeare.txt",
         "training data: plain text or records (JSON lines and others), or a folder with"
         " train.jsonl",
+        file="reads",
     )
     checkpoint_in: str = _files(
-        Text(), "checkpoint.gguf", "continue from this checkpoint; a missing file is a fresh start"
+        Text(),
+        "checkpoint.gguf",
+        "continue from this checkpoint; a missing file is a fresh start",
+        file="reads",
     )
     lora_in: str = _files(
         Text(),
@@ -33,15 +41,20 @@ class FileOptions:
         "start from this adapter (.gguf, .bin or a PEFT folder) with new moments, unless there is"
         " a checkpoint to continue",
         shown_default="a new adapter",
+        file="reads",
     )
     checkpoint_out: str = _files(
-        Text(), "checkpoint-ITERATION.gguf", "where checkpoints are saved; empty: nowhere"
+        Text(),
+        "checkpoint-ITERATION.gguf",
+        "where checkpoints are saved; empty: nowhere",
+        file="writes",
     )
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
         "where adapters are saved: .gguf for llama.cpp of today, .bin for that of 2023, a name with"
         " / at its end for PEFT; empty: nowhere",
+        file="writes",
     )
     only_write_lora: bool = _files(
         None, False, "write the adapter of --checkpoint-in to --lora-out, and stop"
@@ -61,13 +74,18 @@ class FileOptions:
         Whole(), 0, "numbered checkpoints to keep, older ones are deleted", shown_default="all"
     )
     log: str = _files(
-        Text(), "", "append a line of JSON per iteration to this file", shown_default="off"
+        Text(),
+        "",
+        "append a line of JSON per iteration to this file",
+        shown_default="off",
+        file="writes",
     )
     report: str = _files(
         Text(),
         "",
         "write a page about the run; without --log, the log goes beside it",
         shown_default="off",
+        file="writes",
     )
     card: bool = _files(
         None, False, "at the end write a model card and an Ollama Modelfile beside the adapter"
@@ -80,4 +98,5 @@ class FileOptions:
         "",
         "options from a YAML file, name: value; those of the command line win",
         shown_default="none",
+        file="reads",
     )

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from nbllama.lora.slots import SLOT_BY_NAME
-from nbllama.options.parser import option
+from nbllama.options.parser import Saved, option
 from nbllama.options.values import Real, Text, Whole
 
 _lora = partial(option, "LoRA")
@@ -43,6 +43,7 @@ class LoraOptions:
         None,
         "the adapter is scaled by alpha / r",
         shown_default="r for plain text, 2 r for chat",
+        saved=Saved(34, "alpha", taken=True),
     )
     rank_wq: int | None = _rank("wq")
     rank_wk: int | None = _rank("wk")
@@ -63,15 +64,25 @@ class LoraOptions:
     rank_att_norm: int | None = _rank("att_norm")
     rank_ffn_norm: int | None = _rank("ffn_norm")
     rank_out_norm: int | None = _rank("out_norm")
-    rslora: bool = _lora(None, False, "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)")
+    rslora: bool = _lora(
+        None,
+        False,
+        "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)",
+        saved=Saved(33),
+        without=False,
+    )
     lora_dropout: float = _lora(
         Real(0, 1, below=True),
         0.0,
         "share of the values of a block's inputs that its pairs do not see in training",
+        saved=Saved(30),
+        without=0.0,
     )
     lora_layers: str | None = _lora(
         Text("BLOCKS,..."),
         None,
         "blocks that get pairs: all, first:N, last:N or a list such as 4-11,20",
         shown_default="all",
+        saved=Saved(31, taken=True),
+        without="all",
     )

@@ -14,21 +14,19 @@ _model = partial(option, "Model")
 
 
 @dataclass(frozen=True)
-class DumpOptions:
-    """Arrays of an iteration that are written."""
+class ModelOptions:
+    """Arrays of an iteration that are written, and numbers that replace the model file's own."""
 
     dump: tuple[str, ...] = _inside(
         Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; may be"
         " given several times", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
-        Text(), "dump-ITERATION.npz", "file of --dump; ITERATION becomes the number"
+        Text(),
+        "dump-ITERATION.npz",
+        "file of --dump; ITERATION becomes the number",
+        file="writes",
     )
-
-
-@dataclass(frozen=True)
-class ConstantOptions:
-    """What takes the place of the model file's own."""
 
     norm_rms_eps: float | None = _model(
         Real(above=True), None, "epsilon of the RMS norms", shown_default="the model's"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nbllama.options.common import debug_option, threads_option
-from nbllama.options.parser import option
+from nbllama.options.parser import Saved, option
 from nbllama.options.values import Size, Whole
 
 _run = partial(option, "Run")
@@ -15,7 +15,7 @@ _data = partial(option, "Length of the run and batches")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The machine, and what is printed instead of training."""
+    """The machine, the length of the run, and the samples of an iteration."""
 
     threads: int | None = threads_option()
     seed: int = _run(
@@ -23,6 +23,7 @@ class RunOptions:
         -1,
         "seed of the adapter's start and of the data order; -1: a new one, which is printed",
         also=["-s"],
+        saved=Saved(16),
     )
     use_checkpointing: bool = _run(
         None,
@@ -45,11 +46,6 @@ class RunOptions:
     )
     debug: bool = debug_option()
 
-
-@dataclass(frozen=True)
-class LengthOptions:
-    """Iterations, and the samples and tokens of one."""
-
     adam_iter: int | None = _data(
         Whole(1),
         None,
@@ -67,12 +63,14 @@ class LengthOptions:
         8,
         "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
         also=["-b"],
+        saved=Saved(1),
     )
-    grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration")
+    grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration", saved=Saved(2))
     ctx: int | None = _data(
         Whole(1, 2**24),
         None,
         "longest sample, in tokens",
         also=["-c"],
         shown_default="128 for plain text, 512 for chat",
+        saved=Saved(3, taken=True),
     )

@@ -14,13 +14,13 @@ from nbllama.options.config import config_words
 from nbllama.options.data import RecordOptions
 from nbllama.options.escapes import unescape
 from nbllama.options.familiar.finetune import FINETUNE
-from nbllama.options.finetune.data import PackingOptions, PlainTextOptions
-from nbllama.options.finetune.ending import EndOptions, OldOptions, ValidationOptions
+from nbllama.options.finetune.data import SampleOptions
+from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.lora import LoraOptions
-from nbllama.options.finetune.model import ConstantOptions, DumpOptions
-from nbllama.options.finetune.run import LengthOptions, RunOptions
-from nbllama.options.finetune.step import OptimiserOptions, RateOptions
+from nbllama.options.finetune.model import ModelOptions
+from nbllama.options.finetune.run import RunOptions
+from nbllama.options.finetune.step import StepOptions
 from nbllama.options.parser import markdown, parse_into, read, table
 
 PROG = "python -m nbllama.finetune"
@@ -41,23 +41,16 @@ enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run div
 FAMILIAR = FINETUNE
 
 
-# A dataclass has the fields of its last base first: read this list from its end.
 @dataclass(frozen=True)
 class Options(
-    OldOptions,
-    EndOptions,
-    ValidationOptions,
-    OptimiserOptions,
-    RateOptions,
-    LoraOptions,
-    ConstantOptions,
-    DumpOptions,
-    PlainTextOptions,
-    PackingOptions,
-    RecordOptions,
-    LengthOptions,
-    RunOptions,
     FileOptions,
+    RunOptions,
+    RecordOptions,
+    SampleOptions,
+    ModelOptions,
+    LoraOptions,
+    StepOptions,
+    EndOptions,
 ):
     """A parsed command line; None where an option was not given and has no fixed default."""
 

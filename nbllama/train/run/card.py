@@ -10,8 +10,10 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from nbllama.adapter.file import format_of
 from nbllama.errors import OutputError, shown
 from nbllama.system.files import atomic_write
+from nbllama.train.run.session import Session
 
 _MARK = "written by nbllama"
 _CHATML = """TEMPLATE \"\"\"{{ range .Messages }}<|im_start|>{{ .Role }}
@@ -99,6 +101,26 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _cell(text: str) -> str:
     return shown(text, 400).replace("|", "\\|")
+
+
+def write_cards(
+    session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Card and Modelfile beside the adapter of a run, whose log begins with the row `begun`;
+    (ending, file) of what was written. A failure is a line for the user: the adapter is there.
+    """
+    outputs = session.outputs
+    gguf = format_of(outputs.adapter) == "gguf"
+    files = Files(session.options.model_base, outputs.latest_adapter, gguf)
+    template = session.model.tokenizer.chat_template or ""
+    texts = {
+        "card.md": card(begun, files, session.identity.base, results),
+        "Modelfile": modelfile(files, template),
+    }
+    stem = outputs.config.removesuffix(".config.yaml")
+    written = write_all(stem, texts, session.ui.note)
+    outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
+    return written
 
 
 def write_all(

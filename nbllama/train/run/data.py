@@ -21,37 +21,29 @@ from nbllama.data import (
     Samples,
     SampleStart,
     SeedFeed,
+    Splits,
     Style,
     every_token,
     find_splits,
     load_dataset,
     open_data,
+    open_records,
     parse_columns,
 )
 from nbllama.data.feed import iterations
 from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.options.data import DataOptions
-from nbllama.options.finetune.table import Options
+from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
+from nbllama.train.run.given import NOTHING, Given, Records
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.model.passes import Model
 
 _MUCH = 4_000_000  # characters that take more than a moment to tokenise
-
-# Options that say how plain text is cut, and have no meaning for records.
-_TEXT_ONLY = (
-    "sample_start",
-    "include_sample_start",
-    "overlapping_samples",
-    "fill_with_next_samples",
-    "separate_with_eos",
-    "sample_random_offsets",
-)
-_RECORDS_ONLY = ("chat_template", "data_columns", "train_on_prompt", "skip_bad", "packing")
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -65,21 +57,25 @@ def load_data(
     state: TrainState | None,
     seed: int,
     say: Progress | None = None,
+    given: Given = NOTHING,
 ) -> tuple[Dataset, Dataset | None]:
     """The samples of `--train-data`, a file or a folder with one, and those for validation, if any:
     `--val-data`, `--val-split`, or the folder's own.
 
-    `say` gets a line now and then while much text is tokenised. Raises as `_load`, and `UsageError`
+    `say` gets a line now and then while much text is tokenised. `given`: records in memory take the
+    place of these files. Raises as `_load`, and `UsageError`
     for validation data of another kind or that are missing.
     """
-    files = find_splits(options.train_data)
-    data: Dataset = _load(files.train, options, model, state, say)
+    files = Splits(options.train_data)
+    if given.train_data is None:
+        files = find_splits(options.train_data)
+    data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
     if options.val_split:
         data, validation = hold_out(data, options.val_split, seed)
     elif other:
-        validation = apart(_load(other, options, model, state, say))
+        validation = apart(_load(other, options, model, state, say, given.val_data))
         if validation.kind != data.kind:
             words = {"raw": "plain text", "chat": "records"}
             raise UsageError(
@@ -94,7 +90,12 @@ def load_data(
 
 
 def _load(
-    path: str, options: Options, model: Model, state: TrainState | None, say: Progress | None
+    path: str,
+    options: Options,
+    model: Model,
+    state: TrainState | None,
+    say: Progress | None,
+    records: Records | None,
 ) -> Dataset:
     """The samples of a file.
 
@@ -119,7 +120,8 @@ def _load(
         pad=options.compat,
     )
     data = load_file(
-        path, options, model.tokenizer, old=old, cutter=cutter, rules=rules, say=say
+        path, options, model.tokenizer, old=old, cutter=cutter, rules=rules, say=say,
+        records=records,
     )  # fmt: skip
     _check_kind(options, path, data.kind)
     return data
@@ -134,14 +136,25 @@ def load_file(
     cutter: Cutter = every_token,
     rules: Rules | None = None,
     say: Progress | None = None,
+    records: Records | None = None,
 ) -> Dataset:
-    """The samples of any file, read by the options of `--train-data`. Raises as `load_data`."""
+    """The samples of any file, read by the options of `--train-data`, or of `records` by the name
+    `path`. Raises as `load_data`.
+    """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
-    data = open_data(
-        path, "raw" if old else options.data_format, columns=parse_columns(options.data_columns),
-        style=style, skip_bad=options.skip_bad, keep_mark=old,
-    )  # fmt: skip
+    columns, data_format = parse_columns(options.data_columns), options.data_format
+    if records is None:
+        data = open_data(
+            path, "raw" if old else data_format, columns=columns, style=style,
+            skip_bad=options.skip_bad, keep_mark=old,
+        )  # fmt: skip
+    elif old:
+        raise UsageError(f"{path}: a run of the old finetune reads plain text from a file only")
+    else:
+        data = open_records(
+            records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
+        )
     if say is not None and (size := len(data.text) + 1000 * len(data.samples)) > _MUCH:
         say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
     template = None
@@ -162,13 +175,13 @@ def load_file(
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
     """Raise `UsageError` for options that have no meaning for this kind of data."""
-    wants, holds = "plain text", "records"
-    if kind == "raw":
-        wants, holds = holds, wants
-    for name in _RECORDS_ONLY if kind == "raw" else _TEXT_ONLY:
-        if getattr(options, name):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} is for {wants}, and {shown(path)} holds {holds}")
+    words = {"text": "plain text", "records": "records"}
+    holds = "text" if kind == "raw" else "records"
+    for o in OPTIONS:
+        if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
+            raise UsageError(
+                f"{o.names[0]} is for {words[o.only]}, and {shown(path)} holds {words[holds]}"
+            )
 
 
 def make_feed(

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from typing import Any
 
 from nbllama import __version__
-from nbllama.adapter.file import format_of
+from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.legacy_moments import tell
 from nbllama.checkpoint.state import TrainState
-from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
+from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
 from nbllama.options.config import config_text, taken_options
-from nbllama.options.finetune.table import OPTIONS, PROG
+from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
 from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
-from nbllama.system.program import called_as
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
-from nbllama.train.run import card
+from nbllama.train.run.card import write_cards
 from nbllama.train.run.prompts import answers
+from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import Session
 from nbllama.train.run.story import begun, ended
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
@@ -46,36 +45,42 @@ class Loop:
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
         self._start = time.perf_counter()
-        self._first = self._saved = self._tried = self.trainer.iteration
+        self._saved = self._tried = self.trainer.iteration
         self._last = self.trainer.iteration + self.settings.n_iter
         self._convergence = self._tests()
         state = session.state
         self._watch = Validation.of(state.validation) if state is not None else Validation()
         self._config = ""
         self._begun: dict[str, Any] = {}
+        model = session.model
+        self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         # of an early end
-        self._reason = self._watch.ended(self.settings.early_stop)
+        self._reason = self._watch.ended(self.session.options.early_stop)
 
-    def run(self, told: Forecast) -> None:
-        """All iterations, with what they save and show.
-
-        Raises `Interrupted` when a signal stopped it, `Diverged`, and `SaveFailed`.
-        """
+    def run(self, told: Forecast) -> Run:
+        """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
         self._begun = begun(self.session, told, options, self.session.words)
         self.ui.record(self._begun)
+        run = self.result
+        run.forecast, run.last = told, self._last
+        run.options = {name.replace("-", "_"): value for name, value in options.items()}
         try:
             self._iterate(told)
         except NbllamaError as e:
-            reason = (
-                f"stopped by signal {self.stop.signum}" if isinstance(e, Interrupted) else str(e)
-            )
-            self._tell_end(reason)
+            self._tell_end(str(e))
             raise
+        run.iteration, run.reason = self.trainer.iteration, self._reason
+        run.paths = self.outputs.paths
+        if self.outputs.log:
+            run.paths["log"] = self.outputs.log
+        if run.best is None and self._watch.best_at >= 0:
+            run.best = Best(self._watch.best_at, self._watch.best, None)
+        return run
 
     def _iterate(self, told: Forecast) -> None:
-        trainer, compat = self.trainer, self.settings.compat
+        trainer, compat = self.trainer, self.session.options.compat
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
@@ -93,9 +98,12 @@ class Loop:
             pass
         except StopRequested:
             self._save_at_end()
-            raise Interrupted(self._how_to_resume(), self.stop.signum) from None
+            self.result.interrupted = True
+            self._reason = f"stopped by signal {self.stop.signum}"
+            self._tell_end(self._reason)
+            return
         if compat:
-            trainer.pass_over_next(1 if self._epochs_done() else self.settings.grad_acc)
+            trainer.pass_over_next(1 if self._epochs_done() else self.session.options.grad_acc)
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
@@ -111,6 +119,7 @@ class Loop:
         if self.outputs.report:
             try:
                 write_report(self.outputs.log, self.outputs.report)
+                self.outputs.paths["report"] = self.outputs.report
             except NbllamaError as e:
                 self.ui.note(f"--report is not written: {e}")
 
@@ -132,14 +141,16 @@ class Loop:
             loss = self.trainer.validation_loss(self.stop.check)
             best = watch.improves(loss) and self._save_best()
             overfits = watch.evaluated(now, loss, best)
+            self._keep(now, loss, best)
         watch.last = now
-        self.ui.evaluation(
-            EvaluationRecord(
-                iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
-                train_loss=None if math.isnan(mean) else mean, best=best,
-                seconds=time.perf_counter() - start, samples=said,
-            )
+        record = EvaluationRecord(
+            iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
+            train_loss=None if math.isnan(mean) else mean, best=best,
+            seconds=time.perf_counter() - start, samples=said,
         )  # fmt: skip
+        self.ui.evaluation(record)
+        if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
+            self._reason = self._reason or "on_eval returned True"
         self._report()
         if overfits:
             self.ui.note(
@@ -147,7 +158,15 @@ class Loop:
                 f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
                 "run, and the best adapter is kept"
             )
-        self._reason = self._reason or watch.ended(self.settings.early_stop)
+        self._reason = self._reason or watch.ended(self.session.options.early_stop)
+
+    def _keep(self, iteration: int, loss: float, best: bool) -> None:
+        """Put an evaluation into the result of the run."""
+        run, session = self.result, self.session
+        run.val_losses.append((iteration, loss))
+        if best:
+            adapter = run.adapter.copy() if session.given.keep_best else None
+            run.best = Best(iteration, loss, adapter)
 
     def _save_best(self) -> bool:
         try:
@@ -162,18 +181,19 @@ class Loop:
         """Between an evaluation and its update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
-        if self._reason and self.settings.compat:
+        if self._reason and self.session.options.compat:
             raise _Ended
 
     def _tests(self) -> Convergence:
-        s, state = self.settings, self.session.state
-        made = Convergence(s.opt_past, s.opt_delta, s.opt_max_no_improvement, s.adam_epsf)
+        o, state = self.session.options, self.session.state
+        worse = max(0, o.opt_max_no_improvement)
+        made = Convergence(o.opt_past, o.opt_delta, worse, o.adam_epsf)
         if state is None:
             return made
-        if len(state.past_losses) == s.opt_past:
+        if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
         # The old tool begins anew with each run, but for the ring; 0 is a loss that was not kept.
-        if not s.compat and not state.old and state.previous_loss:
+        if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement
         return made
@@ -198,13 +218,15 @@ class Loop:
     def _show(self, r: StepResult) -> None:
         if not r.skipped:
             self._watch.trained(r.loss, r.trained)
-        self.ui.step(
-            StepRecord(
-                iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-                grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-                seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
-            )
+        record = StepRecord(
+            iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
+            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
+            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
         )  # fmt: skip
+        self.result.losses.append(r.loss)
+        self.ui.step(record)
+        if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
+            self._reason = self._reason or "on_step returned True"
 
     def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
         lines = [("time", f"{duration(seconds)} in all")]
@@ -222,21 +244,10 @@ class Loop:
             if self.outputs.adapter:
                 lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
         if self.session.options.card and self.outputs.adapter:
-            lines += self._cards([row for row in lines if "loss" in row[0] or "best" in row[0]])
+            rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
+            rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
+            lines += write_cards(self.session, self._begun, rows)
         self.ui.close([*lines, *self.outputs.written()])
-
-    def _cards(self, results: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Card and Modelfile; a failure is told, the adapter is there."""
-        session, adapter = self.session, self.outputs.latest_adapter
-        gguf = format_of(self.outputs.adapter) == "gguf"
-        files = card.Files(session.options.model_base, adapter, gguf)
-        template = session.model.tokenizer.chat_template or ""
-        results = [("iterations", f"{self.trainer.iteration} in all"), *results]
-        texts = {
-            "card.md": card.card(self._begun, files, session.identity.base, results),
-            "Modelfile": card.modelfile(files, template),
-        }
-        return card.write_all(self.outputs.config.removesuffix(".config.yaml"), texts, self.ui.note)
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence
@@ -279,7 +290,7 @@ class Loop:
 
     def _save_if_due(self, at_end_too: bool) -> None:
         now = self.trainer.iteration
-        if not 0 < self.settings.save_every <= now - self._tried:
+        if not 0 < self.session.options.save_every <= now - self._tried:
             return
         if now < self._last or at_end_too:
             self._tried = now
@@ -295,18 +306,3 @@ class Loop:
             self._save()
         except OutputError as e:
             raise SaveFailed(f"the last save failed: {e}") from e
-
-    def _how_to_resume(self) -> str:
-        done, seed = self.trainer.iteration, ["--seed", str(self.settings.seed)]
-        # the order that was asked for is now the checkpoint's own
-        again = ("--force-reshuffle", "--force_reshuffle")
-        words = [word for word in self.session.words if word not in again]
-        text, program = f"stopped after iteration {done}", called_as(PROG)
-        if done == self._first:
-            # nothing new was saved: the newest file may be another run's
-            return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
-        if not self.outputs.checkpoint:
-            return f"{text}; it cannot be continued, as --checkpoint-out is empty"
-        left = ["--adam-iter", str(self._last - done), "--epochs", "0"]
-        resume = ["--checkpoint-in", self.outputs.latest_checkpoint, *left, *seed]
-        return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint.file import save_checkpoint
-from nbllama.checkpoint.names import output_name, prune
+from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
 from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
+from nbllama.train.run.names import BEST, Names, bare, check_outputs
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
     from nbllama.lora.pairs import Adapter
 
-BEST = "BEST"
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
 
 
@@ -45,8 +45,9 @@ class Outputs:
         if options.only_write_lora:
             self.checkpoint = ""
         self._old_layout = options.compat
+        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
         self._folder = bool(self.adapter) and is_folder(self.adapter)
-        adapter = _bare(self.adapter) if self._folder else self.adapter
+        adapter = bare(self.adapter) if self._folder else self.adapter
         named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
         self._named = {option: pattern for option, pattern in named.items() if pattern}
         if self.adapter:
@@ -57,25 +58,26 @@ class Outputs:
                     f"{option} {shown(pattern, 400)}: {self._mark} must stand in the file's "
                     "name, not in a folder's"
                 )
-        others = {"--model-base": options.model_base, "--train-data": options.train_data}
         if self._newest == BEST:
             raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
-        others |= {"--val-data": options.val_data, "--config": options.config}
-        others["--sample-prompts"] = options.sample_prompts
-        others = {option: name for option, name in others.items() if name}
-        more = {
-            "--log" if options.log else "the log of --report": self.log,
-            "--report": self.report,
-            "--dump-out": options.dump_out if options.dump else "",
-        }
-        written = self._named | {option: name for option, name in more.items() if name}
+        check_outputs(options, self._all(options))
+
+    def _all(self, options: Options) -> dict[str, list[Names]]:
+        """All files that the run writes, by option."""
+        found = {option: [self._names(pattern)] for option, pattern in self._named.items()}
         if self.adapter:
-            written |= {"the file of the run's options": self.config}
-        others |= {option: self._latest(pattern) for option, pattern in written.items()}
-        for option, pattern in written.items():
-            for other, name in others.items():
-                if other != option and self._may_be(pattern, name):
-                    raise UsageError(f"{option} and {other} are the same file {shown(name, 400)}")
+            found["--lora-out"] = [
+                Names(bare(name), self._mark, self._newest, folder=self._folder)
+                for name in (self.adapter, self.best_adapter)
+            ]
+            found["the file of the run's options"] = [Names(self.config)]
+        if self.log:
+            found["--log" if options.log else "the log of --report"] = [Names(self.log)]
+        if self.report:
+            found["--report"] = [Names(self.report)]
+        if options.dump:
+            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER)]
+        return found
 
     def claim(self, stack: ExitStack) -> None:
         """Prove that the outputs can be written, lock them until `stack` ends, and remove what
@@ -115,6 +117,7 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
             if name:
                 save_checkpoint(name, state)
+                self.paths["checkpoint"] = name
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
         """The adapter alone, under its number and as LATEST."""
@@ -122,11 +125,13 @@ class Outputs:
         for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
+                self.paths["adapter"] = name
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
         """The adapter with the lowest validation loss so far. Raises `OutputError`."""
         if self.adapter:
             save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
+            self.paths["best"] = self.best_adapter
 
     @property
     def best_adapter(self) -> str:
@@ -134,14 +139,14 @@ class Outputs:
         if self._mark in self.adapter:
             return output_name(self.adapter, BEST, self._mark)
         if self._folder:
-            return f"{_bare(self.adapter)}-{BEST}/"
+            return f"{bare(self.adapter)}-{BEST}/"
         stem, ending = os.path.splitext(self.adapter)
         return f"{stem}-{BEST}{ending}"
 
     @property
     def config(self) -> str:
         """Name of the file with the run's options, beside the newest adapter; "": none."""
-        latest = self._latest(_bare(self.adapter) if self._folder else self.adapter)
+        latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
     def save_config(self, text: str) -> None:
@@ -149,6 +154,7 @@ class Outputs:
         if self.config:
             with atomic_write(self.config) as file:
                 file.write(text.encode())
+            self.paths["config"] = self.config
 
     def prune(self, iteration: int) -> str:
         """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
@@ -175,24 +181,12 @@ class Outputs:
     def _latest(self, pattern: str) -> str:
         return output_name(pattern, self._newest, self._mark)
 
-    def _shape(self, pattern: str) -> re.Pattern[str]:
-        """What the last part of a file's name looks like where `pattern` made it."""
-        before, found, after = os.path.basename(pattern).partition(self._mark)
-        number = f"(?:[0-9]+|{re.escape(self._newest)}|{BEST})" if found else ""
-        return re.compile(re.escape(before) + number + re.escape(after))
-
-    def _may_be(self, pattern: str, name: str) -> bool:
-        """Whether one of the files of `pattern` is the file `name`, also through links."""
-        latest = self._latest(pattern)
-        if os.path.exists(latest) and os.path.exists(name) and os.path.samefile(latest, name):
-            return True
-        folders = (os.path.realpath(os.path.dirname(p) or os.curdir) for p in (pattern, name))
-        same = len(set(folders)) == 1
-        return same and bool(self._shape(pattern).fullmatch(os.path.basename(name)))
+    def _names(self, pattern: str) -> Names:
+        return Names(pattern, self._mark, self._newest)
 
     def _left_over_in_folders(self, pattern: str) -> Iterator[str]:
         """The files of all folders of `pattern`."""
-        parent, shape = os.path.dirname(pattern), self._shape(pattern)
+        parent, shape = os.path.dirname(pattern), self._names(pattern).shape
         for base in sorted(os.listdir(parent or os.curdir)):
             folder = os.path.join(parent, base)
             if shape.fullmatch(base) and os.path.isdir(folder):
@@ -200,12 +194,7 @@ class Outputs:
 
     def _left_over(self, pattern: str) -> Iterator[str]:
         """Files of `pattern` of which a temporary file is there."""
-        folder, shape = os.path.dirname(pattern), self._shape(pattern)
+        folder, shape = os.path.dirname(pattern), self._names(pattern).shape
         found = map(_TEMPORARY.fullmatch, os.listdir(folder or os.curdir))
         for base in sorted({m[1] for m in found if m and shape.fullmatch(m[1])}):
             yield os.path.join(folder, base)
-
-
-def _bare(name: str) -> str:
-    """A folder's name without what ends it."""
-    return name.rstrip("/" + os.sep) or name

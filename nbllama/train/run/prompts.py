@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,9 +29,11 @@ class Prompt(NamedTuple):
     ids: list[int]
 
 
-def load_prompts(options: Options, model: Model, data: Dataset) -> list[Prompt]:
-    """The lines of `--sample-prompts` that are not blank; [] without the option. Where the training
-    data are chats, each is what a user says; else the model goes on with it.
+def load_prompts(
+    options: Options, model: Model, data: Dataset, given: Sequence[str] | None = None
+) -> list[Prompt]:
+    """The lines of `--sample-prompts` that are not blank, or the texts that are `given`; [] without
+    any. Where the training data are chats, each is what a user says; else the model continues it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.
@@ -39,8 +41,11 @@ def load_prompts(options: Options, model: Model, data: Dataset) -> list[Prompt]:
     path = options.sample_prompts
     if not path:
         return []
-    lines = [line.strip() for line in decode_utf8(read_bytes(path), path).splitlines()]
-    texts = [line for line in lines if line]
+    if given is None:
+        lines = [line.strip() for line in decode_utf8(read_bytes(path), path).splitlines()]
+        texts = [line for line in lines if line]
+    else:
+        texts = list(given)
     if not 1 <= len(texts) <= MOST:
         raise UsageError(
             f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; give 1 to {MOST}, one a"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
 from nbllama.errors import CheckpointError, shown
 from nbllama.lora.slots import EVERY_SLOT
-from nbllama.options.finetune.table import Options
+from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.train.run.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,58 +16,10 @@ if TYPE_CHECKING:
     from nbllama.data import Dataset
     from nbllama.model.passes import Model
 
-# Settings whose change would make a continued run another run. Those in STORED are taken from the
-# checkpoint where the command line does not give them.
-SETTINGS = (
-    "batch",
-    "grad_acc",
-    "ctx",
-    "adam_alpha",
-    "adam_min_alpha",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_decay",
-    "adam_decay_min_ndim",
-    "adam_gclip",
-    "warmup",
-    "cos_decay_steps",
-    "cos_decay_min",
-    "cos_decay_restart",
-    "enable_restart",
-    "seed",
-    "sample_start",
-    "include_sample_start",
-    "overlapping_samples",
-    "fill_with_next_samples",
-    "separate_with_eos",
-    "separate_with_bos",
-    "sample_random_offsets",
-    "packing",
-    "template_date",
-    "compat",
-    "optimizer",
-    "lr_schedule",
-    "wsd_decay",
-    "lora_dropout",
-    "lora_layers",
-    "loraplus_lr_ratio",
-    "rslora",
-    "alpha",
-    "eval_every",
-)
-STORED = (
-    "ctx", "adam_alpha", "warmup", "cos_decay_steps", "cos_decay_min", "lora_layers",
-    "eval_every", "template_date",
-)  # fmt: skip
-# What a checkpoint from before there was a choice means.
-_BEFORE: dict[str, bool | int | float | str] = {
-    "optimizer": "adamw",
-    "lr_schedule": "cosine",
-    "lora_dropout": 0.0,
-    "lora_layers": "all",
-    "loraplus_lr_ratio": 1.0,
-    "rslora": False,
-}
+_SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
+# What a checkpoint from before there was an option means.
+_BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
+_MAY_CHANGE = {name for name, o in _SAVED.items() if o.saved and o.saved.may_change}
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
@@ -76,17 +28,21 @@ def completed(options: Options, state: TrainState | None) -> Options:
     if state is None:
         return options
     same = state.identity
-    stored = {name: same.settings[name] for name in STORED if name in same.settings}
+    stored: dict[str, Any] = {}
+    for name, o in _SAVED.items():
+        key = (o.saved.key or name) if o.saved and o.saved.taken else ""
+        if key in same.settings:
+            stored[name] = same.settings[key]
     # --lora-r is the default of all ranks but those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
     if not state.old:
-        stored |= {"lora_alpha": same.settings.get("alpha", same.lora_alpha)}
+        stored.setdefault("lora_alpha", same.lora_alpha)
     left = {name: value for name, value in stored.items() if getattr(options, name) is None}
     if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
-    return replace(options, **left)  # type: ignore[arg-type]
+    return replace(options, **left)
 
 
 def identity(
@@ -101,7 +57,7 @@ def identity(
         base=model_fingerprint(model.gguf),
         data=data.fingerprint,
         model=model_numbers(model.hp),
-        settings={name: getattr(settings, name) for name in SETTINGS}
+        settings=settings.saved()
         | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
     )
 
@@ -115,7 +71,7 @@ def check_resume(
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """
     path, found = options.checkpoint_in, state.identity
-    free = {"eval_every"} | ({"seed"} if options.force_reshuffle else set())
+    free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:

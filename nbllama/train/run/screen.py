@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 from nbllama.report.log import EvaluationRecord, StepRecord
 
@@ -25,11 +25,19 @@ class Screen(Protocol):
     def step(self, record: StepRecord) -> None:
         """An iteration is done."""
 
-    def record(self, row: Mapping[str, Any]) -> None:
-        """A row for the log that is not an iteration."""
-
     def evaluation(self, record: EvaluationRecord) -> None:
         """An evaluation is done."""
 
     def close(self, pairs: Pairs = ()) -> None:
         """The run is over; names and values of its summary."""
+
+
+class Silent:
+    """A screen that shows nothing."""
+
+    def note(self, text: str) -> None: ...
+    def header(self, pairs: Pairs) -> None: ...
+    def compiling(self, seconds: float | None = None) -> None: ...
+    def step(self, record: StepRecord) -> None: ...
+    def evaluation(self, record: EvaluationRecord) -> None: ...
+    def close(self, pairs: Pairs = ()) -> None: ...

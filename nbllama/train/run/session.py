@@ -10,10 +10,10 @@ from nbllama.checkpoint.environment import environment_notes
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
-from nbllama.errors import shown
+from nbllama.errors import UsageError, shown
+from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
-from nbllama.model.passes import load_model
 from nbllama.opt.names import OPTIMISERS
 from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import Options
@@ -22,17 +22,32 @@ from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.data import load_data, make_feed, walk
 from nbllama.train.run.dumps import Dumps
+from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.prompts import load_prompts
+from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
-from nbllama.train.run.screen import Screen
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
+
+
+def base_model(options: Options, given: Model | None) -> Model:
+    """The model of `--model-base`, or the one that is there already.
+
+    Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
+    """
+    constants = options.constants()
+    if given is None:
+        return load_model(options.model_base, **constants)
+    if constants:
+        names = ", ".join(constants)
+        raise UsageError(f"the model is loaded already: give {names} to load_model")
+    return given
 
 
 class Session:
@@ -44,28 +59,31 @@ class Session:
         words: list[str],
         threads: int,
         outputs: Outputs,
-        ui: Screen,
+        ui: Recorder,
         stop: StopFlag,
+        given: Given,
     ) -> None:
         self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
-        self.threads = threads
+        self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
         self.state = self._resume(options)
         self.options = options = completed(options, self.state)
-        self.model = load_model(options.model_base, **options.constants())
+        self.model = base_model(options, given.model)
         self.start = self._start()
         today = datetime.now().date().isoformat()
         options = self.options = replace(
             self.options, template_date=self.options.template_date or today
         )
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.data, self.validation = load_data(options, self.model, self.state, self.seed, ui.note)
+        self.data, self.validation = load_data(
+            options, self.model, self.state, self.seed, ui.note, given
+        )
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
-        self.prompts = load_prompts(options, self.model, self.data)
+        self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if self.validation is None and not self.prompts:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
@@ -131,18 +149,19 @@ class Session:
         return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
 
     def _trainer(self) -> Trainer:
-        s, state, adapter = self.settings, self.state, self._adapter()
+        s, o, state = self.settings, self.options, self.state
+        adapter = self._adapter()
         for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
             self.ui.note(line)
-        opt = OPTIMISERS[s.optimizer].load()(
+        opt = OPTIMISERS[o.optimizer].load()(
             adapter.parameters(),
             s.adam_alpha,
-            beta1=s.adam_beta1,
+            beta1=o.adam_beta1,
             beta2=s.adam_beta2,
-            decay=s.adam_decay,
-            decay_min_ndim=s.adam_decay_min_ndim,
-            gclip=s.adam_gclip,
-            b_ratio=s.loraplus_lr_ratio,
+            decay=o.adam_decay,
+            decay_min_ndim=o.adam_decay_min_ndim,
+            gclip=o.adam_gclip,
+            b_ratio=o.loraplus_lr_ratio,
         )
         if state is not None and not state.old:
             opt.restore(state.m, state.v, state.iteration)
@@ -152,25 +171,25 @@ class Session:
             opt,
             self.data,
             Schedule(
-                kind=s.lr_schedule,
+                kind=o.lr_schedule,
                 warmup=s.warmup,
                 cos_decay_steps=s.cos_decay_steps,
                 cos_decay_min=s.cos_decay_min,
-                cos_decay_restart=s.cos_decay_restart,
-                enable_restart=s.enable_restart,
-                min_ratio=s.adam_min_alpha / s.adam_alpha,
-                wsd_decay=s.wsd_decay,
+                cos_decay_restart=o.cos_decay_restart,
+                enable_restart=o.enable_restart,
+                min_ratio=o.adam_min_alpha / s.adam_alpha,
+                wsd_decay=o.wsd_decay,
             ),
             feed=self.feed,
-            batch=s.batch,
-            grad_acc=s.grad_acc,
-            checkpointing=s.use_checkpointing,
-            activation_memory=s.activation_memory,
+            batch=o.batch,
+            grad_acc=o.grad_acc,
+            checkpointing=o.use_checkpointing,
+            activation_memory=o.activation_memory or 0,
             iteration=state.iteration if state is not None else 0,
             position=self.position,
-            old_schedule=s.compat,
-            probability_floor=OLD_FLOOR if s.compat else 0.0,
-            dropout=s.lora_dropout,
+            old_schedule=o.compat,
+            probability_floor=OLD_FLOOR if o.compat else 0.0,
+            dropout=o.lora_dropout,
             seed=s.seed,
             validation=self.validation,
         )
@@ -188,9 +207,9 @@ class Session:
         """How many there are in the data, and what the loss is taken on."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
-        if not self.settings.packing:
+        if not self.options.packing:
             return line
-        use = utilisation(self.data, self.settings.ctx, self.settings.batch, self.seed)
+        use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
 
     def forecast(self) -> Forecast:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from nbllama.errors import UsageError
 from nbllama.opt.names import OPTIMISERS
-from nbllama.options.finetune.table import Options
+from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.report.log import memory
 from nbllama.train.run.defaults import DEFAULTS, context, iterations, slot_ranks
 from nbllama.train.run.layers import as_text, blocks
@@ -20,97 +21,76 @@ from nbllama.train.run.layers import as_text, blocks
 
 @dataclass(frozen=True)
 class Settings:
-    """Every number that a run needs; see docs/options.md for their meanings."""
+    """The options of a run as they were given, and every number that was derived from them.
 
+    A derived value has the name of its option. See docs/options.md for the meanings.
+    """
+
+    options: Options
     data_kind: str
     n_iter: int  # iterations of this run
     threads: int
     seed: int
     ctx: int
-    batch: int
-    grad_acc: int
-    use_checkpointing: bool
-    activation_memory: int  # bytes; 0: not given
     lora_r: int
     alpha: float  # as given; scale alpha / r, or alpha / sqrt(r) with rslora
-    rslora: bool
     lora_alpha: float  # such that the scale is lora_alpha / r
-    lora_dropout: float
     lora_layers: str
-    loraplus_lr_ratio: float
-    optimizer: str
     ranks: dict[str, int]  # by slot name, all of them
     adam_alpha: float
-    adam_min_alpha: float
-    lr_schedule: str
-    wsd_decay: float
+    adam_beta2: float
     warmup: int
     cos_decay_steps: int
     cos_decay_min: float
-    cos_decay_restart: float
-    enable_restart: bool
-    adam_decay: float
-    adam_decay_min_ndim: int
-    adam_beta1: float
-    adam_beta2: float
-    adam_gclip: float
-    sample_start: str
-    include_sample_start: bool
-    overlapping_samples: bool
-    fill_with_next_samples: bool
-    separate_with_eos: bool
-    separate_with_bos: bool
-    sample_random_offsets: bool
-    packing: bool
     template_date: str  # of a chat template; "" for plain text
-    compat: bool
-    opt_past: int
-    opt_delta: float
-    opt_max_no_improvement: int
-    adam_epsf: float
     eval_every: int  # 0: there is nothing to evaluate
-    early_stop: int
-    save_every: int
-    keep_last: int
     notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds of the options, by its keys and in their order."""
+        rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
+        return {row.key or name: self.value(row.key or name) for row, name in rows}
+
+    def value(self, name: str) -> Any:
+        """The value of an option in this run: derived, or else as it was given."""
+        return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
         """What is unusual about the adapter."""
-        more = " rank-stabilised" if self.rslora else ""
-        more += f", dropout {self.lora_dropout:g}" if self.lora_dropout else ""
+        more = " rank-stabilised" if self.options.rslora else ""
+        more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
 
     def _checkpointing(self) -> str:
-        if self.activation_memory:
-            return f"as far as {memory(self.activation_memory)} ask for it"
-        return "on" if self.use_checkpointing else "off"
+        if self.options.activation_memory:
+            return f"as far as {memory(self.options.activation_memory)} ask for it"
+        return "on" if self.options.use_checkpointing else "off"
 
     def _size(self) -> str:
-        if not self.packing:
-            return f"{self.batch} x {self.grad_acc} samples"
-        return f"whole samples of {self.batch * self.ctx} x {self.grad_acc} tokens"
+        if not self.options.packing:
+            return f"{self.options.batch} x {self.options.grad_acc} samples"
+        return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
 
     def pairs(self) -> list[tuple[str, str]]:
         """(name, value) lines for the screen."""
+        o = self.options
         kind = "plain text" if self.data_kind == "raw" else "chat"
         on = {slot: rank for slot, rank in self.ranks.items() if rank}
         if set(on.values()) == {self.lora_r}:
             ranks = " ".join(on)
         else:
             ranks = " ".join(f"{slot}:{rank}" for slot, rank in on.items())
-        low = self.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - self.adam_min_alpha)
-        restart = (
-            f", again every {self.cos_decay_restart:g} x as long" if self.enable_restart else ""
-        )
-        fall = f"{self.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
-        if self.lr_schedule == "constant":
+        low = o.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - o.adam_min_alpha)
+        restart = f", again every {o.cos_decay_restart:g} x as long" if o.enable_restart else ""
+        fall = f"{o.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
+        if o.lr_schedule == "constant":
             fall = "constant"
-        elif self.lr_schedule == "wsd":
-            fall += f", falling in the last {self.wsd_decay:g} of it"
-        ratio = f", B {self.loraplus_lr_ratio:g} x" if self.loraplus_lr_ratio != 1 else ""
-        betas = f"betas {self.adam_beta1:g} {self.adam_beta2:g}"
-        if not OPTIMISERS[self.optimizer].has_beta2:
-            betas = f"momentum {self.adam_beta1:g}"
+        elif o.lr_schedule == "wsd":
+            fall += f", falling in the last {o.wsd_decay:g} of it"
+        ratio = f", B {o.loraplus_lr_ratio:g} x" if o.loraplus_lr_ratio != 1 else ""
+        betas = f"betas {o.adam_beta1:g} {self.adam_beta2:g}"
+        if not OPTIMISERS[o.optimizer].has_beta2:
+            betas = f"momentum {o.adam_beta1:g}"
         return [
             ("data", kind),
             ("run", f"{self.n_iter} iterations of {self._size()}"),
@@ -118,35 +98,26 @@ class Settings:
             ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
             ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
             (
-                OPTIMISERS[self.optimizer].label,
-                f"{betas}, decay {self.adam_decay:g}, clip {self.adam_gclip:g}",
+                OPTIMISERS[o.optimizer].label,
+                f"{betas}, decay {o.adam_decay:g}, clip {o.adam_gclip:g}",
             ),
-            *([("compat", "as the old finetune of 2024")] if self.compat else []),
+            *([("compat", "as the old finetune of 2024")] if o.compat else []),
             ("checkpointing", self._checkpointing()),
             ("threads", str(self.threads)),
             ("seed", str(self.seed)),
         ]
 
 
-# What the old tool did not have, with the value that leaves it out.
-_NEW = {
-    "optimizer": "adamw",
-    "lr_schedule": "cosine",
-    "lora_dropout": 0.0,
-    "rslora": False,
-    "loraplus_lr_ratio": 1.0,
-    "lora_layers": None,
-    "val_split": 0.0,
-}
+_DERIVED = {f.name for f in fields(Settings)}
 
 
 def _check_old(options: Options) -> None:
     """Raise `UsageError` for an option that a run of the old tool, or in its way, cannot have."""
-    for name, without in _NEW.items():
-        # a checkpoint of such a run says "all" of its layers
-        if getattr(options, name) not in (without, "all" if name == "lora_layers" else without):
+    for o in OPTIONS:
+        # a checkpoint of such a run says "all" of its layers, where the option's default is None
+        if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
-                f"--{name.replace('_', '-')}: the old finetune had nothing of the kind; leave it "
+                f"{o.names[0]}: the old finetune had nothing of the kind; leave it "
                 "out with --compat and where one of its checkpoints is continued"
             )
 
@@ -223,56 +194,24 @@ def resolve(
     if warmup > total:
         notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
     return Settings(
+        options=options,
         data_kind=data_kind,
         n_iter=n_iter,
         threads=cores if options.threads is None else options.threads,
         seed=new_seed if options.seed < 0 else options.seed,
         ctx=context(options, data_kind),
-        batch=options.batch,
-        grad_acc=options.grad_acc,
-        use_checkpointing=options.use_checkpointing,
-        activation_memory=options.activation_memory or 0,
         lora_r=lora_r,
         alpha=float(alpha),
-        rslora=options.rslora,
         lora_alpha=float(scaled),
-        lora_dropout=options.lora_dropout,
         lora_layers=as_text(blocks(options.lora_layers or "all", n_layer), n_layer),
-        loraplus_lr_ratio=options.loraplus_lr_ratio,
-        optimizer=options.optimizer,
         ranks=ranks,
         adam_alpha=rate,
-        adam_min_alpha=options.adam_min_alpha,
-        lr_schedule=options.lr_schedule,
-        wsd_decay=options.wsd_decay,
+        adam_beta2=beta2,
         warmup=warmup,
         cos_decay_steps=steps,
         cos_decay_min=floor,
-        cos_decay_restart=options.cos_decay_restart,
-        enable_restart=options.enable_restart,
-        adam_decay=options.adam_decay,
-        adam_decay_min_ndim=options.adam_decay_min_ndim,
-        adam_beta1=options.adam_beta1,
-        adam_beta2=beta2,
-        adam_gclip=options.adam_gclip,
-        sample_start=options.sample_start,
-        include_sample_start=options.include_sample_start,
-        overlapping_samples=options.overlapping_samples,
-        fill_with_next_samples=options.fill_with_next_samples,
-        separate_with_eos=options.separate_with_eos,
-        separate_with_bos=options.separate_with_bos,
-        sample_random_offsets=options.sample_random_offsets,
-        packing=options.packing,
         template_date=(options.template_date or "") if data_kind == "chat" else "",
-        compat=options.compat,
-        opt_past=options.opt_past,
-        opt_delta=options.opt_delta,
-        opt_max_no_improvement=max(0, options.opt_max_no_improvement),
-        adam_epsf=options.adam_epsf,
         eval_every=options.eval_every or max(1, round(n_iter / 10)),
-        early_stop=options.early_stop,
-        save_every=options.save_every,
-        keep_last=options.keep_last,
         notes=tuple(notes),
     )
 

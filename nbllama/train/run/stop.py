@@ -11,11 +11,13 @@ from nbllama.errors import Interrupted
 
 
 class StopFlag:
-    """What SIGINT, SIGTERM and SIGHUP do: end the program at once while there is nothing to save
-    (`at_once`), and only leave a mark, looked at between layers, once training has begun.
+    """What signals do: end the program at once while there is nothing to save (`at_once`), and only
+    leave a mark, looked at between layers, once training has begun.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
+        """`names` of the signals; without any, SIGINT, SIGTERM and SIGHUP."""
+        self._names = names or ("SIGINT", "SIGTERM", "SIGHUP")
         self.signum = 0
         self.at_once = True
 
@@ -23,7 +25,7 @@ class StopFlag:
     def installed(self) -> Iterator[None]:
         """Handle signals; what a signal broke off while `at_once` ends as `Interrupted`."""
         before = {}
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        for name in self._names:
             signum = getattr(signal, name, None)
             # nohup lets programs outlive their terminal by having them ignore SIGHUP
             if signum is None or (name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN):

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nbllama.adapter.file import adapter_notes
+from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
 from nbllama.errors import CheckpointError, UsageError, shown
-from nbllama.model.passes import load_model
+from nbllama.generation.model import Model
 from nbllama.options.finetune.table import Options
 from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
+from nbllama.train.run.session import base_model
 
 
-def write_lora(options: Options, outputs: Outputs, ui: Screen) -> None:
+def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
     """Write the adapter of `--checkpoint-in` under its iteration's number and as LATEST.
 
     An old checkpoint does not say r, which is only the divisor of the scale there: the command
@@ -30,7 +33,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen) -> None:
         state = load_checkpoint(path)
     except FileNotFoundError:
         raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}") from None
-    model = load_model(options.model_base, **options.constants())
+    model = base_model(options, given)
     same = state.identity
     base, numbers = model_fingerprint(model.gguf), model_numbers(model.hp)
     wanted = Identity(
@@ -48,3 +51,6 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen) -> None:
         ui.note(line)
     outputs.save_adapter(state, model.hp)
     ui.close(outputs.written())
+    adapter = Adapter.of(state.adapter, model.hp)
+    paths = outputs.paths
+    return Run(adapter, model, paths=paths, iteration=state.iteration, last=state.iteration)

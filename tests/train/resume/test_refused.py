@@ -59,8 +59,9 @@ def test_a_damaged_checkpoint(done_10: Path, run: Run, damage: Callable[[bytes],
 
 
 def test_what_is_no_checkpoint(done_10: Path, run: Run) -> None:
+    (done_10 / "adapter.gguf").write_bytes((done_10 / "lora-10.gguf").read_bytes())
     before = files(done_10)
-    for name, why in (("lora-10.gguf", "an adapter"), ("toy.gguf", "not a checkpoint")):
+    for name, why in (("adapter.gguf", "an adapter"), ("toy.gguf", "not a checkpoint")):
         refused(run(args_in(done_10, 4, "--checkpoint-in", str(done_10 / name))), 5, name, why)
     done = run(args_in(done_10, 4, "--checkpoint-in", str(done_10)))
     assert done.code in (2, 5) and len(done.err.splitlines()) == 1
