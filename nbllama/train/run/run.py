@@ -35,8 +35,8 @@ def train(
     write an adapter.
 
     `threads`: how many compute (`nbllama.kernels.cores.use_threads`). `words`: the command line,
-    for the log. `given`: what is in memory already. A run that `stop` ended has saved what it had, and
-    its result says so.
+    for the log. `given`: what is in memory already. A run that `stop` ended has saved what it had,
+    and its result says so.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.
