@@ -51,7 +51,9 @@ _TEXT_ONLY = (
     "separate_with_eos",
     "sample_random_offsets",
 )
-_RECORDS_ONLY = ("chat_template", "data_columns", "train_on_prompt", "skip_bad", "packing")
+_RECORDS_ONLY = (
+    "chat_template", "data_columns", "train_on_prompt", "parse_special", "skip_bad", "packing",
+)  # fmt: skip
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
@@ -142,7 +144,7 @@ def load_file(
         path, "raw" if old else options.data_format, columns=parse_columns(options.data_columns),
         style=style, skip_bad=options.skip_bad, keep_mark=old,
     )  # fmt: skip
-    if say is not None and (size := len(data.text) + 1000 * len(data.samples)) > _MUCH:
+    if say is not None and (size := sum(map(len, data.texts)) + 1000 * len(data.samples)) > _MUCH:
         say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
     template = None
     if data.has_chats:
@@ -152,8 +154,9 @@ def load_file(
     try:
         return load_dataset(
             data, tokenizer, context(options, data.kind), template=template, cutter=cutter,
-            rules=rules, train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad,
-            on_long=options.on_long, progress=say,
+            rules=rules, train_on_prompt=options.train_on_prompt,
+            parse_special=options.parse_special, skip_bad=options.skip_bad,
+            on_long=options.on_long, progress=say, keep_mark=old,
         )  # fmt: skip
     finally:
         if template is not None:

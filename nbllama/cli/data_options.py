@@ -35,6 +35,8 @@ class DataOptions(Protocol):
     @property
     def train_on_prompt(self) -> bool: ...
     @property
+    def parse_special(self) -> bool: ...
+    @property
     def skip_bad(self) -> bool: ...
     @property
     def on_long(self) -> str: ...
@@ -70,6 +72,12 @@ class RecordOptions:
     )
     train_on_prompt: bool = record_option(
         None, False, "take the loss on every token of a record, not on answers only"
+    )
+    parse_special: bool = record_option(
+        None,
+        False,
+        "control tokens written out in texts without a template, such as <|im_end|>, are these"
+        " tokens",
     )
     on_long: str = record_option(
         Choice(ON_LONG), "cut", "what to do with a record longer than --ctx tokens"

@@ -16,6 +16,7 @@ from nbllama.cli.prompts import answers
 from nbllama.cli.session import Session
 from nbllama.cli.story import begun, ended
 from nbllama.convergence import Convergence
+from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import Interrupted, NbllamaError, OutputError, SaveFailed, shown
 from nbllama.forecast import Forecast
 from nbllama.identity import environment
@@ -215,6 +216,8 @@ class Loop:
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
                 ("loss", f"{first:.4f} at first, {last:.4f} at last"),
             ]
+        if lost := mostly_lost(self.session.data):
+            lines.append(("data", lost))
         if self._watch.best_at >= 0:
             where = f"{self._watch.best:.4f} at iteration {self._watch.best_at}"
             lines.append(("best validation", where))

@@ -18,7 +18,8 @@ from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import Encoded, encode_chats
 from nbllama.data.formats import Continuation, Conversation, Sample
 from nbllama.data.records import Bad, DataFile
-from nbllama.data.spans import encode_plain
+from nbllama.data.spans import encode_parsed, encode_plain
+from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
 
@@ -96,6 +97,7 @@ def load_samples(
     template: ChatTemplate | None,
     *,
     train_on_prompt: bool = False,
+    parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
     progress: Progress | None = None,
@@ -104,6 +106,7 @@ def load_samples(
 
     `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
     leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
+    `parse_special`: control tokens written out in texts without a template are these tokens.
     `template` is needed for chats only. `progress` gets a line every few seconds.
 
     Raises `DataError` for chats without a template, with file and line for a sample that the
@@ -114,13 +117,12 @@ def load_samples(
         raise ValueError("n_ctx must be at least 1")
     if on_long not in ON_LONG:
         raise ValueError(f"on_long {on_long!r} is not one of {', '.join(ON_LONG)}")
-    where = shown(data.path)
     bad, kept = list(data.bad), []
     n_cut = n_dropped = n_long = 0
-    for line, found in _encoded(data, tokenizer, template, progress):
+    for line, found in _encoded(data, tokenizer, template, progress, parse_special):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
-                raise type(found)(f"{where}, line {line}: {found}") from found.__cause__
+                raise type(found)(f"{data.where(line)}: {found}") from found.__cause__
             bad.append(Bad(line, str(found)))
             continue
         if train_on_prompt:
@@ -129,7 +131,7 @@ def load_samples(
         n_tokens = len(whole.ids) - 1
         if n_tokens > n_ctx and on_long == "refuse":
             raise DataError(
-                f"{where}, line {line}: {n_tokens} tokens, longer than the context of {n_ctx}; "
+                f"{data.where(line)}: {n_tokens} tokens, longer than the context of {n_ctx}; "
                 "give a larger --ctx, or --on-long cut or skip"
             )
         if n_tokens > n_ctx and on_long == "skip":
@@ -144,11 +146,12 @@ def load_samples(
     bad.sort()
     n_all = len(data.samples) + len(data.bad)
     if not kept:
-        raise DataError(_nothing(where, n_all, n_ctx, bad))
+        raise DataError(_nothing(data, n_all, n_ctx, bad))
     ids = np.concatenate([e.ids for _, e in kept])
     trained = np.concatenate([e.trained for _, e in kept])
     offsets = np.cumsum([0] + [len(e.ids) for _, e in kept], dtype=np.int64)
-    notes = _notes(n_all, n_ctx, n_cut, n_dropped, n_long, bad)
+    notes = [*data.notes, *_notes(data, n_all, n_ctx, n_cut, n_dropped, n_long, bad)]
+    notes += control_token_notes(tokenizer, (s for _, s in data.samples), parse_special)
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
     return Samples(
@@ -167,21 +170,35 @@ def load_samples(
     )
 
 
-def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Encoded:
+def encode_continuation(
+    tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
+) -> Encoded:
     """Ids of a prompt and its continuation, and which of them belong to the latter.
 
     BOS is put in front where the model has one put there, and EOS behind, which is trained.
-    Special tokens in the text are only characters.
+    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
+    that the text has itself is not put there again.
     """
-    placed = encode_plain(tokenizer, sample.prompt + sample.answer)
+    encode = encode_parsed if parse_special else encode_plain
+    placed = encode(tokenizer, sample.prompt + sample.answer)
     trained = placed.ends > len(sample.prompt)
     ids = placed.ids
-    if tokenizer.add_bos and tokenizer.bos_id is not None:
+    bos = tokenizer.bos_id
+    begun = parse_special and ids[:1].tolist() == [bos]
+    if tokenizer.add_bos and bos is not None and not begun:
         ids, trained = np.append(np.int32(tokenizer.bos_id), ids), np.append(False, trained)
     end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
-    if end is not None:
+    if end is not None and not (parse_special and _ended(tokenizer, ids)):
         ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
     return Encoded(ids.astype(np.int32), trained)
+
+
+def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Whether ids end with an end-of-generation token, white space behind it left out."""
+    kept = ids.tolist()
+    while kept and not tokenizer.token_bytes(kept[-1]).strip():
+        kept.pop()
+    return bool(kept) and kept[-1] in tokenizer.eog_ids
 
 
 def _encoded(
@@ -189,6 +206,7 @@ def _encoded(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     progress: Progress | None,
+    parse_special: bool,
 ) -> Iterator[tuple[int, Encoded | NbllamaError]]:
     """Every sample with its line, in the file's order."""
     start = told = time.monotonic()
@@ -199,7 +217,7 @@ def _encoded(
             raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
         done = iter(encode_chats(tokenizer, template, chats) if template is not None else ())
         for line, sample in chunk:
-            yield line, _one(tokenizer, sample, done)
+            yield line, _one(tokenizer, sample, done, parse_special)
         now = time.monotonic()
         if progress is not None and now - told >= _REPORT_SECONDS:
             told, n = now, first + len(chunk)
@@ -208,12 +226,15 @@ def _encoded(
 
 
 def _one(
-    tokenizer: Tokenizer, sample: Sample, chats: Iterator[Encoded | NbllamaError]
+    tokenizer: Tokenizer,
+    sample: Sample,
+    chats: Iterator[Encoded | NbllamaError],
+    parse_special: bool,
 ) -> Encoded | NbllamaError:
     if isinstance(sample, Conversation):
         return next(chats)
     try:
-        return encode_continuation(tokenizer, sample)
+        return encode_continuation(tokenizer, sample, parse_special=parse_special)
     except NbllamaError as e:
         return e
 
@@ -226,9 +247,11 @@ def _up_to_last_trained(e: Encoded) -> Encoded:
     return Encoded(e.ids[:n], e.trained[:n])
 
 
-def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+    where = shown(data.path)
     if len(bad) == n_all:
-        return f"nothing in {where} can be trained; line {bad[0].line}: {bad[0].reason}"
+        place = data.short_place(bad[0].line)
+        return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
     return (
         f"no token of {where} can be trained: in none of its {n_all} samples does an answer begin "
         f"within {n_ctx} tokens; a longer --ctx may help"
@@ -236,13 +259,13 @@ def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
 
 
 def _notes(
-    n_all: int, n_ctx: int, n_cut: int, n_dropped: int, n_long: int, bad: list[Bad]
+    data: DataFile, n_all: int, n_ctx: int, n_cut: int, n_dropped: int, n_long: int, bad: list[Bad]
 ) -> list[str]:
     notes = []
     if bad:
         notes.append(
             f"{len(bad)} of {n_all} records are bad and were skipped; "
-            f"the first: line {bad[0].line}: {bad[0].reason}"
+            f"the first: {data.short_place(bad[0].line)}: {bad[0].reason}"
         )
     if n_long:
         notes.append(f"{n_long} of {n_all} samples are longer than {n_ctx} tokens: skipped")

@@ -155,7 +155,14 @@ class Tokenizer(ABC):
 
     def may_hold_special(self, text: str) -> bool:
         """False only where `parse_special` makes no difference to the ids of `text`."""
-        return self._on_request.search(text) is not None
+        return self.special_text_in(text) is not None
+
+    def special_text_in(self, text: str) -> str | None:
+        """The first text of a control token, or of the unknown token, in `text`; None: there is
+        none.
+        """
+        found = self._on_request.search(text)
+        return None if found is None else found[0]
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
