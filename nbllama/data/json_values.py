@@ -16,12 +16,12 @@ from nbllama.errors import DataError, shown
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _BETWEEN = re.compile(r"[ \t\r\n\ufeff]*(?:,[ \t\r\n\ufeff]*)?")
-_BRACKETS = re.compile(r"[\[\]{}\s]+,?")
+_BRACKETS = re.compile(r"[\[\]{}\s]{1,8},?")
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=[ \t\r\n]*[}\]])', re.S)
 _BEGIN = re.compile(
     r"""\s*(?:\[\s*)*\{\s*(?:"|'\w+'\s*:|\w+\s*:\s*["'\[{]|\})""",
 )
-_PART_OF_JSON = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)|^\s*[\[\]{},\s]+$')
+_NAMED = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)')
 # what "surrogateescape" makes of bytes that are not UTF-8
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
@@ -55,19 +55,15 @@ def looks_like_json(text: str) -> bool:
     """
     if _BEGIN.match(text):
         return True
-    n = found = 0
+    n = named = brackets = 0
     for _, line in numbered_lines(text):
+        line = line.strip()
         n += 1
-        found += _looks_like_part(line)
-    return n > 0 and 2 * found >= n and found > 0
-
-
-def _looks_like_part(line: str) -> bool:
-    """Whether a line may be an object, or a line of one, without reading it."""
-    line = line.strip()
-    if not (line[0] in '{["}],' or line[-1] in "}],{["):
-        return False
-    return bool(_PART_OF_JSON.search(line)) and line not in ("[", "]", "[]", ",")
+        if line[0] in '{["}],' or line[-1] in "}],{[":
+            # without reading it: a text may be long
+            named += _NAMED.search(line) is not None
+            brackets += _BRACKETS.fullmatch(line) is not None
+    return named > 0 and 2 * (named + brackets) >= n
 
 
 def json_values(text: str) -> tuple[list[Value], str]:
@@ -78,6 +74,11 @@ def json_values(text: str) -> tuple[list[Value], str]:
     raises `DataError` ("line N: ...").
     """
     lines = list(numbered_lines(text))
+    if not text.isascii() and (damage := _BROKEN_BYTE.search(text)) is not None:
+        values = [v for number, line in lines for v in _of_line(number, line)]
+        if not _reaches_over_lines(lines, values):
+            return values, text
+        raise DataError(f"line {_line(text, damage.start())}: {broken_byte(damage[0])}")
     first = _of_line(*lines[0]) if lines else []
     if first and isinstance(first[0].value, DataError):
         try:
@@ -100,14 +101,18 @@ def json_values(text: str) -> tuple[list[Value], str]:
 
 def _are_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
     """Whether a text, some lines of which are broken, is one of a record a line."""
+    good = any(isinstance(v.value, dict | list) and v.value for v in values)
+    return good and not _reaches_over_lines(lines, values)
+
+
+def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
+    """Whether broken lines look like parts of lists and objects over several."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
-    if not any(isinstance(v.value, dict | list) and v.value for v in values):
-        return False
     (first, begin), (last, end) = lines[0], lines[-1]
     if first in bad and begin.startswith("[") or last in bad and end.rstrip(", \r").endswith("]"):
-        return False  # half a list
-    return not any(
-        number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()))
+        return True  # half a list
+    return any(
+        number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)
         for number, line in lines
     )
 

@@ -20,7 +20,10 @@ ANSWERS = (
     "output", "outputs", "answer", "response", "completion", "bot", "assistant", "gpt", "chatgpt",
     "ai", "reply", "target", "targets", "a",
 )  # fmt: skip
-_MORE = {"context": "input", "system_prompt": "system", "system_message": "system"}
+_MORE = {
+    "input": "input", "system": "system", "history": "history",
+    "context": "input", "system_prompt": "system", "system_message": "system",
+}  # fmt: skip
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output")
@@ -164,12 +167,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
         return record
     names = {question: keys[0], answer: keys[1]}
     if not plain:
-        for name, key in {
-            "input": "input",
-            "system": "system",
-            "history": "history",
-            **_MORE,
-        }.items():
+        for name, key in _MORE.items():
             if name in folded and folded[name] not in names and key not in names.values():
                 names[folded[name]] = key
     return _renamed(record, names, counts)

@@ -24,7 +24,7 @@ import numpy as np
 from nbllama.data.batch import Batch, largest_rows
 from nbllama.data.cutters import Cut, Cutter, Windows, every_token
 from nbllama.data.order import Shuffled
-from nbllama.data.text_file import decode_utf8, read_bytes, sha256_parts
+from nbllama.data.text_file import decode_text, decode_utf8, read_bytes, sha256_parts
 from nbllama.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -192,16 +192,18 @@ def load_raw_text(
     """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
     `content` or `text`: what is in the file, if it was read already. `texts`: those of several
-    files, each of which is cut apart, so that no sample reaches from one into the next. `keep_mark`:
-    a byte-order mark at the start is part of the text.
-    Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
+    files, each of which is cut apart, so that no sample reaches from one into the next.
+    `keep_mark`: a byte-order mark at the start is part of the text.
+    Raises `DataError` for a file that cannot be read, is empty or is no text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
     rules = rules or Rules()
+    if text is None and (keep_mark or content is not None):
+        given = read_bytes(path) if content is None else content
+        text = decode_utf8(given, path, keep_mark=keep_mark)
     if text is None:
-        content = read_bytes(path) if content is None else content
-        text = decode_utf8(content, path, keep_mark=keep_mark)
+        text = decode_text(read_bytes(path), path)
     cut = _joined([cutter(t, tokenizer, n_ctx) for t in texts or (text,)])
     if len(cut.tokens) == 0:
         raise DataError(f"training data {shown(os.fspath(path))} is empty: it holds no token")

@@ -144,7 +144,7 @@ def open_data(
     name = os.fspath(path)
     if keep_mark and data_format == RAW:
         text = decode_utf8(read_bytes(path), path, keep_mark=True)
-        return DataFile(name, RAW, RAW, text, [], [])
+        return DataFile(name, RAW, RAW, text, [], [], texts=(text,))
     asked = _Asked(data_format, columns or {}, style or Style(), skip_bad)
     chosen = data_files(path)
     notes = list(chosen.notes)
@@ -261,7 +261,9 @@ def _parsed(
         if not data.bad:
             raise DataError(f"nothing in {shown(path)} can be trained: it holds no record")
         line, reason = data.bad[0]
-        raise DataError(f"nothing in {shown(path)} can be trained; {data.where(line)}: {reason}")
+        raise DataError(
+            f"nothing in {shown(path)} can be trained; {data.short_place(line)}: {reason}"
+        )
     if len(used) > 1:
         notes.append(
             "records of several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
@@ -317,15 +319,15 @@ def _has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 
 
-def _renamed(entry: Entry, columns: Mapping[str, str]) -> Entry:
-    """The record with the file's own names replaced by those of a format."""
-    if not columns or isinstance(entry.record, DataError):
-        return entry
+def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with the file's own names replaced by those of a format. Raises `DataError`."""
+    if not columns:
+        return record
     for name in columns.values():
-        if name not in entry.record:
-            return Entry(entry.line, DataError(f'the key "{shown(name, 40)}" is missing'))
-    own = {k: v for k, v in entry.record.items() if k not in columns.values()}
-    return Entry(entry.line, own | {key: entry.record[name] for key, name in columns.items()})
+        if name not in record:
+            raise DataError(f'the key "{shown(name, 40)}" is missing')
+    own = {k: v for k, v in record.items() if k not in columns.values()}
+    return own | {key: record[name] for key, name in columns.items()}
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -69,13 +69,13 @@ def _split(folder: str, split: str) -> str | None:
     if not names:
         return None
     if len(names) == 1:
-        return os.path.join(folder, names[0])
+        return os.path.normpath(os.path.join(folder, names[0]))
     # the word before the number, and the ending
     frames = {re.sub(r"[-_.]\d[^.]*", "[-_.][0-9]*", n, count=1) for n in names}
     if len(frames) > 1 or frames == {names[0]}:
         listed = " and ".join(names[:3])
         raise DataError(f"the folder {shown(folder)} has {shown(listed)}: which one is it?")
-    return os.path.join(glob.escape(folder), frames.pop())
+    return os.path.normpath(os.path.join(glob.escape(folder), frames.pop()))
 
 
 def _of_split(names: Sequence[str], split: str) -> list[str]:

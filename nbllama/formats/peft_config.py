@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbllama.errors import shown
+from nbllama.formats.hf_names import bare_module
 from nbllama.formats.safetensors import parse_json
 from nbllama.formats.source import Path, Source
 from nbllama.formats.stored import MAX_RANK, refuse
@@ -46,8 +47,9 @@ class Config:
 def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """The value of the first name that is the path or its end, from a dot on."""
     for name, value in pattern.items():
-        plain = name.removeprefix("^")
-        if module == plain or (name == plain and module.endswith("." + plain)):
+        plain = bare_module(name.removeprefix("^"))
+        whole = bare_module(module)
+        if whole == plain or (not name.startswith("^") and whole.endswith("." + plain)):
             return value
     return default
 
