@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nbllama.adapter import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint import output_name, prune, save_checkpoint
 from nbllama.cli.options import Options
+from nbllama.data.splits import input_files
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
 from nbllama.opt import check_finite
@@ -71,8 +72,12 @@ class Outputs:
         if self.adapter:
             written |= {"the file of the run's options": self.config}
         others |= {option: self._latest(pattern) for option, pattern in written.items()}
+        read = list(others.items())
+        for option in ("--train-data", "--val-data"):
+            if option in others:
+                read += [(option, file) for file in input_files(others[option])]
         for option, pattern in written.items():
-            for other, name in others.items():
+            for other, name in read:
                 if other != option and self._may_be(pattern, name):
                     raise UsageError(f"{option} and {other} are the same file {shown(name, 400)}")
 

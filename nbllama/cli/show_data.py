@@ -16,6 +16,7 @@ from nbllama.data.statistics import Statistics, statistics, utilisation
 from nbllama.errors import shown
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, tokenizer_from_gguf
+from nbllama.text.characters import character_groups
 
 OPEN, CLOSE = "«", "»"  # around trained tokens, where there are no colours
 _TRAINED = ("bold green underline", "bold bright_green underline")
@@ -51,24 +52,20 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
     if not trained[-1]:
         ids, trained = ids[:-1], trained[:-1]
     out = Text()
-    for n, (token, is_trained) in enumerate(zip(ids, trained, strict=True)):
+    for number, (n, _, text) in enumerate(character_groups(tokenizer, ids, trained)):
         before = n > 0 and trained[n - 1]
-        if not colours and is_trained != before:
-            out.append(OPEN if is_trained else CLOSE)
-        out.append(*_shown(tokenizer, token, n, is_trained))
+        if not colours and trained[n] != before:
+            out.append(OPEN if trained[n] else CLOSE)
+        special = not tokenizer.token_bytes(ids[n], special=False)
+        out.append(*_shown(text, number, trained[n], special))
     if not colours and trained[-1]:
         out.append(CLOSE)
     return out
 
 
-def _shown(tokenizer: Tokenizer, token: int, n: int, trained: bool) -> tuple[str, str]:
+def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
     """A token's text and style. Neighbours alternate, so that borders are seen."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
-    special = not tokenizer.token_bytes(token, special=False)
-    try:
-        text = tokenizer.token_bytes(token).decode("utf-8")
-    except UnicodeDecodeError:  # a part of a character
-        text = "".join(f"\\x{b:02x}" for b in tokenizer.token_bytes(token))
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
     return safe, f"{style} {_SPECIAL}" if special else style

@@ -261,9 +261,8 @@ def _parsed(
         if not data.bad:
             raise DataError(f"nothing in {shown(path)} can be trained: it holds no record")
         line, reason = data.bad[0]
-        raise DataError(
-            f"nothing in {shown(path)} can be trained; {data.short_place(line)}: {reason}"
-        )
+        place = data.short_place(line)
+        raise DataError(f"nothing in {shown(path)} can be trained; {place}: {reason}")
     if len(used) > 1:
         notes.append(
             "records of several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())

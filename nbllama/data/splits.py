@@ -60,6 +60,15 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
     return Splits(name)
 
 
+def input_files(path: str | os.PathLike[str]) -> list[str]:
+    """All files that training or validation on `path` would read; none where that is refused."""
+    try:
+        parts = [part for part in find_splits(path) if part is not None]
+        return [file for part in parts for file in data_files(part).files]
+    except DataError:
+        return []
+
+
 def _split(folder: str, split: str) -> str | None:
     """The file of a split, or a pattern for the parts that it is in."""
     if not os.path.isdir(folder):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from nbllama.data.magic import binary_kind, office_kind
-from nbllama.data.splits import choose, is_hidden
+from nbllama.data.splits import choose, is_hidden, says_records
 from nbllama.data.text_file import read_bytes
 from nbllama.errors import DataError, shown
 
@@ -62,6 +62,9 @@ def unpack(name: str, content: bytes) -> Unpacked:
     elif content.startswith(_ZSTD):
         content = _bounded(_unzstd(content, where), f"{where} (Zstandard)")
     else:
+        packed = name.lower().endswith((".zip", ".gz", ".zst"))
+        if packed and not says_records(name):
+            raise DataError(f"{where} is called a packed file, but it begins like none")
         return Unpacked([Content(name, content)], [])
     if content.startswith((_GZIP, _ZSTD, _ZIP)):
         raise DataError(f"{where} is packed twice; unpack it first")
@@ -128,7 +131,10 @@ def _archive(name: str, content: bytes) -> Unpacked:
     where = shown(name, 400)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = {i.filename: i for i in archive.infolist() if not i.is_dir()}
+            listed = [i for i in archive.infolist() if not i.filename.endswith("/")]
+            infos = {i.filename: i for i in listed}
+            if len(infos) < len(listed):
+                raise DataError(f"{where} holds two files of one name; unpack it yourself")
             if (kind := office_kind(list(infos))) is not None:
                 raise DataError(f"{where} is {kind}")
             if len(infos) > MAX_MEMBERS:
@@ -148,8 +154,6 @@ def _members(
         member = f"{name}/{info.filename}"
         if info.flag_bits & 1:
             raise DataError(f"{shown(member, 400)} is encrypted; unpack the archive yourself")
-        if not info.file_size:
-            continue
         with archive.open(info) as stream:
             content = _bounded(_parts(stream), shown(member, 400), left)
         left -= len(content)

@@ -203,9 +203,7 @@ def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA, which no other format holds: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
-        return (
-            "not half of a LoRA pair: a whole tensor (modules_to_save), which no format here holds"
-        )
+        return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
     return "not half of a LoRA pair of a tensor that takes one here"
 
 
