@@ -59,11 +59,9 @@ class Counts(NamedTuple):
         """A line for each kind of change."""
         out = []
         if self.columns:
-            out.append(
-                f"read through the chat template: {_listed(self.columns)}"
-                if any(" as instruction" in c for c in self.columns)
-                else f"read: {_listed(self.columns)}"
-            )
+            asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
+            through = " (through the chat template)" if asked else ""
+            out.append(f"read: {_listed(self.columns)}{through}")
         if self.roles:
             out.append(f"roles: {_listed(self.roles)}")
         if self.numbers:
@@ -112,6 +110,7 @@ def known_names(
     """
     if guess and not _has(record, wanted):
         record = _guessed(record, wanted, counts)
+    record = _by_turns(record)
     record = _with_roles(_with_numbers(record, counts), counts)
     return _with_system(record, counts) if "messages" in record and "system" in record else record
 
@@ -244,6 +243,17 @@ def _with_roles(record: Record, counts: Counts) -> Record:
             if any(new is not old for new, old in zip(renamed, turns, strict=True)):
                 record = record | {key: renamed}
     return record
+
+
+def _by_turns(record: Record) -> Record:
+    """A chat whose turns are those of ShareGPT, under "messages"."""
+    turns = record.get("messages")
+    if "conversations" in record or not is_turns(turns):
+        return record
+    if any(key.lower() == "role" for turn in turns for key in turn):
+        return record
+    rest = {key: value for key, value in record.items() if key != "messages"}
+    return rest | {"conversations": turns}
 
 
 def _with_system(record: Record, counts: Counts) -> Record:

@@ -18,6 +18,7 @@ from nbllama.data.containers import DELIMITERS, table_rows
 from nbllama.data.formats import FORMATS, Conversation, Format, Record, Sample, Style
 from nbllama.data.formats.record import keys_of
 from nbllama.data.json_values import json_values, looks_like_json
+from nbllama.data.magic import binary_kind
 from nbllama.data.names import (
     ANSWERS,
     QUESTIONS,
@@ -171,7 +172,13 @@ def open_data(
 def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
     """The records of one file, or its text."""
     name, data_format = content.name, asked.data_format
-    if content.content.startswith(MAGIC) and content.content.endswith(MAGIC) and data_format != RAW:
+    called = ending(name) == ".parquet"
+    is_parquet = content.content.startswith(MAGIC) and (
+        called or binary_kind(content.content) is not None
+    )
+    if data_format != RAW and called and not is_parquet:
+        raise DataError(f"{shown(name, 400)} is called a Parquet file, but it begins like none")
+    if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
         return _Records(entries, "", len(entries))
     text = decode_text(content.content, name, lenient=asked.skip_bad and data_format != RAW)

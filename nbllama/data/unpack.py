@@ -76,9 +76,10 @@ def _parts(stream: IO[bytes]) -> Iterator[bytes]:
         yield part
 
 
-def _bounded(parts: Iterator[bytes], where: str, budget: int = MAX_UNPACKED) -> bytes:
-    """Unpacked bytes put together, which must not be more than `budget`."""
+def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> bytes:
+    """Unpacked bytes put together, which must not be more than `budget` (`MAX_UNPACKED`)."""
     out = bytearray()
+    budget = MAX_UNPACKED if budget is None else budget
     try:
         for part in parts:
             out += part

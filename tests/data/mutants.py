@@ -12,7 +12,9 @@ from typing import Any
 
 CHATS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-    for q, a in (("Where is the key?", "Under the mat."), ("月亮?", '在\n天上, "高" é.'), ("9?", "3"))
+    for q, a in (
+        ("Where is the key?", "Under the mat."), ("月亮?", '在\n天上, "高" é.'), ("9?", "3"),
+    )
 ]  # fmt: skip
 PAIRS = [{"question": "Ebb?", "answer": "At six."}, {"question": "Flood?", "answer": "At noon."}]
 ALPACA = [{"instruction": "Name a cheese.", "input": "", "output": "Gouda."}] * 3
