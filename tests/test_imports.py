@@ -136,7 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.run": {"errors"},
     "cli.archs": {"arch"},
     "cli.ui": {"progress"},
-    "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
+    "cli.outputs": STATE | {"adapter", "data", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
     "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.defaults"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
@@ -243,6 +243,7 @@ PUBLIC = [
 
 # Packages from elsewhere, and the only parts that may import them. numpy is free for all.
 OUTSIDE = {
+    "compression": {"data"},
     "gguf": {"quants"},
     "jinja2": {"text"},
     "llvmlite": {"lanes", "simd", "threads", "quants", "quantise", "identity"},
@@ -260,6 +261,7 @@ OUTSIDE = {
         "cli.cores",
     },
     "psutil": {"system_memory", "cli.cores"},
+    "pyarrow": {"data"},
     "rich": {"cli.show_data", "cli.ui"},
     "tensorboardX": {"cli.board"},
     "xllamacpp": {"_llama_child"},
@@ -267,6 +269,7 @@ OUTSIDE = {
     "yaml": {"cli.config"},
     "sentencepiece": {"text"},
     "tokenizers": {"text"},
+    "zstandard": {"data"},
 }
 
 # Light parts that must come without numpy, numba and the like.

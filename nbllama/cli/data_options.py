@@ -76,8 +76,7 @@ class RecordOptions:
     parse_special: bool = record_option(
         None,
         False,
-        "control tokens written out in texts without a template, such as <|im_end|>, are these"
-        " tokens",
+        "control tokens that are written out in documents and completions are these tokens",
     )
     on_long: str = record_option(
         Choice(ON_LONG), "cut", "what to do with a record longer than --ctx tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from statistics import median
@@ -11,7 +12,8 @@ import numpy as np
 from nbllama.arch import context_warnings
 from nbllama.cli.eval_options import Perplexity
 from nbllama.cli.lora_files import load_adapters
-from nbllama.errors import DataError, UsageError, shown
+from nbllama.data.text_file import decode_text, read_bytes
+from nbllama.errors import UsageError, shown
 from nbllama.evaluate import (
     Compared,
     Mean,
@@ -30,20 +32,9 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 def read_utf8(path: str) -> str:
     """The text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read()
-    except FileNotFoundError:
-        raise UsageError(f"{shown(path, 400)}: there is no such file") from None
-    except OSError as e:
-        raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
-    try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{shown(path, 400)} is not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start}; "
-            "convert the file to UTF-8"
-        ) from None
+    if not os.path.exists(path):
+        raise UsageError(f"{shown(path, 400)}: there is no such file")
+    return decode_text(read_bytes(path, "the text"), path)
 
 
 class Ticker:

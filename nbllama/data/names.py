@@ -248,7 +248,7 @@ def _with_roles(record: Record, counts: Counts) -> Record:
 def _by_turns(record: Record) -> Record:
     """A chat whose turns are those of ShareGPT, under "messages"."""
     turns = record.get("messages")
-    if "conversations" in record or not is_turns(turns):
+    if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
     if any(key.lower() == "role" for turn in turns for key in turn):
         return record

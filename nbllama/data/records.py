@@ -7,7 +7,6 @@ asked for.
 
 from __future__ import annotations
 
-import bisect
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from typing import NamedTuple
 
 from nbllama.data.columnar import MAGIC, parquet_rows
 from nbllama.data.containers import DELIMITERS, table_rows
-from nbllama.data.formats import FORMATS, Conversation, Format, Record, Sample, Style
+from nbllama.data.data_file import RAW, Bad, DataFile, Part
+from nbllama.data.formats import FORMATS, Format, Record, Style
 from nbllama.data.formats.record import keys_of
 from nbllama.data.json_values import json_values, looks_like_json
 from nbllama.data.magic import binary_kind
@@ -35,67 +35,11 @@ from nbllama.data.unpack import Content, read_contents
 from nbllama.data.wrapped import Entry, entries_of
 from nbllama.errors import DataError, UsageError, shown
 
-RAW = "raw"
 CSV = "csv"
 NAMES = (RAW, *FORMATS, CSV)
 """What `--data-format` may say."""
 
 _TABLES = (".csv", ".tsv")
-
-
-class Bad(NamedTuple):
-    """A bad record: its line and the reason."""
-
-    line: int
-    reason: str
-
-
-class Part(NamedTuple):
-    """One of the files that were read. first: what its line 1 counts as among those of all."""
-
-    name: str
-    first: int
-
-
-class DataFile(NamedTuple):
-    """Training data, read and parsed.
-
-    kind: "raw" (then `text` is all there is, or the first of `texts`) or "chat". format: name in
-    `FORMATS`, that of most records, or "raw". samples: (line, sample) of each good record; bad: the
-    others, if they may be skipped. Lines are counted on through all files; `place` says which file
-    and line one is. notes: lines for the user.
-    """
-
-    path: str
-    kind: str
-    format: str
-    text: str
-    samples: list[tuple[int, Sample]]
-    bad: list[Bad]
-    notes: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
-    texts: tuple[str, ...] = ()
-
-    @property
-    def has_chats(self) -> bool:
-        """Whether a chat template is needed."""
-        return any(isinstance(sample, Conversation) for _, sample in self.samples)
-
-    def place(self, line: int) -> tuple[str, int]:
-        """The file of a line, and its number there."""
-        if not self.parts:
-            return self.path, line
-        part = self.parts[bisect.bisect_right([p.first for p in self.parts], line) - 1]
-        return part.name, line - part.first + 1
-
-    def short_place(self, line: int) -> str:
-        """ "line N", with the file where there are several."""
-        return self.where(line) if self.parts else f"line {line}"
-
-    def where(self, line: int) -> str:
-        """ "FILE, line N" for an error."""
-        name, number = self.place(line)
-        return f"{shown(name, 400)}, line {number}"
 
 
 class _Records(NamedTuple):

@@ -16,8 +16,8 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import Encoded, encode_chats
+from nbllama.data.data_file import Bad, DataFile
 from nbllama.data.formats import Continuation, Conversation, Sample
-from nbllama.data.records import Bad, DataFile
 from nbllama.data.spans import encode_parsed, encode_plain
 from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
@@ -186,7 +186,7 @@ def encode_continuation(
     bos = tokenizer.bos_id
     begun = parse_special and ids[:1].tolist() == [bos]
     if tokenizer.add_bos and bos is not None and not begun:
-        ids, trained = np.append(np.int32(tokenizer.bos_id), ids), np.append(False, trained)
+        ids, trained = np.append(np.int32(bos), ids), np.append(False, trained)
     end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
     if end is not None and not (parse_special and _ended(tokenizer, ids)):
         ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)

@@ -53,7 +53,8 @@ def _all_of(fd: int, pipe: bool) -> bytes:
     """Everything from an open file. Raises `ValueError` for what has no end in sight."""
     if not pipe and (size := os.fstat(fd).st_size) > MAX_BYTES:
         raise ValueError(f"{size} bytes, at most {MAX_BYTES} are read; split it")
-    parts, total = [], 0
+    parts: list[bytes] = []
+    total = 0
     while True:
         if pipe and not select.select([fd], [], [], _PIPE_SECONDS)[0]:
             raise ValueError(f"a pipe from which nothing came for {_PIPE_SECONDS:.0f} s")
@@ -108,7 +109,7 @@ def decode_text(
             return text
     if (kind := binary_kind(content)) is not None:
         raise DataError(f"{name} is {kind}")
-    if lenient:
+    if lenient and not guessed_encoding(content):
         return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     return decode_utf8(content, path, keep_mark=keep_mark)
 

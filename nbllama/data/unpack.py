@@ -57,8 +57,8 @@ def unpack(name: str, content: bytes) -> Unpacked:
     if content.startswith(_ZIP):
         return _archive(name, content)
     if content.startswith(_GZIP):
-        stream = gzip.GzipFile(fileobj=io.BytesIO(content))
-        content = _bounded(_parts(stream), f"{where} (gzip)")
+        with gzip.open(io.BytesIO(content)) as stream:
+            content = _bounded(_parts(stream), f"{where} (gzip)")
     elif content.startswith(_ZSTD):
         content = _bounded(_unzstd(content, where), f"{where} (Zstandard)")
     else:
@@ -71,7 +71,7 @@ def unpack(name: str, content: bytes) -> Unpacked:
     return Unpacked([Content(name, content)], [])
 
 
-def _parts(stream: IO[bytes]) -> Iterator[bytes]:
+def _parts(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     while part := stream.read(_CHUNK):
         yield part
 

@@ -12,8 +12,17 @@ from nbllama.data import Conversation, DataFile, open_data
 from nbllama.errors import DataError
 
 CASES = Path(__file__).parent / "cases" / "files"
-KEY = {"messages": [{"role": "user", "content": "Key?"}, {"role": "assistant", "content": "Mat."}]}
-LAMP = {"messages": [{"role": "user", "content": "Lamp?"}, {"role": "assistant", "content": "On."}]}
+
+
+def _chat(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question}, {"role": "assistant", "content": answer},
+        ]
+    }  # fmt: skip
+
+
+KEY, LAMP = _chat("Key?", "Mat."), _chat("Lamp?", "On.")
 TWO = [("Key?", "Mat."), ("Lamp?", "On.")]
 
 
