@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from statistics import median
@@ -12,7 +13,7 @@ import numpy as np
 from nbllama.arch import context_warnings
 from nbllama.cli.eval_options import Perplexity
 from nbllama.cli.lora_files import load_adapters
-from nbllama.data.text_file import decode_text, read_bytes
+from nbllama.data.text_file import decode_text
 from nbllama.errors import UsageError, shown
 from nbllama.evaluate import (
     Compared,
@@ -32,9 +33,17 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 def read_utf8(path: str) -> str:
     """The text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
-    if not os.path.exists(path):
-        raise UsageError(f"{shown(path, 400)}: there is no such file")
-    return decode_text(read_bytes(path, "the text"), path)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise UsageError(f"{shown(path, 400)}: cannot be read: a device, not a regular file")
+        with open(path, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        raise UsageError(f"{shown(path, 400)}: there is no such file") from None
+    except OSError as e:
+        raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
+    return decode_text(raw, path)
 
 
 class Ticker:

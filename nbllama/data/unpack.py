@@ -19,7 +19,7 @@ from nbllama.data.splits import choose, is_hidden, says_records
 from nbllama.data.text_file import read_bytes
 from nbllama.errors import DataError, shown
 
-MAX_UNPACKED = 1 << 30
+MAX_UNPACKED = 1 << 29
 """Most bytes that one compressed file or archive may unpack to."""
 MAX_MEMBERS = 100_000
 
