@@ -69,6 +69,8 @@ def load_dataset(
     train_on_prompt: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
+    system_as_user: bool = False,
+    keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """The samples of a training file (or of what `open_data` made of it), none longer than `n_ctx`
@@ -93,6 +95,8 @@ def load_dataset(
         train_on_prompt=train_on_prompt,
         skip_bad=skip_bad,
         on_long=on_long,
+        system_as_user=system_as_user,
+        keep_texts=keep_texts,
         progress=progress,
     )
 
