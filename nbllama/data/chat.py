@@ -136,7 +136,9 @@ class ChatReader:
         if isinstance(rendered, NbllamaError):
             raise rendered
         chat, texts = rendered
-        marked = any(holds_special(self._tokenizer, s) for s in strings_of(chat.messages, chat.tools))
+        marked = any(
+            holds_special(self._tokenizer, s) for s in strings_of(chat.messages, chat.tools)
+        )
         answers: list[_Answer] = []
         whole: tuple[str, Placed] | None = None  # the last prompt, which others are parts of
         for n in reversed(range(len(chat.numbers))):
@@ -200,8 +202,10 @@ class ChatReader:
         if n_calls:
             form = self._traits.form_of_calls
             messages = with_arguments(messages, form)
-            if form == NONE:
+            if form.arguments == NONE:
                 found["hermes"] += n_calls
+            elif form.null:
+                found["null"] += sum(m["content"] is None for m in messages)
         return Prepared(messages, numbers, chat.tools, chat.variables, found)
 
     def _answer(

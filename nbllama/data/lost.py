@@ -83,7 +83,7 @@ class LostPieces:
         end = chat.numbers[-1]
         key = (
             tuple(
-                (m["role"], bool(m["content"].strip()), len(m.get("tool_calls") or ()), len(m))
+                (m["role"], bool(_words(m)), len(m.get("tool_calls") or ()), len(m))
                 for m in chat.messages[:end]
             ),
             tuple(chat.numbers),
@@ -98,7 +98,7 @@ class LostPieces:
         """The numbers of messages whose words are in no prompt, and whether the tools are not."""
         end = chat.numbers[-1]
         marked = [
-            {**m, "content": f"{_TAG}{i}z"} if m["content"].strip() else m
+            {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
             for i, m in enumerate(chat.messages[:end])
         ]
         cuts = [(i, True) for i in chat.numbers]
@@ -112,14 +112,14 @@ class LostPieces:
         everything = "".join(with_tools)
         lost = frozenset(
             i for i, m in enumerate(marked)
-            if m["content"].startswith(_TAG) and m["content"] not in everything
+            if _words(m).startswith(_TAG) and m["content"] not in everything
         )  # fmt: skip
         same = not isinstance(without, NbllamaError) and without[0] == with_tools[0]
         return lost, bool(chat.tools) and same
 
 
 def _words(message: Message) -> str:
-    return str(message["content"]).strip()
+    return str(message["content"] or "").strip()
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
@@ -130,4 +130,3 @@ def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
         if begin >= 0:
             return begin, begin + len(form)
     return None
-

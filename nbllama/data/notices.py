@@ -7,7 +7,7 @@ from collections import Counter
 from nbllama.errors import shown
 
 READ = {
-    "mask": "messages that are no answers have a key such as \"loss\" or \"masked\": they are "
+    "mask": 'messages that are no answers have a key such as "loss" or "masked": they are '
     "never trained anyway",
     "developer": "messages have the role developer, which the chat template does not know: they "
     "are rendered as system messages",
@@ -19,6 +19,8 @@ READ = {
     "or <think>): they are trained without it",
     "hermes": "answers call tools, but the chat template has no calls: the calls are trained as "
     "text, a line of JSON in <tool_call> marks (Hermes form)",
+    "null": "answers call tools and say nothing: their content is null for the chat template, which "
+    "writes calls only then",
     "tools": "records list tools that the chat template does not write: the prompt is without them, "
     "as a server renders it",
     "changed": "messages are not in the rendered text as they are written: the chat template "

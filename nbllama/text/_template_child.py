@@ -92,9 +92,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     return env
 
 
-def render(
-    template: jinja2.Template, request: dict[str, Any]
-) -> list[list[str] | dict[str, str]]:
+def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
     """The text of every cut of every chat of a render request, or the chat's error."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()

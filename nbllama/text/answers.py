@@ -16,7 +16,8 @@ from nbllama.errors import DataError, shown
 from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_of, visible
 
 _DEFAULT_CLOSER = "\n</think>\n\n"
-_MARKS = re.compile(r"(?:\s|<[^<>]*>|\[[^\[\]]*\])*")
+_MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
+_MARKS = re.compile(rf"(?:\s|{_MARK.pattern})*")
 _FEW = 4  # characters of a tail that say something
 
 
@@ -58,7 +59,7 @@ def split_answer(
     thought = thought_of(messages[number])
     if held.closed:
         return _behind_closed(held, through, at, thought, number)
-    return _behind_open(held, through, at, thought, messages[number], closer)
+    return _behind_open(held, through, at, thought, messages, number, closer)
 
 
 def _behind_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
@@ -90,18 +91,29 @@ def held_tail(held: Thought, through: str, at: int) -> int:
 
 
 def _behind_open(
-    held: Thought, through: str, at: int, thought: str, message: dict[str, Any], closer: str
+    held: Thought,
+    through: str,
+    at: int,
+    thought: str,
+    messages: list[dict[str, Any]],
+    number: int,
+    closer: str,
 ) -> Part:
     """An answer whose prompt opens a thought, which the answer then has to close."""
     own = opening(through, at)
     if own is not None and own.opener.strip() == held.opener.strip():
         begin = through.index(own.opener, at) + len(own.opener)
         return Part("", begin)
-    words = visible(message)
+    words = visible(messages[number])
     place = through.find(words, at) if words else -1
     mark = closer_in(through[at : place if place >= 0 else len(through)])
-    if mark is not None:  # a template that writes the closer alone
+    if mark is not None and mark.group() == held.closer:  # the closer alone
         return Part("", at)
+    if mark is not None:
+        raise DataError(
+            f"message {number + 1}: its thought is in other marks ('{mark.group()}') than those of "
+            f"the chat template ('{held.opener.strip()}'); put it under \"reasoning_content\""
+        )
     if not closer:
         own_mark = held.closer
         closer = _DEFAULT_CLOSER if own_mark == "</think>" else own_mark
@@ -113,9 +125,7 @@ def _behind_open(
     return Part(thought + closer, at, len(thought))
 
 
-def _aligned(
-    base: str, through: str, messages: list[dict[str, Any]], number: int
-) -> int | None:
+def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: int) -> int | None:
     """Where in F the place is at which `base` ends; None where it is not known."""
     if through.startswith(base):
         return len(base)
@@ -126,17 +136,16 @@ def _aligned(
     if words is None:
         return None
     # From the end: the longest tail of `base` that stands right before the words.
+    calls = bool(messages[number].get("tool_calls"))  # text of the template's own may lead to them
     best, place = 0, -1
     for at in range(words, max(-1, words - 200), -1):
-        if not _MARKS.fullmatch(through, at, words):
-            break
+        if not calls and not _MARKS.fullmatch(through, at, words):
+            continue
         n = len(os.path.commonprefix([base[::-1], through[:at][::-1]]))
         if n > best:
             best, place = n, at
-    said = str(messages[number - 1].get("content") or "").strip() if number else ""
-    begin = base.rfind(said) if said else -1
-    needed = len(base) - begin if begin >= 0 else _FEW
-    return place if best >= needed and base[len(base) - best :].strip() else None
+    tail = base[len(base) - best :]
+    return place if _MARK.search(tail) or len("".join(tail.split())) >= _FEW else None
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:

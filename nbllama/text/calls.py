@@ -1,16 +1,27 @@
 """Calls of tools: in which form a chat template takes them, and a form for templates that have none.
 
 A call's arguments are an object for most templates, text for some; the wrong form raises, is
-printed as Python, or is encoded twice. Which one it is, is tried out once with a small chat.
+printed as Python, or is encoded twice. Some write calls only in a message whose content is null.
+What a template needs is tried out once with a small chat.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 OBJECT, TEXT, NONE = "object", "text", "none"
+
+
+class Form(NamedTuple):
+    """How a template takes calls: arguments as "object" or "text", or "none" at all. null: only in
+    a message whose content is null, where there is none.
+    """
+
+    arguments: str
+    null: bool = False
+
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str | None]
@@ -19,7 +30,7 @@ Render = Callable[[list[Message], Any], str | None]
 _NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
 
 
-def _probe(arguments: Any, content: str) -> list[Message]:
+def _probe(arguments: Any, content: str | None) -> list[Message]:
     function = {"name": _NAME, "arguments": arguments}
     call = {"id": "zqzqzqzq1", "type": "function", "function": function}
     return [
@@ -35,23 +46,24 @@ def _tool() -> Message:
     return {"type": "function", "function": function}
 
 
-def form_of_calls(render: Render) -> str:
-    """How a template takes calls: with arguments as "object" or "text", or "none" at all.
+def form_of_calls(render: Render) -> Form:
+    """How a template takes calls.
 
     "object" too where it refuses every call, so that a record's own call is refused with the
     template's words.
     """
     failed = 0
-    tries = [(tools, content) for content in ("", "zqcontent") for tools in ([_tool()], None)]
+    contents = ("", None, "zqcontent")
+    tries = [(tools, content) for content in contents for tools in ([_tool()], None)]
     for tools, content in tries:
         as_object = render(_probe({_KEY: _VALUE}, content), tools)
         as_text = render(_probe(json.dumps({_KEY: _VALUE}), content), tools)
         if _is_whole(as_object):
-            return OBJECT
+            return Form(OBJECT, content is None)
         if _is_whole(as_text):
-            return TEXT
+            return Form(TEXT, content is None)
         failed += as_object is None and as_text is None
-    return OBJECT if failed == len(tries) else NONE
+    return Form(OBJECT if failed == len(tries) else NONE)
 
 
 def _is_whole(text: str | None) -> bool:
@@ -65,26 +77,27 @@ def _is_whole(text: str | None) -> bool:
     return found and f"'{_KEY}'" not in text and f'\\"{_KEY}' not in text
 
 
-def with_arguments(messages: list[Message], form: str) -> list[Message]:
-    """`messages` with their calls' arguments in this form."""
+def with_arguments(messages: list[Message], form: Form) -> list[Message]:
+    """`messages` with their calls as a template takes them."""
     return [_in_form(m, form) if m.get("tool_calls") else m for m in messages]
 
 
-def _in_form(message: Message, form: str) -> Message:
-    if form == NONE:
-        lines = [message["content"]] if message["content"].strip() else []
+def _in_form(message: Message, form: Form) -> Message:
+    content = message["content"]
+    if form.arguments == NONE:
+        lines = [content] if content.strip() else []
         content = "\n".join([*lines, *map(hermes, message["tool_calls"])])
         return {k: v for k, v in message.items() if k != "tool_calls"} | {"content": content}
     calls = []
     for call in message["tool_calls"]:
         function = call["function"]
         arguments = function["arguments"]
-        if form == TEXT:
+        if form.arguments == TEXT:
             arguments = function.get("text") or json.dumps(arguments, ensure_ascii=False)
-        calls.append(
-            {**call, "function": {"name": function["name"], "arguments": arguments}}
-        )
-    return {**message, "tool_calls": calls}
+        calls.append({**call, "function": {"name": function["name"], "arguments": arguments}})
+    if form.null and not content.strip():
+        content = None
+    return {**message, "content": content, "tool_calls": calls}
 
 
 def hermes(call: Message) -> str:

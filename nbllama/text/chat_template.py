@@ -31,9 +31,6 @@ Messages = Sequence[dict[str, Any]]
 Cuts = Sequence[tuple[int, bool]]
 
 
-
-
-
 class ChatTemplate:
     """A Jinja chat template. Use it as a context manager or call `close`.
 
@@ -127,9 +124,7 @@ class ChatTemplate:
         return self._error(f"{line}: {message}" if message else line)
 
 
-def chat_variables(
-    tools: list[Any] | None, variables: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a template gets for one chat alone; no tools, no variable of that name."""
     return {**(variables or {}), **({"tools": tools} if tools else {})}
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nbllama.errors import NbllamaError
-from nbllama.text.calls import form_of_calls
+from nbllama.text.calls import Form, form_of_calls
 from nbllama.text.thoughts import KEYS, at_end
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Traits:
         return text is not None and "zqsystem" in text
 
     @cached_property
-    def form_of_calls(self) -> str:
+    def form_of_calls(self) -> Form:
         """See `nbllama.text.calls.form_of_calls`."""
         return form_of_calls(lambda messages, tools: self._render(messages, tools=tools))
 

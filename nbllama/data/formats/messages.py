@@ -34,9 +34,7 @@ def read(record: Record, style: Style) -> Conversation:
     return conversation(messages, silent, record, told)
 
 
-def messages_of(
-    record: Record, key: str
-) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
+def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
     """The messages under `key`, the numbers (from 0) of the answers that are not trained, and what
     there is to tell (see `Conversation`).
     """
@@ -90,7 +88,7 @@ def _thought(message: Record, where: str) -> str:
     for key in THOUGHT_KEYS:
         thought = text_of(message, key, where, default="")
         if thought.strip() and found and thought != found:
-            raise DataError(f"{where}it has two thoughts, one of them under \"{key}\"")
+            raise DataError(f'{where}it has two thoughts, one of them under "{key}"')
         found = found or (thought if thought.strip() else "")
     return found
 
@@ -104,9 +102,7 @@ def _parts(parts: list[Any], where: str) -> str:
     return "".join(texts)
 
 
-def silent_ones(
-    messages: list[Record], roles: list[str]
-) -> tuple[frozenset[int], tuple[str, ...]]:
+def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
     """The numbers of the answers that a key takes out of training, and what there is to tell.
 
     Raises `DataError` for a key with another value than yes or no, for keys that contradict each

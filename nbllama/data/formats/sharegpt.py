@@ -56,9 +56,7 @@ def read(record: Record, style: Style) -> Conversation:
             raise DataError(f'"conversations" must be a list of messages, not {what}')
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, told = silent_ones(turns, [m["role"] for m in messages])
-    return conversation(
-        first + messages, frozenset(i + len(first) for i in silent), record, told
-    )
+    return conversation(first + messages, frozenset(i + len(first) for i in silent), record, told)
 
 
 def _turn(turn: Any, where: str) -> Message:
