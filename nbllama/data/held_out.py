@@ -1,8 +1,8 @@
 """Validation data: a part of the training data that is held out, or another file.
 
 What is held out shares nothing with what is trained on. Of records, copies of one sample and all
-samples of one record stay on one side. Of raw text one stretch of the tokens is held out: training keeps the samples that lie
-wholly outside of it, so that no overlapping sample tells what is in it.
+samples of one record stay on one side. Of raw text one stretch of the tokens is held out: training
+keeps the samples that lie wholly outside of it, so that no overlapping sample tells what is in it.
 """
 
 from __future__ import annotations

@@ -7,24 +7,41 @@ from collections import Counter
 from nbllama.errors import shown
 
 READ = {
-    "mask": 'messages that are no answers have a key such as "loss" or "masked": they are '
-    "never trained anyway",
-    "developer": "messages have the role developer, which the chat template does not know: they "
-    "are rendered as system messages",
-    "folded": "system messages were put in front of the first question (--system-as-user): ask the "
-    "trained model in the same way",
-    "first": "answers stand first in their chat: no prompt comes before them, so they are context "
-    "and not trained",
-    "thought": "answers have a thought that the chat template has no place for (reasoning_content "
-    "or <think>): they are trained without it",
-    "hermes": "answers call tools, but the chat template has no calls: the calls are trained as "
-    "text, a line of JSON in <tool_call> marks (Hermes form)",
-    "null": "answers call tools and say nothing: their content is null for the chat template, which "
-    "writes calls only then",
-    "tools": "records list tools that the chat template does not write: the prompt is without them, "
-    "as a server renders it",
-    "changed": "messages are not in the rendered text as they are written: the chat template "
-    "changes them",
+    "mask": (
+        'messages that are no answers have a key such as "loss" or "masked": they are never '
+        "trained anyway"
+    ),
+    "developer": (
+        "messages have the role developer, which the chat template does not know: they are "
+        "rendered as system messages"
+    ),
+    "folded": (
+        "system messages were put in front of the first question (--system-as-user): ask the "
+        "trained model in the same way"
+    ),
+    "first": (
+        "answers stand first in their chat: no prompt comes before them, so they are context and "
+        "not trained"
+    ),
+    "thought": (
+        "answers have a thought that the chat template has no place for (reasoning_content or "
+        "<think>): they are trained without it"
+    ),
+    "hermes": (
+        "answers call tools, but the chat template has no calls: the calls are trained as text, a "
+        "line of JSON in <tool_call> marks (Hermes form)"
+    ),
+    "null": (
+        "answers call tools and say nothing: their content is null for the chat template, which "
+        "writes calls only then"
+    ),
+    "tools": (
+        "records list tools that the chat template does not write: the prompt is without them, as "
+        "a server renders it"
+    ),
+    "changed": (
+        "messages are not in the rendered text as they are written: the chat template changes them"
+    ),
 }
 """What may be told of records, by a short name."""
 

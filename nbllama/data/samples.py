@@ -47,10 +47,10 @@ class Samples(RowPerSample):
 
     ids and trained hold all samples end to end, sample i is `offsets[i] : offsets[i + 1]` of both,
     of which all but the last id are input; `lines[i]` is the line of the file where its record
-    begins, `records[i]` the number of that record (from 0; None: each is a record). n_cut samples were longer than n_ctx
-    tokens, n_dropped left no trained target within n_ctx, n_long were skipped for their length,
-    n_bad records could not be read. `format`: as in the file. `texts`: of each sample, if they are
-    kept.
+    begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut samples
+    were longer than n_ctx tokens, n_dropped left no trained target within n_ctx, n_long were
+    skipped for their length, n_bad records could not be read. `format`: as in the file. `texts`: of
+    each sample, if they are kept.
     """
 
     ids: np.ndarray

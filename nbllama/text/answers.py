@@ -48,6 +48,11 @@ def split_answer(
     held = at_end(prompt)
     base = prompt if held is None else prompt[: held.start]
     at = _aligned(base, through, messages, number)
+    if at is None and held is not None and held.closed:
+        # A template that goes on with an answer's turn: F lacks the header too.
+        common = len(os.path.commonprefix([base, through]))
+        words = _words_at(through, messages[number])
+        at = common if words is not None and not through[common:words].strip() else None
     if at is None:
         raise DataError(
             f"message {number + 1}: what the chat template writes before this answer when it asks "

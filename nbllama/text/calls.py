@@ -1,4 +1,4 @@
-"""Calls of tools: in which form a chat template takes them, and a form for templates that have none.
+"""Calls of tools: the form that a chat template takes them in, and one for templates without calls.
 
 A call's arguments are an object for most templates, text for some; the wrong form raises, is
 printed as Python, or is encoded twice. Some write calls only in a message whose content is null.

@@ -82,10 +82,9 @@ def at_end(prompt: str) -> Thought | None:
     where it ends with none. A closer alone counts as a closed one.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
-    last = None
-    for last in _ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)):
-        pass
-    if last is not None:
+    openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
+    if openers:
+        last = openers[-1]
         found = _thought(prompt, last)
         if not found.closed and not prompt[last.end() :].strip():
             return found._replace(end=len(prompt))

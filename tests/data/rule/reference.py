@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -174,6 +175,10 @@ def _answer(before: str, through: str, message: dict[str, Any]) -> str | None:
         # Mistral has the system message in the last question, Command R+ its tools behind it;
         # Qwen 3 and others write earlier answers otherwise once a later one stands behind them.
         head = next((h for h in _HEADS if base.endswith(h) and h in through), None)
+        if head is None and any(mark in held for mark in _CLOSED) and not _thought(message):
+            # Gemma 4 goes on with the turn of the answer before.
+            common = len(os.path.commonprefix([base, through]))
+            return through[common:] if through[common:].startswith(message["content"]) else None
         if head is None:
             return None
         base = through[: through.rindex(head) + len(head)]
