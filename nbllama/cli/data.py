@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nbllama.cli.data_options import DataOptions
 from nbllama.cli.defaults import context
 from nbllama.cli.options import Options
+from nbllama.cli.values import parse_variables
 from nbllama.data import (
     MT19937,
     Cutter,
@@ -52,7 +53,8 @@ _TEXT_ONLY = (
     "sample_random_offsets",
 )
 _RECORDS_ONLY = (
-    "chat_template", "data_columns", "train_on_prompt", "parse_special", "skip_bad", "packing",
+    "chat_template", "data_columns", "template_vars", "system_as_user", "train_on_prompt",
+    "parse_special", "skip_bad", "packing",
 )  # fmt: skip
 
 
@@ -136,8 +138,11 @@ def load_file(
     cutter: Cutter = every_token,
     rules: Rules | None = None,
     say: Progress | None = None,
+    keep_texts: bool = False,
 ) -> Dataset:
-    """The samples of any file, read by the options of `--train-data`. Raises as `load_data`."""
+    """The samples of any file, read by the options of `--train-data`. `keep_texts`: see
+    `load_samples`. Raises as `load_data`.
+    """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
     data = open_data(
@@ -150,13 +155,19 @@ def load_file(
     if data.has_chats:
         day = options.template_date
         now = datetime.fromisoformat(day) if day else None
-        template = chat_template_for(tokenizer, layout.source if layout else None, now=now)
+        template = chat_template_for(
+            tokenizer,
+            layout.source if layout else None,
+            now=now,
+            variables=parse_variables(options.template_vars),
+        )
     try:
         return load_dataset(
             data, tokenizer, context(options, data.kind), template=template, cutter=cutter,
             rules=rules, train_on_prompt=options.train_on_prompt,
             parse_special=options.parse_special, skip_bad=options.skip_bad,
-            on_long=options.on_long, progress=say, keep_mark=old,
+            on_long=options.on_long, system_as_user=options.system_as_user,
+            keep_texts=keep_texts, progress=say, keep_mark=old,
         )  # fmt: skip
     finally:
         if template is not None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from nbllama.cli.parser import option
-from nbllama.cli.values import Choice, Day, Text
+from nbllama.cli.values import Choice, Day, Text, Variables
 
 FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
 ON_LONG = ("cut", "refuse", "skip")
@@ -40,6 +40,10 @@ class DataOptions(Protocol):
     def skip_bad(self) -> bool: ...
     @property
     def on_long(self) -> str: ...
+    @property
+    def template_vars(self) -> str: ...
+    @property
+    def system_as_user(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ class RecordOptions:
         None,
         "the day that a chat template is told, if it writes one",
         shown_default="the day on which the run began",
+    )
+    template_vars: str = record_option(
+        Variables(),
+        "",
+        "variables of the chat template, such as enable_thinking=false; a value is JSON, or text",
+        shown_default="none",
+    )
+    system_as_user: bool = record_option(
+        None,
+        False,
+        "put a system message in front of the first question, where the chat template has no system"
+        " messages",
     )
     train_on_prompt: bool = record_option(
         None, False, "take the loss on every token of a record, not on answers only"

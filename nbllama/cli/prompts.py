@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from nbllama.cli.options import Options
+from nbllama.cli.values import parse_variables
 from nbllama.data import prompt_ids
 from nbllama.data.text_file import decode_utf8, read_bytes
 from nbllama.errors import UsageError, shown
@@ -50,7 +51,12 @@ def load_prompts(options: Options, model: Model, data: Dataset) -> list[Prompt]:
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
     layout = find_layout(options.chat_template) if options.chat_template else None
     now = datetime.fromisoformat(options.template_date) if options.template_date else None
-    template = chat_template_for(model.tokenizer, layout.source if layout else None, now=now)
+    template = chat_template_for(
+        model.tokenizer,
+        layout.source if layout else None,
+        now=now,
+        variables=parse_variables(options.template_vars),
+    )
     try:
         return [
             Prompt(text, prompt_ids(model.tokenizer, template, [{"role": "user", "content": text}]))

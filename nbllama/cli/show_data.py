@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -27,22 +29,55 @@ _BARS = 40  # characters of the histogram's longest bar
 
 def show(options: ShowOptions, console: Console | None = None) -> None:
     """Print what `options` ask for. Raises `DataError`, `GGUFError`, `UsageError`."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, stderr=options.json)
     say = lambda line: console.print(Text(line), soft_wrap=True)  # noqa: E731
     path = find_splits(options.train_data).train
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)
-    data = load_file(path, options, tokenizer, say=say)
-    console.print(Text(f"{shown(path)}: {_kind(data)}"), soft_wrap=True)
-    console.print(_legend(console.color_system is not None), soft_wrap=True)
-    for i in range(min(options.samples, data.n_samples)):
-        console.rule(_title(data, i), style="dim")
-        console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
-    console.rule(style="dim")
+    data = load_file(path, options, tokenizer, say=say, keep_texts=options.json)
+    say(f"{shown(path)}: {_kind(data)}")
+    if options.json:
+        n = data.n_samples if options.samples is None else min(options.samples, data.n_samples)
+        for i in range(n):
+            print(json.dumps(sample_object(tokenizer, data, i), ensure_ascii=False))
+    else:
+        console.print(_legend(console.color_system is not None), soft_wrap=True)
+        n = 3 if options.samples is None else options.samples
+        for i in range(min(n, data.n_samples)):
+            console.rule(_title(data, i), style="dim")
+            console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
+        console.rule(style="dim")
     for note in data.notes:
         say(note)
     for line in statistics_lines(data, context(options, data.kind), options.batch):
         say(line)
+
+
+def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
+    """A sample for `--json`: "line" of its record (null for plain text), "text", "trained" (ranges
+    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
+    """
+    batch = data.batch([i])
+    # The last target stands behind the input.
+    ids = [*batch.tokens.tolist(), int(batch.targets[-1])]
+    trained = np.array([False, *(batch.targets != NOT_TRAINED)])
+    if not trained[-1]:
+        ids, trained = ids[:-1], trained[:-1]
+    ranges = np.flatnonzero(np.diff(trained, prepend=False, append=False)).reshape(-1, 2).tolist()
+    if isinstance(data, Samples):
+        text, characters = data.texts[i]
+        line = int(data.lines[i])
+    else:
+        parts = [tokenizer.decode(ids[a:b], special=True) for a, b in ((0, 1), (1, len(ids)))]
+        text, line = "".join(parts), None
+        characters = [(len(parts[0]), len(text))]
+    return {
+        "line": line,
+        "text": text,
+        "trained": [list(pair) for pair in characters],
+        "ids": ids,
+        "trained_ids": ranges,
+    }
 
 
 def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:

@@ -73,6 +73,8 @@ def load_dataset(
     parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
+    system_as_user: bool = False,
+    keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """The samples of a training file (or of what `open_data` made of it), none longer than `n_ctx`
@@ -101,6 +103,8 @@ def load_dataset(
         parse_special=parse_special,
         skip_bad=skip_bad,
         on_long=on_long,
+        system_as_user=system_as_user,
+        keep_texts=keep_texts,
         progress=progress,
     )
 

@@ -28,7 +28,7 @@ class Tokenizer(ABC):
     """The tokenizer of one GGUF file; made by `tokenizer_from_gguf`.
 
     `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
-    that end an answer.
+    that end an answer, `special_ids` those of tokens at whose text a text is cut.
     """
 
     CHUNK = 1 << 18
@@ -55,6 +55,7 @@ class Tokenizer(ABC):
         # Longest first, in bytes. Among equals llama.cpp's order is that of an unstable sort.
         special.sort(key=lambda i: -len(self._texts[i].encode()))
         self._special = [(i, self._texts[i]) for i in special]
+        self.special_ids = frozenset(special)
         self._pieces: dict[int, bytes] = {}
         self._prefix = ""  # of plain text at the beginning and after a special token
 
@@ -86,16 +87,24 @@ class Tokenizer(ABC):
                 at = stop
 
     def encode_with_starts(
-        self, text: str, *, add_special: bool = False, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = False,
+        continues: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Ids as `encode` gives them, and for each the index in `text` of its first character.
 
         A token that starts inside a character has that character's index; bos has 0, eos
-        `len(text)`. Starts never fall.
+        `len(text)`. Starts never fall. `continues`: plain text stands in front, so that no space
+        is put there.
         """
         ids: list[int] = []
         starts: list[int] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
+            if continues and start == 0:
+                prefix = ""
             if token_id is not None:
                 ids.append(token_id)
                 starts.append(start)
