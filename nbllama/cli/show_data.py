@@ -85,7 +85,7 @@ def _kind(data: Dataset) -> str:
 
 
 def _title(data: Dataset, i: int) -> str:
-    where = f", line {data.lines[i]}" if isinstance(data, Samples) else ""
+    where = f", {data.place(i)}" if isinstance(data, Samples) else ""
     return f"sample {i + 1}{where}: {data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import Encoded, encode_chats
-from nbllama.data.data_file import Bad, DataFile
+from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.formats import Continuation, Conversation, Sample
 from nbllama.data.spans import encode_parsed, encode_plain
 from nbllama.data.text_checks import control_token_notes
@@ -57,6 +57,15 @@ class Samples(RowPerSample):
     notes: tuple[str, ...] = ()
     format: str = "chat"
     kind: str = "chat"
+    parts: tuple[Part, ...] = ()
+
+    def place(self, i: int) -> str:
+        """ "line N" of the record of sample i, and of which file where there are several."""
+        line = int(self.lines[i])
+        if not self.parts:
+            return f"line {line}"
+        name, number = place_in(self.parts, line)
+        return f"{shown(name, 400)}, line {number}"
 
     @property
     def n_samples(self) -> int:
@@ -167,6 +176,7 @@ def load_samples(
         len(bad),
         tuple(notes),
         data.format,
+        parts=data.parts,
     )
 
 
