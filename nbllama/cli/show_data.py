@@ -14,6 +14,7 @@ from nbllama.cli.data import load_file
 from nbllama.cli.defaults import context
 from nbllama.cli.show_options import ShowOptions
 from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
+from nbllama.data.data_file import place_in
 from nbllama.data.statistics import Statistics, statistics, utilisation
 from nbllama.errors import shown
 from nbllama.gguf_io import open_gguf
@@ -54,7 +55,8 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 
 
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
-    """A sample for `--json`: "line" of its record (null for plain text), "text", "trained" (ranges
+    """A sample for `--json`: "line" of its record (null for plain text; with "file" where there are
+    several), "text", "trained" (ranges
     [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
     """
     batch = data.batch([i])
@@ -64,14 +66,18 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
     if not trained[-1]:
         ids, trained = ids[:-1], trained[:-1]
     ranges = np.flatnonzero(np.diff(trained, prepend=False, append=False)).reshape(-1, 2).tolist()
+    file = ""
     if isinstance(data, Samples):
         text, characters = data.texts[i]
         line = int(data.lines[i])
+        if data.parts:
+            file, line = place_in(data.parts, line)
     else:
         parts = [tokenizer.decode(ids[a:b], special=True) for a, b in ((0, 1), (1, len(ids)))]
         text, line = "".join(parts), None
         characters = [(len(parts[0]), len(text))]
-    return {
+    named = {"file": file} if file else {}
+    return named | {
         "line": line,
         "text": text,
         "trained": [list(pair) for pair in characters],
@@ -120,7 +126,7 @@ def _kind(data: Dataset) -> str:
 
 
 def _title(data: Dataset, i: int) -> str:
-    where = f", line {data.lines[i]}" if isinstance(data, Samples) else ""
+    where = f", {data.place(i)}" if isinstance(data, Samples) else ""
     return f"sample {i + 1}{where}: {data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nbllama.data.formats import Conversation, Sample
@@ -23,6 +24,12 @@ class Part(NamedTuple):
 
     name: str
     first: int
+
+
+def place_in(parts: Sequence[Part], line: int) -> Part:
+    """The file of a line that is counted on through all `parts`, and its number there."""
+    part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
+    return Part(part.name, line - part.first + 1)
 
 
 class DataFile(NamedTuple):
@@ -53,8 +60,8 @@ class DataFile(NamedTuple):
         """The file of a line, and its number there."""
         if not self.parts:
             return self.path, line
-        part = self.parts[bisect.bisect_right([p.first for p in self.parts], line) - 1]
-        return part.name, line - part.first + 1
+        name, number = place_in(self.parts, line)
+        return name, number
 
     def short_place(self, line: int) -> str:
         """ "line N", with the file where there are several."""

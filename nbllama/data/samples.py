@@ -17,7 +17,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import ChatReader, Rendered, Row
-from nbllama.data.data_file import Bad, DataFile
+from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.formats import Continuation, Conversation, Sample
 from nbllama.data.spans import encode_parsed, encode_plain
 from nbllama.data.text_checks import control_token_notes
@@ -69,6 +69,15 @@ class Samples(RowPerSample):
     kind: str = "chat"
     texts: tuple[SampleText, ...] = ()
     records: np.ndarray | None = None
+    parts: tuple[Part, ...] = ()
+
+    def place(self, i: int) -> str:
+        """ "line N" of the record of sample i, and of which file where there are several."""
+        line = int(self.lines[i])
+        if not self.parts:
+            return f"line {line}"
+        name, number = place_in(self.parts, line)
+        return f"{shown(name, 400)}, line {number}"
 
     @property
     def n_samples(self) -> int:
@@ -194,6 +203,7 @@ def load_samples(
         data.format,
         texts=tuple(SampleText(row.text, _characters(row)) for row in rows) if keep_texts else (),
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
+        parts=data.parts,
     )
 
 

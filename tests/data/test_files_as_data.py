@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from nbllama.data import DataFile, open_data, text_file, unpack
+from nbllama.data import DataFile, Samples, load_dataset, open_data, text_file, unpack
 from nbllama.data.splits import data_files, find_splits
 from nbllama.errors import DataError
+from nbllama.text import Tokenizer
 
 CASES = Path(__file__).parent / "cases" / "files"
 MOON = "海上生明月，天涯共此时。床前明月光，疑是地上霜。"
@@ -287,12 +288,17 @@ class TestSeveralFiles:
         texts = [s.answer for _, s in found.samples]  # type: ignore[union-attr]
         assert "".join(texts[::2]) == said
 
-    def test_errors_name_the_file_and_its_line(self, folder: Path) -> None:
+    def test_errors_name_the_file_and_its_line(self, folder: Path, bpe: Tokenizer) -> None:
         Path("set/b.jsonl").write_text('{"text": "1"}\n\n{"text": ""}\n')
         with pytest.raises(DataError, match=r"^set/b\.jsonl, line 3: the text is empty"):
             open_data("set")
         found = open_data("set", skip_bad=True)
         assert found.where(found.bad[0].line) == "set/b.jsonl, line 3"
+        samples = load_dataset(found, bpe, 64, template=None)
+        assert isinstance(samples, Samples)
+        assert [samples.place(i) for i in range(3)] == [
+            "set/a.jsonl, line 1", "set/a.jsonl, line 2", "set/b.jsonl, line 1",
+        ]  # fmt: skip
         with pytest.raises(DataError, match=r"set/z\.jsonl: no such file"):
             open_data("set/a.jsonl,set/z.jsonl")
         with pytest.raises(DataError, match="no file fits the pattern"):
