@@ -64,6 +64,8 @@ def looks_like_json(text: str) -> bool:
             # without reading it: a text may be long
             named += _NAMED.search(line) is not None
             brackets += _BRACKETS.fullmatch(line) is not None
+        elif line.count('"') > 3:
+            named += len(_NAMED.findall(line)) > 1
     return named > 0 and 2 * (named + brackets) >= n
 
 
