@@ -21,6 +21,7 @@ _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=[ \t\r\n]*[}\]])', re.S)
 _BEGIN = re.compile(
     r"""\s*(?:\[\s*)*\{\s*(?:"|'\w+'\s*:|\w+\s*:\s*["'\[{]|\})""",
 )
+_LAST_COMMA = re.compile(r",\s*[}\]]")
 _NAMED = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)')
 # what "surrogateescape" makes of bytes that are not UTF-8
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
@@ -63,6 +64,8 @@ def looks_like_json(text: str) -> bool:
             # without reading it: a text may be long
             named += _NAMED.search(line) is not None
             brackets += _BRACKETS.fullmatch(line) is not None
+        elif line.count('"') > 3:
+            named += len(_NAMED.findall(line)) > 1
     return named > 0 and 2 * (named + brackets) >= n
 
 
@@ -121,18 +124,19 @@ def _of_line(number: int, line: str) -> list[Value]:
     """The value of a line, or those of one that holds several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
-    text = line.strip()
+    text = line.strip().removeprefix("\ufeff")
     if text.endswith(","):
         text = text[:-1].rstrip()
     try:
         return [Value(number, _DECODER.decode(text), [])]
     except (ValueError, RecursionError) as e:
-        error = e
-    try:
-        values, _ = _all_of(text)
-        return [Value(number, v.value, []) for v in values]
-    except DataError:
-        return [Value(number, DataError(_reason(error, True)), [])]
+        reason, several = _reason(e, True), getattr(e, "msg", "") == "Extra data"
+    if several or _LAST_COMMA.search(text):
+        try:
+            return [Value(number, v.value, []) for v in _all_of(text)[0]]
+        except DataError:
+            pass  # the first reason is the clearer one
+    return [Value(number, DataError(reason), [])]
 
 
 def _all_of(text: str) -> tuple[list[Value], str]:
@@ -154,8 +158,10 @@ def _blank(found: re.Match[str]) -> str:
     piece = found[0]
     if piece != ",":
         return piece
-    before = found.string[: found.start()].rstrip(" \t\r\n")[-1:]
-    return piece if before in "" or before in "[{,:" else " "
+    at = found.start() - 1
+    while at >= 0 and found.string[at] in " \t\r\n":
+        at -= 1
+    return piece if at < 0 or found.string[at] in "[{,:" else " "
 
 
 def _sequence(text: str) -> Iterator[Value]:

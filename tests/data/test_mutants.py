@@ -53,8 +53,9 @@ def test_mutants(tmp_path: Path) -> None:
                 assert "\n" not in str(e), (name, content, str(e))
                 continue
             n_read += 1
-            if name == "noname" and n_alpaca(content) == 0:
-                continue  # no name and no whole record: nothing says what it was
+            whole = n_alpaca(content)
+            if name == "noname" and (not whole or 2 * whole < content.count(b"\n")):
+                continue  # no name and few whole records: nothing says what it was
             assert found.kind == "chat", (name, content)
             assert len(found.samples) + len(found.bad) >= n_marks(content), (name, content)
             reported = found.bad or any("not read" in n or "not trained" in n for n in found.notes)
