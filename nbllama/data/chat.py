@@ -9,6 +9,7 @@ sample of its own.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +22,11 @@ from nbllama.data.lost import LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.spans import (
     Placed,
+    any_special,
     encode_marked,
     encode_rendered,
     holds_special,
     special_spans,
-    strings_of,
     with_bos,
 )
 from nbllama.errors import DataError, NbllamaError
@@ -129,6 +130,17 @@ class ChatReader:
             out.append(text if isinstance(text, NbllamaError) else (one, text))
         return out
 
+    def warm(self, rendered: Sequence[Rendered]) -> None:
+        """Tokenise together what `rows` will ask for one by one."""
+        texts = []
+        for one in rendered:
+            if not isinstance(one, NbllamaError):
+                cuts = one[1]
+                texts.append(cuts[-2])
+                for prompt, through in zip(cuts[::2], cuts[1::2], strict=True):
+                    texts.append(through.removeprefix(prompt))
+        self._tokenizer.warm(texts)
+
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
         """The samples of a chat, in the order of their last answers. Raises what stands in its way:
         the template's refusal, or `DataError`.
@@ -136,9 +148,7 @@ class ChatReader:
         if isinstance(rendered, NbllamaError):
             raise rendered
         chat, texts = rendered
-        marked = any(
-            holds_special(self._tokenizer, s) for s in strings_of(chat.messages, chat.tools)
-        )
+        marked = any_special(self._tokenizer, chat.messages, chat.tools)
         answers: list[_Answer] = []
         whole: tuple[str, Placed] | None = None  # the last prompt, which others are parts of
         for n in reversed(range(len(chat.numbers))):
@@ -160,8 +170,7 @@ class ChatReader:
                 trained = np.zeros(len(ids), bool)
                 trained[first:] = True
                 heads.append((answer, ids, trained))
-        found = chat.found + self._lost.of_chat(chat.messages, chat.numbers, texts, chat)
-        self._count(chat, answers, found, why, line)
+        self._count(chat, answers, texts, why, line)
         return [_row(*head) for head in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
@@ -178,7 +187,8 @@ class ChatReader:
                 "llama.cpp's server sets enable_thinking to true, for which this chat template "
                 "writes another prompt; give --template-vars enable_thinking=true to train for it"
             )
-        unknown = [v for v in self._template.variables if v not in self._template.source]
+        names = set(re.findall(r"\w+", self._template.source))
+        unknown = [v for v in self._template.variables if v not in names]
         if unknown:
             lines.append(f"the chat template has no variable {', '.join(unknown)}")
         return lines
@@ -291,27 +301,31 @@ class ChatReader:
         self,
         chat: Prepared,
         answers: list[_Answer],
-        found: Counter[str],
+        texts: list[str],
         why: Counter[str],
         line: int,
     ) -> None:
         """Count what there is to tell of a chat. Raises `DataError` for a call that is lost."""
-        notices = self.notices
+        notices, found = self.notices, Counter(chat.found)
+        self._lost.of_chat(chat, texts, found)
         empty = 0
         for answer in answers:
             message = chat.messages[answer.number]
-            found += lost_of_answer(answer.text, message, answer.number)
-            if not thought_of(message) and _begins_empty(answer):
+            lost_of_answer(answer.text, message, answer.number, found)
+            if _begins_empty(answer) and not thought_of(message):
                 empty += 1
                 notices.switch = notices.switch or self._traits.switch
         notices.answers += len(answers)
         notices.empty_thoughts += empty
-        notices.apart += why
-        notices.add(line, found)
+        notices.apart.update(why)
+        if found:
+            notices.add(line, found)
 
 
 def _begins_empty(answer: _Answer) -> bool:
     """Whether an answer begins with an empty thought, or closes at once the one of its prompt."""
+    if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
+        return False
     own = opening(answer.text)
     if own is not None:
         return own.closed and not own.inner.strip()

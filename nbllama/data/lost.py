@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _TAG = "zqmark"
 
 
-def lost_of_answer(text: str, message: Message, number: int) -> Counter[str]:
-    """What of an answer's message is not in its `text`: kinds of `nbllama.data.notices.READ`.
+def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
+    """Count into `found` what of an answer's message is not in its `text`: kinds of
+    `nbllama.data.notices.READ`.
 
     Raises `DataError` for a call that is not there: an empty answer would be trained.
     """
-    found: Counter[str] = Counter()
     name = missing_in(text, message)
     if name:
         raise DataError(
@@ -40,7 +40,6 @@ def lost_of_answer(text: str, message: Message, number: int) -> Counter[str]:
         start, end = place or (len(text), len(text))
         if _place(text[:start], thought) is None and _place(text[end:], thought) is None:
             found["thought"] += 1
-    return found
 
 
 class LostPieces:
@@ -54,20 +53,21 @@ class LostPieces:
         self._template = template
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
-    def of_chat(
-        self, messages: list[Message], numbers: list[int], texts: list[str], chat: Prepared
-    ) -> Counter[str]:
-        """Messages before the last answer that are in no prompt, by "role:NAME", and "tools" and
-        "changed" of `nbllama.data.notices.READ`. `texts`: as in `Rendered`.
+    def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
+        """Count into `found` the messages before the last answer that are in no prompt, by
+        "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`. `texts`: as in
+        `Rendered`.
         """
-        found: Counter[str] = Counter()
         lost, lost_tools = self._of_shape(chat)
-        found["tools"] += lost_tools
+        if lost_tools:
+            found["tools"] += 1
         last, at = texts[-2], 0
-        trained = set(numbers)
-        for i, message in enumerate(messages[: numbers[-1]]):
+        trained = set(chat.numbers)
+        for i, message in enumerate(chat.messages[: chat.numbers[-1]]):
+            if i in trained:
+                continue
             words = visible(message) if message["role"] == ANSWERING_ROLE else _words(message)
-            if i in trained or not words:
+            if not words:
                 continue
             if i in lost:
                 found[f"role:{message['role']}"] += 1
@@ -77,7 +77,6 @@ class LostPieces:
                 at = place[1]
             elif not any(_place(text, words) for text in texts):
                 found["changed"] += 1
-        return +found
 
     def _of_shape(self, chat: Prepared) -> tuple[frozenset[int], bool]:
         end = chat.numbers[-1]
@@ -125,7 +124,10 @@ def _words(message: Message) -> str:
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
     """Where the words stand in a text, as they are or as JSON writes them."""
     at = max(at, 0)
-    for form in (words, *(json.dumps(words, ensure_ascii=e)[1:-1] for e in (False, True))):
+    begin = text.find(words, at)
+    if begin >= 0:
+        return begin, begin + len(words)
+    for form in (json.dumps(words, ensure_ascii=e)[1:-1] for e in (False, True)):
         begin = text.find(form, at)
         if begin >= 0:
             return begin, begin + len(form)

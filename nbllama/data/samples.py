@@ -254,7 +254,8 @@ def _encoded(
 ) -> Iterator[tuple[int, int, Found]]:
     """Every record with its number and line, in the file's order.
 
-    The template's process renders the next chats while these are tokenised.
+    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
+    library, while samples are made of these.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
@@ -263,7 +264,11 @@ def _encoded(
 
     def render(first: int) -> list[Rendered]:
         chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
-        return reader.render(chats) if reader is not None and chats else []
+        if reader is None or not chats:
+            return []
+        rendered = reader.render(chats)
+        reader.warm(rendered)
+        return rendered
 
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(render, 0)

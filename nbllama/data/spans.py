@@ -115,9 +115,13 @@ def special_spans(
     return _find(template, chat, suspects, text, add_generation_prompt, variables)
 
 
-def strings_of(messages: Sequence[Any], tools: list[Any] | None) -> Iterator[str]:
-    """Every string of a chat, except for roles."""
-    return (leaf for _, leaf in _leaves([*messages, tools or []], ()))
+def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
+    """Whether a string of a chat, except for roles, would give a special token."""
+    strings = [leaf for _, leaf in _leaves([*messages, tools or []], ())]
+    # A line break is part of no special token, so that one look at all of them will mostly do.
+    if not tokenizer.may_hold_special("\n".join(strings)):
+        return False
+    return any(holds_special(tokenizer, leaf) for leaf in strings)
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -259,13 +263,13 @@ def _encode(
     continues: bool = False,
 ) -> Placed:
     """Tokens of `text`, which stands at character `offset` of the whole."""
-    ids, starts_list = tokenizer.encode_with_starts(
-        text, parse_special=parse_special, continues=continues
-    )
-    starts = np.array(starts_list, np.int64)
+    ids, starts = tokenizer.encode_arrays(text, parse_special=parse_special, continues=continues)
     # A token inside a character ends with it, not where it starts.
-    ends = np.maximum(np.append(starts[1:], len(text))[: len(ids)], starts + 1)
-    return Placed(np.array(ids, np.int32), starts + offset, ends + offset)
+    ends = starts + 1
+    if len(ids):
+        np.maximum(ends[:-1], starts[1:], out=ends[:-1])
+        ends[-1] = max(len(text), int(ends[-1]))
+    return Placed(ids, starts + offset, ends + offset)
 
 
 def is_special(tokenizer: Tokenizer, token: int) -> bool:

@@ -44,6 +44,7 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
+_FIRST = "<[\u25c1"  # what marks begin with
 _LONGEST_IN_PROMPT = 400  # characters of a thought that a prompt may hold
 
 
@@ -68,6 +69,8 @@ def opening(text: str, at: int = 0) -> Thought | None:
 
 def first_thought(text: str) -> Thought | None:
     """The first thought of a text that is closed."""
+    if not any(c in text for c in _FIRST):
+        return None
     match = _ANY_OPENER.search(text)
     while match is not None:
         found = _thought(text, match)
@@ -98,6 +101,8 @@ def at_end(prompt: str) -> Thought | None:
 
 def closer_in(text: str) -> re.Match[str] | None:
     """The first closer in a text."""
+    if not any(c in text for c in _FIRST):
+        return None
     return _ANY_CLOSER.search(text)
 
 
