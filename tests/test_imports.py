@@ -61,16 +61,19 @@ PUBLIC = [
 
 # Packages from elsewhere, and the rooms or modules that may import them. numpy is free for all.
 OUTSIDE = {
+    "compression": {"data"},
     "gguf": {"quants"},
     "jinja2": {"text"},
     "llvmlite": {"kernels", "quants", "checkpoint.environment"},
     "matplotlib": {"peek"},
     "numba": {"kernels", "quants", "ops", "checkpoint.environment", "train.run"},
     "psutil": {"kernels.cores", "system"},
+    "pyarrow": {"data"},
     "rich": {"cli"},
     "sentencepiece": {"text"},
     "tensorboardX": {"train.run.board"},
     "tokenizers": {"text"},
+    "zstandard": {"data"},
     "xllamacpp": {"evaluate._llama_child"},
     "yaml": {"options"},
 }

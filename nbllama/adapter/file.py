@@ -13,7 +13,8 @@ docs/adapters.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from nbllama.adapter.ggla import MAGIC_BYTES, read_ggla, write_ggla
@@ -110,18 +111,30 @@ def save_adapter(
     return adapter_notes(adapter, hp, path)
 
 
-def load_adapter(path: Path, hp: Hparams, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def load_adapter(
+    path: Path,
+    hp: Hparams,
+    shapes: Mapping[str, tuple[int, ...]],
+    say: Callable[[str], None] | None = None,
+) -> Adapter:
     """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
 
     Our own files come back as they were trained: bit for bit where nothing had to be rounded for
     the format. Files in which pairs have scales of their own (such as `convert_lora_to_gguf.py`
-    writes, with lora_r = their largest rank) get B times what makes up for it.
+    writes, with lora_r = their largest rank) get B times what makes up for it. `say` gets a line
+    for what of the file is passed over (without it: a warning).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged or does not fit the base model.
     """
+    stored = read_stored(path, Base.of(hp, shapes))
+    for note in stored.notes:
+        if say is None:
+            warnings.warn(note, stacklevel=2)
+        else:
+            say(note)
     try:
-        return read_stored(path, Base.of(hp, shapes)).adapter()
+        return stored.adapter()
     except OverflowError as e:
         where = f"tensor '{e}.lora_b'"
         raise refuse(path, where, "overflows where all pairs have one scale") from e

@@ -13,6 +13,7 @@ b = Aᵀ (C, rank).
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from nbllama.opt.arrays import check_finite
 _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.head_dim"
 _INVOCATION = "adapter.alora.invocation_tokens"
 _SWAPPED = "token_embd.weight"
+# RoPE's frequencies, which some converters write into adapters. They are no weights: the base model
+# has its own.
+_STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
 
 
 def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
@@ -87,8 +91,10 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
     alpha = f.get(_ALPHA, "float")
     if not 0 < alpha < math.inf:
         raise f.error(f"key '{_ALPHA}'", f"{alpha}, must be above 0")
+    stray = [name for name in f.tensors if _STRAY.fullmatch(name)]
+    notes = _skipped(f.path, stray)
     pairs = {}
-    for name in dict.fromkeys(t.rpartition(".")[0] for t in f.tensors):
+    for name in dict.fromkeys(t.rpartition(".")[0] for t in f.tensors if t not in stray):
         halves = (f"{name}.lora_a", f"{name}.lora_b")
         if not any(half in f.tensors for half in halves):
             raise f.error(f"tensor '{shown(name)}'", "not a half of a LoRA pair")
@@ -96,7 +102,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
         if name == _SWAPPED:
             a, b = (None if b is None else b.T), a
         pairs[name] = joined(f.path, name, a, b)
-    if 2 * len(pairs) != len(f.tensors):
+    if 2 * len(pairs) != len(f.tensors) - len(stray):
         raise f.error("file", "holds more than LoRA pairs")
     if not pairs:
         raise f.error("file", "holds no pair")
@@ -104,8 +110,16 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
     if not 1 <= lora_r <= 1 << 20:
         raise f.error(f"key '{_LORA_R}'", f"{lora_r}, must be from 1 to 2^20")
     head_dim = f.get(_HEAD_DIM, "uint", None)
-    stored = Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim))
+    stored = Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim), notes)
     return stored.with_one_scale() if _LORA_R in f.metadata else stored
+
+
+def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
+    """The line about tensors that are constants of the base model and not trained."""
+    if not stray:
+        return ()
+    listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
+    return (f"{shown(path, 400)}: {listed} is passed over: a constant of the base model",)
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:

@@ -21,9 +21,11 @@ from nbllama.lora.slots import slot_of
 
 _ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 _GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.items()}
+# What PEFT, torch.compile, and models with pictures put before a module's name, in any order.
+_WRAPPERS = r"(?:(?:base_model|model|language_model|_orig_mod|module)\.)*"
 _KEY = re.compile(
-    r"(?:base_model\.model\.)?(?:model\.)?"
-    r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?([a-z_.]+)\.lora_(embedding_)?([AB])(?(3)|\.weight)"
+    _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z_.]+)"
+    r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
 TURNED = ("attn_q", "attn_k")
 
@@ -61,15 +63,27 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
     found = _KEY.fullmatch(key)
     if found is None:
         return None
-    layer, module, embedding, half = found.groups()
+    layer, module, embedding, half, _ = found.groups(default="")
+    module = module.replace("._orig_mod", "")
     in_block = {path: tensor for tensor, path in modules.items()}
-    tensor = (_GGUF_END if layer is None else in_block).get(module)
+    tensor = (in_block if layer else _GGUF_END).get(module)
     if tensor is None or (tensor == "token_embd") != bool(embedding):
         return None
-    if layer is None:
+    if not layer:
         return Half(f"{tensor}.weight", _ENDS[tensor], half == "B")
     path = f"model.layers.{layer}.{module}"
     return Half(f"blk.{layer}.{tensor}.weight", path, half == "B")
+
+
+def adapter_of(key: str) -> str:
+    """PEFT's name of the adapter, where the key of a half has one ("default"); else ""."""
+    found = _KEY.fullmatch(key)
+    return (found[5] or "") if found is not None else ""
+
+
+def bare_module(name: str) -> str:
+    """A module's path, or the end of one, without what wrappers put before it."""
+    return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 
 def is_turned(name: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from nbllama.adapter.hf_names import (
+    adapter_of,
     half_of,
     hf_keys,
     hf_module,
@@ -31,7 +32,7 @@ from nbllama.adapter.peft_config import Config, read_config
 from nbllama.adapter.safetensors import read_safetensors, write_safetensors
 from nbllama.adapter.source import Path
 from nbllama.adapter.stored import Base, Stored, joined, refuse
-from nbllama.errors import UsageError
+from nbllama.errors import UsageError, shown
 from nbllama.lora.slots import SLOT_BY_NAME, slot_of, tensor_index
 from nbllama.system.files import atomic_write, make_folder
 
@@ -167,17 +168,21 @@ def read_peft(path: Path, base: Base) -> Stored:
     stated = int(digits) if re.fullmatch("[1-9][0-9]{0,5}", digits) else None
     base = base.or_else(Base(metadata.get(_ARCH), stated))
     halves: dict[str, list[np.ndarray | None]] = {}
-    modules = {}
+    modules, adapters = {}, set[str]()
     for key, x in tensors.items():
         half = half_of(key, base.hf_modules)
         if half is None:
-            raise refuse(weights, f"tensor '{key[:200]!a}'", _unknown(key))
+            raise refuse(weights, f"tensor '{shown(key, 200)}'", _unknown(key))
         if x.ndim != 2:
             raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
         found = halves.setdefault(half.name, [None, None])
         if found[half.is_b] is not None:
             raise refuse(weights, f"tensor '{key}'", "is there twice")
         found[half.is_b] = x
+        adapters.add(adapter_of(key))
+        if len(adapters) > 1:
+            listed = " and ".join(f"'{shown(a, 40)}'" for a in sorted(adapters))
+            raise refuse(weights, "file", f"pairs of several adapters: {listed}")
         modules[half.name] = half.module
     if not halves:
         raise refuse(weights, "file", "holds no pair")
@@ -197,6 +202,8 @@ def read_peft(path: Path, base: Base) -> Stored:
 def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA, which no other format holds: merge the adapter with PEFT"
+    if "lora_" not in key and key.endswith((".weight", ".bias")):
+        return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
     return "not half of a LoRA pair of a tensor that takes one here"
 
 

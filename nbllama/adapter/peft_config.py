@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from nbllama.adapter.hf_names import bare_module
 from nbllama.adapter.safetensors import parse_json
 from nbllama.adapter.source import Path, Source
 from nbllama.adapter.stored import MAX_RANK, refuse
@@ -46,8 +47,9 @@ class Config:
 def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """The value of the first name that is the path or its end, from a dot on."""
     for name, value in pattern.items():
-        plain = name.removeprefix("^")
-        if module == plain or (name == plain and module.endswith("." + plain)):
+        plain = bare_module(name.removeprefix("^"))
+        whole = bare_module(module)
+        if whole == plain or (not name.startswith("^") and whole.endswith("." + plain)):
             return value
     return default
 

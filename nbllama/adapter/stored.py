@@ -86,6 +86,7 @@ class Stored:
     pairs: dict[str, Pair]  # by base tensor name
     alphas: dict[str, float]  # by base tensor name
     base: Base
+    notes: tuple[str, ...] = ()  # about what of the file is not read
 
     @classmethod
     def of(cls, adapter: Adapter, base: Base) -> Stored:

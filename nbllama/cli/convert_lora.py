@@ -92,6 +92,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
             " llama.cpp's finetune; --model-base FILE would tell"
         )
         stored = stored.known(Base(OLD_TOOL_ARCH))
+    notes += stored.notes
     notes += write_stored(target, stored)
     notes += stored_notes(stored, tied, format_of(target))
     return list(dict.fromkeys(notes))

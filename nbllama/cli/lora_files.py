@@ -23,7 +23,7 @@ def load_adapters(
     found = []
     for path, scale in files:
         try:
-            adapter = load_adapter(path, hp, shapes)
+            adapter = load_adapter(path, hp, shapes, say)
         except FileNotFoundError:
             raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
         say(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import time
 from statistics import median
@@ -10,7 +12,8 @@ import numpy as np
 
 from nbllama.arch import context_warnings
 from nbllama.cli.lora_files import load_adapters
-from nbllama.errors import DataError, UsageError, shown
+from nbllama.data.text_file import decode_text
+from nbllama.errors import UsageError, shown
 from nbllama.evaluate.scores import (
     Compared,
     Mean,
@@ -32,19 +35,16 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 def read_utf8(path: str) -> str:
     """The text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
     try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise UsageError(f"{shown(path, 400)}: cannot be read: a device, not a regular file")
         with open(path, "rb") as file:
             raw = file.read()
     except FileNotFoundError:
         raise UsageError(f"{shown(path, 400)}: there is no such file") from None
     except OSError as e:
         raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
-    try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{shown(path, 400)} is not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start}; "
-            "convert the file to UTF-8"
-        ) from None
+    return decode_text(raw, path)
 
 
 class Ticker:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbllama.data.batch import NOT_TRAINED, Batch, Dataset
 from nbllama.data.chat import prompt_ids
 from nbllama.data.cutters import Cutter, SampleStart, every_token
+from nbllama.data.data_file import DataFile
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
 from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
-from nbllama.data.records import DataFile, open_data, open_records, parse_columns
+from nbllama.data.records import open_data, open_records, parse_columns
 from nbllama.data.samples import Progress, Samples, load_samples
 from nbllama.data.splits import Splits, find_splits
+from nbllama.data.text_checks import control_tokens_in
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
@@ -68,8 +71,11 @@ def load_dataset(
     rules: Rules | None = None,
     keep_mark: bool = False,
     train_on_prompt: bool = False,
+    parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
+    system_as_user: bool = False,
+    keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """The samples of a training file (or of what `open_data` made of it), none longer than `n_ctx`
@@ -83,17 +89,23 @@ def load_dataset(
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
     if data.kind == "raw":
-        return load_raw_text(
-            data.path, tokenizer, n_ctx, cutter=cutter, rules=rules, text=data.text
-        )
+        raw = load_raw_text(
+            data.path, tokenizer, n_ctx, cutter=cutter, rules=rules, text=data.text,
+            texts=data.texts,
+        )  # fmt: skip
+        more = () if keep_mark else control_tokens_in(tokenizer, data.texts or (data.text,))
+        return replace(raw, notes=(*data.notes, *more, *raw.notes))
     return load_samples(
         data,
         tokenizer,
         n_ctx,
         template,
         train_on_prompt=train_on_prompt,
+        parse_special=parse_special,
         skip_bad=skip_bad,
         on_long=on_long,
+        system_as_user=system_as_user,
+        keep_texts=keep_texts,
         progress=progress,
     )
 

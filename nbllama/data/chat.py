@@ -1,13 +1,16 @@
-"""Chats: each rendered by the model's chat template; the loss is taken on the answers only.
+"""Chats as the model will meet them: each answer behind the prompt that a server renders for it.
 
-A target is trained if it is part of what the model has to write: an assistant message, from where
-the generation prompt ends, with the token that ends its turn (`ChatTemplate.render_spans`). The
-template's own words before it, the other roles, and what follows the end-of-turn token are not.
-A token that reaches across the border of an answer belongs to it.
+The prompt of an answer is the chat before it, rendered for generation. The answer is what the model
+must write so that prompt and answer are this chat (`nbllama.text.answers`); it ends with the first
+token that ends a generation. Both are tokenised apart, as inference does. An answer is trained in
+the sample of a later one if the ids of that one's prompt begin with its own; otherwise it has a
+sample of its own.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,12 +18,31 @@ import numpy as np
 
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
-from nbllama.data.spans import encode_rendered
-from nbllama.errors import NbllamaError
+from nbllama.data.lost import LostPieces, lost_of_answer
+from nbllama.data.notices import Notices
+from nbllama.data.prepared import Prepared, Rendered
+from nbllama.data.spans import (
+    Placed,
+    any_special,
+    encode_marked,
+    encode_rendered,
+    holds_special,
+    special_spans,
+    with_bos,
+)
+from nbllama.errors import DataError, NbllamaError
+from nbllama.text.answers import split_answer, words_end
+from nbllama.text.calls import NONE, with_arguments
+from nbllama.text.thoughts import at_end, closer_in, opening, thought_of
+from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
-    from nbllama.text.chat_template import ChatTemplate, Rendered
+    from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
+
+THOUGHTS = "earlier answers lose their thoughts in later prompts"
+TOKENS = "earlier answers have other token ids in later prompts"
+OTHERWISE = "earlier answers stand otherwise in later prompts"
 
 
 class Encoded(NamedTuple):
@@ -30,49 +52,296 @@ class Encoded(NamedTuple):
     trained: np.ndarray
 
 
-def encode_chats(
-    tokenizer: Tokenizer, template: ChatTemplate, chats: Sequence[Conversation]
-) -> list[Encoded | NbllamaError]:
-    """Ids of whole chats and which of them are answers; for a chat that the template or
-    `encode_rendered` refuses, their error.
-
-    Special tokens are parsed in the template's own text, never in a message.
+class Row(NamedTuple):
+    """One sample: its ids, which of them are trained, and the characters of `text` that each one
+    stands for; int32, bool, int64 and int64 [n].
     """
-    out: list[Encoded | NbllamaError] = []
-    for chat, rendered in zip(
-        chats, template.render_spans_of([c.messages for c in chats]), strict=True
-    ):
+
+    ids: np.ndarray
+    trained: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    text: str
+
+
+class _Answer(NamedTuple):
+    number: int
+    prompt: str
+    text: str
+    placed_prompt: Placed
+    placed: Placed
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.concatenate([self.placed_prompt.ids, self.placed.ids])
+
+
+class ChatReader:
+    """Makes samples of chats for one tokenizer and template. `system_as_user`: a system message
+    goes in front of the first question where the template has no such role.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, *, system_as_user: bool = False
+    ) -> None:
+        self.notices = Notices()
+        self._tokenizer = tokenizer
+        self._template = template
+        self._traits = Traits(template)
+        self._lost = LostPieces(template)
+        self._system_as_user = system_as_user
+
+    def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
+        """Prompts and texts of the chats' answers, or why there are none."""
+        found: list[Prepared | NbllamaError] = []
+        for chat in chats:
+            try:
+                found.append(self._prepare(chat))
+            except NbllamaError as e:
+                found.append(e)
+        good = [one for one in found if isinstance(one, Prepared)]
+        texts = iter(self._template.render_chats([one.request for one in good]))
+        out: list[Rendered] = []
+        for one in found:
+            if isinstance(one, NbllamaError):
+                out.append(one)
+                continue
+            text = next(texts)
+            out.append(text if isinstance(text, NbllamaError) else (one, text))
+        return out
+
+    def warm(self, rendered: Sequence[Rendered]) -> None:
+        """Tokenise together what `rows` will ask for one by one."""
+        texts = []
+        for one in rendered:
+            if not isinstance(one, NbllamaError):
+                cuts = one[1]
+                texts.append(cuts[-2])
+                for prompt, through in zip(cuts[::2], cuts[1::2], strict=True):
+                    texts.append(through.removeprefix(prompt))
+        self._tokenizer.warm(texts)
+
+    def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
+        """The samples of a chat, in the order of their last answers. Raises what stands in its way:
+        the template's refusal, or `DataError`.
+        """
         if isinstance(rendered, NbllamaError):
-            out.append(rendered)
-            continue
-        try:
-            out.append(_encode(tokenizer, template, chat, rendered))
-        except NbllamaError as e:
-            out.append(e)
-    return out
+            raise rendered
+        chat, texts = rendered
+        marked = any_special(self._tokenizer, chat.messages, chat.tools)
+        answers: list[_Answer] = []
+        whole: tuple[str, Placed] | None = None  # the last prompt, which others are parts of
+        for n in reversed(range(len(chat.numbers))):
+            answer = self._answer(chat, n, texts, marked, whole)
+            whole = whole or (answer.prompt, answer.placed_prompt)
+            answers.append(answer)
+        heads: list[tuple[_Answer, np.ndarray, np.ndarray]] = []
+        why: Counter[str] = Counter()
+        for answer in answers:
+            ids = answer.ids
+            first = len(answer.placed_prompt.ids)
+            for _, of, trained in heads:
+                if len(of) >= len(ids) and np.array_equal(of[: len(ids)], ids):
+                    trained[first : len(ids)] = True
+                    break
+            else:
+                if heads:
+                    why[_reason(answer, heads[0][0])] += 1
+                trained = np.zeros(len(ids), bool)
+                trained[first:] = True
+                heads.append((answer, ids, trained))
+        self._count(chat, answers, texts, why, line)
+        return [_row(*head) for head in reversed(heads)]
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
+        """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
+        prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
+        text = self._template.render(prepared, True)
+        return text, encode_rendered(self._tokenizer, self._template, prepared, text, True)
+
+    def notes(self, n_records: int, n_samples: int) -> list[str]:
+        """What there is to tell of all chats that were read."""
+        lines = self.notices.lines(n_records, n_samples)
+        if self._traits.asks_to_think():
+            lines.append(
+                "llama.cpp's server sets enable_thinking to true, for which this chat template "
+                "writes another prompt; give --template-vars enable_thinking=true to train for it"
+            )
+        names = set(re.findall(r"\w+", self._template.source))
+        unknown = [v for v in self._template.variables if v not in names]
+        if unknown:
+            lines.append(f"the chat template has no variable {', '.join(unknown)}")
+        return lines
+
+    def _prepare(self, chat: Conversation) -> Prepared:
+        found = Counter(chat.told)
+        messages, more = self._traits.prepare(chat.messages, self._system_as_user)
+        found += more
+        answers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
+        shift = len(messages) - len(chat.messages)  # a folded system message is gone
+        numbers = [i + shift for i in answers if i not in chat.silent]
+        if numbers and numbers[0] == 0:
+            found["first"] += 1
+            numbers = numbers[1:]
+        if not numbers:
+            raise DataError(
+                "no answer to train: nothing comes before the only one, so that there is no prompt "
+                "for it"
+            )
+        n_calls = sum(bool(m.get("tool_calls")) for m in messages)
+        if n_calls:
+            form = self._traits.form_of_calls
+            messages = with_arguments(messages, form)
+            if form.arguments == NONE:
+                found["hermes"] += n_calls
+            elif form.null:
+                found["null"] += sum(m["content"] is None for m in messages)
+        return Prepared(messages, numbers, chat.tools, chat.variables, found)
+
+    def _answer(
+        self,
+        chat: Prepared,
+        n: int,
+        texts: list[str],
+        marked: bool,
+        whole: tuple[str, Placed] | None,
+    ) -> _Answer:
+        number, (prompt, through) = chat.numbers[n], texts[2 * n : 2 * n + 2]
+        message = chat.messages[number]
+        closer = self._traits.closer if not through.startswith(prompt) else ""
+        part = split_answer(prompt, through, chat.messages, number, closer)
+        text = part.text(through)
+        if not text.strip():
+            raise DataError(f"message {number + 1}: the chat template leaves this answer out")
+        plain: list[tuple[int, int]] = []
+        if marked:
+            shift = len(part.head) - part.at
+            if part.n_thought and holds_special(self._tokenizer, part.head[: part.n_thought]):
+                plain.append((0, part.n_thought))
+            for start, end in self._special(chat, number + 1, through, False):
+                if end > part.at:
+                    plain.append((max(start, part.at) + shift, end + shift))
+        placed_prompt = self._prompt_tokens(chat, number, prompt, marked, whole)
+        last = placed_prompt.ids[-1:].tolist()
+        continues = bool(last) and last[0] not in self._tokenizer.special_ids
+        placed = encode_marked(self._tokenizer, text, plain, continues=continues)
+        text, placed = self._cut(text, placed, words_end(text, message))
+        return _Answer(number, prompt, text, placed_prompt, placed)
+
+    def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
+        """An answer up to the first token behind its words that ends a generation."""
+        eog = self._tokenizer.eog_ids
+        begin = int(np.searchsorted(placed.starts, words))
+        for i, token in enumerate(placed.ids[begin:].tolist(), begin):
+            if token in eog:
+                end = int(placed.starts[i]) + len(self._tokenizer.token_text(token))
+                return text[:end], Placed(*(half[: i + 1] for half in placed))
+        return text, placed
+
+    def _special(
+        self, chat: Prepared, n: int, text: str, add_generation_prompt: bool
+    ) -> list[tuple[int, int]]:
+        return special_spans(
+            self._tokenizer, self._template, chat.messages[:n], text, add_generation_prompt,
+            chat.tools, chat.variables,
+        )  # fmt: skip
+
+    def _prompt_tokens(
+        self,
+        chat: Prepared,
+        number: int,
+        prompt: str,
+        marked: bool,
+        whole: tuple[str, Placed] | None,
+    ) -> Placed:
+        """Tokens of a prompt; those of a longer one that begins with it are taken over up to its
+        last special token, at which the tokenizer cuts.
+        """
+        if not marked and whole is not None and whole[0].startswith(prompt):
+            text, placed = whole
+            special = self._tokenizer.special_ids
+            n = int(np.searchsorted(placed.starts, len(prompt))) - 1
+            while n > 0 and not (
+                int(placed.ids[n]) in special
+                and placed.starts[n] + len(self._tokenizer.token_text(int(placed.ids[n])))
+                <= len(prompt)
+            ):
+                n -= 1
+            if n > 0:
+                at = int(placed.starts[n])
+                tail = encode_marked(self._tokenizer, prompt[at:])
+                moved = Placed(tail.ids, tail.starts + at, tail.ends + at)
+                return Placed(
+                    *(np.concatenate([a[:n], b]) for a, b in zip(placed, moved, strict=True))
+                )
+        plain = self._special(chat, number, prompt, True) if marked else []
+        return with_bos(self._tokenizer, encode_marked(self._tokenizer, prompt, plain))
+
+    def _count(
+        self,
+        chat: Prepared,
+        answers: list[_Answer],
+        texts: list[str],
+        why: Counter[str],
+        line: int,
+    ) -> None:
+        """Count what there is to tell of a chat. Raises `DataError` for a call that is lost."""
+        notices, found = self.notices, Counter(chat.found)
+        self._lost.of_chat(chat, texts, found)
+        empty = 0
+        for answer in answers:
+            message = chat.messages[answer.number]
+            lost_of_answer(answer.text, message, answer.number, found)
+            if _begins_empty(answer) and not thought_of(message):
+                empty += 1
+                notices.switch = notices.switch or self._traits.switch
+        notices.answers += len(answers)
+        notices.empty_thoughts += empty
+        notices.apart.update(why)
+        if found:
+            notices.add(line, found)
+
+
+def _begins_empty(answer: _Answer) -> bool:
+    """Whether an answer begins with an empty thought, or closes at once the one of its prompt."""
+    if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
+        return False
+    own = opening(answer.text)
+    if own is not None:
+        return own.closed and not own.inner.strip()
+    held = at_end(answer.prompt)
+    mark = closer_in(answer.text)
+    if mark is None or answer.text[: mark.start()].strip():
+        return False
+    return held is None or not held.closed
+
+
+def _reason(answer: _Answer, head: _Answer) -> str:
+    """Why an answer cannot be trained in the sample of a later one."""
+    if head.prompt.startswith(answer.prompt + answer.text):
+        return TOKENS
+    if opening(answer.text) is not None or at_end(answer.prompt) is not None:
+        return THOUGHTS
+    return OTHERWISE
+
+
+def _row(answer: _Answer, ids: np.ndarray, trained: np.ndarray) -> Row:
+    n = len(answer.prompt)
+    starts = np.concatenate([answer.placed_prompt.starts, answer.placed.starts + n])
+    ends = np.concatenate([answer.placed_prompt.ends, answer.placed.ends + n])
+    return Row(ids, trained, starts, ends, answer.prompt + answer.text)
 
 
 def encode_chat(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> Encoded:
-    """`encode_chats` of one chat. Raises what `template.render_spans` and `encode_rendered` do."""
-    (found,) = encode_chats(tokenizer, template, [Conversation(list(messages))])
-    if isinstance(found, NbllamaError):
-        raise found
-    return found
-
-
-def _encode(
-    tokenizer: Tokenizer, template: ChatTemplate, chat: Conversation, rendered: Rendered
-) -> Encoded:
-    text, answers = rendered
-    numbers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
-    ids, starts, ends = encode_rendered(tokenizer, template, chat.messages, text, False)
-    trained = np.zeros(len(ids), dtype=bool)
-    for number, (start, end) in zip(numbers, answers, strict=True):
-        if number not in chat.silent:
-            trained |= (starts < end) & (start < ends)
-    return Encoded(ids, trained)
+    """The last sample of a chat: its last answer behind its prompt, and those before it that can be
+    trained with it. Raises as `ChatReader.rows`.
+    """
+    reader = ChatReader(tokenizer, template)
+    (rendered,) = reader.render([Conversation(list(messages))])
+    row = reader.rows(rendered)[-1]
+    return Encoded(row.ids, row.trained)
 
 
 def prompt_ids(
@@ -82,5 +351,4 @@ def prompt_ids(
 
     Raises what `template.render` and `encode_rendered` raise.
     """
-    text = template.render(messages, True)
-    return encode_rendered(tokenizer, template, messages, text, True).ids.tolist()
+    return ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()

@@ -1,8 +1,8 @@
 """Validation data: a part of the training data that is held out, or another file.
 
-What is held out shares nothing with what is trained on. Of records, copies of one sample stay on
-one side. Of raw text one stretch of the tokens is held out: training keeps the samples that lie
-wholly outside of it, so that no overlapping sample tells what is in it.
+What is held out shares nothing with what is trained on. Of records, copies of one sample and all
+samples of one record stay on one side. Of raw text one stretch of the tokens is held out: training
+keeps the samples that lie wholly outside of it, so that no overlapping sample tells what is in it.
 """
 
 from __future__ import annotations
@@ -78,16 +78,34 @@ def _windows(data: RawText, numbers: np.ndarray) -> RawText:
 def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | None:
     n = data.n_samples
     wanted, held = max(1, round(share * n)), np.zeros(n, bool)
-    copies: dict[bytes, list[int]] = {}
-    for i in range(n):
-        copies.setdefault(_content(data, i), []).append(i)
+    groups = _groups(data)
     for i in permutation(n, seed, _EPOCH):
         if held.sum() >= wanted:
             break
-        held[copies[_content(data, int(i))]] = True
+        held[groups == groups[i]] = True
     if held.all():
         return None
     return _rows(data, np.flatnonzero(~held)), _rows(data, np.flatnonzero(held))
+
+
+def _groups(data: Any) -> np.ndarray:
+    """For each sample the number of its group, int64 [n]: samples of one record are of one group,
+    and so are copies.
+    """
+    parent = list(range(data.n_samples))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    records = range(data.n_samples) if data.records is None else data.records.tolist()
+    seen: dict[Any, int] = {}
+    for i in range(data.n_samples):
+        for key in (_content(data, i), records[i]):
+            parent[root(i)] = root(seen.setdefault(key, i))
+    return np.array([root(i) for i in range(data.n_samples)], np.int64)
 
 
 def _content(data: Any, i: int) -> bytes:
@@ -105,6 +123,8 @@ def _rows(data: Any, numbers: np.ndarray) -> Dataset:
         trained=data.trained[places],
         offsets=np.concatenate(([0], np.cumsum(lengths))).astype(data.offsets.dtype),
         lines=data.lines[numbers],
+        records=None if data.records is None else data.records[numbers],
+        texts=tuple(data.texts[i] for i in numbers) if data.texts else (),
         fingerprint=sha256_parts(data.fingerprint, "part", numbers.astype(np.int64).tobytes()),
     )
     return part

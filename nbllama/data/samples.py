@@ -1,24 +1,27 @@
 """Records as token ids with a mask: the `Dataset` of everything that is not raw text.
 
 A sequence is a whole sample and ends with its last trained target, since what comes after it
-changes neither loss nor gradient. Which targets are trained is known by characters, and a token
-that reaches across the border of an answer belongs to the answer.
+changes neither loss nor gradient. A record is one sample, or several where earlier answers of a
+chat stand behind another prompt than its later ones show (`nbllama.data.chat`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
-from nbllama.data.chat import Encoded, encode_chats
+from nbllama.data.chat import ChatReader, Row
+from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.formats import Continuation, Conversation, Sample
-from nbllama.data.records import Bad, DataFile
-from nbllama.data.spans import encode_plain
+from nbllama.data.prepared import Rendered
+from nbllama.data.spans import encode_parsed, encode_plain
+from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
 
@@ -33,14 +36,23 @@ _REPORT_SECONDS = 5.0
 Progress = Callable[[str], None]
 
 
+class SampleText(NamedTuple):
+    """The text of a sample, and its trained characters as (start, end) each."""
+
+    text: str
+    trained: list[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Samples(RowPerSample):
     """The `Dataset` of a file of records.
 
     ids and trained hold all samples end to end, sample i is `offsets[i] : offsets[i + 1]` of both,
-    of which all but the last id are input; `lines[i]` is the line of the file where it begins.
-    n_cut samples were longer than n_ctx tokens, n_dropped left no trained target within n_ctx,
-    n_long were skipped for their length, n_bad could not be read. `format`: as in the file.
+    of which all but the last id are input; `lines[i]` is the line of the file where its record
+    begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut samples
+    were longer than n_ctx tokens, n_dropped left no trained target within n_ctx, n_long were
+    skipped for their length, n_bad records could not be read. `format`: as in the file. `texts`: of
+    each sample, if they are kept.
     """
 
     ids: np.ndarray
@@ -56,6 +68,17 @@ class Samples(RowPerSample):
     notes: tuple[str, ...] = ()
     format: str = "chat"
     kind: str = "chat"
+    texts: tuple[SampleText, ...] = ()
+    records: np.ndarray | None = None
+    parts: tuple[Part, ...] = ()
+
+    def place(self, i: int) -> str:
+        """ "line N" of the record of sample i, and of which file where there are several."""
+        line = int(self.lines[i])
+        if not self.parts:
+            return f"line {line}"
+        name, number = place_in(self.parts, line)
+        return f"{shown(name, 400)}, line {number}"
 
     @property
     def n_samples(self) -> int:
@@ -96,15 +119,20 @@ def load_samples(
     template: ChatTemplate | None,
     *,
     train_on_prompt: bool = False,
+    parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
+    system_as_user: bool = False,
+    keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
     """The samples of a file of records, each at most `n_ctx` input tokens.
 
     `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
     leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
-    `template` is needed for chats only. `progress` gets a line every few seconds.
+    `parse_special`: control tokens written out in texts without a template are these tokens.
+    `template` is needed for chats only. `system_as_user`: see `ChatReader`. `keep_texts`: with the
+    samples' texts, to be shown. `progress` gets a line every few seconds.
 
     Raises `DataError` for chats without a template, with file and line for a sample that the
     template refuses (unless `skip_bad`) or that is too long, and when no trained target is left in
@@ -114,48 +142,58 @@ def load_samples(
         raise ValueError("n_ctx must be at least 1")
     if on_long not in ON_LONG:
         raise ValueError(f"on_long {on_long!r} is not one of {', '.join(ON_LONG)}")
-    where = shown(data.path)
     bad, kept = list(data.bad), []
-    n_cut = n_dropped = n_long = 0
-    for line, found in _encoded(data, tokenizer, template, progress):
+    n_cut = n_dropped = n_long = n_good = n_rows = 0
+    reader = None if template is None else ChatReader(
+        tokenizer, template, system_as_user=system_as_user
+    )  # fmt: skip
+    for number, line, found in _encoded(data, tokenizer, reader, progress, parse_special):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
-                raise type(found)(f"{where}, line {line}: {found}") from found.__cause__
+                raise type(found)(f"{data.where(line)}: {found}") from found.__cause__
             bad.append(Bad(line, str(found)))
             continue
-        if train_on_prompt:
-            found = Encoded(found.ids, np.ones_like(found.trained))
-        whole = _up_to_last_trained(found)
-        n_tokens = len(whole.ids) - 1
-        if n_tokens > n_ctx and on_long == "refuse":
-            raise DataError(
-                f"{where}, line {line}: {n_tokens} tokens, longer than the context of {n_ctx}; "
-                "give a larger --ctx, or --on-long cut or skip"
-            )
-        if n_tokens > n_ctx and on_long == "skip":
-            n_long += 1
-            continue
-        encoded = _up_to_last_trained(Encoded(*(half[: n_ctx + 1] for half in whole)))
-        if not encoded.trained.any():
-            n_dropped += 1
-            continue
-        n_cut += n_tokens > n_ctx
-        kept.append((line, encoded))
+        n_good += 1
+        n_rows += len(found)
+        for row in found:
+            if train_on_prompt:
+                row = row._replace(trained=np.ones_like(row.trained))
+            whole = _first(row, _n_useful(row))
+            n_tokens = len(whole.ids) - 1
+            if n_tokens > n_ctx and on_long == "refuse":
+                raise DataError(
+                    f"{data.where(line)}: {n_tokens} tokens, longer than the context of {n_ctx}; "
+                    "give a larger --ctx, or --on-long cut or skip"
+                )
+            if n_tokens > n_ctx and on_long == "skip":
+                n_long += 1
+                continue
+            cut = _first(whole, n_ctx + 1)
+            cut = _first(cut, _n_useful(cut))
+            if not len(cut.ids):
+                n_dropped += 1
+                continue
+            n_cut += n_tokens > n_ctx
+            kept.append((line, number, cut if keep_texts else cut._replace(text="")))
     bad.sort()
-    n_all = len(data.samples) + len(data.bad)
+    n_all = n_rows + len(bad)
     if not kept:
-        raise DataError(_nothing(where, n_all, n_ctx, bad))
-    ids = np.concatenate([e.ids for _, e in kept])
-    trained = np.concatenate([e.trained for _, e in kept])
-    offsets = np.cumsum([0] + [len(e.ids) for _, e in kept], dtype=np.int64)
-    notes = _notes(n_all, n_ctx, n_cut, n_dropped, n_long, bad)
+        raise DataError(_nothing(data, n_all, n_ctx, bad))
+    rows = [row for _, _, row in kept]
+    ids = np.concatenate([row.ids for row in rows])
+    trained = np.concatenate([row.trained for row in rows])
+    offsets = np.cumsum([0] + [len(row.ids) for row in rows], dtype=np.int64)
+    notes = [*data.notes, *_notes(data, n_all, n_good, n_ctx, n_cut, n_dropped, n_long, bad)]
+    notes += control_token_notes(tokenizer, (s for _, s in data.samples), parse_special)
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
+    if reader is not None:
+        notes += reader.notes(n_good, n_rows)
     return Samples(
         ids,
         trained,
         offsets,
-        np.array([line for line, _ in kept], dtype=np.int64),
+        np.array([line for line, _, _ in kept], dtype=np.int64),
         n_ctx,
         sha256_parts("chat", n_ctx, ids.tobytes(), trained.tobytes(), offsets.tobytes()),
         n_cut,
@@ -164,71 +202,134 @@ def load_samples(
         len(bad),
         tuple(notes),
         data.format,
+        texts=tuple(SampleText(row.text, _characters(row)) for row in rows) if keep_texts else (),
+        records=np.array([number for _, number, _ in kept], dtype=np.int64),
+        parts=data.parts,
     )
 
 
-def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Encoded:
-    """Ids of a prompt and its continuation, and which of them belong to the latter.
+def encode_continuation(
+    tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
+) -> Row:
+    """A prompt and its continuation, of which the latter is trained.
 
     BOS is put in front where the model has one put there, and EOS behind, which is trained.
-    Special tokens in the text are only characters.
+    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
+    that the text has itself is not put there again.
     """
-    placed = encode_plain(tokenizer, sample.prompt + sample.answer)
+    text = sample.prompt + sample.answer
+    placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
     trained = placed.ends > len(sample.prompt)
-    ids = placed.ids
-    if tokenizer.add_bos and tokenizer.bos_id is not None:
-        ids, trained = np.append(np.int32(tokenizer.bos_id), ids), np.append(False, trained)
+    ids, starts, ends = placed
+    bos = tokenizer.bos_id
+    begun = parse_special and ids[:1].tolist() == [bos]
+    if tokenizer.add_bos and bos is not None and not begun:
+        ids, trained = np.append(np.int32(bos), ids), np.append(False, trained)
+        starts, ends = np.append(0, starts), np.append(0, ends)
     end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
-    if end is not None:
+    if end is not None and not (parse_special and _ended(tokenizer, ids)):
         ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
-    return Encoded(ids.astype(np.int32), trained)
+        starts = np.append(starts, len(text))
+        text += tokenizer.token_text(end)
+        ends = np.append(ends, len(text))
+    return Row(ids.astype(np.int32), trained, starts, ends, text)
+
+
+Found = list[Row] | NbllamaError
+
+
+def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Whether ids end with an end-of-generation token, white space behind it left out."""
+    kept = ids.tolist()
+    while kept and not tokenizer.token_bytes(kept[-1]).strip():
+        kept.pop()
+    return bool(kept) and kept[-1] in tokenizer.eog_ids
 
 
 def _encoded(
     data: DataFile,
     tokenizer: Tokenizer,
-    template: ChatTemplate | None,
+    reader: ChatReader | None,
     progress: Progress | None,
-) -> Iterator[tuple[int, Encoded | NbllamaError]]:
-    """Every sample with its line, in the file's order."""
+    parse_special: bool,
+) -> Iterator[tuple[int, int, Found]]:
+    """Every record with its number and line, in the file's order.
+
+    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
+    library, while samples are made of these.
+    """
+    if reader is None and data.has_chats:
+        raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
     start = told = time.monotonic()
-    for first in range(0, len(data.samples), _CHUNK):
-        chunk = data.samples[first : first + _CHUNK]
-        chats = [s for _, s in chunk if isinstance(s, Conversation)]
-        if chats and template is None:
-            raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
-        done = iter(encode_chats(tokenizer, template, chats) if template is not None else ())
-        for line, sample in chunk:
-            yield line, _one(tokenizer, sample, done)
-        now = time.monotonic()
-        if progress is not None and now - told >= _REPORT_SECONDS:
-            told, n = now, first + len(chunk)
-            left = (now - start) * (len(data.samples) - n) / n
-            progress(f"tokenised {n} of {len(data.samples)} samples, {left:.0f} s left")
+    firsts = range(0, len(data.samples), _CHUNK)
+
+    def render(first: int) -> list[Rendered]:
+        chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
+        if reader is None or not chats:
+            return []
+        rendered = reader.render(chats)
+        reader.warm(rendered)
+        return rendered
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(render, 0)
+        for first in firsts:
+            rendered = iter(coming.result())
+            if first + _CHUNK < len(data.samples):
+                coming = ahead.submit(render, first + _CHUNK)
+            chunk = data.samples[first : first + _CHUNK]
+            for n, (line, sample) in enumerate(chunk, first):
+                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
+            now = time.monotonic()
+            if progress is not None and now - told >= _REPORT_SECONDS:
+                told, n = now, first + len(chunk)
+                left = (now - start) * (len(data.samples) - n) / n
+                progress(f"tokenised {n} of {len(data.samples)} samples, {left:.0f} s left")
 
 
 def _one(
-    tokenizer: Tokenizer, sample: Sample, chats: Iterator[Encoded | NbllamaError]
-) -> Encoded | NbllamaError:
-    if isinstance(sample, Conversation):
-        return next(chats)
+    tokenizer: Tokenizer,
+    sample: Sample,
+    reader: ChatReader | None,
+    chats: Iterator[Rendered],
+    line: int,
+    parse_special: bool,
+) -> Found:
     try:
-        return encode_continuation(tokenizer, sample)
+        if isinstance(sample, Conversation):
+            assert reader is not None
+            return reader.rows(next(chats), line)
+        return [encode_continuation(tokenizer, sample, parse_special=parse_special)]
     except NbllamaError as e:
         return e
 
 
-def _up_to_last_trained(e: Encoded) -> Encoded:
-    """`e` without what follows its last trained target; empty if there is no trained target."""
+def _n_useful(row: Row) -> int:
+    """How many ids there are up to the last trained target; 0 if there is no trained target."""
     # The first id is no target: nothing comes before it.
-    targets = np.flatnonzero(e.trained[1:]) + 1
-    n = int(targets[-1]) + 1 if len(targets) else 0
-    return Encoded(e.ids[:n], e.trained[:n])
+    targets = np.flatnonzero(row.trained[1:]) + 1
+    return int(targets[-1]) + 1 if len(targets) else 0
 
 
-def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+def _first(row: Row, n: int) -> Row:
+    """The first `n` ids of a row, and the text of them."""
+    if n >= len(row.ids):
+        return row
+    ids, trained, starts, ends = (part[:n] for part in row[:4])
+    return Row(ids, trained, starts, ends, row.text[: int(ends[-1])] if n else "")
+
+
+def _characters(row: Row) -> list[tuple[int, int]]:
+    """The trained characters of a row's text."""
+    edges = np.flatnonzero(np.diff(row.trained, prepend=False, append=False)).reshape(-1, 2)
+    return [(int(row.starts[a]), min(int(row.ends[b - 1]), len(row.text))) for a, b in edges]
+
+
+def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+    where = shown(data.path)
     if len(bad) == n_all:
-        return f"nothing in {where} can be trained; line {bad[0].line}: {bad[0].reason}"
+        place = data.short_place(bad[0].line)
+        return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
     return (
         f"no token of {where} can be trained: in none of its {n_all} samples does an answer begin "
         f"within {n_ctx} tokens; a longer --ctx may help"
@@ -236,13 +337,20 @@ def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
 
 
 def _notes(
-    n_all: int, n_ctx: int, n_cut: int, n_dropped: int, n_long: int, bad: list[Bad]
+    data: DataFile,
+    n_all: int,
+    n_good: int,
+    n_ctx: int,
+    n_cut: int,
+    n_dropped: int,
+    n_long: int,
+    bad: list[Bad],
 ) -> list[str]:
     notes = []
     if bad:
         notes.append(
-            f"{len(bad)} of {n_all} records are bad and were skipped; "
-            f"the first: line {bad[0].line}: {bad[0].reason}"
+            f"{len(bad)} of {n_good + len(bad)} records are bad and were skipped; "
+            f"the first: {data.short_place(bad[0].line)}: {bad[0].reason}"
         )
     if n_long:
         notes.append(f"{n_long} of {n_all} samples are longer than {n_ctx} tokens: skipped")

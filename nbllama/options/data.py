@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from nbllama.options.parser import Saved, option
-from nbllama.options.values import Choice, Day, Text
+from nbllama.options.values import Choice, Day, Text, Variables
 
 FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
 ON_LONG = ("cut", "refuse", "skip")
@@ -35,9 +35,15 @@ class DataOptions(Protocol):
     @property
     def train_on_prompt(self) -> bool: ...
     @property
+    def parse_special(self) -> bool: ...
+    @property
     def skip_bad(self) -> bool: ...
     @property
     def on_long(self) -> str: ...
+    @property
+    def template_vars(self) -> str: ...
+    @property
+    def system_as_user(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,30 @@ class RecordOptions:
         shown_default="the day on which the run began",
         saved=Saved(25, taken=True),
     )
+    template_vars: str = record_option(
+        Variables(),
+        "",
+        "variables of the chat template, such as enable_thinking=false; a value is JSON, or text",
+        shown_default="none",
+        only="records",
+    )
+    system_as_user: bool = record_option(
+        None,
+        False,
+        "put a system message in front of the first question, where the chat template has no system"
+        " messages",
+        only="records",
+    )
     train_on_prompt: bool = record_option(
         None,
         False,
         "take the loss on every token of a record, not on answers only",
+        only="records",
+    )
+    parse_special: bool = record_option(
+        None,
+        False,
+        "control tokens that are written out in documents and completions are these tokens",
         only="records",
     )
     on_long: str = record_option(

@@ -32,7 +32,12 @@ class _ShowOptions:
         Text(), "", "training data, a file or a folder with train.jsonl",
         shown_default="none, must be given",
     )  # fmt: skip
-    samples: int = _show(Whole(), 3, "samples to print", also=["-n"])
+    samples: int | None = _show(
+        Whole(), None, "samples to print", also=["-n"], shown_default="3; all with --json"
+    )
+    json: bool = _show(
+        None, False, "print one JSON object a sample and nothing else on standard output"
+    )
     batch: int = _show(Whole(1, 65536), 8, "batch size that the statistics are for", also=["-b"])
     ctx: int | None = _show(
         Whole(1, 2**24), None, "longest sample, in tokens", also=["-c"],

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from nbllama.options.steps import STEPS, parse_steps
+
+# What the program itself gives to a chat template.
+RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,49 @@ class Day:
 
 
 @dataclass(frozen=True)
+class Variables:
+    """Variables of a chat template, as `parse_variables` reads them."""
+
+    metavar: str = "NAME=VALUE,..."
+
+    def parse(self, text: str) -> str:
+        """The text as it was given; raises `ValueError` if it cannot be read."""
+        parse_variables(text)
+        return text
+
+    def allowed(self) -> str:
+        return "NAME=VALUE, or several with commas between them; a value is JSON, or text"
+
+
+def parse_variables(text: str) -> dict[str, Any]:
+    """The variables of `--template-vars`: "a=false,b=[1, 2],c=high". A value is JSON; what is not
+    JSON is text up to the next comma. Raises `ValueError` for another form, for a name that comes
+    twice, and for one that the program itself gives to a template.
+    """
+    decoder, out, at = json.JSONDecoder(), {}, 0
+    while at < len(text.rstrip()):
+        name, equals, _ = text[at:].partition("=")
+        at += len(name) + 1
+        name = name.strip()
+        if not equals or not name.isidentifier() or name in out or name in RESERVED:
+            raise ValueError(text)
+        at += len(text[at:]) - len(text[at:].lstrip())
+        comma = text.find(",", at)
+        end = len(text) if comma < 0 else comma
+        try:
+            value, end = decoder.raw_decode(text, at)
+            if text[end:].lstrip()[:1] not in ("", ","):
+                raise ValueError(text)
+        except ValueError:
+            if text[at : at + 1] in ("[", "{", '"'):
+                raise ValueError(text) from None
+            value = text[at:end].strip()
+        out[name] = value
+        at = end + len(text[end:]) - len(text[end:].lstrip(" ,"))
+    return out
+
+
+@dataclass(frozen=True)
 class Dumped:
     """Iterations and a pattern of names, as `nbllama.options.steps` reads them."""
 
@@ -154,4 +202,4 @@ class Dumped:
         return STEPS
 
 
-Value = Text | Whole | Real | Choice | Day | Size | Dumped
+Value = Text | Whole | Real | Choice | Day | Size | Variables | Dumped

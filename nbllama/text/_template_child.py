@@ -4,12 +4,14 @@ One JSON object a line, UTF-8, a request on stdin and its answer on stdout:
 
     {"op": "compile", "source": str}                          -> {"ok": true}
     {"op": "render",
-     "chats": [{"messages": [...], "cuts": [[n, add_generation_prompt]...]}...],
-     "variables": {...}, "now": str|null}                     -> {"ok": [[text of a cut...]...]}
+     "chats": [{"messages": [...], "cuts": [[n, add_generation_prompt]...],
+                "variables": {...}}...],
+     "variables": {...}, "now": str|null}                     -> {"ok": [texts or error...]}
     anything that fails                                       -> {"error": kind, "message": str}
 
-A cut renders the first n messages. Kinds: syntax, security, raised, memory, recursion, size,
-failed.
+A cut renders the first n messages; `texts` has one text a cut. A chat that the template refuses or
+fails on has an error of its own. `tools` is a variable of the chat, undefined where there are none,
+as in llama.cpp's server. Kinds: syntax, security, raised, memory, recursion, size, failed.
 Nothing of nbllama is imported here, so that a child starts quickly and holds nothing worth taking.
 """
 
@@ -90,18 +92,20 @@ def environment() -> ImmutableSandboxedEnvironment:
     return env
 
 
-def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]]:
-    """The text of every cut of every chat of a render request."""
+def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
+    """The text of every cut of every chat of a render request, or the chat's error."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
     def strftime_now(format: str) -> str:
         return moment.strftime(format)
 
-    def text(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def text(
+        messages: list[dict[str, Any]], add_generation_prompt: bool, variables: dict[str, Any]
+    ) -> str:
         parts, size = [], 0
         for part in template.generate(
-            **{"tools": None, "documents": None, **request["variables"]},
+            **request["variables"] | variables,
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             strftime_now=strftime_now,
@@ -112,11 +116,20 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]
             parts.append(part)
         return "".join(parts)
 
-    out = []
-    for chat in request["chats"]:
+    def texts(chat: dict[str, Any]) -> list[str]:
         cuts = [(n, add) for n, add in chat["cuts"]]
-        texts = {cut: text(chat["messages"][: cut[0]], cut[1]) for cut in set(cuts)}
-        out.append([texts[cut] for cut in cuts])
+        variables = chat.get("variables", {})
+        found = {cut: text(chat["messages"][: cut[0]], cut[1], variables) for cut in set(cuts)}
+        return [found[cut] for cut in cuts]
+
+    out: list[list[str] | dict[str, str]] = []
+    for chat in request["chats"]:
+        try:
+            out.append(texts(chat))
+        except (MemoryError, RecursionError, TooLong, SecurityError):
+            raise  # a limit of the process, which is then started again
+        except Exception as e:
+            out.append(failure(e))
     return out
 
 

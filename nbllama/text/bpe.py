@@ -71,13 +71,18 @@ class BpeTokenizer(Tokenizer):
         return found.end() if found else len(text)
 
     def _locate(self, text: str) -> tuple[list[int], list[int]]:
-        encoding = self._library.encode(text, add_special_tokens=False)
-        known = [
-            (i, start)
-            for i, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-            if i < self.n_vocab
-        ]
-        return [i for i, _ in known], [start for _, start in known]
+        return self._known(self._library.encode(text, add_special_tokens=False))
+
+    def _locate_all(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        # The library takes less time for a text among many, and works on all cores.
+        return [self._known(e) for e in self._library.encode_batch(texts, add_special_tokens=False)]
+
+    def _known(self, encoding: tokenizers.Encoding) -> tuple[list[int], list[int]]:
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        if ids and max(ids) >= self.n_vocab:
+            known = [n for n, i in enumerate(ids) if i < self.n_vocab]
+            return [ids[n] for n in known], [starts[n] for n in known]
+        return ids, starts
 
     def _normal_piece(self, text: str) -> bytes:
         """Bytes of the token's characters; llama.cpp writes a character that stands for no byte

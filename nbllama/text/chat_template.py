@@ -1,4 +1,4 @@
-"""Chat templates: messages to text, and where in the text the assistant's answers stand.
+"""Chat templates: messages to text, as a server renders them.
 
 The template of a model file is code by a stranger: it runs in a sandbox in a child process with
 limits of time and memory (`sandbox`).
@@ -6,12 +6,12 @@ limits of time and memory (`sandbox`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from nbllama.errors import DataError, GGUFError, NbllamaError, UsageError, shown
-from nbllama.text.sandbox import TemplateFailed, TemplateSandbox
+from nbllama.text.sandbox import Chat, TemplateFailed, TemplateSandbox
 from nbllama.text.templates import CHATML
 from nbllama.text.tokenizer import Tokenizer
 
@@ -28,27 +28,16 @@ _PROBLEMS = {
 
 
 Messages = Sequence[dict[str, Any]]
-Cuts = list[tuple[int, bool]]
-Rendered = tuple[str, list[tuple[int, int]]]
-
-
-def _answers(messages: Messages) -> list[int]:
-    return [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
-
-
-def _cuts(messages: Messages) -> Cuts:
-    """What to render to find the answers: up to each one, through each one, and all."""
-    cuts = [cut for i in _answers(messages) for cut in ((i, True), (i + 1, False))]
-    return [*cuts, (len(messages), False)]
+Cuts = Sequence[tuple[int, bool]]
 
 
 class ChatTemplate:
     """A Jinja chat template. Use it as a context manager or call `close`.
 
-    `bos_token`, `eos_token`: texts that the template may write. `end_tokens`: texts that end an
-    answer (`render_spans`). `now`: what `strftime_now` tells instead of the clock, so that the same
-    data gives the same text on another day. `where` and `error`: who is to blame in an error's
-    line. `memory_bytes` is what the child may take beyond its start.
+    `bos_token`, `eos_token`: texts that the template may write. `variables`: further variables that
+    it gets, such as `enable_thinking`. `now`: what `strftime_now` gives instead of the clock, so
+    that the same data give the same text on another day. `where` and `error`: who is to blame in
+    an error's line. `memory_bytes` is what the child may take beyond its start.
     Raises `error` when the template is over 256 KB or cannot be compiled in `compile_seconds`.
     """
 
@@ -58,7 +47,7 @@ class ChatTemplate:
         bos_token: str = "",
         eos_token: str = "",
         *,
-        end_tokens: Sequence[str] = (),
+        variables: Mapping[str, Any] | None = None,
         now: datetime | None = None,
         where: str = "chat template",
         error: type[NbllamaError] = GGUFError,
@@ -67,8 +56,8 @@ class ChatTemplate:
         memory_bytes: int = 512 << 20,
     ) -> None:
         self.source = source
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token}
-        self._end_tokens = tuple(t for t in (*end_tokens, eos_token) if t)
+        self.variables = dict(variables or {})
+        self._variables = self.variables | {"bos_token": bos_token, "eos_token": eos_token}
         self._now = now
         self._where = where
         self._error = error
@@ -80,58 +69,42 @@ class ChatTemplate:
                 memory_bytes=memory_bytes,
             )
         except TemplateFailed as e:
-            self._refuse(e)
+            raise self._refusal(e) from None
 
-    def render(self, messages: Messages, add_generation_prompt: bool) -> str:
-        """Text of `messages`; with `add_generation_prompt` up to where the next answer begins.
+    def render(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool,
+        *,
+        tools: list[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Text of `messages`; with `add_generation_prompt` up to where the next answer begins, as a
+        server renders it. Without `tools` the template's variable of that name is undefined.
+        `variables` are for this chat alone.
 
         Raises DataError when the template refuses the messages (`raise_exception`), and the
         template's error when it fails or passes a limit.
         """
-        return self._render([(messages, [(len(messages), add_generation_prompt)])])[0][0]
+        own = chat_variables(tools, variables)
+        (found,) = self.render_chats([(messages, [(len(messages), add_generation_prompt)], own)])
+        if isinstance(found, NbllamaError):
+            raise found
+        return found[0]
 
-    def render_spans(self, messages: Messages) -> Rendered:
-        """Text of `messages`, and for each assistant message the characters (start, end) that the
-        model has to write: the answer with the token that ends the turn, without what follows it.
-
-        An answer begins where the messages before it end with a generation prompt, and ends where
-        the messages up to it end. Raises as `render`, and the template's error where this is not
-        so because later messages change the text of earlier ones.
-        """
-        return self._spans(messages, self._render([(messages, _cuts(messages))])[0])
-
-    def render_spans_of(self, chats: Sequence[Messages]) -> list[Rendered | NbllamaError]:
-        """`render_spans` of each chat, or what it would raise; in one request to the child, which
-        takes a fraction of the time.
+    def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
+        """For each (messages, cuts, variables) the texts of its cuts, or what `render` would raise;
+        in one request to the child, which takes a fraction of the time. A cut (n, prompt) is the
+        first n messages, with a prompt for an answer or without.
         """
         try:
-            texts = self._render([(chat, _cuts(chat)) for chat in chats])
-        except NbllamaError as e:
+            found = self._sandbox.render(chats, self._variables, self._now)
+        except TemplateFailed as e:
             if len(chats) == 1:
-                return [e]
+                return [self._refusal(e)]
             # The request as a whole failed; whose fault it was is seen one by one.
-            return [found for chat in chats for found in self.render_spans_of([chat])]
-        out: list[Rendered | NbllamaError] = []
-        for chat, parts in zip(chats, texts, strict=True):
-            try:
-                out.append(self._spans(chat, parts))
-            except NbllamaError as e:
-                out.append(e)
-        return out
-
-    def _spans(self, messages: Messages, texts: list[str]) -> Rendered:
-        *parts, text = texts
-        spans = []
-        for n, i in enumerate(_answers(messages)):
-            before, through = parts[2 * n : 2 * n + 2]
-            if not (through.startswith(before) and text.startswith(through)):
-                raise self._error(
-                    f"{self._where}: the text before or of answer {n + 1} (message {i + 1}) is "
-                    "another without what follows, so it is not known which tokens to train; "
-                    "train with one answer a conversation, or give another template"
-                )
-            spans.append((len(before), self._end(text, len(before), len(through))))
-        return text, spans
+            return [one for chat in chats for one in self.render_chats([chat])]
+        return [self._refusal(one) if isinstance(one, TemplateFailed) else one for one in found]
 
     def close(self) -> None:
         """End the child process; twice is harmless."""
@@ -143,29 +116,28 @@ class ChatTemplate:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _end(self, text: str, start: int, end: int) -> int:
-        answer = text[start:end].rstrip()
-        return start + len(answer) if answer.endswith(self._end_tokens) else end
-
-    def _render(self, chats: Sequence[tuple[Messages, Cuts]]) -> list[list[str]]:
-        try:
-            return self._sandbox.render(chats, self._variables, self._now)
-        except TemplateFailed as e:
-            self._refuse(e)
-
-    def _refuse(self, e: TemplateFailed) -> NoReturn:
+    def _refusal(self, e: TemplateFailed) -> NbllamaError:
         message = shown(e, 300)
         if e.kind == "raised":
-            raise DataError(f"{self._where} refuses the messages: {message}") from None
+            return DataError(f"{self._where} refuses the messages: {message}")
         line = f"{self._where}: {_PROBLEMS[e.kind]}"
-        raise self._error(f"{line}: {message}" if message else line) from None
+        return self._error(f"{line}: {message}" if message else line)
+
+
+def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a template gets for one chat alone; no tools, no variable of that name."""
+    return {**(variables or {}), **({"tools": tools} if tools else {})}
 
 
 def chat_template_for(
-    tokenizer: Tokenizer, source: str | None = None, *, now: datetime | None = None
+    tokenizer: Tokenizer,
+    source: str | None = None,
+    *,
+    now: datetime | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
     """The template to use with `tokenizer`: `source` if given, else the one of the model file, else
-    ChatML if the vocabulary has its tokens.
+    ChatML if the vocabulary has its tokens. `variables`: see `ChatTemplate`.
 
     Raises UsageError when there is none or the given one is bad, GGUFError when the file's is bad.
     """
@@ -189,7 +161,7 @@ def chat_template_for(
         source,
         text(tokenizer.bos_id),
         text(tokenizer.eos_id),
-        end_tokens=[tokenizer.token_text(i) for i in sorted(tokenizer.eog_ids)],
+        variables=variables,
         now=now,
         where=where,
         error=error,

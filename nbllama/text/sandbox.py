@@ -24,6 +24,10 @@ _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_chi
 _ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 
+# Messages, cuts, and variables of this chat alone.
+Chat = tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]], dict[str, Any]]
+
+
 class TemplateFailed(Exception):
     """`kind` is one of the child's, or "time" or "died"."""
 
@@ -56,24 +60,30 @@ class TemplateSandbox:
             self._start()
 
     def render(
-        self,
-        chats: Sequence[tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]]]],
-        variables: dict[str, Any],
-        now: datetime | None,
-    ) -> list[list[str]]:
-        """For each (messages, cuts) of `chats` and each (n, add_generation_prompt) of its cuts, the
-        text of the first n messages.
+        self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
+    ) -> list[list[str] | TemplateFailed]:
+        """For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
+        its cuts, the text of the first n messages; or why the template failed on this chat.
+
+        Raises TemplateFailed where the request as a whole failed.
         """
         request = {
             "op": "render",
-            "chats": [{"messages": messages, "cuts": cuts} for messages, cuts in chats],
+            "chats": [
+                {"messages": messages, "cuts": cuts, "variables": own}
+                for messages, cuts, own in chats
+            ],
             "variables": variables,
             "now": now.isoformat() if now else None,
         }
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
-            return self._ask(request, self._render_seconds, "rendering")
+            found = self._ask(request, self._render_seconds, "rendering")
+        return [
+            TemplateFailed(one["error"], one["message"]) if isinstance(one, dict) else one
+            for one in found
+        ]
 
     def close(self) -> None:
         """End the child; twice is harmless."""

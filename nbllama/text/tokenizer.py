@@ -13,18 +13,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+import numpy as np
+
 from nbllama.errors import DataError
 from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
 from nbllama.text.vocab import Vocab, byte_value
 
 _SPACES = " \t\n\v\f\r"
+_FIRST = np.zeros(1, np.int64)
+_KEPT = 1_000_000  # characters of texts whose ids are kept
 
 
 class Tokenizer(ABC):
     """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
 
     `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
-    that end an answer.
+    that end an answer, `special_ids` those of tokens at whose text a text is cut.
     """
 
     CHUNK = 1 << 18
@@ -51,7 +55,14 @@ class Tokenizer(ABC):
         # Longest first, in bytes. Among equals llama.cpp's order is that of an unstable sort.
         special.sort(key=lambda i: -len(self._texts[i].encode()))
         self._special = [(i, self._texts[i]) for i in special]
+        self.special_ids = frozenset(special)
         self._pieces: dict[int, bytes] = {}
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept_size = 0
+        # Texts of the last two calls of `warm`, cut at their special tokens.
+        self._cuts: dict[str, list[tuple[int, int, int | None]]] = {}
+        self._cuts_before: dict[str, list[tuple[int, int, int | None]]] = {}
+        self._singles: dict[int, np.ndarray] = {}
         self._prefix = ""  # of plain text at the beginning and after a special token
 
     def encode(
@@ -82,28 +93,93 @@ class Tokenizer(ABC):
                 at = stop
 
     def encode_with_starts(
-        self, text: str, *, add_special: bool = False, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = False,
+        continues: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Ids as `encode` gives them, and for each the index in `text` of its first character.
 
         A token that starts inside a character has that character's index; bos has 0, eos
-        `len(text)`. Starts never fall.
+        `len(text)`. Starts never fall. `continues`: plain text stands in front, so that no space
+        is put there.
         """
-        ids: list[int] = []
-        starts: list[int] = []
-        for token_id, prefix, start, end in self._fragments(text, parse_special):
-            if token_id is not None:
-                ids.append(token_id)
-                starts.append(start)
-            else:
-                part, places = self._locate(prefix + text[start:end])
-                ids += part
-                starts += [start + max(0, i - len(prefix)) for i in places]
+        ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:
             n_bos = int(self.add_bos and self.bos_id is not None)
             n_eos = int(self.add_eos and self.eos_id is not None)
-            return self._with_bos_eos(ids), [0] * n_bos + starts + [len(text)] * n_eos
-        return ids, starts
+            places = [0] * n_bos + starts.tolist() + [len(text)] * n_eos
+            return self._with_bos_eos(ids.tolist()), places
+        return ids.tolist(), starts.tolist()
+
+    def encode_arrays(
+        self, text: str, *, parse_special: bool = False, continues: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
+        parts: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        begins: list[int] = []
+        for token_id, prefix, start, end in self._fragments(text, parse_special):
+            if token_id is not None:
+                parts.append(self._single(token_id))
+                places.append(_FIRST)
+            else:
+                if continues and start == 0:
+                    prefix = ""
+                ids, at = self._located(prefix + text[start:end])
+                parts.append(ids)
+                places.append(np.maximum(at - len(prefix), 0) if prefix else at)
+            begins.append(start)
+        if not parts:
+            return np.zeros(0, np.int32), np.zeros(0, np.int64)
+        sizes = [len(part) for part in parts]
+        return np.concatenate(parts), np.concatenate(places) + np.repeat(begins, sizes)
+
+    def warm(self, texts: Iterable[str]) -> None:
+        """Tokenise texts together that are about to be encoded with `parse_special`, which may be
+        quicker than one by one.
+        """
+        new: dict[str, None] = {}
+        self._cuts_before, self._cuts = self._cuts, {}
+        for text in texts:
+            parts = self._cuts[text] = self._partition(text, True)
+            for start, end, token_id in parts:
+                if token_id is None and (plain := self._prefix + text[start:end]) not in self._kept:
+                    new[plain] = None
+        for plain, (ids, places) in zip(new, self._locate_all(list(new)), strict=True):
+            self._keep(plain, np.array(ids, np.int32), np.array(places, np.int64))
+
+    def _locate_all(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """`_locate` of each text."""
+        return [self._locate(text) for text in texts]
+
+    def _single(self, token_id: int) -> np.ndarray:
+        found = self._singles.get(token_id)
+        if found is None:
+            found = self._singles[token_id] = np.array([token_id], np.int32)
+        return found
+
+    def _located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`_locate` as arrays, int32 and int64 [n]; those of the last texts are kept, as the same
+        ones come again in the next prompts.
+        """
+        found = self._kept.get(text)
+        if found is None:
+            ids, places = self._locate(text)
+            found = self._keep(text, np.array(ids, np.int32), np.array(places, np.int64))
+        return found
+
+    def _keep(
+        self, text: str, ids: np.ndarray, places: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._kept_size += len(text)
+        if self._kept_size > _KEPT:
+            self._kept.clear()
+            self._kept_size = len(text)
+        self._kept[text] = ids, places
+        return ids, places
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
@@ -151,7 +227,14 @@ class Tokenizer(ABC):
 
     def may_hold_special(self, text: str) -> bool:
         """False only where `parse_special` makes no difference to the ids of `text`."""
-        return self._on_request.search(text) is not None
+        return self.special_text_in(text) is not None
+
+    def special_text_in(self, text: str) -> str | None:
+        """The first text of a control token, or of the unknown token, in `text`; None: there is
+        none.
+        """
+        found = self._on_request.search(text)
+        return None if found is None else found[0]
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
@@ -200,7 +283,10 @@ class Tokenizer(ABC):
                 f"at character {e.start}"
             ) from None
         prefix = self._prefix
-        for start, end, token_id in self._partition(text, parse_special):
+        parts = None
+        if parse_special:
+            parts = self._cuts.get(text) or self._cuts_before.get(text)
+        for start, end, token_id in parts or self._partition(text, parse_special):
             yield token_id, prefix, start, end
             prefix = "" if token_id is None else self._prefix
 

@@ -349,3 +349,20 @@ def test_what_llama_cpp_would_not_load_is_not_written(toy: Path, tmp_path: Path)
         with pytest.raises(ValueError):
             save_adapter(tmp_path / "a.gguf", adapter, hp)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["rope_freqs.weight", "rope_factors_long.weight", "blk.0.rope_freqs.weight"]
+)
+def test_a_stray_table_of_rope_is_passed_over(toy: Path, tmp_path: Path, name: str) -> None:
+    tensors = halves(4)
+    plain = load_adapter(converted(tmp_path / "plain.gguf", tensors), *model(toy))
+    path = converted(tmp_path / "a.gguf", tensors | {name: np.ones(8, np.float32)})
+    lines: list[str] = []
+    assert equal(plain, load_adapter(path, *model(toy), lines.append))
+    assert lines == [f"{path}: {name} is passed over: a constant of the base model"]
+    with pytest.warns(UserWarning, match="is passed over"):
+        load_adapter(path, *model(toy))
+    norm = {"blk.0.attn_norm.weight": np.ones(64, np.float32)}
+    with pytest.raises(CheckpointError, match="'blk.0.attn_norm': not a half of a LoRA"):
+        load_adapter(converted(tmp_path / "b.gguf", tensors | norm), *model(toy))

@@ -339,3 +339,59 @@ def test_folders_that_cannot_be_written(toy: Path, tmp_path: Path) -> None:
     for name in ("file/", "none/below/"):
         with pytest.raises(OutputError, match="cannot be written"):
             save_adapter(f"{tmp_path}/{name}", adapter, hp)
+
+
+WRAPPED = {
+    "doubled": lambda key: f"base_model.model.{key}",
+    "in front": lambda key: f"model.language_model.{key}",
+    "with pictures": lambda key: key.replace("model.layers", "model.language_model.layers"),
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "compiled inside": lambda key: key.replace("model.model.", "model._orig_mod.model."),
+    "compiled blocks": lambda key: key.replace("layers.0.", "layers.0._orig_mod."),
+    "compiled modules": lambda key: key.replace("self_attn.", "self_attn._orig_mod."),
+    "parallel": lambda key: f"module.{key}",
+    "named": lambda key: key.replace(".weight", ".default.weight"),
+    "named otherwise": lambda key: key.replace(".weight", ".my-adapter_2.weight"),
+    "all": lambda key: (
+        "_orig_mod.base_model.model.language_model." + key.replace(".weight", ".default.weight")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_names_of_wrapped_models(toy: Path, tmp_path: Path, name: str) -> None:
+    tensors = {WRAPPED[name](key): x for key, x in ONE.items()}
+    plain = load_adapter(folder(tmp_path / "plain", ONE), *model(toy))
+    found = load_adapter(folder(tmp_path / "p", tensors), *model(toy))
+    assert list(found.pairs) == [Q]
+    np.testing.assert_array_equal(found.pairs[Q].a, plain.pairs[Q].a)
+    np.testing.assert_array_equal(found.pairs[Q].b, plain.pairs[Q].b)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj", "model.language_model.layers.0.self_attn.q_proj", "self_attn.q_proj",
+        r"^_orig_mod\.model\.layers\.0\.self_attn\.q_proj$", "layers.0.self_attn.q_proj",
+    ],
+)  # fmt: skip
+def test_patterns_name_modules_of_wrapped_models(toy: Path, tmp_path: Path, pattern: str) -> None:
+    path = folder(tmp_path / "p", ONE, alpha_pattern={pattern: 10})
+    assert read_peft(path, LLAMA).alphas == {Q: 10}
+
+
+def test_two_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
+    a, b = (key.replace(".weight", f".{name}.weight") for key, name in zip(ONE, "xy", strict=True))
+    with pytest.raises(CheckpointError, match="pairs of several adapters: 'x' and 'y'"):
+        read_peft(folder(tmp_path / "p", dict(zip((a, b), ONE.values(), strict=True))), LLAMA)
+
+
+@pytest.mark.parametrize("key", ["base_model.model.lm_head.weight", "a\nb", "é" * 300])
+def test_tensors_are_named_in_single_quotes(tmp_path: Path, key: str) -> None:
+    path = folder(tmp_path / "p", ONE | {key: np.ones((4, 4), np.float32)})
+    with pytest.raises(CheckpointError, match="not half of a LoRA pair") as caught:
+        read_peft(path, LLAMA)
+    line = str(caught.value)
+    assert "''" not in line and "\n" not in line
+    if "lm_head" in key:
+        assert f"tensor '{key}': not half of a LoRA pair: a whole tensor (modules_to_save)" in line

@@ -56,7 +56,7 @@ def demo_template(demo_tokenizer: Tokenizer) -> Iterator[ChatTemplate]:
 
 @pytest.fixture(scope="session")
 def chatml() -> Iterator[ChatTemplate]:
-    with ChatTemplate(CHATML, end_tokens=["<|im_end|>"]) as template:
+    with ChatTemplate(CHATML) as template:
         yield template
 
 

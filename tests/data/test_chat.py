@@ -57,14 +57,14 @@ def test_one_turn(bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines) -> N
 def test_turns_and_system(bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines) -> None:
     chats = (
         [(S, "be kind"), (U, "one"), (A, "first"), (U, "two"), (A, "second"), (U, "three")],
-        [(A, "hello"), (U, "you")],
+        [(A, "hello"), (U, "you"), (A, "there")],
         [(U, "a"), (A, "b"), (A, "c")],
     )
     data = load_chat(write_lines(*chats), bpe, 512, chatml)
     texts = [trained_text(bpe, data, i) for i in range(3)]
     assert texts == [
         ["first<|im_end|>", "second<|im_end|>"],
-        ["hello<|im_end|>"],
+        ["there<|im_end|>"],
         ["b<|im_end|>", "c<|im_end|>"],
     ]
     whole = data.batch([0, 1, 2])
@@ -99,7 +99,7 @@ def test_the_sequence_is_the_whole_text(
 
 @given(
     question=st.text(st.sampled_from("ab \n<|>?é"), max_size=12),
-    answer=st.text(st.sampled_from("ab .é7"), min_size=1, max_size=12).map(str.lstrip).filter(len),
+    answer=st.text(st.sampled_from("ab .é7\n"), min_size=1, max_size=12).filter(str.strip),
 )
 def test_training_sees_what_generation_sees(
     demo_tokenizer: Tokenizer, demo_template: ChatTemplate, question: str, answer: str
@@ -113,22 +113,27 @@ def test_training_sees_what_generation_sees(
     encoded = encode_chat(demo_tokenizer, demo_template, messages)
     first = int(np.flatnonzero(encoded.trained)[0])
     assert encoded.ids[:first].tolist() == prompt
-    # The tokens of the answer, its end of turn, and the template's "\n".
-    assert encoded.trained[first:-1].all() and not encoded.trained[-1]
-    spelled = demo_tokenizer.decode(encoded.ids[first:-1].tolist(), special=True)
+    # The tokens of the answer and its end of turn, nothing behind it.
+    assert encoded.trained[first:].all()
+    spelled = demo_tokenizer.decode(encoded.ids[first:].tolist(), special=True)
     assert spelled == answer + "<|im_end|>"
 
 
-def test_a_token_across_the_border_belongs_to_the_answer(
-    demo_tokenizer: Tokenizer, demo_template: ChatTemplate
+@pytest.mark.parametrize("answer", [" 7 boxes", "\n\nPage two.", "  two", "\n one"])
+def test_no_token_reaches_across_the_border(
+    demo_tokenizer: Tokenizer, demo_template: ChatTemplate, answer: str
 ) -> None:
-    """The template's "\\n" and the answer's space make one token, which is trained."""
-    messages = [{"role": U, "content": "q"}, {"role": A, "content": " 7 boxes"}]
+    """In one text the template's "\n" and the answer's white space would make one token, which
+    inference never sees: it has the prompt's tokens, and goes on with the answer's.
+    """
+    messages = [{"role": U, "content": "q"}, {"role": A, "content": answer}]
     encoded = encode_chat(demo_tokenizer, demo_template, messages)
-    first = int(np.flatnonzero(encoded.trained)[0])
-    assert demo_tokenizer.decode(encoded.ids[first:-1].tolist(), special=True) == (
-        "\n 7 boxes<|im_end|>"
-    )
+    prompt = prompt_ids(demo_tokenizer, demo_template, messages[:1])
+    alone = demo_tokenizer.encode(answer + "<|im_end|>", parse_special=True)
+    assert encoded.ids.tolist() == prompt + alone
+    assert encoded.trained.tolist() == [False] * len(prompt) + [True] * len(alone)
+    whole = demo_tokenizer.encode(demo_template.render(messages, False), parse_special=True)
+    assert whole[: len(prompt)] != prompt
 
 
 def test_special_tokens_in_messages_are_words(
@@ -246,7 +251,7 @@ def test_template_that_leaves_the_answers_out(
     bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines
 ) -> None:
     with ChatTemplate("{{ messages[0]['content'] }}") as template:
-        with pytest.raises(DataError, match="can be trained"):
+        with pytest.raises(DataError, match="message 2: the chat template leaves this answer out"):
             load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
 
 
@@ -267,7 +272,7 @@ def test_fingerprint(
         of(chat, chat),
         of(chat, n_ctx=65),
         of(chat, tokenizer=spm),
-        of([(A, "the"), (U, "hand")]),
+        of([(S, "the"), (A, "hand")]),
     }
     assert len(others | {first}) == 7
 

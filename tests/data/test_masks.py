@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbllama.data import Continuation, Conversation, Samples, load_dataset, prompt_ids
-from nbllama.data.chat import Encoded, encode_chat, encode_chats
+from nbllama.data.chat import ChatReader, Encoded, Row, encode_chat
 from nbllama.data.samples import encode_continuation
 from nbllama.errors import DataError
 from nbllama.gguf_io import open_gguf
@@ -78,7 +78,7 @@ def special(tokenizer: Tokenizer) -> set[int]:
     return {i for i in range(tokenizer.n_vocab) if shown(i, True) and not shown(i, False)}
 
 
-def stretches(tokenizer: Tokenizer, encoded: Encoded) -> list[bytes]:
+def stretches(tokenizer: Tokenizer, encoded: Encoded | Row) -> list[bytes]:
     """The bytes of each unbroken stretch of trained tokens."""
     edges = np.flatnonzero(np.diff(encoded.trained, prepend=False, append=False))
     parts = [encoded.ids[a:b].tolist() for a, b in edges.reshape(-1, 2)]
@@ -145,21 +145,32 @@ def test_an_ordinary_chat_has_llama_cpps_ids(cases: dict[str, Case], name: str) 
     if tokenizer.add_bos and ids[0] != tokenizer.bos_id:
         assert tokenizer.bos_id is not None
         ids = [tokenizer.bos_id, *ids]
-    assert encode_chat(tokenizer, template, messages).ids.tolist() == ids
+    found = encode_chat(tokenizer, template, messages).ids.tolist()
+    assert found == ids[: len(found)]
+    # What is left is the template's white space behind the end of the turn.
+    assert not tokenizer.decode(ids[len(found) :]).strip()
 
 
 def test_silent_answers_and_a_batch_of_chats(cases: dict[str, Case]) -> None:
     tokenizer, template = cases["chatml"]
     messages = chat(["q", "one", "q", "two"])
-    bad = Conversation([{"role": "user", "content": "q"}], frozenset())
-    first, second, third = encode_chats(
-        tokenizer, template, [Conversation(messages), Conversation(messages, frozenset([1])), bad]
-    )
-    assert isinstance(first, Encoded) and isinstance(second, Encoded) and isinstance(third, Encoded)
+    reader = ChatReader(tokenizer, template)
+    chats = [
+        Conversation(messages),
+        Conversation(messages, frozenset([1])),
+        Conversation(messages, frozenset([3])),
+        Conversation(messages[1:2]),
+    ]
+    *good, bad = reader.render(chats)
+    (first,), (second,), (third,) = (reader.rows(one) for one in good)
     assert first.ids.tolist() == second.ids.tolist()
     assert stretches(tokenizer, first) == [b"one<|im_end|>", b"two<|im_end|>"]
     assert stretches(tokenizer, second) == [b"two<|im_end|>"]
-    assert not third.trained.any()
+    assert stretches(tokenizer, third) == [b"one<|im_end|>"]
+    assert third.ids.tolist() == first.ids[: len(third.ids)].tolist()
+    assert first.text == template.render(messages, False).removesuffix("\n")
+    with pytest.raises(DataError, match="no answer to train: nothing comes before the only one"):
+        reader.rows(bad)
 
 
 def test_a_prompt_and_what_follows(cases: dict[str, Case]) -> None:
@@ -219,7 +230,7 @@ def test_long_samples(cases: dict[str, Case], tmp_path: Path) -> None:
 def test_records_that_the_template_refuses_are_bad_ones(
     cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    tool = [*chat(["q", "a"]), {"role": "tool", "content": "t"}]
+    tool = [*chat(["q", "a"]), {"role": "tool", "content": "t"}, *chat(["q", "a"])]
     good = {"messages": chat(["q", "a"])}
     path = lines(tmp_path / "x", good, {"messages": tool}, {"messages": [{}]}, good)
     with pytest.raises(DataError, match=r"x, line 3: message 1: the key \"role\" is missing"):

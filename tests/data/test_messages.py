@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nbllama.data import Conversation, DataFile, open_data
-from nbllama.data.containers import looks_like_object, numbered_lines
 from nbllama.data.formats import Sample
+from nbllama.data.json_values import looks_like_json, numbered_lines
 from nbllama.errors import DataError
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -66,43 +66,134 @@ def test_content_is_kept_as_it_is_and_unknown_keys_are_passed_over(tmp_path: Pat
 
 
 def test_parts_weights_and_tools(tmp_path: Path) -> None:
-    """OpenAI's further keys. What a tool is asked and answers is text like all else."""
+    """OpenAI's further keys, as a server gets them."""
     function = {"name": "f", "arguments": '{"x": "天"}'}
     call = {"id": "1", "type": "function", "function": function}
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "!"}]
+    tool = {"name": "f", "parameters": {}}
     record: dict[str, Any] = {
+        "tools": [tool],
+        "chat_template_kwargs": {"enable_thinking": False},
         "messages": [
             {"role": "user", "content": parts},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "content": "42", "tool_call_id": "1"},
+            {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"},
             {"role": "assistant", "content": "see:", "tool_calls": [function, {"name": "g"}]},
             {"role": "assistant", "content": "no", "weight": 0},
-            {"role": "assistant", "content": "yes", "weight": 1},
-        ]
-    }  # fmt: skip
-    f = '<tool_call>\n{"name": "f", "arguments": {"x": "天"}}\n</tool_call>'
-    g = '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
-    found = one(tmp_path, record)
-    assert [m["role"] for m in found.messages] == [m["role"] for m in record["messages"]]
-    texts = ["q!", f, "42", f"see:\n{f}\n{g}", "no", "yes"]
-    assert [m["content"] for m in found.messages] == texts
-    assert found.silent == {4}
+            {"role": "assistant", "content": "yes", "weight": 1, "thinking": "t"},
+        ],
+    }
+    f = {"name": "f", "arguments": {"x": "天"}, "text": '{"x": "天"}'}
+    g = {"name": "g", "arguments": {}}
+    thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "t")
+    assert one(tmp_path, record) == Conversation(
+        [
+            {"role": "user", "content": "q!"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "1", "type": "function", "function": f}],
+            },
+            {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"},
+            {
+                "role": "assistant",
+                "content": "see:",
+                "tool_calls": [{"type": "function", "function": x} for x in (f, g)],
+            },
+            {"role": "assistant", "content": "no"},
+            {"role": "assistant", "content": "yes", **thought},
+        ],
+        frozenset([4]),
+        [{"type": "function", "function": tool}],
+        {"enable_thinking": False},
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ({"name": "f"}, {}),
+        ({"name": "f", "arguments": None}, {}),
+        ({"name": "f", "arguments": ""}, {}),
+        ({"name": "f", "arguments": {}, "parameters": {"n": 4}}, {"n": 4}),
+        ({"name": "f", "parameters": {"n": 4}}, {"n": 4}),
+        ({"name": "f", "input": {"n": 4}}, {"n": 4}),
+        ({"name": "f", "arguments": '{"n": 4}'}, {"n": 4}),
+        ({"name": "f", "arguments": json.dumps('{"n": 4}')}, {"n": 4}),
+        ({"name": "f", "arguments": "null"}, {}),
+    ],
+)
+def test_arguments_of_calls(tmp_path: Path, call: Any, arguments: Any) -> None:
+    """In "tool_calls", in OpenAI's old "function_call", and as a turn of ShareGPT."""
+    for more in ({"tool_calls": [call]}, {"tool_calls": [{"function": call}]},
+                 {"function_call": call}, {"tool_calls": json.dumps([call])}):  # fmt: skip
+        messages = [Q, {"role": "assistant", "content": None, **more}]
+        found = one(tmp_path, {"messages": messages}).messages[1]
+        (read_call,) = found["tool_calls"]
+        assert read_call["function"]["arguments"] == arguments and found["content"] == ""
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(call)}]
+    path = tmp_path / "y"
+    path.write_text(json.dumps({"conversations": turns}))
+    ((_, sample),) = open_data(path, "sharegpt").samples
+    assert isinstance(sample, Conversation)
+    (read_call,) = sample.messages[1]["tool_calls"]
+    assert read_call["function"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "silent"),
+    [
+        *[(k, v, True) for k in ("weight", "loss", "train", "trainable") for v in (0, False, 0.0)],
+        *[(k, v, False) for k in ("weight", "loss", "train", "trainable") for v in (1, True, None)],
+        *[("masked", v, bool(v)) for v in (0, 1, False, True, None)],
+    ],
+)
+def test_mask_keys(tmp_path: Path, key: str, value: Any, silent: bool) -> None:
+    """In a chat and in ShareGPT alike; on another message only if it says no."""
+    chat = one(tmp_path, {"messages": [Q, {**A, key: value}, Q, A]})
+    assert chat.silent == ({1} if silent else set())
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}] * 2
+    turns[1] = {**turns[1], key: value}
+    path = tmp_path / "y"
+    path.write_text(json.dumps({"conversations": turns}))
+    ((_, sample),) = open_data(path, "sharegpt").samples
+    assert isinstance(sample, Conversation) and sample.silent == chat.silent
+    if value is None:
+        return
+    record = {"messages": [{**Q, key: value}, A]}
+    if silent:
+        assert one(tmp_path, record).told == ("mask",)
+    else:
+        with pytest.raises(DataError, match=f'message 1: "{key}" asks to train a message of the'):
+            one(tmp_path, record)
+
+
+def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
+    old = {"role": "function", "name": "f", "content": "7"}
+    call = {"role": "assistant", "content": "Wait.", "function_call": {"name": "f"}}
+    found = one(tmp_path, {"messages": [Q, call, old, A], "functions": [{"name": "f"}]})
+    assert found.messages[2] == {"role": "tool", "name": "f", "content": "7"}
+    assert found.tools == [{"type": "function", "function": {"name": "f"}}]
+    assert found.messages[1]["content"] == "Wait." and found.messages[1]["tool_calls"]
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         ('{"messages": [', "broken JSON at column 15: "),
-        (GOOD + GOOD, "broken JSON at column 88: Extra data"),
+        (GOOD + '{"a', "broken JSON at column 88: Extra data"),
         ("[" * 100_000, "broken JSON: "),
         ('{"a": ' + "1" * 5000 + "}", "broken JSON: "),
-        ("[1]", "a record is an object with named values, not a list"),
+        ("[1]", "a record is an object with named values, not a number"),
+        ("[]", "a record is an object with named values, not a list"),
         ("null", "not null"),
         ("true", "not true or false"),
         ('"messages"', "not text"),
         ("3.5", "not a number"),
         ("{}", 'the key "messages" is missing'),
-        ('{"Messages": []}', 'the key "messages" is missing'),
+        ('{"Messages": []}', '"messages" must be a list of messages, not empty'),
+        ('{"messages": [], "messages": []}', 'the key "messages" comes twice in an object'),
+        ('{"messages": Infinity}', "broken JSON: Infinity is not a value of JSON"),
         ('{"messages": []}', '"messages" must be a list of messages, not empty'),
         ('{"messages": {}}', '"messages" must be a list of messages, not an object'),
         ('{"messages": "hi"}', '"messages" must be a list of messages, not text'),
@@ -120,7 +211,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {"role": "assistant"}], 'message 2: the key "content" is missing'),
         ([{"content": "q"}, A], 'message 1: the key "role" is missing'),
         ([Q, {**A, "content": None}], 'message 2: "content" must be text, not null'),
-        ([Q, {**A, "content": 5}], 'message 2: "content" must be text, not a number'),
+        ([Q, {**A, "content": True}], 'message 2: "content" must be text, not true or false'),
         (
             [Q, {**A, "content": [{"text": "a"}]}],
             'message 2: "content" has a part that is not text',
@@ -135,6 +226,34 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "tool_calls": [{"name": "f", "arguments": "{"}]}],
             "the arguments of a tool call are broken JSON",
         ),
+        (
+            [Q, {**A, "tool_calls": [{"name": "f", "arguments": [4]}]}],
+            "the arguments of 'f' must be an object, not a list",
+        ),
+        (
+            [Q, {**A, "tool_calls": [{"name": "f", "args": {"n": 4}}]}],
+            'has no "arguments", and it is not known what "args" is',
+        ),
+        (
+            [Q, {**A, "tool_calls": [{"name": "f", "input": {"n": 4}, "arguments": {"n": 5}}]}],
+            'has arguments under both "arguments" and "input"',
+        ),
+        ([Q, {**A, "tool_calls": "[{"}], '"tool_calls" are broken JSON'),
+        ([Q, {**A, "tool_calls": [{"name": " "}]}], "a tool call has an empty name"),
+        (
+            [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
+            'it has both "tool_calls" and "function_call"',
+        ),
+        ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only a message of the role "assistant" may'),
+        ([Q, {**A, "weight": 0.5}], 'message 2: "weight" must be 0 or 1'),
+        ([Q, {**A, "loss": "no"}], 'message 2: "loss" must be 0 or 1'),
+        ([Q, {**A, "loss": 1, "masked": True}], "message 2: loss and masked contradict each other"),
+        ([Q, {**A, "reasoning": {"effort": 1}}], '"reasoning" must be text, not an object'),
+        (
+            [Q, {**A, "reasoning": "x", "thinking": "y"}],
+            'message 2: it has two thoughts, one of them under "thinking"',
+        ),
+        ([{**Q, "thinking": "x"}, A], "message 1: only an answer may have a thought"),
         ([{**Q, "role": 1}, A], 'message 1: "role" must be text, not a number'),
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),
@@ -146,9 +265,19 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
     check(tmp_path, json.dumps({"messages": messages}), reason)
 
 
-def test_lists_of_tools_are_refused(tmp_path: Path) -> None:
-    line = json.dumps({"messages": [Q, A], "tools": [{"name": "f"}]})
-    check(tmp_path, line, 'the chat has "tools", which would be left out')
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"tools": {"name": "f"}}, '"tools" must be a list, not an object'),
+        ({"tools": [{"parameters": {}}]}, '"tools" holds what is no function with a name'),
+        ({"tools": "[{"}, '"tools" is broken JSON'),
+        ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
+        ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" may not hold "tools"'),
+        ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" may not hold "a b"'),
+    ],
+)
+def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    check(tmp_path, json.dumps({"messages": [Q, A], **more}), reason)
 
 
 def check(folder: Path, line: str, reason: str) -> None:
@@ -192,8 +321,15 @@ def test_bytes_that_are_not_utf8_spoil_their_line_only(tmp_path: Path) -> None:
         read(tmp_path, broken, skip_bad=True)
 
 
-def test_looks_like_object() -> None:
-    for line in (GOOD, "  {}  ", '{"a": [1, {"b": 2}]}\r', "{'a': 1}"):
-        assert looks_like_object(line), line
-    for line in ("", "[]", "{", "text {}", "null", '{"a": ' * 10):
-        assert not looks_like_object(line), line[:20]
+def test_looks_like_json() -> None:
+    document = '"messages": [\n {\n "role": "user",\n }'
+    for text in (
+        GOOD, "  {}  ", '{"a": [1, {"b": 2}]}\r', "{'a': 1}", '[[{"role": 1', "{a: [", document,
+        "x" + GOOD, GOOD + "\nbroken", "\ufeff" + GOOD,
+    ):  # fmt: skip
+        assert looks_like_json(text), text
+    for text in (
+        "", "[]", "{", "text {}", "null", "[1] see", "[Enter HAMLET]", '"No," he said: no.',
+        "a\nb\n" + GOOD, "{{ name }} and {% if x %}", "}\n{\n",
+    ):  # fmt: skip
+        assert not looks_like_json(text), text

@@ -16,7 +16,7 @@ import pytest
 
 from nbllama.errors import DataError, GGUFError, UsageError
 from nbllama.text import CHATML, ChatTemplate, Tokenizer, chat_template_for
-from tests.text.conftest import Pair, load
+from tests.text.conftest import load
 from tests.text.vocabs import write_vocab
 
 CHAT: list[dict[str, Any]] = [
@@ -59,59 +59,28 @@ def test_chatml() -> None:
         assert t.render([], False) == ""
 
 
-@pytest.mark.parametrize(
-    ("source", "messages", "answers"),
-    [
-        (CHATML, CHAT, [" Hi! \n<|im_end|>", "天<|im_end|>"]),
-        (LLAMA3, CHAT, ["Hi!<|eot_id|>", "天<|eot_id|>"]),
-        (LLAMA2, CHAT[1:], ["  Hi! \n </s>", " 天 </s>"]),
-        (CHATML, CHAT[:2], []),
-        (CHATML, CHAT[2:], [" Hi! \n<|im_end|>", "天<|im_end|>"]),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-         "{% if add_generation_prompt %}assistant: {% endif %}", CHAT, [" Hi! \n\n", "天\n"]),
-    ],
-)  # fmt: skip
-def test_spans(source: str, messages: list[dict[str, Any]], answers: list[str]) -> None:
-    with ChatTemplate(source, "<s>", "</s>", end_tokens=["<|im_end|>", "<|eot_id|>"]) as t:
-        text, spans = t.render_spans(messages)
-        assert text == t.render(messages, False)
-        assert [text[a:b] for a, b in spans] == answers
-        for (start, _), i in zip(
-            spans, [i for i, m in enumerate(messages) if m["role"] == "assistant"], strict=True
-        ):
-            assert text[:start] == t.render(messages[:i], True)
+def test_cuts_of_many_chats() -> None:
+    """Each cut is what `render` gives; a chat that is refused leaves the others alone."""
+    with ChatTemplate(LLAMA2, "<s>", "</s>") as t:
+        cuts = [(1, True), (2, False), (1, True)]
+        good, bad, more = t.render_chats(
+            [(CHAT[1:3], cuts, {}), (CHAT, cuts, {}), (CHAT[1:3], cuts[:1], {"x": 1})]
+        )
+        assert good == [t.render(CHAT[1 : 1 + n], prompt) for n, prompt in cuts]
+        assert isinstance(bad, DataError) and "Only user and assistant roles" in str(bad)
+        assert more == good[:1]  # type: ignore[index]
 
 
-def test_spans_of_the_demo_model(demo: Pair) -> None:
-    tokenizer, _ = demo
-    with chat_template_for(tokenizer) as t:
-        text, spans = t.render_spans(CHAT)
-        ids, starts = tokenizer.encode_with_starts(text, parse_special=True)
-        trained = [
-            i for i, at in zip(ids, starts, strict=True) if any(a <= at < b for a, b in spans)
-        ]
-        assert tokenizer.decode(trained, special=True) == " Hi! \n<|im_end|>天<|im_end|>"
-        assert t.render(CHAT[1:2], False).startswith("<|im_start|>system\nYou are a helpful")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        # an earlier answer is shortened once another question follows (as reasoning models do)
-        "{% for m in messages %}<{{ m.role }}>"
-        "{{ m.content if loop.last or m.role != 'assistant' else '' }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}",
-        # the generation prompt is not what stands before an answer
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant><think>{% endif %}",
-        # the number of messages stands in front
-        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
-    ],
-)
-def test_spans_need_a_stable_prefix(source: str) -> None:
-    with ChatTemplate(source, where="m.gguf: template") as t:
-        with pytest.raises(GGUFError, match=r"^m.gguf: template: the text before or of answer 1"):
-            t.render_spans(CHAT)
+def test_variables() -> None:
+    """Those of the template, of one chat, and tools, which are undefined where there are none."""
+    source = (
+        "{{ enable_thinking }}|{{ x }}|{% for t in tools %}{{ t.name }}{% endfor %}|"
+        "{{ tools is defined }}"
+    )
+    with ChatTemplate(source, variables={"enable_thinking": False, "x": "a"}) as t:
+        assert t.render([], True) == "False|a||False"
+        assert t.render([], True, tools=[]) == "False|a||False"
+        assert t.render([], True, tools=[{"name": "f"}], variables={"x": "b"}) == "False|b|f|True"
 
 
 def test_environment() -> None:
@@ -122,12 +91,12 @@ def test_environment() -> None:
         "{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
         "{{ {'b': '天<&>', 'a': [1, none]} | tojson }}{{ {'a': 1} | tojson(indent=2) }}"
         "{% generation %}[{{ messages[0].content }}]{% set n = 1 %}{% endgeneration %}"
-        "{{ n }}{{ strftime_now('%d %b %Y') }}{{ tools is none }}{{ bos_token }}"
+        "{{ n }}{{ strftime_now('%d %b %Y') }}{{ tools is defined }}{{ bos_token }}"
     )
     now = datetime.datetime(2024, 7, 26)
     with ChatTemplate(source, "<s>", "", now=now) as t:
         assert t.render([{"role": "user", "content": "c"}], False) == (
-            'x\n02{"b": "天<&>", "a": [1, null]}{\n  "a": 1\n}[c]126 Jul 2024True<s>'
+            'x\n02{"b": "天<&>", "a": [1, null]}{\n  "a": 1\n}[c]126 Jul 2024False<s>'
         )
 
 
@@ -319,7 +288,7 @@ def test_which_template(tmp_path: Path) -> None:
     chatml = spm_file(tmp_path / "chatml.gguf", "<|im_start|>", "<|im_end|>")
     with chat_template_for(chatml) as t:
         assert t.source == CHATML
-        assert t.render_spans(CHAT)[1]
+        assert t.render(CHAT, False)
     for texts, template in ((), None), (("<|im_end|>",), None), ((), ""):
         none = spm_file(tmp_path / "none.gguf", *texts, template=template)
         with pytest.raises(UsageError, match=r"none.gguf: no chat template, .* give a template$"):

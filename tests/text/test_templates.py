@@ -8,6 +8,7 @@ import pytest
 
 from nbllama.errors import DataError, UsageError
 from nbllama.text import LAYOUTS, ChatTemplate, find_layout
+from nbllama.text.answers import split_answer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -67,12 +68,14 @@ def test_every_layout_is_tested() -> None:
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts(name: str) -> None:
     text, answers, prompt = TEXTS[name]
-    ends = ["<|im_end|>", "<|eot_id|>"]
-    with ChatTemplate(find_layout(name).source, "<s>", "</s>", end_tokens=ends) as t:
+    with ChatTemplate(find_layout(name).source, "<s>", "</s>") as t:
         assert t.render(CHAT, False) == text
-        found, spans = t.render_spans(CHAT)
-        assert found == text
-        assert [text[a:b] for a, b in spans] == answers
+        numbers = [i for i, m in enumerate(CHAT) if m["role"] == "assistant"]
+        for i, answer in zip(numbers, answers, strict=True):
+            before, through = t.render(CHAT[:i], True), t.render(CHAT[: i + 1], False)
+            part = split_answer(before, through, CHAT, i)
+            assert part.text(through).rstrip() == answer
+            assert text.startswith(before + answer)
         assert t.render(CHAT[1:2], True) == prompt
 
 
@@ -81,28 +84,6 @@ def test_roles_that_a_layout_has_not(name: str) -> None:
     with ChatTemplate(find_layout(name).source) as t:
         with pytest.raises(DataError, match=f"{name} has no role tool"):
             t.render([*CHAT, {"role": "tool", "content": "x"}], False)
-
-
-def test_many_chats_in_one_request() -> None:
-    """The same as one by one, also where one of them is refused or has no stable prefix."""
-    source = (
-        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
-        "{% if m.content == 'n' %}{{ messages | length }}{% endif %}"
-        "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>"
-        "{% endif %}"
-    )
-
-    def chat(question: str) -> list[dict[str, str]]:
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]
-
-    with ChatTemplate(source) as t:
-        assert t.render_spans_of([chat("x"), CHAT]) == [
-            t.render_spans(chat("x")), t.render_spans(CHAT),
-        ]  # fmt: skip
-        for bad, message in (("no", "refuses the messages: no"), ("n", "the text before or of")):
-            good, wrong, other = t.render_spans_of([CHAT, chat(bad), chat("x")])
-            assert (good, other) == (t.render_spans(CHAT), t.render_spans(chat("x")))
-            assert isinstance(wrong, Exception) and message in str(wrong)
 
 
 def test_names_and_files(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def read(record: Record, style: Style) -> Conversation:
     messages += _history(record)
     messages.append({"role": "user", "content": question})
     messages.append({"role": ANSWERING_ROLE, "content": answer})
-    return conversation(messages)
+    return conversation(messages, record=record)
 
 
 def _history(record: Record) -> list[Message]:

@@ -23,11 +23,12 @@ from nbllama.data.formats.record import (
 def read(record: Record, style: Style) -> Sample:
     """Prompt and completion. Raises `DataError`."""
     if isinstance(record.get("prompt"), list):
-        asked, _ = messages_of(record, "prompt")
-        answered, silent = messages_of(record, "completion")
+        asked, _, told = messages_of(record, "prompt")
+        answered, silent, more = messages_of(record, "completion")
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
-        return conversation(asked + answered, frozenset(given | {n + i for i in silent}))
+        silent = frozenset(given | {n + i for i in silent})
+        return conversation(asked + answered, silent, record, told or more)
     prompt = text_of(record, "prompt")
     return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))
 

@@ -1,16 +1,15 @@
 """Chats as OpenAI writes them: {"messages": [{"role": ..., "content": ...}, ...]}.
 
-A message's content is text, or a list of {"type": "text", "text": ...} parts. `"weight": 0` in an
-assistant message takes it out of training. Calls of tools are text: each one a line of JSON in
-<tool_call> marks behind the message's content, as the Hermes and Qwen models write them; what a
-tool answers is a message of the role "tool". Other keys are passed over.
+A message's content is text, or a list of {"type": "text", "text": ...} parts. An assistant message
+may have calls of tools, a thought, and a key that takes it out of training. The chat may have
+"tools" and "chat_template_kwargs". Other keys are passed over.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from nbllama.data.formats.calls import calls_of
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Conversation,
@@ -18,28 +17,27 @@ from nbllama.data.formats.record import (
     Message,
     Record,
     Style,
-    check_unicode,
     conversation,
     filled,
     kind_of,
     text_of,
 )
 from nbllama.errors import DataError
+from nbllama.text.thoughts import KEYS as THOUGHT_KEYS
+
+MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
 
 
 def read(record: Record, style: Style) -> Conversation:
     """The messages of a chat. Raises `DataError`."""
-    for key in ("tools", "functions"):
-        if record.get(key):
-            raise DataError(
-                f'the chat has "{key}", which would be left out; say in a system message which '
-                "tools there are"
-            )
-    return conversation(*messages_of(record, "messages"))
+    messages, silent, told = messages_of(record, "messages")
+    return conversation(messages, silent, record, told)
 
 
-def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]]:
-    """The messages under `key`, and the numbers (from 0) of those with the weight 0."""
+def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
+    """The messages under `key`, the numbers (from 0) of the answers that are not trained, and what
+    there is to tell (see `Conversation`).
+    """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
     messages = record[key]
@@ -47,23 +45,52 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
         what = "empty" if messages == [] else kind_of(messages)
         raise DataError(f'"{key}" must be a list of messages, not {what}')
     read_ones = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
-    silent = frozenset(i for i, m in enumerate(messages) if _weight(m, i + 1) == 0)
-    return read_ones, silent
+    silent, told = silent_ones(messages, [m["role"] for m in read_ones])
+    return read_ones, silent, told
 
 
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
         raise DataError(f"{where}must be an object, not {kind_of(message)}")
     role = filled(text_of(message, "role", where), f'{where}"role"')
-    calls = message.get("tool_calls")
+    calls = calls_of(message, where)
+    if calls and role != ANSWERING_ROLE:
+        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" may call tools')
     if isinstance(message.get("content"), list):
         content = _parts(message["content"], where)
     else:
         content = text_of(message, "content", where, default="" if calls else None)
+    out = {"role": "tool" if role == "function" else role, "content": content}
+    return out | extras(message, role, calls, where)
+
+
+def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
+    """What a message has beside role and content: its thought, its calls, the call it answers.
+    Raises `DataError`.
+    """
+    out: Message = {}
+    thought = _thought(message, where)
+    if thought:
+        if role != ANSWERING_ROLE:
+            raise DataError(f"{where}only an answer may have a thought, not the role '{role}'")
+        out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
-        lines = [content] if content.strip() else []
-        content = "\n".join([*lines, *_calls(calls, where)])
-    return {"role": role, "content": content}
+        out["tool_calls"] = calls
+    if role in ("tool", "function"):
+        for key in ("name", "tool_call_id"):
+            if message.get(key) is not None:
+                out[key] = text_of(message, key, where)
+    return out
+
+
+def _thought(message: Record, where: str) -> str:
+    found = ""
+    for key in THOUGHT_KEYS:
+        thought = text_of(message, key, where, default="")
+        if thought.strip() and found and thought != found:
+            raise DataError(f'{where}it has two thoughts, one of them under "{key}"')
+        found = found or (thought if thought.strip() else "")
+    return found
 
 
 def _parts(parts: list[Any], where: str) -> str:
@@ -75,35 +102,36 @@ def _parts(parts: list[Any], where: str) -> str:
     return "".join(texts)
 
 
-def _calls(calls: Any, where: str) -> list[str]:
-    """Each call on three lines: `<tool_call>`, {"name": ..., "arguments": ...}, `</tool_call>`."""
-    if not isinstance(calls, list):
-        raise DataError(f'{where}"tool_calls" must be a list, not {kind_of(calls)}')
-    out = []
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise DataError(f'{where}"tool_calls" holds no function')
-        name = text_of(function, "name", f"{where}a tool call: ")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):  # JSON inside of JSON
-            try:
-                arguments = json.loads(arguments)
-            except ValueError as e:
-                raise DataError(f"{where}the arguments of a tool call are broken JSON") from e
-        line = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-        check_unicode(line, f"{where}a tool call")
-        out.append(f"<tool_call>\n{line}\n</tool_call>")
-    return out
+def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
+    """The numbers of the answers that a key takes out of training, and what there is to tell.
 
-
-def _weight(message: Record, number: int) -> int:
-    weight = message.get("weight")
-    if weight is None or message["role"] != ANSWERING_ROLE:
-        return 1
-    if weight not in (0, 1):
-        raise DataError(f'message {number}: "weight" must be 0 or 1')
-    return int(weight)
+    Raises `DataError` for a key with another value than yes or no, for keys that contradict each
+    other, and for one that asks to train another message than an answer.
+    """
+    silent = set()
+    told: tuple[str, ...] = ()
+    for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        wanted = {}
+        for key in MASK_KEYS:
+            value = message.get(key)
+            if value is None:
+                continue
+            if isinstance(value, str) or value not in (0, 1):
+                raise DataError(f'message {i + 1}: "{key}" must be 0 or 1')
+            wanted[key] = bool(value) != (key == "masked")
+        if role != ANSWERING_ROLE:
+            if any(wanted.values()):
+                key = next(key for key, on in wanted.items() if on)
+                raise DataError(
+                    f'message {i + 1}: "{key}" asks to train a message of the role '
+                    f'"{role}"; only answers can be trained'
+                )
+            told = ("mask",) if wanted else told
+        elif len(set(wanted.values())) > 1:
+            raise DataError(f"message {i + 1}: {' and '.join(wanted)} contradict each other")
+        elif wanted and not any(wanted.values()):
+            silent.add(i)
+    return frozenset(silent), told
 
 
 FORMAT = Format("chat", ("messages",), read)

@@ -7,24 +7,37 @@ record knows file and line.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nbllama.errors import DataError, shown
 
 Record = dict[str, Any]
-Message = dict[str, str]  # "role" and "content"
+Message = dict[str, Any]
+"""As a server gets it: "role" and "content", both text, and where there are such, "tool_calls" (of
+{"id", "type", "function": {"name", "arguments", "text"}}, `text` being the arguments as they were
+written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and "tool_call_id".
+"""
 
 ANSWERING_ROLE = "assistant"
+
+# What the program gives to a template; a record may not set it.
+RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
 class Conversation(NamedTuple):
     """Messages for a chat template. `silent`: numbers (from 0) of assistant messages that are read
-    but not trained.
+    but not trained. `tools`: as a server gets them, or None. `variables`: of the template, for this
+    chat. `told`: what was read in another way than it is written, as keys of
+    `nbllama.data.notices.READ`.
     """
 
     messages: list[Message]
     silent: frozenset[int] = frozenset()
+    tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
+    told: tuple[str, ...] = ()
 
 
 class Continuation(NamedTuple):
@@ -52,17 +65,77 @@ class Format(NamedTuple):
     read: Callable[[Record, Style], Sample]
 
 
-def conversation(messages: list[Message], silent: frozenset[int] = frozenset()) -> Conversation:
-    """A conversation, once there is something in it to train. Raises `DataError`."""
+def conversation(
+    messages: list[Message],
+    silent: frozenset[int] = frozenset(),
+    record: Record | None = None,
+    told: tuple[str, ...] = (),
+) -> Conversation:
+    """A conversation, once there is something in it to train, with the tools and the template's
+    variables of its record. Raises `DataError`.
+    """
     answers = [i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE]
     if not answers:
         raise DataError(f'there is no message of the role "{ANSWERING_ROLE}" to train on')
     for i in answers:
-        if not messages[i]["content"].strip():
+        if not messages[i]["content"].strip() and not messages[i].get("tool_calls"):
             raise DataError(f"message {i + 1}: the answer is empty")
     if silent.issuperset(answers):
         raise DataError("every answer has the weight 0: nothing to train on")
-    return Conversation(messages, silent)
+    tools = tools_of(record) if record is not None else None
+    variables = variables_of(record) if record is not None else None
+    return Conversation(messages, silent, tools, variables, told)
+
+
+def tools_of(record: Record) -> list[Any] | None:
+    """The tools of a record, of "tools" or the older "functions": a list, or one as JSON text.
+
+    A bare function gets the frame {"type": "function", "function": ...} that servers ask for.
+    Raises `DataError`.
+    """
+    key = next((key for key in ("tools", "functions") if record.get(key)), None)
+    if key is None:
+        return None
+    tools = record[key]
+    if isinstance(tools, str):
+        if not tools.strip():
+            return None
+        try:
+            tools = json.loads(tools)
+        except ValueError as e:
+            raise DataError(f'"{key}" is broken JSON') from e
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise DataError(f'"{key}" must be a list, not {kind_of(tools)}')
+    out = []
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f'"{key}" holds what is no function with a name')
+        framed = tool if "function" in tool else {"type": "function", "function": tool}
+        out.append(framed)
+    check_unicode(json.dumps(out, ensure_ascii=False), f'"{key}"')
+    return out
+
+
+def variables_of(record: Record) -> dict[str, Any] | None:
+    """The template's variables for a record, of "chat_template_kwargs". Raises `DataError`."""
+    value = record.get("chat_template_kwargs")
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as e:
+            raise DataError('"chat_template_kwargs" is broken JSON') from e
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise DataError(f'"chat_template_kwargs" must be an object, not {kind_of(value)}')
+    for name in value:
+        if name in RESERVED or not name.isidentifier():
+            raise DataError(f'"chat_template_kwargs" may not hold "{shown(name, 40)}"')
+    check_unicode(json.dumps(value, ensure_ascii=False), '"chat_template_kwargs"')
+    return value
 
 
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
@@ -108,7 +181,7 @@ def kind_of(value: object) -> str:
         int: "a number",
         float: "a number",
     }
-    return names[type(value)]
+    return names.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def keys_of(record: Record) -> str:

@@ -1,14 +1,17 @@
 """Chats as ShareGPT exports them: {"conversations": [{"from": "human", "value": ...}, ...]}.
 
-A system message may stand in front under "system". Files that have "role" and "content" under
-"conversations" are read as chats.
+A system message may stand in front under "system", tools under "tools"; the value of a turn from
+"function_call" is a call as JSON. Files that have "role" and "content" under "conversations" are
+read as chats.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from nbllama.data.formats.messages import messages_of
+from nbllama.data.formats.calls import call_of, calls_of
+from nbllama.data.formats.messages import extras, messages_of, silent_ones
 from nbllama.data.formats.record import (
     Conversation,
     Format,
@@ -25,10 +28,14 @@ ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "developer": "developer",
     "bot": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
     "tool": "tool",
@@ -43,23 +50,43 @@ def read(record: Record, style: Style) -> Conversation:
     system = text_of(record, "system", default="")
     first = [{"role": "system", "content": system}] if system.strip() else []
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
-        messages, silent = messages_of(record, "conversations")
-        return conversation(first + messages, frozenset(i + len(first) for i in silent))
-    if "conversations" not in record:
-        raise DataError('the key "conversations" is missing')
-    if not isinstance(turns, list) or not turns:
-        what = "empty" if turns == [] else kind_of(turns)
-        raise DataError(f'"conversations" must be a list of messages, not {what}')
-    return conversation(first + [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)])
+        messages, silent, told = messages_of(record, "conversations")
+    else:
+        if "conversations" not in record:
+            raise DataError('the key "conversations" is missing')
+        if not isinstance(turns, list) or not turns:
+            what = "empty" if turns == [] else kind_of(turns)
+            raise DataError(f'"conversations" must be a list of messages, not {what}')
+        messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
+        silent, told = silent_ones(turns, [m["role"] for m in messages])
+    return conversation(first + messages, frozenset(i + len(first) for i in silent), record, told)
 
 
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{where}must be an object, not {kind_of(turn)}")
-    speaker = text_of(turn, "from", where)
-    if speaker.lower() not in ROLES:
+    speaker = text_of(turn, "from", where).lower()
+    if speaker not in ROLES:
         raise DataError(f"{where}'{shown(speaker, 40)}' is not one of {', '.join(ROLES)}")
-    return {"role": ROLES[speaker.lower()], "content": text_of(turn, "value", where)}
+    role, calls = ROLES[speaker], calls_of(turn, where)
+    value = text_of(turn, "value", where, default="" if calls else None)
+    if speaker == "function_call" and not calls:
+        calls, value = _calls(value, where)
+    return {"role": role, "content": value} | extras(turn, role, calls, where)
+
+
+def _calls(value: str, where: str) -> tuple[list[Message], str]:
+    """The calls of a turn "function_call", whose value is JSON of one or of a list; else its text,
+    which is then an answer as it is.
+    """
+    if not value.lstrip().startswith(("{", "[")):
+        return [], value
+    try:
+        calls = json.loads(value)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{where}the call is broken JSON") from e
+    calls = calls if isinstance(calls, list) else [calls]
+    return [call_of(call, where) for call in calls], ""
 
 
 FORMAT = Format("sharegpt", ("conversations",), read)

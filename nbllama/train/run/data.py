@@ -35,6 +35,7 @@ from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.options.values import parse_variables
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
 from nbllama.train.run.given import NOTHING, Given, Records
@@ -137,9 +138,10 @@ def load_file(
     rules: Rules | None = None,
     say: Progress | None = None,
     records: Records | None = None,
+    keep_texts: bool = False,
 ) -> Dataset:
     """The samples of any file, read by the options of `--train-data`, or of `records` by the name
-    `path`. Raises as `load_data`.
+    `path`. `keep_texts`: see `load_samples`. Raises as `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -155,18 +157,25 @@ def load_file(
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
         )
-    if say is not None and (size := len(data.text) + 1000 * len(data.samples)) > _MUCH:
+    if say is not None and (size := sum(map(len, data.texts)) + 1000 * len(data.samples)) > _MUCH:
         say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
     template = None
     if data.has_chats:
         day = options.template_date
         now = datetime.fromisoformat(day) if day else None
-        template = chat_template_for(tokenizer, layout.source if layout else None, now=now)
+        template = chat_template_for(
+            tokenizer,
+            layout.source if layout else None,
+            now=now,
+            variables=parse_variables(options.template_vars),
+        )
     try:
         return load_dataset(
             data, tokenizer, context(options, data.kind), template=template, cutter=cutter,
-            rules=rules, train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad,
-            on_long=options.on_long, progress=say,
+            rules=rules, train_on_prompt=options.train_on_prompt,
+            parse_special=options.parse_special, skip_bad=options.skip_bad,
+            on_long=options.on_long, system_as_user=options.system_as_user,
+            keep_texts=keep_texts, progress=say, keep_mark=old,
         )  # fmt: skip
     finally:
         if template is not None:

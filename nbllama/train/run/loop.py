@@ -11,6 +11,7 @@ from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.legacy_moments import tell
 from nbllama.checkpoint.state import TrainState
+from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
 from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
@@ -238,6 +239,8 @@ class Loop:
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
                 ("loss", f"{first:.4f} at first, {last:.4f} at last"),
             ]
+        if lost := mostly_lost(self.session.data):
+            lines.append(("data", lost))
         if self._watch.best_at >= 0:
             where = f"{self._watch.best:.4f} at iteration {self._watch.best_at}"
             lines.append(("best validation", where))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
 
 
-def started_from(options: Options, model: Model) -> tuple[Options, Adapter]:
+def started_from(
+    options: Options, model: Model, say: Callable[[str], None] | None = None
+) -> tuple[Options, Adapter]:
     """The adapter, and the options with rank, alpha and the ranks of all tensors as it has them.
 
     Raises `UsageError` if there is no such file or the command line gives other ranks,
     `CheckpointError` if the adapter does not fit.
     """
     try:
-        adapter = load_adapter(options.lora_in, model.hp, model.shapes)
+        adapter = load_adapter(options.lora_in, model.hp, model.shapes, say)
     except FileNotFoundError as e:
         raise UsageError(f"--lora-in {shown(options.lora_in, 400)}: no such file or folder") from e
     n_layer = model.hp.n_layer

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from nbllama.adapter.file import FOLDER_FILES
 from nbllama.checkpoint.names import output_name
-from nbllama.data.splits import ENDINGS
+from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
 from nbllama.options.finetune.table import OPTIONS, Options
 
 BEST = "BEST"
-_SPLITS = [split + ending for split in ("train", "valid", "test") for ending in ENDINGS]
 # The one output that may be an input: a checkpoint is continued under its own name.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
 
@@ -83,8 +82,10 @@ def _inputs(options: Options) -> Iterator[tuple[str, str]]:
         if not name:
             continue
         yield o.names[0], name
-        if os.path.isdir(name):
-            inside = (os.path.join(name, file) for file in (*_SPLITS, *FOLDER_FILES))
+        if o.dest in ("train_data", "val_data"):
+            yield from ((o.names[0], file) for file in input_files(name))
+        elif os.path.isdir(name):
+            inside = (os.path.join(name, file) for file in FOLDER_FILES)
             yield from ((o.names[0], file) for file in inside if os.path.exists(file))
 
 

@@ -11,6 +11,7 @@ from nbllama.data.text_file import decode_utf8, read_bytes
 from nbllama.errors import UsageError, shown
 from nbllama.generation.session import stream
 from nbllama.options.finetune.table import Options
+from nbllama.options.values import parse_variables
 from nbllama.text import chat_template_for, find_layout
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ def load_prompts(
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
     layout = find_layout(options.chat_template) if options.chat_template else None
     now = datetime.fromisoformat(options.template_date) if options.template_date else None
-    template = chat_template_for(model.tokenizer, layout.source if layout else None, now=now)
+    template = chat_template_for(
+        model.tokenizer,
+        layout.source if layout else None,
+        now=now,
+        variables=parse_variables(options.template_vars),
+    )
     try:
         return [
             Prompt(text, prompt_ids(model.tokenizer, template, [{"role": "user", "content": text}]))

@@ -110,7 +110,7 @@ class Session:
         if self.state is not None:
             self.ui.note(f"--lora-in {shown(path)} is not read: the checkpoint is continued")
             return None
-        self.options, start = started_from(self.options, self.model)
+        self.options, start = started_from(self.options, self.model, self.ui.note)
         self.ui.note(f"starting from the adapter {shown(path)}")
         return start
 

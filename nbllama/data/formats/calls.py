@@ -1,0 +1,104 @@
+"""Calls of tools in a message: OpenAI's "tool_calls", its older "function_call", and variants."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nbllama.data.formats.record import Message, Record, check_unicode, kind_of, text_of
+from nbllama.errors import DataError, shown
+
+_ARGUMENTS = ("arguments", "parameters", "input")
+_OTHER = ("name", "id", "type", "index", "function", "description", "strict")
+
+
+def calls_of(message: Record, where: str) -> list[Message]:
+    """The calls of a message, each {"id", "type", "function": {"name", "arguments", "text"}} with
+    the arguments as an object, and as they were written where that was JSON text.
+
+    Raises `DataError` with `where` in front.
+    """
+    calls = message.get("tool_calls")
+    if isinstance(calls, str) and calls.strip():
+        calls = _json(calls, f'{where}"tool_calls"')
+    old = message.get("function_call")
+    if isinstance(old, str) and old.strip():
+        old = _json(old, f'{where}"function_call"')
+    if calls and not isinstance(calls, list):
+        raise DataError(f'{where}"tool_calls" must be a list, not {kind_of(calls)}')
+    found = list(calls or [])
+    if old:
+        if found:
+            raise DataError(f'{where}it has both "tool_calls" and "function_call"')
+        found = [old]
+    return [_call(call, where) for call in found]
+
+
+def call_of(value: Any, where: str) -> Message:
+    """One call. Raises `DataError`."""
+    return _call(value, where)
+
+
+def _call(call: Any, where: str) -> Message:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise DataError(f'{where}"tool_calls" holds no function')
+    name = text_of(function, "name", f"{where}a tool call: ")
+    if not name.strip():
+        raise DataError(f"{where}a tool call has an empty name")
+    key = _key_of_arguments(function, name, where)
+    arguments, text = _arguments(function.get(key) if key else None, name, where)
+    out: Message = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if text:
+        out["function"]["text"] = text
+    if call.get("id"):
+        out = {"id": text_of(call, "id", f"{where}a tool call: "), **out}
+    return out
+
+
+def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
+    """The key that holds a call's arguments; None for a call without any."""
+    given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
+    if len(given) > 1:
+        raise DataError(
+            f"{where}the call of '{shown(name, 40)}' has arguments under both \"{given[0]}\" and "
+            f'"{given[1]}"'
+        )
+    if given:
+        return given[0]
+    if not any(key in function for key in _ARGUMENTS):
+        for key, value in function.items():
+            if key not in _OTHER and value not in (None, "", {}):
+                raise DataError(
+                    f"{where}the call of '{shown(name, 40)}' has no \"arguments\", and it is not "
+                    f'known what "{shown(key, 40)}" is'
+                )
+    return None
+
+
+def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
+    """Arguments as an object, and the JSON text of them if they were given as such."""
+    what = f"{where}the arguments of a tool call"
+    text = ""
+    for _ in range(3):  # an object, JSON of it, and JSON of that
+        if not isinstance(value, str):
+            break
+        text = value
+        if not value.strip():
+            return {}, ""
+        value = _json(value, what)
+    if value is None:
+        return {}, ""
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{where}the arguments of '{shown(name, 40)}' must be an object, not {kind_of(value)}"
+        )
+    check_unicode(json.dumps(value, ensure_ascii=False), f"{where}a tool call")
+    return value, text
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{what} are broken JSON") from e

@@ -1,0 +1,134 @@
+"""What of a chat is in none of its prompts and answers, because the chat template leaves it out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from nbllama.data.formats import Message
+from nbllama.data.formats.record import ANSWERING_ROLE
+from nbllama.errors import DataError, NbllamaError, shown
+from nbllama.text.calls import missing_in
+from nbllama.text.chat_template import chat_variables
+from nbllama.text.thoughts import thought_of, visible
+
+if TYPE_CHECKING:
+    from nbllama.data.prepared import Prepared
+    from nbllama.text.chat_template import ChatTemplate
+
+_TAG = "zqmark"
+
+
+def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
+    """Count into `found` what of an answer's message is not in its `text`: kinds of
+    `nbllama.data.notices.READ`.
+
+    Raises `DataError` for a call that is not there: an empty answer would be trained.
+    """
+    name = missing_in(text, message)
+    if name:
+        raise DataError(
+            f"message {number + 1}: the call of '{shown(name, 40)}' is not in the rendered text: "
+            "the chat template leaves it out or changes it"
+        )
+    thought, words = thought_of(message), visible(message)
+    place = _place(text, words, text.rfind(words)) if words else None
+    if words and place is None:
+        found["changed"] += 1
+    if thought:
+        start, end = place or (len(text), len(text))
+        if _place(text[:start], thought) is None and _place(text[end:], thought) is None:
+            found["thought"] += 1
+
+
+class LostPieces:
+    """Finds the messages and tools that a template leaves out, for chats of any shape.
+
+    Whether a message of a role is written at all is tried once for each shape of a chat (roles and
+    which parts they have), with marks for the words; a chat's own words are then looked for.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
+
+    def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
+        """Count into `found` the messages before the last answer that are in no prompt, by
+        "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`. `texts`: as in
+        `Rendered`.
+        """
+        lost, lost_tools = self._of_shape(chat)
+        if lost_tools:
+            found["tools"] += 1
+        last, at = texts[-2], 0
+        trained = set(chat.numbers)
+        for i, message in enumerate(chat.messages[: chat.numbers[-1]]):
+            if i in trained:
+                continue
+            words = visible(message) if message["role"] == ANSWERING_ROLE else _words(message)
+            if not words:
+                continue
+            if i in lost:
+                found[f"role:{message['role']}"] += 1
+                continue
+            place = _place(last, words, at) or _place(last, words)
+            if place is not None:
+                at = place[1]
+            elif not any(_place(text, words) for text in texts):
+                found["changed"] += 1
+
+    def _of_shape(self, chat: Prepared) -> tuple[frozenset[int], bool]:
+        end = chat.numbers[-1]
+        key = (
+            tuple(
+                (m["role"], bool(_words(m)), len(m.get("tool_calls") or ()), len(m))
+                for m in chat.messages[:end]
+            ),
+            tuple(chat.numbers),
+            bool(chat.tools),
+            json.dumps(chat.variables, sort_keys=True),
+        )
+        if key not in self._shapes:
+            self._shapes[key] = self._try(chat)
+        return self._shapes[key]
+
+    def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
+        """The numbers of messages whose words are in no prompt, and whether the tools are not."""
+        end = chat.numbers[-1]
+        marked = [
+            {**m, "content": f"{_TAG}{i}z"} if _words(m) else m
+            for i, m in enumerate(chat.messages[:end])
+        ]
+        cuts = [(i, True) for i in chat.numbers]
+        own = chat_variables(chat.tools, chat.variables)
+        bare = chat_variables(None, chat.variables)
+        with_tools, without = self._template.render_chats(
+            [(marked, cuts, own), (marked, cuts[:1], bare if chat.tools else own)]
+        )
+        if isinstance(with_tools, NbllamaError):
+            return frozenset(), False  # the marks themselves are refused
+        everything = "".join(with_tools)
+        lost = frozenset(
+            i for i, m in enumerate(marked)
+            if _words(m).startswith(_TAG) and m["content"] not in everything
+        )  # fmt: skip
+        same = not isinstance(without, NbllamaError) and without[0] == with_tools[0]
+        return lost, bool(chat.tools) and same
+
+
+def _words(message: Message) -> str:
+    return str(message["content"] or "").strip()
+
+
+def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
+    """Where the words stand in a text, as they are or as JSON writes them."""
+    at = max(at, 0)
+    begin = text.find(words, at)
+    if begin >= 0:
+        return begin, begin + len(words)
+    for form in (json.dumps(words, ensure_ascii=e)[1:-1] for e in (False, True)):
+        begin = text.find(form, at)
+        if begin >= 0:
+            return begin, begin + len(form)
+    return None

@@ -1,0 +1,98 @@
+"""What was read in another way than it is written, counted over a file, and said in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nbllama.errors import shown
+
+READ = {
+    "mask": (
+        'messages that are no answers have a key such as "loss" or "masked": they are never '
+        "trained anyway"
+    ),
+    "developer": (
+        "messages have the role developer, which the chat template does not know: they are "
+        "rendered as system messages"
+    ),
+    "folded": (
+        "system messages were put in front of the first question (--system-as-user): ask the "
+        "trained model in the same way"
+    ),
+    "first": (
+        "answers stand first in their chat: no prompt comes before them, so they are context and "
+        "not trained"
+    ),
+    "thought": (
+        "answers have a thought that the chat template has no place for (reasoning_content or "
+        "<think>): they are trained without it"
+    ),
+    "hermes": (
+        "answers call tools, but the chat template has no calls: the calls are trained as text, a "
+        "line of JSON in <tool_call> marks (Hermes form)"
+    ),
+    "null": (
+        "answers call tools and say nothing: their content is null for the chat template, which "
+        "writes calls only then"
+    ),
+    "tools": (
+        "records list tools that the chat template does not write: the prompt is without them, as "
+        "a server renders it"
+    ),
+    "changed": (
+        "messages are not in the rendered text as they are written: the chat template changes them"
+    ),
+}
+"""What may be told of records, by a short name."""
+
+
+class Notices:
+    """Counts, with the line of the first record of each kind."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._records: Counter[str] = Counter()
+        self._first: dict[str, int] = {}
+        self._roles: Counter[str] = Counter()
+        self.answers = 0
+        self.empty_thoughts = 0
+        self.switch = ""
+        self.apart: Counter[str] = Counter()
+        self.more: list[str] = []
+
+    def add(self, line: int, found: Counter[str]) -> None:
+        """What was found in the record of a line: kinds of `READ`, and "role:NAME" for messages of
+        a role that the template leaves out.
+        """
+        for kind, count in found.items():
+            self._counts[kind] += count
+            self._records[kind] += 1
+            self._first.setdefault(kind, line)
+
+    def lines(self, n_records: int, n_samples: int) -> list[str]:
+        """The lines for a file of so many good records."""
+        out = []
+        if self.apart:
+            why = self.apart.most_common(1)[0][0]
+            out.append(f"{n_records} records, {n_samples} samples: {why}")
+        for kind, count in self._counts.items():
+            where = f"the first: line {self._first[kind]}"
+            if kind.startswith("role:"):
+                role = shown(kind.removeprefix("role:"), 40)
+                out.append(
+                    f"{count} messages of the role {role} in {self._records[kind]} records are not "
+                    f"in the rendered text: the chat template leaves them out ({where})"
+                )
+            else:
+                out.append(f"{count} {READ[kind]} ({where})")
+        if self.empty_thoughts:
+            way = (
+                f"with --template-vars {self.switch}=false it stays in the prompt"
+                if self.switch
+                else "the chat template has no switch that keeps it in the prompt"
+            )
+            out.append(
+                f"{self.empty_thoughts} of {self.answers} answers begin with an empty thought, "
+                f"which is trained: the model will learn to stop thinking; {way}"
+            )
+        return out + self.more

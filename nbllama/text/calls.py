@@ -1,0 +1,140 @@
+"""Calls of tools: the form that a chat template takes them in, and one for templates without calls.
+
+A call's arguments are an object for most templates, text for some; the wrong form raises, is
+printed as Python, or is encoded twice. Some write calls only in a message whose content is null.
+What a template needs is tried out once with a small chat.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+OBJECT, TEXT, NONE = "object", "text", "none"
+
+
+class Form(NamedTuple):
+    """How a template takes calls: arguments as "object" or "text", or "none" at all. null: only in
+    a message whose content is null, where there is none.
+    """
+
+    arguments: str
+    null: bool = False
+
+
+Message = dict[str, Any]
+Render = Callable[[list[Message], Any], str | None]
+"""The text of messages with tools (or None), without a prompt; None where the template fails."""
+
+_NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
+
+
+def _probe(arguments: Any, content: str | None) -> list[Message]:
+    function = {"name": _NAME, "arguments": arguments}
+    call = {"id": "zqzqzqzq1", "type": "function", "function": function}
+    return [
+        {"role": "user", "content": "zqquestion"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+    ]
+
+
+def _tool() -> Message:
+    properties = {_KEY: {"type": "string", "description": "zq"}}
+    parameters = {"type": "object", "properties": properties, "required": [_KEY]}
+    function = {"name": _NAME, "description": "zq", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def form_of_calls(render: Render) -> Form:
+    """How a template takes calls.
+
+    "object" too where it refuses every call, so that a record's own call is refused with the
+    template's words.
+    """
+    failed = 0
+    contents = ("", None, "zqcontent")
+    tries = [(tools, content) for content in contents for tools in ([_tool()], None)]
+    for tools, content in tries:
+        as_object = render(_probe({_KEY: _VALUE}, content), tools)
+        as_text = render(_probe(json.dumps({_KEY: _VALUE}), content), tools)
+        if _is_whole(as_object):
+            return Form(OBJECT, content is None)
+        if _is_whole(as_text):
+            return Form(TEXT, content is None)
+        failed += as_object is None and as_text is None
+    return Form(OBJECT if failed == len(tries) else NONE)
+
+
+def _is_whole(text: str | None) -> bool:
+    """Whether a text has the probe's call, not as Python writes it and not encoded twice."""
+    if text is None:
+        return False
+    at = text.rfind("zqquestion")
+    if at >= 0:
+        text = text[at:]
+    found = all(word in text for word in (_NAME, _KEY, _VALUE))
+    return found and f"'{_KEY}'" not in text and f'\\"{_KEY}' not in text
+
+
+def with_arguments(messages: list[Message], form: Form) -> list[Message]:
+    """`messages` with their calls as a template takes them."""
+    return [_in_form(m, form) if m.get("tool_calls") else m for m in messages]
+
+
+def _in_form(message: Message, form: Form) -> Message:
+    content = message["content"]
+    if form.arguments == NONE:
+        lines = [content] if content.strip() else []
+        content = "\n".join([*lines, *map(hermes, message["tool_calls"])])
+        return {k: v for k, v in message.items() if k != "tool_calls"} | {"content": content}
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = function["arguments"]
+        if form.arguments == TEXT:
+            arguments = function.get("text") or json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {"name": function["name"], "arguments": arguments}})
+    if form.null and not content.strip():
+        content = None
+    return {**message, "content": content, "tool_calls": calls}
+
+
+def hermes(call: Message) -> str:
+    """A call as the Hermes and Qwen models write it: a line of JSON between two marks."""
+    function = call["function"]
+    line = json.dumps(
+        {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False
+    )
+    return f"<tool_call>\n{line}\n</tool_call>"
+
+
+def missing_in(text: str, message: Message) -> str:
+    """The first call of a message, by its name, that the text does not have; "" if all are there.
+
+    A call is there if its name is, and every key and value of its arguments.
+    """
+    for call in message.get("tool_calls") or []:
+        function = call["function"]
+        arguments = function["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        pieces = [function["name"], *_leaves(arguments)]
+        if not all(_has(text, piece) for piece in pieces):
+            return str(function["name"])
+    return ""
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *(leaf for v in value.values() for leaf in _leaves(v))]
+    if isinstance(value, list):
+        return [leaf for v in value for leaf in _leaves(v)]
+    return [value]
+
+
+def _has(text: str, leaf: Any) -> bool:
+    forms = [str(leaf), json.dumps(leaf), json.dumps(leaf, ensure_ascii=False).strip('"')]
+    if isinstance(leaf, str):
+        forms += [leaf.strip(), json.dumps(leaf).strip('"')]
+    return any(form in text for form in forms)

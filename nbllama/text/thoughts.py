@@ -1,0 +1,135 @@
+"""Thoughts (reasoning) in chats: the marks that templates put around them, and where they stand.
+
+Templates agree on no mark, but on few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
+`<|START_THINKING|>...<|END_THINKING|>` and their kin, and the channels of gpt-oss and Gemma 4.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold its thought; one thought goes to a template under all of them."""
+
+_WORD = r"[\w:.-]*(?:think|thought|reason|reflect)[\w:.-]*"
+_OPENERS = (
+    rf"<({_WORD})>",  # <think>
+    rf"\[({_WORD})\]",  # [THINK]
+    rf"\u25c1({_WORD})\u25b7",
+    rf"<\|START_({_WORD})\|>",
+    rf"<\|begin_of_({_WORD})\|>",
+    rf"<\|({_WORD})_start\|>",
+    rf"<\|open\|>({_WORD})<\|sep\|>",
+    r"<\|channel>(thought)\n?",
+    r"<\|channel\|>(analysis)<\|message\|>",
+    r"<\|(inner)_prefix\|>",
+)
+_CLOSERS = (
+    "</{}>",
+    "[/{}]",
+    "\u25c1/{}\u25b7",
+    "<|END_{}|>",
+    "<|end_of_{}|>",
+    "<|{}_end|>",
+    "<|close|>{}<|sep|>",
+    "<channel|>",
+    "<|end|>",
+    "<|inner_suffix|>",
+)
+_ANY_OPENER = re.compile("|".join(_OPENERS), re.IGNORECASE)
+_CLOSER = (
+    rf"</{_WORD}>|\[/{_WORD}\]|\u25c1/{_WORD}\u25b7|<\|END_{_WORD}\|>|<\|end_of_{_WORD}\|>"
+    rf"|<\|{_WORD}_end\|>|<\|close\|>{_WORD}<\|sep\|>|<channel\|>|<\|inner_suffix\|>"
+)
+_ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
+_CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
+_FIRST = "<[\u25c1"  # what marks begin with
+_LONGEST_IN_PROMPT = 400  # characters of a thought that a prompt may hold
+
+
+class Thought(NamedTuple):
+    """A thought that stands in a text: `text[start:end]` is all of it with its marks, `inner` what
+    is between them; `closed` is whether the closer is there.
+    """
+
+    start: int
+    end: int
+    opener: str
+    closer: str
+    inner: str
+    closed: bool
+
+
+def opening(text: str, at: int = 0) -> Thought | None:
+    """The thought that begins at `text[at:]`, white space in front of it passed over."""
+    match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
+    return None if match is None else _thought(text, match)
+
+
+def first_thought(text: str) -> Thought | None:
+    """The first thought of a text that is closed."""
+    if not any(c in text for c in _FIRST):
+        return None
+    match = _ANY_OPENER.search(text)
+    while match is not None:
+        found = _thought(text, match)
+        if found.closed:
+            return found
+        match = _ANY_OPENER.search(text, match.end())
+    return None
+
+
+def at_end(prompt: str) -> Thought | None:
+    """The thought that a prompt ends with, open or closed, with the white space behind it; None
+    where it ends with none. A closer alone counts as a closed one.
+    """
+    closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
+    openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
+    if openers:
+        last = openers[-1]
+        found = _thought(prompt, last)
+        if not found.closed and not prompt[last.end() :].strip():
+            return found._replace(end=len(prompt))
+        if found.closed and not prompt[found.end :].strip():
+            return found._replace(end=len(prompt))
+    if closer is not None:
+        mark = closer.group().strip()
+        return Thought(closer.start(), len(prompt), "", mark, "", True)
+    return None
+
+
+def closer_in(text: str) -> re.Match[str] | None:
+    """The first closer in a text."""
+    if not any(c in text for c in _FIRST):
+        return None
+    return _ANY_CLOSER.search(text)
+
+
+def _thought(text: str, match: re.Match[str]) -> Thought:
+    kind = next(n for n, name in enumerate(match.groups()) if name is not None)
+    closer = _CLOSERS[kind].format(match.groups()[kind])
+    end = text.find(closer, match.end())
+    if end < 0:
+        return Thought(match.start(), len(text), match.group(), closer, "", False)
+    inner = text[match.end() : end]
+    return Thought(match.start(), end + len(closer), match.group(), closer, inner, True)
+
+
+def thought_of(message: dict[str, Any]) -> str:
+    """The thought of a message: of its key, else of marks in its content; "" where it has none."""
+    for key in KEYS:
+        if message.get(key):
+            return str(message[key]).strip()
+    found = first_thought(message.get("content") or "")
+    return found.inner.strip() if found is not None else ""
+
+
+def visible(message: dict[str, Any]) -> str:
+    """The content of a message without a thought in it and without white space at its ends."""
+    content = str(message.get("content") or "")
+    if (found := first_thought(content)) is not None:
+        content = content[: found.start] + content[found.end :]
+    elif (closer := closer_in(content)) is not None:
+        content = content[closer.end() :]  # opened by the prompt
+    return content.strip()

@@ -1,0 +1,113 @@
+"""What a chat template knows and does, tried out once with small chats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from nbllama.errors import NbllamaError
+from nbllama.text.calls import Form, form_of_calls
+from nbllama.text.thoughts import KEYS, at_end
+
+if TYPE_CHECKING:
+    from nbllama.text.chat_template import ChatTemplate
+
+Message = dict[str, Any]
+
+_SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning")
+_QUESTION = {"role": "user", "content": "zqquestion"}
+
+
+class Traits:
+    """The traits of one template; each is found when it is first asked for."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+
+    def prepare(
+        self, messages: list[Message], system_as_user: bool
+    ) -> tuple[list[Message], Counter[str]]:
+        """`messages` with roles that the template knows, and what there is to tell of that.
+
+        `developer` becomes `system` where the template does not name it, as in llama.cpp's server.
+        With `system_as_user` a system message goes in front of the first question where the
+        template has no such role.
+        """
+        found: Counter[str] = Counter()
+        if "developer" not in self._template.source:
+            found["developer"] += sum(m["role"] == "developer" for m in messages)
+            if found["developer"]:
+                messages = [
+                    {**m, "role": "system"} if m["role"] == "developer" else m for m in messages
+                ]
+        if system_as_user and len(messages) > 1 and messages[0]["role"] == "system":
+            system, question, *rest = messages
+            if question["role"] == "user" and not self.knows_system:
+                content = f"{system['content']}\n\n{question['content']}"
+                messages = [{**question, "content": content}, *rest]
+                found["folded"] += 1
+        return messages, +found
+
+    @cached_property
+    def knows_system(self) -> bool:
+        """Whether a system message in front is rendered."""
+        text = self._render([{"role": "system", "content": "zqsystem"}, _QUESTION], prompt=True)
+        return text is not None and "zqsystem" in text
+
+    @cached_property
+    def form_of_calls(self) -> Form:
+        """See `nbllama.text.calls.form_of_calls`."""
+        return form_of_calls(lambda messages, tools: self._render(messages, tools=tools))
+
+    @cached_property
+    def closer(self) -> str:
+        """What the template writes between a thought and the words behind it; "" if it writes no
+        thought.
+        """
+        answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
+        text = self._render([_QUESTION, answer]) or ""
+        begin = text.rfind("zqthought")
+        end = text.find("zqwords", begin)
+        return text[begin + len("zqthought") : end] if 0 <= begin < end else ""
+
+    @cached_property
+    def switch(self) -> str:
+        """The variable that, being false, makes the prompt close the thought; "" if there is
+        none.
+        """
+        for name in _SWITCHES:
+            if name in self._template.source:
+                text = self._render([_QUESTION], prompt=True, variables={name: False})
+                held = at_end(text or "")
+                if held is not None and held.closed:
+                    return name
+        return ""
+
+    def asks_to_think(self) -> bool:
+        """Whether the prompt is another one with `enable_thinking` true, which llama.cpp's server
+        sets, than without the variable.
+        """
+        if "enable_thinking" not in self._template.source or (
+            "enable_thinking" in self._template.variables
+        ):
+            return False
+        texts = [
+            self._render([_QUESTION], prompt=True, variables=v)
+            for v in ({}, {"enable_thinking": True})
+        ]
+        return texts[0] != texts[1]
+
+    def _render(
+        self,
+        messages: list[Message],
+        *,
+        prompt: bool = False,
+        tools: Any = None,
+        variables: dict[str, Any] | None = None,
+    ) -> str | None:
+        """The text of a small chat; None where the template fails on it."""
+        try:
+            return self._template.render(messages, prompt, tools=tools, variables=variables)
+        except NbllamaError:
+            return None

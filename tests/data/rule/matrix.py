@@ -1,0 +1,145 @@
+"""Every template with every chat, nbllama next to the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbllama.data import Conversation
+from nbllama.data.chat import ChatReader, Row
+from nbllama.data.formats import FORMATS, Style
+from nbllama.data.notices import Notices
+from nbllama.errors import DataError, NbllamaError
+from nbllama.gguf_io import open_gguf
+from nbllama.text import Tokenizer, chat_template_for, tokenizer_from_gguf
+from tests.data.rule.chats import chats
+from tests.data.rule.reference import NOW, Pair, Reference, Refused
+from tests.text.vocabs import train_bpe, write_vocab
+
+CONTROL = 3
+_MARK = re.compile(
+    r"<\|[^<>|{}'\s]{1,40}\|>|<\uff5c[^<>\uff5c{}']{1,40}\uff5c>|\[/?[A-Z_]{3,20}\]"
+    r"|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|<seed:[a-z]+>|\[e~\[|<sep>|<SPECIAL_\d+>"
+    r"|<(?:beginning|end)_of_sentence>"
+)
+# What ends an answer in these templates, besides the texts that llama.cpp knows.
+_ENDS = (
+    "<|END_OF_TURN_TOKEN|>", "<|role_end|>", "<seed:eos>", "<|message_sep|>", "<SPECIAL_12>",
+    "<|end_of_msg|>", "<end_of_sentence>", "<\uff5chy_eos:opensource\uff5c>", "<|eot|>",
+    "<|assistant_end|>", "<sep>",
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One template with one chat. mark: see `MARKS`."""
+
+    template: str
+    kind: str
+    mark: str
+    why: str
+
+
+MARKS = {
+    "=": "trained exactly by the rule",
+    "~": "trained by the rule without a part that the template has no place for, which is said",
+    "x": "the template itself refuses the chat",
+    "r": "refused: an empty answer",
+    "c": "refused by the rule: the prompt closes the thought that the data have",
+    "R": "refused though the template renders it",
+    "D": "trained otherwise",
+}
+RIGHT = "=~rc"
+
+
+@cache
+def _bpe() -> tuple[list[str], list[int], list[str]]:
+    return train_bpe()
+
+
+def vocabulary(folder: Path, source: str) -> Tokenizer:
+    """A small BPE vocabulary that has the marks of a template as control tokens."""
+    tokens, types, merges = _bpe()
+    marks = [m for m in dict.fromkeys(_MARK.findall(source)) if m not in tokens]
+    new = ["<s>", "</s>", *marks]
+    new = [t for t in dict.fromkeys(new) if t not in tokens]
+    tokens, types = [*tokens, *new], [*types, *[CONTROL] * len(new)]
+    ids = {t: i for i, t in enumerate(tokens)}
+    end = next((e for e in _ENDS if e in ids), "</s>")
+    keys = {"bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"], "eot_token_id": ids[end]}
+    path = write_vocab(
+        folder / "v.gguf", "gpt2", tokens, types=types, merges=merges, pre="llama-bpe",
+        keys={**keys, "add_bos_token": False},
+    )  # fmt: skip
+    with open_gguf(path) as f:
+        return tokenizer_from_gguf(f)
+
+
+def cells(folder: Path, name: str, source: str) -> Iterator[Cell]:
+    """The cells of one template."""
+    tokenizer = vocabulary(folder, source)
+    ends = [tokenizer.token_text(i) for i in tokenizer.eog_ids]
+    reference = Reference(source, "<s>", "</s>", ends)
+    with chat_template_for(tokenizer, source, now=NOW) as template:
+        reader = ChatReader(tokenizer, template)
+        for kind, record in chats().items():
+            reader.notices = Notices()
+            try:
+                wanted: Any = reference.pairs(record)
+            except Refused as e:
+                wanted = e
+            try:
+                chat = FORMATS["chat"].read(record, Style())
+                assert isinstance(chat, Conversation)
+                rows: Any = reader.rows(reader.render([chat])[0])
+            except NbllamaError as e:
+                rows = e
+            notes = reader.notices.lines(1, 1) if not isinstance(rows, NbllamaError) else []
+            yield Cell(name, kind, *_compare(tokenizer, wanted, rows, notes))
+
+
+def _compare(tokenizer: Tokenizer, wanted: Any, rows: Any, notes: list[str]) -> tuple[str, str]:
+    if isinstance(rows, NbllamaError):
+        line = str(rows)
+        if isinstance(wanted, Refused):
+            return "x", line
+        if "the answer is empty" in line:
+            return "r", line
+        if wanted is None and isinstance(rows, DataError):
+            return "c" if "closes the thought" in line else "R", line
+        return "R", line
+    if isinstance(wanted, Refused):
+        return "D", f"the template refuses: {wanted}"
+    if wanted is None:
+        return "D", "the rule refuses"
+    expected = []
+    for pair in wanted:
+        prompt = tokenizer.encode(pair.prompt, parse_special=True)
+        expected.append((prompt, tokenizer.encode(pair.answer, parse_special=True)))
+    if not _same(rows, expected):
+        shown = [r.text[-80:] for r in rows]
+        return "D", f"found {shown}, wanted {[(p.prompt[-40:], p.answer[-60:]) for p in wanted]}"
+    if any(pair.told for pair in wanted):
+        return ("~", "") if notes else ("D", "not said")
+    return "=", ""
+
+
+def _same(rows: list[Row], expected: list[tuple[list[int], list[int]]]) -> bool:
+    """Whether the rows train these answers behind these prompts, each once, and nothing else."""
+    marks = [np.zeros(len(row.ids), int) for row in rows]
+    for prompt, answer in expected:
+        for row, mark in zip(rows, marks, strict=True):
+            n = len(prompt) + len(answer)
+            if row.ids[:n].tolist() == prompt + answer and row.trained[len(prompt) : n].all():
+                mark[len(prompt) : n] += 1
+                break
+        else:
+            return False
+    return all((m == row.trained).all() for row, m in zip(rows, marks, strict=True))
+
+
+__all__ = ["MARKS", "RIGHT", "Cell", "Pair", "cells", "vocabulary"]
