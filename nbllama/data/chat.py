@@ -64,6 +64,12 @@ class Row(NamedTuple):
     ends: np.ndarray
     text: str
 
+    def characters(self) -> list[tuple[int, int]]:
+        """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
+        edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
+        n = len(self.text)
+        return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
+
 
 class Prepared(NamedTuple):
     """A chat as it is rendered, and the numbers of the answers that are trained."""
@@ -182,7 +188,7 @@ class ChatReader:
     def notes(self, n_records: int, n_samples: int) -> list[str]:
         """What there is to tell of all chats that were read."""
         lines = self.notices.lines(n_records, n_samples)
-        if self._traits.asks_to_think():
+        if self._traits.asks_to_think:
             lines.append(
                 "llama.cpp's server sets enable_thinking to true, for which this chat template "
                 "writes another prompt; give --template-vars enable_thinking=true to train for it"

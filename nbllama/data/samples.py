@@ -189,7 +189,7 @@ def load_samples(
         len(bad),
         tuple(notes),
         data.format,
-        texts=tuple(SampleText(row.text, _characters(row)) for row in rows) if keep_texts else (),
+        texts=tuple(SampleText(row.text, row.characters()) for row in rows) if keep_texts else (),
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
     )
 
@@ -288,12 +288,6 @@ def _first(row: Row, n: int) -> Row:
         return row
     ids, trained, starts, ends = (part[:n] for part in row[:4])
     return Row(ids, trained, starts, ends, row.text[: int(ends[-1])] if n else "")
-
-
-def _characters(row: Row) -> list[tuple[int, int]]:
-    """The trained characters of a row's text."""
-    edges = np.flatnonzero(np.diff(row.trained, prepend=False, append=False)).reshape(-1, 2)
-    return [(int(row.starts[a]), min(int(row.ends[b - 1]), len(row.text))) for a, b in edges]
 
 
 def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:

@@ -84,9 +84,10 @@ class Traits:
                     return name
         return ""
 
+    @cached_property
     def asks_to_think(self) -> bool:
-        """Whether the prompt is another one with `enable_thinking` true, which llama.cpp's server
-        sets, than without the variable.
+        """Whether `enable_thinking` true, which llama.cpp's server sets for such templates, changes
+        how the prompt begins the answer's thought.
         """
         if "enable_thinking" not in self._template.source or (
             "enable_thinking" in self._template.variables
@@ -96,7 +97,8 @@ class Traits:
             self._render([_QUESTION], prompt=True, variables=v)
             for v in ({}, {"enable_thinking": True})
         ]
-        return texts[0] != texts[1]
+        plain, thinking = (at_end(text or "") for text in texts)
+        return (plain and plain[2:]) != (thinking and thinking[2:])
 
     def _render(
         self,
