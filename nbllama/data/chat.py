@@ -10,6 +10,7 @@ sample of its own.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -257,7 +258,7 @@ class ChatReader:
     def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
         """An answer up to the first token behind its words that ends a generation."""
         eog = self._tokenizer.eog_ids
-        begin = int(np.searchsorted(placed.starts, words))
+        begin = bisect_left(placed.starts, words)
         for i, token in enumerate(placed.ids[begin:].tolist(), begin):
             if token in eog:
                 end = int(placed.starts[i]) + len(self._tokenizer.token_text(token))
@@ -286,7 +287,7 @@ class ChatReader:
         if not marked and whole is not None and whole[0].startswith(prompt):
             text, placed = whole
             special = self._tokenizer.special_ids
-            n = int(np.searchsorted(placed.starts, len(prompt))) - 1
+            n = bisect_left(placed.starts, len(prompt)) - 1
             while n > 0 and not (
                 int(placed.ids[n]) in special
                 and placed.starts[n] + len(self._tokenizer.token_text(int(placed.ids[n])))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ON_LONG = ("cut", "refuse", "skip")
 _CHUNK = 64  # samples that are rendered in one request
 _REPORT_SECONDS = 5.0
+_NONE = np.zeros(0, np.int64)
 
 Progress = Callable[[str], None]
 
@@ -162,7 +163,9 @@ def load_samples(
                 n_dropped += 1
                 continue
             n_cut += n_tokens > n_ctx
-            kept.append((line, number, cut if keep_texts else cut._replace(text="")))
+            if not keep_texts:  # places and text are large
+                cut = Row(cut.ids, cut.trained, _NONE, _NONE, "")
+            kept.append((line, number, cut))
     bad.sort()
     n_all = n_rows + len(bad)
     if not kept:
