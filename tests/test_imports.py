@@ -122,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.data_options": {"cli.parser", "cli.values"},
     "cli.layers": {"errors"},
     "report": {"", "errors", "files", "progress", "cli.run"},
-    "cli.prompts": TRAIN | {"generation", "cli.options"},
+    "cli.prompts": TRAIN | {"generation", "cli.options", "cli.values"},
     "cli.card": {"errors", "files"},
     "cli.board": {"errors", "progress"},
     "cli.story": {"", "forecast", "system_memory", "cli.session"},
@@ -138,7 +138,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.ui": {"progress"},
     "cli.outputs": STATE | {"adapter", "checkpoint", "train_state", "cli.options"},
     "cli.lora_in": {"errors", "slots", "lora", "model", "adapter", "cli.layers", "cli.options"},
-    "cli.data": TRAIN | {"train_state", "cli.data_options", "cli.options", "cli.defaults"},
+    "cli.data": TRAIN
+    | {"train_state", "cli.data_options", "cli.options", "cli.defaults", "cli.values"},
     "cli.resume": TRAIN | {"train_state", "cli.options", "cli.settings"},
     "cli.export": TRAIN | {"adapter", "checkpoint", "cli.options", "cli.outputs", "cli.ui"},
     "cli.stop": {"errors", "train"},
