@@ -9,7 +9,6 @@ sample of its own.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -134,8 +133,16 @@ class ChatReader:
                 out.append(one)
                 continue
             text = next(texts)
-            out.append(text if isinstance(text, NbllamaError) else (one, text))
+            out.append(self._hint(one, text) if isinstance(text, NbllamaError) else (one, text))
         return out
+
+    def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
+        """The template's error, with what helps where it has no system messages."""
+        system = chat.messages[0]["role"] == "system" and not self._system_as_user
+        if not system or self._traits.knows_system:
+            return error
+        line = f"{error}; --system-as-user puts a system message in front of the first question"
+        return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
         """Tokenise together what `rows` will ask for one by one."""
@@ -194,8 +201,7 @@ class ChatReader:
                 "llama.cpp's server sets enable_thinking to true, for which this chat template "
                 "writes another prompt; give --template-vars enable_thinking=true to train for it"
             )
-        names = set(re.findall(r"\w+", self._template.source))
-        unknown = [v for v in self._template.variables if v not in names]
+        unknown = [v for v in self._template.variables if v not in self._traits.names]
         if unknown:
             lines.append(f"the chat template has no variable {', '.join(unknown)}")
         return lines
@@ -223,6 +229,8 @@ class ChatReader:
                 found["hermes"] += n_calls
             elif form.null:
                 found["null"] += sum(m["content"] is None for m in messages)
+        if chat.variables and not self._traits.names.issuperset(chat.variables):
+            found["variables"] += 1
         return Prepared(messages, numbers, chat.tools, chat.variables, found)
 
     def _answer(

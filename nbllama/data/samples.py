@@ -259,7 +259,10 @@ def _encoded(
             if progress is not None and now - told >= _REPORT_SECONDS:
                 told, n = now, first + len(chunk)
                 left = (now - start) * (len(data.samples) - n) / n
-                progress(f"tokenised {n} of {len(data.samples)} samples, {left:.0f} s left")
+                bar = "#" * (20 * n // len(data.samples))
+                progress(
+                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
+                )
 
 
 def _one(

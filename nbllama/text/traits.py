@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ class Traits:
                 messages = [{**question, "content": content}, *rest]
                 found["folded"] += 1
         return messages, +found
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every word of the template's source; a variable that is not among them is not used."""
+        return frozenset(re.findall(r"\w+", self._template.source))
 
     @cached_property
     def knows_system(self) -> bool:
