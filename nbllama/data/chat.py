@@ -9,7 +9,7 @@ sample of its own.
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,6 +63,12 @@ class Row(NamedTuple):
     ends: np.ndarray
     text: str
 
+    def characters(self) -> list[tuple[int, int]]:
+        """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
+        edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
+        n = len(self.text)
+        return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
+
 
 class _Answer(NamedTuple):
     number: int
@@ -107,8 +113,16 @@ class ChatReader:
                 out.append(one)
                 continue
             text = next(texts)
-            out.append(text if isinstance(text, NbllamaError) else (one, text))
+            out.append(self._hint(one, text) if isinstance(text, NbllamaError) else (one, text))
         return out
+
+    def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
+        """The template's error, with what helps where it has no system messages."""
+        system = chat.messages[0]["role"] == "system" and not self._system_as_user
+        if not system or self._traits.knows_system:
+            return error
+        line = f"{error}; --system-as-user puts a system message in front of the first question"
+        return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
         """Tokenise together what `rows` will ask for one by one."""
@@ -162,13 +176,12 @@ class ChatReader:
     def notes(self, n_records: int, n_samples: int) -> list[str]:
         """What there is to tell of all chats that were read."""
         lines = self.notices.lines(n_records, n_samples)
-        if self._traits.asks_to_think():
+        if self._traits.asks_to_think:
             lines.append(
                 "llama.cpp's server sets enable_thinking to true, for which this chat template "
                 "writes another prompt; give --template-vars enable_thinking=true to train for it"
             )
-        names = set(re.findall(r"\w+", self._template.source))
-        unknown = [v for v in self._template.variables if v not in names]
+        unknown = [v for v in self._template.variables if v not in self._traits.names]
         if unknown:
             lines.append(f"the chat template has no variable {', '.join(unknown)}")
         return lines
@@ -196,6 +209,8 @@ class ChatReader:
                 found["hermes"] += n_calls
             elif form.null:
                 found["null"] += sum(m["content"] is None for m in messages)
+        if chat.variables and not self._traits.names.issuperset(chat.variables):
+            found["variables"] += 1
         return Prepared(messages, numbers, chat.tools, chat.variables, found)
 
     def _answer(
@@ -231,7 +246,7 @@ class ChatReader:
     def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
         """An answer up to the first token behind its words that ends a generation."""
         eog = self._tokenizer.eog_ids
-        begin = int(np.searchsorted(placed.starts, words))
+        begin = bisect_left(placed.starts, words)
         for i, token in enumerate(placed.ids[begin:].tolist(), begin):
             if token in eog:
                 end = int(placed.starts[i]) + len(self._tokenizer.token_text(token))
@@ -260,7 +275,7 @@ class ChatReader:
         if not marked and whole is not None and whole[0].startswith(prompt):
             text, placed = whole
             special = self._tokenizer.special_ids
-            n = int(np.searchsorted(placed.starts, len(prompt))) - 1
+            n = bisect_left(placed.starts, len(prompt)) - 1
             while n > 0 and not (
                 int(placed.ids[n]) in special
                 and placed.starts[n] + len(self._tokenizer.token_text(int(placed.ids[n])))

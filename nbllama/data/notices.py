@@ -39,6 +39,9 @@ READ = {
         "records list tools that the chat template does not write: the prompt is without them, as "
         "a server renders it"
     ),
+    "variables": (
+        'records set variables ("chat_template_kwargs") that the chat template does not have'
+    ),
     "changed": (
         "messages are not in the rendered text as they are written: the chat template changes them"
     ),

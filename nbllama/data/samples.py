@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ON_LONG = ("cut", "refuse", "skip")
 _CHUNK = 64  # samples that are rendered in one request
 _REPORT_SECONDS = 5.0
+_NONE = np.zeros(0, np.int64)
 
 Progress = Callable[[str], None]
 
@@ -174,7 +175,9 @@ def load_samples(
                 n_dropped += 1
                 continue
             n_cut += n_tokens > n_ctx
-            kept.append((line, number, cut if keep_texts else cut._replace(text="")))
+            if not keep_texts:  # places and text are large
+                cut = Row(cut.ids, cut.trained, _NONE, _NONE, "")
+            kept.append((line, number, cut))
     bad.sort()
     n_all = n_rows + len(bad)
     if not kept:
@@ -202,7 +205,7 @@ def load_samples(
         len(bad),
         tuple(notes),
         data.format,
-        texts=tuple(SampleText(row.text, _characters(row)) for row in rows) if keep_texts else (),
+        texts=tuple(SampleText(row.text, row.characters()) for row in rows) if keep_texts else (),
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
         parts=data.parts,
     )
@@ -284,7 +287,10 @@ def _encoded(
             if progress is not None and now - told >= _REPORT_SECONDS:
                 told, n = now, first + len(chunk)
                 left = (now - start) * (len(data.samples) - n) / n
-                progress(f"tokenised {n} of {len(data.samples)} samples, {left:.0f} s left")
+                bar = "#" * (20 * n // len(data.samples))
+                progress(
+                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
+                )
 
 
 def _one(
@@ -317,12 +323,6 @@ def _first(row: Row, n: int) -> Row:
         return row
     ids, trained, starts, ends = (part[:n] for part in row[:4])
     return Row(ids, trained, starts, ends, row.text[: int(ends[-1])] if n else "")
-
-
-def _characters(row: Row) -> list[tuple[int, int]]:
-    """The trained characters of a row's text."""
-    edges = np.flatnonzero(np.diff(row.trained, prepend=False, append=False)).reshape(-1, 2)
-    return [(int(row.starts[a]), min(int(row.ends[b - 1]), len(row.text))) for a, b in edges]
 
 
 def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:

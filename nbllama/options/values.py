@@ -175,15 +175,16 @@ def parse_variables(text: str) -> dict[str, Any]:
         comma = text.find(",", at)
         end = len(text) if comma < 0 else comma
         try:
-            value, end = decoder.raw_decode(text, at)
-            if text[end:].lstrip()[:1] not in ("", ","):
+            value, after = decoder.raw_decode(text, at)
+            if text[after:].lstrip()[:1] not in ("", ","):
                 raise ValueError(text)
+            end = after + text[after:].find(",") if "," in text[after:] else len(text)
         except ValueError:
             if text[at : at + 1] in ("[", "{", '"'):
                 raise ValueError(text) from None
             value = text[at:end].strip()
         out[name] = value
-        at = end + len(text[end:]) - len(text[end:].lstrip(" ,"))
+        at = end + 1  # behind the comma
     return out
 
 

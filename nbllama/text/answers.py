@@ -18,7 +18,7 @@ from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_o
 _DEFAULT_CLOSER = "\n</think>\n\n"
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
 _MARKS = re.compile(rf"(?:\s|{_MARK.pattern})*")
-_FEW = 4  # characters of a tail that say something
+_FEW = 2  # characters of a tail that say something
 
 
 class Part(NamedTuple):

@@ -14,6 +14,8 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nbllama.text.tokenizer import Tokenizer
 from nbllama.text.vocab import Vocab
 
@@ -30,6 +32,7 @@ def byte_characters() -> dict[int, str]:
 
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
+_ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabulary, for bytes
 # After a line feed that stands between no space and a letter, every pre-tokenizer cuts, and none of
 # them looks from one side to the other.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
@@ -70,19 +73,33 @@ class BpeTokenizer(Tokenizer):
         found = _SAFE_CUT.search(text, at)
         return found.end() if found else len(text)
 
-    def _locate(self, text: str) -> tuple[list[int], list[int]]:
-        return self._known(self._library.encode(text, add_special_tokens=False))
+    def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._placed(text, self._library.encode(text, add_special_tokens=False).ids)
 
-    def _locate_all(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    def _locate_all(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         # The library takes less time for a text among many, and works on all cores.
-        return [self._known(e) for e in self._library.encode_batch(texts, add_special_tokens=False)]
+        found = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._placed(text, e.ids) for text, e in zip(texts, found, strict=True)]
 
-    def _known(self, encoding: tokenizers.Encoding) -> tuple[list[int], list[int]]:
-        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
-        if ids and max(ids) >= self.n_vocab:
-            known = [n for n, i in enumerate(ids) if i < self.n_vocab]
-            return [ids[n] for n in known], [starts[n] for n in known]
-        return ids, starts
+    @cached_property
+    def _n_bytes(self) -> np.ndarray:
+        """Bytes that each id of the library stands for, int64."""
+        return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
+
+    def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids, without those past the vocabulary, and the characters where they start. (The
+        library has these places too, but making them takes longer than the tokenising.)
+        """
+        ids = np.array(library_ids, np.int32)
+        sizes = self._n_bytes[ids]
+        places = np.cumsum(sizes) - sizes
+        if not text.isascii():
+            first = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+            places = (np.cumsum(first) - 1)[places]
+        if len(ids) and ids.max() >= self.n_vocab:
+            known = ids < self.n_vocab
+            return ids[known], places[known]
+        return ids, places
 
     def _normal_piece(self, text: str) -> bytes:
         """Bytes of the token's characters; llama.cpp writes a character that stands for no byte

@@ -21,6 +21,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nbllama.errors import GGUFError, shown
 from nbllama.text.tokenizer import Tokenizer
 from nbllama.text.vocab import Vocab
@@ -86,7 +88,7 @@ class SpmTokenizer(Tokenizer):
                 return i
         return len(text)
 
-    def _locate(self, text: str) -> tuple[list[int], list[int]]:
+    def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self._encode_plain(text)
         text = text.replace(" ", SPACE)
         starts, at, spelled = [], 0, 0  # `spelled` bytes of the character at `at` are behind us
@@ -102,7 +104,7 @@ class SpmTokenizer(Tokenizer):
                 spelled += 1
                 if spelled == len(text[at].encode()):
                     at, spelled = at + 1, 0
-        return ids, starts
+        return np.array(ids, np.int32), np.array(starts, np.int64)
 
     def _spell(self, piece: str) -> list[int]:
         """Id of `piece`, or of its bytes where it is not a token."""

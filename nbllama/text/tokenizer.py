@@ -149,9 +149,9 @@ class Tokenizer(ABC):
                 if token_id is None and (plain := self._prefix + text[start:end]) not in self._kept:
                     new[plain] = None
         for plain, (ids, places) in zip(new, self._locate_all(list(new)), strict=True):
-            self._keep(plain, np.array(ids, np.int32), np.array(places, np.int64))
+            self._keep(plain, ids, places)
 
-    def _locate_all(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    def _locate_all(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """`_locate` of each text."""
         return [self._locate(text) for text in texts]
 
@@ -167,8 +167,7 @@ class Tokenizer(ABC):
         """
         found = self._kept.get(text)
         if found is None:
-            ids, places = self._locate(text)
-            found = self._keep(text, np.array(ids, np.int32), np.array(places, np.int64))
+            found = self._keep(text, *self._locate(text))
         return found
 
     def _keep(
@@ -246,8 +245,9 @@ class Tokenizer(ABC):
         its end."""
 
     @abstractmethod
-    def _locate(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids as `_encode_plain`, and the index in `text` of each one's first character."""
+    def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids as `_encode_plain`, int32 [n], and the index in `text` of each one's first character,
+        int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,11 @@ class Traits:
         return messages, +found
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Every word of the template's source; a variable that is not among them is not used."""
+        return frozenset(re.findall(r"\w+", self._template.source))
+
+    @cached_property
     def knows_system(self) -> bool:
         """Whether a system message in front is rendered."""
         text = self._render([{"role": "system", "content": "zqsystem"}, _QUESTION], prompt=True)
@@ -84,9 +90,10 @@ class Traits:
                     return name
         return ""
 
+    @cached_property
     def asks_to_think(self) -> bool:
-        """Whether the prompt is another one with `enable_thinking` true, which llama.cpp's server
-        sets, than without the variable.
+        """Whether `enable_thinking` true, which llama.cpp's server sets for such templates, changes
+        how the prompt begins the answer's thought.
         """
         if "enable_thinking" not in self._template.source or (
             "enable_thinking" in self._template.variables
@@ -96,7 +103,8 @@ class Traits:
             self._render([_QUESTION], prompt=True, variables=v)
             for v in ({}, {"enable_thinking": True})
         ]
-        return texts[0] != texts[1]
+        plain, thinking = (at_end(text or "") for text in texts)
+        return (plain and plain[2:]) != (thinking and thinking[2:])
 
     def _render(
         self,

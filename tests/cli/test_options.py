@@ -13,7 +13,7 @@ import pytest
 
 from nbllama.errors import UsageError
 from nbllama.options.finetune.table import OPTIONS, Options, page, parse
-from nbllama.options.values import Choice, Day, Real, Text
+from nbllama.options.values import Choice, Day, Real, Text, Variables, parse_variables
 from tests.conftest import ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
@@ -40,7 +40,8 @@ NEW = """
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
 --sample-tokens
---data-format --data-columns --chat-template --template-date --train-on-prompt --on-long --skip-bad
+--data-format --data-columns --chat-template --template-date --template-vars --system-as-user
+--train-on-prompt --on-long --skip-bad
 --parse-special
 --packing --no-packing --activation-memory
 """.split()
@@ -157,6 +158,8 @@ def test_each_value_lands_in_its_own_field() -> None:
                 continue
             elif isinstance(o.value, Day):
                 got, want = parse(["--model-base", "m", name, "2024-02-29"]), "2024-02-29"
+            elif isinstance(o.value, Variables):
+                got, want = parse(["--model-base", "m", name, "a=1"]), "a=1"
             elif o.dest == "dump":
                 got, want = parse(["--model-base", "m", name, "1:a", name, "2:b"]), ("1:a", "2:b")
             elif o.dest == "n_gpu_layers":
@@ -171,6 +174,32 @@ def test_each_value_lands_in_its_own_field() -> None:
             assert getattr(got, o.dest) == want, name
             assert type(getattr(got, o.dest)) is type(want), name
             assert all(getattr(got, f) == getattr(base, f) for f in changed), name
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("", {}),
+        ("enable_thinking=false", {"enable_thinking": False}),
+        ('a=1, b = "x,y" ,c=[1, {"d": null}]', {"a": 1, "b": "x,y", "c": [1, {"d": None}]}),
+        ("effort=high,day=28 Nov 2026,n=-1.5", {"effort": "high", "day": "28 Nov 2026", "n": -1.5}),
+        ("a=true story", {"a": "true story"}),
+        ("a=", {"a": ""}),
+    ],
+)
+def test_variables_of_a_template(text: str, variables: dict[str, object]) -> None:
+    assert parse_variables(text) == variables
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "=1", "a b=1", "a=1,a=2", "tools=[]", "messages=1", 'a="x', "a=[1", "a=1,,", "1a=2"],
+)
+def test_variables_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_variables(text)
+    with pytest.raises(UsageError, match="--template-vars"):
+        parse(["--model-base", "m", "--template-vars", text])
 
 
 def test_the_old_command_line_of_a_user() -> None:

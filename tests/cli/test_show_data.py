@@ -82,6 +82,36 @@ def test_plain_text_is_trained_whole(folder: Path) -> None:
     assert text.startswith("<|endoftext|>«") and text.rstrip("─\n").endswith("»")
 
 
+def test_records_and_samples(folder: Path) -> None:
+    """How many samples are made of the records, and why more than one of some."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if not loop.last or m.role != 'assistant' %} !{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (folder / "own.jinja").write_text(source, encoding="utf-8")
+    chat = [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"))] * 2
+    lines = [json.dumps({"messages": m}) for m in (chat, chat[:2], chat)]
+    (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    out = shown("--chat-template", "own.jinja", "-n", "9").replace("\n", " ")
+    assert "3 records, 5 samples: earlier answers stand otherwise in later prompts" in out
+    assert "sample 2, line 1: " in out and "sample 5, line 3: " in out and "sample 6" not in out
+    assert " samples     5 " in out
+
+
+def test_plain_text_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sample has no line there."""
+    toy_text(folder / "text.txt", 300)
+    assert main(["-m", "toy.gguf", "--train-data", "text.txt", "-c", "16", "--json"]) == 0
+    out, err = capsys.readouterr()
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert len(objects) > 5 and "plain text" in err
+    for o in objects:
+        assert o["line"] is None and o["trained_ids"] == [[1, len(o["ids"])]]
+        ((start, end),) = o["trained"]
+        assert o["text"][:start] == "<|endoftext|>" and end == len(o["text"])
+
+
 def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "toy.gguf", "--train-data", "train.jsonl", "--skip-bad"]) == 0
     assert "trained " in capsys.readouterr().out

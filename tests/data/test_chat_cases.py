@@ -66,8 +66,9 @@ def test_truth(demo_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
         )
 
     if "refused" in case:
-        with pytest.raises(DataError, match=case["refused"].partition(": ")[2]):
+        with pytest.raises(DataError, match=case["refused"].partition(": ")[2]) as e:
             once()
+        assert ("--system-as-user" in str(e.value)) == (FOLDED in case)
     elif "refused_or_told" in case:
         try:
             data = once()
@@ -166,6 +167,7 @@ def test_variables_of_a_record(demo_tokenizer: Tokenizer, tmp_path: Path) -> Non
         demo_tokenizer, str(path), "strips-earlier-thoughts.jinja", {"enable_thinking": True}
     )
     assert data.lines.tolist() == [1, 1, 2, 2] and data.records.tolist() == [0, 0, 1, 1]  # type: ignore[union-attr]
+    assert data.notes == read(demo_tokenizer, str(path), "strips-earlier-thoughts.jinja").notes
     thought = "<think>\n\n</think>\n\n"
     assert [a.startswith(thought) for a in answers(data)] == [False, False, True, True]
 

@@ -266,5 +266,6 @@ def test_progress_is_told(
     data = load(path, cases["alpaca"], 50, progress=said.append)
     assert data.n_samples == 130
     assert [s.rpartition(",")[0] for s in said] == [
-        f"tokenised {n} of 130 samples" for n in (64, 128, 130)
+        f"[{bar}] tokenised {n} of 130 records"
+        for n, bar in ((64, "#" * 9 + "." * 11), (128, "#" * 19 + "."), (130, "#" * 20))
     ]

@@ -271,6 +271,11 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
         ({"tools": {"name": "f"}}, '"tools" must be a list, not an object'),
         ({"tools": [{"parameters": {}}]}, '"tools" holds what is no function with a name'),
         ({"tools": "[{"}, '"tools" is broken JSON'),
+        (
+            {"tools": json.loads('[{"name": "f", "x": ' + "[" * 80 + "]" * 80 + "}]")},
+            '"tools" is nested over 64 levels deep',
+        ),
+        ({"tools": "[" * 100_000}, '"tools" is broken JSON'),
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
         ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" may not hold "tools"'),
         ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" may not hold "a b"'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_held_out_records_and_their_copies_are_on_one_side() -> None:
     assert sides[1] != sides[2]
     assert sum(d.lengths()[0].sum() for d in (train, val)) == data.lengths()[0].sum()
     assert sum(d.lengths()[1].sum() for d in (train, val)) == data.lengths()[1].sum()
+
+
+def test_samples_of_one_record_are_on_one_side() -> None:
+    """And so is every record that has a sample in common with one of them."""
+    rng = np.random.default_rng(3)
+    rows = [rng.integers(1, 300, 6).tolist() for _ in range(60)]
+    rows[3] = rows[50]
+    records = np.arange(60) // 3
+    data = replace(chats(rows), records=records)
+    for seed in range(4):
+        train, val = hold_out(data, 0.2, seed)
+        sides = [set(d.records.tolist()) for d in (train, val)]  # type: ignore[attr-defined]
+        assert not sides[0] & sides[1] and sides[0] | sides[1] == set(range(20))
+        assert 12 <= val.n_samples <= 18 and train.n_samples + val.n_samples == 60
+        assert any({1, 16} <= side for side in sides)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.9999])

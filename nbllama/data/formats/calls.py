@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nbllama.data.formats.record import Message, Record, check_unicode, kind_of, text_of
+from nbllama.data.formats.record import Message, Record, check_json, kind_of, text_of
 from nbllama.errors import DataError, shown
 
 _ARGUMENTS = ("arguments", "parameters", "input")
@@ -93,7 +93,7 @@ def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
         raise DataError(
             f"{where}the arguments of '{shown(name, 40)}' must be an object, not {kind_of(value)}"
         )
-    check_unicode(json.dumps(value, ensure_ascii=False), f"{where}a tool call")
+    check_json(value, f"{where}the arguments of a tool call")
     return value, text
 
 

@@ -22,6 +22,8 @@ written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and "to
 
 ANSWERING_ROLE = "assistant"
 
+_DEEPEST = 64  # levels of lists and objects
+
 # What the program gives to a template; a record may not set it.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
@@ -102,7 +104,7 @@ def tools_of(record: Record) -> list[Any] | None:
             return None
         try:
             tools = json.loads(tools)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DataError(f'"{key}" is broken JSON') from e
     if not tools:
         return None
@@ -115,7 +117,7 @@ def tools_of(record: Record) -> list[Any] | None:
             raise DataError(f'"{key}" holds what is no function with a name')
         framed = tool if "function" in tool else {"type": "function", "function": tool}
         out.append(framed)
-    check_unicode(json.dumps(out, ensure_ascii=False), f'"{key}"')
+    check_json(out, f'"{key}"')
     return out
 
 
@@ -125,7 +127,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DataError('"chat_template_kwargs" is broken JSON') from e
     if not value:
         return None
@@ -134,7 +136,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
     for name in value:
         if name in RESERVED or not name.isidentifier():
             raise DataError(f'"chat_template_kwargs" may not hold "{shown(name, 40)}"')
-    check_unicode(json.dumps(value, ensure_ascii=False), '"chat_template_kwargs"')
+    check_json(value, '"chat_template_kwargs"')
     return value
 
 
@@ -167,6 +169,25 @@ def check_unicode(value: str, what: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as e:
         raise DataError(f"{what} holds half a surrogate pair at character {e.start}") from e
+
+
+def check_json(value: Any, what: str) -> None:
+    """Raise `DataError` for a value that is nested too deeply to be passed on, or holds half a
+    surrogate pair.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for v in level
+            if isinstance(v, dict | list)
+            for part in (v.values() if isinstance(v, dict) else v)
+        ]
+        if not level:
+            break
+    else:
+        raise DataError(f"{what} is nested over {_DEEPEST} levels deep")
+    check_unicode(json.dumps(value, ensure_ascii=False), what)
 
 
 def kind_of(value: object) -> str:

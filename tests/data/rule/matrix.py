@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from nbllama.errors import DataError, NbllamaError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, chat_template_for, tokenizer_from_gguf
 from tests.data.rule.chats import chats
-from tests.data.rule.reference import NOW, Pair, Reference, Refused
+from tests.data.rule.reference import NOW, Reference, Refused
 from tests.text.vocabs import train_bpe, write_vocab
 
 CONTROL = 3
@@ -142,4 +143,48 @@ def _same(rows: list[Row], expected: list[tuple[list[int], list[int]]]) -> bool:
     return all((m == row.trained).all() for row, m in zip(rows, marks, strict=True))
 
 
-__all__ = ["MARKS", "RIGHT", "Cell", "Pair", "cells", "vocabulary"]
+def page(found: list[Cell]) -> str:
+    """The page of results: the matrix, what its marks mean, and what is refused."""
+    kinds = list(dict.fromkeys(c.kind for c in found))
+    names = list(dict.fromkeys(c.template for c in found))
+    marks = {(c.template, c.kind): c.mark for c in found}
+    counts = Counter(c.mark for c in found)
+    rendered = len(found) - counts["x"]
+    right = sum(counts[m] for m in RIGHT)
+    refused: dict[tuple[str, str], list[str]] = {}
+    for c in found:
+        if c.mark == "R":
+            why = c.why.partition(": ")[2]  # without the message's number
+            refused.setdefault((c.template, why), []).append(c.kind)
+    lines = [
+        "# Chat templates, one by one",
+        "",
+        f"The {len(names)} chat templates that llama.cpp keeps for its tests, each with "
+        f"{len(kinds)} chats, next to a",
+        "reference that renders them with jinja2 as Transformers sets it up and applies the rule",
+        "of [What exactly is trained](../what-is-trained.md). A slow test writes this table anew "
+        "and",
+        "fails where it is another one (`tests/data/test_templates_of_llama_cpp.py`).",
+        "",
+        f"Of {len(found)} cells the templates themselves render {rendered}. Of these "
+        f"**{right} ({100 * right / rendered:.1f} %) are as the rule",
+        f"says, {counts['R']} are refused by name, and {counts['D']} are trained otherwise.**",
+        "",
+        "| mark | cells | meaning |",
+        "|---|---|---|",
+        *[f"| `{m}` | {counts[m]} | {text} |" for m, text in MARKS.items()],
+        "",
+        "Chats: " + "; ".join(f"{i} {kind}" for i, kind in enumerate(kinds, 1)) + ".",
+        "",
+        "| template | " + " | ".join(str(i + 1) for i in range(len(kinds))) + " |",
+        "|---|" + "---|" * len(kinds),
+        *[
+            f"| {name} | " + " | ".join(marks[name, kind] for kind in kinds) + " |"
+            for name in names
+        ],
+        "",
+        "## Refused",
+        "",
+        *[f"- {name} ({', '.join(kinds)}): {why}." for (name, why), kinds in refused.items()],
+    ]
+    return "\n".join(lines) + "\n"
