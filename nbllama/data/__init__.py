@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbllama.data.batch import NOT_TRAINED, Batch, Dataset
 from nbllama.data.chat import prompt_ids
+from nbllama.data.columns import parse_columns
 from nbllama.data.cutters import Cutter, SampleStart, every_token
 from nbllama.data.data_file import DataFile
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
@@ -16,7 +17,7 @@ from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
-from nbllama.data.records import open_data, open_records, parse_columns
+from nbllama.data.records import open_data, open_records
 from nbllama.data.samples import Progress, Samples, load_samples
 from nbllama.data.splits import Splits, find_splits
 from nbllama.data.text_checks import control_tokens_in

@@ -6,9 +6,9 @@ format's keys only where one reading is possible.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
+from nbllama.data.counts import Counts
 from nbllama.data.formats import FORMATS, Format, Record
 from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
 from nbllama.errors import DataError, shown
@@ -28,55 +28,12 @@ _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output")
 # What the formats read of a record beside the keys that they are known by.
-_READ = {
-    "chat": {"tools", "functions", "chat_template_kwargs"},
-    "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
-    "completion": {"tools", "functions", "chat_template_kwargs"},
-    "alpaca": {"input", "system", "history"},
-    "text": set[str](),
-}
 _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
 
 # Roles of messages that are meant by other words; what is not here stays as it is.
 _USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
 _USUAL.pop("function_call", None)
 _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
-
-
-class Counts(NamedTuple):
-    """What was done to the records of a file, counted."""
-
-    columns: Counter[str]  # "question as instruction"
-    roles: Counter[str]  # "human as user"
-    numbers: Counter[str]  # keys with numbers that became text
-    unread: Counter[str]  # keys that the format passes over
-
-    @classmethod
-    def empty(cls) -> Counts:
-        return cls(Counter(), Counter(), Counter(), Counter())
-
-    def notes(self) -> list[str]:
-        """A line for each kind of change."""
-        out = []
-        if self.columns:
-            asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
-            through = " (through the chat template)" if asked else ""
-            out.append(f"read: {_listed(self.columns)}{through}")
-        if self.roles:
-            out.append(f"roles: {_listed(self.roles)}")
-        if self.numbers:
-            out.append(f"numbers are read as text: {_counted(self.numbers)}")
-        if self.unread:
-            out.append(f"keys that are not trained on: {_counted(self.unread)}")
-        return out
-
-
-def _listed(names: Counter[str]) -> str:
-    return shown(", ".join(names), 200)
-
-
-def _counted(names: Counter[str]) -> str:
-    return shown(", ".join(f"{name} ({n})" for name, n in names.most_common(8)), 300)
 
 
 def format_by_keys(record: Record) -> Format | None:
@@ -299,14 +256,3 @@ def _role(turn: Record, counts: Counts) -> Record:
         return turn
     counts.roles[f"{shown(role, 40)} as {usual}"] += 1
     return turn | {"role": usual}
-
-
-def count_unread(record: Record, found: Format, counts: Counts) -> None:
-    """Count the keys that a format passes over and that hold something."""
-    for key, value in record.items():
-        if (
-            key not in found.keys
-            and key not in _READ[found.name]
-            and value not in (None, "", [], {})
-        ):
-            counts.unread[shown(key, 40)] += 1

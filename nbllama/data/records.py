@@ -13,17 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nbllama.data.columnar import MAGIC, parquet_rows
-from nbllama.data.containers import DELIMITERS, table_rows
+from nbllama.data.columns import has_table_header, renamed
+from nbllama.data.containers import table_rows
+from nbllama.data.counts import Counts, count_unread
 from nbllama.data.data_file import RAW, Bad, DataFile, Part
 from nbllama.data.formats import FORMATS, Format, Record, Style
 from nbllama.data.formats.record import keys_of
 from nbllama.data.json_values import json_values, looks_like_json
 from nbllama.data.magic import binary_kind
 from nbllama.data.names import (
-    ANSWERS,
-    QUESTIONS,
-    Counts,
-    count_unread,
     format_by_keys,
     known_names,
     to_type,
@@ -160,7 +158,7 @@ def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
         return _Records(list(table_rows(text, name)), "", n_lines)
     if looks_like_json(text):
         return _Records(_json(text, name, asked, notes), "", n_lines)
-    if (not wanted or data_format) and _has_table_header(text, asked.columns):
+    if (not wanted or data_format) and has_table_header(text, asked.columns):
         return _Records(list(table_rows(text, name)), "", n_lines)
     if wanted:
         return _Records(_json(text, name, asked, notes), "", n_lines)
@@ -195,7 +193,7 @@ def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
 def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
     """The record under the names of a format. Raises `DataError`."""
     return known_names(
-        _renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
+        renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
     )
 
 
@@ -272,51 +270,3 @@ def _format(entries: list[Entry], data: DataFile) -> Format:
         f"{data.where(line)}: the keys ({keys_of(record)}) are those of no format ({known}); name "
         f"them, such as {to_type(record)}, or give --data-format raw"
     )
-
-
-def _has_table_header(text: str, columns: Mapping[str, str]) -> bool:
-    """Whether the first line names all columns of a format of two or more, or is made of usual
-    names alone, a question's and an answer's among them.
-    """
-    header = text.lstrip().split("\n", 1)[0].strip()
-    for delimiter in DELIMITERS:
-        names = {name.strip().strip('"') for name in header.split(delimiter)}
-        names |= {key for key, name in columns.items() if name in names}
-        if any(len(f.keys) > 1 and names.issuperset(f.keys) for f in FORMATS.values()):
-            return True
-        folded = {name.lower() for name in names}
-        if folded <= _USUAL and folded & set(QUESTIONS) and folded & set(ANSWERS):
-            return True
-    return False
-
-
-_USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
-
-
-def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """The record with the file's own names replaced by those of a format. Raises `DataError`."""
-    if not columns:
-        return record
-    for name in columns.values():
-        if name not in record:
-            raise DataError(f'the key "{shown(name, 40)}" is missing')
-    own = {k: v for k, v in record.items() if k not in columns.values()}
-    return own | {key: record[name] for key, name in columns.items()}
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """`--data-columns`: "prompt=question,completion=answer" as {"prompt": "question", ...}.
-
-    Raises `UsageError` for another form, and for a key that no format has.
-    """
-    keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
-    out = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        key, equals, name = (p.strip() for p in part.partition("="))
-        if not equals or not name or key not in keys:
-            raise UsageError(
-                f"--data-columns: '{shown(part)}' is not KEY=NAME with KEY one of "
-                f"{', '.join(sorted(keys))}"
-            )
-        out[key] = name
-    return out

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nbllama.data import Continuation, Conversation, DataFile, Style, find_splits, open_data
-from nbllama.data.records import NAMES, parse_columns
+from nbllama.data.columns import parse_columns
+from nbllama.data.records import NAMES
 from nbllama.data.samples import ON_LONG
 from nbllama.errors import DataError, UsageError
 from nbllama.options import data as data_options

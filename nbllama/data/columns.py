@@ -1,0 +1,57 @@
+"""The names of a table's columns, and those that `--data-columns` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nbllama.data.containers import DELIMITERS
+from nbllama.data.formats import FORMATS, Record
+from nbllama.data.names import ANSWERS, QUESTIONS
+from nbllama.errors import DataError, UsageError, shown
+
+_USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
+
+
+def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
+    """Whether the first line names all columns of a format of two or more, or is made of usual
+    names alone, a question's and an answer's among them.
+    """
+    header = text.lstrip().split("\n", 1)[0].strip()
+    for delimiter in DELIMITERS:
+        names = {name.strip().strip('"') for name in header.split(delimiter)}
+        names |= {key for key, name in columns.items() if name in names}
+        if any(len(f.keys) > 1 and names.issuperset(f.keys) for f in FORMATS.values()):
+            return True
+        folded = {name.lower() for name in names}
+        if folded <= _USUAL and folded & set(QUESTIONS) and folded & set(ANSWERS):
+            return True
+    return False
+
+
+def renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with the file's own names replaced by those of a format. Raises `DataError`."""
+    if not columns:
+        return record
+    for name in columns.values():
+        if name not in record:
+            raise DataError(f'the key "{shown(name, 40)}" is missing')
+    own = {k: v for k, v in record.items() if k not in columns.values()}
+    return own | {key: record[name] for key, name in columns.items()}
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`--data-columns`: "prompt=question,completion=answer" as {"prompt": "question", ...}.
+
+    Raises `UsageError` for another form, and for a key that no format has.
+    """
+    keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
+    out = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        key, equals, name = (p.strip() for p in part.partition("="))
+        if not equals or not name or key not in keys:
+            raise UsageError(
+                f"--data-columns: '{shown(part)}' is not KEY=NAME with KEY one of "
+                f"{', '.join(sorted(keys))}"
+            )
+        out[key] = name
+    return out
