@@ -29,7 +29,7 @@ from numba.core.serialize import dumps
 from nbllama.kernels.folder import KernelFolder, not_trusted
 
 _log = logging.getLogger("nbllama")
-_MAGIC = b"nbllama kernel 2\n"
+_MAGIC = b"nbllama kernel 1\n"
 _DIGEST = 32  # bytes
 
 
@@ -110,8 +110,7 @@ class KernelCache(_Cache):
             return
         key = self.key(sig, data.codegen)
         path = self._path(folder.path, key)
-        needs = _needs(data)
-        payload = dumps((key, needs, data._reduce()))
+        payload = dumps((key, data._reduce()))
         new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -122,52 +121,19 @@ class KernelCache(_Cache):
             with suppress(OSError):
                 new.unlink()
             _note(f"{folder.path} cannot be written: {e.strerror}")
-            return
-        _file_of[data.fndesc.llvm_func_name] = path.name
 
 
-# By a kernel's name in machine code: its file. By the path of a file: what was loaded from it.
-_file_of: dict[str, str] = {}
-_loaded: dict[Path, Any] = {}
-
-
-def _needs(data: Any) -> list[str]:
-    """Files of the kernels that this one calls and that were not copied into it.
-
-    The machine code of a kernel also holds a version of each kernel that it calls. The version that
-    runs is the one that the process loaded first, and sums may be in another order in each. So the
-    file of the called kernel is loaded first, as it was compiled first: otherwise a process that
-    compiles would differ in the last bits from one that loads.
-    """
-    functions = data.library._final_module.functions
-    own = data.fndesc.llvm_func_name
-    called = {f.name for f in functions if not f.is_declaration and f.name != own}
-    return sorted(_file_of[name] for name in called & _file_of.keys())
-
-
-def _load(path: Path, target_context: Any, key: str = "") -> Any:
-    """The kernel of a file, after those that it needs; None if one is not there or not good.
-
-    With `key` it must be of this key.
-    """
-    if path in _loaded:
-        return _loaded[path]
+def _load(path: Path, target_context: Any, key: str) -> Any:
+    """The kernel of a file; None if there is none, or none that is good."""
     payload = _read(path)
     if payload is None:
         return None
     try:
-        found, needs, data = pickle.loads(payload)
-        if key not in ("", found):
-            return None
-        if any(_load(path.with_name(name), target_context) is None for name in needs):
-            return None
-        kernel = CompileResult._rebuild(target_context, *data)
+        found, data = pickle.loads(payload)
+        return CompileResult._rebuild(target_context, *data) if found == key else None
     except Exception as e:  # whatever an unreadable pickle raises
         _log.warning("note: %s is compiled anew: %s: %s", path.name, type(e).__name__, e)
         return None
-    _file_of[kernel.fndesc.llvm_func_name] = path.name
-    _loaded[path] = kernel
-    return kernel
 
 
 def _read(path: Path) -> bytes | None:

@@ -8,6 +8,10 @@ that no NaN and no infinity exist, and then `isnan` is false and a broken loss g
   sum depends on the vector width, not on the number of threads.
 - `kernel(parallel=True)`: `prange` over what is written, never a reduction across threads.
 
+A kernel that others call is copied into their machine code (`forceinline`). A call would run the
+version of it that the process loaded first, which may add in another order: a process that compiles
+would differ in the last bits from one that loads, and run slower.
+
 Compiled kernels are kept in a folder whose name holds a hash of every kernel source
 (`nbllama.kernels.cache`), because an edit in a kernel changes all that call it. A folder that
 training does not need (`own="quants/encode"`) has a cache folder of its own, so that an edit there
@@ -108,8 +112,8 @@ def kernel(
     """Decorator for every compiled function of the package (see the module's text).
 
     `own`: the folder of the package whose kernels are cached apart; empty for all others.
-    `inline`: always copied into its caller, for what is called once a row: an array is passed to
-    a function as seven words.
+    `inline`: copied into its caller before types are known, for what is called once a row: an
+    array is passed to a function as seven words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -119,6 +123,7 @@ def kernel(
             "error_model": "numpy",
             "fastmath": FAST if fast else False,
             "inline": "always" if inline else "never",
+            "forceinline": not parallel,
         }
         made = (_ParallelKernel if parallel else _Kernel)(function, targetoptions=options)
         made._cache = KernelCache(function, lambda: _folder(own))
