@@ -7,7 +7,9 @@
     adapter = nbllama.init_adapter(model, rank=4)
     loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
 
-Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`, `nbllama.trace(...)`.
+Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(text)` continues a text
+(docs/python.md). Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`,
+`nbllama.trace(...)`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = [
     "NbllamaError",
     "__version__",
     "generate",
+    "generate_many",
     "init_adapter",
     "load_adapter",
     "load_model",
@@ -29,9 +32,11 @@ __all__ = [
     "loss_and_gradients",
     "save_adapter",
     "trace",
+    "tune",
 ]
 
 if TYPE_CHECKING:
+    from nbllama.adapter.savable import Adapter
     from nbllama.api import (
         init_adapter,
         load_adapter,
@@ -39,20 +44,22 @@ if TYPE_CHECKING:
         loss_and_gradients,
         save_adapter,
         trace,
+        tune,
     )
     from nbllama.errors import NbllamaError
-    from nbllama.generation import generate
-    from nbllama.lora import Adapter
-    from nbllama.model import Model, load_model
-    from nbllama.opt import AdamW
+    from nbllama.generation.batch import generate_many
+    from nbllama.generation.model import Model, load_model
+    from nbllama.generation.session import generate
+    from nbllama.opt.adamw import AdamW
 
 _HOME = {
-    "AdamW": "opt",
-    "Adapter": "lora",
-    "Model": "model",
+    "AdamW": "opt.adamw",
+    "Adapter": "adapter.savable",
+    "Model": "generation.model",
     "NbllamaError": "errors",
-    "generate": "generation",
-    "load_model": "model",
+    "generate": "generation.session",
+    "generate_many": "generation.batch",
+    "load_model": "generation.model",
 }
 
 

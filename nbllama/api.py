@@ -1,4 +1,4 @@
-"""The public functions for teaching and scripts: tokens in, numpy arrays out.
+"""The public functions: training, and for teaching and scripts tokens in, numpy arrays out.
 
 All of them use the same forward and backward pass as the trainer.
 """
@@ -6,20 +6,118 @@ All of them use the same forward and backward pass as the trainer.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbllama import adapter as adapter_file
-from nbllama import gradients
-from nbllama.bound import Bound
+from nbllama.adapter import file as adapter_file
+from nbllama.adapter.savable import Adapter
 from nbllama.data.batch import NOT_TRAINED, Batch
-from nbllama.lora import Adapter
-from nbllama.lora import init_adapter as new_adapter
-from nbllama.model import Model
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora import pairs
+from nbllama.lora.pairs import init_adapter as new_adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model import gradients
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+
+if TYPE_CHECKING:
+    from nbllama.generation.model import Model as WritingModel
+    from nbllama.report.log import EvaluationRecord, StepRecord
+    from nbllama.train.run.result import Run
+    from nbllama.train.run.screen import Screen
 
 Tokens = Sequence[int] | np.ndarray
+
+
+def tune(
+    model: WritingModel | str | os.PathLike[str],
+    data: str | os.PathLike[str] | Iterable[Mapping[str, Any] | str] | None,
+    *,
+    on_step: Callable[[StepRecord], object] | None = None,
+    on_eval: Callable[[EvaluationRecord], object] | None = None,
+    quiet: bool | None = None,
+    screen: Screen | None = None,
+    **options: Any,
+) -> Run:
+    """Train a LoRA adapter: `python -m nbllama.finetune` as a function.
+
+    Data, options, defaults and errors are those of the program, and so is every bit of the adapter.
+    But a call writes no file and starts afresh, unless an option names a file.
+
+    Parameters
+    ----------
+    model : Model or path
+        What `load_model` gives, or a GGUF file.
+    data : path or list
+        A file or folder as for `--train-data`; or records, each as a line of a JSON lines file
+        would hold it, such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A string
+        is a text that is trained as a whole.
+    on_step : callable, optional
+        Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
+        `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as by an early stop. An
+        exception in it ends the run without another save.
+    on_eval : callable, optional
+        The same after each evaluation, with its `EvaluationRecord` (`iter`, `val_loss`,
+        `perplexity`, `train_loss`, `best`, `samples`).
+    quiet : bool, optional
+        True: nothing is shown. False: always something, on standard error. By default a run shows
+        one line that is rewritten in a notebook, the program's display on standard error where
+        that is a terminal, and nothing elsewhere.
+    screen : Screen, optional
+        An object of your own with the methods of `nbllama.train.run.screen.Screen`, which gets all
+        that would be shown.
+    **options
+        Every option of the program by its name with `_` for `-` (docs/options.md), such as:
+
+        epochs, adam_iter : int
+            Length of the run.
+        batch, grad_acc, ctx : int
+            Samples of a pass, passes of an iteration, longest sample in tokens.
+        lr : float
+            Learning rate at its highest.
+        lora_r, lora_alpha, lora_dropout, lora_layers
+            The adapter.
+        val_data, val_split, eval_every, early_stop
+            Validation; `val_data` is a path or a list, as `data`.
+        sample_prompts : path or list of str
+            Prompts that are answered at each evaluation.
+        seed, threads : int
+            The same seed gives the same bits, with any number of threads.
+        lora_out, checkpoint_out, log, report : path
+            Files to write. ITERATION in the first two becomes the iteration's number.
+        checkpoint_in : path
+            Continue from this checkpoint; a missing file is a fresh start.
+
+    Returns
+    -------
+    Run
+        `adapter`, `losses`, `val_losses`, `best`, `paths` and more.
+
+    Raises
+    ------
+    UsageError
+        An unknown option (the message names the one that was meant), or a value that is not
+        allowed.
+    DataError, GGUFError, CheckpointError
+        A file or record that cannot be used.
+    OutputError, SaveFailed
+        A file that cannot be written.
+    NotEnoughMemory, Diverged
+        The run does not fit, or its loss is not finite.
+
+    Notes
+    -----
+    Ctrl-C (in a notebook: interrupt the kernel) ends the run after saving what `lora_out` and
+    `checkpoint_out` name, and the run so far is returned, with `interrupted` set and a warning.
+    Before the first iteration it is a `KeyboardInterrupt`. From a thread that is not the main one
+    Ctrl-C does not reach the run: there, let `on_step` return True.
+    """
+    from nbllama.cli.python_screen import screen_for
+    from nbllama.train.run import python
+
+    shown = screen_for(quiet) if screen is None else screen
+    return python.tune(model, data, options, shown, on_step, on_eval)
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
@@ -41,7 +139,7 @@ def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
     return wide.astype(np.int32)
 
 
-def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.ndarray:
+def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -> np.ndarray:
     """Logits float32 `[N, V]` after each token, with an adapter or without.
 
     Raises `ValueError` for a token that is not in the vocabulary.
@@ -54,7 +152,7 @@ def logits(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> np.n
 
 def loss_and_gradients(
     model: Model,
-    adapter: Adapter,
+    adapter: pairs.Adapter,
     tokens: Tokens,
     targets: Tokens | None = None,
     *,
@@ -71,7 +169,9 @@ def loss_and_gradients(
     return gradients.loss_and_gradients(model, adapter, batch, checkpointing)
 
 
-def trace(model: Model, tokens: Tokens, adapter: Adapter | None = None) -> dict[str, np.ndarray]:
+def trace(
+    model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None
+) -> dict[str, np.ndarray]:
     """Activations of a forward pass by name, float32 copies.
 
     `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att` `[N, H, D]`,
@@ -103,7 +203,8 @@ def init_adapter(
 ) -> Adapter:
     """A new adapter on the linears of every block (B = 0: it changes nothing yet).
 
-    `ranks` by slot (`nbllama.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`: `rank`.
+    `ranks` by slot (`nbllama.lora.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`:
+    `rank`.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
@@ -112,15 +213,16 @@ def init_adapter(
             wanted[slot.name] = rank
     wanted |= ranks or {}
     scale = float(rank if alpha is None else alpha)
-    return new_adapter(model.hp, wanted, scale, rank, seed, model.shapes)
+    made = new_adapter(model.hp, wanted, alpha=scale, lora_r=rank, seed=seed, shapes=model.shapes)
+    return Adapter.of(made, model.hp)
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     """Read an adapter of any format. Raises `CheckpointError` if it is damaged or does not fit."""
-    return adapter_file.load_adapter(path, model.hp, model.shapes)
+    return Adapter.of(adapter_file.load_adapter(path, model.hp, model.shapes), model.hp)
 
 
-def save_adapter(path: str | os.PathLike[str], adapter: Adapter, model: Model) -> list[str]:
+def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Model) -> list[str]:
     """Write an adapter in the format of its name (`.gguf` for llama.cpp, `.bin`, `FOLDER/`).
 
     Returns lines about what the format's readers will not do as it was trained.

@@ -1,116 +1,12 @@
-"""The program: `python -m nbllama.convert_lora IN OUT [--model-base FILE]`.
-
-Converts an adapter between today's GGUF format, the old `.bin`, and a Hugging Face PEFT folder.
-"""
+"""`python -m nbllama.convert_lora`: convert an adapter to another file format."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 
-from nbllama.cli.common_options import debug_option
-from nbllama.cli.parser import option, parse_into
-from nbllama.cli.run import run_program
-from nbllama.cli.values import Text
-from nbllama.errors import UsageError, shown
+from nbllama.cli.convert_lora import main
 
-PROG = "python -m nbllama.convert_lora"
-ABOUT = """Convert a LoRA adapter: IN is a GGUF adapter, a .bin of llama.cpp's old finetune, or a
-PEFT folder, whatever its name; OUT is a .bin if it ends in .bin, a PEFT folder if it ends in / or
-is a folder, else a GGUF adapter. Values are not rounded where OUT can hold them; what it cannot
-hold is said."""
-EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or bad base model, 3 path that cannot be
-written, 5 adapter that is damaged, or does not fit the base model"""
-
-_files = partial(option, "Options")
-
-
-@dataclass(frozen=True)
-class Options:
-    """A parsed command line but for the two names."""
-
-    model_base: str = _files(
-        Text(),
-        "",
-        "the GGUF model that the adapter is for: needed where IN does not say what OUT has to"
-        " (a .bin has no architecture, and only files of nbllama have the size of a head, which"
-        " PEFT's order of rows depends on); with it every pair is checked",
-        also=["-m"],
-        shown_default="none",
-    )
-    debug: bool = debug_option("Options")
-
-
-def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
-    """IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
-    names, words, rest = [], [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-") or word == "-":
-            names.append(word)
-            continue
-        words.append(word)
-        if word.replace("_", "-") in ("-m", "--model-base") and rest:
-            words.append(rest.pop(0))
-    options = parse_into(Options, words, prog=f"{PROG} IN OUT", about=ABOUT, epilog=EPILOG)
-    if len(names) != 2:
-        found = " ".join(map(repr, names)) or "none"
-        raise UsageError(f"two names are needed, IN and OUT, found {shown(found, 400)}; see --help")
-    return names[0], names[1], options
-
-
-def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; returns lines on what it cannot hold.
-
-    `model_base`: a GGUF model, or "" if none is at hand. Raises `FileNotFoundError`,
-    `CheckpointError` for an adapter that cannot be used, `UsageError`, `OutputError`.
-    """
-    from nbllama.adapter import check_format, format_of, read_stored, stored_notes, write_stored
-    from nbllama.arch import OLD_TOOL_ARCH, hparams_from_gguf
-    from nbllama.formats.stored import Base
-    from nbllama.gguf_io import open_gguf
-
-    check_format(target)
-    for what, name in (("IN", source), ("--model-base", model_base)):
-        if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
-            raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same")
-    base, notes, tied = Base(), [], False
-    if model_base:
-        with open_gguf(model_base) as f:
-            hp = hparams_from_gguf(f)
-            base = Base.of(hp, {name: t.shape for name, t in f.tensors.items()})
-            tied = hp.tied_output
-    stored = read_stored(source, base)
-    if stored.base.arch is None:
-        notes.append(
-            f"{shown(source)} names no architecture: taken for {OLD_TOOL_ARCH}, the only one of"
-            " llama.cpp's finetune; --model-base FILE would tell"
-        )
-        stored = stored.known(Base(OLD_TOOL_ARCH))
-    notes += write_stored(target, stored)
-    notes += stored_notes(stored, tied, format_of(target))
-    return list(dict.fromkeys(notes))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> None:
-    source, target, options = parse(words)
-    try:
-        notes = convert(source, target, options.model_base)
-    except FileNotFoundError as e:
-        missing = e.filename or e
-        raise UsageError(f"{shown(missing, 400)}: no such file or folder") from e
-    for note in notes:
-        print(f"note: {note}")
-    print(f"written: {shown(target, 400)}")
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

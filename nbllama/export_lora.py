@@ -1,53 +1,12 @@
-"""The program: `python -m nbllama.export_lora`, which merges adapters into a model.
-
-Options: `nbllama.cli.merge_options`. What is written: `nbllama.rewrite`.
-"""
+"""`python -m nbllama.export_lora`: merge adapters into a model."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from nbllama.cli.cores import use_threads
-from nbllama.cli.merge_options import parse_export
-from nbllama.cli.run import run_program
+from nbllama.cli.export_lora import main
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> None:
-    export = parse_export(words)
-    from nbllama.mixes import file_type
-
-    options = export.options
-    kind = None if options.outtype.lower() == "same" else file_type(options.outtype)
-    use_threads(options.threads)
-    from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.lora_files import load_adapters
-    from nbllama.cli.merge import Progress, print_result
-    from nbllama.cli.merge_sample import print_change
-    from nbllama.cli.output_file import prepare_output
-    from nbllama.cli.scoring import read_utf8
-    from nbllama.gguf_io import open_gguf
-    from nbllama.merging import merge, merged_types
-
-    text = read_utf8(options.sample) if options.sample else None
-    with open_gguf(options.model_base) as f:
-        hp = hparams_from_gguf(f)
-        prepare_output(options.model_out, export.inputs)
-        shapes = {name: info.shape for name, info in f.tensors.items()}
-        parts = load_adapters(export.adapters, hp, shapes, print)
-        types, lines = merged_types(f, hp, parts, kind)
-        print("\n".join(lines), end="\n" if lines else "")
-        with Progress() as progress:
-            changes = merge(f, options.model_out, parts, types, kind, progress)
-    print_result(options.model_out, changes, progress.seconds)
-    if options.compare:
-        print_change(options.model_base, options.model_out, parts, text, options.sample)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

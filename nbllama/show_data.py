@@ -1,28 +1,12 @@
-"""`python -m nbllama.show_data`: what a trainer makes of a file of training data.
-
-Prints the first samples token by token, those marked that the loss is taken on, and statistics.
-The program only; `nbllama.cli.show_data` does it.
-"""
+"""`python -m nbllama.show_data`: show what is trained in a file of training data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 
-from nbllama.cli.run import run_program
-from nbllama.cli.show_options import parse
+from nbllama.cli.show_data import main
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> None:
-    options = parse(words)
-    from nbllama.cli.show_data import show
-
-    show(options)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -123,7 +123,7 @@ class Bench:
         return bench_matmul()
 
     def vectors(self) -> Iterable[dict[str, Any]]:
-        from nbllama.lanes import host_vector_length
+        from nbllama.kernels.lanes import host_vector_length
 
         if host_vector_length() < 16:
             return  # one width is all there is
@@ -151,7 +151,7 @@ class Bench:
     def peer(self) -> Iterable[dict[str, Any]]:
         from bench_parts.beside import bench_peer
 
-        from nbllama.cli.cores import physical_cores
+        from nbllama.kernels.cores import physical_cores
 
         if self.given.peer is None and importlib.util.find_spec("torch") is None:
             print("peer: left out; pip install -e '.[peer]', or --peer PYTHON that has torch")
@@ -163,7 +163,7 @@ class Bench:
     def old(self) -> Iterable[dict[str, Any]]:
         from bench_parts.beside import bench_old
 
-        from nbllama.cli.cores import physical_cores
+        from nbllama.kernels.cores import physical_cores
 
         if self.given.old_finetune is None:
             print("old: left out; --old-finetune PATH times a built one")

@@ -17,9 +17,9 @@ from statistics import median
 import numba
 import numpy as np
 
-from nbllama.generation import Session
-from nbllama.model import load_model
-from nbllama.session_memory import session_memory
+from nbllama.generation.memory import session_memory
+from nbllama.generation.session import Session
+from nbllama.model.passes import load_model
 
 PROMPT, SINGLE, ROUNDS = 256, 24, 5
 CONTEXT = 512

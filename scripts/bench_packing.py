@@ -21,11 +21,13 @@ import numpy as np
 from nbllama.api import init_adapter
 from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.batch import RowPerSample
-from nbllama.model import load_model
-from nbllama.opt import AdamW
-from nbllama.train import Schedule, Trainer
+from nbllama.model.passes import load_model
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.schedule import Schedule
+from nbllama.train.probe import compile_kernels
+from nbllama.train.trainer import Trainer
 
-RATES = Schedule(1, 1000, 0.1, 1.1, False, 0.0)
+RATES = Schedule(warmup=1)
 
 
 def chats(n: int, n_ctx: int, n_vocab: int, seed: int = 0) -> Samples:
@@ -98,7 +100,7 @@ def main() -> None:
                 feed=SeedFeed(data, 1), batch=args.batch, grad_acc=1, checkpointing=True,
             )  # fmt: skip
             if repeat == 0:
-                trainer.compile()
+                compile_kernels(trainer)
                 trainer.step()
                 continue
             start = time.perf_counter()

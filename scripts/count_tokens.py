@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from nbllama.gguf_io import open_gguf
-from nbllama.text.tokenizer import tokenizer_from_gguf
+from nbllama.text.from_gguf import tokenizer_from_gguf
 from tests.oracle import LlamaVocab
 
 

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from examples.toy_models import add_tokenizer
 from nbllama.errors import UsageError
-from nbllama.mixes import file_type, fitting, tensor_types
-from nbllama.quantise import QUANTISED, quantise
+from nbllama.export.file_types import file_type, fitting, tensor_types
 from nbllama.quants import nbytes
-from tests.toy_models import add_tokenizer
+from nbllama.quants.encode import QUANTISED, quantise
 
 PIECE = 1 << 24  # bytes written at once
 POOL = 1 << 20  # weights of the pool a tensor's blocks are drawn from

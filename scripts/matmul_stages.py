@@ -17,10 +17,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from bench_parts.kernels import weight  # noqa: E402
 
 from nbllama import plain, simd  # noqa: E402
-from nbllama.lanes import PANEL, ROWS  # noqa: E402
-from nbllama.ops.matmul import matmul  # noqa: E402
-from nbllama.ops.panels import pack, panel_floats  # noqa: E402
-from nbllama.own_cores import own_cores  # noqa: E402
+from nbllama.kernels.lanes import PANEL, ROWS  # noqa: E402
+from nbllama.kernels.own_cores import own_cores  # noqa: E402
+from nbllama.ops.linear.matmul import matmul  # noqa: E402
+from nbllama.ops.linear.panels import pack, panel_floats  # noqa: E402
 from nbllama.quants import DECODERS, QUANTS, decode  # noqa: E402
 
 N, K, N_OUT = 512, 576, 1536

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from nbllama.arch import Hparams, hparams_from_gguf
-from nbllama.cli.run import run_program
 from nbllama.errors import UsageError, shown
+from nbllama.export.rewrite import IDS
 from nbllama.gguf_io import RawTensor, ValueType, open_gguf, write_gguf
 from nbllama.gguf_io.file import TensorInfo
-from nbllama.quantise import quantise
 from nbllama.quants import decode
-from nbllama.rewrite import IDS
+from nbllama.quants.encode import quantise
+from nbllama.system.program import run_program
 
 USAGE = "usage: scripts/widen_smollm2 OUT.gguf [f32|f16] [IN.gguf]"
 

@@ -16,10 +16,10 @@ import pytest
 import nbllama
 from nbllama.data import Batch
 from nbllama.errors import CheckpointError, GGUFError, UsageError
-from nbllama.model import Model
-from nbllama.reference import ReferenceModel
+from nbllama.model.passes import Model
+from nbllama.model.reference import ReferenceModel
 from tests.conftest import ROOT
-from tests.toy_runs import same_bits, toy_adapter, toy_model
+from tests.train.toy_runs import same_bits, toy_adapter, toy_model
 
 TOKENS = [1, 45, 7, 300, 12, 12, 99, 260]
 

@@ -19,7 +19,7 @@ from typing import Any
 import nbllama
 from nbllama.data import prompt_ids
 from nbllama.errors import NbllamaError
-from nbllama.files import atomic_write
+from nbllama.system.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 QUESTIONS = HERE / "questions.jsonl"

@@ -19,7 +19,7 @@ from typing import Any
 
 import nbllama
 from nbllama.errors import NbllamaError
-from nbllama.lora import mix
+from nbllama.lora.mix import mix
 
 HERE = Path(__file__).resolve().parent
 SCALES = (0.4, 0.8)

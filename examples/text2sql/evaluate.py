@@ -25,8 +25,8 @@ from examples.text2sql import execute
 from examples.text2sql.generate import DATABASES, SYSTEM, Pair, chat, read_pairs
 from nbllama.data import prompt_ids
 from nbllama.errors import NbllamaError
-from nbllama.files import atomic_write
-from nbllama.generation_many import generate_many
+from nbllama.generation.batch import generate_many
+from nbllama.system.files import atomic_write
 
 MAX_NEW_TOKENS = 80  # twice the longest right answer
 SCHEMA = """\

@@ -22,7 +22,7 @@ from examples.text2sql import evaluate, generate
 from examples.text2sql.questions import LANGUAGES
 from examples.text2sql.training import RANK, RATE, Training, demo_model, read_log, totals, train
 from nbllama.errors import NbllamaError
-from nbllama.files import atomic_write
+from nbllama.system.files import atomic_write
 
 
 def keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:

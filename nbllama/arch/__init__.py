@@ -14,7 +14,6 @@ from nbllama.arch.hparams import (
     RopeScaling,
     context_warnings,
     expected_tensors,
-    hparams_identity,
     with_overrides,
 )
 from nbllama.arch.rows import ARCHS, HF_MODULES, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
@@ -33,6 +32,5 @@ __all__ = [
     "context_warnings",
     "expected_tensors",
     "hparams_from_gguf",
-    "hparams_identity",
     "with_overrides",
 ]

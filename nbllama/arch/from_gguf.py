@@ -6,14 +6,23 @@ Defaults for missing keys are llama.cpp's (`llama_model_base::load_hparams`, and
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from nbllama.arch.checks import check_tensors, check_token_ids
 from nbllama.arch.hparams import Hparams, Rope, RopeScaling, yarn_attn_factor
-from nbllama.arch.rows import ARCHS, REFUSED, ROPE_FACTORS, ArchRow, Scales
+from nbllama.arch.keys import per_layer, positive, size
+from nbllama.arch.rows import (
+    ARCHS,
+    REFUSED,
+    ROPE_FACTORS,
+    SCALE_KEYS,
+    ArchRow,
+    Scales,
+    Sizes,
+    score_scale,
+)
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
 
@@ -30,21 +39,20 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     """Sizes and constants of the model in `f`, with every tensor's presence, shape and type proved.
 
     Raises `GGUFError` with one line for a file that is not a supported model or contradicts
-    itself; what is only odd is told in `Hparams.warnings`.
+    itself; what is only odd is reported in `Hparams.warnings`.
     """
     row = _row(f)
     warnings: list[str] = []
-    n_layer = _size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
-    n_embd = _size(f, f"{row.name}.embedding_length")
+    n_layer = size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
+    n_embd = size(f, f"{row.name}.embedding_length")
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
     n_ctx = f.get(f"{row.name}.context_length", "uint")
     if n_ctx == 0:
         warnings.append(f"{row.name}.context_length is 0: the trained context is unknown")
     freq_scale, scaling = _rope_scaling(f, row, n_ctx, warnings)
-    embed_scale, residual_scale, logit_divisor = _scales(f, row, n_layer, n_embd)
-    freq_base = _positive(f, f"{row.name}.rope.freq_base", default=10000.0)
+    scales = _scales(f, row, Sizes(n_layer, n_embd, n_head))
+    freq_base = positive(f, f"{row.name}.rope.freq_base", default=10000.0)
     window, window_period, window_rope = _window(f, row, Rope(freq_base, freq_scale))
-    width = n_embd // n_head if n_layer == row.wide_queries_at else head_dim
     hp = Hparams(
         arch=row.name,
         n_vocab=_n_vocab(f, row, n_embd, warnings),
@@ -54,18 +62,18 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_rot=_n_rot(f, row, head_dim),
-        n_ff=_per_layer(f, f"{row.name}.feed_forward_length", n_layer),
+        n_ff=per_layer(f, f"{row.name}.feed_forward_length", n_layer),
         n_ctx_train=n_ctx,
-        rms_eps=_positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
+        rms_eps=positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
         rope_freq_base=freq_base,
         rope_freq_scale=freq_scale,
         rope_scaling=scaling,
         rope_pairing=row.rope_pairing,
         activation=row.activation,
-        embed_scale=embed_scale,
-        residual_scale=residual_scale,
-        logit_scale=float(np.float32(1) / np.float32(logit_divisor)),
-        attn_scale=float(np.float32(1) / np.sqrt(np.float32(width))),
+        embed_scale=scales.embedding,
+        residual_scale=scales.residual,
+        logit_scale=float(np.float32(1) / np.float32(scales.logit)),
+        attn_scale=score_scale(head_dim) if scales.attention is None else scales.attention,
         attn_softcap=_softcap(f, f"{row.name}.attn_logit_softcapping", row.attn_softcap),
         logit_softcap=_softcap(f, f"{row.name}.final_logit_softcapping", row.logit_softcap),
         alibi_max_bias=_alibi(f, row, n_layer),
@@ -110,6 +118,9 @@ def _row(f: GGUFFile) -> ArchRow:
             raise f.error(f"key '{lead}'", "mixture-of-experts models are not supported")
     if not f.get(f"{name}.attention.causal", "bool", True):
         raise f.error(f"key '{name}.attention.causal'", "only causal models are supported")
+    for key, value in row.fixed_keys.items():
+        if f.get(f"{name}.{key}", "bool", value) != value:
+            raise f.error(f"key '{name}.{key}'", f"{not value} is not supported for {name}")
     return row
 
 
@@ -130,19 +141,20 @@ def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
     """0: none. A file may switch it off by 0."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
-    return _positive(f, key, default)
+    return positive(f, key, default)
 
 
-def _scales(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> Scales:
-    """In float32, as llama.cpp has them."""
-    if row.scales is None:
-        root = float(np.sqrt(np.float32(n_embd)))
-        return Scales(root if row.embed_scale == "sqrt_n_embd" else 1.0, 1.0, 1.0)
-    found = (
-        _positive(f, f"{row.name}.{name}_scale", float(np.float32(default)))
-        for name, default in row.scales(n_layer, n_embd)._asdict().items()
-    )
-    return Scales(*found)
+def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
+    """The file's, or the row's, in float32, as llama.cpp has them."""
+    found = {
+        name: None if value is None else float(np.float32(value))
+        for name, value in row.scales(sizes)._asdict().items()
+    }
+    for name in row.scale_keys:
+        key = f"{row.name}.{SCALE_KEYS[name]}"
+        if key in f.metadata:
+            found[name] = positive(f, key)
+    return Scales(**found)  # type: ignore[arg-type]
 
 
 def _window(f: GGUFFile, row: ArchRow, rope: Rope) -> tuple[int, int, Rope]:
@@ -150,61 +162,28 @@ def _window(f: GGUFFile, row: ArchRow, rope: Rope) -> tuple[int, int, Rope]:
     if row.window is None:
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
-    size = int(f.get(prefix, "uint", row.window.size))
+    width = int(f.get(prefix, "uint", row.window.size))
     period = int(f.get(f"{prefix}_pattern", "uint", row.window.period))
     if period < 1:
         raise f.error(f"key '{prefix}_pattern'", f"{period}, must be at least 1")
     default = row.window.freq_base
-    base = _positive(
+    base = positive(
         f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
     )
-    return size, period, Rope(base, rope.freq_scale if default is None else 1.0)
-
-
-def _size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:
-    """A count of at least one."""
-    value = f.get(key, "uint")
-    if not 1 <= value <= at_most:
-        raise f.error(f"key '{key}'", f"{value}, allowed 1..{at_most}")
-    return int(value)
-
-
-def _per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """A count given once or once a layer; all layers must have the same."""
-    if not isinstance(f.metadata.get(key), np.ndarray):
-        return _size(f, key) if default is None or key in f.metadata else default
-    values = f.get(key, "ints")
-    if len(values) != n_layer:
-        raise f.error(f"key '{key}'", f"{len(values)} values for {n_layer} layers")
-    first = int(values[0])
-    if not (values == values[0]).all():
-        raise f.error(f"key '{key}'", "differs between layers, which is not supported")
-    if not 1 <= first <= 1 << 31:
-        raise f.error(f"key '{key}'", f"{first}, allowed 1..{1 << 31}")
-    return first
-
-
-def _positive(f: GGUFFile, key: str, default: float | None = None) -> float:
-    """A finite number above zero, rounded to float32; `default` is not checked."""
-    if default is not None and key not in f.metadata:
-        return default
-    value = float(np.float32(f.get(key, "float")))
-    if not (math.isfinite(value) and value > 0):
-        raise f.error(f"key '{key}'", f"{value}, must be positive and finite")
-    return value
+    return width, period, Rope(base, rope.freq_scale if default is None else 1.0)
 
 
 def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, int, int]:
     """n_head, n_head_kv, head_dim."""
     prefix = f"{row.name}.attention"
-    n_head = _per_layer(f, f"{prefix}.head_count", n_layer)
-    n_head_kv = _per_layer(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
+    n_head = per_layer(f, f"{prefix}.head_count", n_layer)
+    n_head_kv = per_layer(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
     if n_head % n_head_kv:
         raise f.error(
             f"key '{prefix}.head_count_kv'", f"{n_head_kv} does not divide head_count {n_head}"
         )
     if f"{prefix}.key_length" in f.metadata:
-        head_dim = _size(f, f"{prefix}.key_length")
+        head_dim = size(f, f"{prefix}.key_length")
     elif n_embd % n_head:
         raise f.error(
             f"key '{prefix}.head_count'", f"{n_head} does not divide embedding_length {n_embd}"
@@ -272,15 +251,12 @@ def _rope_scaling(
     n_ctx_orig = f.get(f"{prefix}.original_context_length", "uint", n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
         raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
-    betas = {"fast": 32.0, "slow": 1.0}
-    for name in betas:
+    for name in ("fast", "slow"):
         beta_key = f"{prefix}.yarn_beta_{name}"
-        if row.yarn_keys:
-            betas[name] = _positive(f, beta_key, default=betas[name])
-        elif kind == "yarn" and beta_key in f.metadata:
+        if kind == "yarn" and beta_key in f.metadata:
             warnings.append(f"{beta_key} is ignored for {row.name}, as in llama.cpp")
     ext_factor = 1.0 if kind == "yarn" else 0.0
-    attn_factor = np.float32(_positive(f, f"{prefix}.attn_factor", default=1.0))
+    attn_factor = np.float32(positive(f, f"{prefix}.attn_factor", default=1.0))
     attn_factor *= yarn_attn_factor(scale, ext_factor)
     if not (np.isfinite(attn_factor) and attn_factor > 0):
         raise f.error(f"key '{key}'", f"{given} is out of range for YaRN")
@@ -292,6 +268,4 @@ def _rope_scaling(
         n_ctx_orig=n_ctx_orig,
         ext_factor=ext_factor,
         attn_factor=float(attn_factor),
-        beta_fast=betas["fast"],
-        beta_slow=betas["slow"],
     )

@@ -113,29 +113,6 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
     return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 
-def hparams_identity(hp: Hparams) -> dict[str, str | int | float]:
-    """The keys by which a checkpoint or adapter knows its base model, named as in a GGUF file.
-
-    Integers and strings must be equal; floats (float32 values) say how it was trained.
-    """
-    a, s = hp.arch, hp.rope_scaling
-    return {
-        "general.architecture": a,
-        f"{a}.vocab_size": hp.n_vocab,
-        f"{a}.embedding_length": hp.n_embd,
-        f"{a}.feed_forward_length": hp.n_ff,
-        f"{a}.block_count": hp.n_layer,
-        f"{a}.attention.head_count": hp.n_head,
-        f"{a}.attention.head_count_kv": hp.n_head_kv,
-        f"{a}.attention.key_length": hp.head_dim,
-        f"{a}.rope.dimension_count": hp.n_rot,
-        f"{a}.attention.layer_norm_rms_epsilon": hp.rms_eps,
-        f"{a}.rope.freq_base": hp.rope_freq_base,
-        f"{a}.rope.scaling.type": s.kind,
-        f"{a}.rope.scaling.factor": s.factor,
-    }
-
-
 def with_overrides(
     hp: Hparams,
     *,

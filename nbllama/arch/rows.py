@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
+
+import numpy as np
 
 
 class TensorRow(NamedTuple):
@@ -34,11 +37,29 @@ class Window(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Factors on the embeddings, on what a block adds, and the divisor of the logits."""
+    """Factors of a model, where the file has no key for them (`SCALE_KEYS`)."""
 
-    embedding: float
-    residual: float
-    logit: float
+    embedding: float = 1.0  # on the embeddings
+    residual: float = 1.0  # on what attention and feed-forward add to the stream
+    logit: float = 1.0  # divisor of the logits
+    attention: float | None = None  # on the scores; None: 1 / sqrt(size of a head)
+
+
+SCALE_KEYS = {
+    "embedding": "embedding_scale",
+    "residual": "residual_scale",
+    "logit": "logit_scale",
+    "attention": "attention.scale",
+}
+"""Keys of `Scales` in a file, after "ARCH."."""
+
+
+class Sizes(NamedTuple):
+    """What the defaults of `Scales` depend on."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
 
 
 @dataclass(frozen=True)
@@ -50,14 +71,13 @@ class ArchRow:
     block: tuple[TensorRow, ...]
     rope_pairing: str = "interleaved"  # or "halves"
     partial_rope: bool = False  # may rope.dimension_count be less than the head size?
-    yarn_keys: bool = False  # does llama.cpp read yarn_beta_fast, yarn_beta_slow for it?
     activation: str = "silu"  # or "gelu"
-    embed_scale: str = "one"  # or "sqrt_n_embd"
-    scales: Callable[[int, int], Scales] | None = None  # (n_layer, n_embd) -> defaults of the keys
+    scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
+    scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose key the file may have
+    fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported
     attn_softcap: float | None = None  # default of attn_logit_softcapping; None: no such key
     logit_softcap: float | None = None  # default of final_logit_softcapping; None: no such key
     window: Window | None = None
-    wide_queries_at: int = 0  # n_layer of the size that scales queries by n_embd / n_head
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
     same_as: str = ""  # the row whose models compute the same where both have RoPE
@@ -135,9 +155,21 @@ _HF_FUSED = {
 }
 
 
-def _minicpm_scales(n_layer: int, n_embd: int) -> Scales:
+def _minicpm_scales(sizes: Sizes) -> Scales:
     """Those of the 2B model, for files without the keys (llama.cpp's defaults)."""
-    return Scales(12.0, 1.4 / math.sqrt(n_layer), 256 / n_embd)
+    return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
+
+
+def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
+    """The model of `largest` layers scales its queries by n_embd / n_head, not by the head size."""
+    width = sizes.n_embd // sizes.n_head
+    wide = sizes.n_layer == largest
+    return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)
+
+
+def score_scale(width: int) -> float:
+    """1 / sqrt(width) in float32 steps, as llama.cpp has it."""
+    return float(np.float32(1) / np.sqrt(np.float32(width)))
 
 
 ARCHS: dict[str, ArchRow] = {
@@ -187,6 +219,7 @@ ARCHS: dict[str, ArchRow] = {
             (*_ENDS, _FACTORS),
             _BLOCK + _BIASES,
             scales=_minicpm_scales,
+            scale_keys=("embedding", "residual", "logit"),
             hf_modules=HF_MODULES,
             checked=("with its scales in the file", "without them"),
         ),
@@ -196,11 +229,10 @@ ARCHS: dict[str, ArchRow] = {
             _BLOCK + _POST_NORMS,
             rope_pairing="halves",
             activation="gelu",
-            embed_scale="sqrt_n_embd",
+            scales=partial(_gemma_scales, 46),
             attn_softcap=50.0,
             logit_softcap=30.0,
             window=Window(4096, 2, None),
-            wide_queries_at=46,
             hf_modules=HF_MODULES,
             checked=("2B and 9B", "without its keys", "27B"),
         ),
@@ -210,10 +242,9 @@ ARCHS: dict[str, ArchRow] = {
             _BLOCK + _QK_NORMS + _POST_NORMS,
             rope_pairing="halves",
             activation="gelu",
-            embed_scale="sqrt_n_embd",
+            scales=partial(_gemma_scales, 62),
             logit_softcap=0.0,
             window=Window(0, 6, 10000.0),
-            wide_queries_at=62,
             hf_modules=HF_MODULES,
             checked=("270M and 1B", "4B and 12B, text", "without a window", "27B, text"),
         ),
@@ -233,6 +264,15 @@ ARCHS: dict[str, ArchRow] = {
             dense_lead_key=True,
             hf_modules=HF_MODULES,
             checked=("dense",),
+        ),
+        ArchRow(
+            "granite",
+            (*_ENDS, _FACTORS),
+            _BLOCK + _BIASES,
+            scale_keys=tuple(SCALE_KEYS),
+            fixed_keys={"rope.scaling.finetuned": True},  # false: a model without positions
+            hf_modules=HF_MODULES,
+            checked=("dense", "without its keys"),
         ),
     )
 }

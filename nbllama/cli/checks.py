@@ -13,24 +13,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama import llama_cpp
-from nbllama.adapter import save_adapter
+from nbllama.adapter.file import save_adapter
 from nbllama.cli.lora_files import load_adapters
-from nbllama.cli.merge_sample import LOST, told
-from nbllama.cli.scoring import read_utf8
-from nbllama.cli.verify_options import Verify
+from nbllama.cli.scores import read_utf8
 from nbllama.errors import NbllamaError, shown
-from nbllama.evaluate import Compared, Reader, log_softmax
+from nbllama.evaluate import llama_cpp
+from nbllama.evaluate.llama_cpp import Candidates
+from nbllama.evaluate.merge_sample import LOST, told
+from nbllama.evaluate.sample_text import Rows, compare, of_text, own_text, reader
+from nbllama.evaluate.scores import Compared, Reader, log_softmax
+from nbllama.export.file_types import FileType, file_type
+from nbllama.export.merge import merge, merged_types
+from nbllama.export.rewrite import IDS
 from nbllama.gguf_io.types import TENSOR_TYPES
-from nbllama.llama_cpp import Candidates
-from nbllama.lora import Adapter, mix
-from nbllama.merging import merge, merged_types
-from nbllama.mixes import FileType, file_type
-from nbllama.model import Model, load_model
-from nbllama.progress import memory
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
+from nbllama.model.passes import Model, load_model
+from nbllama.options.verify import Verify
 from nbllama.quants import nbytes
-from nbllama.rewrite import IDS
-from nbllama.sample_text import Rows, compare, of_text, own_text, reader
+from nbllama.report.log import memory
 
 NOTHING = 1e-7  # nats a token: far below what any reader of the text could tell
 ROUNDING = 1e-4  # nats a token: llama.cpp rounds activations to 8 bits beside quantised weights

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nbllama.adapter import load_adapter
+from nbllama.adapter.file import load_adapter
 from nbllama.arch import Hparams
 from nbllama.errors import UsageError, shown
-from nbllama.lora import Adapter
+from nbllama.lora.pairs import Adapter
 
 
 def load_adapters(
@@ -23,7 +23,7 @@ def load_adapters(
     found = []
     for path, scale in files:
         try:
-            adapter = load_adapter(path, hp, shapes)
+            adapter = load_adapter(path, hp, shapes, say)
         except FileNotFoundError:
             raise UsageError(f"{shown(path, 400)}: there is no such adapter file") from None
         say(f"{shown(path, 400)}: {len(adapter.pairs)} pairs, scale {scale:g}")

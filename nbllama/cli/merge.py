@@ -7,7 +7,7 @@ import sys
 import time
 
 from nbllama.errors import shown
-from nbllama.rewrite import Changes
+from nbllama.export.rewrite import Changes
 
 
 class Progress:

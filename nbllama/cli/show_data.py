@@ -1,157 +1,22 @@
-"""Samples and statistics of training data on the screen."""
+"""`python -m nbllama.show_data`: what a trainer makes of a file of training data.
+
+Prints the first samples token by token, those marked that the loss is taken on, and statistics.
+The program only; `nbllama.cli.samples` does it.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
-import numpy as np
-from rich.console import Console
-from rich.text import Text
-
-from nbllama.cli.data import load_file
-from nbllama.cli.defaults import context
-from nbllama.cli.show_options import ShowOptions
-from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
-from nbllama.data.statistics import Statistics, statistics, utilisation
-from nbllama.errors import shown
-from nbllama.gguf_io import open_gguf
-from nbllama.text import Tokenizer, tokenizer_from_gguf
-
-OPEN, CLOSE = "«", "»"  # around trained tokens, where there are no colours
-_TRAINED = ("bold green underline", "bold bright_green underline")
-_GIVEN = ("default", "cyan")
-_SPECIAL = "magenta"
-_BARS = 40  # characters of the histogram's longest bar
+from nbllama.options.show_data import parse
+from nbllama.system.program import run_program
 
 
-def show(options: ShowOptions, console: Console | None = None) -> None:
-    """Print what `options` ask for. Raises `DataError`, `GGUFError`, `UsageError`."""
-    console = console or Console(highlight=False, stderr=options.json)
-    say = lambda line: console.print(Text(line), soft_wrap=True)  # noqa: E731
-    path = find_splits(options.train_data).train
-    with open_gguf(options.model_base) as file:
-        tokenizer = tokenizer_from_gguf(file)
-    data = load_file(path, options, tokenizer, say=say, keep_texts=options.json)
-    say(f"{shown(path)}: {_kind(data)}")
-    if options.json:
-        n = data.n_samples if options.samples is None else min(options.samples, data.n_samples)
-        for i in range(n):
-            print(json.dumps(sample_object(tokenizer, data, i), ensure_ascii=False))
-    else:
-        console.print(_legend(console.color_system is not None), soft_wrap=True)
-        n = 3 if options.samples is None else options.samples
-        for i in range(min(n, data.n_samples)):
-            console.rule(_title(data, i), style="dim")
-            console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
-        console.rule(style="dim")
-    for note in data.notes:
-        say(note)
-    for line in statistics_lines(data, context(options, data.kind), options.batch):
-        say(line)
+def _run(words: list[str]) -> None:
+    options = parse(words)
+    from nbllama.cli.samples import show
+
+    show(options)
 
 
-def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
-    """A sample for `--json`: "line" of its record (null for plain text), "text", "trained" (ranges
-    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
-    """
-    batch = data.batch([i])
-    # The last target stands behind the input.
-    ids = [*batch.tokens.tolist(), int(batch.targets[-1])]
-    trained = np.array([False, *(batch.targets != NOT_TRAINED)])
-    if not trained[-1]:
-        ids, trained = ids[:-1], trained[:-1]
-    ranges = np.flatnonzero(np.diff(trained, prepend=False, append=False)).reshape(-1, 2).tolist()
-    if isinstance(data, Samples):
-        text, characters = data.texts[i]
-        line = int(data.lines[i])
-    else:
-        parts = [tokenizer.decode(ids[a:b], special=True) for a, b in ((0, 1), (1, len(ids)))]
-        text, line = "".join(parts), None
-        characters = [(len(parts[0]), len(text))]
-    return {
-        "line": line,
-        "text": text,
-        "trained": [list(pair) for pair in characters],
-        "ids": ids,
-        "trained_ids": ranges,
-    }
-
-
-def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
-    """One sequence: all its input, and the target behind it; trained tokens marked."""
-    ids = [*batch.tokens.tolist(), int(max(batch.targets[-1], 0))]
-    trained = [False, *(batch.targets != NOT_TRAINED).tolist()]
-    if not trained[-1]:
-        ids, trained = ids[:-1], trained[:-1]
-    out = Text()
-    for n, (token, is_trained) in enumerate(zip(ids, trained, strict=True)):
-        before = n > 0 and trained[n - 1]
-        if not colours and is_trained != before:
-            out.append(OPEN if is_trained else CLOSE)
-        out.append(*_shown(tokenizer, token, n, is_trained))
-    if not colours and trained[-1]:
-        out.append(CLOSE)
-    return out
-
-
-def _shown(tokenizer: Tokenizer, token: int, n: int, trained: bool) -> tuple[str, str]:
-    """A token's text and style. Neighbours alternate, so that borders are seen."""
-    style = (_TRAINED if trained else _GIVEN)[n % 2]
-    special = not tokenizer.token_bytes(token, special=False)
-    try:
-        text = tokenizer.token_bytes(token).decode("utf-8")
-    except UnicodeDecodeError:  # a part of a character
-        text = "".join(f"\\x{b:02x}" for b in tokenizer.token_bytes(token))
-    lines = text.replace("\n", "⏎\n")
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
-    return safe, f"{style} {_SPECIAL}" if special else style
-
-
-def _legend(colours: bool) -> Text:
-    if not colours:
-        return Text(f"tokens between {OPEN} and {CLOSE} are trained")
-    return Text.assemble(
-        ("trained", _TRAINED[0]), " ", ("tokens", _TRAINED[1]), ", ",
-        ("given", _GIVEN[0]), " ", ("tokens", _GIVEN[1]), ", ", ("special tokens", _SPECIAL),
-    )  # fmt: skip
-
-
-def _kind(data: Dataset) -> str:
-    return f"records, format {data.format}" if isinstance(data, Samples) else "plain text"
-
-
-def _title(data: Dataset, i: int) -> str:
-    where = f", line {data.lines[i]}" if isinstance(data, Samples) else ""
-    return f"sample {i + 1}{where}: {data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
-
-
-def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
-    """What there is to tell of all samples, line by line."""
-    s = statistics(data)
-    yield f"samples     {s.n_samples}"
-    yield (
-        f"tokens      {s.tokens}: {s.shortest} to {s.longest} a sample, mean {s.mean:.1f}, "
-        f"median {s.median:g}"
-    )
-    yield f"trained     {s.trained} tokens, {100 * s.trained_share:.1f} %"
-    u = utilisation(data, n_ctx, batch)
-    yield "row use     " + ", ".join(
-        f"{100 * share:.1f} % {what}"
-        for share, what in (
-            (u.to_context, f"in rows padded to {n_ctx}"),
-            (u.to_longest, f"padded to the longest of {batch}"),
-            (u.packed, f"packed into {batch * n_ctx} tokens"),
-        )
-    )
-    yield "            (no padding is computed here in any case)"
-    yield from _histogram(s)
-
-
-def _histogram(s: Statistics) -> Iterator[str]:
-    yield "length      samples"
-    width = len(str(s.edges[-1]))
-    for low, after, count in zip(s.edges, s.edges[1:], s.histogram, strict=False):
-        bar = "█" * int(np.ceil(_BARS * count / max(s.histogram)))
-        yield f"{low:>{width}} .. {after - 1:<{width}}  {count:>7} {bar}"
+main = partial(run_program, _run)

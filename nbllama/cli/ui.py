@@ -1,15 +1,14 @@
 """What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere.
 
-Nothing that goes wrong with the screen or with the
-metrics file stops training.
+Nothing that goes wrong with the screen stops training.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TextIO, cast
+from collections.abc import Iterable
+from typing import TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,22 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbllama.progress import (
+from nbllama.report.log import (
     Eta,
     EvaluationRecord,
     LossCurve,
-    MetricsLog,
     StepRecord,
     duration,
     memory,
 )
-
-
-class Board(Protocol):
-    """Another place that records go to (`nbllama.cli.board`)."""
-
-    def write(self, record: StepRecord | EvaluationRecord) -> None: ...
-    def close(self) -> None: ...
 
 
 class _Stream:
@@ -94,19 +85,13 @@ def one_line(text: str, most: int = 200) -> str:
 
 
 class Display:
-    """Shows a run on `stream` (standard output by default) and writes its metrics file.
+    """Shows a run on `stream`, standard output by default (see `nbllama.train.run.screen`).
 
     Calls come in this order: `header`, `compiling` if kernels were compiled, `step` for each
     iteration, `close`; `note` at any time.
     """
 
-    def __init__(
-        self, stream: TextIO | None = None, log: str = "", board: Board | None = None
-    ) -> None:
-        """`log`: path of the metrics file, empty for none. `board` is told all that is shown.
-        Raises `OutputError` if the log cannot be opened.
-        """
-        self._board = board
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._out = _Stream(sys.stdout if stream is None else stream)
         self._console = Console(
             file=cast(TextIO, self._out), force_terminal=self._out.isatty(), highlight=False
@@ -116,7 +101,6 @@ class Display:
         self._eta = Eta()
         self._curve = LossCurve()
         self._first: int | None = None
-        self._log = MetricsLog(log, self.note) if log else None
 
     def __enter__(self) -> Display:
         return self
@@ -140,8 +124,7 @@ class Display:
             self.note(f"compiled kernels in {seconds:.1f} s")
 
     def step(self, record: StepRecord) -> None:
-        """Show one iteration and append it to the metrics file."""
-        self._keep(record)
+        """Show one iteration."""
         if self._first is None:
             self._first = record.iter
         self._eta.add(record.seconds)
@@ -163,24 +146,8 @@ class Display:
             self._live.start()
         self._live.update(self._picture(record, left), refresh=True)
 
-    def _keep(self, record: StepRecord | EvaluationRecord) -> None:
-        if self._log is not None:
-            self._log.write(record)
-        if self._board is not None:
-            try:
-                self._board.write(record)
-            except OSError as e:
-                self._board = None
-                self.note(f"--tensorboard: {e.strerror or e}; training goes on without it")
-
-    def record(self, row: Mapping[str, Any]) -> None:
-        """Append a line of another kind to the metrics file; it has a key `event`."""
-        if self._log is not None:
-            self._log.write(row)
-
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Show an evaluation and append it to the metrics file."""
-        self._keep(record)
+        """Show an evaluation."""
         if record.val_loss is not None:
             self.note(evaluation_line(record))
         for sample in record.samples:
@@ -191,15 +158,6 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        if self._board is not None:
-            board, self._board = self._board, None
-            try:
-                board.close()
-            except OSError as e:
-                self.note(f"--tensorboard: {e.strerror or e}")
         self._pairs(pairs)
         self._out.flush()
 

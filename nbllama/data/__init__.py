@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbllama.data.batch import NOT_TRAINED, Batch, Dataset
 from nbllama.data.chat import prompt_ids
 from nbllama.data.cutters import Cutter, SampleStart, every_token
+from nbllama.data.data_file import DataFile
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
 from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
 from nbllama.data.order import Order, Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
-from nbllama.data.records import DataFile, open_data, parse_columns
+from nbllama.data.records import open_data, open_records, parse_columns
 from nbllama.data.samples import Progress, Samples, load_samples
 from nbllama.data.splits import Splits, find_splits
+from nbllama.data.text_checks import control_tokens_in
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
@@ -51,6 +54,7 @@ __all__ = [
     "load_raw_text",
     "load_samples",
     "open_data",
+    "open_records",
     "parse_columns",
     "prompt_ids",
 ]
@@ -67,6 +71,7 @@ def load_dataset(
     rules: Rules | None = None,
     keep_mark: bool = False,
     train_on_prompt: bool = False,
+    parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
     system_as_user: bool = False,
@@ -84,15 +89,19 @@ def load_dataset(
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
     if data.kind == "raw":
-        return load_raw_text(
-            data.path, tokenizer, n_ctx, cutter=cutter, rules=rules, text=data.text
-        )
+        raw = load_raw_text(
+            data.path, tokenizer, n_ctx, cutter=cutter, rules=rules, text=data.text,
+            texts=data.texts,
+        )  # fmt: skip
+        more = () if keep_mark else control_tokens_in(tokenizer, data.texts or (data.text,))
+        return replace(raw, notes=(*data.notes, *more, *raw.notes))
     return load_samples(
         data,
         tokenizer,
         n_ctx,
         template,
         train_on_prompt=train_on_prompt,
+        parse_special=parse_special,
         skip_bad=skip_bad,
         on_long=on_long,
         system_as_user=system_as_user,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.data.lost import LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
+from nbllama.data.prepared import Prepared, Rendered
 from nbllama.data.spans import (
     Placed,
     any_special,
@@ -32,13 +33,11 @@ from nbllama.data.spans import (
 from nbllama.errors import DataError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
-from nbllama.text.chat_template import chat_variables
 from nbllama.text.thoughts import at_end, closer_in, opening, thought_of
 from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
-    from nbllama.text.sandbox import Chat
     from nbllama.text.tokenizer import Tokenizer
 
 THOUGHTS = "earlier answers lose their thoughts in later prompts"
@@ -69,25 +68,6 @@ class Row(NamedTuple):
         edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
         n = len(self.text)
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
-
-
-class Prepared(NamedTuple):
-    """A chat as it is rendered, and the numbers of the answers that are trained."""
-
-    messages: list[Message]
-    numbers: list[int]
-    tools: list[Any] | None
-    variables: dict[str, Any] | None
-    found: Counter[str]
-
-    @property
-    def request(self) -> Chat:
-        cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
-        last = self.numbers[-1] + 1
-        return self.messages[:last], cuts, chat_variables(self.tools, self.variables)
-
-
-Rendered = tuple[Prepared, list[str]] | NbllamaError
 
 
 class _Answer(NamedTuple):

@@ -14,7 +14,7 @@ from nbllama.text.chat_template import chat_variables
 from nbllama.text.thoughts import thought_of, visible
 
 if TYPE_CHECKING:
-    from nbllama.data.chat import Prepared
+    from nbllama.data.prepared import Prepared
     from nbllama.text.chat_template import ChatTemplate
 
 _TAG = "zqmark"

@@ -14,6 +14,7 @@ that is not full. Which windows there are, a cutter decides (`nbllama.data.cutte
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +24,7 @@ import numpy as np
 from nbllama.data.batch import Batch, largest_rows
 from nbllama.data.cutters import Cut, Cutter, Windows, every_token
 from nbllama.data.order import Shuffled
-from nbllama.data.text_file import decode_utf8, read_bytes, sha256_parts
+from nbllama.data.text_file import decode_text, decode_utf8, read_bytes, sha256_parts
 from nbllama.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -185,21 +186,25 @@ def load_raw_text(
     rules: Rules | None = None,
     content: bytes | None = None,
     text: str | None = None,
+    texts: Sequence[str] = (),
     keep_mark: bool = False,
 ) -> RawText:
     """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
-    `content` or `text`: what is in the file, if it was read already. `keep_mark`: a byte-order mark
-    at the start is part of the text.
-    Raises `DataError` for a file that cannot be read, is empty or is not UTF-8.
+    `content` or `text`: what is in the file, if it was read already. `texts`: those of several
+    files, each of which is cut apart, so that no sample reaches from one into the next.
+    `keep_mark`: a byte-order mark at the start is part of the text.
+    Raises `DataError` for a file that cannot be read, is empty or is no text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
     rules = rules or Rules()
+    if text is None and (keep_mark or content is not None):
+        given = read_bytes(path) if content is None else content
+        text = decode_utf8(given, path, keep_mark=keep_mark)
     if text is None:
-        content = read_bytes(path) if content is None else content
-        text = decode_utf8(content, path, keep_mark=keep_mark)
-    cut = cutter(text, tokenizer, n_ctx)
+        text = decode_text(read_bytes(path), path)
+    cut = _joined([cutter(t, tokenizer, n_ctx) for t in texts or (text,)])
     if len(cut.tokens) == 0:
         raise DataError(f"training data {shown(os.fspath(path))} is empty: it holds no token")
     first = first_token(tokenizer)
@@ -213,6 +218,20 @@ def load_raw_text(
         _fingerprint(cut, n_ctx, first, rules),
         rules,
         cut.notes,
+    )
+
+
+def _joined(cuts: Sequence[Cut]) -> Cut:
+    """The tokens of several texts end to end, each with its own windows."""
+    if len(cuts) == 1:
+        return cuts[0]
+    firsts = np.cumsum([0] + [len(cut.tokens) for cut in cuts[:-1]], dtype=np.int64)
+    begins = [cut.windows.begins + first for cut, first in zip(cuts, firsts, strict=True)]
+    notes = Counter(note for cut in cuts for note in cut.notes)
+    return Cut(
+        np.concatenate([cut.tokens for cut in cuts]),
+        Windows(np.concatenate(begins), np.concatenate([cut.windows.sizes for cut in cuts])),
+        tuple(f"{n} of {len(cuts)} texts: {note}" for note, n in notes.items()),
     )
 
 

@@ -1,29 +1,40 @@
-"""A training file, read once: what kind of file it is, and its records as samples.
+"""Training files, read once: what kind of data they hold, and their records as samples.
 
-Nothing of a bad record is guessed at: it is refused, or skipped and counted.
+Nothing of a bad record is guessed at: it is refused, or skipped and counted. A file whose name or
+first characters say that it holds records is never read as plain text, unless the format `raw` is
+asked for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from nbllama.data.containers import (
-    DELIMITERS,
-    Entry,
-    document_items,
-    json_line,
-    looks_like_object,
-    numbered_lines,
-    table_rows,
-)
-from nbllama.data.formats import FORMATS, Conversation, Format, Record, Sample, Style, format_of
+from nbllama.data.columnar import MAGIC, parquet_rows
+from nbllama.data.containers import DELIMITERS, table_rows
+from nbllama.data.data_file import RAW, Bad, DataFile, Part
+from nbllama.data.formats import FORMATS, Format, Record, Style
 from nbllama.data.formats.record import keys_of
-from nbllama.data.text_file import decode_utf8, read_bytes
+from nbllama.data.json_values import json_values, looks_like_json
+from nbllama.data.magic import binary_kind
+from nbllama.data.names import (
+    ANSWERS,
+    QUESTIONS,
+    Counts,
+    count_unread,
+    format_by_keys,
+    known_names,
+    to_type,
+)
+from nbllama.data.splits import data_files, ending, says_records
+from nbllama.data.text_checks import not_nfc_notes
+from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
+from nbllama.data.unpack import Content, read_contents
+from nbllama.data.wrapped import Entry, as_record, entries_of
 from nbllama.errors import DataError, UsageError, shown
 
-RAW = "raw"
 CSV = "csv"
 NAMES = (RAW, *FORMATS, CSV)
 """What `--data-format` may say."""
@@ -31,31 +42,25 @@ NAMES = (RAW, *FORMATS, CSV)
 _TABLES = (".csv", ".tsv")
 
 
-class Bad(NamedTuple):
-    """A bad record: its line and the reason."""
+class _Records(NamedTuple):
+    """What one file holds: records, or a text, and how many lines it has."""
 
-    line: int
-    reason: str
-
-
-class DataFile(NamedTuple):
-    """A training file, read and parsed.
-
-    kind: "raw" (then `text` is all there is) or "chat". format: name in `FORMATS`, or "raw".
-    samples: (line, sample) of each good record; bad: the others, if they may be skipped.
-    """
-
-    path: str
-    kind: str
-    format: str
+    entries: list[Entry] | None
     text: str
-    samples: list[tuple[int, Sample]]
-    bad: list[Bad]
+    n_lines: int
+
+
+class _Asked(NamedTuple):
+    """How files are read."""
+
+    data_format: str | None
+    columns: Mapping[str, str]
+    style: Style
+    skip_bad: bool
 
     @property
-    def has_chats(self) -> bool:
-        """Whether a chat template is needed."""
-        return any(isinstance(sample, Conversation) for _, sample in self.samples)
+    def wanted(self) -> Format | None:
+        return FORMATS.get(self.data_format or "")
 
 
 def open_data(
@@ -67,127 +72,236 @@ def open_data(
     skip_bad: bool = False,
     keep_mark: bool = False,
 ) -> DataFile:
-    """Read a training file. Without `data_format` (one of `NAMES`) its content decides:
+    """Read what `path` names (`data_files`), packed or not. Without `data_format` (one of `NAMES`)
+    name and content decide:
 
-    records, if at least half of the lines that are not blank are JSON objects, or if it is a JSON
-    document of objects, or a table (`.csv`, `.tsv`, or a header line), with the keys of a format;
-    else raw text. `columns`: the file's name for a format's key. `keep_mark`: as in `decode_utf8`.
+    records, if the name ends as that of such files, if the content begins like JSON objects, if at
+    least half of the lines that are not blank look like JSON, or if the first line is the header of
+    a table with the keys of a format; else raw text. `columns`: the file's name for a format's key.
+    `keep_mark`: for raw text, the bytes of one file as they are, a byte-order mark included.
 
-    Raises `DataError` for a file that cannot be read, is empty or is not UTF-8, for JSON lines
-    whose keys are those of no format, and for the first bad record, unless `skip_bad` collects
-    them. A file without a good record is refused anyway.
+    Raises `DataError` for a file that cannot be read, is empty or is no text, for records whose
+    keys are those of no format, and for the first bad record, unless `skip_bad` collects them. Data
+    without a good record are refused anyway, and so are files of records together with texts.
     """
     if data_format not in (None, *NAMES):
         raise ValueError(f"data format {data_format!r} is not one of {', '.join(NAMES)}")
-    name, content = os.fspath(path), read_bytes(path)
-    lenient = skip_bad and data_format != RAW
-    if lenient:
-        text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    else:
-        text = decode_utf8(content, path, keep_mark=keep_mark and data_format == RAW)
-    found = None if data_format == RAW else _entries(text, name, data_format, columns or {})
-    if found is None:
-        return DataFile(name, RAW, RAW, decode_utf8(content, path, keep_mark=keep_mark), [], [])
-    entries, format = found
-    samples, bad = _parse(name, entries, format, style or Style(), skip_bad)
-    if not samples:
-        reason = f"; line {bad[0].line}: {bad[0].reason}" if bad else ": it holds no record"
-        raise DataError(f"nothing in {shown(name)} can be trained{reason}")
-    return DataFile(name, "chat", format.name, "", samples, bad)
+    name = os.fspath(path)
+    if keep_mark and data_format == RAW:
+        text = decode_utf8(read_bytes(path), path, keep_mark=True)
+        return DataFile(name, RAW, RAW, text, [], [], texts=(text,))
+    asked = _Asked(data_format, columns or {}, style or Style(), skip_bad)
+    chosen = data_files(path)
+    notes = list(chosen.notes)
+    found: list[tuple[str, _Records]] = []
+    for file in chosen.files:
+        unpacked = read_contents(file)
+        notes += unpacked.notes
+        found += [(c.name, _records(c, asked, notes)) for c in unpacked.contents]
+    if not found:
+        raise DataError(f"training data {shown(name, 400)} is empty")
+    if all(records.entries is None for _, records in found):
+        texts = tuple(records.text for _, records in found)
+        notes += not_nfc_notes(texts, "texts")
+        return DataFile(name, RAW, RAW, texts[0], [], [], tuple(notes), (), texts)
+    for other, records in found:
+        if records.entries is None:
+            raise DataError(
+                f"{shown(other, 400)} holds plain text, the other files hold records; name the "
+                "ones that belong together"
+            )
+    return _parsed(name, found, asked, notes)
 
 
-def _entries(
-    text: str, path: str, data_format: str | None, columns: Mapping[str, str]
-) -> tuple[list[Entry], Format] | None:
-    """Records and their format; None for raw text."""
-    wanted = FORMATS.get(data_format or "")
-    if data_format != CSV and not path.lower().endswith(_TABLES):
-        entries = [_renamed(e, columns) for e in document_items(text, path, strict=bool(wanted))]
-        if entries and (found := wanted or format_of(_good(entries))):
-            return entries, found
-        lines = _json_lines(text, wanted is not None)
-        if lines or wanted:
-            entries = [_renamed(e, columns) for e in lines]
-            return entries, wanted or _known(entries, path)
-        if not _has_table_header(text, columns):
-            return None
-    entries = [_renamed(e, columns) for e in table_rows(text, path)]
-    return entries, wanted or _known(entries, path)
-
-
-def _json_lines(text: str, wanted: bool) -> list[Entry]:
-    """The lines as records, if they are `wanted` or at least half of them are objects; else none.
-
-    (Half, not all: one broken line in a file of records must be told, not make it raw text.)
+def open_records(
+    records: Sequence[Mapping[str, Any] | str],
+    name: str,
+    data_format: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    style: Style | None = None,
+    skip_bad: bool = False,
+) -> DataFile:
+    """Records in memory as if each were a line of a file called `name`; a string is the record
+    `{"text": string}`. Raises as `open_data`, and `UsageError` for a format of files only.
     """
-    lines = list(numbered_lines(text))
-    # Without reading what is plainly no JSON: a text may be long.
-    if not wanted and 2 * sum(looks_like_object(line) for _, line in lines) < len(lines):
-        return []
-    entries = [json_line(number, line) for number, line in lines]
-    n_objects = sum(not isinstance(e.record, DataError) for e in entries)
-    return entries if wanted or 2 * n_objects >= len(lines) else []
+    if data_format in (RAW, CSV):
+        raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
+    entries = []
+    for number, record in enumerate(records, 1):
+        value: Any = {"text": record} if isinstance(record, str) else record
+        if isinstance(value, Mapping):
+            value = dict(value)
+        entries.append(Entry(number, as_record(value)))
+    asked = _Asked(data_format, columns or {}, style or Style(), skip_bad)
+    return _parsed(name, [(name, _Records(entries, "", len(entries)))], asked, [])
 
 
-def _known(entries: list[Entry], path: str) -> Format:
-    """The format of these records, of which there must be one."""
-    records = list(_good(entries))
-    found = format_of(records)
-    if found is not None:
-        return found
-    if not records:
-        first = entries[0] if entries else None
-        why = f", line {first.line}: {first.record}" if first else " holds no record"
-        raise DataError(f"{shown(path)}{why}")
-    known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
-    line = next(e.line for e in entries if not isinstance(e.record, DataError))
-    raise DataError(
-        f"{shown(path)}, line {line}: the keys ({keys_of(records[0])}) are those of no format "
-        f"({known}); name them with --data-columns, or give --data-format raw"
+def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
+    """The records of one file, or its text."""
+    name, data_format = content.name, asked.data_format
+    called = ending(name) == ".parquet"
+    is_parquet = content.content.startswith(MAGIC) and (
+        called or binary_kind(content.content) is not None
+    )
+    if data_format != RAW and called and not is_parquet:
+        raise DataError(f"{shown(name, 400)} is called a Parquet file, but it begins like none")
+    if data_format != RAW and is_parquet:
+        entries = list(parquet_rows(content.content, name))
+        return _Records(entries, "", len(entries))
+    text = decode_text(content.content, name, lenient=asked.skip_bad and data_format != RAW)
+    n_lines = text.count("\n") + 1
+    if data_format == RAW:
+        return _Records(None, text, n_lines)
+    if "\n" not in text:
+        n_lines = text.count("\r") + 1
+    wanted = asked.wanted is not None or says_records(name)
+    if data_format == CSV or (ending(name) in _TABLES and not _begins_with_object(text)):
+        return _Records(list(table_rows(text, name)), "", n_lines)
+    if looks_like_json(text):
+        return _Records(_json(text, name, asked, notes), "", n_lines)
+    if (not wanted or data_format) and _has_table_header(text, asked.columns):
+        return _Records(list(table_rows(text, name)), "", n_lines)
+    if wanted:
+        return _Records(_json(text, name, asked, notes), "", n_lines)
+    return _Records(None, text, n_lines)
+
+
+def _begins_with_object(text: str) -> bool:
+    """Whether a file called a table holds JSON."""
+    return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
+
+
+def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
+    if "\n" not in text and "\r" in text:
+        text = text.replace("\r", "\n")  # a string of JSON holds none
+
+    def known(record: Record) -> bool:
+        try:
+            return format_by_keys(_named(record, asked, Counts.empty())) is not None
+        except DataError:
+            return True
+
+    try:
+        values, whole = json_values(text)
+        told: list[str] = []
+        entries = list(entries_of(values, whole, known, told))
+    except DataError as e:
+        raise DataError(f"{shown(name, 400)}, {e}") from e.__cause__
+    notes += [f"{shown(name, 400)}: {line}" for line in told]
+    return entries
+
+
+def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
+    """The record under the names of a format. Raises `DataError`."""
+    return known_names(
+        _renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
     )
 
 
-def _good(entries: Iterable[Entry]) -> Iterator[Record]:
-    return (e.record for e in entries if not isinstance(e.record, DataError))
-
-
-def _parse(
-    path: str, entries: list[Entry], format: Format, style: Style, skip_bad: bool
-) -> tuple[list[tuple[int, Sample]], list[Bad]]:
-    samples: list[tuple[int, Sample]] = []
-    bad = []
+def _parsed(
+    path: str, found: list[tuple[str, _Records]], asked: _Asked, notes: list[str]
+) -> DataFile:
+    """The samples of files of records."""
+    counts = Counts.empty()
+    parts, first = [], 1
+    entries: list[Entry] = []
+    for name, records in found:
+        parts.append(Part(name, first))
+        for line, record in records.entries or ():
+            if not isinstance(record, DataError):
+                try:
+                    record = _named(record, asked, counts)
+                except DataError as e:
+                    record = e
+            entries.append(Entry(first + line - 1, record))
+        first += records.n_lines
+    several = tuple(parts) if len(parts) > 1 or parts[0].name != path else ()
+    data = DataFile(path, "chat", "", "", [], [], (), several)
+    format = asked.wanted or _format(entries, data)
+    used: Counter[str] = Counter()
     for line, record in entries:
         try:
             if isinstance(record, DataError):
                 raise record
-            samples.append((line, format.read(record, style)))
+            own = format if asked.wanted else _own(record, format)
+            data.samples.append((line, own.read(record, asked.style)))
+            used[own.name] += 1
+            count_unread(record, own, counts)
         except DataError as e:
-            if not skip_bad:
-                raise DataError(f"{shown(path)}, line {line}: {e}") from e.__cause__
-            bad.append(Bad(line, str(e)))
-    return samples, bad
+            if not asked.skip_bad:
+                raise DataError(f"{data.where(line)}: {e}") from e.__cause__
+            data.bad.append(Bad(line, str(e)))
+    if not data.samples:
+        if not data.bad:
+            raise DataError(f"nothing in {shown(path)} can be trained: it holds no record")
+        line, reason = data.bad[0]
+        place = data.short_place(line)
+        raise DataError(f"nothing in {shown(path)} can be trained; {place}: {reason}")
+    if len(used) > 1:
+        notes.append(
+            "records of several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
+        )
+    notes += counts.notes() + not_nfc_notes((s for _, s in data.samples), "records")
+    return data._replace(format=format.name, notes=tuple(notes))
+
+
+def _own(record: Record, format: Format) -> Format:
+    """The format of a record among others: that of most, if it has its keys."""
+    if all(record.get(key) is not None for key in format.keys):
+        return format
+    return format_by_keys(record) or format
+
+
+def _format(entries: list[Entry], data: DataFile) -> Format:
+    """The format of most of these records, of which there must be one."""
+    votes: Counter[str] = Counter()
+    good = [(line, e) for line, e in entries if not isinstance(e, DataError)]
+    for _, record in good:
+        if (found := format_by_keys(record)) is not None:
+            votes[found.name] += 1
+    if votes:
+        return FORMATS[votes.most_common(1)[0][0]]
+    if not good:
+        if not entries:
+            raise DataError(f"nothing in {shown(data.path)} can be trained: it holds no record")
+        raise DataError(f"{data.where(entries[0].line)}: {entries[0].record}")
+    known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
+    line, record = good[0]
+    raise DataError(
+        f"{data.where(line)}: the keys ({keys_of(record)}) are those of no format ({known}); name "
+        f"them, such as {to_type(record)}, or give --data-format raw"
+    )
 
 
 def _has_table_header(text: str, columns: Mapping[str, str]) -> bool:
-    """Whether the first line names all columns of a format of two or more."""
+    """Whether the first line names all columns of a format of two or more, or is made of usual
+    names alone, a question's and an answer's among them.
+    """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:
         names = {name.strip().strip('"') for name in header.split(delimiter)}
         names |= {key for key, name in columns.items() if name in names}
         if any(len(f.keys) > 1 and names.issuperset(f.keys) for f in FORMATS.values()):
             return True
+        folded = {name.lower() for name in names}
+        if folded <= _USUAL and folded & set(QUESTIONS) and folded & set(ANSWERS):
+            return True
     return False
 
 
-def _renamed(entry: Entry, columns: Mapping[str, str]) -> Entry:
-    """The record with the file's own names replaced by those of a format."""
-    if not columns or isinstance(entry.record, DataError):
-        return entry
+_USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
+
+
+def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with the file's own names replaced by those of a format. Raises `DataError`."""
+    if not columns:
+        return record
     for name in columns.values():
-        if name not in entry.record:
-            return Entry(entry.line, DataError(f'the key "{shown(name, 40)}" is missing'))
-    own = {k: v for k, v in entry.record.items() if k not in columns.values()}
-    return Entry(entry.line, own | {key: entry.record[name] for key, name in columns.items()})
+        if name not in record:
+            raise DataError(f'the key "{shown(name, 40)}" is missing')
+    own = {k: v for k, v in record.items() if k not in columns.values()}
+    return own | {key: record[name] for key, name in columns.items()}
 
 
 def parse_columns(text: str) -> dict[str, str]:

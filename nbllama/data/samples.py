@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
-from nbllama.data.chat import ChatReader, Rendered, Row
+from nbllama.data.chat import ChatReader, Row
+from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.formats import Continuation, Conversation, Sample
-from nbllama.data.records import Bad, DataFile
-from nbllama.data.spans import encode_plain
+from nbllama.data.prepared import Rendered
+from nbllama.data.spans import encode_parsed, encode_plain
+from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
 
@@ -69,6 +71,15 @@ class Samples(RowPerSample):
     kind: str = "chat"
     texts: tuple[SampleText, ...] = ()
     records: np.ndarray | None = None
+    parts: tuple[Part, ...] = ()
+
+    def place(self, i: int) -> str:
+        """ "line N" of the record of sample i, and of which file where there are several."""
+        line = int(self.lines[i])
+        if not self.parts:
+            return f"line {line}"
+        name, number = place_in(self.parts, line)
+        return f"{shown(name, 400)}, line {number}"
 
     @property
     def n_samples(self) -> int:
@@ -109,6 +120,7 @@ def load_samples(
     template: ChatTemplate | None,
     *,
     train_on_prompt: bool = False,
+    parse_special: bool = False,
     skip_bad: bool = False,
     on_long: str = "cut",
     system_as_user: bool = False,
@@ -119,6 +131,7 @@ def load_samples(
 
     `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
     leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
+    `parse_special`: control tokens written out in texts without a template are these tokens.
     `template` is needed for chats only. `system_as_user`: see `ChatReader`. `keep_texts`: with the
     samples' texts, to be shown. `progress` gets a line every few seconds.
 
@@ -130,16 +143,15 @@ def load_samples(
         raise ValueError("n_ctx must be at least 1")
     if on_long not in ON_LONG:
         raise ValueError(f"on_long {on_long!r} is not one of {', '.join(ON_LONG)}")
-    where = shown(data.path)
     bad, kept = list(data.bad), []
     n_cut = n_dropped = n_long = n_good = n_rows = 0
     reader = None if template is None else ChatReader(
         tokenizer, template, system_as_user=system_as_user
     )  # fmt: skip
-    for number, line, found in _encoded(data, tokenizer, reader, progress):
+    for number, line, found in _encoded(data, tokenizer, reader, progress, parse_special):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
-                raise type(found)(f"{where}, line {line}: {found}") from found.__cause__
+                raise type(found)(f"{data.where(line)}: {found}") from found.__cause__
             bad.append(Bad(line, str(found)))
             continue
         n_good += 1
@@ -151,7 +163,7 @@ def load_samples(
             n_tokens = len(whole.ids) - 1
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
-                    f"{where}, line {line}: {n_tokens} tokens, longer than the context of {n_ctx}; "
+                    f"{data.where(line)}: {n_tokens} tokens, longer than the context of {n_ctx}; "
                     "give a larger --ctx, or --on-long cut or skip"
                 )
             if n_tokens > n_ctx and on_long == "skip":
@@ -169,12 +181,13 @@ def load_samples(
     bad.sort()
     n_all = n_rows + len(bad)
     if not kept:
-        raise DataError(_nothing(where, n_all, n_ctx, bad))
+        raise DataError(_nothing(data, n_all, n_ctx, bad))
     rows = [row for _, _, row in kept]
     ids = np.concatenate([row.ids for row in rows])
     trained = np.concatenate([row.trained for row in rows])
     offsets = np.cumsum([0] + [len(row.ids) for row in rows], dtype=np.int64)
-    notes = _notes(n_all, n_good, n_ctx, n_cut, n_dropped, n_long, bad)
+    notes = [*data.notes, *_notes(data, n_all, n_good, n_ctx, n_cut, n_dropped, n_long, bad)]
+    notes += control_token_notes(tokenizer, (s for _, s in data.samples), parse_special)
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
     if reader is not None:
@@ -194,24 +207,30 @@ def load_samples(
         data.format,
         texts=tuple(SampleText(row.text, row.characters()) for row in rows) if keep_texts else (),
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
+        parts=data.parts,
     )
 
 
-def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Row:
+def encode_continuation(
+    tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
+) -> Row:
     """A prompt and its continuation, of which the latter is trained.
 
     BOS is put in front where the model has one put there, and EOS behind, which is trained.
-    Special tokens in the text are only characters.
+    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
+    that the text has itself is not put there again.
     """
     text = sample.prompt + sample.answer
-    placed = encode_plain(tokenizer, text)
+    placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
     trained = placed.ends > len(sample.prompt)
     ids, starts, ends = placed
-    if tokenizer.add_bos and tokenizer.bos_id is not None:
-        ids, trained = np.append(np.int32(tokenizer.bos_id), ids), np.append(False, trained)
+    bos = tokenizer.bos_id
+    begun = parse_special and ids[:1].tolist() == [bos]
+    if tokenizer.add_bos and bos is not None and not begun:
+        ids, trained = np.append(np.int32(bos), ids), np.append(False, trained)
         starts, ends = np.append(0, starts), np.append(0, ends)
     end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
-    if end is not None:
+    if end is not None and not (parse_special and _ended(tokenizer, ids)):
         ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
         starts = np.append(starts, len(text))
         text += tokenizer.token_text(end)
@@ -222,11 +241,20 @@ def encode_continuation(tokenizer: Tokenizer, sample: Continuation) -> Row:
 Found = list[Row] | NbllamaError
 
 
+def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Whether ids end with an end-of-generation token, white space behind it left out."""
+    kept = ids.tolist()
+    while kept and not tokenizer.token_bytes(kept[-1]).strip():
+        kept.pop()
+    return bool(kept) and kept[-1] in tokenizer.eog_ids
+
+
 def _encoded(
     data: DataFile,
     tokenizer: Tokenizer,
     reader: ChatReader | None,
     progress: Progress | None,
+    parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
     """Every record with its number and line, in the file's order.
 
@@ -254,7 +282,7 @@ def _encoded(
                 coming = ahead.submit(render, first + _CHUNK)
             chunk = data.samples[first : first + _CHUNK]
             for n, (line, sample) in enumerate(chunk, first):
-                yield n, line, _one(tokenizer, sample, reader, rendered, line)
+                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
             now = time.monotonic()
             if progress is not None and now - told >= _REPORT_SECONDS:
                 told, n = now, first + len(chunk)
@@ -271,12 +299,13 @@ def _one(
     reader: ChatReader | None,
     chats: Iterator[Rendered],
     line: int,
+    parse_special: bool,
 ) -> Found:
     try:
         if isinstance(sample, Conversation):
             assert reader is not None
             return reader.rows(next(chats), line)
-        return [encode_continuation(tokenizer, sample)]
+        return [encode_continuation(tokenizer, sample, parse_special=parse_special)]
     except NbllamaError as e:
         return e
 
@@ -296,9 +325,11 @@ def _first(row: Row, n: int) -> Row:
     return Row(ids, trained, starts, ends, row.text[: int(ends[-1])] if n else "")
 
 
-def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
+    where = shown(data.path)
     if len(bad) == n_all:
-        return f"nothing in {where} can be trained; line {bad[0].line}: {bad[0].reason}"
+        place = data.short_place(bad[0].line)
+        return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
     return (
         f"no token of {where} can be trained: in none of its {n_all} samples does an answer begin "
         f"within {n_ctx} tokens; a longer --ctx may help"
@@ -306,13 +337,20 @@ def _nothing(where: str, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
 
 
 def _notes(
-    n_all: int, n_good: int, n_ctx: int, n_cut: int, n_dropped: int, n_long: int, bad: list[Bad]
+    data: DataFile,
+    n_all: int,
+    n_good: int,
+    n_ctx: int,
+    n_cut: int,
+    n_dropped: int,
+    n_long: int,
+    bad: list[Bad],
 ) -> list[str]:
     notes = []
     if bad:
         notes.append(
             f"{len(bad)} of {n_good + len(bad)} records are bad and were skipped; "
-            f"the first: line {bad[0].line}: {bad[0].reason}"
+            f"the first: {data.short_place(bad[0].line)}: {bad[0].reason}"
         )
     if n_long:
         notes.append(f"{n_long} of {n_all} samples are longer than {n_ctx} tokens: skipped")

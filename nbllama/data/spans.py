@@ -42,6 +42,11 @@ def encode_plain(tokenizer: Tokenizer, text: str) -> Placed:
     return _encode(tokenizer, text, parse_special=False)
 
 
+def encode_parsed(tokenizer: Tokenizer, text: str) -> Placed:
+    """Tokens of `text`, in which the texts of special tokens are these tokens."""
+    return _encode(tokenizer, text, parse_special=True)
+
+
 def encode_rendered(
     tokenizer: Tokenizer,
     template: ChatTemplate,

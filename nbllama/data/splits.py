@@ -1,44 +1,198 @@
-"""A folder with the files of a training: `train.jsonl`, and perhaps `valid.jsonl`, `test.jsonl`.
+"""Which files `--train-data` names: one, several, those that a pattern fits, those of a folder.
 
-That is the layout of mlx-lm. The endings of the other formats of files will do as well.
+A folder may have the layout of mlx-lm, `train.jsonl` and perhaps `valid.jsonl`, `test.jsonl` (other
+formats too, and the numbered parts that Hugging Face writes); else all its data files are read.
 """
 
 from __future__ import annotations
 
+import glob
 import os
-from pathlib import Path
+import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nbllama.errors import DataError, shown
 
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+PACKED = (".gz", ".zst")
+RECORD_ENDINGS = (
+    ".jsonl", ".json", ".ndjson", ".jsonlines", ".jl", ".csv", ".tsv", ".parquet",
+)  # fmt: skip
+TEXT_ENDINGS = (".txt", ".text", ".md")
+MAX_FILES = 100_000
+
+_PART = r"(?:[-_.]\d+(?:-of-\d+)?)?(?:-[0-9a-f]{16})?"  # of the numbered parts of one split
+_SPLITS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 
 
 class Splits(NamedTuple):
-    """The files of a training set; None where there is none."""
+    """What a training set's parts are named (see `data_files`); None where there is none."""
 
     train: str
     valid: str | None = None
     test: str | None = None
 
 
+class Chosen(NamedTuple):
+    """Files that are read, and a line for those that are not."""
+
+    files: list[str]
+    notes: list[str]
+
+
 def find_splits(path: str | os.PathLike[str]) -> Splits:
-    """The files that `path` stands for: itself, or those of a folder.
+    """The parts that `path` stands for: itself, or `train`, `valid` and `test` of a folder.
 
-    Raises `DataError` for a folder without a training file, or with two files of one split.
+    Raises `DataError` for a folder with two files of one split, or with validation but no training
+    data.
     """
-    if not os.path.isdir(path):
-        return Splits(os.fspath(path))
-    train, valid, test = (_file(Path(path), name) for name in ("train", "valid", "test"))
-    if train is None:
-        raise DataError(f"the folder {shown(os.fspath(path))} has no train.jsonl")
-    return Splits(train, valid, test)
+    name = os.fspath(path)
+    if not os.path.isdir(name):
+        return Splits(name)
+    for folder in (name, os.path.join(name, "data")):
+        found = {split: _split(folder, split) for split in _SPLITS}
+        if found["train"] is not None:
+            return Splits(found["train"], found["valid"], found["test"])
+        if other := found["valid"] or found["test"]:
+            raise DataError(
+                f"the folder {shown(name)} has {shown(os.path.basename(other))}, but no train.jsonl"
+            )
+    return Splits(name)
 
 
-def _file(folder: Path, name: str) -> str | None:
-    found = [folder / (name + ending) for ending in ENDINGS]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise DataError(f"the folder {shown(folder)} has {names}: which one is it?")
-    return str(found[0]) if found else None
+def input_files(path: str | os.PathLike[str]) -> list[str]:
+    """All files that training or validation on `path` would read; none where that is refused."""
+    try:
+        parts = [part for part in find_splits(path) if part is not None]
+        return [file for part in parts for file in data_files(part).files]
+    except DataError:
+        return []
+
+
+def _split(folder: str, split: str) -> str | None:
+    """The file of a split, or a pattern for the parts that it is in."""
+    if not os.path.isdir(folder):
+        return None
+    names = _of_split(sorted(os.listdir(folder)), split)
+    names = [n for n in names if os.path.isfile(os.path.join(folder, n))]
+    if not names:
+        return None
+    if len(names) == 1:
+        return os.path.normpath(os.path.join(folder, names[0]))
+    # the word before the number, and the ending
+    frames = {re.sub(r"[-_.]\d[^.]*", "[-_.][0-9]*", n, count=1) for n in names}
+    if len(frames) > 1 or frames == {names[0]}:
+        listed = " and ".join(names[:3])
+        raise DataError(f"the folder {shown(folder)} has {shown(listed)}: which one is it?")
+    return os.path.normpath(os.path.join(glob.escape(folder), frames.pop()))
+
+
+def _of_split(names: Sequence[str], split: str) -> list[str]:
+    endings = "|".join(re.escape(e) for e in RECORD_ENDINGS + TEXT_ENDINGS)
+    packed = "|".join(re.escape(e) for e in PACKED)
+    shape = re.compile(rf"(?:{_SPLITS[split]}){_PART}(?:{endings})(?:{packed})?", re.I)
+    return [n for n in names if shape.fullmatch(n)]
+
+
+def data_files(path: str | os.PathLike[str]) -> Chosen:
+    """The files that `path` names: a file, a folder, a pattern (`*`, `?`, `[...]`), or several of
+    these with commas between.
+
+    A file that exists is that file, whatever its name looks like. Raises `DataError` for a folder
+    without data, a pattern that fits nothing, and several names of which one is not there.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        return _folder(name)
+    if os.path.lexists(name) or not (glob.has_magic(name) or "," in name):
+        return Chosen([name], [])
+    if glob.has_magic(name) and (found := sorted(glob.glob(name, recursive=True))):
+        return _joined(found)
+    if "," not in name:
+        raise DataError(f"no file fits the pattern {shown(name, 400)}")
+    parts = [part.strip() for part in name.split(",")]
+    parts = [part for part in parts if part]
+    for part in parts:
+        if not os.path.lexists(part) and not glob.has_magic(part):
+            raise DataError(f"cannot read training data {shown(part, 400)}: no such file or folder")
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str]) -> Chosen:
+    files: list[str] = []
+    notes: list[str] = []
+    for part in parts:
+        found = data_files(part)
+        files += found.files
+        notes += found.notes
+    twice = len(files) - len(dict.fromkeys(map(os.path.realpath, files)))
+    if twice:
+        notes.append(f"{twice} files are named twice and read twice")
+    return Chosen(files, notes)
+
+
+def _folder(folder: str) -> Chosen:
+    names = list(_walk(folder))
+    chosen = choose(f"the folder {shown(folder, 400)}", names)
+    return Chosen([os.path.join(folder, n) for n in chosen.files], chosen.notes)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Names of all files in a folder and those in it, relative to it, without hidden ones."""
+    count = 0
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not is_hidden(f))
+        for file in sorted(files):
+            if is_hidden(file):
+                continue
+            count += 1
+            if count > MAX_FILES:
+                raise DataError(f"{shown(folder, 400)}: more than {MAX_FILES} files")
+            yield os.path.relpath(os.path.join(here, file), folder)
+
+
+def choose(where: str, names: Sequence[str]) -> Chosen:
+    """Of the files of a folder or archive, those that are data: all record files, or where there
+    are none, all text files. Where there is a split `train`, that one.
+
+    Raises `DataError` if there are none.
+    """
+    names = sorted(names)
+    records = [n for n in names if says_records(n)]
+    texts = [n for n in names if n.lower().endswith(TEXT_ENDINGS) or ending(n) in TEXT_ENDINGS]
+    files = records or texts
+    by_base = {os.path.basename(n) for n in files}
+    train = set(_of_split(sorted(by_base), "train"))
+    others = set(_of_split(sorted(by_base), "valid")) | set(_of_split(sorted(by_base), "test"))
+    if train:
+        files = [n for n in files if os.path.basename(n) in train]
+    elif others:
+        raise DataError(f"{where} has {shown(sorted(others)[0])}, but no train.jsonl")
+    if not files:
+        endings = " ".join(RECORD_ENDINGS + TEXT_ENDINGS)
+        raise DataError(f"{where} holds no data: no train.jsonl, no file that ends in {endings}")
+    left_out = [n for n in names if n not in set(files)]
+    notes = [f"{where}: {len(files)} files are read"] if len(files) > 1 else []
+    if left_out:
+        listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        notes.append(f"{where}: {len(left_out)} files are not read: {shown(listed, 200)}")
+    return Chosen(files, notes)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, by its path, is one that people do not see (`.git`, `__MACOSX`)."""
+    parts = name.replace("\\", "/").split("/")
+    return any(p.startswith(".") and p not in (".", "..") or p == "__MACOSX" for p in parts)
+
+
+def says_records(name: str) -> bool:
+    """Whether the name of a file says that it holds records."""
+    return ending(name) in RECORD_ENDINGS
+
+
+def ending(name: str) -> str:
+    """The ending that says what is in a file, without that of its compression, in lower case."""
+    base = os.path.basename(name).lower()
+    for packed in PACKED:
+        base = base.removesuffix(packed)
+    return os.path.splitext(base)[1]

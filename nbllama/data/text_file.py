@@ -1,44 +1,132 @@
-"""Training files come in as UTF-8, or not at all."""
+"""Training files come in as text, or not at all: what may be read, and its characters."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
-from pathlib import Path
+import select
+import stat
 
+from nbllama.data.magic import binary_kind, guessed_encoding
 from nbllama.errors import DataError, shown
 
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+MAX_BYTES = 4 << 30
+"""Largest file that is read, and most that is taken from a pipe."""
+
+_PIPE_SECONDS = 10.0  # without a byte from a pipe before it is given up
+_CHUNK = 1 << 20
+_MARKS = (  # the longer first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
-    """The whole file; `what` it is, for an error's line. Raises `DataError` when it cannot be read
-    or is empty.
+    """The whole file; `what` it is, for an error's line.
+
+    Regular files and pipes only, of at most `MAX_BYTES`; a pipe that nobody writes to is given up
+    after 10 seconds. Raises `DataError` when it cannot be read, is something else, or is empty.
     """
+    name = shown(os.fspath(path), 400)
     try:
-        content = Path(path).read_bytes()
-    except OSError as e:
-        raise DataError(f"cannot read {what} {shown(os.fspath(path))}: {e.strerror or e}") from e
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise DataError(f"cannot read {what} {name}: {_kind(mode)}, not a regular file")
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        fd = os.open(path, flags)
+        try:
+            content = _all_of(fd, stat.S_ISFIFO(mode))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise DataError(f"cannot read {what} {name}: {reason}") from e
     if not content:
-        raise DataError(f"{what} {shown(os.fspath(path))} is empty")
+        raise DataError(f"{what} {name} is empty")
     return content
 
 
-def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
-    """`content` as text, without a leading byte-order mark unless `keep_mark`; nothing else is
-    changed.
+def _all_of(fd: int, pipe: bool) -> bytes:
+    """Everything from an open file. Raises `ValueError` for what has no end in sight."""
+    if not pipe and (size := os.fstat(fd).st_size) > MAX_BYTES:
+        raise ValueError(f"{size} bytes, at most {MAX_BYTES} are read; split it")
+    parts: list[bytes] = []
+    total = 0
+    while True:
+        if pipe and not select.select([fd], [], [], _PIPE_SECONDS)[0]:
+            raise ValueError(f"a pipe from which nothing came for {_PIPE_SECONDS:.0f} s")
+        part = os.read(fd, _CHUNK)
+        if not part:
+            return b"".join(parts)
+        total += len(part)
+        if total > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes, which is the limit")
+        parts.append(part)
 
-    Raises `DataError` with the offset of the first byte that is not UTF-8 (counted from 0, a
-    byte-order mark included) and its line.
+
+def _kind(mode: int) -> str:
+    for test, word in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISBLK, "a block device"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if test(mode):
+            return word
+    return "a special file"
+
+
+def decode_text(
+    content: bytes,
+    path: str | os.PathLike[str],
+    *,
+    keep_mark: bool = False,
+    lenient: bool = False,
+) -> str:
+    """`content` as text: UTF-8, or UTF-16 or UTF-32 with a byte-order mark. The mark is left out
+    unless `keep_mark`; nothing else is changed.
+
+    `lenient`: bytes that are not UTF-8 become lone surrogates ("surrogateescape").
+    Raises `DataError` for binary files and NUL bytes, saying what they look like, and with the
+    offset of the first byte that is not UTF-8 (counted from 0, a byte-order mark included) and its
+    line.
+    """
+    name = shown(os.fspath(path))
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            try:
+                text = content.decode(encoding)
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{name} begins with the mark of {encoding.upper()}, but is damaged at byte "
+                    f"{e.start}: {e.reason}"
+                ) from e
+            if "\0" in text:
+                raise DataError(f"{name} is not text: it holds NUL characters")
+            return text
+    if (kind := binary_kind(content)) is not None:
+        raise DataError(f"{name} is {kind}")
+    if lenient and not guessed_encoding(content):
+        return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    return decode_utf8(content, path, keep_mark=keep_mark)
+
+
+def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
+    """`content` as UTF-8, whatever it holds, without a leading byte-order mark unless `keep_mark`.
+
+    Raises `DataError` with the offset and line of the first byte that is not UTF-8.
     """
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as e:
         line = content.count(b"\n", 0, e.start) + 1
-        hint = " (it looks like UTF-16)" if content.startswith(_UTF16) else ""
+        hint = guessed_encoding(content) or "; convert the file to UTF-8"
         raise DataError(
             f"{shown(os.fspath(path))} is not UTF-8: byte 0x{content[e.start]:02x} at offset "
-            f"{e.start}, line {line}{hint}; convert the file to UTF-8"
+            f"{e.start}, line {line}{hint}"
         ) from e
     return text if keep_mark else text.removeprefix("\ufeff")
 

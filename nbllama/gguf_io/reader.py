@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterator
 
 from nbllama.errors import GGUFError, shown
-from nbllama.gguf_io import limits
+from nbllama.gguf_io import limits, no_model
 from nbllama.gguf_io.cursor import Cursor
 from nbllama.gguf_io.file import GGUFFile, TensorInfo
 from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
@@ -31,8 +31,8 @@ _NOT_GGUF = (
     (b"tjgg", "a GGJT file of 2023 (old format: convert it to GGUF)"),
     (b"algg", "a 'ggla' LoRA adapter of 2023, not a model"),
     (b"lcgg", "a 'ggcl' training checkpoint of 2023 (old format)"),
-    (b"PK\x03\x04", "a zip file (a PyTorch checkpoint?), not GGUF"),
-    (b"\x80", "a Python pickle, not GGUF"),
+    (b"PK\x03\x04", no_model.PYTORCH),
+    (b"\x80", no_model.PICKLE),
 )
 
 
@@ -70,12 +70,20 @@ def _open_regular(name: str) -> tuple[int, os.stat_result]:
     try:
         found = os.stat(name)
         if not stat.S_ISREG(found.st_mode):
-            raise GGUFError(f"{shown(name, 400)}: {_kind(found.st_mode)}, not a regular file")
+            hint = no_model.folder_hint(name) if stat.S_ISDIR(found.st_mode) else ""
+            raise GGUFError(
+                f"{shown(name, 400)}: {_kind(found.st_mode)}, not a regular file"
+                + (f"; {shown(hint, 300)}" if hint else "")
+            )
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         fd = os.open(name, flags)
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        raise GGUFError(f"{shown(name, 400)}: cannot be opened: {reason}") from e
+        hint = no_model.name_hint(name) if isinstance(e, FileNotFoundError) else ""
+        raise GGUFError(
+            f"{shown(name, 400)}: cannot be opened: {reason}"
+            + (f"; {shown(hint, 300)}" if hint else "")
+        ) from e
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         os.close(fd)
@@ -106,7 +114,7 @@ def _header(c: Cursor) -> tuple[int, int, int]:
             if magic.startswith(prefix):
                 raise c.error("magic", what)
         if bytes(c.buf[8:9]) == b"{":
-            raise c.error("magic", "a safetensors file, not GGUF")
+            raise c.error("magic", no_model.SAFETENSORS)
         raise c.error("magic", f"{magic!r} at byte 0, expected b'GGUF'")
     c.take(4, "magic")
     version = c.u32("version")

@@ -47,12 +47,18 @@ SCALARS: dict[int, np.dtype] = {
 
 
 class TensorType(NamedTuple):
-    """A way to store the elements of a tensor: `block_size` elements in `type_size` bytes."""
+    """A way to store the elements of a tensor: `block_size` elements in `type_size` bytes.
+
+    `family`: the file of `nbllama.quants` that decodes it; "" for what is never a weight. `scales`:
+    byte offsets in a block of the IEEE halves that scale its weights.
+    """
 
     name: str
     id: int
     block_size: int
     type_size: int
+    family: str = ""
+    scales: tuple[int, ...] = ()
 
     def nbytes(self, n_elements: int) -> int:
         """Bytes of `n_elements` elements, which must be whole blocks."""
@@ -62,40 +68,44 @@ class TensorType(NamedTuple):
 TENSOR_TYPES: dict[int, TensorType] = {
     t.id: t
     for t in (
-        TensorType("F32", 0, 1, 4),
-        TensorType("F16", 1, 1, 2),
-        TensorType("Q4_0", 2, 32, 18),
-        TensorType("Q4_1", 3, 32, 20),
-        TensorType("Q5_0", 6, 32, 22),
-        TensorType("Q5_1", 7, 32, 24),
-        TensorType("Q8_0", 8, 32, 34),
-        TensorType("Q2_K", 10, 256, 84),
-        TensorType("Q3_K", 11, 256, 110),
-        TensorType("Q4_K", 12, 256, 144),
-        TensorType("Q5_K", 13, 256, 176),
-        TensorType("Q6_K", 14, 256, 210),
+        TensorType("F32", 0, 1, 4, "floats"),
+        TensorType("F16", 1, 1, 2, "floats"),
+        TensorType("BF16", 30, 1, 2, "floats"),
+        TensorType("Q4_0", 2, 32, 18, "legacy", (0,)),
+        TensorType("Q4_1", 3, 32, 20, "legacy", (0, 2)),
+        TensorType("Q5_0", 6, 32, 22, "legacy", (0,)),
+        TensorType("Q5_1", 7, 32, 24, "legacy", (0, 2)),
+        TensorType("Q8_0", 8, 32, 34, "legacy", (0,)),
+        TensorType("Q2_K", 10, 256, 84, "kquants", (80, 82)),
+        TensorType("Q3_K", 11, 256, 110, "kquants", (108,)),
+        TensorType("Q4_K", 12, 256, 144, "kquants", (0, 2)),
+        TensorType("Q5_K", 13, 256, 176, "kquants", (0, 2)),
+        TensorType("Q6_K", 14, 256, 210, "kquants", (208,)),
+        TensorType("IQ1_S", 19, 256, 50, "iquants", (0,)),
+        TensorType("IQ1_M", 29, 256, 56, "iquants"),
+        TensorType("IQ2_XXS", 16, 256, 66, "iquants", (0,)),
+        TensorType("IQ2_XS", 17, 256, 74, "iquants", (0,)),
+        TensorType("IQ2_S", 22, 256, 82, "iquants", (0,)),
+        TensorType("IQ3_XXS", 18, 256, 98, "iquants", (0,)),
+        TensorType("IQ3_S", 21, 256, 110, "iquants", (0,)),
+        TensorType("IQ4_NL", 20, 32, 18, "iq4", (0,)),
+        TensorType("IQ4_XS", 23, 256, 136, "iq4", (0,)),
+        TensorType("TQ1_0", 34, 256, 54, "ternary", (52,)),
+        TensorType("TQ2_0", 35, 256, 66, "ternary", (64,)),
+        TensorType("MXFP4", 39, 32, 17, "mxfp4"),
+        # never a weight
         TensorType("Q8_K", 15, 256, 292),
-        TensorType("IQ2_XXS", 16, 256, 66),
-        TensorType("IQ2_XS", 17, 256, 74),
-        TensorType("IQ3_XXS", 18, 256, 98),
-        TensorType("IQ1_S", 19, 256, 50),
-        TensorType("IQ4_NL", 20, 32, 18),
-        TensorType("IQ3_S", 21, 256, 110),
-        TensorType("IQ2_S", 22, 256, 82),
-        TensorType("IQ4_XS", 23, 256, 136),
         TensorType("I8", 24, 1, 1),
         TensorType("I16", 25, 1, 2),
         TensorType("I32", 26, 1, 4),
         TensorType("I64", 27, 1, 8),
         TensorType("F64", 28, 1, 8),
-        TensorType("IQ1_M", 29, 256, 56),
-        TensorType("BF16", 30, 1, 2),
-        TensorType("TQ1_0", 34, 256, 54),
-        TensorType("TQ2_0", 35, 256, 66),
-        TensorType("MXFP4", 39, 32, 17),
     )
 }
-"""Every tensor type that can be read from a file, by id."""
+"""Every tensor type that can be read from a file, by id.
+
+A new weight type is a row here, and a decoder in the file of its family.
+"""
 
 UNSUPPORTED_TYPES: dict[int, str] = {
     4: "Q4_2 (removed from ggml)",

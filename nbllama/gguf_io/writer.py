@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nbllama.errors import shown
-from nbllama.files import atomic_write
 from nbllama.gguf_io import limits
 from nbllama.gguf_io.strings import StringArray
 from nbllama.gguf_io.types import NUMPY_TENSOR_TYPES, SCALARS, TENSOR_TYPES, ValueType
+from nbllama.system.files import atomic_write
 
 Metadata = Iterable[tuple[str, object, int]]
 _ALIGNMENT_KEY = "general.alignment"

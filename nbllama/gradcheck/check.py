@@ -23,11 +23,11 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.gguf_io import TENSOR_TYPES
-from nbllama.gradients import loss_and_gradients
-from nbllama.lora import Adapter, init_adapter
-from nbllama.model import Model
-from nbllama.reference import ReferenceModel, parameters64
-from nbllama.slots import EVERY_SLOT, without_tensor
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model.gradients import loss_and_gradients
+from nbllama.model.passes import Model
+from nbllama.model.reference import ReferenceModel, parameters64
 
 Parameters = Mapping[str, np.ndarray]
 
@@ -46,28 +46,13 @@ class Checked(NamedTuple):
     verdict: str  # "ok", "WRONG", "zero": gradient and slope are both zero, nothing is proved
 
 
-class Reference(ReferenceModel):
-    """The float64 model; weights whose pair is as it was are not added up again."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__(model)
-        self._known: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-
-    def weight(self, name: str, params: Parameters, scale: float) -> np.ndarray:
-        a, b = params.get(name + ".lora_a"), params.get(name + ".lora_b")
-        if a is None or b is None:
-            return self.tensors[name]
-        known = self._known.get(name)
-        if known is None or known[0] is not a or known[1] is not b:
-            known = self._known[name] = (a, b, super().weight(name, params, scale))
-        return known[2]
-
-
 def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
     """Random A and B on everything that takes a pair, with a scale that is not 1."""
     missing = without_tensor(model.shapes)
     ranks = {s.name: 0 if s.name in missing else rank for s in EVERY_SLOT}
-    adapter = init_adapter(model.hp, ranks, 1.5 * rank, rank, seed, model.shapes)
+    adapter = init_adapter(
+        model.hp, ranks, alpha=1.5 * rank, lora_r=rank, seed=seed, shapes=model.shapes
+    )
     rng = np.random.default_rng(seed)
     for pair in adapter.pairs.values():
         pair.b[...] = 0.1 * rng.standard_normal(pair.b.shape)
@@ -107,7 +92,7 @@ def check(
 ) -> Iterator[Checked]:
     """Every half of every pair, one after the other. `tell` gets the losses first."""
     loss, grads = loss_and_gradients(model, adapter, batch, checkpointing=True)
-    reference, params = Reference(model), parameters64(adapter)
+    reference, params = ReferenceModel(model), parameters64(adapter)
     scale, rng = adapter.scale, np.random.default_rng(seed)
     if tell is not None:
         tell(Losses(loss, reference.loss(batch, params, scale)))

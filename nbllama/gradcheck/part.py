@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from nbllama.gguf_io import GGUFFile
-from nbllama.lora import Adapter
-from nbllama.model import Model
+from nbllama.lora.pairs import Adapter
+from nbllama.model.passes import Model
 
 _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 

@@ -2,8 +2,8 @@
 
 | module | does |
 |---|---|
-| `options` | the command line |
-| `found` | `look`: what kind of file it is, and everything about it as a `Found` |
+| `look` | `look`: what kind of file it is, and everything about it as a `Found` |
+| `found` | the `Found` |
 | `contents` | a model's, a checkpoint's, an adapter's |
 | `show` | a `Found` as text or as JSON |
 

@@ -1,33 +1,12 @@
-"""The program: `python -m nbllama.inspect FILE`.
-
-Everything that could be read is printed; if the file is refused, the reason is the last line, and
-the exit code is that of the program that would have used it.
-"""
+"""`python -m nbllama.inspect`: show what is in a model, checkpoint or adapter."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from nbllama.cli.run import run_program
-from nbllama.inspect.options import parse
+from nbllama.cli.inspect import main
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> None:
-    options, path = parse(words)
-    from nbllama.inspect.found import look
-    from nbllama.inspect.show import as_json, as_text
-
-    found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
-    print(as_json(found) if options.json else as_text(found, options.all), end="")
-    if found.refused is not None:
-        raise found.refused
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

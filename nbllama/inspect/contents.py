@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from nbllama.adapter import format_of, read_stored, stored_notes
+from nbllama.adapter.file import format_of, read_stored, stored_notes
+from nbllama.adapter.stored import Base
 from nbllama.arch import Hparams, expected_tensors, hparams_from_gguf
-from nbllama.checkpoint import load_checkpoint
-from nbllama.cli.defaults import DEFAULTS
-from nbllama.cli.options import Options
-from nbllama.cli.settings import resolve
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.state import FIRST, SECOND
 from nbllama.errors import CheckpointError, NbllamaError
-from nbllama.formats.stored import Base
 from nbllama.gguf_io import TENSOR_TYPES, GGUFFile, open_gguf
 from nbllama.inspect.found import Found, Target, TensorRow, stated
-from nbllama.lora import Pair
+from nbllama.lora.pairs import Pair
+from nbllama.lora.slots import EVERY_SLOT, Slot, pair_shape, slot_of, without_tensor
+from nbllama.options.finetune.table import Options
 from nbllama.quants import QUANTS, as_readonly, check_finite
-from nbllama.slots import EVERY_SLOT, Slot, pair_shape, slot_of, without_tensor
 from nbllama.text import tokenizer_from_gguf
-from nbllama.train_state import FIRST, SECOND
+from nbllama.train.run.defaults import DEFAULTS
+from nbllama.train.run.settings import resolve
 
 _COLUMNS = {"raw": "plain text", "chat": "records"}
 Shapes = Mapping[str, tuple[int, ...]]

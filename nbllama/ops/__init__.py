@@ -18,8 +18,8 @@ PAGES = (
     "rms_norm",
     "rope",
     "activation",
-    "linear",
-    "attention_grad",
+    "linear.linear",
+    "attention.grad",
     "softcap",
     "cross_entropy",
 )

@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
-from nbllama.simd import exp_f32
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.simd import exp_f32
+from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
-SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
 _LINEAR32 = np.float32(_LINEAR)
@@ -62,14 +61,14 @@ def gated_grad_ref(
 
 
 @kernel()
-def _silu_row(gate, up, out):  # type: ignore[no-untyped-def]
+def silu_row(gate, up, out):  # type: ignore[no-untyped-def]
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = a / (_ONE + exp_f32(-a)) * up[f]
 
 
 @kernel()
-def _gelu_row(gate, up, out):  # type: ignore[no-untyped-def]
+def gelu_row(gate, up, out):  # type: ignore[no-untyped-def]
     for f in range(gate.shape[0]):
         a = gate[f]
         z = a * (_LINEAR32 + _CUBIC32 * a * a)
@@ -101,18 +100,18 @@ def _gelu_row_grad(dout, gate, up):  # type: ignore[no-untyped-def]
 def _serial(gate, up, gelu, out):  # type: ignore[no-untyped-def]
     for n in range(gate.shape[0]):
         if gelu:
-            _gelu_row(gate[n], up[n], out[n])
+            gelu_row(gate[n], up[n], out[n])
         else:
-            _silu_row(gate[n], up[n], out[n])
+            silu_row(gate[n], up[n], out[n])
 
 
 @kernel(parallel=True)
 def _parallel(gate, up, gelu, out):  # type: ignore[no-untyped-def]
     for n in prange(gate.shape[0]):
         if gelu:
-            _gelu_row(gate[n], up[n], out[n])
+            gelu_row(gate[n], up[n], out[n])
         else:
-            _silu_row(gate[n], up[n], out[n])
+            silu_row(gate[n], up[n], out[n])
 
 
 @kernel(parallel=True)

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.lanes import PANEL
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL
+from nbllama.kernels.simd import exp_f32
+from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
-from nbllama.ops.panels import n_panels, pack, panel_floats
-from nbllama.simd import exp_f32
 
 BLOCK = 1024  # logits of a token that a task owns; those of a whole panel stay in the L2 cache
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.lanes import PANEL
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL
+from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
-from nbllama.ops.panels import n_panels
 
 _STREAM = 1 << 33  # keeps these Philox keys apart from those of the data order and of A's start
 _SITES = 8  # inputs of pairs in a block, rounded up

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.lanes import PANEL
-from nbllama.ops.lora_ops import outer_product, packed_rows
-from nbllama.ops.matmul import Weight
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL
+from nbllama.ops.linear.lora import outer_product, packed_rows
+from nbllama.ops.linear.matmul import Weight
+from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import (
     Gradients,
     Inputs,
@@ -35,7 +36,6 @@ from nbllama.ops.op import (
     copy_as_laid_out,
     readonly,
 )
-from nbllama.ops.panels import n_panels
 from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
 
 

@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama.lanes import PANEL
+from nbllama.kernels.lanes import PANEL
 from nbllama.ops.cross_entropy import cross_entropy
-from nbllama.ops.linear import LoraPair
-from nbllama.ops.lora_ops import add_outer_packed, outer_product, packed_rows, thin_product
-from nbllama.ops.matmul import NO_PAIR, Weight, even, matmul_grad, matmul_packed
-from nbllama.ops.panels import NO_PANELS, n_panels, pack
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.linear.lora import add_outer_packed, outer_product, packed_rows, thin_product
+from nbllama.ops.linear.matmul import NO_PAIR, Weight, even, matmul_grad, matmul_packed
+from nbllama.ops.linear.panels import NO_PANELS, n_panels, pack
 from nbllama.ops.softcap import soft_cap, soft_cap_grad
 
 CHUNK = 192  # most rows whose logits are alive together
 
 
 class LossBuffers:
-    """Reused memory of one chunk: packed logits and input; the logits twice where a soft-cap `cap`
-    bends them.
+    """Reused memory of one chunk: packed logits and input.
+
+    With a soft-cap `cap` there are the logits before and after it.
     """
 
     def __init__(
@@ -61,12 +62,11 @@ def output_loss(
     floor: float = 0.0,
     cap: float = 0.0,
 ) -> float:
-    """Sum of the rows' losses (unweighted); `dx` `[M, C]` gets the gradient of `weight` times that
-    sum.
+    """Sum of the rows' losses, unweighted.
 
-    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. With `dx` None only the loss is computed.
-    `floor`: see `ops.cross_entropy`. `cap`: the soft-cap of the logits (0: none), for which the
-    buffers must have been made.
+    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` becomes the gradient of
+    `weight` times that sum; with None only the loss is computed. `floor`: see `ops.cross_entropy`.
+    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made.
     """
     total = 0.0
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

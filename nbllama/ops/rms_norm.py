@@ -7,6 +7,11 @@ Gradient. With xh = x * rstd and g = w * dy, and because d rstd / d x[c] = -rstd
     dx[n, c] = rstd[n] * (g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
+The kernel takes what does not depend on c out of the loop. With xh = x * rstd the same dx is
+
+    along[n] = rstd[n]^2 * mean_c(dy[n, c] * w[c] * x[n, c])
+    dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
+
 Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32; N is any number of rows, so a
 norm over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
 squares is summed in float64 as llama.cpp does; a NaN in x makes its whole row of y NaN.
@@ -22,10 +27,9 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+from nbllama.kernels.jit import kernel
+from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
-SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
 COLUMNS = 64  # columns of dw that one task owns
 TOKENS = 64  # tokens summed to a partial sum before it joins dw
 
@@ -62,7 +66,7 @@ def _sum_of_products(dy, w, x):  # type: ignore[no-untyped-def]
 
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
-def _row(x, w, eps, y):  # type: ignore[no-untyped-def]
+def norm_row(x, w, eps, y):  # type: ignore[no-untyped-def]
     mean = np.float32(_sum_of_squares(x) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(mean + eps)
     for c in range(x.shape[0]):
@@ -84,13 +88,13 @@ def _row_grad(dy, x, w, rstd, dx, add):  # type: ignore[no-untyped-def]
 @kernel()
 def _serial(x, w, eps, y, rstd):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
-        rstd[n] = _row(x[n], w, eps, y[n])
+        rstd[n] = norm_row(x[n], w, eps, y[n])
 
 
 @kernel(parallel=True)
 def _parallel(x, w, eps, y, rstd):  # type: ignore[no-untyped-def]
     for n in prange(x.shape[0]):
-        rstd[n] = _row(x[n], w, eps, y[n])
+        rstd[n] = norm_row(x[n], w, eps, y[n])
 
 
 @kernel(parallel=True)
@@ -143,7 +147,7 @@ def rms_norm_grad(
     *,
     add: bool = False,
 ) -> None:
-    """dx `[N, C]` = (or += with `add`) the gradient by x; rstd is what `rms_norm` wrote.
+    """dx `[N, C]` = (or += with `add`) the gradient with respect to x, with rstd from `rms_norm`.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -157,7 +161,7 @@ def rms_norm_grad(
 
 
 def rms_norm_grad_weight(dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, dw: np.ndarray) -> None:
-    """dw `[C]` += the gradient by w, tokens in ascending order; for norms that are trained.
+    """dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
 
     Raises ValueError for arrays that do not fit each other.
     """

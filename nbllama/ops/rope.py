@@ -31,10 +31,16 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
-from nbllama.ops.op import Inputs, Op, check_array, check_output, copy_as_laid_out, readonly
-
-SERIAL = 65536  # up to so many numbers one thread ends sooner than two begin (about 50 us)
+from nbllama.kernels.jit import kernel
+from nbllama.ops.op import (
+    SERIAL,
+    Inputs,
+    Op,
+    check_array,
+    check_output,
+    copy_as_laid_out,
+    readonly,
+)
 
 
 def rope_tables(
@@ -121,7 +127,7 @@ def rope_ref(
 
 
 @kernel()
-def _turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
     half = cos.shape[0]
     for h in range(x.shape[0]):
         a = x[h, :half]
@@ -135,7 +141,7 @@ def _turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
     for h in range(x.shape[0]):
         row = x[h]
         for i in range(cos.shape[0]):
@@ -151,9 +157,9 @@ def _serial(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-de
     for n in range(x.shape[0]):
         p = positions[n]
         if halves:
-            _turn_halves(x[n], cos[p], sin[p], sign)
+            turn_halves(x[n], cos[p], sin[p], sign)
         else:
-            _turn_interleaved(x[n], cos[p], sin[p], sign)
+            turn_interleaved(x[n], cos[p], sin[p], sign)
 
 
 @kernel(parallel=True)
@@ -161,9 +167,9 @@ def _parallel(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-
     for n in prange(x.shape[0]):
         p = positions[n]
         if halves:
-            _turn_halves(x[n], cos[p], sin[p], sign)
+            turn_halves(x[n], cos[p], sin[p], sign)
         else:
-            _turn_interleaved(x[n], cos[p], sin[p], sign)
+            turn_interleaved(x[n], cos[p], sin[p], sign)
 
 
 def rope(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.simd import exp_f32
 from nbllama.ops.op import (
     Gradients,
     Inputs,
@@ -26,7 +27,6 @@ from nbllama.ops.op import (
     copy_as_laid_out,
     readonly,
 )
-from nbllama.simd import exp_f32
 
 
 def soft_cap_ref(z: np.ndarray, cap: float) -> np.ndarray:

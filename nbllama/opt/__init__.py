@@ -1,24 +1,12 @@
-"""Optimisers on flat dicts of float32 arrays, one a file, and the learning-rate schedules."""
+"""Optimisers on flat dicts of float32 arrays, one a file, and the learning-rate schedules.
 
-from nbllama.opt.adamw import AdamW
-from nbllama.opt.arrays import check_finite, global_norm, n_dims
-from nbllama.opt.lion import Lion
-from nbllama.opt.optimiser import Optimiser, StepInfo
-from nbllama.opt.schedule import schedule
-from nbllama.opt.sgd import SGD
+| module | does |
+|---|---|
+| `names` | the table of optimisers |
+| `optimiser` | what all of them share: moments, clipping, decay, and the step over all arrays |
+| `adamw`, `sgd`, `lion` | their formulas |
+| `schedule` | the factor on the learning rate, by step |
+| `arrays` | what optimisers do to whole arrays |
 
-__all__ = [
-    "OPTIMISERS",
-    "SGD",
-    "AdamW",
-    "Lion",
-    "Optimiser",
-    "StepInfo",
-    "check_finite",
-    "global_norm",
-    "n_dims",
-    "schedule",
-]
-
-OPTIMISERS: dict[str, type[Optimiser]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion}
-"""By the name that `--optimizer` gives; all of them take the same arguments."""
+This file imports nothing, so that `names` and `schedule` come without numpy.
+"""

@@ -18,23 +18,25 @@ from nbllama.opt.optimiser import Optimiser
 class AdamW(Optimiser):
     """See the module's text; `m`, `v` are the moments."""
 
-    second = True
+    has_second_moment = True
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
     ) -> None:
-        f32 = np.float32
-        m, v = moments
-        t, u = g, step
-        np.multiply(t, f32(1.0 - self.beta1), out=u)
+        f32, (m, v) = np.float32, moments
+        # m ← β1 m + (1 - β1) g
+        np.multiply(g, f32(1.0 - self.beta1), out=step)
         m *= f32(self.beta1)
-        m += u
-        np.multiply(t, t, out=t)
-        t *= f32(1.0 - self.beta2)
+        m += step
+        # v ← β2 v + (1 - β2) g², after which g is scratch memory
+        np.multiply(g, g, out=g)
+        g *= f32(1.0 - self.beta2)
         v *= f32(self.beta2)
-        v += t
-        np.multiply(v, f32(1.0 / (1.0 - self.beta2**self.iteration)), out=t)
-        np.sqrt(t, out=t)
-        t += f32(self.eps)
-        np.multiply(m, f32(rate / (1.0 - self.beta1**self.iteration)), out=u)
-        u /= t
+        v += g
+        # root = √(v / (1 - β2^it)) + ε
+        root = np.multiply(v, f32(1.0 / (1.0 - self.beta2**self.iteration)), out=g)
+        np.sqrt(root, out=root)
+        root += f32(self.eps)
+        # step = m rate / (1 - β1^it) / root
+        np.multiply(m, f32(rate / (1.0 - self.beta1**self.iteration)), out=step)
+        step /= root

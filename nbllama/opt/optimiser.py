@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from nbllama.kernels.turns import in_turn
 from nbllama.opt import arrays
 from nbllama.opt.arrays import check_finite, chunks, global_norm, n_dims
 
@@ -39,12 +40,13 @@ class Optimiser(ABC):
     `gclip` 0: no clipping.
     """
 
-    second: ClassVar[bool] = False  # whether it has second moments
+    has_second_moment: ClassVar[bool] = False
 
     def __init__(
         self,
         params: Mapping[str, np.ndarray],
         alpha: float = 1e-3,
+        *,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
@@ -61,7 +63,9 @@ class Optimiser(ABC):
         self.decay, self.decay_min_ndim, self.gclip = decay, decay_min_ndim, gclip
         self.b_ratio = b_ratio
         self.m = {name: np.zeros_like(x) for name, x in self.params.items()}
-        self.v = {name: np.zeros_like(x) for name, x in self.params.items() if self.second}
+        self.v = {
+            name: np.zeros_like(x) for name, x in self.params.items() if self.has_second_moment
+        }
         self.iteration = 0
         self._scratch = np.empty((2, arrays.CHUNK), np.float32)
 
@@ -70,7 +74,7 @@ class Optimiser(ABC):
     ) -> None:
         """Copy stored moments in. Raises `ValueError` if names or shapes are not the params'."""
         self._check(m)
-        if self.second:
+        if self.has_second_moment:
             self._check(v)
         elif v:
             raise ValueError("stored second moments, which this optimiser does not have")
@@ -87,6 +91,7 @@ class Optimiser(ABC):
             if found[name].shape != x.shape or found[name].dtype != np.float32:
                 raise ValueError(f"{name}: {found[name].shape}, the parameter is {x.shape}")
 
+    @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
         """One update with learning rate `alpha * schedule`. `grads` are left as they are.
 
@@ -102,24 +107,25 @@ class Optimiser(ABC):
         rate = self.alpha * schedule
         clip = np.float32(self.gclip / norm if clipped else 1.0)
         for name, param in self.params.items():
-            own = rate * self.b_ratio if name.endswith(".lora_b") else rate
+            its_rate = rate * self.b_ratio if name.endswith(".lora_b") else rate
             decays = n_dims(name, param.shape) >= self.decay_min_ndim
-            keep = np.float32(1.0 - self.decay * own if decays else 1.0)
+            keep = np.float32(1.0 - self.decay * its_rate if decays else 1.0)
             pieces = [param, grads[name], self.m[name]]
-            if self.second:
+            if self.has_second_moment:
                 pieces.append(self.v[name])
             for x, g, *moments in zip(*map(chunks, pieces), strict=True):
-                t, u = self._scratch[0, : x.size], self._scratch[1, : x.size]
-                np.multiply(g, clip, out=t)
-                self._update(t, u, moments, own)
+                clipped_g, step = self._scratch[0, : x.size], self._scratch[1, : x.size]
+                np.multiply(g, clip, out=clipped_g)
+                self._update(clipped_g, step, moments, its_rate)
                 x *= keep
-                x -= u
+                x -= step
         return StepInfo(norm, clipped)
 
     @abstractmethod
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
     ) -> None:
-        """Update a piece's moments with its clipped gradient `g` (which may be overwritten), and
-        put what is to be subtracted from the parameters into `step`.
+        """Update a piece's moments with its clipped gradient `g`, and write `step`.
+
+        `step` is what will be subtracted from the parameters. `g` may be overwritten.
         """

@@ -1,75 +1,93 @@
-"""Learning-rate schedules: a factor for each update."""
+"""Learning-rate schedules: a factor for each update. A new one is a function and a row here."""
 
 from __future__ import annotations
 
 import math
-
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
-
-
-def _cosine(step: int, decay_steps: int, minimum: float) -> float:
-    if decay_steps <= 0:
-        return minimum  # the limit of ever shorter decays; the formula itself is 0 / 0
-    t = min(step, decay_steps) / decay_steps
-    return (1.0 - minimum) * 0.5 * (1.0 + math.cos(math.pi * t)) + minimum
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
-def _linear(step: int, first: float, last: int, minimum: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Factor on the learning rate: see `factor`.
+
+    `kind`: a name in `SCHEDULES`. `warmup`: updates in which the factor rises. `cos_decay_steps`:
+    the update T at which the decay, of whatever kind, ends at `cos_decay_min`. With
+    `enable_restart` the cosine starts again, `cos_decay_restart` times as long. `min_ratio`:
+    smallest rate / rate. `wsd_decay`: share of T in which "wsd" falls.
+    """
+
+    kind: str = "cosine"
+    warmup: int = 100
+    cos_decay_steps: int = 1000
+    cos_decay_min: float = 0.1
+    cos_decay_restart: float = 1.1
+    enable_restart: bool = False
+    min_ratio: float = 0.0
+    wsd_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"schedule {self.kind!r} is none of {', '.join(SCHEDULES)}")
+
+    def factor(self, step: int) -> float:
+        """Factor on the rate of update `step` (the first is 1).
+
+            r = step / warmup      while step < warmup, then as the kind says
+            factor = min_ratio + r (1 - min_ratio)
+
+        As in llama.cpp's `common/train.cpp:learning_schedule`, taken at the update itself. (The old
+        tool is one behind, so that its first update under warm-up does nothing.)
+        """
+        r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)
+        return self.min_ratio + r * (1.0 - self.min_ratio)
+
+
+def _constant(s: Schedule, step: int) -> float:
+    """1."""
+    return 1.0
+
+
+def _linear(s: Schedule, step: int) -> float:
+    """Straight down from 1 at `warmup` to `cos_decay_min` at T."""
+    return _line(step, s.warmup, s.cos_decay_steps, s.cos_decay_min)
+
+
+def _wsd(s: Schedule, step: int) -> float:
+    """1 up to (1 - wsd_decay) T, then straight down to `cos_decay_min` at T.
+
+    Warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
+    """
+    first = max(float(s.warmup), (1.0 - s.wsd_decay) * s.cos_decay_steps)
+    return _line(step, first, s.cos_decay_steps, s.cos_decay_min)
+
+
+def _cosine(s: Schedule, step: int) -> float:
+    """Half a cosine from 1 at 0 (as the old tool; with restarts: at `warmup`) down to
+    `cos_decay_min`. A decay over 0 steps (asked for, or shrunk to by restarts) is at its minimum.
+    """
+    length = s.cos_decay_steps
+    if s.enable_restart:
+        step -= s.warmup
+        while 0 < length < step:
+            step -= length
+            length = int(s.cos_decay_restart * length)
+    if length <= 0:
+        return s.cos_decay_min  # the limit of ever shorter decays; the formula itself is 0 / 0
+    t = min(step, length) / length
+    return (1.0 - s.cos_decay_min) * 0.5 * (1.0 + math.cos(math.pi * t)) + s.cos_decay_min
+
+
+def _line(step: int, first: float, last: int, minimum: float) -> float:
     """1 up to `first`, straight down to `minimum` at `last`."""
     if step >= last:
         return minimum
     return 1.0 - (1.0 - minimum) * max(0.0, step - first) / (last - first)
 
 
-def schedule(
-    step: int,
-    warmup: int = 100,
-    cos_decay_steps: int = 1000,
-    cos_decay_min: float = 0.1,
-    cos_decay_restart: float = 1.1,
-    enable_restart: bool = False,
-    min_ratio: float = 0.0,
-    kind: str = "cosine",
-    wsd_decay: float = 0.1,
-) -> float:
-    """Factor on the learning rate of update `step` (the first is 1).
-
-    Formulas of llama.cpp's `common/train.cpp:learning_schedule`, taken at the update itself
-    (the old tool is one behind, so that its first update under warm-up does nothing):
-
-        r = step / warmup                          while step < warmup
-          = cosine(step)                           without restarts; from `step`, as the old tool
-          = cosine(step - warmup)                  with restarts, each cycle `cos_decay_restart`
-                                                   times as long as the one before
-        factor = min_ratio + r (1 - min_ratio)
-
-    The other kinds, with the same warm-up and end, T = cos_decay_steps:
-
-        constant   r = 1
-        linear     r falls straight from 1 at `warmup` to `cos_decay_min` at T
-        wsd        r = 1 up to (1 - wsd_decay) T, then straight to `cos_decay_min` at T
-                   (warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4)
-
-    where cosine falls from 1 to `cos_decay_min` within `cos_decay_steps`. `min_ratio`: smallest
-    rate / rate. A decay over 0 steps (asked for, or shrunk to by restarts) is at its minimum.
-    """
-    if step < warmup:
-        r = step / warmup
-    elif kind == "constant":
-        r = 1.0
-    elif kind == "linear":
-        r = _linear(step, warmup, cos_decay_steps, cos_decay_min)
-    elif kind == "wsd":
-        first = max(float(warmup), (1.0 - wsd_decay) * cos_decay_steps)
-        r = _linear(step, first, cos_decay_steps, cos_decay_min)
-    elif kind != "cosine":
-        raise ValueError(f"schedule {kind!r} is none of {', '.join(SCHEDULES)}")
-    elif enable_restart:
-        step, length = step - warmup, cos_decay_steps
-        while 0 < length < step:
-            step -= length
-            length = int(cos_decay_restart * length)
-        r = _cosine(step, length, cos_decay_min)
-    else:
-        r = _cosine(step, cos_decay_steps, cos_decay_min)
-    return min_ratio + r * (1.0 - min_ratio)
+SCHEDULES: dict[str, Callable[[Schedule, int], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "wsd": _wsd,
+}

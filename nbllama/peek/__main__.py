@@ -1,83 +1,12 @@
-"""The program: `python -m nbllama.peek FILE [PATTERN ...]` and `diff A B [PATTERN ...]`."""
+"""`python -m nbllama.peek`: show any tensor by name."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from nbllama.cli.run import run_program
-from nbllama.errors import shown
-from nbllama.peek.options import PeekOptions, parse
+from nbllama.cli.peek import main
 
-if TYPE_CHECKING:
-    from nbllama.peek.dump import Dump
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> int:
-    asked = parse(words)
-    from nbllama.peek.source import open_source
-
-    if len(asked.files) == 1:
-        _show(open_source(asked.files[0], asked.patterns), asked.options)
-        return 0
-    dumps = [open_source(path) for path in asked.files]
-    if asked.patterns:
-        dumps = [_matching(dump, asked.patterns) for dump in dumps]
-    return _compare(dumps[0], dumps[1], asked.options)
-
-
-def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Names that only the other file has are no mistake here."""
-    from nbllama.peek.dump import Dump
-    from nbllama.peek.names import Patterns
-
-    fits = Patterns(patterns)
-    return Dump({k: v for k, v in dump.items() if fits(k)}, dump.about)
-
-
-def _show(dump: Dump, options: PeekOptions) -> None:
-    from nbllama.peek.names import kind_of
-    from nbllama.peek.tables import statistics, table
-
-    if options.json:
-        rows = {
-            name: {"kind": kind_of(name), "shape": x.shape, "dtype": str(x.dtype)}
-            | {k: v if v == v else None for k, v in statistics(x)._asdict().items()}
-            for name, x in dump.items()
-        }
-        print(json.dumps({"about": dump.about, "arrays": rows}, indent=1))
-    else:
-        for key, value in dump.about.items():
-            print(f"{shown(key)}: {shown(value, 400)}")
-        print(table(dump, options.values), end="")
-    if options.picture:
-        from nbllama.peek.pictures import draw
-
-        for note in draw(dump, options.picture, options.kind, options.head):
-            print(f"note: {note}", file=sys.stderr)
-
-
-def _compare(a: Dump, b: Dump, options: PeekOptions) -> int:
-    from nbllama.peek.tables import difference_table, differences
-
-    found = [
-        d._replace(changed=0) if not d.why and d.relative <= options.tolerance else d
-        for d in differences(a, b)
-    ]
-    if options.json:
-        rows = [{k: v if v == v else None for k, v in d._asdict().items()} for d in found]
-        print(json.dumps({"differ": sum(not d.same for d in found), "arrays": rows}, indent=1))
-    else:
-        print(difference_table(found, options.all), end="")
-    return int(any(not d.same for d in found))
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from nbllama.errors import GGUFError, UsageError, shown
-from nbllama.files import atomic_write
 from nbllama.peek.names import Patterns, aliases
+from nbllama.peek.tables import table
+from nbllama.system.files import atomic_write
 
 ABOUT = "__about__"
 MOST_BYTES = 1 << 34  # of an archive's arrays together
@@ -59,8 +60,6 @@ class Dump(Mapping[str, np.ndarray]):
 
     def table(self, *patterns: str) -> str:
         """Names, shapes and statistics as text."""
-        from nbllama.peek.tables import table
-
         return table(self.matching(*patterns))
 
     def save(self, path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from nbllama.errors import UsageError, shown
-from nbllama.files import atomic_write, check_writable
 from nbllama.peek.dump import Dump
+from nbllama.system.files import atomic_write, check_writable
 
 KINDS = ("auto", "histogram", "heat", "attention")
 MOST_PANELS = 36

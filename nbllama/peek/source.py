@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nbllama.adapter import read_stored
-from nbllama.checkpoint import load_checkpoint
+from nbllama.adapter.file import read_stored
+from nbllama.adapter.stored import Base
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.legacy import is_old
 from nbllama.errors import GGUFError, NotEnoughMemory, UsageError, shown
-from nbllama.formats.stored import Base
 from nbllama.gguf_io import GGUFFile, open_gguf
-from nbllama.old_checkpoint import is_old
 from nbllama.peek.dump import Dump, is_dump, load
 from nbllama.peek.names import Patterns
 from nbllama.quants import QUANTS, decode

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.errors import shown
-from nbllama.peek.dump import Dump
 from nbllama.peek.names import kind_of
 
 
@@ -40,7 +40,7 @@ def _shape(x: np.ndarray) -> str:
     return " x ".join(map(str, x.shape)) or "1"
 
 
-def table(dump: Dump, values: int = 0) -> str:
+def table(dump: Mapping[str, np.ndarray], values: int = 0) -> str:
     """One line an array; `values`: so many of its first numbers below it."""
     rows: list[tuple[str, ...]]
     rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
@@ -104,10 +104,10 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
     return Difference(name, largest, relative, int(differ.sum()), a.size)
 
 
-def differences(a: Dump, b: Dump) -> list[Difference]:
+def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
     """By name, those of A first."""
-    every = dict.fromkeys([*a, *b])
-    return [difference(name, a.arrays.get(name), b.arrays.get(name)) for name in every]
+    here, there = dict(a), dict(b)
+    return [difference(name, here.get(name), there.get(name)) for name in here | there]
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:

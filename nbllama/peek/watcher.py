@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from nbllama.bound import Bound
 from nbllama.data.batch import Batch
 from nbllama.errors import NotEnoughMemory
-from nbllama.lora import Adapter
-from nbllama.model import Model
-from nbllama.ops.attention import attention_matrices
-from nbllama.opt import Optimiser
+from nbllama.lora.pairs import Adapter
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+from nbllama.ops.attention.attention import attention_matrices
+from nbllama.opt.optimiser import Optimiser
 from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name
@@ -22,7 +22,7 @@ MOST_BYTES = 4 << 30  # of copies; more is left out and told
 
 
 class Watcher:
-    """A `nbllama.watching.Watch` that copies what fits `patterns` into a `Dump`.
+    """A `nbllama.model.watching.Watcher` that copies what fits `patterns` into a `Dump`.
 
     `left_out`: names for which there was no room within `most_bytes`.
     """

@@ -5,7 +5,7 @@ from byte `src` of `raw` (uint8, read-only) into `out` (float32) from element `d
 is strict: results are the bits that llama.cpp's `dequantize_row_x` gives.
 """
 
-from nbllama.quants.base import DECODERS, QUANTS, QuantType, nbytes, quant_type
+from nbllama.quants.base import DECODERS, QUANTS, nbytes, quant_type
 from nbllama.quants.decode import as_readonly, decode, decode_rows
 from nbllama.quants.dispatch import decode_blocks
 from nbllama.quants.finite import check_finite
@@ -13,7 +13,6 @@ from nbllama.quants.finite import check_finite
 __all__ = [
     "DECODERS",
     "QUANTS",
-    "QuantType",
     "as_readonly",
     "check_finite",
     "decode",

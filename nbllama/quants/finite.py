@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama._jit import kernel
 from nbllama.errors import GGUFError, shown
+from nbllama.gguf_io.types import TensorType
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import u8, u16, u32
-from nbllama.quants.base import QuantType, nbytes, quant_type
+from nbllama.quants.base import nbytes, quant_type
 from nbllama.quants.decode import as_readonly
 
 _HALF_EXPONENT, _FLOAT_EXPONENT = 0x7C00, 0x7F80
@@ -94,7 +95,7 @@ def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
     return min((i for i in found if i >= 0), default=-1)
 
 
-def _first_special_number(t: QuantType, raw: np.ndarray, n: int) -> int:
+def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
     words = raw.size // 4
     special = _special_in_words(raw, words, _WORD_MASKS[t.name], _WORD_STEPS[t.name])
     start = 0 if special else 4 * words // t.type_size

@@ -12,7 +12,7 @@ exactly a float32, so nothing is rounded here.
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import bf16, f16, f32, put
 
 

@@ -14,7 +14,7 @@ llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. Results are bit-equ
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
 from nbllama.quants._raw import f16, i8, number, put, u8, u16
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
 from nbllama.quants._raw import f16, half_of_bits, i8, number, put, u8, u16, u32
 

@@ -19,7 +19,7 @@ llama.cpp: `dequantize_row_q2_K`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Results ar
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import f16, i8, number, put, u8
 
 

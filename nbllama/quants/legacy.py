@@ -18,7 +18,7 @@ llama.cpp: `dequantize_row_q4_0`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Results ar
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import f16, i8, number, put, u8, u32
 
 

@@ -14,7 +14,7 @@ llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. Results are bit-equ
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
 from nbllama.quants._raw import float_of_bits, i8, number, put, u8
 

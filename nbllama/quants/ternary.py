@@ -18,7 +18,7 @@ llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. Results are bit-equal
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import f16, number, put, u8
 
 

@@ -1,34 +1,12 @@
-"""`python -m nbllama.report LOG OUT.html`: the page about a run, made again from its log."""
+"""`python -m nbllama.report`: make the page about a run from its log."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from nbllama.cli.run import run_program
-from nbllama.errors import UsageError
-from nbllama.report.write import write_report
+from nbllama.cli.report import main
 
-USAGE = """usage: python -m nbllama.report LOG OUT.html
-
-Make the page about a run from its log, the file of --log. OUT.html is one file without a script
-that needs nothing else."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (see `nbllama.errors`)."""
-    return run_program(_run, argv)
-
-
-def _run(words: list[str]) -> None:
-    if {"-h", "--help"} & set(words):
-        print(USAGE)
-        return
-    names = [word for word in words if word != "--debug"]
-    if len(names) != 2 or any(name.startswith("-") for name in names):
-        raise UsageError("give a log and the name of the page: LOG OUT.html")
-    write_report(*names)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

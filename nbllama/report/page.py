@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from nbllama import __version__
-from nbllama.progress import duration, memory
+from nbllama.report.log import duration, memory
 from nbllama.report.records import Row, Run, number, points
 from nbllama.report.style import STYLE
 from nbllama.report.svg import Line, bars, chart, label, smoothed

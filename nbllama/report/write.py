@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from nbllama.errors import UsageError, shown
-from nbllama.files import atomic_write
 from nbllama.report.page import page
 from nbllama.report.records import read_log
+from nbllama.system.files import atomic_write
 
 
 def write_report(log: str, out: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
+from nbllama.text.from_gguf import tokenizer_from_gguf
 from nbllama.text.stream import StreamDecoder
 from nbllama.text.templates import CHATML, LAYOUTS, Layout, find_layout
-from nbllama.text.tokenizer import Tokenizer, tokenizer_from_gguf
+from nbllama.text.tokenizer import Tokenizer
 
 __all__ = [
     "CHATML",

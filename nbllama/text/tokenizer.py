@@ -12,16 +12,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nbllama.errors import DataError
 from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
-from nbllama.text.vocab import Vocab, byte_value, read_vocab
-
-if TYPE_CHECKING:
-    from nbllama.gguf_io import GGUFFile
+from nbllama.text.vocab import Vocab, byte_value
 
 _SPACES = " \t\n\v\f\r"
 _FIRST = np.zeros(1, np.int64)
@@ -29,7 +25,7 @@ _KEPT = 1_000_000  # characters of texts whose ids are kept
 
 
 class Tokenizer(ABC):
-    """The tokenizer of one GGUF file; made by `tokenizer_from_gguf`.
+    """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
 
     `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
     that end an answer, `special_ids` those of tokens at whose text a text is cut.
@@ -230,7 +226,14 @@ class Tokenizer(ABC):
 
     def may_hold_special(self, text: str) -> bool:
         """False only where `parse_special` makes no difference to the ids of `text`."""
-        return self._on_request.search(text) is not None
+        return self.special_text_in(text) is not None
+
+    def special_text_in(self, text: str) -> str | None:
+        """The first text of a control token, or of the unknown token, in `text`; None: there is
+        none.
+        """
+        found = self._on_request.search(text)
+        return None if found is None else found[0]
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
@@ -314,19 +317,3 @@ class Tokenizer(ABC):
                     cut.append((start, end, of))
             parts = cut
         return parts
-
-
-def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
-    """The tokenizer of `f`: SentencePiece for `tokenizer.ggml.model` "llama", BPE for "gpt2".
-
-    `pre`: the pre-tokenizer's name instead of the file's. Raises GGUFError for a vocabulary that
-    is damaged or not supported, and UsageError for a `pre` that cannot be (see `read_vocab`).
-    """
-    vocab = read_vocab(f, pre)
-    if vocab.model == "llama":
-        from nbllama.text.spm import SpmTokenizer
-
-        return SpmTokenizer(vocab)
-    from nbllama.text.bpe import BpeTokenizer
-
-    return BpeTokenizer(vocab)

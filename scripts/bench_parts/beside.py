@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bench_parts.step import random_row
-from nbllama.bound import Bound
 from nbllama.data.batch import Batch
-from nbllama.model import Model, load_model
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model, load_model
 
 NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",

@@ -10,11 +10,11 @@ import numpy as np
 from numba import njit, prange
 
 from bench_parts.timing import QUICK, interleaved, ratio
-from nbllama.ops.attention import alibi_slopes, attention
-from nbllama.ops.attention_grad import attention_grad
+from nbllama.ops.attention.attention import alibi_slopes, attention
+from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.linear.matmul import Weight, matmul, matmul_grad
+from nbllama.ops.linear.panels import pack, panel_floats
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matmul import Weight, matmul, matmul_grad
-from nbllama.ops.panels import pack, panel_floats
 from nbllama.quants import DECODERS, QUANTS, as_readonly
 from tests.quants.blocks import random_blocks
 

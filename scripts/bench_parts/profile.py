@@ -9,24 +9,25 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import nbllama.block
 import nbllama.model
+import nbllama.model.block
 import nbllama.ops.linear
 import nbllama.ops.loss
 from bench_parts.step import Case, make_trainer
 from bench_parts.timing import Sgemm, timed
+from nbllama.train.probe import compile_kernels
 
 # name of a row: where its functions are looked up by those who call them
 KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
     "products with the weights, forward": [(nbllama.ops.linear, "matmul")],
     "products with the weights, gradient": [(nbllama.ops.linear, "matmul_grad")],
     "output product and loss, both ways": [(nbllama.model, "output_loss")],
-    "attention": [(nbllama.block, "attention")],
-    "attention, gradient": [(nbllama.block, "attention_grad")],
+    "attention": [(nbllama.model.block, "attention")],
+    "attention, gradient": [(nbllama.model.block, "attention_grad")],
     "packing with h = s x Aᵀ": [(nbllama.ops.linear, "pack_with_hidden")],
     "packing with dh, dA, dB": [(nbllama.ops.linear, "pack_with_gradients")],
-    "norms": [(nbllama.block, "rms_norm"), (nbllama.block, "rms_norm_grad")],
-    "SwiGLU": [(nbllama.block, "gated"), (nbllama.block, "gated_grad")],
+    "norms": [(nbllama.model.block, "rms_norm"), (nbllama.model.block, "rms_norm_grad")],
+    "SwiGLU": [(nbllama.model.block, "gated"), (nbllama.model.block, "gated_grad")],
 }
 PRODUCTS = ("matmul", "matmul_grad", "output_loss")
 
@@ -67,7 +68,7 @@ def _timing(
 def profile(case: Case) -> list[dict[str, Any]]:
     """A row for each of `KERNELS` and one for the rest, of the fastest of `case.steps` steps."""
     trainer = make_trainer(case)
-    trainer.compile()
+    compile_kernels(trainer)
     trainer.step()
     sgemm, best = Sgemm(), (float("inf"), {}, {}, 0.0)
     for _ in range(case.steps):

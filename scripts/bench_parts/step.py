@@ -10,15 +10,17 @@ import numba
 import numpy as np
 
 from bench_parts.timing import Sgemm, timed
-from nbllama.cli.cores import physical_cores
 from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
-from nbllama.forecast import forecast
-from nbllama.lora import init_adapter
-from nbllama.model import Model, load_model
-from nbllama.opt import AdamW
-from nbllama.system_memory import peak_resident
-from nbllama.train import Schedule, Trainer
+from nbllama.kernels.cores import physical_cores
+from nbllama.lora.pairs import init_adapter
+from nbllama.model.passes import Model, load_model
+from nbllama.opt.adamw import AdamW
+from nbllama.opt.schedule import Schedule
+from nbllama.system.memory import peak_resident
+from nbllama.train.forecast import forecast
+from nbllama.train.probe import compile_kernels
+from nbllama.train.trainer import Trainer
 
 SEVEN = {"wq": 4, "wk": 4, "wv": 4, "wo": 4, "w1": 4, "w2": 4, "w3": 4}
 # The defaults of the old program.
@@ -83,10 +85,12 @@ def make_trainer(case: Case) -> Trainer:
     """Model, new adapter and random data, with the case's number of threads."""
     numba.set_num_threads(case.threads or physical_cores())
     model = load_model(case.model)
-    adapter = init_adapter(model.hp, ranks_for(model, case), 4, 4, 1, model.shapes)
+    adapter = init_adapter(
+        model.hp, ranks_for(model, case), alpha=4, lora_r=4, seed=1, shapes=model.shapes
+    )
     data = Tokens(model.hp.n_vocab, case.ctx)
     return Trainer(
-        model, adapter, AdamW(adapter.parameters()), data, Schedule(0, 1000, 0.1, 1.1, False, 0.0),
+        model, adapter, AdamW(adapter.parameters()), data, Schedule(warmup=0),
         feed=SeedFeed(data, 1), batch=case.batch, grad_acc=1, checkpointing=case.checkpointing,
     )  # fmt: skip
 
@@ -95,7 +99,7 @@ def measure(case: Case) -> dict[str, Any]:
     """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
     trainer, threads = make_trainer(case), case.threads or physical_cores()
     model = trainer.model
-    compile_seconds = trainer.compile()
+    compile_seconds = compile_kernels(trainer)
     told = forecast(trainer, threads)
     trainer.step()
     sgemm, rows = Sgemm(), []

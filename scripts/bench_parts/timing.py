@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.own_cores import own_cores
+from nbllama.kernels.own_cores import own_cores
 
 # OpenBLAS's threads look for new work for a while after a product (bench.py: 2 ms), on the cores
 # that the next variant needs.

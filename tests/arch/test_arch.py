@@ -5,6 +5,7 @@ What is refused: test_refused.py. RoPE scaling: test_rope.py.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.toy_models import make_llama
 from nbllama.arch import (
     ARCHS,
     ArchRow,
@@ -22,13 +24,12 @@ from nbllama.arch import (
     context_warnings,
     expected_tensors,
     hparams_from_gguf,
-    hparams_identity,
 )
+from nbllama.arch.rows import SCALE_KEYS, Scales
 from nbllama.errors import GGUFError
-from nbllama.gguf_io import ValueType, open_gguf, write_gguf
+from nbllama.gguf_io import open_gguf
 from tests.arch.files import C, D, F, G, H, L, Model, V, read, refused
 from tests.gguf_io import build as b
-from tests.toy_models import make_llama
 
 ROT = "llama.rope.dimension_count"
 
@@ -196,34 +197,6 @@ def test_expected_tensors(model: Model, path: Path) -> None:
     assert len(optional) == 7 * L
 
 
-def test_identity(model: Model, path: Path) -> None:
-    hp = read(model, path)
-    identity = hparams_identity(hp)
-    assert identity == {
-        "general.architecture": "llama",
-        "llama.vocab_size": V,
-        "llama.embedding_length": C,
-        "llama.feed_forward_length": F,
-        "llama.block_count": L,
-        "llama.attention.head_count": H,
-        "llama.attention.head_count_kv": G,
-        "llama.attention.key_length": D,
-        "llama.rope.dimension_count": D,
-        "llama.attention.layer_norm_rms_epsilon": float(np.float32(1e-5)),
-        "llama.rope.freq_base": 10000.0,
-        "llama.rope.scaling.type": "none",
-        "llama.rope.scaling.factor": 1.0,
-    }
-    kinds: dict[type, int] = {
-        str: ValueType.STRING,
-        int: ValueType.UINT32,
-        float: ValueType.FLOAT32,
-    }
-    write_gguf(path, [(k, v, kinds[type(v)]) for k, v in identity.items()], [])
-    with open_gguf(path) as f:
-        assert f.metadata == identity  # nothing is lost in a checkpoint
-
-
 class TestRows:
     """What no row uses yet but the next ones need."""
 
@@ -248,7 +221,7 @@ class TestRows:
             monkeypatch,
             attn_softcap=50.0,
             logit_softcap=0.0,
-            embed_scale="sqrt_n_embd",
+            scales=lambda sizes: Scales(math.sqrt(sizes.n_embd)),
             activation="gelu",
             rope_pairing="halves",
         )
@@ -257,6 +230,28 @@ class TestRows:
         assert (hp.attn_softcap, hp.logit_softcap) == (20.0, 0.0)
         assert hp.embed_scale == float(np.sqrt(np.float32(C)))
         assert (hp.activation, hp.rope_pairing) == ("gelu", "halves")
+
+    def test_scales_of_the_file(
+        self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model.number("llama.attention.scale", 0.3)
+        model.number("llama.residual_scale", 0.25)
+        assert read(model, path).attn_scale == float(np.float32(1) / np.sqrt(np.float32(D)))
+        self.row(monkeypatch, scale_keys=("attention", "residual"))
+        hp = read(model, path)
+        assert (hp.attn_scale, hp.residual_scale) == (float(np.float32(0.3)), 0.25)
+        model.number("llama.residual_scale", 0.0)
+        assert "'llama.residual_scale': 0.0, must be positive and finite" in refused(model, path)
+
+    def test_a_key_that_may_have_one_value(
+        self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.row(monkeypatch, fixed_keys={"rope.scaling.finetuned": True})
+        assert read(model, path).n_rot == D
+        model.flag("llama.rope.scaling.finetuned", True)
+        assert read(model, path).n_rot == D
+        model.flag("llama.rope.scaling.finetuned", False)
+        assert "finetuned': False is not supported for llama" in refused(model, path)
 
     def test_partial_rope(self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.row(monkeypatch, partial_rope=True)
@@ -272,7 +267,7 @@ class TestRows:
                 assert set(t.shape) <= sizes
             assert row.rope_pairing in ("interleaved", "halves")
             assert row.activation in ("silu", "gelu")
-            assert row.embed_scale in ("one", "sqrt_n_embd")
+            assert set(row.scale_keys) <= set(Scales._fields) == set(SCALE_KEYS)
 
 
 def test_frozen(model: Model, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.arch import ARCHS, Hparams, RopeScaling, with_overrides
+from nbllama.arch import Hparams, RopeScaling, with_overrides
 from tests.arch.files import Model, read
 
 
@@ -67,13 +67,6 @@ class TestRopeScaling:
         assert hp.warnings == (
             "llama.rope.scaling.yarn_beta_fast is ignored for llama, as in llama.cpp",
         )
-
-    def test_yarn_betas_where_a_row_says_so(
-        self, model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(ARCHS, "llama", replace(ARCHS["llama"], yarn_keys=True))
-        s = self.scaling(model, path, "yarn", yarn_beta_fast=8.0, yarn_beta_slow=2.0).rope_scaling
-        assert (s.beta_fast, s.beta_slow) == (8.0, 2.0)
 
     def test_overrides(self, model: Model, path: Path) -> None:
         plain = read(model, path)

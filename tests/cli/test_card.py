@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import nbllama
+from examples.toy_models import make_llama
 from nbllama import convert_lora
-from nbllama.cli.card import Files
 from nbllama.finetune import main
-from tests.toy_models import make_llama
-from tests.toy_runs import Child, same_bits, toy_text, words
+from nbllama.train.run.card import Files
+from tests.train.toy_runs import Child, same_bits, toy_text, words
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nbllama.cli.layers import as_text, blocks
 from nbllama.errors import UsageError
+from nbllama.train.run.layers import as_text, blocks
 
 
 @pytest.mark.parametrize(

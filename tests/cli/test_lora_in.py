@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbllama.cli.lora_in import completed_by
-from nbllama.cli.options import Options, parse
 from nbllama.errors import CheckpointError, UsageError
-from nbllama.lora import Adapter, Pair
+from nbllama.lora.pairs import Adapter, Pair
+from nbllama.options.finetune.table import Options, parse
+from nbllama.train.run.lora_in import completed_by
 
 
 def adapter(**ranks: int) -> Adapter:

@@ -10,11 +10,11 @@ from dataclasses import fields
 
 import pytest
 
-from nbllama.cli.main_options import MainOptions, options_page, parse_main, read_escapes
-from nbllama.cli.parser import table
-from nbllama.cli.values import Text
 from nbllama.errors import UsageError
-from nbllama.sampling.params import SamplingParams
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.options.chat import MainOptions, options_page, parse_main, read_escapes
+from nbllama.options.parser import table
+from nbllama.options.values import Text
 from tests.conftest import ROOT
 
 OPTIONS = table(MainOptions)

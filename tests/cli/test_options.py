@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nbllama.cli.options import FAMILIAR, OPTIONS, Options, page, parse
-from nbllama.cli.values import Choice, Day, Real, Text, Variables, parse_variables
 from nbllama.errors import UsageError
+from nbllama.options.finetune.table import OPTIONS, Options, page, parse
+from nbllama.options.values import Choice, Day, Real, Text, Variables, parse_variables
 from tests.conftest import ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
@@ -41,7 +41,7 @@ NEW = """
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
 --sample-tokens
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
---train-on-prompt --on-long --skip-bad
+--train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
 """.split()
 
@@ -80,6 +80,31 @@ def test_what_every_old_default_is(shared: Path) -> None:
             assert float(shown) == float(cells[2]), name
             seen += 1
     assert seen > 20
+
+
+def test_every_file_is_known_as_read_or_written() -> None:
+    """No output may be an input, and that check asks the table."""
+    for o in OPTIONS:
+        if isinstance(o.value, Text) and "FILE" in o.value.metavar:
+            assert o.file in ("reads", "writes"), o.names
+        else:
+            assert o.file == "", o.names
+    assert {o.dest for o in OPTIONS if o.file == "writes"} == {
+        "checkpoint_out", "lora_out", "log", "report", "dump_out",
+    }  # fmt: skip
+
+
+def test_places_in_a_checkpoint_are_used_once() -> None:
+    places = [o.saved.place for o in OPTIONS if o.saved is not None]
+    assert sorted(places) == list(range(1, len(places) + 1))
+
+
+def test_what_only_one_kind_of_data_has() -> None:
+    assert {o.only for o in OPTIONS} == {"", "text", "records"}
+    for o in OPTIONS:
+        # a value that means "left out" must be allowed, or None would be the option's own default
+        if o.without is not None and o.value is not None:
+            assert o.value.parse(str(o.without)) == o.without, o.names
 
 
 def test_help_lists_every_option_grouped_and_fast() -> None:
@@ -206,14 +231,6 @@ def test_what_is_refused() -> None:
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):
             parse(argv)
-
-
-def test_familiar_names_lead_to_real_options() -> None:
-    for theirs, ours in FAMILIAR.items():
-        assert theirs not in names()
-        with pytest.raises(UsageError, match=f"did you mean {ours}\\?"):
-            parse([theirs, "1"])
-        assert ours in names()
 
 
 def test_the_docs_page_is_made_from_the_table() -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from nbllama.cli.parser import markdown, option, parse_into, table
-from nbllama.cli.values import Real, Size, Text, Whole
 from nbllama.errors import UsageError
+from nbllama.options.parser import markdown, option, parse_into, table
+from nbllama.options.values import Real, Size, Text, Whole
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nbllama.errors as errors
-from nbllama.cli.run import os_error_code, run_program
+from nbllama.system.program import os_error_code, run_program
 from tests.conftest import ROOT
 
 
@@ -22,7 +22,7 @@ def child(
     words = ["--debug"] if debug else []
     code = (
         "import sys, os, errno\n"
-        "from nbllama.cli.run import run_program\n"
+        "from nbllama.system.program import run_program\n"
         "import nbllama.errors as E\n"
         "def main(words):\n"
         + "".join(f"    {line}\n" for line in body.splitlines())
@@ -125,7 +125,8 @@ def test_output_is_utf8_whatever_the_locale(env: dict[str, str]) -> None:
 )
 def test_a_reader_that_went_away(body: str, code: int) -> None:
     program = (
-        "import sys, time\nfrom nbllama.cli.run import run_program\nimport nbllama.errors as E\n"
+        "import sys, time\nfrom nbllama.system.program import run_program\n"
+        "import nbllama.errors as E\n"
         f"def main(words):\n    time.sleep(0.3)\n    {body}\n    return 0\n"
         "sys.exit(run_program(main, []))"
     )

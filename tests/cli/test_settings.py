@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nbllama.cli.cores import physical_cores
-from nbllama.cli.defaults import context, iterations
-from nbllama.cli.options import Options, parse
-from nbllama.cli.settings import Settings, fresh_seed, resolve
 from nbllama.errors import UsageError
-from nbllama.slots import EVERY_SLOT
+from nbllama.kernels.cores import physical_cores
+from nbllama.lora.slots import EVERY_SLOT
+from nbllama.options.finetune.table import Options, parse
+from nbllama.train.run.defaults import context, iterations
+from nbllama.train.run.settings import Settings, fresh_seed, resolve
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
@@ -28,59 +28,46 @@ def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: 
 
 def test_plain_text_takes_the_old_tools_defaults() -> None:
     got = settings()
-    assert dataclasses.asdict(got) == dict(
+    derived = {f.name: getattr(got, f.name) for f in dataclasses.fields(got)}
+    assert derived.pop("options") == parse(["--model-base", "m"])
+    assert derived == dict(
         data_kind="raw",
         n_iter=256,
         threads=3,
         seed=99,
         ctx=128,
-        batch=8,
-        grad_acc=1,
-        use_checkpointing=True,
-        activation_memory=0,
         lora_r=4,
         alpha=4.0,
-        rslora=False,
         lora_alpha=4.0,
-        lora_dropout=0.0,
         lora_layers="all",
-        loraplus_lr_ratio=1.0,
-        optimizer="adamw",
         ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
         adam_alpha=1e-3,
-        adam_min_alpha=0.0,
-        lr_schedule="cosine",
-        wsd_decay=0.1,
+        adam_beta2=0.999,
         warmup=100,
         cos_decay_steps=1000,
         cos_decay_min=0.1,
-        cos_decay_restart=1.1,
-        enable_restart=False,
-        adam_decay=0.1,
-        adam_decay_min_ndim=2,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_gclip=1.0,
-        sample_start="",
-        include_sample_start=False,
-        overlapping_samples=False,
-        fill_with_next_samples=False,
-        separate_with_eos=False,
-        separate_with_bos=True,
-        sample_random_offsets=False,
-        packing=False,
         template_date="",
-        compat=False,
-        opt_past=0,
-        opt_delta=1e-5,
-        opt_max_no_improvement=0,
-        adam_epsf=0.0,
         eval_every=26,
-        early_stop=0,
-        save_every=10,
-        keep_last=0,
         notes=(),
     )
+
+
+def test_a_checkpoint_holds_these_settings_in_this_order() -> None:
+    """The keys of existing checkpoints: nothing here may change, new ones come at the end."""
+    assert list(settings("--rslora --lora-alpha 8 --batch 3").saved().items()) == [
+        ("batch", 3), ("grad_acc", 1), ("ctx", 128), ("adam_alpha", 1e-3), ("adam_min_alpha", 0.0),
+        ("adam_beta1", 0.9), ("adam_beta2", 0.999), ("adam_decay", 0.1),
+        ("adam_decay_min_ndim", 2), ("adam_gclip", 1.0), ("warmup", 100),
+        ("cos_decay_steps", 1000), ("cos_decay_min", 0.1), ("cos_decay_restart", 1.1),
+        ("enable_restart", False), ("seed", 99), ("sample_start", ""),
+        ("include_sample_start", False), ("overlapping_samples", False),
+        ("fill_with_next_samples", False), ("separate_with_eos", False),
+        ("separate_with_bos", True), ("sample_random_offsets", False), ("packing", False),
+        ("template_date", ""), ("compat", False), ("optimizer", "adamw"),
+        ("lr_schedule", "cosine"), ("wsd_decay", 0.1), ("lora_dropout", 0.0),
+        ("lora_layers", "all"), ("loraplus_lr_ratio", 1.0), ("rslora", True), ("alpha", 8.0),
+        ("eval_every", 26),
+    ]  # fmt: skip
 
 
 def test_chat_takes_todays_defaults() -> None:
@@ -106,11 +93,11 @@ def test_what_is_given_is_kept() -> None:
             "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
             "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6, "wqkv": 0,
         }  # fmt: skip
-        assert (got.lora_alpha, got.adam_alpha, got.adam_min_alpha) == (9.0, 0.01, 0.001)
+        assert (got.lora_alpha, got.adam_alpha, got.options.adam_min_alpha) == (9.0, 0.01, 0.001)
         assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
         assert (got.ctx, got.threads, got.seed, got.n_iter) == (99, 9, 5, 44)
-        assert got.use_checkpointing is False
-        assert got.save_every == -3
+        assert got.options.use_checkpointing is False
+        assert got.options.save_every == -3
 
 
 def test_slots_are_those_of_the_adapter() -> None:

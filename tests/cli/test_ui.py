@@ -16,8 +16,10 @@ import pytest
 
 from nbllama.cli.ui import Display, plain_line
 from nbllama.errors import OutputError
+from nbllama.train.run.recorder import Recorder
+from nbllama.train.run.screen import Screen
 from tests.conftest import ROOT
-from tests.test_progress import RECORD
+from tests.report.test_log import RECORD
 
 
 class Broken(io.StringIO):
@@ -34,7 +36,7 @@ class Broken(io.StringIO):
         return super().write(text)
 
 
-def run(display: Display, n: int = 3) -> None:
+def run(display: Screen, n: int = 3) -> None:
     display.header([("model", "m.gguf"), ("a longer name", "x")])
     display.compiling()
     display.compiling(1.25)
@@ -89,7 +91,7 @@ def test_a_closed_output_does_not_stop_training(
     left: int, error: Exception, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.jsonl"
-    run(Display(Broken(left, error), log=str(log)))
+    run(Recorder(Display(Broken(left, error)), str(log)))
     assert len(log.read_text().splitlines()) == 3
 
 
@@ -100,18 +102,18 @@ def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_metrics_file(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    with Display(io.StringIO(), log=str(log)) as display:
+    with Recorder(Display(io.StringIO()), str(log)) as display:
         display.step(RECORD)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert rows == [dataclasses.asdict(RECORD)]
     with pytest.raises(OutputError):
-        Display(io.StringIO(), log=str(tmp_path))
+        Recorder(Display(io.StringIO()), str(tmp_path))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_under_the_metrics_file_is_said_once() -> None:
     out = io.StringIO()
-    run(Display(out, log="/dev/full"))
+    run(Recorder(Display(out), "/dev/full"))
     lines = out.getvalue().splitlines()
     assert sum("training goes on" in line for line in lines) == 1
     assert sum(line.startswith("iter=") for line in lines) == 3
@@ -130,9 +132,9 @@ pty = pytest.importorskip("pty", reason="a terminal needs a system with ptys")
 
 _TERMINAL = """
 import dataclasses, sys
-from nbllama.cli.run import prepare_streams
+from nbllama.system.program import prepare_streams
 from nbllama.cli.ui import Display
-from tests.test_progress import RECORD
+from tests.report.test_log import RECORD
 prepare_streams()
 with Display() as display:
     display.header([("model", "m.gguf")])

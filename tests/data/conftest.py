@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from examples.toy_models import make_llama
 from nbllama.gguf_io import open_gguf
 from nbllama.text import CHATML, Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
-from tests.toy_models import make_llama
 
 # Trims what people wrote, as Llama 2's and Gemma's templates do, and refuses other roles.
 TRIMMING = (

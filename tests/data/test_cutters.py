@@ -28,6 +28,9 @@ class OneTokenAByte:
     def encode_parts(self, text: str) -> Iterator[list[int]]:
         yield self.encode(text)
 
+    def special_text_in(self, text: str) -> str | None:
+        return None
+
     def token_text(self, i: int) -> str:
         return "ab" if i == 256 else chr(i & 127)
 

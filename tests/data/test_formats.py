@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nbllama.cli import data_options
 from nbllama.data import Continuation, Conversation, DataFile, Style, find_splits, open_data
 from nbllama.data.records import NAMES, parse_columns
 from nbllama.data.samples import ON_LONG
 from nbllama.errors import DataError, UsageError
+from nbllama.options import data as data_options
 from nbllama.text import LAYOUTS
 
 
@@ -121,7 +121,7 @@ def test_alpaca_in_its_own_layout(tmp_path: Path) -> None:
         ("alpaca", {"instruction": "", "output": "a"}, "the instruction is empty"),
         ("alpaca", {"instruction": "q", "output": "\t"}, "the answer (output) is empty"),
         ("alpaca", {"instruction": "q"}, 'the key "output" is missing'),
-        ("alpaca", {"instruction": "q", "output": "a", "input": 1}, '"input" must be text'),
+        ("alpaca", {"instruction": "q", "output": "a", "input": []}, '"input" must be text'),
         ("alpaca", {"instruction": "q", "output": "a", "history": 1}, '"history" must be a list'),
         (
             "alpaca",
@@ -193,7 +193,7 @@ class TestTables:
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
             ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
             ("prompt,prompt\na,b\n", "line 1: a column comes twice"),
-            ("question,answer\na,b\n", "line 2: the keys (question, answer) are those of no form"),
+            ("theme,words\na,b\n", "line 2: the keys (theme, words) are those of no form"),
             ("prompt,completion\n", "holds no record"),
         ],
     )
@@ -239,9 +239,9 @@ class TestDocuments:
 
 def test_keys_of_no_format(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        opened(tmp_path, '{"question": "q", "answer": "a"}\n')
-    assert "line 1: the keys (question, answer) are those of no format" in str(caught.value)
-    assert "--data-columns" in str(caught.value)
+        opened(tmp_path, '{"theme": "q", "n": 1, "words": "a"}\n')
+    assert "line 1: the keys (theme, n, words) are those of no format" in str(caught.value)
+    assert "--data-columns prompt=theme,completion=words" in str(caught.value)
     assert opened(tmp_path, '{"question": "q"}\n', data_format="raw").kind == "raw"
 
 
@@ -265,13 +265,17 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
 
 def test_splits(tmp_path: Path) -> None:
     assert find_splits(tmp_path / "x.jsonl") == (str(tmp_path / "x.jsonl"), None, None)
-    with pytest.raises(DataError, match="has no train.jsonl"):
-        find_splits(tmp_path)
+    with pytest.raises(DataError, match=r"holds no data: no train\.jsonl"):
+        open_data(tmp_path)
     for name in ("train.jsonl", "valid.csv", "other.jsonl"):
         (tmp_path / name).touch()
     assert find_splits(tmp_path) == (
         str(tmp_path / "train.jsonl"), str(tmp_path / "valid.csv"), None,
     )  # fmt: skip
+    (tmp_path / "train.jsonl").rename(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"has valid\.csv, but no train\.jsonl"):
+        find_splits(tmp_path)
+    (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()
     with pytest.raises(DataError, match="has train.jsonl and train.txt: which one is it"):
         find_splits(tmp_path)

@@ -27,14 +27,18 @@ LINE = json.dumps(CHAT)
         (f"a\nb\n{LINE}\n", "raw"),
         ("{broken\n", "raw"),
         ("[1, 2]\n", "raw"),
-        ('{\n "name": "x",\n "version": 1\n}\n', "raw"),
     ],
 )
 def test_the_content_decides(tmp_path: Path, content: str, kind: str) -> None:
+    """But a file whose name says that it holds records is never raw text."""
     for name in ("data.txt", "data.jsonl"):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")
-        assert data_kind(path) == kind
+        if kind == "raw" and name == "data.jsonl" and LINE not in content:
+            with pytest.raises(DataError, match=r"data\.jsonl"):
+                data_kind(path)
+        else:
+            assert data_kind(path) == (kind if name == "data.txt" else "chat")
 
 
 @pytest.mark.parametrize(("document", "lines"), [(CHAT, [1]), ([CHAT, CHAT], [2, 14])])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nbllama.data import Conversation, DataFile, open_data
-from nbllama.data.containers import looks_like_object, numbered_lines
 from nbllama.data.formats import Sample
+from nbllama.data.json_values import looks_like_json, numbered_lines
 from nbllama.errors import DataError
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -181,16 +181,19 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ('{"messages": [', "broken JSON at column 15: "),
-        (GOOD + GOOD, "broken JSON at column 88: Extra data"),
+        (GOOD + '{"a', "broken JSON at column 88: Extra data"),
         ("[" * 100_000, "broken JSON: "),
         ('{"a": ' + "1" * 5000 + "}", "broken JSON: "),
-        ("[1]", "a record is an object with named values, not a list"),
+        ("[1]", "a record is an object with named values, not a number"),
+        ("[]", "a record is an object with named values, not a list"),
         ("null", "not null"),
         ("true", "not true or false"),
         ('"messages"', "not text"),
         ("3.5", "not a number"),
         ("{}", 'the key "messages" is missing'),
-        ('{"Messages": []}', 'the key "messages" is missing'),
+        ('{"Messages": []}', '"messages" must be a list of messages, not empty'),
+        ('{"messages": [], "messages": []}', 'the key "messages" comes twice in an object'),
+        ('{"messages": Infinity}', "broken JSON: Infinity is not a value of JSON"),
         ('{"messages": []}', '"messages" must be a list of messages, not empty'),
         ('{"messages": {}}', '"messages" must be a list of messages, not an object'),
         ('{"messages": "hi"}', '"messages" must be a list of messages, not text'),
@@ -208,7 +211,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ([Q, {"role": "assistant"}], 'message 2: the key "content" is missing'),
         ([{"content": "q"}, A], 'message 1: the key "role" is missing'),
         ([Q, {**A, "content": None}], 'message 2: "content" must be text, not null'),
-        ([Q, {**A, "content": 5}], 'message 2: "content" must be text, not a number'),
+        ([Q, {**A, "content": True}], 'message 2: "content" must be text, not true or false'),
         (
             [Q, {**A, "content": [{"text": "a"}]}],
             'message 2: "content" has a part that is not text',
@@ -323,8 +326,15 @@ def test_bytes_that_are_not_utf8_spoil_their_line_only(tmp_path: Path) -> None:
         read(tmp_path, broken, skip_bad=True)
 
 
-def test_looks_like_object() -> None:
-    for line in (GOOD, "  {}  ", '{"a": [1, {"b": 2}]}\r', "{'a': 1}"):
-        assert looks_like_object(line), line
-    for line in ("", "[]", "{", "text {}", "null", '{"a": ' * 10):
-        assert not looks_like_object(line), line[:20]
+def test_looks_like_json() -> None:
+    document = '"messages": [\n {\n "role": "user",\n }'
+    for text in (
+        GOOD, "  {}  ", '{"a": [1, {"b": 2}]}\r', "{'a': 1}", '[[{"role": 1', "{a: [", document,
+        "x" + GOOD, GOOD + "\nbroken", "\ufeff" + GOOD,
+    ):  # fmt: skip
+        assert looks_like_json(text), text
+    for text in (
+        "", "[]", "{", "text {}", "null", "[1] see", "[Enter HAMLET]", '"No," he said: no.',
+        "a\nb\n" + GOOD, "{{ name }} and {% if x %}", "}\n{\n",
+    ):  # fmt: skip
+        assert not looks_like_json(text), text

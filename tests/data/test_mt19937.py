@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbllama.checkpoint import load_checkpoint
+from nbllama.checkpoint.file import load_checkpoint
 from nbllama.data import MT19937
 from nbllama.errors import DataError
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.toy_models import make_llama
 from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.feed import iterations
 from nbllama.data.order import shuffled
-from nbllama.model import Model, load_model
-from nbllama.train import limits
-from tests.toy_models import make_llama
-from tests.toy_runs import Rows, toy_adapter, trainer
+from nbllama.model.passes import Model, load_model
+from nbllama.train.trainer import limits
+from tests.train.toy_runs import Rows, toy_adapter, trainer
 
 VOCAB = 320
 

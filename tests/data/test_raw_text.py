@@ -148,7 +148,8 @@ def test_byte_order_mark_is_not_text() -> None:
         (b"caf\xc3", "not UTF-8: byte 0xc3 at offset 3, line 1;"),
         (b"\xef\xbb\xbfa\x80", "not UTF-8: byte 0x80 at offset 4, line 1;"),
         (b"\xed\xa0\x80", "not UTF-8: byte 0xed at offset 0"),
-        ("text".encode("utf-16"), r"offset 0, line 1 \(it looks like UTF-16\); convert"),
+        ("text".encode("utf-16-le"), "NUL bytes; it looks like UTF-16LE without a byte-order mark"),
+        ("text".encode("utf-16") + b"x", "begins with the mark of UTF-16, but is damaged at byte"),
     ],
 )
 def test_bad_files_are_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:

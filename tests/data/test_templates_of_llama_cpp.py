@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from examples.toy_models import make_llama
 from nbllama.data import Conversation
 from nbllama.data.chat import ChatReader
 from nbllama.data.formats import FORMATS, Style
@@ -22,7 +23,6 @@ from nbllama.text.traits import Traits
 from tests.data.rule.chats import chats
 from tests.data.rule.matrix import RIGHT, cells, page
 from tests.data.rule.templates import PACKAGE, llama_templates
-from tests.toy_models import make_llama
 
 pytestmark = pytest.mark.slow
 

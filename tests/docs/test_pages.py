@@ -13,6 +13,7 @@ from tests.docs.pages import FIGURES, WALKTHROUGH, near, python_blocks, run_page
 
 PAGES = sorted(WALKTHROUGH.glob("[0-9]-*.md"))
 MINUTES = {"0", "4", "7", "9"}  # pages that train
+TRAIN = {"README", "python"}  # other ones that do
 OTHERS = [
     page
     for page in (
@@ -58,7 +59,13 @@ def test_a_page_runs_and_prints_what_it_shows(
     assert drawn == {Path(target).name for _, target in IMAGE.findall(text)}
 
 
-@pytest.mark.parametrize("page", OTHERS, ids=[page.stem for page in OTHERS])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in TRAIN else (), id=page.stem)
+        for page in OTHERS
+    ],
+)
 def test_python_on_other_pages_runs(page: Path, demo_model: Path, tmp_path: Path) -> None:
     """Where there is a model and a file of chats, by the names that the pages give them."""
     pytest.importorskip("matplotlib")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.toy_models import make_llama
 from nbllama.gguf_io import open_gguf
 from tests.conftest import ROOT
-from tests.toy_models import make_llama
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import nbllama
+from examples.toy_models import make_llama
 from nbllama.errors import UsageError
 from tests.conftest import ROOT
-from tests.toy_models import make_llama
 
 
 @pytest.fixture(scope="module")

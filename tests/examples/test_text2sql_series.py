@@ -12,7 +12,7 @@ import nbllama
 from examples.text2sql import generate, quantised, results, sweep
 from nbllama.data.chat import encode_chat
 from nbllama.errors import NbllamaError
-from tests.toy_runs import toy_model
+from tests.train.toy_runs import toy_model
 
 
 def test_the_sweep_changes_one_factor_at_a_time() -> None:

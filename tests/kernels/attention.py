@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.ops.attention import (
+from nbllama.ops.attention.attention import (
     alibi_slopes,
     attention,
     attention_grad_ref,
     attention_ref,
 )
-from nbllama.ops.attention_few import attention_few
-from nbllama.ops.attention_grad import attention_grad
+from nbllama.ops.attention.few import attention_few
+from nbllama.ops.attention.grad import attention_grad
 from tests.kernels.case import SUM, Arrays, Run, case, normal
 from tests.oracle import Graph
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from nbllama.ops.activation import gated, gated_grad, gated_grad_ref, gated_ref
 from nbllama.ops.dropout import add_dropped, dropout_for, dropped, keep_ref
-from nbllama.ops.int8_rows import int8_rows, int8_rows_ref
-from nbllama.ops.panels import pack, panel_floats
+from nbllama.ops.linear.int8_rows import int8_rows, int8_rows_ref
+from nbllama.ops.linear.panels import pack, panel_floats
 from nbllama.ops.softcap import soft_cap, soft_cap_grad, soft_cap_grad_ref, soft_cap_ref
 from tests.kernels.case import Arrays, Run, Theirs, case, normal
 from tests.kernels.panels import to_panels

@@ -11,8 +11,8 @@ from nbllama.ops.cross_entropy import (
     cross_entropy_grad_ref,
     cross_entropy_ref,
 )
+from nbllama.ops.linear.matmul import matmul_ref
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matmul import matmul_ref
 from tests.kernels.case import ROUNDED, Arrays, Run, case, normal
 from tests.kernels.panels import to_panels, unpacked
 from tests.kernels.products import Layer, times, times_back

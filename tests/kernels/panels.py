@@ -1,12 +1,12 @@
-"""Panels of tokens as plain numpy lays them out (`nbllama.ops.panels`)."""
+"""Panels of tokens as plain numpy lays them out (`nbllama.ops.linear.panels`)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from nbllama.lanes import PANEL
-from nbllama.ops.lora_ops import packed_rows
-from nbllama.ops.panels import n_panels
+from nbllama.kernels.lanes import PANEL
+from nbllama.ops.linear.lora import packed_rows
+from nbllama.ops.linear.panels import n_panels
 
 
 def to_panels(x: np.ndarray, height: int | None = None) -> np.ndarray:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.ops.linear import Input, LoraPair, hidden_floats, linear, linear_grad
-from nbllama.ops.lora_grad import pack_with_gradients
-from nbllama.ops.lora_ops import (
+from nbllama.ops.linear.linear import Input, LoraPair, hidden_floats, linear, linear_grad
+from nbllama.ops.linear.lora import (
     add_hidden,
     add_outer_packed,
     lora_grad_ref,
@@ -20,8 +19,9 @@ from nbllama.ops.lora_ops import (
     pack_with_hidden,
     thin_product,
 )
-from nbllama.ops.matmul import Weight, matmul_packed, matmul_ref
-from nbllama.ops.panels import panel_floats
+from nbllama.ops.linear.lora_grad import pack_with_gradients
+from nbllama.ops.linear.matmul import Weight, matmul_packed, matmul_ref
+from nbllama.ops.linear.panels import panel_floats
 from nbllama.quants import QUANTS
 from tests.kernels.case import ROUNDED, Arrays, Run, case, normal
 from tests.kernels.panels import to_panels, unpacked

@@ -29,22 +29,22 @@ GROUPS = (
 NO_CASE: dict[str, str] = {
     "nbllama.ops.op": "checks of arguments",
     "nbllama.ops.token.tables": "tables that tell `walk` what to do",
-    "nbllama.ops.token.run.walk": "a whole model's token: tests/test_token_program.py compares it "
-    "with the passes above, tests/test_generation_vs_llama.py with llama.cpp; "
-    "scripts/bench_generation times it",
+    "nbllama.ops.token.run.walk": "a whole model's token: tests/generation/test_token_program.py "
+    "compares it with the passes above, tests/generation/test_generation_vs_llama.py with "
+    "llama.cpp; scripts/bench_generation times it",
     "nbllama.ops.token.run.n_threads": "a number of threads",
     "nbllama.ops.token.run.row_product": "the one product inside of `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",
-    "nbllama.ops.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
-    "nbllama.ops.attention.attention_matrices": "plain numpy, for dumps",
-    "nbllama.ops.attention.probabilities": "plain numpy",
+    "nbllama.ops.attention.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
+    "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
+    "nbllama.ops.attention.attention.probabilities": "plain numpy",
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
-    "nbllama.ops.matmul_tiles.forward_entry": "the kernel of `matmul`",
-    "nbllama.ops.matmul_tiles.gradient_entry": "the kernel of `matmul_grad`",
+    "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
+    "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
     "nbllama.ops.token.run.thread_entry": "the kernel of `walk`",
-    "nbllama.ops.matvec.matvec_entry": "the kernel of `matvec`",
+    "nbllama.ops.linear.matvec.matvec_entry": "the kernel of `matvec`",
     **{
         f"nbllama.ops.{name}": "sizes and checks"
         for name in (

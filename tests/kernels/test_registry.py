@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nbllama.ops import OPS
-from nbllama.quantise import QUANTISED
 from nbllama.quants import QUANTS
+from nbllama.quants.encode import QUANTISED
 from tests.conftest import ROOT
 from tests.differences import record
 from tests.kernels.case import SIZES, Case, differences, llama
@@ -68,7 +68,7 @@ def test_every_weight_type_has_all_cases() -> None:
 def test_every_op_of_the_sweep_is_here() -> None:
     """`OPS` is what gradients are checked for; its pages are the registry's."""
     pages = {case.page for case in CASES}
-    assert {op.forward_ref.__module__ for op in OPS} - pages <= {"nbllama.ops.attention_grad"}
+    assert {op.forward_ref.__module__ for op in OPS} - pages <= {"nbllama.ops.attention.grad"}
 
 
 def test_names_are_different_and_groups_are_known() -> None:

@@ -14,7 +14,7 @@ from nbllama.ops.embed import (
     embed_lora_grad_ref,
     embed_lora_ref,
 )
-from nbllama.ops.matmul import Weight
+from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.rms_norm import (
     rms_norm,
     rms_norm_grad,

@@ -8,12 +8,13 @@ import gguf
 import numpy as np
 from gguf import quants as numpy_quants
 
-from nbllama.ops.matmul import matmul, matmul_grad, matmul_ref
-from nbllama.ops.matvec import matvec
-from nbllama.ops.panels import pack, panel_floats
-from nbllama.quantise import QUANTISED, quantise
-from nbllama.quants import QUANTS, QuantType, decode
+from nbllama.gguf_io.types import TensorType
+from nbllama.ops.linear.matmul import matmul, matmul_grad, matmul_ref
+from nbllama.ops.linear.matvec import matvec
+from nbllama.ops.linear.panels import pack, panel_floats
+from nbllama.quants import QUANTS, decode
 from nbllama.quants.base import find_decoder
+from nbllama.quants.encode import QUANTISED, quantise
 from tests.kernels.case import ROUNDED, SUM, Arrays, Run, Theirs, case, normal
 from tests.kernels.products import Layer, times, times_back
 from tests.oracle import Graph, quant
@@ -30,7 +31,7 @@ NO_GRADIENT = ("F16", "BF16")
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _decode(size: str, t: QuantType) -> Run:
+def _decode(size: str, t: TensorType) -> Run:
     n = {"one": 256, "odd": 9 * 256, "large": 576 * 1536}[size] // t.block_size
     raw = even_blocks(t.id, n)
     ours, theirs = (np.empty(n * t.block_size, np.float32) for _ in range(2))
@@ -49,7 +50,7 @@ def _decode(size: str, t: QuantType) -> Run:
     )
 
 
-def _matmul(size: str, t: QuantType) -> Run:
+def _matmul(size: str, t: TensorType) -> Run:
     n, n_out, n_in = SHAPES[size]
     w, x = Layer(t.name, n_out, n_in), normal(1, n, n_in)
     y, panels = np.empty((n, n_out), np.float32), np.empty(panel_floats(n, n_in), np.float32)
@@ -67,7 +68,7 @@ def _matmul(size: str, t: QuantType) -> Run:
     )
 
 
-def _matmul_grad(size: str, t: QuantType) -> Run:
+def _matmul_grad(size: str, t: TensorType) -> Run:
     n, n_out, n_in = SHAPES[size]
     w, dy = Layer(t.name, n_out, n_in), normal(1, n, n_out)
     dx, panels = np.empty((n, n_in), np.float32), np.empty(panel_floats(n, n_out), np.float32)
@@ -88,7 +89,7 @@ def _matmul_grad(size: str, t: QuantType) -> Run:
     )
 
 
-def _matvec(size: str, t: QuantType) -> Run:
+def _matvec(size: str, t: TensorType) -> Run:
     n = {"one": 1, "odd": 3, "large": 1}[size]
     _, n_out, n_in = SHAPES[size]
     w, x = Layer(t.name, n_out, n_in), normal(1, n, n_in)
@@ -113,7 +114,7 @@ def relative_l2(got: np.ndarray, wanted: np.ndarray) -> float:
     return found if np.isfinite(found) else float("inf")
 
 
-def _quantise(size: str, t: QuantType) -> Run:
+def _quantise(size: str, t: TensorType) -> Run:
     n = {"one": 1, "odd": 7, "large": 576}[size]
     rows = normal(5, n, 1536) * np.float32(0.02)
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from nbllama.ops.activation import SERIAL, gated, gated_grad, gated_ref
+from nbllama.ops.activation import gated, gated_grad, gated_ref
+from nbllama.ops.op import SERIAL
 
 EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 20, -20, 80, -80, 100, -100, 1000, -1000, 1e30, -1e30]
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.lanes import PANEL
+from nbllama.kernels.lanes import PANEL
 from nbllama.ops.cross_entropy import cross_entropy, unpacked
-from nbllama.ops.linear import Input, LoraPair, linear, linear_grad
+from nbllama.ops.linear.linear import Input, LoraPair, linear, linear_grad
+from nbllama.ops.linear.matmul import Weight, matmul, matmul_grad
+from nbllama.ops.linear.panels import n_panels, pack
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.matmul import Weight, matmul, matmul_grad
-from nbllama.ops.panels import n_panels, pack
-from nbllama.opt import AdamW
+from nbllama.opt.adamw import AdamW
 from tests import oracle
 from tests.differences import compare
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbllama.ops.attention import alibi_slopes, attention
-from nbllama.ops.attention_grad import attention_grad
+from nbllama.ops.attention.attention import alibi_slopes, attention
+from nbllama.ops.attention.grad import attention_grad
 from tests.differences import compare
 from tests.kernels.attention import (
     by_heads,

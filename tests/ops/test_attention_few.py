@@ -8,8 +8,8 @@ import numba
 import numpy as np
 import pytest
 
-from nbllama.ops.attention import alibi_slopes, attention, attention_ref
-from nbllama.ops.attention_few import CHUNK, MOST_QUERIES
+from nbllama.ops.attention.attention import alibi_slopes, attention, attention_ref
+from nbllama.ops.attention.few import CHUNK, MOST_QUERIES
 
 
 def run(

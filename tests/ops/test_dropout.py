@@ -8,12 +8,12 @@ import numba
 import numpy as np
 import pytest
 
-from nbllama.bound import Bound
-from nbllama.lanes import PANEL
-from nbllama.model import Model
+from nbllama.kernels.lanes import PANEL
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
 from nbllama.ops.dropout import Dropout, add_dropped, dropout_for, dropped, keep_ref, philox_ref
-from nbllama.ops.panels import n_panels
-from tests.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
+from nbllama.ops.linear.panels import n_panels
+from tests.train.toy_runs import random_rows, same_bits, state_of, toy_adapter, toy_model, trainer
 
 # Random123's known answers for philox4x32 with 10 rounds: counter, key, result
 KNOWN = [
@@ -159,5 +159,5 @@ def test_every_gradient_is_the_slope_under_the_same_mask(model: Model, checkpoin
 def test_generation_and_a_bound_of_its_own_have_none(model: Model, tmp_path: Path) -> None:
     t = trainer(model, toy_adapter(model), random_rows(model, (9, 14)), dropout=0.5)
     t.step()
-    assert t._bound.dropout is None
+    assert t.bound.dropout is None
     assert Bound(model, t.adapter).dropout is None

@@ -14,7 +14,7 @@ from nbllama.ops.embed import (
     embed_lora_grad_ref,
     embed_lora_ref,
 )
-from nbllama.ops.matmul import Weight
+from nbllama.ops.linear.matmul import Weight
 
 TOKENS = np.array([3, 0, 49, 3, 3, 7], np.int32)
 

@@ -23,8 +23,8 @@ import sys
 import llvmlite.binding as llvm
 import numba
 from numba import types
-from nbllama import lanes
-from nbllama.simd import fma_tile
+from nbllama.kernels import lanes
+from nbllama.kernels.simd import fma_tile
 
 def product(a, row, step, b, n, c, ld):
     fma_tile(a, 0, row, step, b, 0, lanes.PANEL, n, c, 0, ld, False)

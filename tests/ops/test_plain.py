@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from nbllama import plain, simd
-from nbllama._jit import PLAIN
-from nbllama.lanes import PANEL, ROWS, VL
+from nbllama.kernels import plain, simd
+from nbllama.kernels.jit import PLAIN
+from nbllama.kernels.lanes import PANEL, ROWS, VL
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(PLAIN, reason="both are the plain loops")
@@ -90,7 +90,7 @@ def test_exponential() -> None:
 PROGRAM = """
 import sys
 import numpy as np
-from nbllama import lanes
+from nbllama.kernels import lanes
 from nbllama.ops import OPS
 from tests.ops.test_registry_sweep import sample, wide
 from tests.differences import relative

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nbllama.ops.op import SERIAL
 from nbllama.ops.rms_norm import (
-    SERIAL,
     rms_norm,
     rms_norm_grad,
     rms_norm_grad_ref,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama.ops.rope import SERIAL, rope, rope_tables, yarn_range
+from nbllama.ops.op import SERIAL
+from nbllama.ops.rope import rope, rope_tables, yarn_range
 
 PAIRINGS = pytest.mark.parametrize("halves", [False, True], ids=["interleaved", "halves"])
 Array = np.ndarray

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nbllama.ops.embed import embed
-from nbllama.ops.matmul import Weight
+from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.rope import rope, rope_tables
 from tests.differences import compare
 from tests.oracle import QUANT_TYPES, Raw, ggml, quantize

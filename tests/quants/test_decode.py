@@ -162,3 +162,15 @@ def test_unsupported_types_are_named() -> None:
         quant_type(15)
     with pytest.raises(GGUFError, match="number 999"):
         decode(999, np.zeros(1, np.uint8), 1)
+
+
+def test_a_type_without_a_decoder_in_vectors_uses_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from nbllama.quants import legacy
+    from nbllama.quants.vector import legacy as in_vectors
+
+    find = find_decoder.__wrapped__
+    assert find(2, "vector") is in_vectors.decode_q4_0
+    monkeypatch.delattr(in_vectors, "decode_q4_0")
+    assert find(2, "vector") is find(2, "plain") is legacy.decode_q4_0

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbllama._jit import kernel
-from nbllama.ops.int8_rows import Int8Rows, int8_product_ref, int8_rows, int8_rows_ref
-from nbllama.ops.matmul import Weight
+from nbllama.kernels.jit import kernel
+from nbllama.ops.linear.int8_rows import Int8Rows, int8_product_ref, int8_rows, int8_rows_ref
+from nbllama.ops.linear.matmul import Weight
 from nbllama.quants import QUANTS, as_readonly, decode
 from nbllama.quants.dot import SUMMED, dot_blocks, find_dot, int8_block
 from tests import oracle

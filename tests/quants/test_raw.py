@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import as_readonly
 from nbllama.quants._raw import bf16, f16, f16_by_integers, half_of_bits, i8, u8, u16, u32
 

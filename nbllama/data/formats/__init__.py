@@ -35,11 +35,14 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """The format that most of `records` have the keys of; None where none has those of any."""
+    """The format that most of `records` have the keys of; None where none has those of any.
+
+    A key with null counts as missing: tables that were merged have such.
+    """
     votes: Counter[str] = Counter()
     for record in records:
         for name, format in FORMATS.items():
-            if all(key in record for key in format.keys):
+            if all(record.get(key) is not None for key in format.keys):
                 votes[name] += 1
                 break
     return FORMATS[votes.most_common(1)[0][0]] if votes else None

@@ -202,7 +202,7 @@ def kind_of(value: object) -> str:
         int: "a number",
         float: "a number",
     }
-    return names[type(value)]
+    return names.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def keys_of(record: Record) -> str:

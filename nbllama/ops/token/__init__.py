@@ -9,7 +9,7 @@ tasks from the phase's counter and go on when all its tasks are done:
     tasks.py    what one task of each kind computes
     run.py      the kernel that walks through the program
 
-`nbllama.threads` has the counters, and `nbllama.token_program` writes the program of a
-model.
+`nbllama.kernels.threads` has the counters, and `nbllama.generation.token_program` writes the
+program of a model.
 llama.cpp: `ggml_graph_compute_thread`, `ggml_barrier`.
 """

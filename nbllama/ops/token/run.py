@@ -12,17 +12,19 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, get_num_threads, prange, types
+from numba import carray, prange, types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from nbllama._jit import kernel, thread_routine
-from nbllama.ops.attention_few import CHUNK
+from nbllama.kernels.jit import kernel, thread_routine
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
+from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
-    _dot,
     branch_task,
     cap_task,
+    dot,
     finish_row,
     floats,
     gate_task,
@@ -38,7 +40,6 @@ from nbllama.ops.token.tasks import (
 )
 from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
-from nbllama.threads import call, count, count_more, pointer, wait_for
 
 MOST_TYPES = 6
 NO_TYPE = -1  # in the place of a type that a model does not have
@@ -82,7 +83,7 @@ def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-unt
 
     def decoded(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
         decode_blocks(number, raw, src, p.n_in // size, row, 0)
-        return _dot(row, floats(p.x, p.n_in), p.n_in)
+        return dot(row, floats(p.x, p.n_in), p.n_in)
 
     return {0: decoded, 32: by_32, 256: by_256}[block]
 
@@ -163,7 +164,7 @@ def _walk(routine, address, threads):  # type: ignore[no-untyped-def]
 
 def n_threads() -> int:
     """How many threads go through a program: each needs its row of scratch."""
-    return int(get_num_threads())
+    return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:

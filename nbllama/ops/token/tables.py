@@ -2,7 +2,8 @@
 
 `PHASE` is the program itself: the kind, the first row of that kind's table, how many rows, and into
 how many tasks the phase is cut. Fields that name an array hold its address; whoever writes the
-program checks sizes and keeps the arrays alive (`program.py`). Everything is float32 unless said.
+program (`nbllama.generation.token_program`) checks sizes and keeps the arrays alive. Everything is
+float32 unless said.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
 # What the threads are given: the token's position, the program, and memory that all phases share:
 # `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
-# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.threads`.
+# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.kernels.threads`.
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from nbllama._jit import kernel
-from nbllama.ops.activation import _gelu_row, _silu_row
-from nbllama.ops.attention_few import CHUNK, _chunk, _join
-from nbllama.ops.attention_tiles import cap_and_bias
-from nbllama.ops.int8_rows import _row as _int8_row
-from nbllama.ops.int8_rows import _sum
-from nbllama.ops.rms_norm import _row as _norm_row
-from nbllama.ops.rope import _turn_halves, _turn_interleaved
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.threads import pointer
+from nbllama.ops.activation import gelu_row, silu_row
+from nbllama.ops.attention.few import CHUNK, attend_chunk, join_chunks
+from nbllama.ops.attention.tiles import cap_and_bias
+from nbllama.ops.linear.int8_rows import int8_row, int8_sum
+from nbllama.ops.rms_norm import norm_row
+from nbllama.ops.rope import turn_halves, turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.quants.dot import SUMMED
-from nbllama.threads import pointer
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
 TASKS = 4  # of a thread in one phase: drawing one may take as long as two rows (two cores, 0.5 us)
@@ -49,21 +48,21 @@ def to_int8(x, lo, hi, forms, step):  # type: ignore[no-untyped-def]
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
-        _int8_row(x[lo:hi], 32, q[lo:hi], d[lo // 32 : hi // 32])
+        int8_row(x[lo:hi], 32, q[lo:hi], d[lo // 32 : hi // 32])
         for b in range(lo // 32, hi // 32):
-            sums[b] = d[b] * np.float32(_sum(q[32 * b : 32 * b + 32]))
+            sums[b] = d[b] * np.float32(int8_sum(q[32 * b : 32 * b + 32]))
     if forms & INT8_256:
         q, d = int8_numbers(step.q256, step.width), floats(step.d256, step.width // 256)
         totals = int16_numbers(step.s256, step.width // SUMMED)
-        _int8_row(x[lo:hi], 256, q[lo:hi], d[lo // 256 : hi // 256])
+        int8_row(x[lo:hi], 256, q[lo:hi], d[lo // 256 : hi // 256])
         for s in range(lo // SUMMED, hi // SUMMED):
-            totals[s] = np.int16(_sum(q[SUMMED * s : SUMMED * s + SUMMED]))
+            totals[s] = np.int16(int8_sum(q[SUMMED * s : SUMMED * s + SUMMED]))
 
 
 @kernel()
 def norm_task(p, step):  # type: ignore[no-untyped-def]
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
-    _norm_row(x, w, p.eps, out)
+    norm_row(x, w, p.eps, out)
     if p.scale != np.float32(1.0):
         for c in range(p.n):
             out[c] *= p.scale
@@ -71,7 +70,7 @@ def norm_task(p, step):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def _dot(a, b, n):  # type: ignore[no-untyped-def]
+def dot(a, b, n):  # type: ignore[no-untyped-def]
     total = np.float32(0.0)
     for k in range(n):
         total += a[k] * b[k]
@@ -87,7 +86,7 @@ def hidden_task(pairs, first, task):  # type: ignore[no-untyped-def]
         s += 1
     p = pairs[s]
     a, x = floats(p.a + 4 * r * p.n_in, p.n_in), floats(p.x, p.n_in)
-    floats(p.h, p.rank)[r] = p.scale * _dot(a, x, p.n_in)
+    floats(p.h, p.rank)[r] = p.scale * dot(a, x, p.n_in)
 
 
 @kernel()
@@ -108,7 +107,7 @@ def finish_row(p, n, value):  # type: ignore[no-untyped-def]
     if p.bias != 0:
         value += floats(p.bias, p.n_out)[n]
     if p.rank > 0:
-        value += _dot(floats(p.b + 4 * n * p.rank, p.rank), floats(p.h, p.rank), p.rank)
+        value += dot(floats(p.b + 4 * n * p.rank, p.rank), floats(p.h, p.rank), p.rank)
     y = floats(p.y, p.n_out)
     y[n] = y[n] + value if p.add else value
 
@@ -119,12 +118,12 @@ def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
     if norm != 0:
         w = floats(norm, p.head_dim)
         for h in range(row.shape[0]):
-            _norm_row(row[h], w, p.eps, row[h])
+            norm_row(row[h], w, p.eps, row[h])
     if p.half > 0:
         if p.halves:
-            _turn_halves(row, cos, sin, np.float32(1.0))
+            turn_halves(row, cos, sin, np.float32(1.0))
         else:
-            _turn_interleaved(row, cos, sin, np.float32(1.0))
+            turn_interleaved(row, cos, sin, np.float32(1.0))
 
 
 @kernel()
@@ -160,7 +159,7 @@ def scores_task(p, task, step):  # type: ignore[no-untyped-def]
         q, slopes = floats(p.q, p.n_head * p.head_dim), floats(p.slopes, p.n_head)
         scores = carray(pointer(step.scores), (step.chunks, p.n_head, CHUNK), np.float32)
         found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
-        _chunk(q, 0, keys, values, g, lo, hi, at, p.scale, slopes, p.cap, scores[c], found[c])
+        attend_chunk(q, 0, keys, values, g, lo, hi, at, p.scale, slopes, p.cap, scores[c], found[c])
 
 
 @kernel()
@@ -171,7 +170,9 @@ def join_task(p, step):  # type: ignore[no-untyped-def]
     first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
     size = p.n_head * p.head_dim
     for h in range(p.n_head):
-        _join(found[:, h], first, at // CHUNK + 1, floats(p.out + 4 * h * p.head_dim, p.head_dim))
+        join_chunks(
+            found[:, h], first, at // CHUNK + 1, floats(p.out + 4 * h * p.head_dim, p.head_dim)
+        )
     out = floats(p.out, size)
     to_int8(out, np.int64(0), size, p.forms, step)
 
@@ -180,7 +181,7 @@ def join_task(p, step):  # type: ignore[no-untyped-def]
 def branch_task(p):  # type: ignore[no-untyped-def]
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
-        _norm_row(y, floats(p.w, p.n), p.eps, y)
+        norm_row(y, floats(p.w, p.n), p.eps, y)
     for c in range(p.n):
         x[c] += p.scale * y[c]
 
@@ -190,9 +191,9 @@ def gate_task(p, task, step):  # type: ignore[no-untyped-def]
     gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     if p.gelu:
-        _gelu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+        gelu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
     else:
-        _silu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+        silu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
     to_int8(out, lo, hi, p.forms, step)
 
 

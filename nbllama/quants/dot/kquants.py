@@ -11,7 +11,7 @@ llama.cpp: `ggml_vec_dot_q2_K_q8_K`, `_q3_K_q8_K`, `_q4_K_q8_K`, `_q5_K_q8_K`, `
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import u32
 from nbllama.quants._vec import load16, load32
 from nbllama.quants.dot._lanes import (

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.simd import fma
 from nbllama.quants._raw import u32
 from nbllama.quants._vec import load32
 from nbllama.quants.dot._lanes import (
@@ -28,7 +29,6 @@ from nbllama.quants.dot._lanes import (
     sum8,
     zeros8,
 )
-from nbllama.simd import fma
 
 
 @kernel(inline=True)

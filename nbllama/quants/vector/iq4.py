@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
 from nbllama.quants._raw import f16, number, u8, u16
 from nbllama.quants._vec import load16, lookup, signed, store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
 from nbllama.quants._raw import f16, number, u8, u16, u32
 from nbllama.quants._vec import load8, negative_where, signed, store, two_rows_of_4, unsigned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import f16, i8, number, u8
 from nbllama.quants._vec import load16, load32, signed, store, unsigned
 from nbllama.quants.kquants import q3_scale, scale_and_min

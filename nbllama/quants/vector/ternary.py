@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama._jit import kernel
+from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import f16
 from nbllama.quants._vec import load4, load16, load32, signed, store, times_over_256
 

@@ -1,0 +1,173 @@
+"""The registry of architectures that are checked: thin random models of each kind that people have.
+
+`MODELS` is the one list: the logits, gradients, adapters and merges of every entry are compared in
+tests/arch/test_archs.py and tests/arch/test_arch_gradients.py, and `--list-archs` must name
+exactly these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import nbllama
+from examples.toy_models import make_llama
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import EVERY_SLOT, without_tensor
+from nbllama.model.passes import Model
+
+WIDE = {"n_embd": 256, "n_ff": 256}
+
+
+class Thin(NamedTuple):
+    """A thin model: arguments of `make_llama`, and those that give rows of whole K-quant blocks."""
+
+    arch: str
+    options: dict[str, Any]
+    wide: dict[str, Any] = WIDE
+
+    def make(self, path: Path, **changes: Any) -> None:
+        options: dict[str, Any] = {"arch": self.arch, **self.options, **changes}
+        make_llama(path, **options)
+
+    def make_wide(self, path: Path, types: str) -> None:
+        self.make(path, types=types, **self.wide)
+
+    @property
+    def deep(self) -> bool:
+        """Has as many layers as the real one, because llama.cpp goes by their number."""
+        return bool(self.options.get("n_layer", 2) > 8)
+
+
+QKV = ("attn_q", "attn_k", "attn_v")
+GEMMA: dict[str, Any] = {"tied": True, "post_norms": True, "head_dim": 24}
+GEMMA3 = GEMMA | {"qk_norm": True, "rope_freq_base": 1e6}
+WIDE_GEMMA = WIDE | {"head_dim": 128}
+
+BPE: dict[str, Any] = {"rope_freq_base": 1e6, "tokenizer": "bpe"}
+DENSE = {
+    "leading_dense_block_count": 2,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 1.0,
+}
+
+MODELS: dict[str, Thin] = {
+    "llama, 7B to 30B": Thin("llama", {}),
+    "llama, 70B (64 heads over 8)": Thin(
+        "llama",
+        {"n_embd": 512, "n_head": 64, "n_head_kv": 8, "n_ff": 128},
+        {"n_ff": 256},
+    ),
+    "llama, Mistral (its window ignored)": Thin(
+        "llama", {"keys": {"attention.sliding_window": 16}, "rope_freq_base": 1e6}
+    ),
+    "llama, Chinese-LLaMA-2-16k": Thin(
+        "llama", {"n_head_kv": 4, "rope_scaling": ("linear", 4.0), "n_vocab": 555}
+    ),
+    "llama, Llama 3 1B": Thin(
+        "llama",
+        {"tied": True, "rope_factors": True, "rope_freq_base": 500000.0, "tokenizer": "bpe"},
+    ),
+    "llama, Yi": Thin("llama", {"rope_freq_base": 5e6, "n_head_kv": 1}),
+    "baichuan, 7B (RoPE)": Thin(
+        "baichuan", {"n_layer": 32, "n_embd": 32, "n_ff": 48, "n_head_kv": 4}
+    ),
+    "baichuan, 13B (ALiBi)": Thin(
+        "baichuan",
+        {"n_layer": 40, "n_embd": 40, "n_head": 5, "n_head_kv": 5, "n_ff": 48},
+        WIDE | {"n_head": 4, "n_head_kv": 4},
+    ),
+    "qwen2, 7B": Thin("qwen2", BPE | {"biases": QKV}),
+    "qwen2, 0.5B (tied)": Thin(
+        "qwen2",
+        BPE | {"biases": QKV, "tied": True, "n_head": 7, "n_head_kv": 1, "n_embd": 56},
+        WIDE | {"n_head": 4},
+    ),
+    "qwen3, all dense sizes": Thin(
+        "qwen3", BPE | {"qk_norm": True, "head_dim": 24}, WIDE | {"head_dim": 128}
+    ),
+    "internlm2, all sizes": Thin("internlm2", {"rope_freq_base": 1e6}),
+    "minicpm, with its scales in the file": Thin(
+        "minicpm",
+        {
+            "n_head_kv": 4,
+            "tied": True,
+            "keys": {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 3.0},
+        },
+    ),
+    "minicpm, without them": Thin("minicpm", {"n_head_kv": 4}),
+    "gemma2, 2B and 9B": Thin(
+        "gemma2",
+        GEMMA
+        | {
+            "keys": {
+                "attention.sliding_window": 20,
+                "attn_logit_softcapping": 5.0,
+                "final_logit_softcapping": 3.0,
+            }
+        },
+        WIDE_GEMMA,
+    ),
+    "gemma2, without its keys": Thin("gemma2", GEMMA, WIDE_GEMMA),
+    "gemma2, 27B": Thin("gemma2", GEMMA | {"n_layer": 46, "n_embd": 40, "n_ff": 48}, WIDE_GEMMA),
+    "gemma3, 270M and 1B": Thin(
+        "gemma3",
+        GEMMA3 | {"n_layer": 7, "keys": {"attention.sliding_window": 20}},
+        WIDE_GEMMA,
+    ),
+    "gemma3, 4B and 12B, text": Thin(
+        "gemma3",
+        GEMMA3
+        | {
+            "n_layer": 6,
+            "rope_scaling": ("linear", 8.0),
+            "keys": {"attention.sliding_window": 33, "final_logit_softcapping": 2.0},
+        },
+        WIDE_GEMMA,
+    ),
+    "gemma3, without a window": Thin("gemma3", GEMMA3, WIDE_GEMMA),
+    "gemma3, 27B, text": Thin(
+        "gemma3",
+        GEMMA3
+        | {"n_layer": 62, "n_embd": 40, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
+        WIDE_GEMMA,
+    ),
+    "phi3, mini": Thin("phi3", {"fused": True, "n_head_kv": 4}),
+    "phi3, medium (GQA)": Thin("phi3", {"fused": True, "tokenizer": "bpe"}),
+    "phi3, Phi-4-mini (a part of the head turns)": Thin(
+        "phi3", {"fused": True, "tied": True, "n_rot": 12, "tokenizer": "bpe"}, WIDE | {"n_rot": 48}
+    ),
+    "deepseek, dense": Thin("deepseek", {"keys": DENSE}),
+    "granite, dense": Thin(
+        "granite",
+        {
+            "tied": True,
+            "keys": {
+                "embedding_scale": 12.0,
+                "residual_scale": 0.4,
+                "logit_scale": 8.0,
+                "attention.scale": 0.1,
+            },
+        },
+    ),
+    "granite, without its keys": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
+}
+
+
+def random_adapter(model: Model, norms: bool) -> Adapter:
+    """Random A and B of different ranks on every tensor that takes a pair."""
+    missing = without_tensor(model.shapes)
+    if model.hp.tied_output and not norms:
+        missing.add("tok_embd")  # llama.cpp cannot run such an adapter
+    ranks = {
+        slot.name: 0 if slot.name in missing or (slot.kind == "norm" and not norms) else 1 + i % 3
+        for i, slot in enumerate(EVERY_SLOT)
+    }
+    adapter = nbllama.init_adapter(model, rank=2, alpha=3, ranks=ranks)
+    rng = np.random.default_rng(9)
+    for p in adapter.parameters().values():
+        p[...] = rng.standard_normal(p.shape) * (0.3 if len(p) < 4 else 0.1)
+    return adapter

@@ -1,0 +1,181 @@
+"""LoRA adapters as files, in the format that the name asks for.
+
+| name | format |
+|---|---|
+| ends in `.bin` | what llama.cpp's `finetune` wrote and llama.cpp of 2023 reads |
+| ends in `/`, or an existing folder | Hugging Face PEFT |
+| any other, such as `.gguf` | what today's llama.cpp reads |
+
+Files are read by what they hold (the old tool called its `.bin` files `.gguf`). See
+docs/adapters.md.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from nbllama.adapter.ggla import MAGIC_BYTES, read_ggla, write_ggla
+from nbllama.adapter.gguf_lora import read_gguf_lora, write_gguf_lora
+from nbllama.adapter.peft import CONFIG, WEIGHTS, norms_line, read_peft, write_peft
+from nbllama.adapter.source import Path, Source
+from nbllama.adapter.stored import Base, Stored, fitting, refuse
+from nbllama.errors import CheckpointError, UsageError, shown
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import SLOT_BY_NAME, slot_of
+
+if TYPE_CHECKING:
+    from nbllama.arch import Hparams
+
+FOLDER_FILES = (WEIGHTS, CONFIG)  # of a PEFT folder, in the order in which they are written
+_EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
+
+
+def format_of(path: Path) -> str:
+    """ "gguf", "bin" or "peft": the format in which an adapter of this name is written."""
+    name = os.fspath(path)
+    if is_folder(name):
+        return "peft"
+    return "bin" if name.lower().endswith(".bin") else "gguf"
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the name asks for a folder."""
+    name = os.fspath(path)
+    return name.endswith(("/", os.sep)) or os.path.isdir(name)
+
+
+def check_format(path: Path) -> None:
+    """Raise `UsageError` if the name seems to ask for a format that is not written."""
+    name = os.fspath(path)
+    if not is_folder(name) and name.lower().endswith((".safetensors", ".json", ".pt", ".pth")):
+        raise UsageError(
+            f"{shown(name, 400)}: an adapter for PEFT is a folder; give its name with / at the end"
+        )
+
+
+def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
+    """One line for each thing in `adapter` that the readers of the format of `path` will not do as
+    it was trained.
+    """
+    return _notes(list(adapter.pairs), hp.tied_output, format_of(path))
+
+
+def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
+    """`adapter_notes` for an adapter as it was read, written in the format `kind`."""
+    return _notes(list(stored.pairs), tied_output, kind)
+
+
+def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
+    norms = [n for n in names if (s := slot_of(n)) and s[0].kind == "norm"]
+    tied = tied_output and _EMBEDDING in names
+    if kind == "bin":
+        return []
+    if kind == "peft":
+        notes = norms_line(norms)
+        if tied:
+            notes.append(
+                "PEFT adds LoRA of token_embd to the embedding alone, not to the output that is"
+                " tied to it in this model: merge the adapter into the model instead"
+            )
+        return notes
+    notes = []
+    if norms:
+        notes.append(
+            f"llama.cpp ignores LoRA on norm vectors ({len(norms)} here, such as {norms[0]}):"
+            " merge the adapter into the model to get what was trained"
+        )
+    if tied:
+        notes.append(
+            "llama.cpp aborts on LoRA of token_embd where the output is tied to it, as in this"
+            " model: merge the adapter into the model instead of loading it"
+        )
+    return notes
+
+
+def save_adapter(
+    path: Path, adapter: Adapter, hp: Hparams, *, july_2024: bool = False
+) -> list[str]:
+    """Write `adapter` in the format of its name, whole or not at all; returns `adapter_notes`.
+
+    `july_2024`: a `.bin` byte for byte as the old tool of that month wrote it.
+
+    Raises `OutputError` if the path cannot be written, `UsageError` for a name or an adapter that
+    the format has no place for, `ValueError` for an adapter that no reader would take: no pair,
+    alpha not above 0, or a value that is not finite.
+    """
+    stored = Stored.of(adapter, Base.of(hp))
+    write_stored(path, stored, july_2024=july_2024)
+    return adapter_notes(adapter, hp, path)
+
+
+def load_adapter(
+    path: Path,
+    hp: Hparams,
+    shapes: Mapping[str, tuple[int, ...]],
+    say: Callable[[str], None] | None = None,
+) -> Adapter:
+    """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
+
+    Our own files come back as they were trained: bit for bit where nothing had to be rounded for
+    the format. Files in which pairs have scales of their own (such as `convert_lora_to_gguf.py`
+    writes, with lora_r = their largest rank) get B times what makes up for it. `say` gets a line
+    for what of the file is passed over (without it: a warning).
+
+    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
+    damaged or does not fit the base model.
+    """
+    stored = read_stored(path, Base.of(hp, shapes))
+    for note in stored.notes:
+        if say is None:
+            warnings.warn(note, stacklevel=2)
+        else:
+            say(note)
+    try:
+        return stored.adapter()
+    except OverflowError as e:
+        where = f"tensor '{e}.lora_b'"
+        raise refuse(path, where, "overflows where all pairs have one scale") from e
+
+
+def read_stored(path: Path, base: Base) -> Stored:
+    """Read an adapter as its file states it, proved against what is known of `base`.
+
+    Raises as `load_adapter`, and `UsageError` if more must be known of the base model.
+    """
+    if not os.path.lexists(path):
+        raise FileNotFoundError(os.fspath(path))
+    if os.path.isdir(path):
+        return fitting(path, read_peft(path, base), base)
+    with Source(path) as f:
+        magic = f.take(min(4, f.size), "file")
+    if magic == MAGIC_BYTES:
+        return fitting(path, read_ggla(path), base)
+    if magic[:2] == b"PK":
+        found = "a PyTorch file; read are the folders that PEFT saves with safetensors"
+        raise refuse(path, "file", found)
+    if os.fspath(path).lower().endswith(".safetensors"):
+        raise refuse(path, "file", f"an adapter for PEFT is a folder: name the one with {CONFIG}")
+    return fitting(path, read_gguf_lora(path, base), base)
+
+
+def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
+    """Write in the format of the name; returns a line for what was rounded or left out.
+
+    Raises `UsageError`, `OutputError`, `CheckpointError` for values that the format would make
+    infinite.
+    """
+    check_format(path)
+    kind = format_of(path)
+    try:
+        if kind == "peft":
+            return write_peft(path, stored)
+        if kind == "bin":
+            return write_ggla(path, stored, july_2024=july_2024)
+        return write_gguf_lora(path, stored)
+    except OverflowError as e:
+        raise CheckpointError(
+            f"{shown(path, 400)}: not written: {e}.lora_b would be infinite in this format"
+        ) from e

@@ -1,0 +1,129 @@
+"""The `.bin` adapter of llama.cpp's `finetune` of 2023 and 2024 (`save_as_llama_lora`).
+
+All numbers little endian. The header is four u32: magic, version 1, r, alpha; every pair is scaled
+by alpha / r. Then records up to the end of the file, one for each half of a pair:
+
+| field | type | |
+|---|---|---|
+| n_dims | u32 | 1 or 2 |
+| length of the name, type, ne[n_dims] | u32 | type 0 F32, 1 F16, 30 BF16; ne fastest first |
+| name | bytes | base tensor's name and `.loraA` or `.loraB` |
+| padding | zeros | to the next multiple of 32 of the place in the file |
+| values | | loraA (n_in, rank), loraB (n_out, rank) in numpy's order |
+
+llama.cpp of 2023 reads two dimensions only; the program of July 2024 left out a trailing 1 (of
+loraB of norm vectors), and its reader takes both.
+"""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+
+import numpy as np
+
+from nbllama.adapter.source import Path, Source
+from nbllama.adapter.stored import MAX_RANK, Base, Stored, joined, rounded
+from nbllama.errors import shown
+from nbllama.lora.slots import tensor_index
+from nbllama.system.files import atomic_write
+
+MAGIC = 0x67676C61
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+_VERSION = 1
+_ALIGNMENT = 32
+_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
+_HALVES = (".loraA", ".loraB")
+_MAX_NAME = 1024  # the buffer of the 2023 reader
+_MAX_INT = 2**31 - 1  # its type of r and alpha
+
+
+def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
+    """Write `stored` in one atomic step; returns lines about what had to be changed.
+
+    `july_2024`: the layout of that program, which no reader of 2023 takes where a norm vector has
+    a pair. Raises `OutputError`, and `OverflowError` naming a tensor that would not be finite.
+    """
+    alpha, r, notes = _header(stored)
+    records, inexact = [], []
+    for name in sorted(stored.pairs, key=tensor_index):
+        pair = stored.pairs[name]
+        b, exact = stored.scaled(name, alpha * pair.rank / r)
+        inexact += [] if exact else [name]
+        records += [(name + ".loraA", pair.a.T), (name + ".loraB", b)]
+    with atomic_write(path) as file:
+        file.write(MAGIC_BYTES + struct.pack("<III", _VERSION, r, alpha))
+        at = 16
+        for name, x in records:
+            ne = [x.shape[1], x.shape[0]]
+            if july_2024 and ne[1] == 1:
+                ne = ne[:1]
+            label = name.encode()
+            head = struct.pack(f"<{3 + len(ne)}I", len(ne), len(label), 0, *ne) + label
+            head += bytes(-(at + len(head)) % _ALIGNMENT)
+            data = np.ascontiguousarray(x, "<f4")
+            file.write(head)
+            file.write(data.data)
+            at += len(head) + data.nbytes
+    if notes:
+        return notes
+    return rounded(inexact, "a .bin has one scale for all pairs")
+
+
+def _header(stored: Stored) -> tuple[int, int, list[str]]:
+    """alpha and r as whole numbers of the same ratio; else 1 to 1, and a line about that."""
+    alpha = Fraction(stored.alpha)
+    top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
+    if max(top, bottom) <= _MAX_INT:
+        return top, bottom, []
+    line = (
+        f"a .bin has whole numbers for alpha and r, alpha is {stored.alpha:g}: every lora_b was"
+        " multiplied to make up for it, and so rounded (at most 1.2e-7 of each value)"
+    )
+    return stored.lora_r, stored.lora_r, [line]
+
+
+def read_ggla(path: Path) -> Stored:
+    """Read a `.bin` adapter. Raises `CheckpointError` for one that is damaged or not understood."""
+    halves: dict[str, list[np.ndarray | None]] = {}
+    with Source(path) as f:
+        magic, version, r, alpha = struct.unpack("<IIII", f.take(16, "header"))
+        if magic != MAGIC or version != _VERSION:
+            raise f.error("header", f"magic {magic:#x}, version {version}: not a .bin adapter")
+        if not 1 <= r <= _MAX_INT or not 1 <= alpha <= _MAX_INT:
+            raise f.error("header", f"alpha {alpha}, r {r}, must be above 0 and below 2^31")
+        while f.left:
+            base, half, x = _record(f)
+            found = halves.setdefault(base, [None, None])
+            if found[half] is not None:
+                raise f.error(f"tensor '{shown(base)}{_HALVES[half]}'", "is there twice")
+            found[half] = x
+        if not halves:
+            raise f.error("file", "holds no pair")
+    pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
+    scale, lora_r, whole = alpha / r, r, float(alpha)
+    if r > MAX_RANK:  # a fraction brought to whole numbers by the writer
+        lora_r = max(pair.rank for pair in pairs.values())
+        whole = alpha * lora_r / r
+    alphas = {name: scale * pair.rank for name, pair in pairs.items()}
+    return Stored(whole, lora_r, pairs, alphas, Base())
+
+
+def _record(f: Source) -> tuple[str, int, np.ndarray]:
+    """Base tensor name, 0 for loraA or 1 for loraB, and the values (n, rank)."""
+    where = f"record at {f.at}"
+    n_dims, length, kind = struct.unpack("<III", f.take(12, where))
+    if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:
+        found = f"{n_dims} dimensions, name of {length} bytes, type {kind}"
+        raise f.error(where, f"{found}: damaged, or a kind that is not read")
+    ne = struct.unpack(f"<{n_dims}I", f.take(4 * n_dims, where))
+    label = f.take(length, where).decode("utf-8", "replace")
+    base, half = label[:-6], label[-6:]
+    where = f"tensor '{shown(label)}'"
+    if half not in _HALVES:
+        raise f.error(where, "neither .loraA nor .loraB")
+    if min(ne) < 1:
+        raise f.error(where, f"dimensions {ne}")
+    f.take(-f.at % _ALIGNMENT, where)
+    shape = (ne[1] if n_dims == 2 else 1, ne[0])
+    return base, _HALVES.index(half), f.floats(_TYPES[kind], shape, where)

@@ -1,0 +1,141 @@
+"""Today's GGUF adapter, which llama.cpp loads at run time.
+
+Format as in llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
+`convert_lora_to_gguf.py`. Each pair is scaled by the rank that it has:
+
+    y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
+
+Where that is not the scale of the pair, `b` is written times what makes up for it; the key
+`nbllama.lora_r` lets it be read back. The pair of `token_embd` is stored swapped: a = B (V, rank),
+b = Aᵀ (C, rank).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+
+from nbllama.adapter.source import Path
+from nbllama.adapter.stored import Base, Stored, joined, rounded
+from nbllama.errors import CheckpointError, GGUFError, UsageError, shown
+from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
+from nbllama.lora.slots import tensor_index
+from nbllama.opt.arrays import check_finite
+
+_ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.head_dim"
+_INVOCATION = "adapter.alora.invocation_tokens"
+_SWAPPED = "token_embd.weight"
+# RoPE's frequencies, which some converters write into adapters. They are no weights: the base model
+# has its own.
+_STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
+
+
+def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
+    """Write `stored` in one atomic step; returns lines about what had to be changed.
+
+    Raises `UsageError` if the architecture is not known, `OutputError`, and `OverflowError`
+    naming a tensor that would not be finite.
+    """
+    base = stored.base
+    if base.arch is None:
+        raise UsageError("a GGUF adapter names its architecture: give --model-base FILE")
+    tensors, inexact = [], []
+    for name in sorted(stored.pairs, key=tensor_index):
+        a = stored.pairs[name].a
+        b, exact = stored.scaled(name, stored.alpha)
+        inexact += [] if exact else [name]
+        halves = (b, a.T) if name == _SWAPPED else (a, b)
+        for half, x in zip(("lora_a", "lora_b"), halves, strict=True):
+            tensors.append((f"{name}.{half}", np.ascontiguousarray(x)))
+    metadata: list[tuple[str, object, int]] = [
+        ("general.type", "adapter", ValueType.STRING),
+        ("general.architecture", base.arch, ValueType.STRING),
+        ("adapter.type", "lora", ValueType.STRING),
+        (_ALPHA, float(np.float32(stored.alpha)), ValueType.FLOAT32),
+        (_LORA_R, stored.lora_r, ValueType.UINT32),
+    ]
+    if base.head_dim is not None:
+        metadata.append((_HEAD_DIM, base.head_dim, ValueType.UINT32))
+    write_gguf(path, metadata, tensors)
+    return rounded(inexact, "llama.cpp scales each pair by its own rank")
+
+
+def read_gguf_lora(path: Path, base: Base) -> Stored:
+    """Read a GGUF adapter, in any tensor type that has a decoder.
+
+    Without our key, `lora_r` is the largest rank. Raises `CheckpointError` for a file that is
+    damaged or not a LoRA adapter for `base`.
+    """
+    try:
+        with open_gguf(path) as f:
+            stored = _read(f, base.arch)
+            f.recheck()
+            return stored
+    except GGUFError as e:
+        raise CheckpointError(f"{e}; the adapter cannot be used") from e
+
+
+def _read(f: GGUFFile, wanted: str | None) -> Stored:
+    if f.metadata.get("training.type") is not None:
+        raise f.error("file", "a checkpoint, not an adapter")
+    for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if (found := f.get(key, "str", "missing")) != value:
+            raise f.error(f"key '{key}'", f"{shown(found)}, must be {value}")
+    arch = f.get("general.architecture", "str")
+    if wanted is not None and arch != wanted:
+        raise f.error("key 'general.architecture'", f"{shown(arch)}, the base model is {wanted}")
+    if _INVOCATION in f.metadata:
+        raise f.error(f"key '{_INVOCATION}'", "an activated LoRA (aLoRA), which is not supported")
+    alpha = f.get(_ALPHA, "float")
+    if not 0 < alpha < math.inf:
+        raise f.error(f"key '{_ALPHA}'", f"{alpha}, must be above 0")
+    stray = [name for name in f.tensors if _STRAY.fullmatch(name)]
+    notes = _skipped(f.path, stray)
+    pairs = {}
+    for name in dict.fromkeys(t.rpartition(".")[0] for t in f.tensors if t not in stray):
+        halves = (f"{name}.lora_a", f"{name}.lora_b")
+        if not any(half in f.tensors for half in halves):
+            raise f.error(f"tensor '{shown(name)}'", "not a half of a LoRA pair")
+        a, b = (_matrix(f, half) if half in f.tensors else None for half in halves)
+        if name == _SWAPPED:
+            a, b = (None if b is None else b.T), a
+        pairs[name] = joined(f.path, name, a, b)
+    if 2 * len(pairs) != len(f.tensors) - len(stray):
+        raise f.error("file", "holds more than LoRA pairs")
+    if not pairs:
+        raise f.error("file", "holds no pair")
+    lora_r = f.get(_LORA_R, "uint", max(pair.rank for pair in pairs.values()))
+    if not 1 <= lora_r <= 1 << 20:
+        raise f.error(f"key '{_LORA_R}'", f"{lora_r}, must be from 1 to 2^20")
+    head_dim = f.get(_HEAD_DIM, "uint", None)
+    stored = Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim), notes)
+    return stored.with_one_scale() if _LORA_R in f.metadata else stored
+
+
+def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
+    """The line about tensors that are constants of the base model and not trained."""
+    if not stray:
+        return ()
+    listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
+    return (f"{shown(path, 400)}: {listed} is passed over: a constant of the base model",)
+
+
+def _matrix(f: GGUFFile, name: str) -> np.ndarray:
+    """A tensor of two dimensions as a finite float32 copy; F16, BF16, Q8_0 and so on decoded."""
+    info = f.tensors[name]
+    shape = (1, *info.shape) if len(info.shape) == 1 else info.shape
+    if len(shape) != 2:
+        raise f.error(f"tensor '{shown(name)}'", f"{len(shape)} dimensions, must be 2")
+    if info.type_id == 0:
+        x = f.data(name).view("<f4").astype(np.float32)
+    else:
+        from nbllama.quants import QUANTS, decode
+
+        if info.type_id not in QUANTS:
+            raise f.error(f"tensor '{shown(name)}'", "its type is not a type of weights")
+        x = decode(info.type_id, f.data(name), math.prod(shape))
+    if check_finite({name: x}):
+        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
+    return x.reshape(shape)

@@ -1,0 +1,104 @@
+"""Names and row order of Hugging Face's models against those of GGUF files.
+
+The modules of a block are those of the architecture's row (`hf_modules`: a GGUF tensor's name to
+`self_attn.q_proj` and so on). Where RoPE turns neighbours (`rope_pairing` "interleaved"),
+llama.cpp's converter has brought the rows of attn_q and attn_k into another order than Hugging
+Face's, which turns the two halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there
+(D the head's size; `convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix that
+is the order of B's rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.arch import HF_MODULES
+from nbllama.lora.slots import slot_of
+
+_ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head"}
+_GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.items()}
+# What PEFT, torch.compile, and models with pictures put before a module's name, in any order.
+_WRAPPERS = r"(?:(?:base_model|model|language_model|_orig_mod|module)\.)*"
+_KEY = re.compile(
+    _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z_.]+)"
+    r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
+)
+TURNED = ("attn_q", "attn_k")
+
+
+class Half(NamedTuple):
+    """What a key of an adapter's safetensors file names."""
+
+    name: str  # GGUF name of the base tensor
+    module: str  # Hugging Face's path of the module
+    is_b: bool
+
+
+def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
+    """Hugging Face's module of a GGUF tensor that can carry a pair; None for norm vectors."""
+    found = slot_of(name)
+    if found is None:
+        raise KeyError(name)
+    slot, layer = found
+    if not slot.in_block:
+        return _ENDS.get(slot.tensor)
+    module = modules.get(slot.tensor)
+    return None if module is None else f"model.layers.{layer}.{module}"
+
+
+def hf_keys(name: str, modules: Mapping[str, str] = HF_MODULES) -> tuple[str, str]:
+    """PEFT's names of the two halves of a pair."""
+    module = f"base_model.model.{hf_module(name, modules)}"
+    if name == "token_embd.weight":
+        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
+    """What PEFT's name of one half says; None for any other name."""
+    found = _KEY.fullmatch(key)
+    if found is None:
+        return None
+    layer, module, embedding, half, _ = found.groups(default="")
+    module = module.replace("._orig_mod", "")
+    in_block = {path: tensor for tensor, path in modules.items()}
+    tensor = (in_block if layer else _GGUF_END).get(module)
+    if tensor is None or (tensor == "token_embd") != bool(embedding):
+        return None
+    if not layer:
+        return Half(f"{tensor}.weight", _ENDS[tensor], half == "B")
+    path = f"model.layers.{layer}.{module}"
+    return Half(f"blk.{layer}.{tensor}.weight", path, half == "B")
+
+
+def adapter_of(key: str) -> str:
+    """PEFT's name of the adapter, where the key of a half has one ("default"); else ""."""
+    found = _KEY.fullmatch(key)
+    return (found[5] or "") if found is not None else ""
+
+
+def bare_module(name: str) -> str:
+    """A module's path, or the end of one, without what wrappers put before it."""
+    return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
+
+
+def is_turned(name: str) -> bool:
+    """Whether the rows of this tensor are in another order where RoPE turns neighbours."""
+    found = slot_of(name)
+    return found is not None and found[0].tensor in TURNED
+
+
+def rows_to_hf(b: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows (n_out, rank) from GGUF's order to Hugging Face's; n_out whole heads of `head_dim`."""
+    heads = b.reshape(-1, head_dim // 2, 2, b.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
+
+
+def rows_to_gguf(b: np.ndarray, head_dim: int) -> np.ndarray:
+    """The inverse of `rows_to_hf`."""
+    heads = b.reshape(-1, 2, head_dim // 2, b.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)

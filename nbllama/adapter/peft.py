@@ -1,0 +1,222 @@
+"""Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
+
+PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both may be given
+for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written as it is. It
+has no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
+transposed. Names and the row order of q and k: `hf_names`.
+
+Files that we write say head size and architecture in the metadata of the safetensors file, which
+PEFT passes over; those of others need the base model's GGUF file to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from nbllama.adapter.hf_names import (
+    adapter_of,
+    half_of,
+    hf_keys,
+    hf_module,
+    is_turned,
+    rows_to_gguf,
+    rows_to_hf,
+)
+from nbllama.adapter.peft_config import Config, read_config
+from nbllama.adapter.safetensors import read_safetensors, write_safetensors
+from nbllama.adapter.source import Path
+from nbllama.adapter.stored import Base, Stored, joined, refuse
+from nbllama.errors import UsageError, shown
+from nbllama.lora.slots import SLOT_BY_NAME, slot_of, tensor_index
+from nbllama.system.files import atomic_write, make_folder
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
+_ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
+
+
+def write_peft(path: Path, stored: Stored) -> list[str]:
+    """Write the two files, each in one atomic step, the configuration last.
+
+    Returns a line about norm pairs, which are left out. Raises `UsageError` if what is known of
+    the base model does not do or nothing is left, `OutputError`.
+    """
+    names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
+    norms = [name for name in names if hf_module(name, modules) is None]
+    names = [name for name in names if name not in norms]
+    if not names:
+        raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
+    head_dim = _head_dim(stored.base, names)
+    tensors: dict[str, np.ndarray] = {}
+    for name in names:
+        a, b = stored.pairs[name].a, stored.pairs[name].b
+        if name == _EMBEDDING:
+            a, b = b.T, a.T
+        if head_dim and is_turned(name):
+            b = rows_to_hf(b, head_dim)
+        tensors |= dict(zip(hf_keys(name, modules), (a, b), strict=True))
+    text = json.dumps(_config(stored, names), indent=2, sort_keys=True) + "\n"
+    known = {_ARCH: stored.base.arch, _HEAD_DIM: stored.base.head_dim}
+    metadata = {"format": "pt"} | {k: str(v) for k, v in known.items() if v is not None}
+    make_folder(path)
+    write_safetensors(os.path.join(path, WEIGHTS), tensors, metadata)
+    with atomic_write(os.path.join(path, CONFIG)) as file:
+        file.write(text.encode())
+    return norms_line(norms)
+
+
+def norms_line(norms: list[str]) -> list[str]:
+    """The line about pairs that a PEFT folder cannot hold."""
+    if not norms:
+        return []
+    return [
+        f"a PEFT folder holds no LoRA on norm vectors: {len(norms)} pairs, such as {norms[0]}, are"
+        " left out, so the adapter does less than was trained; .gguf and .bin keep them"
+    ]
+
+
+def _head_dim(base: Base, names: list[str]) -> int:
+    """Size of a head where rows must be turned, 0 where they need not be."""
+    if not any(map(is_turned, names)) or not base.interleaved:
+        return 0
+    if base.head_dim is None:
+        raise UsageError(
+            "Hugging Face has the rows of attn_q and attn_k in another order, which depends on"
+            " the size of a head: give --model-base FILE"
+        )
+    return base.head_dim
+
+
+def _config(stored: Stored, names: list[str]) -> dict[str, Any]:
+    """What PEFT's `LoraConfig` is made of."""
+    alpha = _plain(stored.alpha)
+    paths = {n: str(hf_module(n, stored.base.hf_modules)) for n in names}
+    ranks = {n: stored.pairs[n].rank for n in names}
+    alphas = {n: _plain(stored.alphas[n]) for n in names}
+    return {
+        "alpha_pattern": _pattern({n: x for n, x in alphas.items() if x != alpha}, paths),
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": stored.lora_r,
+        "rank_pattern": _pattern({n: r for n, r in ranks.items() if r != stored.lora_r}, paths),
+        "target_modules": _targets(paths, stored.base.n_layer),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _plain(x: float) -> float | int:
+    return int(x) if x == int(x) else x
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
+    """By the modules' last word where it says the same everywhere, else by their whole path."""
+    out = {}
+    for name, value in different.items():
+        leaf = _leaf(paths[name])
+        alike = all(different.get(n) == value for n, path in paths.items() if _leaf(path) == leaf)
+        out[leaf if alike else paths[name]] = value
+    return out
+
+
+def _targets(paths: dict[str, str], n_layer: int | None) -> list[str]:
+    """The modules' last words, or whole paths where some block goes without."""
+    layers: dict[str, set[int]] = {}
+    for name, path in paths.items():
+        found = slot_of(name)
+        layers.setdefault(_leaf(path), set()).add(found[1] if found else -1)
+    blocks = {n for found in layers.values() for n in found if n >= 0}
+    everywhere = set(range(max(blocks, default=-1) + 1 if n_layer is None else n_layer))
+    whole = {leaf for leaf, found in layers.items() if found in ({-1}, everywhere)}
+    return sorted({_leaf(p) if _leaf(p) in whole else p for p in paths.values()})
+
+
+def read_peft(path: Path, base: Base) -> Stored:
+    """Read a folder. What is not known of `base` is taken from the file, if we wrote it.
+
+    Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
+    needed to read it, `CheckpointError` for what is damaged or more than LoRA pairs.
+    """
+    if not os.path.isdir(path):
+        raise FileNotFoundError(os.fspath(path))
+    weights = os.path.join(path, WEIGHTS)
+    config = read_config(os.path.join(path, CONFIG))
+    try:
+        tensors, metadata = read_safetensors(weights)
+    except FileNotFoundError as e:
+        raise refuse(path, "folder", f"has no {WEIGHTS}") from e
+    digits = metadata.get(_HEAD_DIM, "")
+    stated = int(digits) if re.fullmatch("[1-9][0-9]{0,5}", digits) else None
+    base = base.or_else(Base(metadata.get(_ARCH), stated))
+    halves: dict[str, list[np.ndarray | None]] = {}
+    modules, adapters = {}, set[str]()
+    for key, x in tensors.items():
+        half = half_of(key, base.hf_modules)
+        if half is None:
+            raise refuse(weights, f"tensor '{shown(key, 200)}'", _unknown(key))
+        if x.ndim != 2:
+            raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
+        found = halves.setdefault(half.name, [None, None])
+        if found[half.is_b] is not None:
+            raise refuse(weights, f"tensor '{key}'", "is there twice")
+        found[half.is_b] = x
+        adapters.add(adapter_of(key))
+        if len(adapters) > 1:
+            listed = " and ".join(f"'{shown(a, 40)}'" for a in sorted(adapters))
+            raise refuse(weights, "file", f"pairs of several adapters: {listed}")
+        modules[half.name] = half.module
+    if not halves:
+        raise refuse(weights, "file", "holds no pair")
+    head_dim = _head_dim(base, list(halves))
+    pairs = {}
+    for name, (a, b) in halves.items():
+        if name == _EMBEDDING:
+            a, b = (None if x is None else x.T for x in (b, a))
+        if head_dim and b is not None and is_turned(name):
+            if head_dim % 2 or len(b) % head_dim:
+                raise refuse(weights, f"tensor '{name}'", f"{len(b)} rows, heads of {head_dim}")
+            b = rows_to_gguf(b, head_dim)
+        pairs[name] = joined(weights, name, a, b)
+    return _scaled(path, config, pairs, modules, base)
+
+
+def _unknown(key: str) -> str:
+    if "lora_magnitude_vector" in key:
+        return "DoRA, which no other format holds: merge the adapter with PEFT"
+    if "lora_" not in key and key.endswith((".weight", ".bias")):
+        return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
+    return "not half of a LoRA pair of a tensor that takes one here"
+
+
+def _scaled(
+    path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
+) -> Stored:
+    """The pairs with their scales by the configuration, whose ranks must be the tensors'."""
+    alphas = {}
+    for name, pair in pairs.items():
+        r, alpha = config.of(modules[name])
+        if r != pair.rank:
+            found = f"rank {pair.rank}, {CONFIG} says {r}"
+            raise refuse(path, f"tensor '{name}'", found)
+        alphas[name] = alpha * math.sqrt(r) if config.use_rslora else alpha
+    whole = config.alpha * math.sqrt(config.r) if config.use_rslora else config.alpha
+    return Stored(whole, config.r, pairs, alphas, base)

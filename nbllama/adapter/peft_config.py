@@ -1,0 +1,112 @@
+"""PEFT's `adapter_config.json`: what of it decides what an adapter does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from nbllama.adapter.hf_names import bare_module
+from nbllama.adapter.safetensors import parse_json
+from nbllama.adapter.source import Path, Source
+from nbllama.adapter.stored import MAX_RANK, refuse
+from nbllama.errors import shown
+
+_MAX_BYTES = 4 << 20
+_NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*\$?")
+# Starts of training that leave the base model as it is; others (PiSSA, OLoRA, ...) train on a
+# base model that they changed.
+_HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
+_MUST_BE_OFF = {
+    "use_dora": "DoRA, which no other format holds: merge the adapter with PEFT",
+    "fan_in_fan_out": "transposed base matrices are not supported",
+    "modules_to_save": "whole tensors beside the pairs, which no other format holds",
+    "lora_bias": "biases of the pairs, which no other format holds",
+    "layer_replication": "replicated layers are not supported",
+    "alora_invocation_tokens": "an activated LoRA (aLoRA), which is not supported",
+    "trainable_token_indices": "single trained tokens, which no other format holds",
+    "target_parameters": "pairs of bare parameters are not supported",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Rank and alpha of every module, and how they scale."""
+
+    r: int
+    alpha: float
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+    use_rslora: bool
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and alpha of a module by its path, as PEFT's `get_pattern_key` finds them."""
+        return _found(self.ranks, module, self.r), _found(self.alphas, module, self.alpha)
+
+
+def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
+    """The value of the first name that is the path or its end, from a dot on."""
+    for name, value in pattern.items():
+        plain = bare_module(name.removeprefix("^"))
+        whole = bare_module(module)
+        if whole == plain or (not name.startswith("^") and whole.endswith("." + plain)):
+            return value
+    return default
+
+
+def read_config(path: Path) -> Config:
+    """Raises `CheckpointError` for what is missing, damaged, or more than LoRA pairs."""
+    try:
+        with Source(path) as f:
+            if f.size > _MAX_BYTES:
+                raise f.error("file", f"{f.size} bytes, at most {_MAX_BYTES} are read")
+            found = parse_json(f, f.take(f.size, "file"), "file")
+    except FileNotFoundError as e:
+        raise refuse(path, "file", "is missing") from e
+    if found.get("peft_type") != "LORA":
+        raise refuse(path, "key 'peft_type'", f"{shown(found.get('peft_type'))}, must be LORA")
+    for key, why in _MUST_BE_OFF.items():
+        if found.get(key):
+            raise refuse(path, f"key '{key}'", why)
+    if found.get("bias", "none") != "none":
+        raise refuse(path, "key 'bias'", "trained biases, which no other format holds")
+    start = found.get("init_lora_weights")
+    if not isinstance(start, bool | str | None) or start not in _HARMLESS_START:
+        raise refuse(
+            path,
+            "key 'init_lora_weights'",
+            f"{shown(start)}: such an adapter fits only a base model that its start has changed",
+        )
+    return Config(
+        _rank(path, "r", found.get("r")),
+        _alpha(path, "lora_alpha", found.get("lora_alpha")),
+        {_name(path, n): _rank(path, n, x) for n, x in _map(path, found, "rank_pattern")},
+        {_name(path, n): _alpha(path, n, x) for n, x in _map(path, found, "alpha_pattern")},
+        bool(found.get("use_rslora")),
+    )
+
+
+def _map(path: Path, found: dict[str, Any], key: str) -> Any:
+    value = found.get(key) or {}
+    if not isinstance(value, dict):
+        raise refuse(path, f"key '{key}'", "not an object")
+    return value.items()
+
+
+def _name(path: Path, name: str) -> str:
+    """A module's name; PEFT takes any regular expression, of which few are ever used."""
+    if not _NAME.fullmatch(name):
+        raise refuse(path, f"pattern '{shown(name)}'", "a regular expression, only names are read")
+    return name.removesuffix("$").replace("\\.", ".")
+
+
+def _rank(path: Path, key: str, x: Any) -> int:
+    if type(x) is not int or not 1 <= x <= MAX_RANK:
+        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, must be from 1 to {MAX_RANK}")
+    return x
+
+
+def _alpha(path: Path, key: str, x: Any) -> float:
+    if type(x) not in (int, float) or not 1e-30 < x < 1e30:
+        raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, must be a number above 0")
+    return float(x)

@@ -1,0 +1,77 @@
+"""A file read from front to back: no byte beyond its end, no array larger than the file."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+
+import numpy as np
+
+from nbllama.adapter.stored import refuse
+from nbllama.errors import CheckpointError
+from nbllama.opt.arrays import check_finite
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+Path = str | os.PathLike[str]
+
+
+class Source:
+    """An open file, a context manager. Only regular files: a pipe or a device has no end.
+
+    Raises `CheckpointError`, and `FileNotFoundError` if there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+        except FileNotFoundError:
+            raise
+        except OSError as e:
+            raise self.error("file", f"cannot be read: {e.strerror}") from e
+        self._file = os.fdopen(self._fd, "rb")
+        info = os.fstat(self._fd)
+        if not stat.S_ISREG(info.st_mode):
+            self._file.close()
+            raise self.error("file", "not a regular file")
+        self.size = info.st_size
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end."""
+        return self.size - self.at
+
+    def error(self, where: str, what: str) -> CheckpointError:
+        return refuse(self.path, where, what)
+
+    def take(self, n: int, what: str) -> bytes:
+        """The next `n` bytes."""
+        if n > self.left:
+            raise self.error(what, f"{n} bytes from {self.at} on, the file ends at {self.size}")
+        data = self._file.read(n)
+        if len(data) != n:
+            raise self.error(what, "the file became shorter while it was read")
+        self.at += n
+        return data
+
+    def floats(self, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+        """The next array, `dtype` one of `BYTES`, as finite float32 in memory of its own."""
+        raw = self.take(math.prod(shape) * BYTES[dtype], what)
+        if dtype == "BF16":
+            x = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            x = np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+        if check_finite({what: x}):
+            raise self.error(what, "holds a NaN or an infinity")
+        return x.reshape(shape)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+_BINARY = getattr(os, "O_BINARY", 0)

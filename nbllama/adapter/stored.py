@@ -1,0 +1,198 @@
+"""An adapter as a file states it: every pair with an alpha of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.arch import ARCHS, HF_MODULES, ArchRow, Hparams
+from nbllama.errors import CheckpointError, UsageError, shown
+from nbllama.lora.pairs import Adapter, Pair
+from nbllama.lora.slots import pair_shape, slot_of
+from nbllama.opt.arrays import check_finite
+
+MAX_RANK = 65536  # as `--lora-r`
+
+
+class Base(NamedTuple):
+    """What is known of the base model where only its adapter is at hand; None: not known."""
+
+    arch: str | None = None
+    head_dim: int | None = None
+    n_layer: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None  # numpy shapes of all tensors
+
+    @classmethod
+    def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
+        return cls(hp.arch, hp.head_dim, hp.n_layer, shapes)
+
+    def or_else(self, other: Base) -> Base:
+        """What is known here, completed by what is known there."""
+        return Base(
+            **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
+        )
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether RoPE turns neighbours in this architecture's GGUF files (see `peft`)."""
+        return self._row.rope_pairing == "interleaved"
+
+    @property
+    def hf_modules(self) -> Mapping[str, str]:
+        """Hugging Face's modules of a block by GGUF tensor; the usual ones where the architecture
+        is not known.
+
+        Raises `UsageError` for an architecture whose modules are built in another way.
+        """
+        if self.arch is None:
+            return HF_MODULES
+        if not self._row.hf_modules:
+            raise UsageError(
+                f"Hugging Face's models of architecture {self.arch} have other matrices than its"
+                " GGUF files: a PEFT folder cannot hold this adapter; .gguf and .bin do"
+            )
+        return self._row.hf_modules
+
+    @property
+    def _row(self) -> ArchRow:
+        if self.arch is None:
+            raise UsageError("which architecture? Give --model-base FILE")
+        if self.arch not in ARCHS:
+            raise UsageError(f"architecture '{shown(self.arch)}' is not supported")
+        return ARCHS[self.arch]
+
+
+class Scaled(NamedTuple):
+    """`b` (n_out, rank) for a reader that scales the pair as it does; exact: nothing rounded."""
+
+    b: np.ndarray
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All pairs of a file. What a pair adds is `alphas[name] / rank · B A` (see `nbllama.lora`).
+
+    `alpha` and `lora_r` are those of the file as a whole: a run that goes on from it has the one
+    scale alpha / lora_r.
+    """
+
+    alpha: float
+    lora_r: int
+    pairs: dict[str, Pair]  # by base tensor name
+    alphas: dict[str, float]  # by base tensor name
+    base: Base
+    notes: tuple[str, ...] = ()  # about what of the file is not read
+
+    @classmethod
+    def of(cls, adapter: Adapter, base: Base) -> Stored:
+        """Raises `ValueError` for what no reader takes: no pair, alpha not above 0, a NaN."""
+        alpha, r = adapter.alpha, adapter.lora_r
+        if not adapter.pairs or not 0 < float(np.float32(alpha)) < math.inf or r < 1:
+            raise ValueError(f"{len(adapter.pairs)} pairs, alpha {alpha}, lora_r {r}")
+        if bad := check_finite(adapter.parameters()):
+            raise ValueError(f"{bad} is not finite")
+        alphas = {name: alpha * pair.rank / r for name, pair in adapter.pairs.items()}
+        return cls(alpha, r, adapter.pairs, alphas, base)
+
+    def known(self, base: Base) -> Stored:
+        """The same with what is known of `base`, completed by what was known before."""
+        return replace(self, base=base.or_else(self.base))
+
+    def scaled(self, name: str, alpha: float) -> Scaled:
+        """B for a reader that scales this pair by `alpha / rank`.
+
+        Raises `OverflowError` if it is not finite in float32.
+        """
+        b = self.pairs[name].b
+        factor = np.float32(self.alphas[name] / alpha)
+        if factor == 1:
+            return Scaled(b, True)
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+            out = b * factor
+            if check_finite({name: out}):
+                raise OverflowError(name)
+            exact = math.frexp(factor)[0] == 0.5 and np.array_equal(out / factor, b)
+        return Scaled(out, bool(exact))
+
+    def with_one_scale(self) -> Stored:
+        """The same with the scale alpha / lora_r for every pair in which nothing is rounded by it.
+
+        What `scaled` did to a file of ours is undone so.
+        """
+        pairs, alphas = dict(self.pairs), dict(self.alphas)
+        for name, pair in self.pairs.items():
+            alpha = self.alpha * pair.rank / self.lora_r
+            try:
+                b, exact = self.scaled(name, alpha)
+            except OverflowError:
+                continue
+            if exact:
+                pairs[name], alphas[name] = Pair(pair.a, b), alpha
+        return replace(self, pairs=pairs, alphas=alphas)
+
+    def adapter(self) -> Adapter:
+        """With one scale for all pairs, as it is trained. Raises `OverflowError`."""
+        pairs = {}
+        for name, pair in self.pairs.items():
+            b = self.scaled(name, self.alpha * pair.rank / self.lora_r).b
+            pairs[name] = Pair(pair.a, np.ascontiguousarray(b))
+        return Adapter(self.base.arch or "", self.alpha, self.lora_r, pairs)
+
+
+def refuse(path: object, where: str, what: str) -> CheckpointError:
+    """The one line about a file that cannot be used."""
+    return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")
+
+
+def fitting(path: object, stored: Stored, base: Base) -> Stored:
+    """`stored` with what is known of the base model, every pair proved to fit it.
+
+    Raises `CheckpointError` for one that does not.
+    """
+    mine = stored.base
+    if None not in (mine.arch, base.arch) and mine.arch != base.arch:
+        found = f"made for {shown(mine.arch)}, the base model is {shown(base.arch)}"
+        raise refuse(path, "architecture", found)
+    if base.shapes is not None:
+        for name, pair in stored.pairs.items():
+            where = f"tensor '{shown(name)}'"
+            if name not in base.shapes:
+                raise refuse(path, where, "has a pair, but the base model has no such tensor")
+            if pair.shape != (wanted := pair_shape(base.shapes[name])):
+                found = f"its pair is for a {pair.shape} matrix, the base model has {wanted}"
+                raise refuse(path, where, found)
+    return stored.known(base)
+
+
+def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
+    """The pair of base tensor `name` from its halves (rank, n_in) and (n_out, rank).
+
+    Raises `CheckpointError` for a tensor that takes none, a half that is missing, ranks that
+    differ.
+    """
+    where = f"tensor '{shown(name)}'"
+    if slot_of(name) is None:
+        raise refuse(path, where, "has a LoRA pair, but no model has such a tensor to train")
+    if a is None or b is None:
+        raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
+    if a.shape[0] != b.shape[1]:
+        raise refuse(path, where, f"ranks of lora_a {a.shape} and lora_b {b.shape} differ")
+    if not 1 <= a.shape[0] <= MAX_RANK:
+        raise refuse(path, where, f"rank {a.shape[0]}, must be from 1 to {MAX_RANK}")
+    return Pair(np.ascontiguousarray(a), np.ascontiguousarray(b))
+
+
+def rounded(names: Iterable[str], why: str) -> list[str]:
+    """The line about pairs whose B had to be multiplied by a factor that rounds."""
+    changed = list(names)
+    if not changed:
+        return []
+    return [
+        f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was multiplied to make up"
+        " for it and so rounded (at most 1.2e-7 of each value)"
+    ]

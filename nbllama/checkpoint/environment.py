@@ -1,0 +1,34 @@
+"""Where a run took place: what decides its last digits besides the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from nbllama.errors import shown
+
+
+def environment() -> dict[str, str]:
+    """What else decides the bits of a run: kernel sources, package versions, CPU."""
+    import llvmlite.binding
+    import numba
+
+    from nbllama.kernels.jit import kernel_hash
+
+    return {
+        "kernels": kernel_hash(),
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "cpu": getattr(numba.config, "CPU_NAME", None) or llvmlite.binding.get_host_cpu_name(),
+    }
+
+
+def environment_notes(written: Mapping[str, str]) -> list[str]:
+    """One line for each thing that makes a continued run differ in the last digits."""
+    return [
+        f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
+        " digits may differ from those of an uninterrupted run"
+        for name, now in environment().items()
+        if written.get(name, now) != now
+    ]

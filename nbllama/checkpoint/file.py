@@ -1,0 +1,172 @@
+"""The state of a training run in one GGUF file, written whole or not at all.
+
+Keys, tensor names, tensor orientation and order are those of llama.cpp's `finetune`
+(`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`); what that program
+did not store has keys of our own, `nbllama.*`. One of them is a sha256 over everything else in
+the file, so a damaged file is known before anything of it is used. See docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from nbllama.checkpoint import stored
+from nbllama.checkpoint.identity import MODEL_KEYS, Identity, digest
+from nbllama.checkpoint.legacy import is_old, read_old
+from nbllama.checkpoint.state import (
+    FIRST,
+    PAST_LOSSES,
+    SECOND,
+    TrainState,
+    array,
+    check_moments,
+    legacy,
+    pairs,
+    split,
+    vector,
+)
+from nbllama.checkpoint.stored import Entry
+from nbllama.errors import CheckpointError, Diverged, GGUFError, shown
+from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
+from nbllama.opt.arrays import check_finite
+
+VERSION = 1
+SHA_KEY = "nbllama.sha256"
+_RANK = "training.lora.rank."
+Path = str | os.PathLike[str]
+
+
+def save_checkpoint(path: Path, state: TrainState) -> None:
+    """Write `state` to `path` in one atomic step; takes memory for one more copy of the state.
+
+    Raises `OutputError` if the path cannot be written, `Diverged` if the state holds a NaN or an
+    infinity (what is at `path` stays).
+    """
+    params = state.adapter.parameters()
+    for arrays in (params, state.m, state.v):
+        if bad := check_finite(arrays):
+            raise Diverged(f"{shown(path, 400)}: not saved: {bad} or its moments are not finite")
+    tensors = [(name, legacy(name, x)) for name, x in params.items()]
+    for name, moments in ((FIRST, state.m), (SECOND, state.v)):
+        if not moments:
+            continue  # an optimiser without them
+        flat = [legacy(p, moments[p]).reshape(-1) for p in params]
+        tensors.append((name, np.concatenate(flat)))
+    if state.past_losses:
+        tensors.append((PAST_LOSSES, np.array(state.past_losses, np.float32)))
+    entries = list(_entries(state))
+    sha = digest(entries, ((name, x.shape, x) for name, x in tensors))
+    write_gguf(path, [*entries, (SHA_KEY, sha, ValueType.STRING)], tensors)
+
+
+def _entries(state: TrainState) -> Iterator[Entry]:
+    """All keys. Those that are written here, and not by a field, are for llama.cpp's `finetune`."""
+    u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
+    same, adapter = state.identity, state.adapter
+    yield "training.type", "finetune_lora", text
+    yield "general.file_type", 0, u32
+    if "ctx" in same.settings:
+        yield f"{same.arch}.context_length", same.settings["ctx"], u32
+    for name, value in same.model.items():
+        yield f"{same.arch}.{name}", value, MODEL_KEYS[name]
+    for slot in EVERY_SLOT:
+        rank = same.ranks.get(slot.name, 0)
+        if rank or slot in SLOTS:
+            yield _RANK + slot.tensor, rank, u32
+    yield "training.file_version", 1, u32
+    yield "training.shuffle.samples_hash", int(same.data[:16] or "0", 16), u64
+    yield "optimizer.file_version", 0, u32
+    yield "optimizer.convergence_past_count", len(state.past_losses), u32
+    yield "optimizer.parameter_count", adapter.n_parameters, u64
+    yield "optimizer.iteration_count", state.iteration, u32
+    yield "optimizer.just_initialized", False, ValueType.BOOL
+    yield "optimizer.type", "adam" if state.v else "first", text
+    yield "nbllama.checkpoint_version", VERSION, u32
+    yield "nbllama.moment_order", list(adapter.parameters()), ValueType.ARRAY
+    yield from stored.entries(same)
+    yield from stored.entries(state)
+
+
+def load_checkpoint(path: Path) -> TrainState:
+    """Read a checkpoint: of this program, of which nothing is used before its sha256 was found
+    right, or of llama.cpp's `finetune` (`nbllama.checkpoint.legacy`).
+
+    Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
+    damaged, is not a checkpoint, or holds what cannot be.
+    """
+    if not os.path.lexists(path):
+        raise FileNotFoundError(os.fspath(path))
+    try:
+        with open_gguf(path) as f:
+            if is_old(f):
+                state = read_old(f)
+            else:
+                verify(f)
+                state = _read(f)
+            f.recheck()
+            return state
+    except GGUFError as e:
+        raise CheckpointError(f"{e}; the checkpoint cannot be used") from e
+
+
+def verify(f: GGUFFile) -> None:
+    """Prove that `f` is a checkpoint of this program and as it was written."""
+    if f.metadata.get("general.type") == "adapter":
+        raise f.error("file", "an adapter, not a checkpoint")
+    if f.metadata.get("training.type") != "finetune_lora":
+        raise f.error("file", "not a checkpoint of a LoRA run")
+    if (version := f.get("nbllama.checkpoint_version", "uint")) > VERSION:
+        raise f.error("file", f"of format {version}, by a newer nbllama; known is {VERSION}")
+    entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
+    tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())
+    if f.get(SHA_KEY, "str") != digest(entries, tensors) or f.version != 3 or not _clean(f):
+        raise f.error("file", "damaged: its contents do not have the sha256 that it states")
+
+
+def _clean(f: GGUFFile) -> bool:
+    """Whether the padding after each tensor, which belongs to nothing, is zero."""
+    with open(f.path, "rb") as file:
+        for t in f.tensors.values():
+            file.seek(t.offset + t.nbytes)
+            if any(file.read(-t.nbytes % f.alignment)):
+                return False
+    return True
+
+
+def _read(f: GGUFFile) -> TrainState:
+    found = stored.values(f, Identity)
+    arch, lora_r, alpha = found["arch"], found["lora_r"], found["lora_alpha"]
+    if lora_r < 1 or not 0 < alpha < np.inf:
+        raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"{lora_r} and {alpha}")
+    others = (FIRST, SECOND, PAST_LOSSES)
+    tensors = {name: array(f, name) for name in f.tensors if name not in others}
+    adapter = Adapter(arch, alpha, lora_r, pairs(f, tensors))
+    ranks = {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+    ranks |= {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS}
+    model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
+    # sgd and lion have no second moments; the settings say which of them it was
+    kind = f.get("optimizer.type", "str")
+    if kind not in ("adam", "first"):
+        raise f.error("key 'optimizer.type'", shown(kind))
+    m = _moments(f, FIRST, adapter)
+    v = _moments(f, SECOND, adapter) if kind == "adam" else {}
+    for x in v.values():
+        check_moments(f, x)
+    n_past = f.get("optimizer.convergence_past_count", "uint")
+    past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
+    identity = Identity(ranks=ranks, model=model, **found)
+    numbers = stored.values(f, TrainState)
+    return TrainState(identity, adapter, m, v, past_losses=tuple(past.tolist()), **numbers)
+
+
+def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
+    """A flat moment vector as arrays by parameter name, in our orientation."""
+    order = list(f.get("nbllama.moment_order", "strings"))
+    if sorted(order) != sorted(adapter.parameters()):
+        raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")
+    return split(vector(f, name, adapter.n_parameters), order, adapter)

@@ -1,0 +1,162 @@
+"""Checkpoints of llama.cpp's `finetune`, of its versions of November 2023 and July 2024.
+
+They are read as by `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
+
+What they do not say: alpha and r (their training knows no scale, which is alpha = r here), seed,
+rates and data options (the command line gives them each time), which base model and data it was
+(only sizes and the number of samples), and in which order the tensors lie inside the moment
+vectors (`legacy_moments`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbllama.checkpoint.identity import MODEL_KEYS, Identity
+from nbllama.checkpoint.state import (
+    FIRST,
+    PAST_LOSSES,
+    SECOND,
+    FlatMoments,
+    TrainState,
+    array,
+    check_moments,
+    pairs,
+    vector,
+)
+from nbllama.data.mt19937 import MT19937
+from nbllama.errors import DataError
+from nbllama.gguf_io import GGUFFile
+from nbllama.lora.pairs import Adapter, Pair
+from nbllama.lora.slots import SLOTS, base_names, slot_of
+
+_RANK, _SHUFFLE = "training.lora.rank.", "training.shuffle."
+_OUR_KEY = "nbllama."
+_OPTIONAL = (
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.dimension_count",
+)
+_REQUIRED = (
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "block_count",
+)
+
+
+def is_old(f: GGUFFile) -> bool:
+    """Whether `f` looks like a checkpoint, and has no key of ours."""
+    ours = any(key.startswith(_OUR_KEY) for key in f.metadata)
+    kind = f.metadata.get("training.type", "finetune_lora")
+    ranks = any(key.startswith(_RANK) for key in f.metadata)
+    return not ours and kind == "finetune_lora" and ranks
+
+
+def read_old(f: GGUFFile) -> TrainState:
+    """The state in an old checkpoint; its moments are not yet told apart.
+
+    Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or that cannot be.
+    """
+    arch = f.get("general.architecture", "str")
+    if (kind := f.get("general.file_type", "uint")) != 0:
+        raise f.error("key 'general.file_type'", f"{kind}, an old checkpoint has 0 (all F32)")
+    ranks = {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+    stored = {}
+    for name in f.tensors:
+        if name not in (FIRST, SECOND, PAST_LOSSES):
+            x = array(f, name)
+            # The writer of 2024 leaves out a last dimension of 1.
+            stored[name] = x[None, :] if x.ndim == 1 else x
+    found = pairs(f, stored)
+    _check_ranks(f, found, ranks)
+    model = _model(f, arch)
+    wanted = {name for _, name in base_names(int(model["block_count"]))}
+    if odd := sorted(wanted ^ found.keys()):
+        raise f.error(f"tensor '{odd[0]}.lora_a'", "is missing, or one too many")
+    linear = [ranks[slot.name] for slot in SLOTS if slot.kind != "norm"]
+    lora_r = max(set(linear), key=linear.count)
+    adapter = Adapter(arch, float(lora_r), lora_r, found)
+    ctx = f.get(f"{arch}.context_length", "uint", 0)
+    settings = {"ctx": ctx} if ctx else {}
+    identity = Identity(
+        arch=arch, lora_r=lora_r, lora_alpha=float(lora_r), ranks=ranks, model=model,
+        settings=settings,
+    )  # fmt: skip
+    numbers = _counters(f) | _optimiser(f)
+    n = adapter.n_parameters
+    if (stated := f.get("optimizer.parameter_count", "uint")) != n:
+        raise f.error("key 'optimizer.parameter_count'", f"{stated}, its tensors have {n}")
+    moments = FlatMoments(vector(f, FIRST, n), vector(f, SECOND, n))
+    check_moments(f, moments.second)
+    return TrainState(identity, adapter, {}, {}, seed=0, **numbers, moments=moments)
+
+
+def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> None:
+    for name, pair in found.items():
+        known = slot_of(name)
+        assert known is not None, "pairs() lets only known names pass"
+        if pair.rank != ranks[known[0].name]:
+            stated = f"rank {pair.rank}, its key says {ranks[known[0].name]}"
+            raise f.error(f"tensor '{name}.lora_a'", stated)
+
+
+def _model(f: GGUFFile, arch: str) -> dict[str, float]:
+    """Numbers of the base model that the file states."""
+    model: dict[str, float] = {}
+    for key in (*_REQUIRED, *_OPTIONAL):
+        full = f"{arch}.{key}"
+        if key in _REQUIRED or full in f.metadata:
+            kind: Any = "float" if MODEL_KEYS[key].name.startswith("FLOAT") else "uint"
+            model[key] = f.get(full, kind)
+    return model
+
+
+def _counters(f: GGUFFile) -> dict[str, Any]:
+    version = f.get("training.file_version", "uint")
+    if version > 1:
+        raise f.error("key 'training.file_version'", f"{version}, known are 0 and 1")
+    names = ("iteration", "sample", "token") + (("epoch",) if version else ())
+    counts = {name: f.get(f"training.{name}_count", "uint") for name in names}
+    rng_state = f.get(_SHUFFLE + "rng_state", "str", "")
+    if rng_state:
+        try:
+            MT19937.parse(rng_state)
+        except DataError as e:
+            raise f.error(f"key '{_SHUFFLE}rng_state'", str(e)) from None
+    n_samples = f.get(_SHUFFLE + "sample_count", "uint", 0)
+    next_sample = f.get(_SHUFFLE + "next_sample", "uint", 0)
+    if rng_state and not next_sample < n_samples:
+        stated = f"{next_sample}, there are {n_samples} samples"
+        raise f.error(f"key '{_SHUFFLE}next_sample'", stated)
+    return {
+        "iteration": counts["iteration"],
+        "sample_count": counts["sample"],
+        "token_count": counts["token"],
+        "epoch": counts.get("epoch", 0),
+        "n_samples": n_samples,
+        "next_sample": next_sample,
+        "rng_state": rng_state,
+    }
+
+
+def _optimiser(f: GGUFFile) -> dict[str, Any]:
+    if (version := f.get("optimizer.file_version", "uint")) != 0:
+        raise f.error("key 'optimizer.file_version'", f"{version}, known is 0")
+    if (kind := f.get("optimizer.type", "str")) != "adam":
+        raise f.error("key 'optimizer.type'", f"{kind}, only adam can be continued")
+    n_past = f.get("optimizer.convergence_past_count", "uint")
+    past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
+    # Best and previous loss and the counter have no effect in the old tool, but a wrong type has.
+    f.get("optimizer.iteration_count", "uint")
+    f.get("optimizer.just_initialized", "bool")
+    return {
+        "best_loss": f.get("optimizer.adam.best_loss", "float"),
+        "previous_loss": f.get("optimizer.adam.previous_loss", "float"),
+        "no_improvement": f.get("optimizer.adam.no_improvement_count", "uint"),
+        "past_losses": tuple(past.tolist()),
+    }

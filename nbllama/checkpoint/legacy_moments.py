@@ -1,0 +1,114 @@
+"""In which order tensors lie inside the moment vectors of an old checkpoint.
+
+The old tool's optimiser goes through its parameters as its compute graph does, from the loss
+down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`), in one of two directions: the one that took
+less memory on that day. With flash attention, the default of 2023, the graph is another one. The
+file states neither. But first moments are an average of past gradients, so where they lie right
+they point where the next gradient points, and where they do not, nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.checkpoint.state import FlatMoments, split
+from nbllama.errors import CheckpointError
+from nbllama.lora.pairs import Adapter
+
+ORDERS = ("left", "right", "left-flash", "right-flash")
+LEAST = 0.1  # mean cosine that moments and gradient of the right order must have
+MARGIN = 2.0  # how many times the next best order's cosine
+
+
+def _left(n_layer: int, flash: bool) -> list[str]:
+    down = ["ffn_down", "ffn_gate", "ffn_norm", "attn_output", "attn_norm"]
+    up = ["attn_v", "attn_k", "attn_q", "ffn_up"]
+    if flash:
+        down.insert(4, "attn_q")
+        up = ["attn_k", "attn_v", "ffn_up"]
+    names = ["output", "output_norm"]
+    names += [f"blk.{i}.{name}" for i in reversed(range(n_layer)) for name in down]
+    names.append("token_embd")
+    return names + [f"blk.{i}.{name}" for i in range(n_layer) for name in up]
+
+
+def _right(n_layer: int, flash: bool) -> list[str]:
+    attention = ["attn_norm", "attn_q", "attn_k", "attn_v"]
+    if flash:
+        attention = ["attn_v", "attn_norm", "attn_k", "attn_q"]
+    block = [*attention, "attn_output", "ffn_norm", "ffn_up", "ffn_gate", "ffn_down"]
+    names = [f"blk.{i}.{name}" for i in range(n_layer) for name in block]
+    return ["token_embd", *names, "output_norm", "output"]
+
+
+def parameter_order(order: str, n_layer: int) -> list[str]:
+    """Names of all parameters of a model of `n_layer` blocks, as they follow each other in a
+    moment vector of `order` (one of `ORDERS`).
+    """
+    direction, _, flash = order.partition("-")
+    names = (_left if direction == "left" else _right)(n_layer, bool(flash))
+    halves = ("lora_a", "lora_b") if direction == "left" else ("lora_b", "lora_a")
+    return [f"{name}.weight.{half}" for name in names for half in halves]
+
+
+class Told(NamedTuple):
+    """Moments by parameter name in our orientation, the order they had, and the mean cosine."""
+
+    m: dict[str, np.ndarray]
+    v: dict[str, np.ndarray]
+    order: str
+    cosine: float
+
+
+def agreement(
+    m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
+) -> float:
+    """Mean cosine between moments and gradients over those tensors of `names` that have more than
+    one element (whose cosine is 1 or -1) and in which neither is all zero; 0 if there are none.
+    """
+    cosines = []
+    for name in names:
+        a, b = (x[name].astype(np.float64).ravel() for x in (m, grads))
+        length = float(np.sqrt((a @ a) * (b @ b)))
+        if length > 0 and a.size > 1:
+            cosines.append(float(a @ b) / length)
+    return float(np.mean(cosines)) if cosines else 0.0
+
+
+def tell(
+    moments: FlatMoments,
+    adapter: Adapter,
+    grads: Mapping[str, np.ndarray],
+    n_layer: int,
+    direction: str = "",
+) -> Told:
+    """Put the moments of an old checkpoint in their places.
+
+    `grads`: the gradient of the first batch after loading. `direction` "left" or "right": only
+    these orders are looked at, and the better one is taken.
+
+    Raises `CheckpointError` when no order stands out from each other one, judged by the tensors
+    that lie at different places in the two.
+    """
+    rows = []
+    for order in ORDERS:
+        if order.startswith(direction):
+            m, v = (split(x, parameter_order(order, n_layer), adapter) for x in moments)
+            rows.append(Told(m, v, order, agreement(m, grads, m)))
+    best = max(rows, key=lambda told: told.cosine)
+    if direction or not moments.first.any():
+        return best
+    for other in rows:
+        moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
+        mine, its = (agreement(told.m, grads, moved) for told in (best, other))
+        # "not above" and not "below": a NaN stands out from nothing
+        if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
+            raise CheckpointError(
+                "the order of the moments in the old checkpoint cannot be told from its data "
+                f"({best.order} {mine:.2f}, {other.order} {its:.2f}); look for "
+                "'evaluation order' in the old log and give --checkpoint-order left or right"
+            )
+    return best

@@ -1,0 +1,53 @@
+"""Names of numbered checkpoints, and which of them `--keep-last` removes."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from nbllama.checkpoint.file import verify
+from nbllama.errors import GGUFError, OutputError, UsageError, shown
+from nbllama.gguf_io import open_gguf
+
+PLACEHOLDER, LATEST = "ITERATION", "LATEST"
+
+
+def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
+    """`pattern` with its first `mark` replaced by `stamp`: an iteration's number, or `LATEST`."""
+    return pattern.replace(mark, str(stamp), 1)
+
+
+def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
+    """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
+
+    Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
+    removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
+
+    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
+    be removed.
+    """
+    folder, base = os.path.split(pattern)
+    if mark in folder and keep_last:
+        raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
+    before, found, after = base.partition(mark)
+    if not keep_last or not found:
+        return []
+    shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
+    matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
+    numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
+    valid, removed = 0, []
+    for number in numbers:
+        name = output_name(pattern, number, mark)
+        try:
+            with open_gguf(name) as f:
+                verify(f)
+        except GGUFError:
+            continue
+        valid += 1
+        if valid > keep_last:
+            try:
+                os.unlink(name)
+            except OSError as e:
+                raise OutputError(f"{shown(name, 400)}: cannot be removed: {e.strerror}") from e
+            removed.append(name)
+    return removed

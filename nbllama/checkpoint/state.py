@@ -1,0 +1,135 @@
+"""The state of a training run in memory, and the tensors that checkpoints hold of it.
+
+A new field of `TrainState` is stored by the key that it carries (`nbllama.checkpoint.stored`):
+`nbllama.checkpoint.file` writes and reads all of them.
+
+Tensors lie in files as llama.cpp's `finetune` has them: rank fastest, so A transposed and B as it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.checkpoint.identity import Identity
+from nbllama.checkpoint.stored import stored_group, stored_key
+from nbllama.errors import shown
+from nbllama.gguf_io import GGUFFile, ValueType
+from nbllama.lora.pairs import Adapter, Pair
+from nbllama.lora.slots import slot_of
+from nbllama.opt.arrays import check_finite
+
+FIRST, SECOND = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
+PAST_LOSSES = "optimizer.adam.past_loss_values"
+U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
+
+
+class FlatMoments(NamedTuple):
+    """Both moments as vectors float32 [n_parameters], tensor after tensor.
+
+    The file does not state in which order (`legacy_moments`). Each tensor's elements are in the
+    order of the file.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to continue with the same bits. Counters are since the very first run.
+
+    `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
+    next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
+    order, at the start of `epoch` (`data.feed.OldFeed`). `environment`: see `environment`.
+    `validation`: the numbers of `train.validation.Validation`. `past_losses`: the last ones, see
+    `train.convergence`. `moments`: of an old checkpoint, instead of m and v.
+    """
+
+    identity: Identity
+    adapter: Adapter
+    m: dict[str, np.ndarray]
+    v: dict[str, np.ndarray]
+    seed: int = stored_key("nbllama.seed", U64)
+    n_samples: int = stored_key("training.shuffle.sample_count", U64)
+    iteration: int = stored_key("training.iteration_count", U64, 0)
+    sample_count: int = stored_key("training.sample_count", U64, 0)
+    token_count: int = stored_key("training.token_count", U64, 0)
+    epoch: int = stored_key("training.epoch_count", U64, 0)
+    next_sample: int = stored_key("training.shuffle.next_sample", U64, 0)
+    rng_state: str = stored_key("training.shuffle.rng_state", ValueType.STRING, "", optional=True)
+    no_improvement: int = stored_key("optimizer.adam.no_improvement_count", U32, 0)
+    best_loss: float = stored_key("optimizer.adam.best_loss", F32, 0.0)
+    previous_loss: float = stored_key("optimizer.adam.previous_loss", F32, 0.0)
+    environment: dict[str, str] = stored_group("nbllama.environment.", ValueType.STRING)
+    validation: dict[str, float] = stored_group("nbllama.validation.", ValueType.FLOAT64)
+    past_losses: tuple[float, ...] = ()
+    moments: FlatMoments | None = None
+
+    @property
+    def old(self) -> bool:
+        """Whether it was read from a checkpoint of the old tool."""
+        return self.moments is not None
+
+
+def legacy(name: str, x: np.ndarray) -> np.ndarray:
+    """Between our orientation and the old tool's (rank fastest): A transposed, B as it is."""
+    return np.ascontiguousarray(x.T if name.endswith(".lora_a") else x)
+
+
+def array(f: GGUFFile, name: str) -> np.ndarray:
+    """A copy of a float32 tensor in its numpy shape, all values finite."""
+    if name not in f.tensors:
+        raise f.error(f"tensor '{name}'", "is missing")
+    info = f.tensors[name]
+    if info.type_id != 0:
+        raise f.error(f"tensor '{shown(name)}'", "must be F32")
+    x = f.data(name).view("<f4").reshape(info.shape).astype(np.float32)
+    if check_finite({name: x}):
+        raise f.error(f"tensor '{shown(name)}'", "holds a NaN or an infinity")
+    return x
+
+
+def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
+    """Pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
+    found = {}
+    for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
+        a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
+        if a is None or b is None or slot_of(base) is None:
+            raise f.error(f"tensor '{shown(base)}.lora_*'", "not the two halves of a LoRA pair")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+            raise f.error(f"tensor '{shown(base)}.lora_*'", f"shapes {a.shape}, {b.shape}")
+        found[base] = Pair(legacy(".lora_a", a), b)
+    if not found or 2 * len(found) != len(stored):
+        raise f.error("file", "its tensors are not the pairs of a LoRA run")
+    return found
+
+
+def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
+    """A moment vector as arrays by parameter name in our orientation, in the parameters' order.
+
+    `order`: every parameter's name, as they follow each other in `flat`.
+    """
+    params = adapter.parameters()
+    parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
+    shapes = {p: x.T.shape if p.endswith(".lora_a") else x.shape for p, x in params.items()}
+    found = {p: part.reshape(shapes[p]) for p, part in zip(order, parts, strict=True)}
+    return {p: legacy(p, found[p]) for p in params}
+
+
+def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
+    """A float32 tensor [n], all values finite."""
+    flat = array(f, name)
+    if flat.shape != (n,):
+        raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")
+    return flat
+
+
+def check_moments(f: GGUFFile, second: np.ndarray) -> None:
+    """Raise for second moments that no squares have: below 0."""
+    if second.size and second.min() < 0:
+        raise f.error(f"tensor '{SECOND}'", "holds a negative value")

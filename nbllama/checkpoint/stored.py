@@ -1,0 +1,97 @@
+"""Fields that carry their key: one line of a dataclass writes and reads a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, NamedTuple
+
+from nbllama.gguf_io import GGUFFile, ValueType
+
+Entry = tuple[str, Any, ValueType]  # key, value, type
+
+_BY_TYPE = {
+    bool: ValueType.BOOL,
+    int: ValueType.INT64,
+    float: ValueType.FLOAT64,
+    str: ValueType.STRING,
+}
+_READ_AS = {
+    ValueType.UINT32: "uint",
+    ValueType.UINT64: "uint",
+    ValueType.FLOAT32: "float",
+    ValueType.FLOAT64: "float",
+    ValueType.STRING: "str",
+}
+
+
+class Key(NamedTuple):
+    """A single value."""
+
+    name: str
+    kind: ValueType
+    optional: bool  # not in the file where it has its default
+
+
+class Group(NamedTuple):
+    """A dict, each of its items under `prefix` and its own name."""
+
+    prefix: str
+    kind: ValueType | None  # STRING or FLOAT64; None: by the type of the item
+
+
+def stored_key(
+    name: str, kind: ValueType, default: Any = MISSING, *, optional: bool = False
+) -> Any:
+    """A field that is stored under `name`.
+
+    `optional`: only where it differs from its default. A field that older checkpoints do not have
+    must be optional.
+    """
+    return field(default=default, metadata={"stored": Key(name, kind, optional)})
+
+
+def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
+    """A field that is a dict, empty by default."""
+    return field(default_factory=dict, metadata={"stored": Group(prefix, kind)})
+
+
+def entries(x: Any) -> Iterator[Entry]:
+    """Keys, values and types of all stored fields of a dataclass instance."""
+    for f in fields(x):
+        row, value = f.metadata.get("stored"), getattr(x, f.name)
+        if isinstance(row, Key) and not (row.optional and value == f.default):
+            yield row.name, value, row.kind
+        elif isinstance(row, Group):
+            for name, item in value.items():
+                yield row.prefix + name, item, row.kind or _BY_TYPE[type(item)]
+
+
+def values(f: GGUFFile, kind: type) -> dict[str, Any]:
+    """All stored fields of a dataclass by name, read from a file.
+
+    Raises `GGUFError` for one that is missing or of another type.
+    """
+    return {x.name: _value(f, x) for x in fields(kind) if "stored" in x.metadata}
+
+
+def _value(f: GGUFFile, x: Field[Any]) -> Any:
+    row = x.metadata["stored"]
+    if isinstance(row, Key):
+        if row.optional and row.name not in f.metadata:
+            return x.default
+        return f.get(row.name, _READ_AS[row.kind])  # type: ignore[call-overload]
+    found = items(f, row.prefix)
+    if row.kind is None:
+        return found
+    convert = str if row.kind == ValueType.STRING else float
+    return {name: convert(item) for name, item in found.items()}
+
+
+def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
+    """The single values under a common prefix, by the rest of their keys."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in f.metadata.items()
+        if name.startswith(prefix) and isinstance(value, bool | int | float | str)
+    }

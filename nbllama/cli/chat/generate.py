@@ -1,0 +1,11 @@
+"""The program of `nbllama generate`. Options: `nbllama.options.chat_verbs`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from nbllama.cli.chat.program import run
+from nbllama.options.chat_verbs import parse_generate
+from nbllama.system.program import run_program
+
+main = partial(run_program, partial(run, parse=parse_generate))

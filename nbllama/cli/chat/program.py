@@ -1,0 +1,25 @@
+"""The program: `python -m nbllama.main`, which completes a text or chats.
+
+Options: `nbllama.options.chat`. What happens: `nbllama.cli.chat.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from nbllama.kernels.cores import use_threads
+from nbllama.options.chat import Main, parse_main
+from nbllama.system.program import run_program
+
+
+def run(words: list[str], parse: Callable[[Sequence[str]], Main] = parse_main) -> None:
+    """Do what the words of a command line say; `parse` reads them."""
+    asked = parse(words)
+    threads = use_threads(asked.options.threads)
+    from nbllama.cli.chat import run as main_run
+
+    main_run.run(asked, threads)
+
+
+main = partial(run_program, run)

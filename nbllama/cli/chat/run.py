@@ -1,0 +1,170 @@
+"""`python -m nbllama.main` put together: model, adapters, context, samplers, mode."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from nbllama.arch.hparams import Hparams, context_warnings
+from nbllama.cli.chat.complete import interact, predict
+from nbllama.cli.chat.console import Console, Interrupt
+from nbllama.cli.chat.talk import Talk, read_text
+from nbllama.cli.chat.turns import chat
+from nbllama.cli.lora_files import load_adapters
+from nbllama.errors import NotEnoughMemory, UsageError, shown
+from nbllama.generation.memory import SessionMemory, session_memory
+from nbllama.generation.predictor import Predictor
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.session import Session
+from nbllama.lora.mix import mix
+from nbllama.lora.pairs import Adapter
+from nbllama.model.passes import Model, load_model
+from nbllama.options.chat import Main
+from nbllama.peek.dump import Dump
+from nbllama.peek.watcher import watch
+from nbllama.report.log import memory
+from nbllama.system.memory import available_memory, mapped, resident
+from nbllama.system.output_file import prepare_output
+from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
+from nbllama.text.templates import find_layout
+from nbllama.train.run.settings import fresh_seed
+
+_SHORTEST = 8  # as llama.cpp
+_USUAL = 4096
+_QUIET = 2.0  # seconds without a word that one does not wonder about
+
+
+def run(main: Main, threads: int) -> None:
+    """Do what the command line asks for."""
+    o = main.options
+    text = read_text(o)
+    if o.dump:
+        prepare_output(o.dump_out, main.inputs)
+    console, interrupt = Console(o.color), Interrupt()
+    with ExitStack() as stack:
+        stack.enter_context(interrupt.installed())
+        stack.callback(console.end_line)
+        model = load_model(o.model)
+        parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
+        adapter = mix(parts) if parts else None
+        n_ctx = context(o.ctx_size, model.hp, o.strict, console)
+        told = session_memory(model, adapter, n_ctx, o.batch_size, threads)
+        if o.dry_run:
+            print("\n".join(forecast_lines(model, told, n_ctx, o.batch_size)))
+        check_memory(told, n_ctx)
+        if o.dry_run:
+            return
+        template = None
+        if main.mode == "chat":
+            template = stack.enter_context(layout(o.chat_template, model.tokenizer, console))
+        params = o.sampling(fresh_seed())
+        tokenizer = model.tokenizer
+        banned = tokenizer.eog_ids if o.ignore_eos else ()
+        sampler = Sampler(params, model.hp.n_vocab, n_ctx, banned)
+        shift = o.context_shift and o.predict != -2
+        predictor = Predictor(
+            model, adapter, sampler, n_ctx, batch=o.batch_size, shift=shift, exact=o.exact,
+            check=interrupt.check,
+        )  # fmt: skip
+        warm_up(model, adapter, o.exact, console)
+        if o.dump:
+            seen = stack.enter_context(saved(o.dump_out, console))
+            seen.append(stack.enter_context(watch(model, *o.dump, adapter=adapter)))
+        seed = params.seed if params.temp > 0 or params.mirostat else None
+        talk = Talk(o, tokenizer, predictor, console, interrupt, n_ctx, text, seed)
+        if template is not None:
+            chat(talk, template)
+        else:
+            (interact if main.mode == "interactive" else predict)(talk)
+        if times := predictor.times.line():
+            console.note(times)
+
+
+@contextmanager
+def saved(path: str, console: Console) -> Iterator[list[Dump]]:
+    """At the end, also after Ctrl-C, write the dump that was put into the list."""
+    seen: list[Dump] = []
+    try:
+        yield seen
+    finally:
+        for dump in seen:
+            dump.save(path)
+            console.note(f"{len(dump)} arrays in {shown(path, 400)}")
+
+
+def layout(name: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
+    """The template of `--chat-template`; else the model's, ChatML where the vocabulary has its
+    tokens, and Alpaca's plain text for the rest.
+
+    Raises `UsageError` or `GGUFError` for a template that cannot be used.
+    """
+    tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
+    if not (name or tokenizer.chat_template) and None in tokens:
+        console.note("warning: the model has no chat template; Alpaca's layout takes its place")
+        name = "alpaca"
+    return chat_template_for(tokenizer, find_layout(name).source if name else None)
+
+
+def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
+    """Tokens of the context. Raises `UsageError` for more than the model knows, if `strict`."""
+    trained = hp.n_ctx_train or _USUAL
+    n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
+    for line in context_warnings(hp, n_ctx):
+        if strict:
+            raise UsageError(f"--strict: {line}")
+        console.note(f"warning: {line}")
+    if n_ctx < _SHORTEST:
+        console.note(f"warning: the shortest context is {_SHORTEST} tokens")
+    return max(n_ctx, _SHORTEST)
+
+
+def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
+    """The table of `--dry-run`. What the program holds is measured, all else is added up."""
+    model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
+    held = resident() - mapped(model.gguf.path)
+    file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
+    rows = [
+        ("model file", file),
+        ("KV cache", f"{memory(told.cache)} for {n_ctx} tokens"),
+        ("arena", f"{memory(told.arena)} for {min(batch, n_ctx)} tokens of a prompt at once"),
+        ("program", f"{memory(held)} so far: Python, libraries, vocabulary, adapters"),
+        ("private memory", f"{memory(held + told.private)} in all"),
+        ("available", memory(available_memory())),
+    ]
+    return [f"{name:15}{text}" for name, text in rows]
+
+
+def check_memory(told: SessionMemory, n_ctx: int) -> None:
+    """Raises `NotEnoughMemory` for a session that takes more than the system has available."""
+    available = available_memory()
+    if told.private > available:
+        raise NotEnoughMemory(
+            f"a context of {n_ctx} tokens needs {memory(told.private)} and {memory(available)} are "
+            "available; give a smaller --ctx-size or --batch-size"
+        )
+
+
+def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
+    """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
+
+    A word is said if that takes long.
+    """
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        console.note("compiling kernels and reading weights (up to a minute at first) ...")
+
+    timer, start = threading.Timer(_QUIET, say), time.monotonic()
+    timer.daemon = True
+    timer.start()
+    try:
+        session = Session(model, adapter, _SHORTEST, exact=exact)
+        session.feed([0] * (_SHORTEST - 1))
+        session.feed([0])
+    finally:
+        timer.cancel()
+    if said.is_set():
+        console.note(f"ready after {time.monotonic() - start:.1f} s")

@@ -1,0 +1,136 @@
+"""What the modes of `python -m nbllama.main` share: prompts, answers that stream, why they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from nbllama.cli.chat.console import Console, Interrupt, Stopped
+from nbllama.data.text_file import decode_utf8, read_bytes
+from nbllama.errors import UsageError
+from nbllama.generation.predictor import ContextFull, Predictor
+from nbllama.options.chat import MainOptions, read_escapes
+from nbllama.text import StreamDecoder, Tokenizer
+
+_WINDOW = 32  # tokens in which a reverse prompt is looked for, as in llama.cpp
+
+
+class Stops:
+    """Reverse prompts: texts at whose end an answer stops.
+
+    `slack`: bytes that may follow such a text, where a token holds more than its end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:
+        self.texts = list(texts)
+        self._tokenizer = tokenizer
+        self._slack = slack
+        encoded = [tokenizer.encode(text, parse_special=True) for text in texts]
+        self._single = {ids[0] for ids in encoded if len(ids) == 1}
+
+    def met(self, tokens: Sequence[int]) -> bool:
+        """Whether `tokens` end with one."""
+        if not self.texts or not tokens:
+            return False
+        tail = b"".join(self._tokenizer.token_bytes(i) for i in tokens[-_WINDOW:])
+        wanted = [text.encode() for text in self.texts]
+        return tokens[-1] in self._single or any(
+            text in tail[max(0, len(tail) - len(text) - self._slack) :] for text in wanted
+        )
+
+
+def read_text(options: MainOptions) -> str:
+    """The text of `--prompt` or `--file`; of a file, a line break at its end is left out.
+
+    Raises `DataError` for a file that cannot be read, is empty or not UTF-8.
+    """
+    if not options.file:
+        return read_escapes(options, options.prompt, "--prompt")
+    text = decode_utf8(read_bytes(options.file, "the prompt"), options.file)
+    return read_escapes(options, text.removesuffix("\n").removesuffix("\r"), "--file")
+
+
+@dataclass
+class Talk:
+    """A model at work for a user."""
+
+    options: MainOptions
+    tokenizer: Tokenizer
+    predictor: Predictor
+    console: Console
+    interrupt: Interrupt
+    n_ctx: int
+    text: str  # of --prompt or --file
+    seed: int | None = None  # of the draws, if there are any
+
+    def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
+        """The reverse prompts of the command line, and `more`."""
+        o = self.options
+        texts = [read_escapes(o, text, "--reverse-prompt") for text in o.reverse_prompt]
+        return Stops(self.tokenizer, [*texts, *more], slack)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text of the command line, which may name special tokens."""
+        return self.tokenizer.encode(text, parse_special=True)
+
+    def begin(self, ids: Sequence[int]) -> None:
+        """Check a first prompt, set what a shift of the context must keep of it, tell the seed.
+
+        Raises `UsageError` for one that does not fit.
+        """
+        if len(ids) > self.n_ctx - 4:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, the context of {self.n_ctx} has room for"
+                f" {self.n_ctx - 4}; give a larger --ctx-size"
+            )
+        keep, bos = self.options.keep, self.tokenizer.bos_id
+        has_bos = int(self.tokenizer.add_bos and bool(ids) and ids[0] == bos)
+        self.predictor.keep = len(ids) if keep < 0 else min(keep + has_bos, len(ids))
+        if self.seed is not None:
+            self.console.note(f"seed {self.seed}")
+
+    def open(self, ids: Sequence[int]) -> None:
+        """Begin the text with `ids`, and write it."""
+        if not ids:
+            raise UsageError("the prompt is empty; give --prompt TEXT or --file FILE")
+        self.begin(ids)
+        self.predictor.append(ids)
+        if self.options.display_prompt:
+            plain = ids[1:] if ids[0] == self.tokenizer.bos_id else ids
+            decoder = StreamDecoder(self.tokenizer, at_start=True)
+            self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
+
+    def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
+        """Write an answer as it is drawn. Returns it, and why it ended: "eog", "stop" (a reverse
+        prompt), "length", "interrupt" or "full".
+
+        `stoppable`: Ctrl-C ends the answer, not the program.
+        """
+        decoder, parts, ending = StreamDecoder(self.tokenizer), [], "length"
+        eog = self.tokenizer.eog_ids
+        try:
+            with self.interrupt.stops_answer() if stoppable else nullcontext():
+                for token in self.predictor.draw(self.options.predict, eog):
+                    if token in eog:
+                        ending = "eog"
+                        break
+                    parts.append(decoder.push(token))
+                    self.console.write(parts[-1])
+                    if stops.met(self.predictor.tokens):
+                        ending = "stop"
+                        break
+        except Stopped:
+            ending = "interrupt"
+        except ContextFull as e:
+            ending, full = "full", e
+        parts.append(decoder.flush())
+        self.console.write(parts[-1])
+        if ending == "full":
+            self.tell(full)
+        return "".join(parts), ending
+
+    def tell(self, e: ContextFull) -> None:
+        """Say that the context is full, and what helps."""
+        more = "" if self.options.context_shift else ", or --context-shift"
+        self.console.note(f"{e}; give a larger --ctx-size{more}")

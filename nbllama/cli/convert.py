@@ -1,0 +1,111 @@
+"""The program: `python -m nbllama.convert baichuan-to-llama IN OUT`.
+
+Writes a model under the keys of another architecture that computes the same (`ArchRow.same_as`).
+Tensors are copied byte for byte, so a quantised model loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from nbllama.errors import UsageError, shown
+from nbllama.options.common import debug_option
+from nbllama.options.parser import parse_into, table
+from nbllama.options.words import take_words
+from nbllama.system.program import run_program
+
+if TYPE_CHECKING:
+    from nbllama.arch import Hparams
+    from nbllama.gguf_io import GGUFFile, ValueType
+
+PROG = "python -m nbllama.convert"
+ABOUT = """Write a GGUF model under another architecture's name, for programs that know only that
+one: baichuan-to-llama for Baichuan 7B, whose blocks are those of llama. Keys are renamed, tensors
+are copied byte for byte. Training needs none of this: Baichuan trains as it is."""
+EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or a model that cannot be converted, 3 path
+that cannot be written, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line but for its three words."""
+
+    debug: bool = debug_option("Options")
+
+
+def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
+    """The conversion, IN, OUT and the options.
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    words, rest = take_words(argv, table(Options))
+    options = parse_into(
+        Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
+    )
+    if len(words) != 3 or not all(words):
+        raise UsageError(f"{len(words)} words are given, not CONVERSION IN OUT; --help says more")
+    return words[0], words[1], words[2], options
+
+
+def pair_of(conversion: str) -> tuple[str, str]:
+    """(old, new) architecture of a conversion's name. Raises `UsageError`."""
+    from nbllama.arch import ARCHS
+
+    known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
+    if conversion not in known:
+        raise UsageError(f"unknown conversion '{shown(conversion)}'; there is {', '.join(known)}")
+    return known[conversion]
+
+
+def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
+    """Raise `GGUFError` unless the model `f` computes what a model of architecture `new` does."""
+    if hp.arch != old:
+        raise f.error("key 'general.architecture'", f"'{hp.arch}', this conversion is for {old}")
+    if hp.alibi_max_bias:
+        raise f.error(
+            f"key '{old}.block_count'",
+            f"{hp.n_layer} layers: this form of {old} places its tokens by ALiBi, a bias on the"
+            f" attention scores that falls with distance; {new} turns queries and keys (RoPE) and"
+            " has no key for it, so the model cannot be converted; it trains and runs as it is",
+        )
+    theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)
+    if theirs is not None:
+        raise f.error(f"key '{shown(theirs)}'", f"is of {new} already, in a model of {old}")
+
+
+def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
+    """All keys of `f` as `write_gguf` takes them, `OLD.x` as `NEW.x`."""
+    out = []
+    for key, value, kind in f.entries():
+        if key == "general.architecture":
+            value = new
+        elif key.startswith(f"{old}."):
+            key = new + key.removeprefix(old)
+        out.append((key, value, kind))
+    return out
+
+
+def _run(words: list[str]) -> None:
+    conversion, source, target, _ = parse(words)
+    _convert(source, target, *pair_of(conversion))
+
+
+def _convert(source: str, target: str, old: str, new: str) -> None:
+    from nbllama.arch import hparams_from_gguf
+    from nbllama.cli.merge import Progress, print_result
+    from nbllama.export.rewrite import rewrite
+    from nbllama.gguf_io import open_gguf
+    from nbllama.system.output_file import prepare_output
+
+    with open_gguf(source) as f:
+        check(f, hparams_from_gguf(f), old, new)
+        prepare_output(target, [source])
+        with Progress() as progress:
+            changes = rewrite(f, target, {}, {}, renamed(f, old, new), progress)
+    print_result(target, changes, progress.seconds)
+
+
+main = partial(run_program, _run)

@@ -1,0 +1,64 @@
+"""The program: `python -m nbllama.finetune`.
+
+A screen and the words of a command line around `nbllama.train.run.run.train`. Options:
+`nbllama.options.finetune.table`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from nbllama.errors import Interrupted
+from nbllama.options.finetune.table import PROG, Options, parse
+from nbllama.system.program import called_as, run_program
+from nbllama.train.run.stop import StopFlag
+
+if TYPE_CHECKING:
+    from nbllama.train.run.result import Run
+
+
+def _run(words: list[str]) -> None:
+    if "--list-archs" in words or "--list_archs" in words:
+        from nbllama.cli.archs import table
+
+        print(table())
+        return
+    options, stop = parse(words), StopFlag()
+    with stop.installed():
+        run = _train(options, words, stop)
+        if run.interrupted:
+            raise Interrupted(how_to_resume(options, words, run), stop.signum)
+
+
+def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
+    from nbllama.kernels.cores import use_threads
+
+    threads = use_threads(options.threads)
+    from nbllama.cli.ui import Display
+    from nbllama.train.run.run import train
+
+    with Display() as screen:
+        return train(options, threads, screen, stop, words=words)
+
+
+def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
+    """What was reached, and the command that does the rest."""
+    seed = ["--seed", str(run.options["seed"])]
+    # the order that was asked for is now the checkpoint's own
+    again = ("--force-reshuffle", "--force_reshuffle")
+    words = [word for word in words if word not in again]
+    text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
+    if not run.losses:
+        # nothing new was saved: the newest file may be another run's
+        return f"{text}; start again with: {program} {shlex.join([*words, *seed])}"
+    if "checkpoint" not in run.paths:
+        return f"{text}; it cannot be continued, as --checkpoint-out is empty"
+    left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
+    resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
+    return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
+
+
+main = partial(run_program, _run)

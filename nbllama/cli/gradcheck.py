@@ -1,0 +1,124 @@
+"""The program: `python -m nbllama.gradcheck -m model.gguf`."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from nbllama.errors import NbllamaError, NotEnoughMemory, UsageError, shown
+from nbllama.options.gradcheck import GradcheckOptions, parse
+from nbllama.system.program import run_program
+
+if TYPE_CHECKING:
+    from nbllama.data.batch import Batch
+    from nbllama.gradcheck.check import Checked, Losses
+    from nbllama.model.passes import Model
+
+_TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all; it sleeps."
+
+
+def _run(words: list[str]) -> None:
+    o = parse(words)
+    from nbllama.kernels.cores import use_threads
+
+    use_threads(o.threads)
+    from nbllama.adapter.file import load_adapter
+    from nbllama.gradcheck.check import check, random_adapter
+    from nbllama.gradcheck.part import part_of, part_of_adapter, usual_layers
+    from nbllama.model.passes import load_model
+    from nbllama.train.run.layers import blocks
+
+    start = time.perf_counter()
+    whole = load_model(o.model_base)
+    layers = list(blocks(o.layers, whole.hp.n_layer)) if o.layers else usual_layers(whole)
+    _check_memory(whole, layers)
+    model, batch = part_of(whole, layers), _batch(whole, o)
+    if o.lora:
+        try:
+            adapter = load_adapter(o.lora, whole.hp, whole.shapes)
+        except FileNotFoundError:
+            raise UsageError(f"{shown(o.lora, 400)}: there is no such adapter file") from None
+        adapter = part_of_adapter(adapter, layers)
+        if not adapter.pairs:
+            raise UsageError("--layers: the adapter has no pair in these blocks")
+    else:
+        adapter = random_adapter(model, o.rank, o.seed)
+    losses: list[Losses] = []
+    found = list(check(model, adapter, batch, o.tolerance, o.seed, losses.append))
+    # as they are called in the file
+    found = [c._replace(name=_old_name(model, c.name)) for c in found]
+    _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)
+    wrong = [c for c in found if c.verdict == "WRONG"]
+    if wrong:
+        c = max(wrong, key=lambda c: c.error)
+        raise NbllamaError(
+            f"{len(wrong)} of {len(found)} gradients are wrong, the most {c.name}.{c.half}: off by "
+            f"{c.error:.2g} of its length"
+        )
+
+
+def _old_name(model: Model, name: str) -> str:
+    from nbllama.gradcheck.part import PartOfFile
+
+    assert isinstance(model.gguf, PartOfFile)
+    return model.gguf.old_names[name]
+
+
+def _print(
+    o: GradcheckOptions, found: list[Checked], losses: Losses, layers: list[int], n: int,
+    seconds: float,
+) -> None:  # fmt: skip
+    from nbllama.gradcheck.table import table
+
+    if o.json:
+        rows = [c._asdict() | {"error": c.error if c.error == c.error else None} for c in found]
+        print(json.dumps({"layers": layers, **losses._asdict(), "checked": rows}, indent=1))
+        return
+    print(f"blocks {', '.join(map(str, layers))}; {n} tokens; {seconds:.0f} s")
+    print(f"loss {losses.ours:.6f}, in float64 {losses.reference:.6f}\n")
+    print(table(found, o.all), end="")
+    if any(c.verdict == "zero" for c in found):
+        print("\nzero: nothing is proved; the gradient of A is zero while B is (a new adapter)")
+
+
+def _check_memory(model: Model, layers: list[int]) -> None:
+    """The part in float64, and once more with its pairs added."""
+    import math
+
+    from nbllama.gradcheck.part import renamed
+    from nbllama.system.memory import available_memory
+
+    shapes = (t.shape for name, t in model.gguf.tensors.items() if renamed(name, layers))
+    need = 2.5 * 8 * sum(map(math.prod, shapes))
+    if need > (left := available_memory()):
+        raise NotEnoughMemory(
+            f"{len(layers)} blocks in float64 take {need / 1e9:.1f} GB, {left / 1e9:.1f} GB are"
+            " free; give fewer --layers, such as first:1"
+        )
+
+
+def _batch(model: Model, o: GradcheckOptions) -> Batch:
+    """The first tokens, as two sequences, so that one must not see the other."""
+    import numpy as np
+
+    from nbllama.data.batch import Batch
+    from nbllama.errors import DataError
+
+    text = _TEXT * (1 + o.tokens // 16)
+    if o.data:
+        try:
+            with open(o.data, "rb") as file:
+                text = file.read(64 * o.tokens).decode("utf-8", "ignore")
+        except OSError as e:
+            raise DataError(f"{shown(o.data, 400)}: cannot be read: {e.strerror}") from e
+    ids = np.array(model.tokenizer.encode(text, add_special=False)[: o.tokens + 1], np.int32)
+    if len(ids) < 4:
+        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few")
+    cut = 2 * len(ids) // 3
+    rows = [ids[:cut], ids[cut - 1 :]]
+    return Batch.from_rows([(row[:-1].copy(), row[1:].copy()) for row in rows])
+
+
+main = partial(run_program, _run)

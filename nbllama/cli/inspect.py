@@ -1,0 +1,26 @@
+"""The program: `python -m nbllama.inspect FILE`.
+
+Everything that could be read is printed; if the file is refused, the reason is the last line, and
+the exit code is that of the program that would have used it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from nbllama.options.inspect import parse
+from nbllama.system.program import run_program
+
+
+def _run(words: list[str]) -> None:
+    options, path = parse(words)
+    from nbllama.inspect.look import look
+    from nbllama.inspect.show import as_json, as_text
+
+    found = look(path, base=options.model_base, rank=options.lora_r, check=options.check)
+    print(as_json(found) if options.json else as_text(found, options.all), end="")
+    if found.refused is not None:
+        raise found.refused
+
+
+main = partial(run_program, _run)

@@ -1,0 +1,64 @@
+"""The screen of a run that was started from Python."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from nbllama.cli.ui import Display
+from nbllama.report.log import Eta, StepRecord, duration
+from nbllama.train.run.screen import Pairs, Screen, Silent
+
+
+def screen_for(quiet: bool | None) -> Screen:
+    """Nothing if `quiet`; a line that is rewritten in a notebook, the program's display on a
+    terminal, and elsewhere the program's plain lines if `quiet` is False, else nothing.
+    """
+    if quiet:
+        return Silent()
+    if in_notebook(sys.stdout):
+        return Line(sys.stdout)
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return Display(sys.stderr) if terminal or quiet is False else Silent()
+
+
+def in_notebook(stream: object) -> bool:
+    """Whether what is printed lands in a notebook's cell (Jupyter, VS Code, Colab)."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
+
+
+class Line(Display):
+    """One line a run, rewritten at each iteration, without widgets; notes stay above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._left = Eta()
+        self._width = 0  # of the line that is open
+
+    def step(self, record: StepRecord) -> None:
+        """Rewrite the line."""
+        self._left.add(record.seconds)
+        left = self._left.seconds_left(record.n_iter - record.iter)
+        text = (
+            f"iteration {record.iter}/{record.n_iter}  loss {record.loss:.4f}  "
+            f"{record.tokens_per_s:.0f} tokens/s  {duration(left or 0.0)} left"
+        )
+        if record.skipped:
+            self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
+        self._out.write("\r" + text.ljust(self._width))
+        self._out.flush()
+        self._width = len(text)
+
+    def note(self, text: str) -> None:
+        """A line of its own; one that is open is wiped and comes again with the next iteration."""
+        if self._width:
+            self._out.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        super().note(text)
+
+    def close(self, pairs: Pairs = ()) -> None:
+        """End the line, which stays, and print the summary."""
+        if self._width:
+            self._out.write("\n")
+            self._width = 0
+        super().close(pairs)

@@ -1,0 +1,40 @@
+"""The verbs of the command `nbllama`, in the order of their use, and what else people type."""
+
+from __future__ import annotations
+
+# For each verb the module of its program, which has a function `main`, and what it does.
+VERBS: dict[str, tuple[str, str]] = {
+    "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
+    "show-data": ("nbllama.cli.show_data", "show what is trained in a file of training data"),
+    "report": ("nbllama.cli.report", "make the page about a run from its log"),
+    "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
+    "generate": ("nbllama.cli.chat.generate", "complete a text"),
+    "verify": ("nbllama.cli.verify", "check what an adapter does, also in llama.cpp"),
+    "perplexity": ("nbllama.cli.perplexity", "measure how well a model predicts a text"),
+    "export-lora": ("nbllama.cli.export_lora", "merge adapters into a model"),
+    "quantize": ("nbllama.cli.quantize", "write a model in another weight type"),
+    "convert-lora": ("nbllama.cli.convert_lora", "convert an adapter to another file format"),
+    "convert": ("nbllama.cli.convert", "rename the keys of a Baichuan model to those of llama"),
+    "inspect": ("nbllama.cli.inspect", "show what is in a model, checkpoint or adapter"),
+    "peek": ("nbllama.cli.peek", "show any tensor by name"),
+    "gradcheck": ("nbllama.cli.gradcheck", "check the gradients of a model"),
+}
+
+# What the programs of llama.cpp and commands of other trainers are called, by the verb meant.
+_ALSO = {
+    "finetune": "llama-finetune train lora sft tune fine-tune qlora trainer",
+    "show-data": "preprocess data dataset preview tokenize",
+    "chat": "llama-cli llama-run run cli interactive talk conversation inference llama-server"
+    " server serve",
+    "generate": "llama-completion llama-simple completion complete predict main",
+    "verify": "test validate check",
+    "perplexity": "llama-perplexity ppl eval evaluate score",
+    "export-lora": "llama-export-lora merge merge-lora fuse export lora-export",
+    "quantize": "llama-quantize quantise quant",
+    "convert-lora": "convert-lora-to-gguf",
+    "convert": "convert-hf-to-gguf convert-llama-ggml-to-gguf",
+    "inspect": "show info dump gguf-dump llama-gguf gguf",
+    "peek": "tensors diff llama-eval-callback",
+    "gradcheck": "grad-check",
+}
+ALSO = {name: verb for verb, names in _ALSO.items() for name in names.split()}

@@ -1,0 +1,99 @@
+"""Parquet files as records, by the package pyarrow (the extra `nbllama[data]`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from nbllama.data.unpack import EXTRA, MAX_UNPACKED
+from nbllama.data.wrapped import Entry
+from nbllama.errors import DataError, shown
+
+MAGIC = b"PAR1"
+_ROWS = 256  # of a batch: what is in memory before its size is known
+_VALUE_BYTES = 8  # that any value takes at least
+
+
+def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
+    """The rows of a Parquet file, numbered from 1.
+
+    Raises `DataError` for a damaged file, for one of more than `MAX_UNPACKED` bytes of values, and
+    where pyarrow is not installed.
+    """
+    where = shown(path, 400)
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(
+            f"{where} is a Parquet file; reading it needs the package pyarrow: {EXTRA}"
+        ) from None
+    row = size = 0
+    try:
+        source = io.BytesIO(content)
+        metadata = pq.read_metadata(source)
+        names = metadata.schema.to_arrow_schema().names
+        if len(set(names)) < len(names):
+            raise DataError(f"{where}: a column comes twice")
+        # Texts that repeat are stored once: here they stay so, and their sizes are added up.
+        packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))
+        for batch in packed.iter_batches(batch_size=_ROWS, use_threads=False):
+            size += sum(_unpacked_size(column) for column in batch.columns)
+            if size > MAX_UNPACKED:
+                raise _too_large(where)
+        for batch in pq.ParquetFile(source).iter_batches(batch_size=_ROWS, use_threads=False):
+            for record in batch.to_pylist():
+                row += 1
+                yield Entry(row, {key: _plain(value) for key, value in record.items()})
+        if row != metadata.num_rows:
+            raise DataError(f"{where}: {row} rows, its header says {metadata.num_rows}")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as e:
+        raise DataError(f"{where} is a damaged Parquet file: {shown(e)}") from e
+
+
+def _too_large(where: str) -> DataError:
+    return DataError(
+        f"{where} unpacks to more than {MAX_UNPACKED >> 20} MiB, which is the limit; split it"
+    )
+
+
+def _text_columns(metadata: Any, where: str) -> list[str]:
+    """Paths of the columns that hold texts, once the number of all values is within bounds."""
+    size = 0
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for j in range(group.num_columns):
+            width = max(_VALUE_BYTES, metadata.schema.column(j).length or 0)
+            size += group.column(j).num_values * width
+    if size > MAX_UNPACKED:
+        raise _too_large(where)
+    columns = [metadata.schema.column(j) for j in range(metadata.num_columns)]
+    return [c.path for c in columns if c.physical_type == "BYTE_ARRAY"]
+
+
+def _unpacked_size(column: Any) -> int:
+    """Bytes of an Arrow array once every value stands for itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+        return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind):
+        inside = column.flatten()
+        parts = inside if isinstance(inside, list) else [inside]
+        return sum(_unpacked_size(part) for part in parts)
+    return int(column.nbytes)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON would have it: no NaN, and no keys that a struct has for other rows only."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {k: p for k, v in value.items() if (p := _plain(v)) is not None}
+    return value

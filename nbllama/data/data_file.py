@@ -1,0 +1,73 @@
+"""Training data once they are read: a text, or samples with the places that they come from."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nbllama.data.formats import Conversation, Sample
+from nbllama.errors import shown
+
+RAW = "raw"
+
+
+class Bad(NamedTuple):
+    """A bad record: its line and the reason."""
+
+    line: int
+    reason: str
+
+
+class Part(NamedTuple):
+    """One of the files that were read. first: what its line 1 counts as among those of all."""
+
+    name: str
+    first: int
+
+
+def place_in(parts: Sequence[Part], line: int) -> Part:
+    """The file of a line that is counted on through all `parts`, and its number there."""
+    part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
+    return Part(part.name, line - part.first + 1)
+
+
+class DataFile(NamedTuple):
+    """Training data, read and parsed.
+
+    kind: "raw" (then `text` is all there is, or the first of `texts`) or "chat". format: name in
+    `FORMATS`, that of most records, or "raw". samples: (line, sample) of each good record; bad: the
+    others, if they may be skipped. Lines are counted on through all files; `place` says which file
+    and line one is. notes: lines for the user.
+    """
+
+    path: str
+    kind: str
+    format: str
+    text: str
+    samples: list[tuple[int, Sample]]
+    bad: list[Bad]
+    notes: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether a chat template is needed."""
+        return any(isinstance(sample, Conversation) for _, sample in self.samples)
+
+    def place(self, line: int) -> tuple[str, int]:
+        """The file of a line, and its number there."""
+        if not self.parts:
+            return self.path, line
+        name, number = place_in(self.parts, line)
+        return name, number
+
+    def short_place(self, line: int) -> str:
+        """ "line N", with the file where there are several."""
+        return self.where(line) if self.parts else f"line {line}"
+
+    def where(self, line: int) -> str:
+        """ "FILE, line N" for an error."""
+        name, number = self.place(line)
+        return f"{shown(name, 400)}, line {number}"

@@ -1,0 +1,286 @@
+"""JSON as files of records have it: one value a line, one over many lines, or one after another.
+
+Commas behind values and at the end of lists and objects are passed over. A key that comes twice in
+an object is an error, since one of its values would be lost; NaN, which pandas writes for a missing
+value, is null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from nbllama.errors import DataError, shown
+
+_SPACE = re.compile(r"[ \t\r\n\ufeff]*")
+_BETWEEN = re.compile(r"[ \t\r\n\ufeff]*(?:,[ \t\r\n\ufeff]*)?")
+_BRACKETS = re.compile(r"[\[\]{}\s]{1,8},?")
+_STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=[ \t\r\n]*[}\]])', re.S)
+_BEGIN = re.compile(
+    r"""\s*(?:\[\s*)*\{\s*(?:"|'\w+'\s*:|\w+\s*:\s*["'\[{]|\})""",
+)
+_LAST_COMMA = re.compile(r",\s*[}\]]")
+_NAMED = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)')
+# what "surrogateescape" makes of bytes that are not UTF-8
+_BROKEN_BYTE = re.compile("[\udc80-\udcff]")
+
+
+class Value(NamedTuple):
+    """A value at the top of a file, or why there is none; its line, and those of a list's items
+    (empty for what stands on one line). at: its place in the text, -1 where it is one line.
+    """
+
+    line: int
+    value: Any
+    lines: list[int]
+    at: int = -1
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1; only "\\n" ends a line.
+
+    (`str.splitlines` also breaks at U+2028 and others, which JSON strings may hold as they are.)
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def looks_like_json(text: str) -> bool:
+    """Whether a text begins like JSON objects, or at least half of its lines look like parts of
+    some.
+
+    (Half, not all: a broken line in a file of records must be reported, not make it raw text.)
+    """
+    if _BEGIN.match(text):
+        return True
+    n = named = brackets = 0
+    for _, line in numbered_lines(text):
+        line = line.strip()
+        n += 1
+        if line[0] in '{["}],' or line[-1] in "}],{[":
+            # without reading it: a text may be long
+            named += _NAMED.search(line) is not None
+            brackets += _BRACKETS.fullmatch(line) is not None
+        elif line.count('"') > 3:
+            named += len(_NAMED.findall(line)) > 1
+    return named > 0 and 2 * (named + brackets) >= n
+
+
+def json_values(text: str) -> tuple[list[Value], str]:
+    """All values of a text, and the text in which their places `at` are.
+
+    A line that is broken leaves the others readable, so it is one `DataError` among the values.
+    Where values reach over several lines, nobody knows what was meant behind a broken place:
+    raises `DataError` ("line N: ...").
+    """
+    lines = list(numbered_lines(text))
+    if not text.isascii() and (damage := _BROKEN_BYTE.search(text)) is not None:
+        values = [v for number, line in lines for v in _of_line(number, line)]
+        if not _reaches_over_lines(lines, values):
+            return values, text
+        raise DataError(f"line {_line(text, damage.start())}: {broken_byte(damage[0])}")
+    first = _of_line(*lines[0]) if lines else []
+    if first and isinstance(first[0].value, DataError):
+        try:
+            return _all_of(text)
+        except DataError as e:
+            broken = e
+        values = [v for number, line in lines for v in _of_line(number, line)]
+    else:
+        values = [v for number, line in lines for v in _of_line(number, line)]
+        if not any(isinstance(v.value, DataError) for v in values):
+            return values, text
+        try:
+            return _all_of(text)
+        except DataError as e:
+            broken = e
+    if _are_lines(lines, values):
+        return values, text
+    raise broken
+
+
+def _are_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
+    """Whether a text, some lines of which are broken, is one of a record a line."""
+    good = any(isinstance(v.value, dict | list) and v.value for v in values)
+    return good and not _reaches_over_lines(lines, values)
+
+
+def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
+    """Whether broken lines look like parts of lists and objects over several."""
+    bad = {v.line for v in values if isinstance(v.value, DataError)}
+    (first, begin), (last, end) = lines[0], lines[-1]
+    if first in bad and begin.startswith("[") or last in bad and end.rstrip(", \r").endswith("]"):
+        return True  # half a list
+    return any(
+        number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)
+        for number, line in lines
+    )
+
+
+def _of_line(number: int, line: str) -> list[Value]:
+    """The value of a line, or those of one that holds several."""
+    if (problem := broken_byte(line)) is not None:
+        return [Value(number, problem, [])]
+    text = line.strip().removeprefix("\ufeff")
+    if text.endswith(","):
+        text = text[:-1].rstrip()
+    try:
+        return [Value(number, _DECODER.decode(text), [])]
+    except (ValueError, RecursionError) as e:
+        reason, several = _reason(e, True), getattr(e, "msg", "") == "Extra data"
+    if several or _LAST_COMMA.search(text):
+        try:
+            return [Value(number, v.value, []) for v in _all_of(text)[0]]
+        except DataError:
+            pass  # the first reason is the clearer one
+    return [Value(number, DataError(reason), [])]
+
+
+def _all_of(text: str) -> tuple[list[Value], str]:
+    """Values one after another. Raises `DataError`."""
+    try:
+        return list(_sequence(text)), text
+    except DataError as e:
+        without = _STRING_OR_COMMA.sub(_blank, text)
+        if without == text:
+            raise
+        try:
+            return list(_sequence(without)), without
+        except DataError:
+            raise e from None
+
+
+def _blank(found: re.Match[str]) -> str:
+    """A space for a comma behind which a list or an object ends, unless nothing is before it."""
+    piece = found[0]
+    if piece != ",":
+        return piece
+    at = found.start() - 1
+    while at >= 0 and found.string[at] in " \t\r\n":
+        at -= 1
+    return piece if at < 0 or found.string[at] in "[{,:" else " "
+
+
+def _sequence(text: str) -> Iterator[Value]:
+    count = _Lines(text)
+    at = _end(_BETWEEN, text, 0)
+    while at < len(text):
+        line = count.of(at)
+        if text[at] == "[":
+            items, places, end = list_items(text, at)
+            yield Value(line, items, [count.of(place) for place in places], at)
+        elif text[at] == "{":
+            value, end = _decode(text, at)
+            yield Value(line, value, [], at)
+        elif text[at] in "]}":
+            kind = "list" if text[at] == "]" else "object"
+            raise DataError(f"line {line}: half a {kind}: '{text[at]}' closes what never began")
+        else:
+            raise DataError(f"line {line}: broken JSON: a record or a list of records expected")
+        at = _end(_BETWEEN, text, end)
+
+
+def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
+    """The items of the list that begins at `at`, their places, and the list's end."""
+    begin, items, places = at, [], []
+    at = _end(_SPACE, text, at + 1)
+    while text[at : at + 1] != "]":
+        if at >= len(text):
+            raise DataError(
+                f"line {_line(text, begin)}: half a list: the '[' here is not closed by a ']'"
+            )
+        value, end = _decode(text, at)
+        items.append(value)
+        places.append(at)
+        at = _end(_SPACE, text, end)
+        if text[at : at + 1] == ",":
+            at = _end(_SPACE, text, at + 1)
+        elif at < len(text) and text[at] != "]":
+            raise DataError(f"line {_line(text, at)}: broken JSON: ',' or ']' expected")
+    return items, places, at + 1
+
+
+def member_at(text: str, at: int, key: str) -> int:
+    """Where the value of `key` begins, in the object that begins at `at` and has it."""
+    at = _end(_SPACE, text, at + 1)
+    while True:
+        name, at = _decode(text, at)
+        at = _end(_SPACE, text, _end(_SPACE, text, at) + 1)
+        if name == key:
+            return at
+        _, at = _decode(text, at)
+        at = _end(_SPACE, text, _end(_SPACE, text, at) + 1)
+
+
+class _Lines:
+    """Numbers of lines from 1, for places that do not fall."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._line, self._at = text, 1, 0
+
+    def of(self, at: int) -> int:
+        if at > self._at:
+            self._line += self._text.count("\n", self._at, at)
+            self._at = at
+        return self._line
+
+
+def line_numbers(text: str, places: list[int]) -> list[int]:
+    """Lines, from 1, of places in ascending order."""
+    count = _Lines(text)
+    return [count.of(at) for at in places]
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+def _decode(text: str, at: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as e:
+        line = e.lineno if isinstance(e, json.JSONDecodeError) else _line(text, at)
+        raise DataError(f"line {line}: {_reason(e, False)}") from e
+
+
+def _reason(e: Exception, column: bool) -> str:
+    if isinstance(e, json.JSONDecodeError):
+        return f"broken JSON{f' at column {e.colno}' if column else ''}: {e.msg}"
+    if isinstance(e, RecursionError):
+        return "broken JSON: nested too deep"
+    return f"broken JSON: {shown(e)}"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{shown(twice, 40)}" comes twice in an object')
+    return found
+
+
+def _constant(word: str) -> None:
+    if word != "NaN":
+        raise ValueError(f"{word} is not a value of JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
+
+
+def broken_byte(text: str) -> DataError | None:
+    """What is wrong with text that was decoded from bytes that are not UTF-8."""
+    found = None if text.isascii() else _BROKEN_BYTE.search(text)
+    if found is None:
+        return None
+    byte = ord(found[0]) - 0xDC00
+    column = len(text[: found.start()].encode("utf-8", "surrogateescape"))
+    return DataError(f"not UTF-8: byte 0x{byte:02x} at offset {column} of the line")

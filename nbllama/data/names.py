@@ -1,0 +1,312 @@
+"""Names that people give to columns, keys and speakers, as the names of the formats.
+
+A question and its answer may stand under any of the usual names, in any case. They are taken for a
+format's keys only where one reading is possible.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from nbllama.data.formats import FORMATS, Format, Record
+from nbllama.data.formats.sharegpt import ROLES as SPEAKERS
+from nbllama.errors import DataError, shown
+
+QUESTIONS = (
+    "instruction", "question", "query", "prompt", "input", "inputs", "human", "user", "q",
+)  # fmt: skip
+ANSWERS = (
+    "output", "outputs", "answer", "response", "completion", "bot", "assistant", "gpt", "chatgpt",
+    "ai", "reply", "target", "targets", "a",
+)  # fmt: skip
+_MORE = {
+    "input": "input", "system": "system", "history": "history",
+    "context": "input", "system_prompt": "system", "system_message": "system",
+}  # fmt: skip
+_SPEAKER = ("from", "speaker", "author", "sender")
+_WORDS = ("value", "text", "message", "utterance")
+_NUMBERS = ("prompt", "completion", "instruction", "input", "output")
+# What the formats read of a record beside the keys that they are known by.
+_READ = {
+    "chat": {"tools", "functions", "chat_template_kwargs"},
+    "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
+    "completion": {"tools", "functions", "chat_template_kwargs"},
+    "alpaca": {"input", "system", "history"},
+    "text": set[str](),
+}
+_TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
+
+# Roles of messages that are meant by other words; what is not here stays as it is.
+_USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
+_USUAL.pop("function_call", None)
+_USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
+
+
+class Counts(NamedTuple):
+    """What was done to the records of a file, counted."""
+
+    columns: Counter[str]  # "question as instruction"
+    roles: Counter[str]  # "human as user"
+    numbers: Counter[str]  # keys with numbers that became text
+    unread: Counter[str]  # keys that the format passes over
+
+    @classmethod
+    def empty(cls) -> Counts:
+        return cls(Counter(), Counter(), Counter(), Counter())
+
+    def notes(self) -> list[str]:
+        """A line for each kind of change."""
+        out = []
+        if self.columns:
+            asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
+            through = " (through the chat template)" if asked else ""
+            out.append(f"read: {_listed(self.columns)}{through}")
+        if self.roles:
+            out.append(f"roles: {_listed(self.roles)}")
+        if self.numbers:
+            out.append(f"numbers are read as text: {_counted(self.numbers)}")
+        if self.unread:
+            out.append(f"keys that are not trained on: {_counted(self.unread)}")
+        return out
+
+
+def _listed(names: Counter[str]) -> str:
+    return shown(", ".join(names), 200)
+
+
+def _counted(names: Counter[str]) -> str:
+    return shown(", ".join(f"{name} ({n})" for name, n in names.most_common(8)), 300)
+
+
+def format_by_keys(record: Record) -> Format | None:
+    """The first format all of whose keys the record has; one with null counts as missing."""
+    for found in FORMATS.values():
+        if all(record.get(key) is not None for key in found.keys):
+            return found
+    return None
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is one chat: a list of messages by their keys."""
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    folded = _folded(value)
+    says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
+    return says and ("role" in folded or any(s in folded for s in _SPEAKER))
+
+
+def known_names(
+    record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
+) -> Record:
+    """The record with the names of a format, of `wanted` if that is given.
+
+    Without `guess` only speakers and numbers are changed. What cannot be known stays as it is.
+    Raises `DataError` where several readings are possible, with what to type.
+    """
+    if guess and not _has(record, wanted):
+        record = _guessed(record, wanted, counts)
+    record = _by_turns(record)
+    record = _with_roles(_with_numbers(record, counts), counts)
+    return _with_system(record, counts) if "messages" in record and "system" in record else record
+
+
+def _has(record: Record, wanted: Format | None) -> bool:
+    """Whether nothing has to be guessed."""
+    if wanted is not None:
+        return all(key in record for key in wanted.keys)
+    found = format_by_keys(record)
+    if found is None:
+        return False
+    if found.name == "text":
+        _refuse_text_and_pair(_folded(record))
+    return True
+
+
+def _refuse_text_and_pair(folded: dict[str, str]) -> None:
+    pair = _pair(folded)
+    if pair is not None:
+        raise DataError(
+            f'both "text" and "{pair[0]}" with "{pair[1]}" can be trained; give --data-format text,'
+            f" or {_to_type(*(folded[name] for name in pair))}"
+        )
+
+
+def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
+    folded = _folded(record)
+    for found in FORMATS.values():
+        if wanted in (None, found) and all(
+            key in folded and record[folded[key]] is not None for key in found.keys
+        ):
+            if wanted is None and found.name == "text":
+                _refuse_text_and_pair(folded)
+            return _renamed(record, {folded[k]: k for k in _TAKEN if k in folded}, counts)
+    chats = [key for key, value in record.items() if is_turns(value)]
+    if len(chats) > 1 and wanted is None:
+        raise DataError(
+            f"each of the keys {shown(', '.join(chats), 80)} holds a chat; give --data-columns "
+            f"messages={shown(chats[0], 40)}"
+        )
+    if chats:
+        key = "messages" if any(k.lower() == "role" for k in record[chats[0]][0]) else None
+        key = key or "conversations"
+        if wanted is None or wanted.keys == (key,):
+            return _renamed(record, {chats[0]: key}, counts)
+    pair = _pair(folded)
+    if pair is None:
+        return record
+    question, answer = (folded[name] for name in pair)
+    plain = isinstance(record[question], list) or (wanted and wanted.name == "completion")
+    keys = ("prompt", "completion") if plain else ("instruction", "output")
+    if wanted is not None and set(wanted.keys) != set(keys):
+        return record
+    names = {question: keys[0], answer: keys[1]}
+    if not plain:
+        for name, key in _MORE.items():
+            if name in folded and folded[name] not in names and key not in names.values():
+                names[folded[name]] = key
+    return _renamed(record, names, counts)
+
+
+def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
+    """The one question and the one answer by their usual names; None where there is none.
+
+    Raises `DataError` for several.
+    """
+    questions = [name for name in QUESTIONS if name in folded]
+    answers = [name for name in ANSWERS if name in folded]
+    if "instruction" in questions or "question" in questions:
+        questions = [q for q in questions if q not in ("input", "inputs")]
+    if not questions or not answers:
+        return None
+    if len(questions) > 1 or len(answers) > 1:
+        names = ", ".join(questions + answers)
+        raise DataError(
+            f"which keys are question and answer ({shown(names, 80)})? Give "
+            f"{_to_type(folded[questions[0]], folded[answers[0]])}"
+        )
+    return questions[0], answers[0]
+
+
+def _to_type(question: str, answer: str) -> str:
+    return (
+        f"--data-columns instruction={question},output={answer} (through the chat template) or "
+        f"--data-columns prompt={question},completion={answer} (joined as they are)"
+    )
+
+
+def to_type(record: Record) -> str:
+    """The option that names the columns of a record in no known format, as far as can be guessed:
+    its first and its last text.
+    """
+    texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
+    if len(texts) < 2:
+        return "--data-columns prompt=NAME,completion=NAME"
+    return f"--data-columns prompt={shown(texts[0], 40)},completion={shown(texts[-1], 40)}"
+
+
+def _folded(record: Record) -> dict[str, str]:
+    """A record's keys that hold something, by their names in lower case."""
+    out: dict[str, str] = {}
+    for key, value in record.items():
+        if value is not None:
+            out.setdefault(key.strip().lower().replace(" ", "_").replace("-", "_"), key)
+    return out
+
+
+def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
+    """The record with other keys; those that a new name would replace hold null."""
+    for old, new in names.items():
+        if old != new:
+            counts.columns[f"{shown(old, 40)} as {new}"] += 1
+    rest = {k: v for k, v in record.items() if k not in names and k not in names.values()}
+    return rest | {new: record[old] for old, new in names.items()}
+
+
+def _with_numbers(record: Record, counts: Counts) -> Record:
+    changed = {k: str(record[k]) for k in _NUMBERS if type(record.get(k)) in (int, float)}
+    for key in changed:
+        counts.numbers[key] += 1
+    return record | changed if changed else record
+
+
+def _with_roles(record: Record, counts: Counts) -> Record:
+    """The record with the turns of its chats under the usual names."""
+    for key in ("messages", "conversations", "prompt", "completion"):
+        turns = record.get(key)
+        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+            renamed = [_turn(turn, counts) for turn in turns]
+            if any(new is not old for new, old in zip(renamed, turns, strict=True)):
+                record = record | {key: renamed}
+    return record
+
+
+def _by_turns(record: Record) -> Record:
+    """A chat whose turns are those of ShareGPT, under "messages"."""
+    turns = record.get("messages")
+    if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
+        return record
+    if any(key.lower() == "role" for turn in turns for key in turn):
+        return record
+    rest = {key: value for key, value in record.items() if key != "messages"}
+    return rest | {"conversations": turns}
+
+
+def _with_system(record: Record, counts: Counts) -> Record:
+    """A chat with its "system" as the first message, as Anthropic's API has it."""
+    system, turns = record["system"], record["messages"]
+    if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
+        return record
+    if isinstance(turns[0], dict) and turns[0].get("role") == "system":
+        return record
+    counts.columns["system as the first message"] += 1
+    rest = {key: value for key, value in record.items() if key != "system"}
+    return rest | {"messages": [{"role": "system", "content": system}, *turns]}
+
+
+def _turn(turn: Record, counts: Counts) -> Record:
+    """One message; itself if nothing has to be changed."""
+    if type(turn.get("role")) is str and "content" in turn:
+        turn = _role(turn, counts)
+        words = "content"
+    elif type(turn.get("from")) is str and "value" in turn:
+        words = "value"
+    elif _is_turn(turn):
+        folded = _folded(turn)
+        role = folded.get("role") or next(folded[s] for s in _SPEAKER if s in folded)
+        chat = role.lower() == "role"
+        words = "content" if chat else "value"
+        text = next((folded[w] for w in ("content", *_WORDS) if w in folded), None)
+        names = {role: "role" if chat else "from"} | ({text: words} if text else {})
+        turn = _renamed(turn, names, Counts.empty())
+        turn = _role(turn, counts) if chat else turn
+    else:
+        return turn
+    if type(turn.get(words)) in (int, float):
+        counts.numbers[words] += 1
+        return turn | {words: str(turn[words])}
+    return turn
+
+
+def _role(turn: Record, counts: Counts) -> Record:
+    role = turn["role"]
+    usual = _USUAL.get(role.strip().lower()) if type(role) is str else None
+    if usual is None or usual == role:
+        return turn
+    counts.roles[f"{shown(role, 40)} as {usual}"] += 1
+    return turn | {"role": usual}
+
+
+def count_unread(record: Record, found: Format, counts: Counts) -> None:
+    """Count the keys that a format passes over and that hold something."""
+    for key, value in record.items():
+        if (
+            key not in found.keys
+            and key not in _READ[found.name]
+            and value not in (None, "", [], {})
+        ):
+            counts.unread[shown(key, 40)] += 1

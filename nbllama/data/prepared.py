@@ -1,0 +1,32 @@
+"""A chat as it is given to the chat template."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbllama.data.formats import Message
+from nbllama.errors import NbllamaError
+from nbllama.text.chat_template import chat_variables
+
+if TYPE_CHECKING:
+    from nbllama.text.sandbox import Chat
+
+
+class Prepared(NamedTuple):
+    """A chat as it is rendered, and the numbers of the answers that are trained."""
+
+    messages: list[Message]
+    numbers: list[int]
+    tools: list[Any] | None
+    variables: dict[str, Any] | None
+    found: Counter[str]
+
+    @property
+    def request(self) -> Chat:
+        cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
+        last = self.numbers[-1] + 1
+        return self.messages[:last], cuts, chat_variables(self.tools, self.variables)
+
+
+Rendered = tuple[Prepared, list[str]] | NbllamaError

@@ -1,0 +1,94 @@
+"""What a user should know of the texts of training data before they are trained on."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from nbllama.data.formats import Continuation, Conversation, Sample
+from nbllama.errors import shown
+
+if TYPE_CHECKING:
+    from nbllama.text.tokenizer import Tokenizer
+
+
+def _texts_of(found: Sample | str) -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    if isinstance(found, Conversation):
+        return [m["content"] for m in found.messages if isinstance(m.get("content"), str)]
+    return [found.prompt, found.answer]
+
+
+def not_nfc_notes(found: Iterable[Sample | str], what: str) -> list[str]:
+    """A line that counts those whose text is not in Unicode's normal form NFC."""
+    n = n_all = 0
+    for each in found:
+        n_all += 1
+        n += any(
+            not t.isascii() and not unicodedata.is_normalized("NFC", t) for t in _texts_of(each)
+        )
+    if not n:
+        return []
+    return [
+        f"{n} of {n_all} {what} are not in Unicode's normal form NFC (such as e + combining accent "
+        "for é): their tokens are others than those of composed letters, here and in llama.cpp; "
+        "normalise the file if that is not meant"
+    ]
+
+
+def control_token_notes(
+    tokenizer: Tokenizer, samples: Iterable[Sample], parse_special: bool
+) -> list[str]:
+    """A line that counts the samples without a chat template that hold the text of control tokens.
+
+    In chats such text is always plain: a message must not end its own turn.
+    """
+    n = n_all = 0
+    first = ""
+    for sample in samples:
+        if isinstance(sample, Continuation):
+            n_all += 1
+            if (found := tokenizer.special_text_in(sample.prompt + sample.answer)) is not None:
+                n += 1
+                first = first or found
+    if not n:
+        return []
+    read = (
+        "read as these tokens (--parse-special)"
+        if parse_special
+        else "read as plain characters; --parse-special reads them as tokens"
+    )
+    return [f"{n} of {n_all} texts hold control tokens such as {shown(first, 40)}: {read}"]
+
+
+def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
+    """A line about the first text of a control token in plain text."""
+    for text in texts:
+        if (found := tokenizer.special_text_in(text)) is not None:
+            return (
+                f"the text holds control tokens such as {shown(found, 40)}: read as plain"
+                ' characters; in records ({"text": ...}) --parse-special reads them as tokens',
+            )
+    return ()
+
+
+def mostly_lost(data: Any) -> str:
+    """A line if more than half of the samples of records were cut or left out; else "".
+
+    `data`: a data set (`nbllama.data.batch.Dataset`).
+    """
+    samples = getattr(data, "samples", data)
+    counts = {
+        "cut at --ctx": getattr(samples, "n_cut", 0),
+        "left out, as no answer begins within --ctx": getattr(samples, "n_dropped", 0),
+        "left out as too long": getattr(samples, "n_long", 0),
+        "bad and skipped": getattr(samples, "n_bad", 0),
+    }
+    lost = sum(counts.values())
+    n_all = samples.n_samples + lost - counts["cut at --ctx"]
+    if 2 * lost <= n_all:
+        return ""
+    told = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+    return f"most of the data was not trained as it stands: of {n_all} samples {told}"

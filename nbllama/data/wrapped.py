@@ -1,0 +1,162 @@
+"""Records out of the values of a JSON file: lists of them, chats as bare lists, and objects that
+hold the list of records under a key ({"data": [...]}).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from nbllama.data.formats.record import Record, kind_of
+from nbllama.data.json_values import Value, line_numbers, list_items, member_at
+from nbllama.data.names import is_turns
+from nbllama.errors import DataError, shown
+
+_OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
+_DEPTH = 3  # of objects in each other that are looked into
+
+Known = Callable[[Record], bool]
+
+
+class Entry(NamedTuple):
+    """A record of a file, or why there is none, and the line that it begins in (from 1)."""
+
+    line: int
+    record: Record | DataError
+
+
+class _Held(NamedTuple):
+    """Records found in an object: the keys that lead to them, and what they are."""
+
+    keys: tuple[str, ...]
+    items: list[Any]
+
+
+def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
+    """The records of a file's values; `known` says whether a record has the keys of a format.
+
+    `text`: that in which the places of `values` are. `notes` gets a line where records are read
+    from under a key. Raises `DataError` ("line N: ...") for an object of which several lists may be
+    the records.
+    """
+    single = len(values) == 1
+    for value in values:
+        found = value.value
+        if isinstance(found, list) and found and not is_turns(found):
+            yield from map(_entry, value.lines or [value.line] * len(found), found)
+        elif single and isinstance(found, dict) and (held := _held(value, known)) is not None:
+            yield from map(_entry, _lines(value, held, text), held.items)
+            notes.append(_told(held, found))
+        else:
+            yield _entry(value.line, found)
+
+
+def _entry(line: int, value: Any) -> Entry:
+    return Entry(line, as_record(value))
+
+
+def as_record(value: Any) -> Record | DataError:
+    """A record, or a chat as a bare list of messages; else why it is none."""
+    if isinstance(value, DataError | dict):
+        return value
+    if is_turns(value):
+        chat = any(key.strip().lower() == "role" for key in value[0])
+        return {"messages" if chat else "conversations": value}
+    return DataError(f"a record is an object with named values, not {kind_of(value)}")
+
+
+def _held(value: Value, known: Known) -> _Held | None:
+    """The records in an object that is not one itself."""
+    try:
+        return _find(value.value, known, _DEPTH)
+    except DataError as e:
+        raise DataError(f"line {value.line}: {e}") from None
+
+
+def _find(found: Record, known: Known, depth: int) -> _Held | None:
+    if _is_known(found, known):
+        return None
+    if (rows := _split_table(found)) is not None:
+        return _Held(("data",), rows)
+    held = {key: rows for key, value in found.items() if (rows := _records(value)) is not None}
+    good = [key for key, rows in held.items() if _is_known(as_record(rows[0]), known)]
+    if "train" in good and _OTHER_SPLITS.issuperset(set(good) - {"train"}):
+        good = ["train"]
+    chosen = good or list(held)
+    if len(chosen) > 1:
+        names = ", ".join(f'"{key}"' for key in chosen)
+        raise DataError(
+            f"several keys hold a list of records ({shown(names, 80)}): which one is it? Keep that "
+            "list alone in a file"
+        )
+    if chosen:
+        return _Held((chosen[0],), held[chosen[0]])
+    inside = {
+        key: deeper
+        for key, value in found.items()
+        if depth and isinstance(value, dict) and (deeper := _find(value, known, depth - 1))
+    }
+    if "train" in inside and _OTHER_SPLITS.issuperset(set(inside) - {"train"}):
+        inside = {"train": inside["train"]}
+    if len(inside) == 1:
+        ((key, deeper),) = inside.items()
+        return _Held((key, *deeper.keys), deeper.items)
+    objects = list(found.values())
+    if objects and all(isinstance(o, dict) and _is_known(o, known) for o in objects):
+        return _Held((), objects)  # records by their names
+    return None
+
+
+def _is_known(record: Record | DataError, known: Known) -> bool:
+    """Whether something is a record and no object around some: a chat must hold messages."""
+    if isinstance(record, DataError):
+        return False
+    for key in ("messages", "conversations"):
+        turns = record.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict | list):
+            if not is_turns(turns) and _records(turns) is not None:
+                return not all(_is_known(as_record(t), known) for t in turns[:1])
+    return known(record)
+
+
+def _records(value: Any) -> list[Any] | None:
+    """A list of objects or of chats; of the rows of Hugging Face's viewer, what is in them."""
+    if not isinstance(value, list) or not value or is_turns(value):
+        return None
+    if not all(isinstance(item, dict) or is_turns(item) for item in value):
+        return None
+    if all(isinstance(item, dict) and isinstance(item.get("row"), dict) for item in value):
+        return [item["row"] for item in value]
+    return value
+
+
+def _split_table(found: Record) -> list[Record] | None:
+    """The rows of pandas' `to_json(orient="split")`."""
+    names, rows = found.get("columns"), found.get("data")
+    if not (isinstance(names, list) and isinstance(rows, list) and rows):
+        return None
+    if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        return None
+    if not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        return None
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _lines(value: Value, held: _Held, text: str) -> list[int]:
+    """The lines of records, where they are the items of a list in the text."""
+    if value.at < 0 or len(held.keys) != 1:
+        return [value.line] * len(held.items)
+    at = member_at(text, value.at, held.keys[0])
+    items, places, _ = list_items(text, at)
+    if len(items) != len(held.items):
+        return [value.line] * len(held.items)
+    return line_numbers(text, places)
+
+
+def _told(held: _Held, found: Record) -> str:
+    if not held.keys:
+        return f"{len(held.items)} records are read, each under a name of its own"
+    path = " in ".join(f'"{key}"' for key in reversed(held.keys))
+    others = [f'"{key}"' for key in found if key != held.keys[0]]
+    rest = f"; not read: {', '.join(others)}" if others else ""
+    return shown(f"{len(held.items)} records are read from {path}{rest}", 300)

@@ -1,0 +1,54 @@
+"""The program that `nbllama.evaluate.llama_cpp` starts: a request in JSON on standard input, what
+llama.cpp says on standard output. It imports nothing of nbllama.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def _answer(request: dict[str, Any]) -> list[list[tuple[list[int], list[float]]]]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = request["model"]
+    params.n_gpu_layers, params.n_parallel, params.warmup = 0, 1, False
+    params.n_ctx = max(256, 8 + max(map(len, request["rows"])))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
+    params.lora_adapters = [
+        xllamacpp.CommonAdapterLoraInfo(path, scale) for path, scale in request["adapters"]
+    ]
+    server = xllamacpp.Server(params)
+    return [
+        [
+            _after(server, row[: i + 1], request["candidates"], request["draw"])
+            for i in range(len(row))
+        ]
+        for row in request["rows"]
+    ]
+
+
+def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int], list[float]]:
+    # The answer holds no probabilities where the drawn token ends within a character. They are
+    # those before any bias, so the draw may be any token that does not.
+    asked = {
+        "prompt": prompt, "n_predict": 1, "n_probs": k, "temperature": 0.0, "cache_prompt": True,
+        "stream": False, "logit_bias": [[draw, 1e6]],
+    }  # fmt: skip
+    answer = server.handle_completions(asked)
+    try:
+        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    except (KeyError, IndexError, TypeError):
+        raise RuntimeError(f"an answer without logprobs: {str(answer)[:400]}") from None
+    return [item["id"] for item in found], [item["logprob"] for item in found]
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # this file's folder: its modules are not to be taken for others
+    try:
+        answer: Any = {"rows": _answer(json.loads(sys.stdin.buffer.read()))}
+    except Exception as e:
+        answer = {"error": f"{type(e).__name__}: {e}"}
+    print("\n" + json.dumps(answer))

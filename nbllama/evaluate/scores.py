@@ -1,0 +1,186 @@
+"""How well a model foretells a text, and how far two models are apart: in nats per token.
+
+A text is cut into chunks of `n_ctx` tokens, each read by itself. The first half of a chunk is only
+read; every token of the second half is scored given all before it. This is the method of
+llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers compare:
+
+    perplexity = exp(mean of -log p(token))
+    KL(P ‖ Q) = sum over v of P(v) (log P(v) - log Q(v))
+
+Uncertainties are standard errors of the mean over the scored tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.errors import NOT_A_NUMBER, DataError, NbllamaError
+from nbllama.lora.pairs import Adapter
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+from nbllama.text import Tokenizer
+
+ROWS = 128  # positions whose logits are alive together
+
+
+def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
+    """Token ids int32 of a text, with what the model wants around it, for `chunks`; `name`: of its
+    file.
+
+    Raises `DataError` if there are fewer than two chunks, as llama.cpp does: less tells nothing.
+    """
+    ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
+    if len(ids) < 2 * n_ctx:
+        raise DataError(
+            f"{name}: {len(ids)} tokens, and {2 * n_ctx} are needed for a context of {n_ctx}; "
+            "give a longer text or a smaller --ctx-size"
+        )
+    return ids
+
+
+def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Whole chunks int32 `[n_ctx]`; the first token of each gives way to BOS where the model wants
+    one. What is left at the end is dropped.
+    """
+    out = [ids[i : i + n_ctx].copy() for i in range(0, len(ids) - n_ctx + 1, n_ctx)]
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
+        for chunk in out:
+            chunk[0] = tokenizer.bos_id
+    return out
+
+
+class Reader:
+    """A model, with or without an adapter, reading chunks of at most `n_ctx` tokens."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        n_ctx: int,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """`check` runs between blocks, and may raise."""
+        self.model, self._check = model, check
+        self._bound = Bound(model, adapter)
+        self._acts = model.forward_activations(adapter, n_ctx)
+
+    def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
+        """Logits float32 `[rows, V]` after the positions `first` up to `last`, in pieces of at most
+        `ROWS`. tokens int32 `[N]`. Raises `NbllamaError` if they are not finite.
+        """
+        n = len(tokens)
+        batch = Batch.from_rows([(tokens, np.full(n, -1, np.int32))])
+        self.model.forward(self._bound, self._acts, batch, self._check)
+        x = self._acts.x(self.model.hp.n_layer, n)
+        for start in range(first, last, ROWS):
+            rows = np.ascontiguousarray(x[start : min(start + ROWS, last)])
+            logits = self.model.logits(self._bound, rows)
+            if not np.isfinite(logits).all():
+                raise NbllamaError(NOT_A_NUMBER)
+            yield logits
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log softmax of each row, float64 `[M, V]`."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """-log p(target), float64 `[M]`, of logits `[M, V]`; sums are taken in float64."""
+    top = logits.max(axis=1)
+    total = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
+    wanted = logits[np.arange(len(logits)), targets]
+    return np.log(total) + top.astype(np.float64) - wanted
+
+
+def scored(n: int) -> tuple[int, int]:
+    """The positions of a chunk of `n` tokens after which a token is scored: first, and last + 1."""
+    return n // 2, n - 1
+
+
+def chunk_losses(reader: Reader, tokens: np.ndarray) -> np.ndarray:
+    """-log p of the scored tokens of one chunk, float64 `[n - 1 - n // 2]`."""
+    first, last = scored(len(tokens))
+    pieces = []
+    for logits in reader.logits(tokens, first, last):
+        pieces.append(token_losses(logits, tokens[first + 1 : first + 1 + len(logits)]))
+        first += len(logits)
+    return np.concatenate(pieces)
+
+
+@dataclass
+class Compared:
+    """Two models on the same tokens, one value a scored token, float64.
+
+    `kl`: KL(base ‖ other), never below zero. `base`, `other`: -log p of the token that came.
+    `same_top`: whether both have the same most likely token.
+    """
+
+    kl: np.ndarray
+    base: np.ndarray
+    other: np.ndarray
+    same_top: np.ndarray
+
+    @staticmethod
+    def joined(parts: Sequence[Compared]) -> Compared:
+        def all_of(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        return Compared(all_of("kl"), all_of("base"), all_of("other"), all_of("same_top"))
+
+
+def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> Compared:
+    """Logits `[M, V]` of two models, and the tokens `[M]` that came."""
+    p, q = log_softmax(base), log_softmax(other)
+    rows = np.arange(len(targets))
+    kl = (np.exp(p) * (p - q)).sum(axis=1)
+    # what rounding leaves of a zero may lie below it
+    return Compared(
+        np.maximum(kl, 0.0),
+        -p[rows, targets],
+        -q[rows, targets],
+        base.argmax(axis=1) == other.argmax(axis=1),
+    )
+
+
+def compare_chunk(
+    base: Reader, other: Reader, tokens: np.ndarray, first: int | None = None
+) -> Compared:
+    """The scored tokens of one chunk under two models; `first`: see `scored`."""
+    begin, last = scored(len(tokens))
+    first = begin if first is None else first
+    parts = []
+    pairs = zip(base.logits(tokens, first, last), other.logits(tokens, first, last), strict=True)
+    for p, q in pairs:
+        parts.append(compare_logits(p, q, tokens[first + 1 : first + 1 + len(p)]))
+        first += len(p)
+    return Compared.joined(parts)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard error (nan for a single value)."""
+
+    value: float
+    error: float
+
+    @staticmethod
+    def of(values: np.ndarray) -> Mean:
+        n = len(values)
+        mean = float(values.mean(dtype=np.float64))
+        if n < 2:
+            return Mean(mean, math.nan)
+        # llama.cpp: sqrt((mean of squares - square of mean) / (n - 1))
+        return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
+
+    def exp(self) -> Mean:
+        """exp of the mean; its error follows to first order."""
+        value = math.exp(self.value)
+        return Mean(value, value * self.error)

@@ -1,0 +1,1 @@
+"""Models written again: adapters merged in, other weight types."""

@@ -1,0 +1,50 @@
+"""Adapters merged into a model's file: what is added to which tensor, and the types it becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from nbllama.arch import Hparams
+from nbllama.export.file_types import FileType, tensor_types
+from nbllama.export.rewrite import IDS, Changes, Deltas, kept_types, metadata_for, rewrite
+from nbllama.gguf_io import GGUFFile
+from nbllama.lora.pairs import Adapter
+
+Parts = Sequence[tuple[Adapter, float]]
+
+
+def deltas_of(parts: Parts) -> Deltas:
+    """By tensor name, what adapters at their scales add, as `rewrite` takes it."""
+    deltas: dict[str, list] = {}
+    for adapter, scale in parts:
+        for name, pair in adapter.pairs.items():
+            deltas.setdefault(name, []).append((scale * adapter.scale, pair))
+    return deltas
+
+
+def merged_types(
+    f: GGUFFile, hp: Hparams, parts: Parts, kind: FileType | None
+) -> tuple[dict[str, int], list[str]]:
+    """Type ids by tensor name: those of the file type `kind`, or each tensor's own for None.
+
+    Also one line for each type that merged tensors have and that cannot be written.
+    """
+    if kind is None:
+        return kept_types(f, deltas_of(parts))
+    shapes = {name: info.shape for name, info in f.tensors.items()}
+    names = tensor_types(kind, shapes, hp.n_layer, hp.n_head, hp.n_head_kv)
+    return {name: IDS[chosen] for name, chosen in names.items()}, []
+
+
+def merge(
+    f: GGUFFile,
+    path: str | os.PathLike[str],
+    parts: Parts,
+    types: Mapping[str, int],
+    kind: FileType | None,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Changes:
+    """Write `f` with the adapters merged in; `types` as of `merged_types`. Errors as `rewrite`."""
+    metadata = metadata_for(f, kind.id if kind else None)
+    return rewrite(f, path, types, deltas_of(parts), metadata, progress)

@@ -1,0 +1,189 @@
+"""Write a model again, piece by piece: other weight types, adapters merged in.
+
+Of a tensor only a few rows are in memory at a time, as float32: decoded, the adapters' deltas
+added, encoded, and decoded once more to measure what the encoding cost. Tensors that change neither
+type nor values are copied as bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbllama.export.file_types import may_change
+from nbllama.gguf_io import GGUFFile, RawTensor, ValueType, write_gguf
+from nbllama.gguf_io.file import TensorInfo
+from nbllama.gguf_io.types import TENSOR_TYPES
+from nbllama.lora.pairs import Pair
+from nbllama.quants import QUANTS, decode, nbytes
+from nbllama.quants.encode import QUANTISED, quantise
+
+PIECE = 1 << 21
+"""Weights that are decoded at a time (and at least one row): 8 MB of float32."""
+
+Deltas = Mapping[str, Sequence[tuple[float, Pair]]]
+IDS = {t.name: t.id for t in TENSOR_TYPES.values()}
+_WIDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q5_K", "Q5_0", "Q6_K", "Q8_0", "F16")
+_QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
+
+
+@dataclass
+class Change:
+    """What became of all tensors of one type that are now of another: sums over their weights."""
+
+    tensors: int = 0
+    weights: int = 0
+    squares: float = 0.0
+    errors: float = 0.0
+    bytes: int = 0
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square of what encoding changed; the merged weights are the truth."""
+        return math.sqrt(self.errors / self.weights)
+
+    @property
+    def relative(self) -> float:
+        """`rmse` as a fraction of the weights' own root mean square; 0 for weights all zero."""
+        return math.sqrt(self.errors / self.squares) if self.squares else 0.0
+
+
+Changes = dict[tuple[str, str], Change]
+
+
+def writable_type(type_id: int, row: int) -> int:
+    """The type itself if it can be written, else the next wider one (bits per weight) that can.
+
+    Of equally wide types the K type, where rows of `row` weights are whole blocks of it.
+    """
+    t = TENSOR_TYPES[type_id]
+    if t.name in QUANTISED:
+        return type_id
+    own = t.type_size / t.block_size
+    for name in _WIDER:
+        wider = TENSOR_TYPES[IDS[name]]
+        if wider.type_size / wider.block_size > own and row % wider.block_size == 0:
+            return wider.id
+    return IDS["F32"]
+
+
+def metadata_for(f: GGUFFile, file_type: int | None) -> list[tuple[str, object, ValueType]]:
+    """All keys of `f`, with another `general.file_type` unless that is None."""
+    entries = list(f.entries())
+    if file_type is None:
+        return entries
+    set_to = {
+        "general.file_type": file_type,
+        "general.quantization_version": _QUANTISATION_VERSION,
+    }
+    kept = [entry for entry in entries if entry[0] not in set_to]
+    return kept + [(key, value, ValueType.UINT32) for key, value in set_to.items()]
+
+
+def rewrite(
+    f: GGUFFile,
+    path: str | os.PathLike[str],
+    types: Mapping[str, int],
+    deltas: Deltas,
+    metadata: Iterable[tuple[str, object, int]],
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Changes:
+    """Write the tensors of `f` to `path` in one atomic step (see `nbllama.system.files`).
+
+    `types`: type id by tensor name, for tensors that are to change; all others keep theirs.
+    `deltas`: by tensor name, what to add: (scale, pair) adds scale * B A. `progress(done, total,
+    name)` is called before each tensor. Returns a `Change` by (old type, new type).
+
+    Raises GGUFError for weights that are not finite or do not fit their new type, and when `f`
+    changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that
+    cannot be written and for a delta without a tensor.
+    """
+    if missing := set(deltas) - set(f.tensors):
+        raise ValueError(f"deltas for tensors that the model does not have: {sorted(missing)}")
+    changes: Changes = {}
+
+    def body(index: int, info: TensorInfo, new: int) -> Callable[[], Iterator[np.ndarray]]:
+        def pieces() -> Iterator[np.ndarray]:
+            progress(index, len(f.tensors), info.name)
+            key = TENSOR_TYPES[info.type_id].name, TENSOR_TYPES[new].name
+            change = changes.setdefault(key, Change())
+            yield from _pieces(f, info, new, deltas.get(info.name, ()), change)
+            change.tensors += 1
+            f.recheck()
+
+        return pieces
+
+    tensors = []
+    for i, info in enumerate(f.tensors.values()):
+        new = types.get(info.name, info.type_id)
+        tensors.append((info.name, RawTensor(info.shape, new, body(i, info, new))))
+    write_gguf(path, metadata, tensors)
+    return changes
+
+
+def _pieces(
+    f: GGUFFile, info: TensorInfo, new: int, deltas: Sequence[tuple[float, Pair]], change: Change
+) -> Iterator[np.ndarray]:
+    """The tensor's new bytes, and its share of `change`."""
+    raw, row = f.data(info.name), info.shape[-1]
+    if new == info.type_id and not deltas:
+        change.bytes += info.nbytes
+        for start in range(0, info.nbytes, 4 * PIECE):
+            yield raw[start : start + 4 * PIECE]
+        if info.type_id in QUANTS:
+            change.weights += math.prod(info.shape)
+        return
+    n_rows, row_bytes = math.prod(info.shape) // row, nbytes(info.type_id, row)
+    step = max(1, PIECE // row)
+    for start in range(0, n_rows, step):
+        n = min(step, n_rows - start)
+        x = decode(info.type_id, raw[start * row_bytes : (start + n) * row_bytes], n * row)
+        x = x.reshape(n, row)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for scale, pair in deltas:
+                x += np.float32(scale) * (pair.b[start : start + n] @ pair.a)
+        try:
+            out = quantise(new, x)
+        except ValueError as e:
+            raise f.error(f"tensor '{info.name}'", str(e)) from e
+        flat = x.reshape(-1)
+        with np.errstate(over="ignore"):  # squares of weights that float32 itself can hold
+            change.squares += float(np.dot(flat, flat))
+            flat -= decode(new, out, flat.size)
+            change.errors += float(np.dot(flat, flat))
+        change.weights += flat.size
+        change.bytes += out.size
+        yield out
+
+
+def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
+    """Types that keep every tensor's own where it can be written, for `rewrite`.
+
+    Also one line for each type that merged tensors have and that cannot be written.
+    """
+    types: dict[str, int] = {}
+    moved: dict[tuple[int, int], int] = {}
+    for name in deltas:
+        old = f.tensors[name].type_id
+        types[name] = new = writable_type(old, f.tensors[name].shape[-1])
+        if new != old:
+            moved[old, new] = moved.get((old, new), 0) + 1
+    lines = [
+        f"{TENSOR_TYPES[old].name} cannot be written: {n} tensors become {TENSOR_TYPES[new].name}"
+        for (old, new), n in moved.items()
+    ]
+    return types, lines
+
+
+def requantised(f: GGUFFile, types: Mapping[str, int]) -> str | None:
+    """A tensor that would be quantised a second time, if there is one."""
+    plain = {IDS[name] for name in ("F32", "F16", "BF16")}
+    for name, new in types.items():
+        old = f.tensors[name].type_id
+        if old != new and old not in plain and may_change(name, f.tensors[name].shape):
+            return name
+    return None

@@ -1,0 +1,155 @@
+"""Greedy answers to many prompts side by side.
+
+One token of one sequence leaves the matrix product with nothing to share: each weight is decoded
+for it alone. Here every step takes one token of each sequence that is still talking. What all
+prompts begin with, such as a system message, goes through the model once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.errors import UsageError
+from nbllama.kernels.own_cores import own_cores
+from nbllama.lora.pairs import Adapter
+from nbllama.model.block import block_forward
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+
+AT_ONCE = 16  # sequences; the cache is that many times the longest one
+
+
+def generate_many(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 128,
+    adapter: Adapter | None = None,
+    *,
+    at_once: int = AT_ONCE,
+    tell: Callable[[int, list[int]], None] | None = None,
+) -> list[list[int]]:
+    """Greedy continuation of each prompt, without the end-of-generation token, in their order.
+
+    `at_once` prompts are worked on side by side; `tell(number, tokens)` sees each answer once its
+    group is ready. Computes in float32, as `generation.Session(exact=True)`; near ties apart, the
+    answers are that session's. Raises `UsageError` for an empty prompt or a token outside the
+    vocabulary.
+    """
+    if at_once < 1 or max_new_tokens < 0:
+        raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
+    for prompt in prompts:
+        if not prompt:
+            raise UsageError("nothing to continue from: a prompt has no tokens")
+        if min(prompt) < 0 or max(prompt) >= model.hp.n_vocab:
+            raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab}")
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), at_once):
+        group = _Group(model, adapter, prompts[start : start + at_once], max_new_tokens)
+        for found in group.run():
+            answers.append(found)
+            if tell is not None:
+                tell(len(answers) - 1, found)
+    return answers
+
+
+class _Group:
+    """Some sequences growing together; row r of the cache is that of prompt r."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> None:
+        self.model, hp = model, model.hp
+        self._max_new = max_new_tokens
+        self._prompts = [list(p) for p in prompts]
+        longest, n = max(map(len, prompts)), len(prompts)
+        # at least one token of each prompt is left to tell what comes next
+        common = len(os.path.commonprefix(self._prompts))  # type: ignore[type-var]
+        self._shared = min(common, min(map(len, prompts)) - 1)
+        shape = (hp.n_layer, n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
+        self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._lengths = [0] * n
+        self._bound = Bound(model, adapter)
+        most = max(self._shared, sum(len(p) - self._shared for p in prompts), n)
+        self._acts = model.forward_activations(adapter, most)
+
+    def run(self) -> list[list[int]]:
+        """The answers, prompt by prompt."""
+        n, shared = len(self._prompts), self._shared
+        answers: list[list[int]] = [[] for _ in range(n)]
+        if self._max_new == 0:
+            return answers
+        if shared:
+            self._feed([0], [self._prompts[0][:shared]])
+            for cache in (self._k, self._v):
+                cache[:, 1:, :shared] = cache[:, :1, :shared]
+            self._lengths = [shared] * n
+        rows, tokens = list(range(n)), [p[shared:] for p in self._prompts]
+        while rows:
+            self._feed(rows, tokens)
+            best = self._logits(tokens).argmax(axis=1).tolist()
+            still = []
+            for row, token in zip(rows, best, strict=True):
+                if token not in self.model.tokenizer.eog_ids:
+                    answers[row].append(token)
+                    if len(answers[row]) < self._max_new:
+                        still.append(row)
+            rows, tokens = still, [answers[row][-1:] for row in still]
+        return answers
+
+    @own_cores()
+    def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
+        """`tokens[i]` behind what row `rows[i]` has; the last block's output is left in acts."""
+        counts = [len(t) for t in tokens]
+        past = [self._lengths[row] for row in rows]
+        batch = Batch(
+            np.array(sum(tokens, []), np.int32),
+            np.full(sum(counts), NOT_TRAINED, np.int32),
+            np.concatenate(
+                [np.arange(p, p + c, dtype=np.int32) for p, c in zip(past, counts, strict=True)]
+            ),
+            _offsets(counts),
+        )
+        k_offsets = _offsets([p + c for p, c in zip(past, counts, strict=True)])
+
+        def exchange(layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._put(self._k[layer], k, batch, rows), self._put(
+                self._v[layer], v, batch, rows
+            )
+
+        self.model.embed_tokens(self._bound, self._acts, batch)
+        for layer in range(self.model.hp.n_layer):
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
+                cache=exchange, k_offsets=k_offsets,
+            )  # fmt: skip
+        for row, count in zip(rows, counts, strict=True):
+            self._lengths[row] += count
+
+    def _put(self, cache: np.ndarray, new: np.ndarray, batch: Batch, rows: list[int]) -> np.ndarray:
+        """Store `new` `[N, G, D]` and return all keys or values of `rows`, end to end."""
+        whole = []
+        for i, row in enumerate(rows):
+            first, last = batch.seq_offsets[i : i + 2].tolist()
+            past = self._lengths[row]
+            cache[row, past : past + last - first] = new[first:last]
+            whole.append(cache[row, : past + last - first])
+        return np.concatenate(whole)
+
+    def _logits(self, tokens: list[list[int]]) -> np.ndarray:
+        """Logits `[rows, V]` after the last token of each row."""
+        ends = _offsets([len(t) for t in tokens])[1:] - 1
+        x = self._acts.x(self.model.hp.n_layer, sum(map(len, tokens)))[ends]
+        pool = self._acts.pool("panels")
+        return self.model.logits(self._bound, x, pool)
+
+
+def _offsets(counts: Sequence[int]) -> np.ndarray:
+    return np.cumsum([0, *counts], dtype=np.int32)

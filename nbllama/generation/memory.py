@@ -1,0 +1,57 @@
+"""What a session will hold of memory of its own, told before it is made.
+
+The weights are not a part of it: they lie in the mapped file, whose pages the system drops and
+reads again as it likes, so that a model may be larger than memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nbllama.lora.pairs import Adapter
+from nbllama.model.activations import forward_bytes
+from nbllama.model.passes import layout
+from nbllama.model.weights import Weights
+from nbllama.ops.attention.attention import forward_floats
+from nbllama.ops.linear.matmul import scratch_bytes
+
+
+class SessionMemory(NamedTuple):
+    """Bytes.
+
+    `cache`: keys and values. `activations`: of the tokens of a prompt that are read together.
+    `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of RoPE, and
+    a single token's scores.
+    """
+
+    cache: int
+    activations: int
+    scratch: int
+    rest: int
+
+    @property
+    def arena(self) -> int:
+        """All but the cache."""
+        return self.activations + self.scratch + self.rest
+
+    @property
+    def private(self) -> int:
+        """What the session takes and cannot give back."""
+        return self.cache + self.arena
+
+
+def session_memory(
+    model: Weights, adapter: Adapter | None, n_ctx: int, step: int, threads: int
+) -> SessionMemory:
+    """Of `generation.Session(model, adapter, n_ctx, step=step)` with `threads` threads."""
+    hp, step = model.hp, min(step, n_ctx)
+    kv = (hp.n_head_kv, hp.head_dim)
+    own, common = forward_floats(n_ctx, n_ctx, 1, *kv)
+    ropes = {hp.rope_at(layer) for layer in range(hp.n_layer)} if hp.alibi_max_bias == 0 else ()
+    rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
+    return SessionMemory(
+        cache=4 * 2 * hp.n_layer * n_ctx * hp.n_head_kv * hp.head_dim,
+        activations=forward_bytes(layout(model, adapter, step)),
+        scratch=4 * (threads * own + common) + threads * scratch_bytes(),
+        rest=4 * rest,
+    )

@@ -1,0 +1,222 @@
+"""A model that writes text: prompts and chats in, text out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from nbllama.data.chat import prompt_ids
+from nbllama.errors import UsageError, shown
+from nbllama.generation.batch import AT_ONCE, generate_many
+from nbllama.generation.predictor import Predictor
+from nbllama.generation.sampling.chain import Sampler
+from nbllama.generation.settings import sampling_params
+from nbllama.lora.pairs import Adapter
+from nbllama.model import passes
+from nbllama.text import ChatTemplate, StreamDecoder, chat_template_for, find_layout
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+class Model(passes.Model):
+    """A GGUF model ready to compute, and to write; made by `nbllama.load_model`."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        adapter: Adapter | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        *,
+        chat_template: str = "",
+        exact: bool = False,
+        **sampling: Any,
+    ) -> str:
+        """Continue a text, or answer in a chat.
+
+        Parameters
+        ----------
+        prompt : str or list of dict
+            A text is continued as it is. Messages (`{"role": "user", "content": "..."}`) go
+            through the chat template, and the answer of the assistant is returned.
+        adapter : Adapter, optional
+            LoRA adapter that is applied to the model.
+        max_tokens : int
+            Longest answer, in tokens.
+        temperature : float
+            0: always the most likely token (greedy). Above 0: tokens are drawn.
+        chat_template : str
+            Name of a template ("chatml", "llama-3", ...) or a file with one, instead of the
+            model's own.
+        exact : bool
+            Keep activations in float32 where a single token's would be rounded to 8 bits.
+        **sampling
+            llama.cpp's samplers by its names and with its defaults: `top_k` (40), `top_p` (0.95),
+            `min_p` (0.05), `typical`, `repeat_penalty`, `repeat_last_n`, `frequency_penalty`,
+            `presence_penalty`, `mirostat`, `mirostat_lr`, `mirostat_ent`, and `seed` (the same
+            seed draws the same tokens; without one, a new seed is taken).
+
+        Returns
+        -------
+        str
+            The new text alone. It ends before the token that ends a turn.
+
+        Raises
+        ------
+        UsageError
+            An unknown or impossible setting, an empty prompt, or no chat template.
+        DataError
+            The template refuses the messages.
+        """
+        stream = self.generate_stream(
+            prompt, adapter, max_tokens, temperature,
+            chat_template=chat_template, exact=exact, **sampling,
+        )  # fmt: skip
+        return "".join(stream)
+
+    def generate_stream(
+        self,
+        prompt: Prompt,
+        adapter: Adapter | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        *,
+        chat_template: str = "",
+        exact: bool = False,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """The text of `generate` piece by piece, as it is written.
+
+        Parameters are those of `generate`, and are checked at once. A piece is one or more whole
+        characters.
+        """
+        params = sampling_params(temperature, sampling)
+        (ids,) = self._prompts([prompt], chat_template)
+        n_ctx = self._context([ids], max_tokens)
+        # the sampler's look back at n_ctx tokens; the predictor never uses the last one
+        sampler = Sampler(params, self.hp.n_vocab, n_ctx)
+        predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
+        predictor.append(ids)
+        return self._pieces(predictor, max_tokens, not isinstance(prompt, str))
+
+    def generate_many(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: Adapter | None = None,
+        max_tokens: int = 256,
+        *,
+        chat_template: str = "",
+        at_once: int = AT_ONCE,
+    ) -> list[str]:
+        """Greedy answers to many prompts, several of them at a time.
+
+        Computes in float32, so that a near tie can come out otherwise than from `generate`, unless
+        that is called with `exact=True`. Parameters that are not listed are those of `generate`.
+
+        Parameters
+        ----------
+        prompts : list of str or list of messages
+            Each as for `generate`.
+        at_once : int
+            Prompts that are worked on together: more is faster and takes more memory.
+
+        Returns
+        -------
+        list of str
+            One answer for each prompt, in their order.
+        """
+        if at_once < 1:
+            raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; give 1 or more")
+        ids = self._prompts(prompts, chat_template)
+        self._context(ids, max_tokens)
+        found = generate_many(self, ids, max_tokens, adapter, at_once=at_once)
+        texts = []
+        for prompt, tokens in zip(prompts, found, strict=True):
+            decoder = StreamDecoder(self.tokenizer, at_start=not isinstance(prompt, str))
+            texts.append("".join(map(decoder.push, tokens)) + decoder.flush())
+        return texts
+
+    def _prompts(self, prompts: Sequence[Prompt], chat_template: str) -> list[list[int]]:
+        """Token ids of each prompt."""
+        found: list[list[int]] = []
+        template: ChatTemplate | None = None
+        read = [p if isinstance(p, str) else _messages(p) for p in prompts]
+        with ExitStack() as stack:
+            for prompt in read:
+                if isinstance(prompt, str):
+                    ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
+                else:
+                    if template is None:
+                        source = find_layout(chat_template).source if chat_template else None
+                        template = chat_template_for(self.tokenizer, source)
+                        stack.callback(template.close)  # it is a process with memory of its own
+                    ids = prompt_ids(self.tokenizer, template, prompt)
+                if not ids:
+                    raise UsageError("nothing to continue from: the prompt is empty")
+                found.append(ids)
+        return found
+
+    def _context(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
+        """Tokens of the longest text; a warning where the model was not trained for that many."""
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+            raise UsageError(
+                f"max_tokens: '{shown(max_tokens)}' is not allowed; give a whole number, 0 or more"
+            )
+        longest, trained = max(map(len, prompts), default=0), self.hp.n_ctx_train
+        if 0 < trained < longest:
+            warnings.warn(
+                f"a prompt has {longest} tokens, the model was trained with {trained}",
+                stacklevel=4,
+            )
+        return longest + max_tokens
+
+    def _pieces(self, predictor: Predictor, max_tokens: int, chat: bool) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer, at_start=chat)
+        for token in predictor.draw(max_tokens, self.tokenizer.eog_ids):
+            if token in self.tokenizer.eog_ids:
+                break
+            if piece := decoder.push(token):
+                yield piece
+        if rest := decoder.flush():
+            yield rest
+
+
+def _messages(prompt: object) -> list[dict[str, Any]]:
+    """A chat's messages. Raises `UsageError` for what is no list of objects."""
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+        if all(isinstance(m, Mapping) for m in prompt):
+            return [dict(m) for m in prompt]
+    raise UsageError("a prompt is a text, or a list of messages with role and content")
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    rms_eps: float | None = None,
+    rope_freq_base: float | None = None,
+    rope_freq_scale: float | None = None,
+    pre: str | None = None,
+) -> Model:
+    """Open a GGUF model. Weights stay memory-mapped, as they are in the file.
+
+    Parameters
+    ----------
+    path : str or path
+        A GGUF file.
+    rms_eps, rope_freq_base, rope_freq_scale : float, optional
+        Numbers that replace those of the file.
+    pre : str, optional
+        Name of the pre-tokenizer, where the file names one that is not known.
+
+    Raises
+    ------
+    GGUFError
+        The file is damaged or not supported.
+    """
+    return Model.load(
+        path, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale,
+        pre=pre,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""All samplers in llama.cpp's order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from nbllama.errors import NOT_A_NUMBER, NbllamaError
+from nbllama.generation.sampling import filters
+from nbllama.generation.sampling.filters import Candidates
+from nbllama.generation.sampling.mirostat import Mirostat
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.generation.sampling.penalties import Penalties
+from nbllama.generation.sampling.random import Random
+
+
+class Sampler:
+    """Chooses tokens: `sample`, then `accept` for that token (and for those of a prompt).
+
+    Without mirostat: penalties, top_k, typical, top_p, min_p, temperature, a draw. With mirostat:
+    temperature, mirostat. `banned` tokens are never chosen. `n_ctx`: what repeat_last_n -1 means.
+    """
+
+    def __init__(
+        self, params: SamplingParams, n_vocab: int, n_ctx: int, banned: Collection[int] = ()
+    ) -> None:
+        self._params = params
+        self._banned = np.array(sorted(banned), np.int64)
+        self._ids = np.arange(n_vocab)
+        self._penalties = Penalties(
+            n_ctx if params.repeat_last_n == -1 else params.repeat_last_n,
+            params.repeat_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
+        )
+        self._mirostat = None
+        if params.mirostat:
+            self._mirostat = Mirostat(
+                params.mirostat, params.mirostat_ent, params.mirostat_lr, n_vocab
+            )
+        self._random = Random(params.seed)
+
+    def accept(self, token: int) -> None:
+        """Remember a token of the text."""
+        self._penalties.accept(token)
+
+    def reset(self) -> None:
+        """As at the start: no token remembered, the random numbers from the seed on."""
+        self._penalties.reset()
+        if self._mirostat is not None:
+            self._mirostat.reset()
+        self._random = Random(self._params.seed)
+
+    def sample(self, logits: np.ndarray) -> int:
+        """A token by its logits, float32 `[n_vocab]`. Raises `NbllamaError` if they are NaN."""
+        if logits.shape != self._ids.shape:
+            raise ValueError(f"{logits.shape} logits for {len(self._ids)} tokens")
+        if len(self._banned):
+            logits = logits.copy()
+            logits[self._banned] = -np.inf
+        if not np.isfinite(logits.max()):
+            raise NbllamaError(NOT_A_NUMBER)
+        c = Candidates(self._ids, logits)
+        if self._mirostat is not None:
+            c = filters.temperature(c, self._params.temp)
+            return self._mirostat.choose(c, self._random)
+        return self._draw(self.filtered(c))
+
+    def filtered(self, c: Candidates) -> Candidates:
+        """What the chain without mirostat draws from; c holds the whole vocabulary."""
+        params = self._params
+        c = self._penalties.apply(c)
+        c = filters.top_k(c, params.top_k)
+        c = filters.typical(c, params.typical)
+        c = filters.top_p(c, params.top_p)
+        c = filters.min_p(c, params.min_p)
+        return filters.temperature(c, params.temp)
+
+    def _draw(self, c: Candidates) -> int:
+        p = np.exp(c.logits - c.logits.max())
+        up_to = np.cumsum(p, dtype=np.float64)
+        drawn = int(np.searchsorted(up_to, up_to[-1] * self._random.uniform()))
+        return int(c.ids[min(drawn, len(p) - 1)])

@@ -1,0 +1,211 @@
+"""Greedy generation with a KV cache: what a model says, with or without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.errors import UsageError
+from nbllama.generation.token_program import TokenProgram, has_program
+from nbllama.kernels.own_cores import own_cores
+from nbllama.lora.pairs import Adapter
+from nbllama.model.block import block_forward
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+from nbllama.model.weights import Weights
+from nbllama.ops.rope import rope
+
+PROMPT_STEP = 512  # prompt tokens that go through the model together
+
+
+class KVCache:
+    """Keys and values of one sequence, float32 `[n_layer, n_ctx, G, D]` each; `length` tokens
+    are in it.
+    """
+
+    def __init__(self, model: Model, n_ctx: int) -> None:
+        hp = model.hp
+        shape = (hp.n_layer, n_ctx, hp.n_head_kv, hp.head_dim)
+        self.k, self.v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.n_ctx = n_ctx
+        self.length = 0
+
+    def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the new tokens' keys and values behind the old ones; returns all of them."""
+        end = self.length + len(k)
+        self.k[layer, self.length : end] = k
+        self.v[layer, self.length : end] = v
+        return self.k[layer, :end], self.v[layer, :end]
+
+    def cut(self, start: int, end: int) -> None:
+        """Take out the tokens from `start` up to `end`; what is behind them moves down as it is."""
+        if not 0 <= start <= end <= self.length:
+            raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
+        left = self.length - end
+        for x in (*self.k, *self.v):  # a block at a time: numpy copies what overlaps
+            x[start : start + left] = x[end : self.length]
+        self.length = start + left
+
+
+class Session:
+    """One sequence growing token by token.
+
+    `step`: tokens of a prompt that go through the model together. `check` is called between
+    blocks; if it raises, the session is as it was before the step. A single token takes the short
+    way (`nbllama.generation.token_program`); without `exact` it meets quantised weights in
+    integers, as in llama.cpp.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        n_ctx: int,
+        *,
+        step: int | None = None,
+        check: Callable[[], None] | None = None,
+        exact: bool = False,
+    ) -> None:
+        self.model = model
+        self.cache = KVCache(model, n_ctx)
+        self._bound = Bound(model, adapter)
+        self._check = check
+        most = min(step or PROMPT_STEP, n_ctx)
+        self._acts = model.forward_activations(adapter, most)
+        self._exact = exact
+        self._has_program = has_program(model)
+        self._program: TokenProgram | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV cache, of the activations and of the single token's work space."""
+        single = self._program.nbytes if self._program is not None else 0
+        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes + single
+
+    @own_cores()
+    def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Append tokens; logits float32 `[V]` after the last one.
+
+        Raises `UsageError` when the context is full or a token is not in the vocabulary.
+        """
+        if len(tokens) == 0:
+            raise UsageError("nothing to continue from: the prompt has no tokens")
+        if self.cache.length + len(tokens) > self.cache.n_ctx:
+            raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
+        ids = np.array(tokens, np.int64)
+        if ids.min() < 0 or ids.max() >= self.model.hp.n_vocab:
+            raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab}")
+        step = self._acts.most_tokens
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step].astype(np.int32)
+            # a program has no places where someone could watch
+            if len(part) == 1 and self.model.watch is None and self._has_program:
+                logits = self._run_single(part)
+                continue
+            last = self._run(part)
+            if start + step >= len(ids):
+                logits = self.model.logits(self._bound, last, self._acts.pool("panels"))[0]
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
+        self.cache.cut(length, self.cache.length)
+
+    def shift(self, start: int, count: int) -> None:
+        """Forget `count` tokens from `start` on, and count the ones behind them `count` less.
+
+        Keys behind the gap are turned back by `count` positions. They still hold what they once
+        read from the tokens that are gone. llama.cpp: `llama_memory_seq_rm`,
+        `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
+        """
+        self.cache.cut(start, start + count)
+        for layer, keys in enumerate(self.cache.k):
+            _turn_back(self.model, layer, keys[start : self.cache.length], count)
+
+    def _embed(self, tokens: np.ndarray) -> Batch:
+        """The tokens' place in the sequence; their embeddings are left in acts.x(0)."""
+        n, past = len(tokens), self.cache.length
+        batch = Batch(
+            tokens,
+            np.full(n, NOT_TRAINED, np.int32),
+            np.arange(past, past + n, dtype=np.int32),
+            np.array([0, n], np.int32),
+        )
+        self.model.embed_tokens(self._bound, self._acts, batch)
+        return batch
+
+    def _run_single(self, token: np.ndarray) -> np.ndarray:
+        """One token through the whole model; its logits `[V]`."""
+        if self._program is None:
+            x = self._acts.x(0, 1)[0]
+            self._program = TokenProgram(
+                self.model, self._bound, self.cache.k, self.cache.v, x, self._exact
+            )
+        if self._check is not None:
+            self._check()
+        self._embed(token)
+        logits = self._program.run(self.cache.length)
+        self.cache.length += 1
+        return logits.copy()
+
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens through all blocks; the last one's residual stream `[1, C]`."""
+        n, past = len(tokens), self.cache.length
+        batch = self._embed(tokens)
+        offsets = np.array([0, past + n], np.int32)
+        for layer in range(self.model.hp.n_layer):
+            if self._check is not None:
+                self._check()
+            block_forward(
+                self.model, layer, self._bound, self._acts, batch,
+                cache=self.cache.exchange, k_offsets=offsets,
+            )  # fmt: skip
+        self.cache.length += n
+        return self._acts.x(self.model.hp.n_layer, n)[-1:]
+
+
+def stream(
+    model: Model,
+    prompt: Sequence[int],
+    max_new_tokens: int = 128,
+    adapter: Adapter | None = None,
+    *,
+    exact: bool = False,
+) -> Iterator[int]:
+    """Token ids of the most likely continuation, one by one; ends before an end-of-generation
+    token. `exact`: see `Session`.
+    """
+    session = Session(model, adapter, len(prompt) + max_new_tokens, exact=exact)
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        token = int(np.argmax(session.feed(tokens)))
+        if token in model.tokenizer.eog_ids:
+            return
+        yield token
+        tokens = [token]
+
+
+def generate(
+    model: Model,
+    prompt: Sequence[int],
+    max_new_tokens: int = 128,
+    adapter: Adapter | None = None,
+    *,
+    exact: bool = False,
+) -> list[int]:
+    """The whole of `stream`: greedy continuation of `prompt`, without the end-of-generation
+    token.
+    """
+    return list(stream(model, prompt, max_new_tokens, adapter, exact=exact))
+
+
+def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
+    """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+    if model.hp.alibi_max_bias == 0:
+        cos, sin = (table[count : count + 1] for table in model.rope_tables(count + 1, layer))
+        size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
+        none = np.zeros(len(y), np.int32)
+        halves = model.hp.rope_pairing == "halves"
+        rope(y, none, cos / size, sin / size, halves=halves, inverse=True)

@@ -1,0 +1,55 @@
+"""Sampling settings as keywords: names, types and ranges are checked first."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any
+
+from nbllama.errors import UsageError, shown
+from nbllama.generation.sampling.params import SamplingParams
+
+_WHOLE = {"seed", "top_k", "repeat_last_n", "mirostat"}
+_LOWEST = {"seed": 0, "repeat_last_n": -1, "mirostat": 0}
+_HIGHEST = {"seed": 2**32 - 1, "mirostat": 2}
+
+
+def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
+    """The samplers' settings; `given`: by llama.cpp's names. Without a seed a new one is taken.
+
+    Raises `UsageError` for an unknown name or a value that is not allowed.
+    """
+    names = [f.name for f in fields(SamplingParams) if f.name != "temp"]
+    values: dict[str, Any] = {"temp": _number("temperature", temperature)}
+    for name, value in given.items():
+        if name == "seed" and value is None:
+            continue
+        if name not in names:
+            near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
+        values[name] = _number(name, value)
+    if values.get("repeat_penalty", 1.0) <= 0:
+        raise UsageError("repeat_penalty: give a number above 0")
+    values.setdefault("seed", secrets.randbelow(2**32))
+    return SamplingParams(**values)
+
+
+def _number(name: str, value: Any) -> int | float:
+    if name in _WHOLE:
+        low, high = _LOWEST.get(name, -(2**31)), _HIGHEST.get(name, 2**31 - 1)
+        with suppress(TypeError):  # of what is no whole number
+            if not isinstance(value, bool) and low <= operator.index(value) <= high:
+                return operator.index(value)
+        raise UsageError(
+            f"{name}: '{shown(value)}' is not allowed; give a whole number from {low} to {high}"
+        )
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool | str) and math.isfinite(value):
+            return float(value)
+    raise UsageError(f"{name}: '{shown(value)}' is not allowed; give a number")

@@ -1,0 +1,59 @@
+"""What a model's name or file is that is no GGUF file, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_FORMS = ".safetensors .bin .pt .pth .onnx .gguf .ggml .pdf .txt .json .jsonl .zip".split()
+_OLLAMA = re.compile(r"(?:[\w.-]+/){0,2}[\w.-]+:[\w.-]+")
+_HUGGING_FACE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_CONVERT = (
+    "convert it with llama.cpp's convert_hf_to_gguf.py, or download a GGUF file of the same model"
+)
+
+SAFETENSORS = f"a safetensors file, not GGUF; {_CONVERT}"
+PYTORCH = f"a zip file (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
+PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
+
+
+def name_hint(name: str) -> str:
+    """For the name of a file that is not there: what it looks like and what to do, or ""."""
+    if re.match(r"https?://|hf\.co/", name):
+        return "a web address; nothing is downloaded here: download the GGUF file and name it"
+    if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
+        return ""
+    if _OLLAMA.fullmatch(name):
+        return (
+            "it looks like an Ollama model; `ollama show --modelfile "
+            f"{name}` prints its GGUF file behind FROM: name that file"
+        )
+    if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
+        return (
+            "it looks like a model's name at Hugging Face; nothing is downloaded here: download a "
+            "GGUF file of it (often in a repository of the same name with -GGUF) and name the file"
+        )
+    if "/" not in name and os.sep not in name:
+        return "name a GGUF file; a model's name, such as Ollama's, is not looked up"
+    return ""
+
+
+def folder_hint(name: str) -> str:
+    """For a folder in the place of a model: what is in it and what to do, or ""."""
+    try:
+        files = sorted(os.listdir(name))
+    except OSError:
+        return ""
+    ggufs = [f for f in files if f.lower().endswith(".gguf")]
+    if ggufs:
+        return f"name the GGUF file in it, such as {ggufs[0]}"
+    if "adapter_config.json" in files:
+        return "it holds a PEFT adapter, not a model; adapters are named with --lora-in or --lora"
+    if "config.json" in files or any(f.endswith((".safetensors", ".bin")) for f in files):
+        return f"it holds a Hugging Face model; {_CONVERT}"
+    if {"manifests", "blobs"} & set(files):
+        return (
+            "it holds Ollama's models; `ollama show --modelfile NAME` prints a model's GGUF file "
+            "behind FROM: name that file"
+        )
+    return "name a GGUF file"

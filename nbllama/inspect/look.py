@@ -1,0 +1,71 @@
+"""`look`: what kind of file it is, and everything about it."""
+
+from __future__ import annotations
+
+import os
+
+from nbllama.adapter.ggla import MAGIC_BYTES
+from nbllama.checkpoint.legacy import is_old
+from nbllama.errors import GGUFError, UsageError
+from nbllama.gguf_io import GGUFFile, open_gguf
+from nbllama.inspect.contents import adapter, checkpoint, model
+from nbllama.inspect.found import Found, Key, stated
+
+
+def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
+    """Everything about a file; reasons to refuse it are in the result.
+
+    `base`: a GGUF model that a checkpoint or adapter must fit. `rank`: that parameters of a model's
+    pairs are counted for, None for the defaults. `check`: look at every weight of a model.
+
+    Raises `UsageError` where there is no file, `GGUFError` for one of which nothing can be read,
+    and for a `base` that is no model.
+    """
+    if not os.path.lexists(path):
+        raise UsageError(f"{path}: there is no such file")
+    if os.path.isdir(path):
+        size = sum(e.stat().st_size for e in os.scandir(path) if e.is_file())
+        found = Found(path, size, "adapter", "PEFT folder")
+        adapter(found, base)
+        return found
+    size = os.stat(path).st_size
+    if os.path.isfile(path) and _magic(path) == MAGIC_BYTES:
+        found = Found(path, size, "adapter", "ggla .bin of 2023")
+        adapter(found, base)
+        return found
+    with open_gguf(path) as f:
+        found = Found(path, size, kind_of(f), f"GGUF version {f.version}")
+        found.metadata = [Key(k, _type_name(f, k, t.name), v) for k, v, t in f.entries()]
+        if found.kind == "adapter":
+            adapter(found, base)
+        elif found.kind.startswith("checkpoint"):
+            checkpoint(found, base)
+        else:
+            model(found, f, rank, check)
+        if found.kind != "model":
+            # what the file states, also where its contents are refused
+            found.tensors = found.tensors or [stated(f, name) for name in f.tensors]
+    return found
+
+
+def kind_of(f: GGUFFile) -> str:
+    """What a GGUF file says that it is."""
+    if f.metadata.get("general.type") == "adapter":
+        return "adapter"
+    if is_old(f):
+        return "checkpoint of the old finetune"
+    if f.metadata.get("training.type") == "finetune_lora":
+        return "checkpoint"
+    return "model"
+
+
+def _type_name(f: GGUFFile, key: str, name: str) -> str:
+    return f"{f.element_type(key).name.lower()}[]" if name == "ARRAY" else name.lower()
+
+
+def _magic(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4)
+    except OSError as e:
+        raise GGUFError(f"{path}: cannot be opened: {e.strerror or e}") from e

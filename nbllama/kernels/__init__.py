@@ -1,0 +1,1 @@
+"""What every kernel is made with: the compiler options, vector code, threads and their cores."""

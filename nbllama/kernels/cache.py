@@ -1,0 +1,190 @@
+"""Compiled kernels on disk: one file for each kernel and signature.
+
+Numba's own cache has an index for each function, which two processes that compile at once can mix
+up, and an error where a file is damaged. Here a file's name is a hash of all that its machine code
+depends on within the kernel set (`key`), and its text begins with a hash of the rest. Whatever is
+cut, changed, not ours or of another key is a miss: the kernel is compiled and the file replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import secrets
+import stat
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.errors import NumbaWarning
+from numba.core.serialize import dumps
+
+from nbllama.kernels.folder import KernelFolder, not_trusted
+
+_log = logging.getLogger("nbllama")
+_MAGIC = b"nbllama kernel 2\n"
+_DIGEST = 32  # bytes
+
+
+@cache
+def _note(why: str) -> None:
+    """One line, once, on standard error unless the program handles logging."""
+    _log.warning(
+        "note: kernels are compiled anew at each start, which takes minutes: %s"
+        " (NBLLAMA_CACHE_DIR can name another folder)",
+        why,
+    )
+
+
+@cache
+def _source_hash(path: str) -> str:
+    """Of the file that defines a function; empty where there is no file."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+class KernelCache(_Cache):
+    """The cache of one function, as Numba's dispatchers and callbacks want it."""
+
+    def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
+        """`folder` is asked when the first kernel is compiled, not when it is defined. What was
+        typed at a prompt is not cached.
+        """
+        self._function, self._folder = function, folder
+        self._source = _source_hash(function.__code__.co_filename)
+        self._enabled = bool(self._source)
+
+    @property
+    def cache_path(self) -> str:
+        return str(self._folder().path or "")
+
+    def enable(self) -> None:
+        self._enabled = bool(self._source)
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Nothing: a recompiled kernel replaces its file."""
+
+    def key(self, sig: Any, codegen: Any) -> str:
+        """All that decides the machine code, but for what the folder's name covers."""
+        code, cells = self._function.__code__, self._function.__closure__ or ()
+        closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
+        hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
+        name = f"{self._function.__module__}.{self._function.__qualname__}:{code.co_firstlineno}"
+        return "\n".join([name, self._source, *hashes, str(sig), *map(str, codegen.magic_tuple())])
+
+    def _path(self, folder: Path, key: str) -> Path:
+        name = self._function.__qualname__.replace("<", "").replace(">", "")[-60:]
+        return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.kernel"
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled kernel for a signature; None if it must be compiled."""
+        target_context.refresh()
+        folder = self._folder()
+        if not self._enabled or folder.path is None:
+            return None
+        key = self.key(sig, target_context.codegen())
+        return _load(self._path(folder.path, key), target_context, key)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write a kernel's file; a note where that cannot be done."""
+        folder = self._folder()
+        if not self._enabled:
+            return
+        if folder.path is None:
+            _note(folder.why)
+            return
+        if data.library.has_dynamic_globals or data.lifted:
+            warnings.warn(f"{self._function.__qualname__} cannot be cached", NumbaWarning, 2)
+            return
+        key = self.key(sig, data.codegen)
+        path = self._path(folder.path, key)
+        needs = _needs(data)
+        payload = dumps((key, needs, data._reduce()))
+        new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            with open(fd, "wb") as f:
+                f.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+            os.replace(new, path)
+        except OSError as e:
+            with suppress(OSError):
+                new.unlink()
+            _note(f"{folder.path} cannot be written: {e.strerror}")
+            return
+        _file_of[data.fndesc.llvm_func_name] = path.name
+
+
+# By a kernel's name in machine code: its file. By the path of a file: what was loaded from it.
+_file_of: dict[str, str] = {}
+_loaded: dict[Path, Any] = {}
+
+
+def _needs(data: Any) -> list[str]:
+    """Files of the kernels that this one calls and that were not copied into it.
+
+    The machine code of a kernel also holds a version of each kernel that it calls. The version that
+    runs is the one that the process loaded first, and sums may be in another order in each. So the
+    file of the called kernel is loaded first, as it was compiled first: otherwise a process that
+    compiles would differ in the last bits from one that loads.
+    """
+    functions = data.library._final_module.functions
+    own = data.fndesc.llvm_func_name
+    called = {f.name for f in functions if not f.is_declaration and f.name != own}
+    return sorted(_file_of[name] for name in called & _file_of.keys())
+
+
+def _load(path: Path, target_context: Any, key: str = "") -> Any:
+    """The kernel of a file, after those that it needs; None if one is not there or not good.
+
+    With `key` it must be of this key.
+    """
+    if path in _loaded:
+        return _loaded[path]
+    payload = _read(path)
+    if payload is None:
+        return None
+    try:
+        found, needs, data = pickle.loads(payload)
+        if key not in ("", found):
+            return None
+        if any(_load(path.with_name(name), target_context) is None for name in needs):
+            return None
+        kernel = CompileResult._rebuild(target_context, *data)
+    except Exception as e:  # whatever an unreadable pickle raises
+        _log.warning("note: %s is compiled anew: %s: %s", path.name, type(e).__name__, e)
+        return None
+    _file_of[kernel.fndesc.llvm_func_name] = path.name
+    _loaded[path] = kernel
+    return kernel
+
+
+def _read(path: Path) -> bytes | None:
+    """The pickle of a file; None if there is none that is whole and may be trusted."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    except OSError:
+        return None
+    with open(fd, "rb") as f:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or not_trusted(found):
+            return None
+        try:
+            text = f.read()
+        except OSError:
+            return None
+    start = len(_MAGIC) + _DIGEST
+    payload = text[start:]
+    whole = text[:start] == _MAGIC + hashlib.sha256(payload).digest()
+    return payload if whole else None

@@ -1,0 +1,168 @@
+"""The folder that keeps the machine code of one set of kernels between processes.
+
+Its files hold pickles, and loading a pickle can run any program. So a folder is used only if it is
+no link, belongs to this user or to root, and nobody else may write to it; the same is checked of
+every file. A folder in which nothing can be written is read. Each process holds a lock on the
+folder that it uses; old folders that nobody holds are removed when a new one is made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+if sys.platform != "win32":
+    import fcntl
+
+KEPT = 8  # folders, the last used ones
+LATELY = 7 * 86400.0  # seconds since its last use in which a folder is kept, whatever their number
+_IN_USE = "in-use"  # the locked file; its time is that of the folder's last use
+_PREFIX = "kernels-"
+
+
+class KernelFolder(NamedTuple):
+    """`path`: None if there is no folder that can be used; `why` says what is wrong with it."""
+
+    path: Path | None
+    why: str
+
+
+def cache_root() -> Path:
+    """`NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's own folder for caches."""
+    for name in ("NBLLAMA_CACHE_DIR", "NUMBA_CACHE_DIR"):
+        if base := os.environ.get(name):
+            return Path(base)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", tempfile.gettempdir())) / "nbllama"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base) / "nbllama" if base else Path.home() / ".cache" / "nbllama"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"nbllama-{os.getuid()}"
+
+
+def not_trusted(found: os.stat_result) -> str:
+    """Why nothing is loaded from a file or folder with this `lstat`; empty if it may be."""
+    if stat.S_ISLNK(found.st_mode):
+        return "it is a link"
+    if sys.platform == "win32":
+        return ""
+    if found.st_uid not in (os.getuid(), 0):
+        return "it belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others may write to it"
+    return ""
+
+
+@cache
+def kernel_folder(kernels: str) -> KernelFolder:
+    """The folder of the kernels with this hash, made if need be."""
+    root = cache_root()
+    path = root / f"{_PREFIX}{kernels}"
+    _sweep_temporary()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            new = not os.path.lexists(path)
+            # others may read: an image can be built by one user and run by another
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o755)
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+                return KernelFolder(None, f"{path} is not a folder")
+            if why := not_trusted(found):
+                return KernelFolder(None, f"{path} is not used, because {why}")
+            if _hold(path):
+                break
+    except OSError as e:
+        return KernelFolder(None, f"{e.filename or path}: {e.strerror}")
+    if new:
+        _prune(root, path)
+    return KernelFolder(path, "")
+
+
+def _lock(fd: int, how: int) -> bool:
+    """Whether a file is now locked so (a file system without locks counts as locked)."""
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not how & fcntl.LOCK_EX  # never remove what cannot be locked
+    return True
+
+
+def _hold(path: Path) -> bool:
+    """Lock a folder as used until the process ends; False if it was removed meanwhile."""
+    if sys.platform == "win32":
+        return True
+    place, fd = path / _IN_USE, -1
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with suppress(OSError):
+            fd = os.open(place, flags | os.O_NOFOLLOW, 0o644)
+            break
+    if fd < 0:
+        return path.is_dir()  # nothing can be written, and so nothing removed
+    _lock(fd, fcntl.LOCK_SH)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(place.lstat(), os.fstat(fd)):
+            with suppress(OSError):
+                os.utime(fd)
+            return True
+    os.close(fd)
+    return False
+
+
+def _last_used(folder: Path) -> float:
+    """Time of the last use, seconds; also of folders without the locked file."""
+    times = [folder.lstat().st_mtime]
+    with suppress(OSError):
+        times.append((folder / _IN_USE).lstat().st_mtime)
+    return max(times)
+
+
+def _prune(root: Path, own: Path) -> None:
+    """Remove what is neither among the `KEPT` last used folders, nor used `LATELY`, nor held."""
+    if sys.platform == "win32":
+        return
+    found = []
+    for folder in root.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if folder != own and not not_trusted(folder.lstat()) and folder.is_dir():
+                found.append((_last_used(folder), folder))
+    found.sort(reverse=True)
+    for used, folder in found[KEPT - 1 :]:
+        if time.time() - used > LATELY:
+            with suppress(OSError):
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    fd = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            gone = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
+            folder.rename(gone)  # at once: whoever comes now makes a new one
+            shutil.rmtree(gone, ignore_errors=True)
+    finally:
+        os.close(fd)
+
+
+def _sweep_temporary() -> None:
+    """Remove the folders that versions up to 0.1 left in the folder for temporary files."""
+    if sys.platform == "win32":
+        return
+    for folder in Path(tempfile.gettempdir()).glob("nbllama-kernels-*"):
+        with suppress(OSError):
+            found = folder.lstat()
+            old = time.time() - found.st_mtime > LATELY
+            if old and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""A core for each thread: `with own_cores():` around one step, one batch or one token.
+
+Where all cores compute, Linux may wake a thread on the core of the one that wakes it, look no
+further because the machine seems full, and leave both there for seconds, at half the speed. So each
+thread is bound to a core for as long as the work takes. Only where every core has a thread: with
+fewer threads the system knows better which cores are free.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numba import get_thread_id, prange, types
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.threading_layer import BOUND, get_num_threads
+from nbllama.kernels.turns import LOCK
+
+LINUX = sys.platform == "linux"
+
+if LINUX:
+    _bind_me = types.ExternalFunction(
+        "sched_setaffinity", types.int32(types.int32, types.uintp, types.voidptr)
+    )
+
+    @kernel(parallel=True)
+    def _bind(masks):  # type: ignore[no-untyped-def]
+        """Thread i runs on the processors whose bits are set in masks uint64 `[threads, words]`."""
+        for _ in prange(masks.shape[0]):
+            mask = masks[get_thread_id()]
+            _bind_me(0, 8 * mask.size, mask.ctypes)
+
+
+@cache
+def _core_of(processor: int) -> str:
+    """The processors of one physical core, as Linux writes them; all different where it is mute."""
+    place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
+    try:
+        return Path(place).read_text().strip()
+    except OSError:
+        return str(processor)
+
+
+def _masks(places: list[list[int]]) -> np.ndarray:
+    """uint64 `[len(places), words]` with the bits of each place's processors."""
+    masks = np.zeros((len(places), max(map(max, places)) // 64 + 1), np.uint64)
+    for i, place in enumerate(places):
+        for p in place:
+            masks[i, p // 64] |= np.uint64(1 << p % 64)
+    return masks
+
+
+@cache
+def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Masks that give each thread a core (or a processor) of its own, and those that give each
+    thread all of them; None where there are more cores or processors than threads.
+    """
+    by_core: dict[str, list[int]] = {}
+    for p in sorted(processors):
+        by_core.setdefault(_core_of(p), []).append(p)
+    places = list(by_core.values())
+    if threads == len(processors):
+        places = [[p] for p in sorted(processors)]
+    if threads != len(places) or threads == 1:
+        return None
+    return _masks(places), _masks([sorted(processors)] * threads)
+
+
+@contextmanager
+def own_cores() -> Iterator[None]:
+    """Bind Numba's threads, this one among them, to a core each until the end of the block: what
+    this thread starts later (another program, a library's threads) runs on the same cores as it.
+    Other Python threads that come to such a block wait until this one has left its own.
+    """
+    with LOCK:
+        masks, allowed = None, frozenset[int]()
+        if LINUX:
+            allowed = frozenset(os.sched_getaffinity(0))
+            masks = _cores(allowed, get_num_threads())
+        if masks is None:
+            yield
+            return
+        own, every = masks
+        _bind(own)
+        BOUND.processors = allowed
+        try:
+            yield
+        finally:
+            BOUND.processors = None
+            _bind(every)

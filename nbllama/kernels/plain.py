@@ -1,0 +1,63 @@
+"""The routines of `nbllama.kernels.simd` as plain loops: the text to read first, and the fallback.
+
+`NBLLAMA_KERNELS=plain` puts them in the place of the vector code, and so under every matmul,
+attention, LoRA product and loss of the package. The results are equal within rounding: a vector
+unit rounds a multiply-add once, these loops round twice. They take several times as long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL, ROWS, VL
+
+_LARGEST, _SMALLEST = np.float32(88.02), np.float32(-87.0)
+
+
+@kernel()
+def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
+    """C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C."""
+    a, b, c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
+    for i in range(ROWS):
+        for j in range(PANEL):
+            total = np.float32(0.0) if fresh else c[c0 + i * c_row + j]
+            for k in range(n_k):
+                total += a[a0 + i * a_row + k * a_k] * b[b0 + k * b_k + j]
+            c[c0 + i * c_row + j] = total
+
+
+@kernel()
+def transpose_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+    """y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
+    x, y = x.reshape(-1), y.reshape(-1)
+    for i in range(VL):
+        for j in range(VL):
+            y[y0 + i * y_row + j] = x[x0 + j * x_row + i]
+
+
+@kernel()
+def transpose_add_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+    """y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
+    x, y = x.reshape(-1), y.reshape(-1)
+    for i in range(VL):
+        for j in range(VL):
+            y[y0 + i * y_row + j] += x[x0 + j * x_row + i]
+
+
+@kernel()
+def row_max(row, start, n):  # type: ignore[no-untyped-def]
+    """Largest of `row[start : start + n]`; a NaN is passed over."""
+    top = np.float32(-np.inf)
+    for i in range(start, start + n):
+        if row[i] > top:
+            top = row[i]
+    return top
+
+
+@kernel()
+def exp_f32(x):  # type: ignore[no-untyped-def]
+    """exp of a float32; 0 below -87, clamped to exp(88.02) above, NaN stays NaN."""
+    if x < _SMALLEST:
+        return np.float32(0.0)
+    return np.float32(np.exp(_LARGEST if x > _LARGEST else x))

@@ -1,0 +1,293 @@
+"""Vector code that Numba's loops cannot express, built as llvmlite IR: the one module of
+intrinsics.
+
+Everything heavy in this package is a product of two matrices, and every such product runs through
+one small routine, the *micro-kernel*:
+
+    C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
+
+`ROWS * NV` vectors of C stay in registers while k runs; one step of k loads NV vectors of B,
+broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the arithmetic units, not
+the loads, are the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring
+numbers for each k.
+
+The sizes (`nbllama.kernels.lanes`) follow the host's registers.
+
+Each number of C is one lane's own sum in the order of k. No size of tile, panel or thread count
+changes its bits. `llvm.fmuladd` becomes a fused multiply-add where the CPU has one.
+
+What each routine computes stands as plain loops in `nbllama.kernels.plain`, which take their place
+with `NBLLAMA_KERNELS=plain`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from nbllama.kernels import plain
+from nbllama.kernels.jit import PLAIN, kernel
+from nbllama.kernels.lanes import NV, ROWS, VL
+
+_F32 = ir.FloatType()
+_I64 = ir.IntType(64)
+
+
+def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+
+
+@intrinsic
+def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
+    """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
+
+    With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
+
+    `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
+    A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
+    `c0 + i*c_row + j`. Nothing is checked: the caller owns the bounds.
+    """
+    for array in (a, b, c):
+        if not isinstance(array, types.Array) or array.dtype != types.float32:
+            raise TypeError(f"fma_tile wants float32 arrays, not {array}")
+    ints = [types.int64] * 3
+    sig = types.void(a, *ints, b, *ints, c, *ints[:2], types.boolean)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv, freshv = args
+        pa = _data(context, builder, signature.args[0], av)
+        pb = _data(context, builder, signature.args[4], bv)
+        pc = _data(context, builder, signature.args[8], cv)
+        vec = ir.VectorType(_F32, VL)
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vec, [vec] * 3), f"llvm.fmuladd.v{VL}f32"
+        )
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), VL), [0] * VL)
+        undef = ir.Constant(vec, ir.Undefined)
+        zero = ir.Constant(vec, [0.0] * VL)
+        where = []
+        for i in range(ROWS):
+            row = builder.add(c0v, builder.mul(c_rowv, _I64(i)))
+            for j in range(NV):
+                where.append(_element(builder, pc, builder.add(row, _I64(j * VL)), vec))
+        sums = [cgutils.alloca_once(builder, vec) for _ in where]
+        for total, place in zip(sums, where, strict=True):
+            value = builder.load(place)
+            value.align = 4
+            builder.store(builder.select(freshv, zero, value), total)
+        with cgutils.for_range(builder, n_kv) as loop:
+            at_b = builder.add(b0v, builder.mul(loop.index, b_kv))
+            panel = []
+            for j in range(NV):
+                value = builder.load(_element(builder, pb, builder.add(at_b, _I64(j * VL)), vec))
+                value.align = 4
+                panel.append(value)
+            at_a = builder.add(a0v, builder.mul(loop.index, a_kv))
+            for i in range(ROWS):
+                index = builder.add(at_a, builder.mul(a_rowv, _I64(i)))
+                number = builder.load(builder.gep(pa, [index]))
+                one = builder.insert_element(undef, number, ir.IntType(32)(0))
+                spread = builder.shuffle_vector(one, undef, lanes)
+                for j in range(NV):
+                    total = sums[i * NV + j]
+                    builder.store(builder.call(fma, [spread, panel[j], builder.load(total)]), total)
+        for total, place in zip(sums, where, strict=True):
+            builder.store(builder.load(total), place).align = 4
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """VL vectors of VL lanes, transposed by log2(VL) rounds of interleaving row i with i + VL/2."""
+    half = VL // 2
+
+    def mask(first: int) -> Any:
+        lanes = [x for i in range(first, first + half) for x in (i, i + VL)]
+        return ir.Constant(ir.VectorType(ir.IntType(32), VL), lanes)
+
+    for _ in range(VL.bit_length() - 1):
+        pairs = [(rows[i], rows[i + half]) for i in range(half)]
+        rows = [builder.shuffle_vector(a, b, mask(first)) for a, b in pairs for first in (0, half)]
+    return rows
+
+
+def _make_transpose(add: bool) -> Any:
+    @intrinsic
+    def transpose(typingctx, x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+        sig = types.void(x, types.int64, types.int64, y, types.int64, types.int64)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            xv, x0v, x_rowv, yv, y0v, y_rowv = args
+            px = _data(context, builder, signature.args[0], xv)
+            py = _data(context, builder, signature.args[3], yv)
+            vec = ir.VectorType(_F32, VL)
+            rows = []
+            for j in range(VL):
+                at = builder.add(x0v, builder.mul(x_rowv, _I64(j)))
+                rows.append(builder.load(_element(builder, px, at, vec), align=4))
+            for i, row in enumerate(_transposed(builder, rows)):
+                at = builder.add(y0v, builder.mul(y_rowv, _I64(i)))
+                place = _element(builder, py, at, vec)
+                if add:
+                    row = builder.fadd(builder.load(place, align=4), row)
+                builder.store(row, place, align=4)
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return transpose
+
+
+# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square of numbers turned over in
+# registers; the second adds to y instead. x and y are float32 arrays, nothing is checked.
+transpose_tile = _make_transpose(add=False)
+transpose_add_tile = _make_transpose(add=True)
+
+
+@intrinsic
+def next_task(typingctx, counter):  # type: ignore[no-untyped-def]
+    """counter[0]++ as one indivisible step: the number before it, which no other thread gets.
+
+    `counter` is an int64 array that was set to 0 before the threads began. Threads that draw their
+    tasks from it all end at about the same time, also where one core is slower or taken by another
+    process; with fixed shares all would wait for that one.
+    """
+    sig = types.int64(counter)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = _data(context, builder, signature.args[0], args[0])
+        return builder.atomic_rmw("add", place, _I64(1), "monotonic")
+
+    return sig, codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a * b + c in float32, fused where the CPU has the instruction; loops over it vectorise."""
+    sig = types.float32(types.float32, types.float32, types.float32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_F32, [_F32] * 3), "llvm.fmuladd.f32"
+        )
+        return builder.call(function, args)
+
+    return sig, codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The float32 whose bit pattern is the given int32."""
+    sig = types.float32(types.int32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], _F32)
+
+    return sig, codegen
+
+
+@intrinsic
+def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
+    """The bit pattern of a float32 as int32."""
+    sig = types.int32(types.float32)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return sig, codegen
+
+
+@intrinsic
+def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
+    """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not
+    this.
+
+    LLVM vectorises such a loop only where it may assume that no NaN exists.
+    """
+    sig = types.float32(row, types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        array, startv, nv = args
+        p = builder.gep(_data(context, builder, signature.args[0], array), [startv])
+        vec = ir.VectorType(_F32, VL)
+        lowest = ir.Constant(_F32, float("-inf"))
+        best = cgutils.alloca_once(builder, vec)
+        builder.store(ir.Constant(vec, [lowest] * VL), best)
+        whole = builder.sdiv(nv, _I64(VL))
+        with cgutils.for_range(builder, whole) as loop:
+            value = builder.load(
+                _element(builder, p, builder.mul(loop.index, _I64(VL)), vec), align=4
+            )
+            old = builder.load(best)
+            builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), best)
+        top = cgutils.alloca_once_value(builder, lowest)
+
+        def consider(value: Any) -> None:
+            old = builder.load(top)
+            builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), top)
+
+        lanes = builder.load(best)
+        for lane in range(VL):
+            consider(builder.extract_element(lanes, ir.IntType(32)(lane)))
+        done = builder.mul(whole, _I64(VL))
+        with cgutils.for_range(builder, builder.sub(nv, done)) as loop:
+            consider(builder.load(builder.gep(p, [builder.add(done, loop.index)])))
+        return builder.load(top)
+
+    return sig, codegen
+
+
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is exact.
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves round(x) in the low bits
+_ROUND_BITS = np.int32(0x4B400000)
+_EXP_MAX = np.float32(88.02)
+_EXP_MIN = np.float32(-87.0)
+_P2 = np.float32(0.49999997)
+_P3 = np.float32(0.16666577)
+_P4 = np.float32(0.041668226)
+_P5 = np.float32(0.0083371)
+_P6 = np.float32(0.0013813)
+_ONE = np.float32(1.0)
+_ZERO = np.float32(0.0)
+
+
+@kernel()
+def exp_f32(x):  # type: ignore[no-untyped-def]
+    """exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
+
+    Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays
+    NaN.
+    """
+    y = _EXP_MAX if x > _EXP_MAX else x
+    y = _EXP_MIN if y < _EXP_MIN else y
+    shifted = fma(y, _LOG2E, _ROUND)
+    n = shifted - _ROUND
+    r = fma(n, -_LN2_HIGH, y)
+    r = fma(n, -_LN2_LOW, r)
+    p = fma(_P6, r, _P5)
+    p = fma(p, r, _P4)
+    p = fma(p, r, _P3)
+    p = fma(p, r, _P2)
+    p = fma(p, r, _ONE)
+    p = fma(p, r, _ONE)
+    power = (bits_of_float(shifted) - _ROUND_BITS + np.int32(127)) << np.int32(23)
+    value = p * float_of_bits(np.int32(power))
+    return _ZERO if x < _EXP_MIN else value
+
+
+if PLAIN:
+    fma_tile, row_max, exp_f32 = plain.fma_tile, plain.row_max, plain.exp_f32
+    transpose_tile, transpose_add_tile = plain.transpose_tile, plain.transpose_add_tile

@@ -1,0 +1,111 @@
+"""Numba's threading layer, chosen at the first launch; nothing of it is left in Numba's settings.
+
+OpenMP starts a kernel on all threads in about 1 us, Numba's own queue of work in 50 to 100 us. A
+layer that the user names (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`) or has already
+launched is used as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
+from numba.core.compiler_lock import global_compiler_lock
+
+from nbllama.kernels.turns import on_fork
+
+
+def _load_openmp() -> bool:
+    """Load the OpenMP layer, if its library is installed.
+
+    GNU's library lets a thread without work look for it some 300,000 times before it sleeps, in the
+    way of any other process on the same cores; 10,000 looks (tens of us) are as fast
+    (docs/speed.md).
+    """
+    looks = {"GOMP_SPINCOUNT": "10000"}
+    if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
+        looks = {}
+    os.environ.update(looks)  # read once, by the library as it is loaded
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    finally:
+        for name in looks:
+            del os.environ[name]
+    return True
+
+
+def _by_default() -> bool:
+    return str(numba.config.THREADING_LAYER).lower() == "default"
+
+
+_OURS = ("omp" if _load_openmp() else "workqueue") if _by_default() else ""
+_launching = threading.Lock()
+_launched = False
+
+
+def launch() -> None:
+    """Have Numba launch its threads, on our layer unless there is another already."""
+    global _launched
+    if _launched:
+        return
+    with _launching:
+        before = numba.config.THREADING_LAYER
+        if _OURS and _by_default():
+            numba.config.THREADING_LAYER = _OURS
+        try:
+            numba.get_num_threads()
+        finally:
+            numba.config.THREADING_LAYER = before
+        _launched = True
+
+
+def get_num_threads() -> int:
+    """Threads that a parallel kernel started by this thread runs on."""
+    launch()
+    return int(numba.get_num_threads())
+
+
+def _threads_are_lost() -> bool:
+    """In a forked child: whether it lacks threads that kernels, or Numba's compiler, wait for."""
+    compiling = global_compiler_lock._lock
+    if _launching.locked() or not compiling.acquire(blocking=False):
+        return True
+    compiling.release()
+    try:
+        return str(numba.threading_layer()) == "omp"  # the others start theirs again
+    except ValueError:
+        return False  # none was launched
+
+
+on_fork(_threads_are_lost)
+
+
+class _Bound(threading.local):
+    """The processors of this thread when it is not bound to a core; None while it is not."""
+
+    processors: frozenset[int] | None = None
+
+
+BOUND = _Bound()
+
+
+@contextmanager
+def at_large() -> Iterator[None]:
+    """A block in which this thread is not bound to a core: Numba may count the processors anew when
+    it compiles, and would count one.
+    """
+    if BOUND.processors is None:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, BOUND.processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)

@@ -1,0 +1,34 @@
+"""Several adapters as one, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nbllama.lora.pairs import Adapter, Pair
+
+
+def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
+    """One adapter that adds all that `parts` add, each times its factor.
+
+    Pairs of the same tensor are stacked, A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...] with the
+    scales in B: nothing is lost but the rounding of s B. Their ranks add up. Of one adapter alone
+    only alpha changes. Raises ValueError if there is none.
+    """
+    if not parts:
+        raise ValueError("no adapter to mix")
+    first, factor = parts[0]
+    if len(parts) == 1:
+        return replace(first, alpha=first.alpha * factor)
+    found: dict[str, list[tuple[Pair, float]]] = {}
+    for adapter, factor in parts:
+        for name, pair in adapter.pairs.items():
+            found.setdefault(name, []).append((pair, factor * adapter.scale))
+    pairs = {}
+    for name, stack in found.items():
+        a = np.concatenate([pair.a for pair, _ in stack])
+        b = np.concatenate([np.float32(scale) * pair.b for pair, scale in stack], axis=1)
+        pairs[name] = Pair(a, np.ascontiguousarray(b))
+    return Adapter(first.arch, 1.0, 1, pairs)

@@ -1,0 +1,181 @@
+"""LoRA: which base tensors can carry a pair, how a pair starts, and what it adds.
+
+    y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
+
+with one scale `s = alpha / lora_r` for every tensor, whatever its own rank. All arrays are
+float32. Three kinds of base tensor share the two shapes:
+
+| kind | base | A | B | what is added |
+|---|---|---|---|---|
+| linear | (n_out, n_in) | (rank, n_in) | (n_out, rank) | `s · B A` |
+| embedding | (V, C) | (rank, C) | (V, rank) | row `tok`: `s · B[tok] A` |
+| norm | (n,) | (rank, n) | (1, rank) | `s · (B A)[0]` |
+
+"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order are
+those of llama.cpp's `finetune.cpp:init_lora`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.errors import UsageError
+from nbllama.lora.slots import (
+    EVERY_SLOT,
+    SLOT_BY_NAME,
+    SLOTS,
+    base_names,
+    pair_shape,
+    slot_of,
+    tensor_index,
+)
+
+if TYPE_CHECKING:
+    from nbllama.arch import Hparams
+
+__all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
+
+NO_LAYER = 1 << 30
+_INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data order
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+    def __post_init__(self) -> None:
+        for half in (self.a, self.b):
+            if half.dtype != np.float32 or half.ndim != 2 or not half.flags.c_contiguous:
+                raise ValueError("both halves of a pair are C-contiguous float32 matrices")
+        if self.a.shape[0] != self.b.shape[1] or self.rank < 1:
+            raise ValueError(f"a {self.a.shape} and b {self.b.shape} share no rank")
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_out, n_in) of what the pair adds to."""
+        return int(self.b.shape[0]), int(self.a.shape[1])
+
+
+@dataclass
+class Adapter:
+    """All pairs of a run, keyed by base tensor name, kept in the old tool's order."""
+
+    arch: str
+    alpha: float
+    lora_r: int
+    pairs: dict[str, Pair] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pairs = {name: self.pairs[name] for name in sorted(self.pairs, key=tensor_index)}
+
+    @property
+    def scale(self) -> float:
+        """The one factor of every pair, alpha / lora_r."""
+        return self.alpha / self.lora_r
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The trained arrays themselves (no copies) as NAME.lora_a, NAME.lora_b, in order."""
+        out = {}
+        for name, pair in self.pairs.items():
+            out[f"{name}.lora_a"] = pair.a
+            out[f"{name}.lora_b"] = pair.b
+        return out
+
+    def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """The first pair that does not fit a base model with tensors of these numpy shapes."""
+        for name, pair in self.pairs.items():
+            if name not in shapes:
+                return f"{name} has a pair, the base model has no such tensor"
+            if pair.shape != (wanted := pair_shape(shapes[name])):
+                return f"the pair of {name} is for {pair.shape}, the base model has {wanted}"
+        return None
+
+    def lowest_layer(self) -> int:
+        """The block at which the backward pass may stop: the first one with a pair.
+
+        0 if the embedding has a pair (the gradient must come through every block), `NO_LAYER`
+        if no block has one.
+        """
+        if "token_embd.weight" in self.pairs:
+            return 0
+        found = (slot_of(name) for name in self.pairs)
+        return min((s[1] for s in found if s and s[0].in_block), default=NO_LAYER)
+
+
+def block_of(name: str) -> int:
+    """Number of the block of a base tensor, -1 outside of them; `KeyError` if it takes no pair."""
+    found = slot_of(name)
+    if found is None:
+        raise KeyError(name)
+    return found[1]
+
+
+def delta(pair: Pair, scale: float) -> np.ndarray:
+    """What the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
+    return np.float32(scale) * (pair.b @ pair.a)
+
+
+def init_adapter(
+    hp: Hparams,
+    ranks: Mapping[str, int],
+    *,
+    alpha: float,
+    lora_r: int,
+    seed: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: Container[int] | None = None,
+) -> Adapter:
+    """A new adapter that changes nothing yet: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+
+    That is the law of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's Philox
+    keyed by (seed, tensor index), so that a tensor starts alike whatever else has a pair.
+
+    `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
+    the old tool; it costs time and adds nothing that the full rank cannot. `shapes`: numpy shapes
+    of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks
+    that get pairs, all for None.
+
+    Raises `UsageError` for a rank that is asked for but has no tensor in this model.
+    """
+    pairs = {}
+    used = set()
+    for slot, name in base_names(hp.n_layer, EVERY_SLOT):
+        rank = ranks.get(slot.name, 0)
+        if rank == 0 or name not in shapes:
+            continue
+        used.add(slot.name)
+        if slot.in_block and layers is not None and block_of(name) not in layers:
+            continue
+        n_out, n_in = pair_shape(shapes[name])
+        key = np.array([seed, _INIT_STREAM + tensor_index(name)], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        a = rng.standard_normal((rank, n_in), dtype=np.float32)
+        np.clip(a, -1, 1, out=a)
+        a /= np.float32(np.sqrt(rank + n_in))
+        pairs[name] = Pair(a, np.zeros((n_out, rank), np.float32))
+    for asked, rank in ranks.items():
+        if asked not in SLOT_BY_NAME:
+            raise KeyError(asked)
+        if rank and asked not in used:
+            option = asked.replace("_", "-")
+            tied = " (its output is tied to token_embd)" if asked == "out" else ""
+            raise UsageError(
+                f"--rank-{option} {rank}: this model has no {SLOT_BY_NAME[asked].tensor}.weight"
+                f"{tied}; leave it out or give 0"
+            )
+    return Adapter(hp.arch, alpha, lora_r, pairs)

@@ -1,0 +1,113 @@
+"""The table of slots: which tensors of a base model can carry a LoRA pair, and all their names.
+
+Whatever is done for each of them (options, ranks, checkpoint keys, initialisation, the linear
+layers of a block) reads this table. One matrix has four names:
+
+| here | of what | |
+|---|---|---|
+| `wq` | slot | `--rank-wq`, as in llama.cpp's old `finetune` |
+| `attn_q` | tensor | in GGUF files: `blk.3.attn_q.weight` |
+| `q` | linear | a block's linear layer, in the code of the passes |
+| `Qcur` | node | what the layer gives, in llama.cpp's graph and in `nbllama.peek` |
+
+Nothing heavy is imported, so that the command line can read the table before numpy is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_MAX_LAYERS = 1 << 20
+
+
+class Slot(NamedTuple):
+    """One kind of base tensor that can carry a pair."""
+
+    name: str  # as in `--rank-NAME`, with `_` for `-`
+    tensor: str  # GGUF name without block number and ".weight"
+    kind: str  # "linear", "embedding" or "norm"
+    in_block: bool
+    linear: str = ""  # of a block's linear layer
+    node: str = ""  # of what that layer gives
+    source: int = -1  # which of a block's four inputs of linear layers it reads
+
+    def base_name(self, layer: int = 0) -> str:
+        """GGUF name of the base tensor in block `layer`."""
+        return f"blk.{layer}.{self.tensor}.weight" if self.in_block else f"{self.tensor}.weight"
+
+
+# In the order in which the old tool writes its tensors.
+SLOTS = (
+    Slot("tok_embd", "token_embd", "embedding", False),
+    Slot("out_norm", "output_norm", "norm", False),
+    Slot("out", "output", "linear", False),
+    Slot("att_norm", "attn_norm", "norm", True),
+    Slot("wq", "attn_q", "linear", True, "q", "Qcur", 0),
+    Slot("wk", "attn_k", "linear", True, "k", "Kcur", 0),
+    Slot("wv", "attn_v", "linear", True, "v", "Vcur", 0),
+    Slot("wo", "attn_output", "linear", True, "o", "attn_out", 1),
+    Slot("ffn_norm", "ffn_norm", "norm", True),
+    Slot("w1", "ffn_gate", "linear", True, "gate", "ffn_gate", 2),
+    Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
+    Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
+)
+# Of models that have several linears in one matrix (the old tool knew none of them).
+FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True),)
+EVERY_SLOT = SLOTS + FUSED_SLOTS
+SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
+LINEARS = {slot.linear: slot for slot in SLOTS if slot.linear}
+"""The seven linear layers of a block, by the name that the passes have for them."""
+_BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
+_ENDS = [slot for slot in SLOTS if not slot.in_block]
+_IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
+
+
+def slot_of(name: str) -> tuple[Slot, int] | None:
+    """Slot and block number (-1 outside the blocks) of a base tensor; None: takes no pair."""
+    found = _NAME.fullmatch(name)
+    slot = _BY_TENSOR.get(found[2]) if found else None
+    if found is None or slot is None or slot.in_block != (found[1] is not None):
+        return None
+    layer = int(found[1]) if slot.in_block else -1
+    return (slot, layer) if layer < _MAX_LAYERS else None
+
+
+def tensor_index(name: str) -> int:
+    """Place of a base tensor in the old tool's order.
+
+    Three outside of the blocks come first, then nine a block, then those of `FUSED_SLOTS`. Raises
+    `KeyError` for a tensor that takes no pair.
+    """
+    found = slot_of(name)
+    if found is None:
+        raise KeyError(name)
+    slot, layer = found
+    if not slot.in_block:
+        return _ENDS.index(slot)
+    if slot in FUSED_SLOTS:
+        after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
+        return after + layer * len(FUSED_SLOTS) + FUSED_SLOTS.index(slot)
+    return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
+
+
+def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
+    """Every (slot, base tensor name) of a model of `n_layer` blocks, those outside of blocks first.
+
+    Within a block they are in the order of `slots`.
+    """
+    yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
+    for layer in range(n_layer):
+        yield from ((slot, slot.base_name(layer)) for slot in slots if slot.in_block)
+
+
+def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n)."""
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Names of the slots that a model with these tensors does not have."""
+    return {slot.name for slot in EVERY_SLOT if slot.base_name() not in shapes}

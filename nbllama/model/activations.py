@@ -1,0 +1,254 @@
+"""Memory of one training step: what the forward pass keeps for the backward pass.
+
+It is allocated once, as one piece.
+
+Kept for a block, next to its input x (`C` floats a token): q, k, v after RoPE, the attention output
+and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
+products h; where a model has more norms, what they were given. Everything else is computed again
+from these, element by element.
+
+Without gradient checkpointing every block has its own set. With it the blocks share one, only the
+blocks' inputs are kept, and the backward pass runs each block's forward pass again. In between,
+`kept` of the blocks have sets of their own: each saves its second forward pass. The last block
+needs none, as its backward pass follows its forward pass. Whichever way, the gradient has the same
+bits.
+
+Where nothing is trained (`ForwardActivations`), no block's input outlives it: the stream has two
+arrays, which take turns, and there is one set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.arch import Hparams
+from nbllama.ops.linear.linear import hidden_floats
+from nbllama.ops.linear.panels import panel_floats
+
+Shapes = dict[str, tuple[int, ...]]  # by the name of the array
+
+ALIGN = 16  # floats: every array begins at a cache line
+STREAMS = 2  # arrays of the stream where nothing is trained: a block reads one, writes the other
+
+
+class Layout(NamedTuple):
+    """What decides the sizes of all arrays of a step."""
+
+    hp: Hparams
+    ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`, 0: no pair
+    tokens: int  # of the largest micro-batch
+    trained: int = 0  # positions with a target, of the largest micro-batch
+    dropout: bool = False
+
+    @property
+    def widest(self) -> int:
+        """Floats a token of the widest input of a linear layer."""
+        return max(self.hp.n_embd, self.hp.n_ff, self.hp.n_head * self.hp.head_dim)
+
+
+@dataclass
+class BlockSet:
+    """What one block's forward pass leaves behind; shapes in `block_shapes`."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    att: np.ndarray
+    lse: np.ndarray
+    x_mid: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    rstd_att: np.ndarray
+    rstd_ffn: np.ndarray
+    norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
+    h_memory: dict[str, np.ndarray]  # by linear layer
+    h: dict[str, np.ndarray]  # the packed h that the forward pass made there
+
+
+def block_shapes(hp: Hparams, n: int) -> Shapes:
+    """Shapes of a `BlockSet`'s arrays for `n` tokens."""
+    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    return {
+        "q": (n, heads, d),
+        "k": (n, kv_heads, d),
+        "v": (n, kv_heads, d),
+        "att": (n, heads, d),
+        "lse": (n, heads),
+        "x_mid": (n, hp.n_embd),
+        "gate": (n, hp.n_ff),
+        "up": (n, hp.n_ff),
+        "rstd_att": (n,),
+        "rstd_ffn": (n,),
+    }
+
+
+def norm_shapes(hp: Hparams, n: int) -> Shapes:
+    """Shapes of `BlockSet.norms`: of q and k, and after attention and feed-forward."""
+    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    shapes: Shapes = {}
+    if hp.has_qk_norm:
+        shapes |= {"q": (n, heads, d), "rstd_q": (n, heads)}
+        shapes |= {"k": (n, kv_heads, d), "rstd_k": (n, kv_heads)}
+    if hp.has_post_norms:
+        shapes |= {"o": (n, hp.n_embd), "down": (n, hp.n_embd), "rstd_o": (n,), "rstd_down": (n,)}
+    return shapes
+
+
+def forward_shapes(layout: Layout) -> Shapes:
+    """Shapes of the arrays that all blocks share in the forward pass."""
+    hp, n = layout.hp, layout.tokens
+    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
+    return branch | {
+        "norm": (n, hp.n_embd),
+        "act": (n, hp.n_ff),
+        "panels": (panel_floats(n, layout.widest),),
+    }
+
+
+def shared_shapes(layout: Layout) -> Shapes:
+    """Shapes of the arrays that all blocks and the loss share."""
+    hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
+    top_rank = max(layout.ranks.values(), default=0)
+    shapes = forward_shapes(layout) | {
+        "grad_panels": (panel_floats(n, widest),),
+        "grad_hidden": (hidden_floats(n, top_rank),),
+        "dx": (n, hp.n_embd),
+        "dnorm": (n, hp.n_embd),
+        "dact": (n, hp.n_ff),
+        "datt": (n, hp.n_head, hp.head_dim),
+        "dq": (n, hp.n_head, hp.head_dim),
+        "dk": (n, hp.n_head_kv, hp.head_dim),
+        "dv": (n, hp.n_head_kv, hp.head_dim),
+        "top_x": (trained, hp.n_embd),
+        "top_norm": (trained, hp.n_embd),
+        "top_dnorm": (trained, hp.n_embd),
+        "top_rstd": (trained,),
+    }
+    if layout.dropout:
+        shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
+    return shapes
+
+
+def stream_shapes(layout: Layout, count: int) -> Shapes:
+    """Shapes of `count` arrays for the stream between blocks."""
+    return {f"x{i}": (layout.tokens, layout.hp.n_embd) for i in range(count)}
+
+
+def h_shapes(layout: Layout) -> Shapes:
+    """Shapes of a block's LoRA products h, by linear layer."""
+    return {name: (hidden_floats(layout.tokens, r),) for name, r in layout.ranks.items() if r}
+
+
+def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(-(-math.prod(s) // ALIGN) * ALIGN for s in shapes.values())
+
+
+def set_bytes(layout: Layout) -> int:
+    """Bytes of one block's own set."""
+    hp, n = layout.hp, layout.tokens
+    return 4 * sum(map(_floats, (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))))
+
+
+def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
+    """Bytes that `Activations` will allocate.
+
+    `kept`: blocks that have their own set though `checkpointing` is on.
+    """
+    n_layer = layout.hp.n_layer
+    shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
+    sets = 1 + kept if checkpointing else n_layer
+    return 4 * (_floats(shapes) + ALIGN) + sets * set_bytes(layout)
+
+
+def forward_bytes(layout: Layout) -> int:
+    """Bytes that `ForwardActivations` will allocate."""
+    shapes = stream_shapes(layout, STREAMS) | forward_shapes(layout)
+    return 4 * (_floats(shapes) + ALIGN) + set_bytes(layout)
+
+
+class Arena:
+    """One piece of memory from which arrays are cut, one after the other."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = np.empty(nbytes // 4, np.float32)
+        self._used = -(self.memory.ctypes.data // 4) % ALIGN
+
+    def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """New float32 arrays by name; what is in them is undefined."""
+        made = {}
+        for name, shape in shapes.items():
+            end = self._used + math.prod(shape)
+            made[name] = self.memory[self._used : end].reshape(shape)
+            self._used += _floats({name: shape})
+        return made
+
+
+class Activations:
+    """All arrays of a step, for at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
+
+    def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
+        """Arguments as for `activation_bytes`."""
+        n_layer = layout.hp.n_layer
+        if not 0 <= kept < n_layer:
+            raise ValueError(f"kept is {kept}, with {n_layer} blocks")
+        self.kept = kept if checkpointing else n_layer - 1
+        nbytes = activation_bytes(layout, checkpointing=checkpointing, kept=kept)
+        self._allocate(layout, nbytes, stream_shapes(layout, n_layer + 1), shared_shapes(layout))
+
+    def _allocate(self, layout: Layout, nbytes: int, stream: Shapes, shared: Shapes) -> None:
+        hp, n = layout.hp, layout.tokens
+        self.most_tokens = n
+        self._top = hp.n_layer - 1
+        self._arena = Arena(nbytes)
+        self._stream = list(self._arena.arrays(stream).values())
+        self._shared = self._arena.arrays(shared)
+        groups = (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))
+        self._sets: list[tuple[dict[str, np.ndarray], ...]] = [
+            (*map(self._arena.arrays, groups), {}) for _ in range(1 + self.kept)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, for comparison with `activation_bytes` or `forward_bytes`."""
+        return int(self._arena.memory.nbytes)
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether block `layer` must run forwards again before its backward pass."""
+        return layer < self._top - self.kept
+
+    def x(self, layer: int, n: int) -> np.ndarray:
+        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
+
+        Where nothing is trained, that of the block two below is overwritten.
+        """
+        return self._stream[layer % len(self._stream)][:n]
+
+    def shared(self, name: str, n: int) -> np.ndarray:
+        """An array of `shared_shapes`, cut to `n` rows."""
+        return self._shared[name][:n]
+
+    def pool(self, name: str) -> np.ndarray:
+        """A whole memory pool of `shared_shapes`: panels, hidden or dropped."""
+        return self._shared[name]
+
+    def block(self, layer: int, n: int) -> BlockSet:
+        """The set of block `layer`, cut to `n` rows."""
+        own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
+        cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
+        return BlockSet(**next(cut), norms=next(cut), h_memory=h_memory, h=h)
+
+
+class ForwardActivations(Activations):
+    """The arrays of a forward pass that no backward pass follows."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.kept = 0
+        stream = stream_shapes(layout, STREAMS)
+        self._allocate(layout, forward_bytes(layout), stream, forward_shapes(layout))

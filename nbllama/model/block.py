@@ -1,0 +1,331 @@
+"""A block of the model, forwards and backwards: attention and feed-forward.
+
+Each reads a normed copy of the residual stream and adds its output to the stream. What differs
+between models comes from `Hparams`: norms of queries and keys, RoPE or ALiBi, a sliding window, a
+soft-cap, and norms and a scale of what is added to the stream.
+
+The block is written three times. This file is for training: many tokens, forwards and backwards.
+`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token, as
+fast as it goes. `nbllama.model.reference` has every operation in a line of plain float64 numpy;
+tests hold the other two to it. Whoever changes one changes all three.
+
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
+for the backward pass is a `BlockSet` (`nbllama.model.activations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.lora.slots import LINEARS
+from nbllama.model.activations import Activations
+from nbllama.model.bound import Bound
+from nbllama.model.weights import Weights
+from nbllama.ops.activation import gated, gated_grad
+from nbllama.ops.attention.attention import attention
+from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
+from nbllama.ops.linear.panels import NO_PANELS
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
+
+# The norms that only some models have, by the layer they come after. They carry no pair.
+QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
+POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
+
+# llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
+ACTIVATION_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
+_POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
+
+CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+
+
+def block_forward(
+    model: Weights,
+    layer: int,
+    bound: Bound,
+    acts: Activations,
+    batch: Batch,
+    *,
+    recompute: bool = False,
+    cache: CacheExchange | None = None,
+    k_offsets: np.ndarray | None = None,
+) -> None:
+    """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
+
+    `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
+    are those of the keys it gives.
+    """
+    block = _Block(model, layer, bound, acts, batch)
+    if recompute:
+        block.watch = None  # it was seen the first time
+    block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
+    block.feed_forward(recompute)
+
+
+def block_backward(
+    model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
+) -> None:
+    """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
+
+    `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
+    only feeds the layers below is left out.
+    """
+    block = _Block(model, layer, bound, acts, batch)
+    block.feed_forward_backward()
+    block.attention_backward(layer > lowest or bound.trains("token_embd.weight"))
+
+
+class _Block:
+    """One block at work on one batch."""
+
+    def __init__(
+        self, model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch
+    ) -> None:
+        self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
+        self.hp, self.n = model.hp, len(batch.tokens)
+        self.kept = acts.block(layer, self.n)
+        self.pairs = {name: bound.linear_pair(layer, name) for name in LINEARS}
+        self.watch = model.watch
+
+    def see(self, name: str, x: np.ndarray) -> None:
+        if self.watch is not None:
+            self.watch.node(name, self.layer, x)
+
+    def see_grad(self, name: str, dx: np.ndarray) -> None:
+        if self.watch is not None:
+            self.watch.gradient(name, self.layer, dx)
+
+    def name(self, tensor: str) -> str:
+        return f"blk.{self.layer}.{tensor}"
+
+    def trains(self, *linears: str) -> bool:
+        """Whether any of these linear layers has a pair that is trained."""
+        return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
+
+    def shared(self, name: str) -> np.ndarray:
+        return self.acts.shared(name, self.n)
+
+    # What the passes are made of
+
+    def normed(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
+        """The normed stream `[N, C]`, in memory that the next one overwrites."""
+        norm = self.shared("norm")
+        rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, norm, rstd)
+        return norm
+
+    def normed_grad(
+        self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
+    ) -> None:
+        """dx += the gradient with respect to x; the pair's gradients go to `bound.grads`."""
+        name = self.name(tensor)
+        self.bound.add_norm_grad(name, dy, x, rstd)
+        if dx is not None:
+            rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx, add=True)
+
+    def input(self, x: np.ndarray, *linears: str) -> Input:
+        """x `[N, n_in]` as the input of these linear layers."""
+        group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
+        return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
+
+    def masked(self, *linears: str) -> Masked | None:
+        """Dropout of the input of these linear layers, if any of them has a pair."""
+        if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
+            return None
+        mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
+        return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
+
+    def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
+        """y `[N, ...]` = (or += with `add`) the output of linear layer `name`, with its bias."""
+        w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
+        out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
+        self.kept.h[name] = linear(w, self.pairs[name], x, out, memory, add=add)
+        if bias is not None:
+            out += bias
+
+    def project_grad(
+        self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
+    ) -> None:
+        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+
+        The gradients of the layer's pair are added to `bound.grads`.
+        """
+        dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
+        buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))
+        w, h = self.model.linear(self.layer, name), self.kept.h.get(name, NO_PANELS)
+        linear_grad(w, self.pairs[name], dy, x, h, out, buffers, add=add, masked=self.masked(name))
+
+    # What attention and feed-forward add to the stream: `name` is their last layer
+
+    def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
+        """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
+        hp, kept, node = self.hp, self.kept, LINEARS[name].node
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            self.project(name, x, stream, add=True)
+            if self.watch is not None and self.watch.wants(node, self.layer):
+                alone = np.empty_like(stream)
+                self.project(name, x, alone)
+                self.see(node, alone)
+            return
+        y = self.shared("branch")
+        if hp.has_post_norms:
+            out, w = kept.norms[name], self.model.vectors[self.name(POST_NORMS[name])]
+            self.project(name, x, out)
+            rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{name}"])
+            self.see(node, out)
+            self.see(_POST_NODES[name], y)
+        else:
+            self.project(name, x, y)
+            self.see(node, y)
+        y *= np.float32(hp.residual_scale)
+        stream += y
+
+    def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
+        """The gradient with respect to the layer's output, from that of the stream."""
+        hp, kept = self.hp, self.kept
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            return dstream
+        dy = self.shared("branch")
+        np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
+        if hp.has_post_norms:
+            w = self.model.vectors[self.name(POST_NORMS[name])]
+            rms_norm_grad(dy, kept.norms[name], w, kept.norms[f"rstd_{name}"], dy)
+        return dy
+
+    # Attention
+
+    def heads(self, name: str, x: Input, y: np.ndarray) -> None:
+        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        node = LINEARS[name].node
+        if self.hp.has_qk_norm:
+            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
+            self.project(name, x, raw)
+            w = self.model.vectors[self.name(QK_NORMS[name])]
+            d = self.hp.head_dim
+            rms_norm(raw.reshape(-1, d), w, self.hp.rms_eps, y.reshape(-1, d), rstd.reshape(-1))
+            self.see(f"{node}_raw", raw)
+            self.see(f"{node}_normed", y)
+        else:
+            self.project(name, x, y)
+            self.see(f"{node}_raw", y)
+        self.model.rotate(self.layer, y, self.batch.positions)
+        self.see(node, y)
+
+    def heads_grad(self, name: str, dy: np.ndarray) -> None:
+        """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
+        node = LINEARS[name].node
+        self.see_grad(node, dy)
+        self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
+        if self.hp.has_qk_norm:
+            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
+            w = self.model.vectors[self.name(QK_NORMS[name])]
+            rows = dy.reshape(-1, self.hp.head_dim)
+            self.see_grad(f"{node}_normed", dy)
+            rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), rows)
+        self.see_grad(f"{node}_raw", dy)
+
+    def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
+        """The stream between attention and feed-forward into `kept.x_mid`."""
+        kept, n = self.kept, self.n
+        x = self.acts.x(self.layer, n)
+        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
+        self.see("attn_norm", norm)
+        source = self.input(norm, "q", "k", "v")
+        self.heads("q", source, kept.q)
+        self.heads("k", source, kept.k)
+        self.project("v", source, kept.v)
+        self.see("Vcur", kept.v)
+        keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
+        attention(
+            kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
+            self.model.slopes, kept.att, kept.lse, self.hp.window_at(self.layer),
+            self.hp.attn_softcap,
+        )  # fmt: skip
+        if self.watch is not None:
+            self.watch.attention(self.layer, kept.q, keys, self.batch.seq_offsets, k_offsets)
+        self.see("kqv_out", kept.att)
+        kept.x_mid[:] = x
+        self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
+        self.see("ffn_inp", kept.x_mid)
+
+    def attention_backward(self, below: bool) -> None:
+        """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+
+        Without `below` only what this block's own pairs need is computed.
+        """
+        kept, n = self.kept, self.n
+        norm_trained = self.bound.trains(self.name("attn_norm.weight"))
+        if not (below or norm_trained or self.trains("q", "k", "v", "o")):
+            return
+        dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
+        dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
+        self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
+        self.see_grad("kqv_out", datt)
+        attention_grad(
+            datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
+            self.hp.attn_scale, self.model.slopes, dq, dk, dv, self.hp.window_at(self.layer),
+            self.hp.attn_softcap,
+        )  # fmt: skip
+        self.see_grad("Vcur", dv)
+        self.heads_grad("q", dq)
+        self.heads_grad("k", dk)
+        x = self.acts.x(self.layer, n)
+        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
+        out = dnorm if below or norm_trained else None
+        self.project_grad("q", dq, norm, out)
+        self.project_grad("k", dk, norm, out, add=True)
+        self.project_grad("v", dv, norm, out, add=True)
+        if out is not None:
+            self.see_grad("attn_norm", out)
+            down = dx if below else None
+            self.normed_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
+
+    # Feed-forward
+
+    def activation(self) -> np.ndarray:
+        """act(gate) * up `[N, F]`, in shared memory."""
+        act = self.shared("act")
+        gated(self.kept.gate, self.kept.up, act, gelu=self.hp.activation == "gelu")
+        return act
+
+    def feed_forward(self, recompute: bool) -> None:
+        """The block's output; `recompute` leaves it out where the gradient has no use for it."""
+        kept = self.kept
+        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        self.see("ffn_norm", norm)
+        source = self.input(norm, "gate", "up")
+        self.project("gate", source, kept.gate)
+        self.see("ffn_gate", kept.gate)
+        self.project("up", source, kept.up)
+        self.see("ffn_up", kept.up)
+        act = self.activation()
+        self.see(ACTIVATION_NODES[self.hp.activation], act)
+        source, pair = self.input(act, "down"), self.pairs["down"]
+        if recompute and not self.hp.has_post_norms:
+            if pair is not None:
+                kept.h["down"] = source.hidden(pair, kept.h_memory.get("down"))
+            return
+        out = self.acts.x(self.layer + 1, self.n)
+        out[:] = kept.x_mid
+        self.branch("down", source, out)
+        self.see("l_out", out)
+
+    def feed_forward_backward(self) -> None:
+        """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
+        kept = self.kept
+        dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
+        self.see_grad("l_out", dx)
+        self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
+        self.see_grad(ACTIVATION_NODES[self.hp.activation], dact)
+        gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
+        self.see_grad("ffn_gate", kept.gate)
+        self.see_grad("ffn_up", kept.up)
+        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
+        self.project_grad("gate", kept.gate, norm, dnorm)
+        self.project_grad("up", kept.up, norm, dnorm, add=True)
+        self.see_grad("ffn_norm", dnorm)
+        self.normed_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)
+        self.see_grad("ffn_inp", dx)

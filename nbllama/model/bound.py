@@ -1,0 +1,88 @@
+"""An adapter at work on a model: what the passes look up, and where gradients are added up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.errors import CheckpointError
+from nbllama.lora.pairs import Adapter
+from nbllama.model.weights import Weights
+from nbllama.ops.dropout import Dropout
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.rms_norm import rms_norm_grad_weight
+
+
+class Bound:
+    """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
+    parameter name. `dropout`: of the inputs of the blocks' pairs; None for all but training.
+    """
+
+    dropout: Dropout | None = None
+
+    def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
+        """Raises `CheckpointError` for an adapter whose shapes are not the model's."""
+        if adapter is not None and (problem := adapter.misfit(model.shapes)):
+            raise CheckpointError(f"the adapter is for another model: {problem}")
+        self._model = model
+        self.adapter = adapter
+        self.grads: dict[str, np.ndarray] = {}
+        if adapter is not None and trained:
+            self.grads = {k: np.zeros_like(p) for k, p in adapter.parameters().items()}
+        self._norms: dict[str, np.ndarray] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute what depends on the adapter's values: call it after every optimiser step."""
+        self._norms = {}
+        if self.adapter is not None:
+            scale = np.float32(self.adapter.scale)
+            for name, pair in self.adapter.pairs.items():
+                if name in self._model.vectors:
+                    delta = scale * (pair.b[0][:, None] * pair.a).sum(axis=0)
+                    self._norms[name] = self._model.vectors[name] + delta
+
+    def zero_grads(self) -> None:
+        for g in self.grads.values():
+            g.fill(0)
+
+    def trains(self, *names: str) -> bool:
+        """Whether any of these base tensors has a pair that is trained."""
+        return any(name + ".lora_a" in self.grads for name in names)
+
+    def pair(self, name: str) -> LoraPair | None:
+        """The pair of a matrix, with the arrays of its gradients."""
+        if self.adapter is None or (found := self.adapter.pairs.get(name)) is None:
+            return None
+        da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
+        return LoraPair(found.a, found.b, self.adapter.scale, da, db)
+
+    def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
+        """The pair of a linear layer (`lora.slots.LINEARS`). Where a tensor holds several layers,
+        they share A, and each has its rows of B.
+        """
+        tensor, rows = self._model.linears[linear]
+        pair = self.pair(f"blk.{layer}.{tensor}.weight")
+        if pair is None:
+            return None
+        db = None if pair.db is None else pair.db[rows]
+        return pair._replace(b=pair.b[rows], db=db)
+
+    def norm(self, name: str) -> np.ndarray:
+        """Norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""
+        return self._norms.get(name, self._model.vectors[name])
+
+    def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
+        """Add the gradient of a norm's pair, if it has one that is trained.
+
+        dy and x `[N, C]` are the norm's output gradient and input, rstd `[N]` from `rms_norm`. With
+        dw `[C]` the gradient with respect to the effective weight:
+
+            dA += s Bᵀ dw        dB += s dw Aᵀ
+        """
+        if self.adapter is None or not self.trains(name):
+            return
+        dw = np.zeros(x.shape[1], np.float32)
+        rms_norm_grad_weight(dy, x, rstd, dw)
+        pair, s = self.adapter.pairs[name], np.float32(self.adapter.scale)
+        self.grads[name + ".lora_a"] += s * pair.b[0][:, None] * dw[None, :]
+        self.grads[name + ".lora_b"] += s * (pair.a * dw[None, :]).sum(axis=1)[None, :]

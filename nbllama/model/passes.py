@@ -1,0 +1,237 @@
+"""The model: the forward pass, the loss, and the backward pass.
+
+`nbllama.model.weights` has the tensors, `nbllama.model.bound` an adapter on them,
+`nbllama.model.block` what happens within a block.
+
+The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
+are a stream: all sequences of a micro-batch end to end, `[N, C]` float32. Base weights are never
+changed and never decoded whole.
+
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
+positions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nbllama.arch import hparams_from_gguf, with_overrides
+from nbllama.data.batch import Batch
+from nbllama.gguf_io import open_gguf
+from nbllama.kernels.own_cores import own_cores
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import LINEARS
+from nbllama.model.activations import Activations, ForwardActivations, Layout
+from nbllama.model.block import block_backward, block_forward
+from nbllama.model.bound import Bound
+from nbllama.model.watching import TOP_NODES, show_loss
+from nbllama.model.weights import Weights
+from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
+from nbllama.ops.linear.linear import Input, linear
+from nbllama.ops.linear.panels import panel_floats
+from nbllama.ops.loss import LossBuffers, output_loss
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
+from nbllama.ops.softcap import soft_cap
+
+M = TypeVar("M", bound="Model")
+
+
+class Model(Weights):
+    """A GGUF model ready to compute; made by `load_model`."""
+
+    @classmethod
+    def load(
+        cls: type[M],
+        path: str | os.PathLike[str],
+        *,
+        rms_eps: float | None = None,
+        rope_freq_base: float | None = None,
+        rope_freq_scale: float | None = None,
+        pre: str | None = None,
+    ) -> M:
+        """Open a GGUF model. Weights stay memory-mapped. Numbers that are given replace the file's
+        (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
+
+        Raises `GGUFError` for a file that is damaged or not supported.
+        """
+        gguf = open_gguf(path)
+        hp = hparams_from_gguf(gguf)
+        hp = with_overrides(
+            hp, rms_eps=rms_eps, rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale
+        )
+        return cls(gguf, hp, pre)
+
+    def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
+        """Token embeddings (with their LoRA pair) into acts.x(0)."""
+        x = acts.x(0, len(batch.tokens))
+        embed(self.matrix("token_embd"), batch.tokens, x)
+        pair = bound.pair("token_embd.weight")
+        if pair is not None:
+            embed_lora(batch.tokens, pair.a, pair.b, pair.scale, x)
+        if self.hp.embed_scale != 1:
+            x *= np.float32(self.hp.embed_scale)
+        if self.watch is not None:
+            self.watch.begin(bound, batch)
+            self.watch.node("inp_embd", -1, x)
+
+    def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
+        """Gradient of the embedding's pair from acts.dx."""
+        pair = bound.pair("token_embd.weight")
+        if pair is not None and pair.da is not None and pair.db is not None:
+            dx = acts.shared("dx", len(batch.tokens))
+            if self.watch is not None:
+                self.watch.gradient("inp_embd", -1, dx)
+            scale = pair.scale * self.hp.embed_scale
+            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale, pair.da, pair.db)
+
+    @own_cores()
+    def forward(
+        self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
+    ) -> None:
+        """Embeddings and all blocks; the last block's output is acts.x(n_layer).
+
+        `check` runs between blocks.
+        """
+        self.embed_tokens(bound, acts, batch)
+        for layer in range(self.hp.n_layer):
+            if check is not None:
+                check()
+            block_forward(self, layer, bound, acts, batch)
+
+    @own_cores()
+    def loss(
+        self,
+        bound: Bound,
+        acts: Activations,
+        buffers: LossBuffers,
+        batch: Batch,
+        weight: float,
+        *,
+        gradient: bool,
+        floor: float = 0.0,
+    ) -> float:
+        """Sum of the trained positions' losses, after `forward`.
+
+        With `gradient`, acts.dx becomes the gradient of `weight` times that sum. `floor`: see
+        `ops.cross_entropy`.
+        """
+        n = len(batch.tokens)
+        rows = np.flatnonzero(batch.targets >= 0)
+        m = len(rows)
+        x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
+        rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
+        # "clip": with the default mode numpy fills a copy first
+        np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
+        name = "output_norm.weight"
+        w = bound.norm(name)
+        rms_norm(x, w, self.hp.rms_eps, normed, rstd)
+        head = self.matrix(self.output.name.removesuffix(".weight"))
+        scale = np.float32(self.hp.logit_scale)
+        normed *= scale
+        total = output_loss(
+            head, normed, batch.targets[rows], weight, dnormed if gradient else None,
+            bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
+        )  # fmt: skip
+        if self.watch is not None:
+            if any(map(self.watch.wants, TOP_NODES)):
+                # which the loss has of the trained tokens alone, and never whole
+                show_loss(self.watch, self.logits(bound, acts.x(self.hp.n_layer, n)), batch, weight)
+            if gradient and self.watch.wants("result_norm.grad"):
+                whole = np.zeros_like(acts.x(self.hp.n_layer, n))
+                whole[rows] = dnormed
+                self.watch.gradient("result_norm", -1, whole)
+        if gradient:
+            dnormed *= scale
+            bound.add_norm_grad(name, dnormed, x, rstd)
+            dx = acts.shared("dx", n)
+            dx.fill(0)
+            back = normed
+            rms_norm_grad(dnormed, x, w, rstd, back, add=False)
+            dx[rows] = back
+        return total
+
+    @own_cores()
+    def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
+        """Logits float32 `[N, V]` from the last block's output x `[N, C]`.
+
+        `panels`: memory for packed x.
+        """
+        hp, n = self.hp, len(x)
+        head = self.matrix(self.output.name.removesuffix(".weight"))
+        normed, rstd = np.empty((n, hp.n_embd), np.float32), np.empty(n, np.float32)
+        rms_norm(x, bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
+        normed *= np.float32(hp.logit_scale)
+        if panels is None:
+            panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
+        out = np.empty((n, head.shape[0]), np.float32)
+        linear(head, bound.pair(head.name), Input(normed, panels), out, None)
+        if hp.logit_softcap > 0:
+            soft_cap(out, hp.logit_softcap)
+        if self.watch is not None:
+            self.watch.node("result_norm", -1, normed)
+            self.watch.node("result_output", -1, out)
+        return out
+
+    @own_cores()
+    def backward(
+        self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
+    ) -> None:
+        """All blocks backwards from acts.dx; gradients are added to `bound.grads`."""
+        adapter = bound.adapter
+        lowest = adapter.lowest_layer() if adapter is not None else self.hp.n_layer
+        top = self.hp.n_layer - 1
+        for layer in range(top, lowest - 1, -1):
+            if check is not None:
+                check()
+            if acts.recomputes(layer):
+                block_forward(self, layer, bound, acts, batch, recompute=True)
+            block_backward(self, layer, bound, acts, batch, lowest)
+        self.embed_tokens_backward(bound, acts, batch)
+
+    def activations(
+        self,
+        adapter: Adapter | None,
+        n: int,
+        n_trained: int,
+        *,
+        checkpointing: bool,
+        kept: int = 0,
+        dropout: bool = False,
+    ) -> Activations:
+        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
+
+        `kept`: see `nbllama.model.activations`.
+        """
+        sizes = layout(self, adapter, n, n_trained, dropout=dropout)
+        return Activations(sizes, checkpointing=checkpointing, kept=kept)
+
+    def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
+        """Memory for at most `n` tokens that are only read."""
+        return ForwardActivations(layout(self, adapter, n))
+
+    def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
+        pair = adapter.pairs.get(self.output.name) if adapter is not None else None
+        rank = pair.rank if pair else 0
+        cap = self.hp.logit_softcap
+        return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained, cap)
+
+
+def layout(
+    model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
+) -> Layout:
+    """Sizes of a step's arrays, with the largest rank of each linear layer over the blocks."""
+    ranks = dict.fromkeys(LINEARS, 0)
+    for base, pair in (adapter.pairs if adapter is not None else {}).items():
+        for name, (tensor, _) in model.linears.items():
+            if base.startswith("blk.") and base.endswith(f".{tensor}.weight"):
+                ranks[name] = max(ranks[name], pair.rank)
+    return Layout(model.hp, ranks, n, n_trained, dropout)
+
+
+def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
+    """Open a GGUF model; see `Model.load` for `constants` and what is raised."""
+    return Model.load(path, **constants)

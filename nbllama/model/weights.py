@@ -1,0 +1,151 @@
+"""A model's tensors as they lie in the GGUF file, and what is computed once from its constants."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.arch import ROPE_FACTORS, Hparams, Rope
+from nbllama.gguf_io import GGUFFile
+from nbllama.lora.slots import LINEARS
+from nbllama.model.watching import Watcher
+from nbllama.ops.attention.attention import alibi_slopes
+from nbllama.ops.linear.matmul import Weight
+from nbllama.ops.rope import rope, rope_tables
+from nbllama.quants import as_readonly, check_finite, decode
+from nbllama.text import Tokenizer, tokenizer_from_gguf
+from nbllama.text.chat_template import ChatTemplate, chat_template_for
+
+
+class Linear(NamedTuple):
+    """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
+
+    `rows`: of a tensor that holds several layers.
+    """
+
+    tensor: str
+    rows: slice = slice(None)
+
+
+def linears(hp: Hparams) -> dict[str, Linear]:
+    """The layers of `LINEARS` in a model, whose file may have several of them in one tensor."""
+    found = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
+    if hp.fused_qkv:
+        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
+        for name, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
+            found[name] = Linear("attn_qkv", slice(first, first + n))
+    if hp.fused_gate_up:
+        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
+        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+    return found
+
+
+class Weights:
+    """The tensors of a GGUF model, its constants and tokenizer."""
+
+    watch: Watcher | None = None  # who looks at what the passes compute
+
+    def __init__(self, gguf: GGUFFile, hp: Hparams, pre: str | None = None) -> None:
+        self.gguf = gguf
+        self.hp = hp
+        self._pre = pre
+        self.matrices: dict[str, Weight] = {}
+        self.vectors: dict[str, np.ndarray] = {}
+        for name, info in gguf.tensors.items():
+            if len(info.shape) == 2:
+                self.matrices[name] = Weight(
+                    name, info.type_id, as_readonly(gguf.data(name)), info.shape
+                )
+            elif len(info.shape) == 1:
+                check_finite(info.type_id, as_readonly(gguf.data(name)), info.shape[0], name)
+                self.vectors[name] = self.tensor(name)
+        self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
+        self.slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
+        self.linears = linears(hp)
+        self._ropes: dict[Rope, tuple[np.ndarray, np.ndarray]] = {}
+        self._checked: set[str] = set()
+        self._parts: dict[tuple[int, str], Weight] = {}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A base tensor decoded to float32, in its numpy shape (reversed ggml `ne`)."""
+        info = self.gguf.tensors[name]
+        count = int(np.prod(info.shape))
+        return decode(info.type_id, self.gguf.data(name), count).reshape(info.shape)
+
+    def matrix(self, name: str) -> Weight:
+        """A weight by its name without `.weight`; its first use looks for NaN and infinities."""
+        w = self.matrices[name + ".weight"]
+        if name not in self._checked:
+            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
+            self._checked.add(name)
+        return w
+
+    def linear(self, layer: int, name: str) -> Weight:
+        """The matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
+        if (layer, name) not in self._parts:
+            tensor, rows = self.linears[name]
+            w = self.matrix(f"blk.{layer}.{tensor}")
+            if rows != slice(None):
+                lines = w.raw.reshape(w.shape[0], -1)[rows]
+                # of its own name, by which the products of several weights are told apart
+                part = f"{w.name}[{rows.start}:{rows.stop}]"
+                w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
+            self._parts[layer, name] = w
+        return self._parts[layer, name]
+
+    def bias(self, layer: int, name: str) -> np.ndarray | None:
+        """The bias of a layer of `LINEARS`, if it has one."""
+        tensor, rows = self.linears[name]
+        whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
+        return None if whole is None else whole[rows]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer_from_gguf(self.gguf, self._pre)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        return chat_template_for(self.tokenizer)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Numpy shape of every base tensor."""
+        return {name: info.shape for name, info in self.gguf.tensors.items()}
+
+    def rope_tables(self, n_positions: int, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin `[n_positions or more, n_rot/2]`, grown when a longer context asks for it."""
+        of = self.hp.rope_at(layer)
+        tables = self._ropes.get(of)
+        if tables is None or len(tables[0]) < n_positions:
+            scaling = self.hp.rope_scaling
+            tables = self._ropes[of] = rope_tables(
+                max(n_positions, 512),
+                self.hp.n_rot,
+                of.freq_base,
+                freq_scale=of.freq_scale,
+                ext_factor=scaling.ext_factor,
+                attn_factor=scaling.attn_factor,
+                beta_fast=scaling.beta_fast,
+                beta_slow=scaling.beta_slow,
+                n_ctx_orig=scaling.n_ctx_orig,
+                factors=self.vectors.get(ROPE_FACTORS),
+            )
+        return tables  # not what another thread may have put there meanwhile
+
+    def rotate(
+        self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
+    ) -> None:
+        """RoPE of a block on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
+        if self.hp.alibi_max_bias == 0:
+            cos, sin = self.rope_tables(int(positions.max()) + 1, layer)
+            halves = self.hp.rope_pairing == "halves"
+            rope(y, positions, cos, sin, halves=halves, inverse=inverse)
+
+    def block_types(self, layer: int) -> tuple[int, ...]:
+        """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
+        return tuple(
+            self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
+            for tensor, _ in self.linears.values()
+        )

@@ -1,0 +1,341 @@
+"""Gradient of attention, by recomputing each block's probabilities from the kept `lse`.
+
+Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
+the queries of one head of one sequence, or a part of them where there are few heads, and adds up dk
+and dv in private memory; at the end these are summed over parts and heads in ascending order.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba import get_thread_id, prange
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL, ROWS
+from nbllama.kernels.simd import exp_f32, fma_tile, next_task
+from nbllama.kernels.turns import in_turn
+from nbllama.ops.attention.attention import (
+    alibi_slopes,
+    attention,
+    attention_grad_ref,
+    attention_ref,
+)
+from nbllama.ops.attention.tiles import (
+    BLOCK,
+    SCRATCH,
+    cap_and_bias,
+    check_streams,
+    copy_block,
+    keys_at,
+    pack_rows,
+    pack_transposed,
+    round_up,
+    scores,
+)
+from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+
+PIECES = 8  # of a KV head's keys, when the sums of its heads are added
+TASKS = 24  # tasks of the gradient at least: threads then end at about the same time
+
+
+@kernel(fast=True)
+def _dot(a, b):
+    total = np.float32(0.0)
+    for c in range(a.shape[0]):
+        total += a[c] * b[c]
+    return total
+
+
+@kernel(fast=True)
+def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
+    """In place: p becomes the probabilities, dp the gradient of the raw scores; zeros outside
+    lo..hi.
+    """
+    p[:lo] = np.float32(0.0)
+    p[hi:] = np.float32(0.0)
+    dp[:lo] = np.float32(0.0)
+    dp[hi:] = np.float32(0.0)
+    cap_and_bias(p, lo, hi, cap, slope, at)
+    pv = p[lo:hi]
+    dv = dp[lo:hi]
+    for j in range(pv.shape[0]):
+        e = exp_f32(pv[j] - lse)
+        pv[j] = e
+        dv[j] = e * (dv[j] - delta)
+    if cap > 0:
+        for j in range(lo, hi):
+            e = exp_f32(np.float32(2.0) * z[j] / cap)
+            t = np.float32(1.0) - np.float32(2.0) / (e + np.float32(1.0))
+            dp[j] *= np.float32(1.0) - t * t
+
+
+@kernel()
+def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
+    """out[first + j, :] += sum over queries i of the block of s[i, j] * rows[i, :].
+
+    `rows` are in panels.
+    """
+    for j in range(0, keys, ROWS):
+        for p in range(d_panels):
+            fma_tile(
+                s, j, 1, ld, rows, p * n * PANEL, PANEL, n,
+                out, (first + j) * wide + p * PANEL, wide, False,
+            )  # fmt: skip
+
+
+@kernel()
+def _block(
+    do, q, o, lse, h, t0, i0, n, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h, mine
+):
+    """dq of n queries of head h, from t0 + i0 on; their share of dk and dv is added to dk_h,
+    dv_h."""
+    d = q.shape[2]
+    d_panels = (d + PANEL - 1) // PANEL
+    wide = d_panels * PANEL
+    one = np.float32(1.0)
+    last = i0 + n
+    first = 0
+    if window > 0:
+        first = max(0, i0 - window + 1) // PANEL * PANEL
+    ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
+    rows, panels = BLOCK * d, BLOCK * wide
+    q_rows, do_rows = mine[:rows], mine[rows : 2 * rows]
+    rest = mine[2 * rows :]
+    q_panels, do_panels = rest[:panels], rest[panels : 2 * panels]
+    tile, rest = rest[2 * panels : 3 * panels], rest[3 * panels :]
+    s, ds, z = rest[: BLOCK * ld], rest[BLOCK * ld : 2 * BLOCK * ld], rest[2 * BLOCK * ld :]
+    copy_block(q, t0 + i0, n, h, d, scale, q_rows)
+    copy_block(do, t0 + i0, n, h, d, one, do_rows)
+    pack_rows(q, t0 + i0, n, h, d, scale, q_panels)
+    pack_rows(do, t0 + i0, n, h, d, one, do_panels)
+    scores(q_rows, d, kp, first, last, i0, n, s, ld)
+    scores(do_rows, d, vp, first, last, i0, n, ds, ld)
+    for i in range(n):
+        t = t0 + i0 + i
+        at = i0 + i - first
+        lo = 0
+        if window > 0:
+            lo = max(0, at - window + 1)
+        row = s[i * ld : (i + 1) * ld]
+        if cap > 0:
+            z[:ld] = row
+        _score_gradient(
+            row, ds[i * ld : (i + 1) * ld], z, lo, at + 1, lse[t, h],
+            _dot(do[t, h], o[t, h]), cap, slope, at,
+        )  # fmt: skip
+    _add_transposed(s, ld, n, last - first, do_panels, d_panels, dv_h, wide, first)
+    _add_transposed(ds, ld, n, last - first, q_panels, d_panels, dk_h, wide, first)
+    for i in range(0, n, ROWS):
+        keys = min(last, i0 + i + ROWS) - first
+        for p in range(d_panels):
+            fma_tile(
+                ds, i * ld, ld, 1, kr, (p * tk + first) * PANEL, PANEL, keys,
+                tile, i * wide + p * PANEL, wide, True,
+            )  # fmt: skip
+    for i in range(n):
+        out = dq[t0 + i0 + i, h]
+        for c in range(d):
+            out[c] = scale * tile[i * wide + c]
+
+
+@kernel()
+def _cut(blocks, part, parts):
+    """First block of a part: the work before a block of queries grows with its square."""
+    return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
+
+
+@kernel()
+def _sum_heads(private, size, wide, heads, parts, tk, j, out):
+    """out[c] = sum of the private rows j over heads and parts in ascending order."""
+    blocks = (tk + BLOCK - 1) // BLOCK
+    out[:] = np.float32(0.0)
+    for h in range(heads):
+        for part in range(parts):
+            if _cut(blocks, part + 1, parts) * BLOCK > j:
+                row = private[(h * parts + part) * 2 * size + j * wide :]
+                for c in range(out.shape[0]):
+                    out[c] += row[c]
+
+
+@kernel(parallel=True)
+def _gradient(
+    do, q, k, v, o, lse, offsets, parts, scale, slopes, window, cap, dq, dk, dv,
+    work, common, counter,
+):  # fmt: skip
+    n_kv = k.shape[1]
+    n_head, d = q.shape[1:]
+    group = n_head // n_kv
+    wide = (d + PANEL - 1) // PANEL * PANEL
+    n_seq = offsets.shape[0] - 1
+    values = (k.shape[0] + n_seq * PANEL) * n_kv * d
+    plain = 2 * values
+    sums = plain + k.shape[0] * n_kv * wide
+    for pair in prange(n_seq * n_kv):
+        seq, g = pair // n_kv, pair % n_kv
+        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+        at = keys_at(t0, tk, seq, g, n_kv, d)
+        pack_transposed(k, t0, tk, g, d, common[at:])
+        pack_transposed(v, t0, tk, g, d, common[values + at :])
+        pack_rows(k, t0, tk, g, d, np.float32(1.0), common[plain + (t0 * n_kv + g * tk) * wide :])
+    counter[0] = 0
+    for _ in prange(work.shape[0]):
+        mine = work[get_thread_id()]
+        task = next_task(counter)
+        while task < n_seq * n_head * parts:
+            seq, h, part = task // parts // n_head, task // parts % n_head, task % parts
+            t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+            g = h // group
+            at = keys_at(t0, tk, seq, g, n_kv, d)
+            kr = common[plain + (t0 * n_kv + g * tk) * wide :]
+            size = (tk + ROWS) * wide
+            private = (
+                sums + ((t0 + seq * ROWS) * n_head * wide * parts + (h * parts + part) * size) * 2
+            )
+            dk_h = common[private : private + size]
+            dv_h = common[private + size : private + 2 * size]
+            blocks = (tk + BLOCK - 1) // BLOCK
+            first, last = _cut(blocks, part, parts), _cut(blocks, part + 1, parts)
+            reach = min(last * BLOCK, tk) + ROWS
+            dk_h[: reach * wide] = np.float32(0.0)
+            dv_h[: reach * wide] = np.float32(0.0)
+            for i0 in range(first * BLOCK, min(last * BLOCK, tk), BLOCK):
+                _block(
+                    do, q, o, lse, h, t0, i0, min(BLOCK, tk - i0), scale, slopes[h], window, cap,
+                    common[at:], common[values + at :], kr, tk, dq, dk_h, dv_h, mine,
+                )  # fmt: skip
+            task = next_task(counter)
+    for piece in prange(n_seq * n_kv * PIECES):
+        pair = piece // PIECES
+        seq, g = pair // n_kv, pair % n_kv
+        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+        size = (tk + ROWS) * wide
+        private = sums + ((t0 + seq * ROWS) * n_head * wide + g * group * size) * parts * 2
+        for j in range(tk * (piece % PIECES) // PIECES, tk * (piece % PIECES + 1) // PIECES):
+            _sum_heads(common[private:], size, wide, group, parts, tk, j, dk[t0 + j, g])
+            _sum_heads(common[private + size :], size, wide, group, parts, tk, j, dv[t0 + j, g])
+
+
+def n_parts(n_seq: int, n_head: int) -> int:
+    """Tasks that a head's queries are cut into: by shape alone, never by threads, as the cuts
+    decide the order of the sums."""
+    return -(-TASKS // (n_seq * n_head))
+
+
+def gradient_floats(
+    longest: int, n: int, n_seq: int, n_head: int, n_kv: int, d: int
+) -> tuple[int, int]:
+    """The same as `forward_floats` for `attention_grad`."""
+    wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
+    own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
+    packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
+    return own, packed + 2 * (n + n_seq * ROWS) * n_head * wide * n_parts(n_seq, n_head)
+
+
+@in_turn
+def attention_grad(
+    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray,
+    offsets: np.ndarray, scale: float, slopes: np.ndarray,
+    dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
+) -> None:  # fmt: skip
+    """Gradients into dq `[N, H, D]`, dk, dv `[N, G, D]` (overwritten); o and lse are what the
+    forward pass gave.
+    """
+    check_streams(q, (k, v, dk, dv), offsets, offsets)
+    for name, x in (("do", do), ("o", o)):
+        check_array("attention_grad", name, x, q.shape)
+    check_array("attention_grad", "lse", lse, q.shape[:2])
+    check_array("attention_grad", "slopes", slopes, q.shape[1:2])
+    check_output("attention_grad", "dq", dq, q.shape)
+    check_output("attention_grad", "dk", dk, k.shape)
+    check_output("attention_grad", "dv", dv, v.shape)
+    n_seq, longest = len(offsets) - 1, int(np.diff(offsets).max())
+    scratch = SCRATCH.get(*gradient_floats(longest, len(k), n_seq, q.shape[1], *k.shape[1:]))
+    _gradient(
+        readonly(do), readonly(q), readonly(k), readonly(v), readonly(o), readonly(lse),
+        readonly(offsets), n_parts(n_seq, q.shape[1]), np.float32(scale), readonly(slopes), window,
+        np.float32(cap), dq, dk, dv, *scratch,
+    )  # fmt: skip
+
+
+def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    lengths, h, g, d = {
+        "tiny": ((1, 4), 4, 2, 3),
+        "one": ((1,), 3, 1, 32),
+        "odd": ((7, 1, 55), 5, 5, 33),
+        "gqa": ((100, 61), 9, 3, 64),
+    }[size]
+    n = sum(lengths)
+    return {
+        "q": rng.standard_normal((n, h, d)).astype(dtype),
+        "k": rng.standard_normal((n, g, d)).astype(dtype),
+        "v": rng.standard_normal((n, g, d)).astype(dtype),
+        "offsets": np.cumsum((0, *lengths), dtype=np.int32),
+        "scale": 1 / np.sqrt(d),
+        "bias": kind.get("bias", 0.0),
+        "window": int(kind.get("window", 0)),
+        "cap": kind.get("cap", 0.0),
+    }
+
+
+def _attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, offsets: np.ndarray, scale: float, bias: float,
+    window: int, cap: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    o, lse = np.empty_like(q, order="C"), np.empty(q.shape[:2], np.float32)
+    slopes = alibi_slopes(q.shape[1], bias)
+    attention(q, k, v, offsets, offsets, scale, slopes, o, lse, window, cap)
+    return o, lse
+
+
+def _forward_op(**inputs: Any) -> np.ndarray:
+    return _attend(**inputs)[0]
+
+
+def _gradients(
+    dy: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, offsets: np.ndarray, scale: float,
+    bias: float, window: int, cap: float,
+) -> Gradients:  # fmt: skip
+    o, lse = _attend(q, k, v, offsets, scale, bias, window, cap)
+    slopes = alibi_slopes(q.shape[1], bias)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    attention_grad(dy, q, k, v, o, lse, offsets, scale, slopes, dq, dk, dv, window, cap)
+    return {"q": dq, "k": dk, "v": dv}
+
+
+def _forward_ref(offsets: np.ndarray, bias: float, **inputs: Any) -> np.ndarray:
+    slopes = alibi_slopes(inputs["q"].shape[1], bias)
+    return attention_ref(q_offsets=offsets, k_offsets=offsets, slopes=slopes, **inputs)
+
+
+def _gradients_ref(dy: np.ndarray, offsets: np.ndarray, bias: float, **inputs: Any) -> Gradients:
+    slopes = alibi_slopes(inputs["q"].shape[1], bias)
+    grads = attention_grad_ref(dy, offsets=offsets, slopes=slopes, **inputs)
+    return dict(zip("qkv", grads, strict=True))
+
+
+def _op(name: str, ggml: str, **kind: float) -> Op:
+    return Op(
+        name=name,
+        sizes=("tiny", "one", "odd", "gqa"),
+        sample=partial(_sample, kind),
+        forward_ref=_forward_ref,
+        grad_ref=_gradients_ref,
+        forward=_forward_op,
+        grad=_gradients,
+        tolerance=4e-6,
+        why="float32 sums of up to 100 products, and an exponential with 2.7e-7",
+        ggml=ggml,
+    )
+
+
+_SOFTMAX = "ggml_mul_mat, ggml_soft_max_ext(mask, scale, max_bias), ggml_mul_mat"
+OPS = (
+    _op("attention", _SOFTMAX + "; ggml_soft_max_ext_back"),
+    _op("attention with ALiBi", _SOFTMAX + "; no gradient in ggml", bias=8.0),
+    _op("attention with a window", _SOFTMAX + " with a banded mask", window=20),
+    _op("attention with a soft-cap", _SOFTMAX + " after ggml_tanh", cap=2.0),
+)

@@ -1,0 +1,163 @@
+"""Pieces of attention that its forward pass and its gradient share: packing, scores, scratch,
+checks.
+
+A block of `BLOCK` queries has its score rows alive together, `[BLOCK, ld]`, whole rows from the
+first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
+once per KV head, before the tasks that read them begin: a task is then no more than one block of
+queries of one head (its gradient: a run of blocks), small enough that threads end together even
+with one sequence and three KV heads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL, ROWS, VL
+from nbllama.kernels.simd import exp_f32, fma_tile, transpose_tile
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.ops.op import check_array
+
+BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
+
+
+@kernel()
+def pack_transposed(x, t0, n, head, d, out):
+    """out[p, c, j] = x[t0 + p*PANEL + j, head, c]: panels over tokens, zeros past n."""
+    ld = x.shape[1] * d
+    for p in range((n + PANEL - 1) // PANEL):
+        have = min(PANEL, n - p * PANEL)
+        whole = d // VL * VL if have == PANEL else 0
+        for c in range(0, whole, VL):
+            for j in range(0, PANEL, VL):
+                at = (t0 + p * PANEL + j) * ld + head * d + c
+                transpose_tile(x, at, ld, out, (p * d + c) * PANEL + j, PANEL)
+        for j in range(have):
+            row = x[t0 + p * PANEL + j, head]
+            for c in range(whole, d):
+                out[(p * d + c) * PANEL + j] = row[c]
+        for j in range(have, PANEL):
+            for c in range(d):
+                out[(p * d + c) * PANEL + j] = np.float32(0.0)
+
+
+@kernel()
+def keys_at(k0, tk, seq, g, n_kv, d):
+    """Where the panels of KV head g of a sequence begin: tk keys from k0 on, in whole panels."""
+    return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
+
+
+@kernel()
+def pack_rows(x, t0, n, head, d, scale, out):
+    """out[p, t, j] = scale * x[t0 + t, head, p*PANEL + j]: panels over the head's dimensions."""
+    for p in range((d + PANEL - 1) // PANEL):
+        have = min(PANEL, d - p * PANEL)
+        for t in range(n):
+            row = x[t0 + t, head]
+            at = (p * n + t) * PANEL
+            for j in range(have):
+                out[at + j] = scale * row[p * PANEL + j]
+            for j in range(have, PANEL):
+                out[at + j] = np.float32(0.0)
+
+
+@kernel()
+def copy_block(x, t0, n, head, d, scale, out):
+    """out[i, c] = scale * x[t0 + i, head, c] for i < n, zeros up to BLOCK."""
+    for i in range(n):
+        row = x[t0 + i, head]
+        for c in range(d):
+            out[i * d + c] = scale * row[c]
+    out[n * d : BLOCK * d] = np.float32(0.0)
+
+
+@kernel()
+def scores(rows, d, panels, first, last, past, n, s, ld):
+    """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each
+    row group.
+    """
+    for i in range(0, n, ROWS):
+        end = min(last, past + i + ROWS)
+        for j in range(first, end, PANEL):
+            fma_tile(
+                rows, i * d, d, 1, panels, j // PANEL * d * PANEL, PANEL, d,
+                s, i * ld + j - first, ld, True,
+            )  # fmt: skip
+
+
+@kernel(fast=True)
+def cap_and_bias(row, lo, hi, cap, slope, at):
+    """row[j] (j = 0 is key `at` positions before the query) becomes the soft-capped, biased
+    score.
+    """
+    if cap > 0:
+        for j in range(lo, hi):
+            e = exp_f32(np.float32(2.0) * row[j] / cap)
+            row[j] = cap * (np.float32(1.0) - np.float32(2.0) / (e + np.float32(1.0)))
+    if slope != 0:
+        for j in range(lo, hi):
+            row[j] += slope * np.float32(j - at)
+
+
+@kernel(fast=True)
+def exp_sum(row, lo, hi, top):
+    """row[lo:hi] = exp(row - top), the rest of the row 0; returns the sum."""
+    total = np.float32(0.0)
+    part = row[lo:hi]
+    for j in range(part.shape[0]):
+        e = exp_f32(part[j] - top)
+        part[j] = e
+        total += e
+    row[:lo] = np.float32(0.0)
+    row[hi:] = np.float32(0.0)
+    return total
+
+
+class Scratch:
+    """Memory of the kernels, kept between calls and grown when needed: `own` `[threads, floats]`,
+    `common` `[floats]`, and the counter of tasks.
+    """
+
+    def __init__(self) -> None:
+        self.own = np.empty((0, 0), np.float32)
+        self.common = np.empty(0, np.float32)
+        self.counter = np.zeros(1, np.int64)
+
+    def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        threads = get_num_threads()
+        if self.own.shape[0] < threads or self.own.shape[1] < own:
+            self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)
+        if self.common.size < common:
+            self.common = np.empty(common, np.float32)
+        return self.own, self.common, self.counter
+
+
+SCRATCH = Scratch()
+
+
+def round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def check_streams(
+    q: np.ndarray, kv: tuple[np.ndarray, ...], q_offsets: np.ndarray, k_offsets: np.ndarray
+) -> None:
+    """Raise ValueError unless q `[N, H, D]` and all of `kv` `[Nk, G, D]` fit the int32 offsets."""
+    if np.ndim(q) != 3 or np.ndim(kv[0]) != 3 or 0 in q.shape[1:] or 0 in kv[0].shape[1:]:
+        raise ValueError(f"attention: q {np.shape(q)} [N, H, D], k {np.shape(kv[0])} [Nk, G, D]")
+    check_array("attention", "q", q, q.shape)
+    if kv[0].shape[2] != q.shape[2] or q.shape[1] % kv[0].shape[1]:
+        raise ValueError(f"attention: keys {kv[0].shape} do not fit queries {q.shape}")
+    for x in kv:
+        check_array("attention", "k or v", x, kv[0].shape)
+    if np.ndim(q_offsets) != 1 or len(q_offsets) < 2:
+        raise ValueError("attention: offsets are int32 [S+1], S at least 1")
+    check_array("attention", "q_offsets", q_offsets, q_offsets.shape, np.int32)
+    check_array("attention", "k_offsets", k_offsets, q_offsets.shape, np.int32)
+    # lists, not arrays: this runs for every block of every generated token
+    q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
+    for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
+        if b - a < 1 or e - c < b - a:
+            raise ValueError("attention: every sequence needs queries and at least as many keys")
+    if q_ends[0] or k_ends[0] or q_ends[-1] != len(q) or k_ends[-1] != len(kv[0]):
+        raise ValueError("attention: offsets do not cover the stream")

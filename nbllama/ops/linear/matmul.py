@@ -1,0 +1,237 @@
+"""Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
+
+W is read in its own GGUF type, a tile at a time: a tile of W is decoded into a scratch array that
+stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it with all
+tokens of a chunk.
+
+    forward     Y[t, n]  = sum_k X[t, k] W[n, k]
+    gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
+
+A task of the forward product owns `tile` rows n of W and a chunk of tokens; one of the gradient,
+`tile` columns k of W and a chunk of tokens.
+
+The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
+x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in both directions and one
+pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ`
+(see `ops.linear.lora`) is already packed, and its product with B (forward) or A (gradient) is added
+to the same tile before it is written.
+
+Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile
+size and no number of threads changes its bits.
+
+Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+(2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
+t08, t11, t20, t25, t26, t29, t34.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.kernels.lanes import PANEL, ROWS
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
+from nbllama.ops.linear.panels import NO_PANELS, n_panels
+from nbllama.ops.linear.tiles import PAD, ROW_BLOCK, forward_entry, gradient_entry
+from nbllama.ops.op import check_array, check_output, readonly
+from nbllama.quants import QUANTS
+
+K_BLOCK = 256  # columns of W decoded at a time in the forward product
+TILE = 96  # rows of W a task owns
+COLUMNS = 288  # most columns of W a task owns in the gradient, in whole blocks
+CHUNK = 384  # tokens of a task: its sums stay in the L2 cache beside the decoded piece of W
+
+
+class Weight(NamedTuple):
+    """A matrix of the base model, undecoded.
+
+    `raw`: uint8 `[nbytes]`, read-only; `shape`: (n_out, n_in).
+    """
+
+    name: str
+    type_id: int
+    raw: np.ndarray
+    shape: tuple[int, int]
+
+    @property
+    def row_bytes(self) -> int:
+        q = QUANTS[self.type_id]
+        return self.shape[1] // q.block_size * q.type_size
+
+
+def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """X Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
+    return x @ w.T
+
+
+def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(dX, dW) = (dY W, dYᵀ X). The base is frozen, so the package itself never forms dW."""
+    return dy @ w, dy.T @ x
+
+
+@cache
+def split(total: int, unit: int, largest: int, chunks: int, threads: int) -> int:
+    """Size of a tile: a multiple of `unit`, at most about `largest`, with equal work for `threads`.
+
+    There are ceil(total / tile) tiles for each of `chunks` chunks of tokens; the size with the
+    least work for the busiest thread wins, the larger one where two are level.
+    """
+    best, best_cost = 0, float("inf")
+    for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
+        tasks = -(-total // tile) * chunks
+        busiest = min(-(-tasks // threads) * tile, total * chunks)
+        cost = busiest * (1.0 + 0.15 * (64 / tile))  # a small tile reads the panels more often
+        if cost <= best_cost:
+            best, best_cost = tile, cost
+    return best
+
+
+@cache
+def k_block(n_in: int, unit: int) -> int:
+    """Columns decoded at a time: about K_BLOCK, a multiple of `unit`, dividing the row evenly."""
+    pieces = max(1, round(n_in / K_BLOCK))
+    return -(-n_in // pieces // unit) * unit
+
+
+@cache
+def even(panels: int, largest: int) -> int:
+    """Panels of a chunk: at most `largest` tokens, all chunks about equal."""
+    return -(-panels // -(-panels * PANEL // largest))
+
+
+class Scratch:
+    """Per-thread tiles of the two drivers, allocated once and grown when needed: `w`, `c`
+    [threads, size]; and the counter of tasks.
+    """
+
+    def __init__(self) -> None:
+        self.w = np.empty((0, 0), np.float32)
+        self.c = np.empty((0, 0), np.float32)
+        self.counter = np.zeros(1, np.int64)
+
+    def get(self, threads: int, w_size: int, c_size: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.w.shape[0] < threads or self.w.shape[1] < w_size:
+            self.w = np.empty((threads, max(w_size, self.w.shape[1])), np.float32)
+        if self.c.shape[0] < threads or self.c.shape[1] < c_size:
+            self.c = np.empty((threads, max(c_size, self.c.shape[1])), np.float32)
+        return self.w, self.c
+
+
+SCRATCH = Scratch()
+
+
+def scratch_bytes() -> int:
+    """Most bytes a thread's tiles can take, for the memory forecast."""
+    widest = COLUMNS + ROWS
+    w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
+    return 4 * (w + widest * CHUNK)
+
+
+NO_PAIR = np.empty((0, 0), np.float32)
+
+
+def _check(w: Weight, panels: np.ndarray, k: int, y: np.ndarray, n_y: int) -> int:
+    n = y.shape[0]
+    if panels.shape[1:] != (k, PANEL) or panels.shape[0] != n_panels(n) or y.shape != (n, n_y):
+        raise ValueError(
+            f"{w.name}: panels {panels.shape} and output {y.shape} do not fit a weight {w.shape}"
+        )
+    if w.raw.size != w.shape[0] * w.row_bytes or w.shape[1] % QUANTS[w.type_id].block_size:
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+    check_output(w.name, "output", y, y.shape)
+    check_array(w.name, "panels", panels, panels.shape)
+    return n
+
+
+def _check_pair(w: Weight, panels: np.ndarray, n: int, rank: int, half: np.ndarray) -> None:
+    check_array(w.name, "LoRA panels", panels, panels.shape)
+    check_array(w.name, "LoRA factor", half, half.shape)
+    if rank and (panels.shape[0] != n_panels(n) or panels.shape[1] < rank):
+        raise ValueError(f"{w.name}: LoRA panels {panels.shape} do not fit {n} tokens, rank {rank}")
+
+
+def matmul(
+    w: Weight,
+    xp: np.ndarray,
+    y: np.ndarray,
+    *,
+    hp: np.ndarray = NO_PANELS,
+    b: np.ndarray = NO_PAIR,
+    add: bool = False,
+) -> None:
+    """y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ; xp is X packed, hp is s X Aᵀ packed, b
+    `[n_out, R]`.
+    """
+    n = _check(w, xp, w.shape[1], y, w.shape[0])
+    _forward(w, xp, n, y, NO_PANELS, hp, b, add)
+
+
+def matmul_packed(
+    w: Weight,
+    xp: np.ndarray,
+    yp: np.ndarray,
+    *,
+    hp: np.ndarray = NO_PANELS,
+    b: np.ndarray = NO_PAIR,
+) -> None:
+    """yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed as xp `[P, n_in, PANEL]` is."""
+    check_output(w.name, "output", yp, (len(xp), w.shape[0], PANEL))
+    no_rows = np.empty((len(xp) * PANEL, 0), np.float32)
+    _check(w, xp, w.shape[1], no_rows, 0)
+    _forward(w, xp, len(no_rows), no_rows, yp, hp, b, False)
+
+
+@in_turn
+def _forward(
+    w: Weight, xp: np.ndarray, n: int, y: np.ndarray, yp: np.ndarray, hp: np.ndarray,
+    b: np.ndarray, add: bool,
+) -> None:  # fmt: skip
+    (n_out, n_in), rank = w.shape, b.shape[1]
+    _check_pair(w, hp, n, rank, b)
+    if rank and b.shape[0] != n_out:
+        raise ValueError(f"{w.name}: lora_b has {b.shape[0]} rows, the weight has {n_out}")
+    if n == 0:
+        return
+    threads, chunk = get_num_threads(), even(len(xp), CHUNK)
+    tile = split(n_out, ROWS, TILE, -(-len(xp) // chunk), threads)
+    kb = k_block(n_in, QUANTS[w.type_id].block_size)
+    ws, cs = SCRATCH.get(threads, tile * (max(kb, ROW_BLOCK) + PAD), tile * chunk * PANEL)
+    forward_entry(w.type_id)(
+        w.raw, w.row_bytes, n_out, n_in, readonly(xp), n, readonly(hp), readonly(b),
+        y, yp, add, tile, chunk, kb, ws, cs, SCRATCH.counter,
+    )  # fmt: skip
+
+
+@in_turn
+def matmul_grad(
+    w: Weight,
+    gp: np.ndarray,
+    dx: np.ndarray,
+    *,
+    dhp: np.ndarray = NO_PANELS,
+    a: np.ndarray = NO_PAIR,
+    add: bool = False,
+) -> None:
+    """dx `[N, n_in]` = (or += with `add`) dY W + dH A; gp is dY packed, dhp is s dY B packed, a
+    `[R, n_in]`.
+    """
+    n_out, n_in = w.shape
+    n = _check(w, gp, n_out, dx, n_in)
+    rank = a.shape[0]
+    _check_pair(w, dhp, n, rank, a)
+    if rank and a.shape[1] != n_in:
+        raise ValueError(f"{w.name}: lora_a has {a.shape[1]} columns, the weight has {n_in}")
+    if n == 0:
+        return
+    threads, chunk = get_num_threads(), even(len(gp), CHUNK)
+    unit = QUANTS[w.type_id].block_size
+    tile = split(n_in, unit, COLUMNS, -(-len(gp) // chunk), threads)
+    height = -(-tile // ROWS) * ROWS
+    ws, cs = SCRATCH.get(threads, ROW_BLOCK * (tile + PAD) + PAD, height * chunk * PANEL)
+    gradient_entry(w.type_id)(
+        w.raw, w.row_bytes, n_out, n_in, readonly(gp), n, readonly(dhp), readonly(a),
+        dx, add, tile, chunk, ws, cs, SCRATCH.counter,
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Y = X Wᵀ for one or a few tokens: generation, where packing panels of tokens would be mostly
+padding.
+
+A task decodes its rows of W one at a time into a scratch row and takes the dot product with each
+token. The order of each sum is fixed by the vector width alone, so threads do not change bits.
+
+llama.cpp: `ggml_vec_dot_*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numba import get_thread_id, prange
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.threading_layer import get_num_threads
+from nbllama.kernels.turns import in_turn
+from nbllama.ops.linear.matmul import Weight
+from nbllama.ops.op import check_array, check_output, readonly
+from nbllama.quants import QUANTS, decode_blocks
+
+ROWS_PER_TASK = 32
+MOST_TOKENS = 4  # from five tokens on the packed product is faster
+
+
+@kernel(fast=True)
+def _dot(a, b, n):
+    total = np.float32(0.0)
+    for k in range(n):
+        total += a[k] * b[k]
+    return total
+
+
+def _matvec_entry(type_id: int) -> Callable[..., None]:
+    block = QUANTS[type_id].block_size
+
+    @kernel(parallel=True)
+    def matvec(raw, row_bytes, n_out, n_in, x, y, add, scratch):
+        for task in prange((n_out + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
+            row = scratch[get_thread_id()]
+            first = task * ROWS_PER_TASK
+            for n in range(first, min(first + ROWS_PER_TASK, n_out)):
+                decode_blocks(type_id, raw, n * row_bytes, n_in // block, row, 0)
+                for t in range(x.shape[0]):
+                    value = _dot(row, x[t], n_in)
+                    if add:
+                        y[t, n] += value
+                    else:
+                        y[t, n] = value
+
+    return matvec
+
+
+matvec_entry = cache(_matvec_entry)
+_rows = np.empty((0, 0), np.float32)
+
+
+@in_turn
+def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
+    """y `[N, n_out]` = (or += with `add`) x Wᵀ, x float32 `[N, n_in]`, for small N."""
+    global _rows
+    n_out, n_in = w.shape
+    if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):
+        raise ValueError(f"{w.name}: x {x.shape} and y {y.shape} do not fit a weight {w.shape}")
+    check_array(w.name, "x", x, x.shape)
+    check_output(w.name, "y", y, y.shape)
+    if w.raw.size != n_out * w.row_bytes:
+        raise ValueError(f"{w.name}: {w.raw.size} bytes do not hold a matrix {w.shape}")
+    threads = get_num_threads()
+    if _rows.shape[0] < threads or _rows.shape[1] < n_in:
+        _rows = np.empty((threads, max(n_in, _rows.shape[1])), np.float32)
+    matvec_entry(w.type_id)(w.raw, w.row_bytes, n_out, n_in, readonly(x), y, add, _rows)

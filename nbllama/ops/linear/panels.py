@@ -1,0 +1,71 @@
+"""Panels: how the second operand of a product lies in memory.
+
+    xp[p, k, j] = x[p*PANEL + j, k]        x `[N, K]`, zeros for tokens past N
+
+`PANEL` neighbouring tokens stand side by side, so that the micro-kernel (`simd.fma_tile`) loads
+them as vectors, one after the other as k runs. Packing costs one pass over x and serves every
+weight that x is multiplied with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.lanes import PANEL, VL
+from nbllama.kernels.simd import transpose_tile
+from nbllama.ops.op import check_array, readonly
+
+NO_PANELS = np.empty((0, 0, PANEL), np.float32)
+
+
+@kernel()
+def pack_panel(x, n, p, xp):
+    """xp[p, k, j] = x[p*PANEL + j, k] for one panel, zeros past token n."""
+    t0 = p * PANEL
+    have = min(PANEL, n - t0)
+    width = x.shape[1]
+    whole = width // VL * VL if have == PANEL else 0
+    for k in range(0, whole, VL):
+        for j in range(0, PANEL, VL):
+            transpose_tile(x, (t0 + j) * width + k, width, xp, (p * width + k) * PANEL + j, PANEL)
+    for k in range(whole, width):
+        for j in range(have):
+            xp[p, k, j] = x[t0 + j, k]
+        for j in range(have, PANEL):
+            xp[p, k, j] = np.float32(0.0)
+
+
+@kernel(parallel=True)
+def _pack(x, n, xp):
+    for p in prange(xp.shape[0]):
+        pack_panel(x, n, p, xp)
+
+
+def n_panels(n: int) -> int:
+    """Panels that hold `n` tokens."""
+    return -(-n // PANEL)
+
+
+def panel_floats(n: int, k: int) -> int:
+    """float32 numbers that `n` tokens of width `k` take when packed."""
+    return n_panels(n) * PANEL * k
+
+
+def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
+    if np.ndim(x) != 2:
+        raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
+    check_array("pack", "x", x, x.shape)
+    n, k = x.shape
+    if memory.dtype != np.float32 or memory.size < panel_floats(n, k):
+        raise ValueError(f"pack: {memory.size} numbers of memory are too few for x {x.shape}")
+    return memory.reshape(-1)[: panel_floats(n, k)].reshape(n_panels(n), k, PANEL)
+
+
+def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Pack x float32 `[N, K]` into the start of `out`; returns the panels."""
+    xp = panels_of(x, out)
+    _pack(readonly(x), len(x), xp)
+    return xp

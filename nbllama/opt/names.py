@@ -1,0 +1,39 @@
+"""The table of optimisers. A new one is a file in this folder and a row here.
+
+Nothing heavy is imported, so that the command line can read the table before numpy is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbllama.opt.optimiser import Optimiser
+
+
+@dataclass(frozen=True)
+class OptimiserRow:
+    """One optimiser: its name, and the defaults in which it differs from AdamW."""
+
+    name: str  # of its module here, and what `--optimizer` takes
+    label: str  # of its class, and what the screen shows
+    rate_divisor: float = 1.0  # the default learning rate is that of AdamW divided by this
+    beta2: float = 0.999
+    has_beta2: bool = True  # else beta1 is its momentum, and beta2 has no effect
+
+    def load(self) -> type[Optimiser]:
+        """The class."""
+        found: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
+        return found
+
+
+OPTIMISERS = {
+    row.name: row
+    for row in (
+        OptimiserRow("adamw", "AdamW"),
+        OptimiserRow("sgd", "SGD", has_beta2=False),
+        OptimiserRow("lion", "Lion", rate_divisor=10.0, beta2=0.99),
+    )
+}

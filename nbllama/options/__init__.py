@@ -1,0 +1,4 @@
+"""What a program can be asked: tables of options that make parser, help, docs and config files.
+
+Nothing here needs numpy or Numba.
+"""

@@ -1,0 +1,107 @@
+"""`--lora` and `--lora-scaled`, wherever a program takes adapters.
+
+Both may be given several times and hold lists, and `--lora-scaled FILE SCALE` has two words, which
+the parser of one-value options does not know: they are taken out before it sees the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from nbllama.errors import UsageError, shown
+from nbllama.options.parser import Option, option, plain
+from nbllama.options.values import Text
+
+_files = partial(option, "Files")
+_LARGEST = 3.4e38  # float32's
+
+
+def lora_option(*also: str) -> Any:
+    """The field `lora` of a program's options; `also`: its short name."""
+    return _files(Text("FILE,..."), "", "adapters at scale 1", also=also, shown_default="none")
+
+
+def lora_scaled_option(*also: str) -> Any:
+    """The field `lora_scaled`."""
+    text = (
+        f"adapters at other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` is the same for one"
+    )
+    return _files(Text("FILE:SCALE,..."), "", text, also=also, shown_default="none")
+
+
+def take_adapters(
+    argv: Sequence[str], options: Sequence[Option]
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """Adapters with their scales, in order, and the words that are left of a command line.
+
+    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are taken.
+    Raises `UsageError` for a list that is none and a scale that is not a number.
+    """
+    by_name = {name: o for o in options for name in (*o.names, *o.off)}
+    adapters: list[tuple[str, float]] = []
+    left: list[str] = []
+    rest = list(argv)
+
+    def value(name: str) -> str:
+        if not rest or plain(rest[0].partition("=")[0]) in by_name:
+            raise UsageError(f"{name} needs a value")
+        return rest.pop(0)
+
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.partition("=")
+        found = by_name.get(plain(name))
+        if found is None or found.dest not in ("lora", "lora_scaled"):
+            left.append(word)
+            if found is not None and found.value is not None and not equals and rest:
+                left.append(rest.pop(0))
+            continue
+        text = text if equals else value(name)
+        if found.dest == "lora":
+            adapters += [(file, 1.0) for file in _list(name, text)]
+        elif (scaled := _scaled_list(text)) is not None:
+            adapters += scaled
+        elif equals or not rest or plain(rest[0].partition("=")[0]) in by_name:
+            raise UsageError(f"{name} {shown(text)}: has no scale; give FILE SCALE or FILE:SCALE")
+        else:
+            adapters.append((text, _scale(name, rest.pop(0))))
+    return adapters, left
+
+
+def _list(name: str, text: str) -> list[str]:
+    """File names between commas; a comma in the name of a file that exists is none."""
+    files = [text] if os.path.lexists(text) else text.split(",")
+    if not all(files):
+        raise UsageError(f"{name} '{shown(text)}': an empty file name")
+    return files
+
+
+def _scale(name: str, text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UsageError(f"{name}: scale '{shown(text)}' is not a number")
+    if abs(scale) > _LARGEST:
+        raise UsageError(f"{name}: scale '{shown(text)}' is too large for float32")
+    return scale
+
+
+def _scaled_list(text: str) -> list[tuple[str, float]] | None:
+    """FILE:SCALE,... as pairs; None for a file name alone, whose scale is the next word."""
+    if os.path.lexists(text):
+        return None
+    items = [item.rpartition(":") for item in text.split(",")]
+    if not any(colon for _, colon, _ in items):
+        return None
+    if len(items) == 1 and len(items[0][0]) == 1 and items[0][2][:1] in ("\\", "/"):
+        return None  # a drive letter, not a file with a scale
+    for file, colon, _ in items:
+        if not colon or not file:
+            raise UsageError(f"--lora-scaled '{shown(text)}': each item must be FILE:SCALE")
+    return [(file, _scale("--lora-scaled", scale)) for file, _, scale in items]

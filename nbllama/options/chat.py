@@ -1,0 +1,265 @@
+"""The command line of `python -m nbllama.main`: one table for parser, help and docs.
+
+Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023), but
+for what docs/main.md lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+
+from nbllama.errors import UsageError
+from nbllama.generation.sampling.params import SamplingParams
+from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
+from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.escapes import unescape
+from nbllama.options.familiar.others import CHAT
+from nbllama.options.parser import markdown, option, parse_into, table
+from nbllama.options.values import Real, Text, Whole
+
+_files = partial(option, "Files")
+_text = partial(option, "Text")
+_run = partial(option, "Length and context")
+_talk = partial(option, "Interactive and chat")
+_sampling = partial(option, "Sampling")
+_machine = partial(option, "Run")
+_D = SamplingParams()
+_ANY = Real(-1e30, 1e30)
+
+PROG = "python -m nbllama.main"
+_ABOUT = """Go on with a text, or chat, with any number of LoRA adapters at work."""
+_EPILOG = """-p or -f alone writes on where the text ends; -cnv chats by the model's template and is
+what happens when neither a text nor a mode is given. Ctrl-C stops the answer, and once more the
+program; Ctrl-D ends it.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that does
+not fit, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class MainOptions:
+    """A parsed command line of `main`, but for the adapters."""
+
+    model: str = model_option("the model", "-m")
+    lora: str = lora_option()
+    lora_scaled: str = lora_scaled_option()
+
+    prompt: str = _text(
+        Text("TEXT"), "", "text to go on with; in a chat the first message", also=["-p"],
+        shown_default="none",
+    )  # fmt: skip
+    file: str = _text(Text(), "", "file with that text", also=["-f"], shown_default="none")
+    escape: bool = _text(
+        None, False, r"read \n \r \t \' \" \\ and \xHH in texts as characters", also=["-e"],
+        off=["--no-escape"],
+    )  # fmt: skip
+    display_prompt: bool = _text(
+        None, True, "write the prompt too", off=["--no-display-prompt"], shown_default="on"
+    )
+    reverse_prompt: tuple[str, ...] = _text(
+        Text("TEXT"), (), "stop where this text was written, in the interactive mode to let you"
+        " speak; may be given several times", also=["-r"], shown_default="none", many=True,
+    )  # fmt: skip
+
+    predict: int = _run(
+        Whole(-2), -1, "most tokens of an answer; -1: no limit, -2: until the context is full",
+        also=["-n", "--n-predict"],
+    )  # fmt: skip
+    ctx_size: int | None = _run(
+        Whole(0, 2**24), None, "context in tokens; 0: what the model was trained with",
+        also=["-c"], shown_default="that, but at most 4096",
+    )  # fmt: skip
+    batch_size: int = _run(
+        Whole(1, 65536), 512, "tokens of a prompt that are computed together", also=["-b"]
+    )
+    context_shift: bool = _run(
+        None, False, "when the context is full, forget the older half of it and go on",
+        off=["--no-context-shift"],
+    )  # fmt: skip
+    keep: int = _run(
+        Whole(-1), 0, "tokens at the start of the prompt that are not forgotten then; -1: all"
+    )
+    ignore_eos: bool = _run(None, False, "never end an answer before its length")
+    strict: bool = _run(None, False, "refuse a context beyond the one the model was trained with")
+
+    conversation: bool | None = _talk(
+        None, None, "chat by a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
+        shown_default="on if there is neither a text nor another mode",
+    )  # fmt: skip
+    system_prompt: str = _talk(
+        Text("TEXT"), "", "the chat's system message", also=["-sys"], shown_default="none"
+    )
+    chat_template: str = _talk(
+        Text("NAME|FILE"), "", "layout of the chat: alpaca, baichuan, chatml, llama-2, llama-3, or"
+        " a file with a Jinja template", also=["--chat-template-file"],
+        shown_default="the model's own",
+    )  # fmt: skip
+    single_turn: bool = _talk(None, False, "end after one answer", also=["-st"])
+    interactive: bool = _talk(
+        None, False, "after each answer read on from the keyboard", also=["-i"]
+    )
+    interactive_first: bool = _talk(
+        None, False, "the same, and read before the first answer", also=["-if"]
+    )
+    instruct: bool = _talk(
+        None, False, "the same with Alpaca's headings around what you type", also=["-ins"]
+    )
+    in_prefix: str = _talk(
+        Text("TEXT"), "", "text before what you type; there is no template then",
+        shown_default="none",
+    )  # fmt: skip
+    in_suffix: str = _talk(
+        Text("TEXT"), "", "text behind what you type; there is no template then",
+        shown_default="none",
+    )  # fmt: skip
+    color: bool = _talk(
+        None, False, "prompt and input in other colours", also=["-co"], off=["--no-color"]
+    )
+
+    seed: int = _sampling(
+        Whole(-1, 2**32 - 1), -1, "seed of the draws; -1: a new one, which is printed", also=["-s"]
+    )
+    temp: float = _sampling(
+        _ANY, _D.temp, "temperature; 0 or less: always the most likely token",
+        also=["--temperature"],
+    )  # fmt: skip
+    top_k: int = _sampling(
+        Whole(-(2**31)), _D.top_k, "draw from the K most likely tokens; 0 or less: all"
+    )
+    top_p: float = _sampling(
+        _ANY, _D.top_p, "draw from the most likely ones that reach P together; 1: all"
+    )
+    min_p: float = _sampling(
+        _ANY, _D.min_p, "leave out tokens less likely than P times the most likely one; 0: none"
+    )
+    typical: float = _sampling(
+        _ANY, _D.typical, "locally typical sampling with this share of probability; 1: off",
+        also=["--typical-p"],
+    )  # fmt: skip
+    repeat_last_n: int = _sampling(
+        Whole(-1), _D.repeat_last_n, "last tokens that the penalties look at; -1: the context"
+    )
+    repeat_penalty: float = _sampling(
+        Real(above=True), _D.repeat_penalty, "divides the logits of these tokens; 1: off"
+    )
+    frequency_penalty: float = _sampling(
+        _ANY, _D.frequency_penalty, "taken off for each time that a token is among them"
+    )
+    presence_penalty: float = _sampling(
+        _ANY, _D.presence_penalty, "taken off if a token is among them"
+    )
+    mirostat: int = _sampling(
+        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat in place of the filters and penalties"
+    )
+    mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "its learning rate eta")
+    mirostat_ent: float = _sampling(_ANY, _D.mirostat_ent, "its target tau, bits a token")
+
+    threads: int | None = threads_option()
+    dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
+    exact: bool = _machine(
+        None, False, "keep activations in float32 where they would be rounded to 8 bits"
+    )
+    n_gpu_layers: int = _machine(
+        Whole(-(2**31)), 0, "only 0: this program computes on the CPU", also=["-ngl"]
+    )
+    dump: tuple[str, ...] = _machine(
+        Text("PATTERN"), (), "write what was computed under such names, as for nbllama.peek; may be"
+        " given several times", shown_default="none", many=True,
+    )  # fmt: skip
+    dump_out: str = _machine(Text(), "dump.npz", "file of --dump")
+    debug: bool = debug_option()
+
+    def sampling(self, seed: int) -> SamplingParams:
+        """The samplers' settings; `seed` takes the place of -1."""
+        values = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
+        return SamplingParams(**values | {"seed": self.seed if self.seed >= 0 else seed})
+
+
+@dataclass(frozen=True)
+class Main:
+    """What `main` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: MainOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[str]:
+        """All files and folders that are read."""
+        o = self.options
+        names = [o.model, o.file, o.chat_template, *(path for path, _ in self.adapters)]
+        return [name for name in names if name]
+
+    @property
+    def mode(self) -> str:
+        """ "chat", "interactive" or "predict"."""
+        o = self.options
+        typed = o.interactive or o.interactive_first or o.instruct
+        chat = o.conversation
+        if chat is None:
+            chat = not (o.prompt or o.file or typed)
+        if chat and not (o.in_prefix or o.in_suffix):
+            return "chat"
+        return "interactive" if chat or typed else "predict"
+
+
+def parse_main(
+    argv: Sequence[str],
+    kind: type[MainOptions] = MainOptions,
+    about: str = _ABOUT,
+    epilog: str = _EPILOG,
+    conversation: bool | None = None,
+) -> Main:
+    """Read the command line (without the program's name).
+
+    `kind`, `about`, `epilog`: the options and the texts of help. `conversation`: its default.
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(kind))
+    o = parse_into(kind, rest, prog=PROG, about=about, epilog=epilog, familiar=CHAT)
+    if o.conversation is None and not o.instruct:
+        o = replace(o, conversation=conversation)
+    if not o.model:
+        raise UsageError("--model FILE is missing; --help lists every option")
+    if o.n_gpu_layers:
+        raise UsageError(
+            f"--n-gpu-layers {o.n_gpu_layers}: this program computes on the CPU only; leave it out"
+        )
+    if o.prompt and o.file:
+        raise UsageError("--prompt and --file: give one of them")
+    if not all(o.reverse_prompt):
+        raise UsageError("--reverse-prompt: the text is empty, every answer would end at once")
+    if o.conversation and o.instruct:
+        raise UsageError("--conversation and --instruct: give one of them")
+    main = Main(o, adapters)
+    if o.dry_run and o.dump:
+        raise UsageError("--dump wants something to be computed, and --dry-run stops before that")
+    if main.mode != "chat":
+        for name in ("system_prompt", "chat_template", "single_turn"):
+            if getattr(o, name):
+                text = name.replace("_", "-")
+                raise UsageError(f"--{text} is for chats: give --conversation with it")
+    return main
+
+
+def read_escapes(options: MainOptions, text: str, name: str) -> str:
+    """`text` with its escapes read if `--escape` says so. Raises `UsageError`."""
+    return unescape(text, name) if options.escape else text
+
+
+def options_page() -> str:
+    """The text of docs/main-options.md."""
+    head = f"""# Options of `{PROG}`
+
+Made by `python -m nbllama.options.chat > docs/main-options.md`; a test compares the two.
+
+`--option VALUE` and `--option=VALUE` are the same, `_` in a name counts as `-`, and of an option
+that is given twice the last one holds, but for `--lora`, `--lora-scaled` and `-r`, which add up.
+
+"""
+    return head + markdown(table(MainOptions))
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

@@ -1,0 +1,67 @@
+"""The command lines of `nbllama chat` and `nbllama generate`: those of `nbllama.main`, where the
+verb decides whether it is a conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbllama.errors import UsageError
+from nbllama.options.chat import Main, MainOptions, parse_main
+from nbllama.options.parser import option
+
+_EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
+that does not fit, 130 stopped by Ctrl-C"""
+_CHAT = """Chat with a model by its own chat template, with any number of LoRA adapters at work."""
+_CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer,
+and once more the program; Ctrl-D ends it. `nbllama generate` completes a text instead.
+
+{_EXITS}"""
+_GENERATE = """Complete a text, with any number of LoRA adapters at work."""
+_GENERATE_END = f"""The text is given with -p or -f. Ctrl-C stops the program. `nbllama chat` starts
+a conversation instead.
+
+{_EXITS}"""
+
+
+def _conversation(default: str) -> Any:
+    return option(
+        "Interactive and chat", None, None, "chat by a template", also=["-cnv"],
+        off=["-no-cnv", "--no-conversation"], shown_default=default,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatOptions(MainOptions):
+    """A parsed command line of `nbllama chat`, except for the adapters."""
+
+    conversation: bool | None = _conversation("on")
+
+
+@dataclass(frozen=True)
+class GenerateOptions(MainOptions):
+    """A parsed command line of `nbllama generate`, except for the adapters."""
+
+    conversation: bool | None = _conversation("off")
+
+
+def parse_chat(argv: Sequence[str]) -> Main:
+    """As `nbllama.options.chat.parse_main`, a conversation unless the words say otherwise."""
+    return parse_main(argv, ChatOptions, _CHAT, _CHAT_END, conversation=True)
+
+
+def parse_generate(argv: Sequence[str]) -> Main:
+    """As `nbllama.options.chat.parse_main`, a completion unless the words say otherwise.
+
+    Raises `UsageError` too where there is no text to complete.
+    """
+    main = parse_main(argv, GenerateOptions, _GENERATE, _GENERATE_END, conversation=False)
+    o = main.options
+    if main.mode == "predict" and not (o.prompt or o.file or o.dry_run):
+        raise UsageError(
+            "which text is to be completed? Give -p TEXT or -f FILE; nbllama chat starts a"
+            " conversation"
+        )
+    return main

@@ -1,0 +1,28 @@
+"""Options that nearly every program has, with the same words everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbllama.options.parser import option
+from nbllama.options.values import Text, Whole
+
+THREADS = Whole(1, 4096)
+
+
+def model_option(what: str, *also: str) -> Any:
+    """The field for the model, such as "base model"; `also`: its other names."""
+    return option(
+        "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="must be given"
+    )
+
+
+def threads_option(group: str = "Run") -> Any:
+    """The field `threads`."""
+    text = "CPU threads"
+    return option(group, THREADS, None, text, also=["-t"], shown_default="physical cores")
+
+
+def debug_option(group: str = "Run") -> Any:
+    """The field `debug`."""
+    return option(group, None, False, "show the traceback of an error")

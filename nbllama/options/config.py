@@ -1,0 +1,137 @@
+"""`--config`: options from a YAML file, and the file that tells the options of a run.
+
+A key is an option's name without its dashes (`_` counts as `-`). Values are read by the options
+themselves from the text that stands in the file, so `1e-4`, which YAML 1.1 takes for text, is a
+number where a number is wanted, and `no` is a word where a word is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nbllama.errors import UsageError, shown
+from nbllama.options.parser import Option, read
+from nbllama.options.unknown import unknown
+from nbllama.options.values import Text
+
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+
+
+def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
+    """The options of a file as words of a command line.
+
+    Raises `UsageError` naming file and line for a file that is no flat mapping, an unknown or
+    doubled key, and a value that the option does not allow.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, Loader=yaml.SafeLoader)
+    except OSError as e:
+        raise UsageError(f"--config {shown(path)}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise UsageError(f"--config {shown(path)}: not UTF-8") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(
+            f"--config {shown(path)}{where}: not YAML: {shown(getattr(e, 'problem', None) or e)}"
+        ) from e
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"--config {shown(path)}: must be lines of `name: value`")
+    by_name = {name: o for o in options for name in (*o.names, *o.off)}
+    words: list[str] = []
+    seen: dict[str, str] = {}
+    for key, value in root.value:
+        where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{where}: a key is an option's name")
+        name = "--" + key.value.replace("_", "-")
+        found = by_name.get(name) or by_name.get("-" + key.value)
+        if found is not None and found.dest == "config":
+            raise UsageError(f"{where}: a file cannot name another one")
+        if found is not None and found.dest in seen:
+            raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
+        if found is None:
+            raise UsageError(f"{where}: {unknown(name, list(by_name), familiar)}")
+        new = _words(where, name, found, value)
+        try:
+            read(options, new, familiar)
+        except UsageError as e:
+            raise UsageError(f"{where}: {e}") from None
+        seen[found.dest] = key.value
+        words += new
+    return words
+
+
+def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
+    """One key's words; none for a switch that is not switched."""
+    import yaml
+
+    if isinstance(value, yaml.SequenceNode):
+        lists = isinstance(found.value, Text) and found.value.metavar.endswith(",...")
+        if not lists or not all(isinstance(item, yaml.ScalarNode) for item in value.value):
+            raise UsageError(f"{where}: {name} takes one value, not a list")
+        return [f"{name}={','.join(item.value for item in value.value)}"]
+    if not isinstance(value, yaml.ScalarNode):
+        raise UsageError(f"{where}: {name} takes one value")
+    if value.tag == "tag:yaml.org,2002:null":
+        raise UsageError(f'{where}: {name} has no value; leave the line out, or give "" for none')
+    if found.value is not None:
+        return [f"{name}={value.value}"]
+    text = value.value.lower()
+    if text not in _TRUE + _FALSE:
+        raise UsageError(f"{where}: {name} is a switch; give true or false")
+    if (text in _TRUE) == (name not in found.off):
+        return [found.names[0]]
+    return [found.off[0]] if found.off else []
+
+
+def _is_allowed(o: Option, value: Any) -> bool:
+    if o.value is None:
+        return isinstance(value, bool)
+    try:
+        o.value.parse(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+# What decides nothing of the adapter, or was done once.
+_NOT_OF_THE_RUN = {
+    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "only_write_lora",
+}  # fmt: skip
+
+
+def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
+    """The options of a run by name: what was given, and in place of what was not, what the run
+    took. `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
+    """
+    taken = {
+        "lora_alpha": settings.alpha,
+        "adam_iter": settings.n_iter,
+        "epochs": 0,
+        **{f"rank_{slot}": rank for slot, rank in settings.ranks.items()},
+    }
+    rows = {}
+    for o in table:
+        if o.dest in _NOT_OF_THE_RUN:
+            continue
+        value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
+        if value is None or not _is_allowed(o, value):
+            value = getattr(options, o.dest)  # the settings' own word for nothing
+        if value is not None:
+            rows[o.dest.replace("_", "-")] = value
+    return rows
+
+
+def config_text(rows: Mapping[str, Any], version: str) -> str:
+    """`taken_options` as a file that `--config` reads."""
+    import yaml
+
+    body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
+    return f"# The options of a run of nbllama {version}; read with --config\n{body}"

@@ -1,0 +1,118 @@
+"""Options about the records of a training file, wherever a program reads one.
+
+The words are written out here and not taken from `nbllama.data`, which needs numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Choice, Day, Text, Variables
+
+FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
+ON_LONG = ("cut", "refuse", "skip")
+LAYOUTS = tuple("alpaca baichuan chatml llama-2 llama-3".split())
+
+record_option = partial(option, "Training data")
+
+
+class DataOptions(Protocol):
+    """What `nbllama.train.run.data.load_file` needs of a program's options."""
+
+    @property
+    def ctx(self) -> int | None: ...
+    @property
+    def data_format(self) -> str | None: ...
+    @property
+    def data_columns(self) -> str: ...
+    @property
+    def chat_template(self) -> str: ...
+    @property
+    def template_date(self) -> str | None: ...
+    @property
+    def train_on_prompt(self) -> bool: ...
+    @property
+    def parse_special(self) -> bool: ...
+    @property
+    def skip_bad(self) -> bool: ...
+    @property
+    def on_long(self) -> str: ...
+    @property
+    def template_vars(self) -> str: ...
+    @property
+    def system_as_user(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """How records are read."""
+
+    data_format: str | None = record_option(
+        Choice(FORMATS),
+        None,
+        "what --train-data holds: plain text, or records in one of these formats",
+        shown_default="told from the content",
+    )
+    data_columns: str = record_option(
+        Text("KEY=NAME,..."),
+        "",
+        "the file's names for a format's keys, such as prompt=question,completion=answer",
+        shown_default="the format's own",
+        only="records",
+    )
+    chat_template: str = record_option(
+        Text("NAME|FILE"),
+        "",
+        f"chat template: a file, or one of {', '.join(LAYOUTS)}",
+        shown_default="the model's own",
+        only="records",
+        file="reads",
+    )
+    template_date: str | None = record_option(
+        Day(),
+        None,
+        "the day that a chat template is told, if it writes one",
+        shown_default="the day on which the run began",
+        saved=Saved(25, taken=True),
+    )
+    template_vars: str = record_option(
+        Variables(),
+        "",
+        "variables of the chat template, such as enable_thinking=false; a value is JSON, or text",
+        shown_default="none",
+        only="records",
+    )
+    system_as_user: bool = record_option(
+        None,
+        False,
+        "put a system message in front of the first question, where the chat template has no system"
+        " messages",
+        only="records",
+    )
+    train_on_prompt: bool = record_option(
+        None,
+        False,
+        "take the loss on every token of a record, not on answers only",
+        only="records",
+    )
+    parse_special: bool = record_option(
+        None,
+        False,
+        "control tokens that are written out in documents and completions are these tokens",
+        only="records",
+    )
+    on_long: str = record_option(
+        Choice(ON_LONG),
+        "cut",
+        "what to do with a record longer than --ctx tokens",
+        only="records",
+    )
+    skip_bad: bool = record_option(
+        None,
+        False,
+        "skip and count bad records instead of refusing the file",
+        only="records",
+    )

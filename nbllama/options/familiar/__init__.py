@@ -1,0 +1,45 @@
+"""Names of options that users of other programs type, and what each program answers.
+
+A row of a table is an answer and the names that get it. An answer is the option that is meant, or
+a sentence where the value must be given in another way or nothing need be given. Names are written
+with `-`; `_` counts as `-` on a command line and in a file of `--config`.
+"""
+
+from __future__ import annotations
+
+Rows = tuple[tuple[str, str], ...]
+
+
+def answers(*tables: Rows) -> dict[str, str]:
+    """The answer by name; a name has one answer only."""
+    rows = [(name, answer) for rows in tables for answer, names in rows for name in names.split()]
+    found = dict(rows)
+    assert len(found) == len(rows), sorted(name for name, _ in rows)
+    return found
+
+
+# For every program: what other tools need because of their hardware or their kind of model file.
+_CPU = "leave it out: everything runs on the CPU; --threads is the number of cores"
+_AS_IT_IS = "leave it out: weights are used in the types that the GGUF file has"
+_LOCAL = "leave it out: the model is a GGUF file on this machine, nothing is downloaded"
+_TEXT_IN_FILE = "leave it out: the tokenizer is in the GGUF file"
+
+ANYWHERE: Rows = (
+    (_CPU, "--device --device-map --no-cuda --use-cpu --gpu --gpus --gpu-layers --use-mps-device"
+           " --cuda --main-gpu --tensor-split --split-mode -sm -mg --local-rank"),
+    ("leave it out: there is one kind of attention, computed in tiles", "--flash-attn -fa"
+     " --flash-attention --use-flash-attn --use-flash-attention-2 --attn-implementation"
+     " --xformers-attention --sdp-attention"),
+    (_AS_IT_IS, "--load-in-4bit --load-in-8bit --quantization-bit --quantization"
+                " --quantization-method --use-4bit --use-qlora --qlora"
+                " --bnb-4bit-quant-type --bnb-4bit-compute-dtype"),
+    ("leave it out: weights stay in the GGUF file's types, and sums are taken in float32",
+     "--bf16 --fp16 --tf32 --dtype --torch-dtype --pure-bf16 --fp32 --mixed-precision --precision"
+     " --float16 --bfloat16"),
+    (_LOCAL, "--trust-remote-code --cache-dir --hf-token --hf-repo -hf --hf-file --use-auth-token"
+             " --revision --model-revision --push-to-hub --hub-model-id --upload-repo"),
+    (_TEXT_IN_FILE, "--tokenizer --tokenizer-name --tokenizer-path --tokenizer-type"),
+    ("leave it out: the model file is mapped into memory, and the system keeps what is used",
+     "--mlock --no-mmap --mmap --low-vram"),
+    ("--threads", "--num-threads --n-threads --nthreads --num-workers --threads-batch -tb --cpus"),
+)  # fmt: skip

@@ -1,0 +1,172 @@
+"""What trainers call their options: mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and
+llama.cpp; answered by `nbllama finetune`.
+"""
+
+from __future__ import annotations
+
+from nbllama.options.familiar import ANYWHERE, Rows, answers
+
+_TARGETS = (
+    "each matrix has its own rank, and 0 leaves it out: --rank-wq (q_proj), --rank-wk (k_proj),"
+    " --rank-wv (v_proj), --rank-wo (o_proj), --rank-w1 (gate_proj), --rank-w2 (down_proj),"
+    " --rank-w3 (up_proj)"
+)
+_FOLDER = (
+    "name the files instead: --lora-out FOLDER/lora-ITERATION.gguf for adapters and"
+    " --checkpoint-out FOLDER/chk-ITERATION.gguf for checkpoints"
+)
+_ANSWERS_ONLY = "leave it out: the loss is taken on answers only, unless --train-on-prompt is given"
+_PRINTED = "leave it out: every iteration is shown; --log FILE writes each as a line of JSON"
+_WHOLE = "leave it out: an evaluation reads all validation data"
+_ONLY_LORA = "leave it out: this program trains LoRA adapters, on pairs of input and answer or text"
+
+FILES: Rows = (
+    ("--model-base", "--model -m --model-name --model-name-or-path --model-id --model-path"
+                     " --base-model --base-model-name-or-path --pretrained-model-name-or-path"
+                     " --base-model-config --hf-path"),
+    ("--train-data", "--data --dataset --datasets --data-path --dataset-path --dataset-name --train"
+                     " --dataset-dir --dataset-config --train-file --train-path --train-dataset"
+                     " --training-data --data-file --data-files --file -f"),
+    ("--val-data", "--eval-data --valid --valid-data --validation-file --validation-data --val-file"
+                   " --eval-dataset --eval-file --test-datasets --val-dataset --valid-file"),
+    ("--val-split takes a share of the training data, such as 0.1", "--val-size --val-set-size"
+     " --validation-split --test-size --eval-split --validation-split-percentage --test-split"),
+    (_FOLDER, "--output --output-dir --out-dir --output-path -o --out --save-path --save-dir"
+              " --output-directory --outdir"),
+    ("--lora-out FILE is where the adapter is written, --lora-in FILE an adapter to start from",
+     "--adapter-path --adapter-file --adapter --adapter-name-or-path --lora --lora-path"
+     " --lora-model-dir --adapter-name"),
+    ("--lora-in", "--resume-adapter-file --resume-adapter --init-adapter --lora-init"),
+    ("--checkpoint-in", "--resume --resume-from-checkpoint --resume-from --resume-training"
+                        " --auto-resume-from-checkpoints"),
+    ("--save-every", "--save-steps --save-interval --steps-per-save --checkpoint-every"
+                     " --save-frequency"),
+    ("saves are counted in iterations: give --save-every N; 0 saves at the end only",
+     "--save-strategy --saves-per-epoch --save-per-epoch"),
+    ("--keep-last", "--save-total-limit --max-checkpoints --keep-checkpoints"),
+    ("leave it out: the adapter with the lowest validation loss is kept as BEST",
+     "--load-best-model-at-end --metric-for-best-model --greater-is-better --save-best"),
+    ("--tensorboard", "--logging-dir --tensorboard-dir --log-dir"),
+    ("give --tensorboard FOLDER, --report FILE.html or --log FILE", "--report-to --wandb --swanlab"
+     " --wandb-project --wandb-entity --wandb-name --use-wandb --run-name --project-name"),
+    ("--log", "--log-file --logfile --metrics-file"),
+    ("--config", "--config-file --yaml"),
+)  # fmt: skip
+
+LENGTH: Rows = (
+    ("--epochs", "--num-train-epochs --num-epochs --n-epochs --epoch --max-epochs"),
+    ("--adam-iter", "--iters --iterations --max-steps --steps --num-steps --n-iters --max-iters"
+                    " --train-steps --num-iterations --total-steps"),
+    ("--batch", "--batch-size --per-device-train-batch-size --per-device-batch-size"
+                " --micro-batch-size --mini-batch-size --train-batch-size --ubatch-size -ub"
+                " --per-gpu-train-batch-size"),
+    ("leave it out: validation data are read in batches of --batch",
+     "--per-device-eval-batch-size --eval-batch-size"),
+    ("--grad-acc", "--gradient-accumulation-steps --grad-accumulation-steps --grad-accum"
+                   " --gradient-accumulation --accumulation-steps --grad-accum-steps"
+                   " --gradient-accumulate-every"),
+    ("--ctx", "--max-seq-length --max-seq-len --max-length --cutoff-len --sequence-len --seq-len"
+              " --seq-length --block-size --ctx-size --context-length --model-max-length"
+              " --max-sequence-length --context-size --n-ctx"),
+    ("--packing", "--sample-packing --pack --neat-packing --packing-strategy"),
+    ("leave it out: samples lie end to end, without padding", "--group-by-length"
+     " --pad-to-max-length --pad-to-sequence-len --padding --padding-free --padding-side"
+     " --length-column-name"),
+    ("leave it out: data are read within the process", "--dataloader-num-workers"
+     " --preprocessing-num-workers --dataset-num-proc --dataloader-pin-memory --overwrite-cache"
+     " --dataset-processes --tokenized-path --dataset-prepared-path"),
+    ("leave it out: the order of the data follows from --seed", "--shuffle --shuffle-data"
+     " --data-seed --dataset-shuffle-seed --shuffle-merged-datasets"),
+    ("leave it out: gradient checkpointing is on, and --no-checkpointing switches it off",
+     "--gradient-checkpointing --grad-checkpoint --use-gradient-checkpointing --checkpointing"
+     " --gradient-checkpointing-kwargs --activation-checkpointing"),
+)  # fmt: skip
+
+ADAPTER: Rows = (
+    ("--lora-r", "--lora-rank --rank -r --r --lora-dim --peft-lora-r --lora-attn-dim --rank-dim"),
+    ("--lora-alpha", "--alpha --peft-lora-alpha"),
+    ("give --lora-alpha, which is the scale times --lora-r", "--scale --lora-scale --lora-scaling"),
+    ("--lora-dropout", "--dropout --peft-lora-dropout"),
+    (_TARGETS, "--lora-target-modules --target-modules --lora-target --lora-modules --lora-keys"
+               " --peft-target-modules --exclude-modules --rank-pattern"),
+    ("leave it out: all seven matrices of a block are trained with records; 0 for one of --rank-wq"
+     " to --rank-w3 leaves it out", "--lora-target-linear --all-linear --target-linear"),
+    ("whole matrices are not trained: --rank-tok-embd and --rank-out put pairs on token_embd and"
+     " output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
+     " --ensure-weight-tying"),
+    ("give --lora-layers last:N, or all in place of -1", "--num-layers --num-lora-layers"),
+    ("--lora-layers", "--layers-to-transform --lora-layers-to-transform --layers --peft-layers"),
+    ("give --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on, for a matrix",
+     "--lora-parameters --lora-config --peft-config"),
+    ("--rslora", "--use-rslora --peft-use-rslora --rs-lora"),
+    ("--loraplus-lr-ratio", "--lora-plus-ratio --loraplus-ratio"),
+    ("leave it out: A starts with random numbers, B with zeros", "--init-lora-weights"
+     " --pissa-init --use-loftq --loftq-config --peft-init-lora-weights"),
+    ("there is plain LoRA only; --rslora and --loraplus-lr-ratio are its variants here",
+     "--use-dora --dora --peft-use-dora --galore --use-galore --use-badam --freeze-trainable-layers"
+     " --unfrozen-parameters --lisa --relora-steps"),
+    ("leave it out: biases stay as they are", "--bias --lora-bias"),
+    (_ONLY_LORA, "--fine-tune-type --finetuning-type --use-peft --use-lora --train-type"
+                 " --train-mode --stage --do-train --task-type --do-eval"
+                 " --full-finetuning --training-type"),
+)  # fmt: skip
+
+STEP: Rows = (
+    ("--lr", "-lr --rate --learning-rate-init --max-lr --peak-lr"),
+    ("--lr-schedule", "--lr-scheduler-type --lr-scheduler --scheduler --schedule"
+                      " --learning-rate-scheduler"),
+    ("give --warmup N, in iterations; without it 3 % of the run for records", "--warmup-ratio"
+     " --lr-warmup-fraction --warmup-fraction --warmup-percent"),
+    ("--warmup", "--warmup-steps --num-warmup-steps --lr-warmup-steps --warmup-iters"
+                 " --warmup-iterations"),
+    ("--adam-min-alpha", "--min-lr --minimum-lr --lr-min -lr-min --cosine-min-lr"),
+    ("--lr-decay-min", "--cosine-min-lr-ratio --min-lr-ratio --min-lr-rate"),
+    ("--optimizer", "--optim --optimiser --optimizer-type --optimizer-name -opt"),
+    ("--weight-decay", "-wd --wd --decay"),
+    ("--grad-clip", "--max-grad-norm --gradient-clipping --clip-grad --clip-grad-norm"
+                    " --gradient-clip-val --max-norm"),
+    ("--adam-beta1", "--beta1 --momentum"),
+    ("--adam-beta2", "--beta2"),
+    ("leave it out: epsilon is 1e-8", "--adam-epsilon --adam-eps --optim-eps"),
+    ("there is no noise on embeddings; --lora-dropout is the regularisation here",
+     "--neftune-noise-alpha --noisy-embedding-alpha --neftune-alpha"),
+    ("there is no label smoothing", "--label-smoothing-factor --label-smoothing"),
+    ("leave it out: one process trains, on one machine", "--deepspeed --fsdp --fsdp-config --ddp"
+     " --ddp-timeout --ddp-find-unused-parameters --nproc-per-node --num-processes"
+     " --accelerate-config --use-unsloth --enable-liger-kernel --use-liger-kernel"),
+)  # fmt: skip
+
+DATA: Rows = (
+    ("--train-on-prompt", "--train-on-inputs --train-on-input --train-on-prompts"
+                          " --train-on-source --train-on-everything"),
+    (_ANSWERS_ONLY, "--mask-prompt --completion-only-loss --assistant-only-loss --mask-inputs"
+                    " --train-on-completions-only --train-on-responses-only --mask-history"
+                    " --completion-only --response-template --roles-to-train"),
+    ("--chat-template", "--template --conversation-template --chat-template-path --prompt-template"
+                        " --chat-template-file --prompt-style --chat-template-jinja"),
+    ("leave it out: write the system prompt as the first message of each chat",
+     "--system --system-prompt --default-system --system-message"),
+    ("--data-format", "--dataset-type --format --dataset-format --data-type --dataset-kwargs"),
+    ("--data-columns takes key=name, such as prompt=question,completion=answer", "--columns"
+     " --dataset-text-field --text-column --prompt-column --response-column --text-key"
+     " --prompt-feature --completion-feature --text-feature --field-messages --chat-feature"),
+    ("--on-long", "--truncation --truncate --excess-length-strategy --drop-long"),
+    ("cut the file itself", "--max-samples --max-train-samples --train-samples"),
+)  # fmt: skip
+
+EVALUATION: Rows = (
+    ("--eval-every", "--eval-steps --steps-per-eval --eval-interval --val-interval --val-every"
+                     " --evaluation-steps --eval-frequency"),
+    ("evaluations are counted in iterations: give --eval-every N",
+     "--eval-strategy --evaluation-strategy --evals-per-epoch"),
+    ("--early-stop", "--early-stopping-patience --early-stopping --patience"),
+    (_WHOLE, "--val-batches --eval-batches --eval-iters --max-eval-samples --test-batches"),
+    (_PRINTED, "--logging-steps --steps-per-report --log-every --logging-strategy --log-interval"
+               " --logging-first-step --report-every --plot-loss --print-every --log-steps"),
+    ("measure it afterwards with `nbllama perplexity`", "--test"),
+    ("leave it out: numbered files are kept, LATEST is replaced", "--overwrite-output-dir"
+     " --overwrite"),
+    ("--debug shows the traceback of an error", "--verbose -v"),
+)  # fmt: skip
+
+FINETUNE = answers(ANYWHERE, FILES, LENGTH, ADAPTER, STEP, DATA, EVALUATION)

@@ -1,0 +1,146 @@
+"""What other programs call the options of chat, merging, quantising, scoring and looking."""
+
+from __future__ import annotations
+
+from nbllama.options.familiar import ANYWHERE, Rows, answers
+
+_MODEL = "--model-name --model-name-or-path --model-id --model-path --base-model-name-or-path"
+_ADAPTER = (
+    "--adapter --adapters --adapter-path --adapter-file --adapter-name-or-path --lora-path"
+    " --lora-adapter --peft --peft-path --lora-model-dir --lora-file --lora-in"
+)
+_TEXT = "--text --text-file --input-file --input --dataset --train-data --data --eval-data"
+_OUT = "--output-dir --output-path --out --outfile --save-path --save-dir --out-path"
+
+_CHAT: Rows = (
+    ("--model", f"{_MODEL} --model-base --base-model"),
+    ("--lora", _ADAPTER),
+    ("--predict", "--max-tokens --max-new-tokens --num-predict --n-tokens --num-tokens --tokens"
+                  " --max-length --max-gen-len --max-output-tokens"),
+    ("--ctx-size", "--ctx --n-ctx --max-seq-length --max-seq-len --context-length --max-kv-size"
+                   " --context-size --num-ctx"),
+    ("--prompt", "--message --text --query --input --instruction --question --user"),
+    ("--file", "--prompt-file --input-file"),
+    ("--system-prompt", "--system --system-message --default-system --sys"),
+    ("--chat-template", "--template --conversation-template --prompt-template --chat-template-path"
+                        " --prompt-style"),
+    ("leave it out: a chat is laid out by the model's own template", "--jinja --no-jinja"
+     " --use-default-chat-template --apply-chat-template"),
+    ("a prompt is completed as it stands by `nbllama generate`", "--ignore-chat-template"
+     " --no-chat-template --raw"),
+    ("--repeat-penalty", "--repetition-penalty --rep-pen --repeat-pen"),
+    ("--repeat-last-n", "--repetition-context-size --repeat-window"),
+    ("--reverse-prompt", "--stop --stop-sequence --stop-words --eos-token --stop-token"),
+    ("--seed", "--random-seed --rng-seed"),
+    ("--temp 0 takes the most likely token, anything above it draws", "--do-sample --no-sample"
+     " --greedy"),
+    ("there is no beam search; --temp 0 takes the most likely token", "--num-beams --beams"),
+    ("leave it out: text is shown as it is written", "--stream --no-stream --streaming"),
+    ("--single-turn", "--one-shot --no-interactive"),
+    ("leave it out: nothing is warmed up, and no prompt is kept in a file",
+     "--no-warmup --warmup --prompt-cache --prompt-cache-all --no-perf"),
+    ("there are no grammars", "--grammar --grammar-file --json-schema -j"),
+    ("--batch-size", "--ubatch-size -ub --prefill-step-size --n-batch"),
+    ("--debug shows the traceback of an error", "--verbose -v --verbose-prompt"),
+)  # fmt: skip
+
+_EXPORT: Rows = (
+    ("--outtype", "--type --ftype --out-type --dequantize --quantize --save-method --merge-type"),
+    ("--model-base", f"{_MODEL} --model-file --base --base-model --hf-path"),
+    ("--lora", _ADAPTER),
+    ("--model-out takes the name of a GGUF file", f"{_OUT} --export-dir --gguf-path"),
+    ("give it with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale --weight"),
+    ("leave it out: a GGUF file is what is written", "--export-gguf --safe-serialization"
+     " --export-size --max-shard-size"),
+)  # fmt: skip
+
+_TYPE_IS_A_WORD = "give the type as the third word: IN OUT TYPE"
+_QUANTIZE: Rows = (
+    (_TYPE_IS_A_WORD, "--type --outtype --ftype --q-bits --bits --quant --quantize -q --qtype"
+                      " --quant-type --to"),
+    ("give the files as words: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base --output -o"
+     " --in --input -i --source --model-out"),
+    ("there is no importance matrix", "--imatrix --include-weights --exclude-weights"),
+    ("--pure gives one type to all matrices; types are not chosen one by one",
+     "--output-tensor-type --token-embedding-type --tensor-type --leave-output-tensor"),
+    ("--allow-requantize", "--requantize --force"),
+)  # fmt: skip
+
+_SCORES: Rows = (
+    ("--model", f"{_MODEL} --base"),
+    ("--lora", _ADAPTER),
+    ("--file", _TEXT),
+)  # fmt: skip
+
+_PERPLEXITY: Rows = (
+    *_SCORES,
+    ("--ctx-size", "--max-seq-length --max-seq-len --sequence-length --seq-len --max-length --n-ctx"
+                   " --context-length"),
+    ("--chunks", "--num-samples --n-chunks --limit --max-samples"),
+    ("--kl-divergence with --base-model FILE compares with another model", "--kl-divergence-base"
+     " --kl"),
+    ("leave it out: a chunk is read at once", "--batch-size -b --batch -ub --ubatch-size"),
+)  # fmt: skip
+
+_VERIFY: Rows = (
+    *_SCORES,
+    ("--no-llama", "--no-llama-cpp --skip-llama"),
+    ("--outtype", "--type"),
+    ("leave it out: the sample is its first 256 tokens", "--ctx --ctx-size -c --max-tokens"),
+)
+
+_INSPECT: Rows = (
+    ("--model-base", f"{_MODEL} --model --base --base-model"),
+    ("--all", "-v --verbose --full --tensors --list-tensors"),
+    ("--lora-r", "-r --r --lora-rank"),
+    ("--check", "--check-tensors --validate --verify"),
+)
+
+_PEEK: Rows = (
+    ("give the file as the first word: FILE [PATTERN ...]", f"{_MODEL} --model -m --model-base"
+     " --file -f --input --dump"),
+    ("give patterns as words: FILE [PATTERN ...]", "--name --names --pattern --tensor --tensors"),
+    ("--picture", "--plot --image --output -o --out --save"),
+    ("--values", "--head-values --first --numbers"),
+)  # fmt: skip
+
+_GRADCHECK: Rows = (
+    ("--model-base", f"{_MODEL} --base --base-model"),
+    ("--lora", _ADAPTER),
+    ("--data", "--train-data --dataset --file -f --text"),
+    ("--rank", "--lora-rank -r --r"),
+    ("--layers", "--lora-layers --num-layers --blocks"),
+    ("--tolerance", "--tol --atol --rtol --eps --epsilon"),
+    ("--tokens", "--ctx --ctx-size -c --max-tokens --max-seq-length"),
+)
+
+_SHOW_DATA: Rows = (
+    ("--model-base", f"{_MODEL} --model --base --base-model"),
+    ("--train-data", "--data --dataset --file -f --data-path --dataset-path --train-file"),
+    ("--samples", "--num-samples --limit --n-samples --num-examples --show"),
+    ("--ctx", "--ctx-size --max-seq-length --max-seq-len --max-length --cutoff-len"
+              " --sequence-len"),
+    ("--batch", "--batch-size --per-device-train-batch-size --micro-batch-size"),
+    ("--chat-template", "--template --conversation-template"),
+    ("--train-on-prompt", "--train-on-inputs"),
+)  # fmt: skip
+
+_CONVERT_LORA: Rows = (
+    ("give the adapters as words: IN OUT", f"{_ADAPTER} {_OUT} --lora --output -o --in --input"),
+    ("--model-base", f"{_MODEL} --model --base --base-model"),
+    ("leave it out: values are not rounded where OUT can hold them", "--outtype --type"),
+)
+
+# A program that takes no --threads is not told of it.
+_NO_THREADS: Rows = tuple((a, names) for a, names in ANYWHERE if "--threads" not in a)
+
+CHAT = answers(ANYWHERE, _CHAT)
+EXPORT_LORA = answers(ANYWHERE, _EXPORT)
+QUANTIZE = answers(ANYWHERE[:1] + ANYWHERE[-1:], _QUANTIZE)
+PERPLEXITY = answers(ANYWHERE, _PERPLEXITY)
+VERIFY = answers(ANYWHERE, _VERIFY)
+GRADCHECK = answers(ANYWHERE, _GRADCHECK)
+INSPECT = answers(_NO_THREADS, _INSPECT)
+PEEK = answers(_PEEK)
+SHOW_DATA = answers(_NO_THREADS, _SHOW_DATA)
+CONVERT_LORA = answers(_NO_THREADS, _CONVERT_LORA)

@@ -1,0 +1,86 @@
+"""Batches of records, and samples of plain text. How records are read: `cli/data_options.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from nbllama.options.data import record_option
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Words
+
+_text = partial(option, "Samples of plain text")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How records share batches, and where samples of plain text begin and end."""
+
+    packing: bool = record_option(
+        None,
+        False,
+        "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
+        off=["--no-packing"],
+        saved=Saved(24),
+        only="records",
+    )
+
+    sample_start: str = _text(
+        Words(),
+        "",
+        "text that opens a sample; empty: a sample begins at every token",
+        shown_default="empty",
+        saved=Saved(17),
+        only="text",
+    )
+    include_sample_start: bool = _text(
+        None,
+        False,
+        "samples begin with --sample-start, not behind it",
+        saved=Saved(18),
+        only="text",
+    )
+    escape: bool = _text(
+        None, False, r"read \n \r \t \' \" \\ and \xHH in --sample-start as characters"
+    )
+    overlapping_samples: bool = _text(
+        None,
+        False,
+        "samples do not end where the next one is opened",
+        saved=Saved(19),
+        only="text",
+    )
+    fill_with_next_samples: bool = _text(
+        None,
+        False,
+        "where a sample ends before --ctx tokens, the next ones follow in the same row",
+        saved=Saved(20),
+        only="text",
+    )
+    separate_with_eos: bool = _text(
+        None,
+        False,
+        "EOS between samples of a row, with --fill-with-next-samples",
+        off=["--no-separate-with-eos"],
+        saved=Saved(21),
+        only="text",
+    )
+    separate_with_bos: bool = _text(
+        None,
+        True,
+        "BOS between samples of a row, with --fill-with-next-samples",
+        off=["--no-separate-with-bos"],
+        shown_default="on",
+        saved=Saved(22),
+        only="text",
+    )
+    sample_random_offsets: bool = _text(
+        None,
+        False,
+        "the first sample of a row begins at a random token of it",
+        saved=Saved(23),
+        only="text",
+    )
+    force_reshuffle: bool = _text(
+        None, False, "a new order of samples from --seed, also when a checkpoint is continued"
+    )

@@ -1,0 +1,87 @@
+"""Validation, early ends, and what only the old finetune had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Choice, Real, Text, Whole
+
+_val = partial(option, "Validation and samples")
+_stop = partial(option, "Early end")
+_old = partial(option, "Coming from the old finetune")
+
+
+@dataclass(frozen=True)
+class EndOptions:
+    """Evaluations, early ends, and what only the old finetune had."""
+
+    val_data: str = _val(
+        Text(),
+        "",
+        "validation data, read as --train-data is; the adapter with the lowest loss on it is kept"
+        " as BEST",
+        shown_default="none",
+        file="reads",
+    )
+    val_split: float = _val(
+        Real(0, 1, below=True),
+        0.0,
+        "hold this share of --train-data out of training, for validation",
+        shown_default="none",
+        without=0.0,
+    )
+    eval_every: int | None = _val(
+        Whole(1),
+        None,
+        "iterations between two evaluations",
+        shown_default="a tenth of the run",
+        saved=Saved(35, taken=True, may_change=True),
+    )
+    early_stop: int = _val(
+        Whole(), 0, "end after so many evaluations without a new lowest loss; 0: off"
+    )
+    sample_prompts: str = _val(
+        Text(),
+        "",
+        "prompts, one a line, that are answered (greedily) at each evaluation",
+        shown_default="none",
+        file="reads",
+    )
+    sample_tokens: int = _val(Whole(1, 4096), 48, "longest such answer, in tokens")
+
+    opt_past: int = _stop(
+        Whole(0, 1 << 20),
+        0,
+        "end when the loss is as --opt-delta says, compared with so many iterations ago; 0: off",
+    )
+    opt_delta: float = _stop(
+        Real(-inf), 1e-5, "relative change of the loss below which --opt-past ends the run"
+    )
+    opt_max_no_improvement: int = _stop(
+        Whole(-(2**31)), 0, "end after so many iterations without a new lowest loss; 0: off"
+    )
+    adam_epsf: float = _stop(
+        Real(-inf), 0.0, "end when the loss changes by less than this fraction of it; 0: off"
+    )
+
+    compat: bool = _old(
+        None,
+        False,
+        "compute as llama.cpp's finetune of 2024 did, quirks and defaults included",
+        saved=Saved(26),
+    )
+    checkpoint_order: str | None = _old(
+        Choice(("left", "right")),
+        None,
+        "evaluation order of the run that wrote an old checkpoint",
+        shown_default="told from its moments",
+    )
+    n_gpu_layers: int = _old(
+        Whole(-(2**31)), 0, "only 0: this trainer computes on the CPU", also=["-ngl"]
+    )
+    use_flash: bool | None = _old(
+        None, None, "no effect", off=["--no-flash"], shown_default="not given"
+    )

@@ -1,0 +1,88 @@
+"""The adapter: ranks, scale, dropout, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nbllama.lora.slots import SLOT_BY_NAME
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Real, Text, Whole
+
+_lora = partial(option, "LoRA")
+
+_ENDS = "--lora-r for plain text, 0 for chat"
+
+
+def _rank(
+    name: str, more: str = "", *, also: Sequence[str] = (), shown_default: str | None = None
+) -> Any:
+    """The option of a slot; a test holds their names to `nbllama.lora.slots.EVERY_SLOT`."""
+    slot = SLOT_BY_NAME[name]
+    default = "--lora-r" if slot.in_block else _ENDS
+    if slot.kind == "norm":
+        default = "0; 1 if --lora-out ends in .bin, or with --compat"
+    text = f"rank of {slot.tensor}{more}; 0: none"
+    return _lora(Whole(0, 65536), None, text, also=also, shown_default=shown_default or default)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """None where the rank follows from another option or from the data."""
+
+    lora_r: int | None = _lora(
+        Whole(1, 65536),
+        None,
+        "rank of the adapter, and divisor of its scale alpha / r",
+        shown_default="4 for plain text, 16 for chat",
+    )
+    lora_alpha: float | None = _lora(
+        Real(above=True),
+        None,
+        "the adapter is scaled by alpha / r",
+        shown_default="r for plain text, 2 r for chat",
+        saved=Saved(34, "alpha", taken=True),
+    )
+    rank_wq: int | None = _rank("wq")
+    rank_wk: int | None = _rank("wk")
+    rank_wv: int | None = _rank("wv")
+    rank_wo: int | None = _rank("wo")
+    rank_w1: int | None = _rank("w1", also=["--rank-ffn-gate"])
+    rank_w2: int | None = _rank("w2", also=["--rank-ffn-down"])
+    rank_w3: int | None = _rank("w3", also=["--rank-ffn-up"])
+    rank_wqkv: int | None = _rank(
+        "wqkv",
+        ", which some models have in place of attn_q, attn_k and attn_v (and ffn_gate within"
+        " ffn_up)",
+    )
+    rank_tok_embd: int | None = _rank(
+        "tok_embd", shown_default=f"{_ENDS} and models with tied embeddings"
+    )
+    rank_out: int | None = _rank("out", ", which models with tied embeddings do not have")
+    rank_att_norm: int | None = _rank("att_norm")
+    rank_ffn_norm: int | None = _rank("ffn_norm")
+    rank_out_norm: int | None = _rank("out_norm")
+    rslora: bool = _lora(
+        None,
+        False,
+        "scale by alpha / sqrt(r) instead (rank-stabilised LoRA)",
+        saved=Saved(33),
+        without=False,
+    )
+    lora_dropout: float = _lora(
+        Real(0, 1, below=True),
+        0.0,
+        "share of the values of a block's inputs that its pairs do not see in training",
+        saved=Saved(30),
+        without=0.0,
+    )
+    lora_layers: str | None = _lora(
+        Text("BLOCKS,..."),
+        None,
+        "blocks that get pairs: all, first:N, last:N or a list such as 4-11,20",
+        shown_default="all",
+        saved=Saved(31, taken=True),
+        without="all",
+    )

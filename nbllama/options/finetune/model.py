@@ -1,0 +1,58 @@
+"""The base model: arrays to look at, constants in place of the file's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nbllama.options.parser import option
+from nbllama.options.values import Dumped, Real, Text
+
+_inside = partial(option, "Looking inside")
+_model = partial(option, "Model")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Arrays of an iteration that are written, and numbers that replace the model file's own."""
+
+    dump: tuple[str, ...] = _inside(
+        Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; may be"
+        " given several times", shown_default="none", many=True,
+    )  # fmt: skip
+    dump_out: str = _inside(
+        Text(),
+        "dump-ITERATION.npz",
+        "file of --dump; ITERATION becomes the number",
+        file="writes",
+    )
+
+    norm_rms_eps: float | None = _model(
+        Real(above=True), None, "epsilon of the RMS norms", shown_default="the model's"
+    )
+    rope_freq_base: float | None = _model(
+        Real(above=True), None, "base frequency of RoPE", shown_default="the model's"
+    )
+    rope_freq_scale: float | None = _model(
+        Real(above=True),
+        None,
+        "factor on RoPE's positions, 1 / factor of a stretched context",
+        shown_default="the model's",
+    )
+    pre: str | None = _model(
+        Text("NAME"),
+        None,
+        "how a BPE vocabulary cuts text, where the file names a way that is not known",
+        shown_default="the model's tokenizer.ggml.pre",
+    )
+
+    def constants(self) -> dict[str, Any]:
+        """What takes the place of the model file's own, named as in `nbllama.model.load_model`."""
+        values = {
+            "rms_eps": self.norm_rms_eps,
+            "rope_freq_base": self.rope_freq_base,
+            "rope_freq_scale": self.rope_freq_scale,
+            "pre": self.pre,
+        }
+        return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,76 @@
+"""The run as a whole: machine, length, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from nbllama.options.common import debug_option, threads_option
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Size, Whole
+
+_run = partial(option, "Run")
+_data = partial(option, "Length of the run and batches")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The machine, the length of the run, and the samples of an iteration."""
+
+    threads: int | None = threads_option()
+    seed: int = _run(
+        Whole(-1, 2**63 - 1),
+        -1,
+        "seed of the adapter's start and of the data order; -1: a new one, which is printed",
+        also=["-s"],
+        saved=Saved(16),
+    )
+    use_checkpointing: bool = _run(
+        None,
+        True,
+        "gradient checkpointing: less memory, more time",
+        off=["--no-checkpointing"],
+        shown_default="on",
+    )
+    activation_memory: int | None = _run(
+        Size(),
+        None,
+        "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
+        "the others twice; takes the place of --use-checkpointing",
+        shown_default="off",
+    )
+    dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
+    force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    list_archs: bool = _run(
+        None, False, "print the architectures that work and what was checked, then stop"
+    )
+    debug: bool = debug_option()
+
+    adam_iter: int | None = _data(
+        Whole(1),
+        None,
+        "iterations of this run, added to those of the checkpoint",
+        shown_default="256 for plain text, no limit for chat or with --epochs",
+    )
+    epochs: int | None = _data(
+        Whole(-(2**31)),
+        None,
+        "passes over the data in this run; 0 or less: no limit",
+        shown_default="no limit for plain text, 3 for chat",
+    )
+    batch: int = _data(
+        Whole(1, 65536),
+        8,
+        "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
+        also=["-b"],
+        saved=Saved(1),
+    )
+    grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration", saved=Saved(2))
+    ctx: int | None = _data(
+        Whole(1, 2**24),
+        None,
+        "longest sample, in tokens",
+        also=["-c"],
+        shown_default="128 for plain text, 512 for chat",
+        saved=Saved(3, taken=True),
+    )

@@ -1,0 +1,89 @@
+"""Options as keywords of a Python function: the same names, values and messages as on the command
+line, whose words they become.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from nbllama.errors import UsageError, shown
+from nbllama.options.parser import Option, read
+from nbllama.options.values import Text
+
+
+def keyword_words(
+    options: Sequence[Option], given: Mapping[str, Any], familiar: Mapping[str, str]
+) -> list[str]:
+    """The words of a command line that give the options of `given`, by their Python names.
+
+    A name is the option's, or one of its other long names, with `_` for `-` and without the dashes.
+    None is "not given". Switches take True and False; an option that may be given several times
+    takes a list, and so does one whose value is a list with commas.
+
+    Raises `UsageError` for an unknown name (with the one that was meant), for two names of one
+    option, and for a value of a type that no command line could give. What a value may be is for
+    the parser of the words to say.
+    """
+    by_name = {_python(n): o for o in options for n in o.names if n.startswith("--")}
+    words: list[str] = []
+    seen: dict[str, str] = {}
+    for name, value in given.items():
+        option = by_name.get(name)
+        if option is None:
+            raise _unknown(name, options, familiar)
+        if option.dest in seen:
+            raise UsageError(f"{name} and {seen[option.dest]} are the same option")
+        seen[option.dest] = name
+        if value is not None:
+            words += _words(name, option, value)
+    return words
+
+
+def _words(name: str, option: Option, value: Any) -> list[str]:
+    if option.value is None:
+        # numpy has a bool of its own
+        if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+            raise UsageError(f"{name}: '{shown(value)}' is not allowed; give True or False")
+        return [option.names[0]] if value else [*option.off[:1]]
+    if option.many and isinstance(value, list | tuple):
+        return [f"{option.names[0]}={_text(name, each)}" for each in value]
+    if isinstance(option.value, Text) and option.value.metavar.endswith(",..."):
+        if isinstance(value, Mapping):
+            value = [f"{_text(name, k)}={_text(name, v)}" for k, v in value.items()]
+        if isinstance(value, list | tuple):
+            value = ",".join(_text(name, each) for each in value)
+    return [f"{option.names[0]}={_text(name, value)}"]
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as one would type it. Numbers keep every bit."""
+    if isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, bool):
+        return str(value)  # which no parser of numbers takes
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
+    raise UsageError(f"{name}: a value of type {type(value).__name__} is not allowed")
+
+
+def _python(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) -> UsageError:
+    """What the command line says of such an option, with names as in Python."""
+    for o in options:
+        if f"--{name.replace('_', '-')}" in o.off:
+            return UsageError(f"unknown option '{shown(name)}'; give {o.dest}=False")
+    try:
+        read(options, [f"--{name.replace('_', '-')}"], familiar)
+    except UsageError as e:
+        text = str(e).replace("--help lists them all", "docs/options.md lists them all")
+        return UsageError(re.sub(r"--[a-z][a-z0-9-]*", lambda found: _python(found[0]), text))
+    return UsageError(f"unknown option '{shown(name)}'; docs/options.md lists them all")

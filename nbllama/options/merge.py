@@ -1,0 +1,152 @@
+"""The command lines of `python -m nbllama.export_lora` and `python -m nbllama.quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.errors import UsageError, shown
+from nbllama.export.file_types import ALIASES, FILE_TYPES
+from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
+from nbllama.options.common import THREADS, debug_option, model_option, threads_option
+from nbllama.options.familiar.others import EXPORT_LORA, QUANTIZE
+from nbllama.options.parser import option, parse_into, table
+from nbllama.options.values import Text
+from nbllama.options.words import take_words
+
+_TYPES = " ".join((*FILE_TYPES, *ALIASES)).lower()
+_files = partial(option, "Files")
+_run = partial(option, "Run")
+
+EXPORT_PROG = "python -m nbllama.export_lora"
+_EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
+tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
+_EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; else a file type as in
+`nbllama quantize`, in either case: {_TYPES}
+
+-l and -s may be given several times; all adapters are added up.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
+enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A parsed command line of `export_lora`, but for the adapters."""
+
+    model_base: str = model_option("base model", "-m", "--model")
+    model_out: str = _files(
+        Text(),
+        "",
+        "merged model to write",
+        also=["-o", "--output", "--output-file"],
+        shown_default="must be given",
+    )
+    lora: str = lora_option("-l")
+    lora_scaled: str = lora_scaled_option("-s")
+    outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
+    compare: bool = _run(
+        None, True, "compare the merged model with base and adapters on a short text",
+        off=["--no-compare"], shown_default="on",
+    )  # fmt: skip
+    sample: str = _run(
+        Text(), "", "that text, in UTF-8, of which the first 256 tokens are used",
+        shown_default="the model goes on with four openings",
+    )  # fmt: skip
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_lora` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: ExportOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[str]:
+        """All files and folders that are read."""
+        names = [self.options.model_base, self.options.sample, *(a for a, _ in self.adapters)]
+        return [name for name in names if name]
+
+
+def parse_export(argv: Sequence[str]) -> Export:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(ExportOptions))
+    options = parse_into(
+        ExportOptions,
+        rest,
+        prog=EXPORT_PROG,
+        about=_EXPORT_ABOUT,
+        epilog=_EXPORT_EPILOG,
+        familiar=EXPORT_LORA,
+    )
+    for given, name in (
+        (options.model_base, "--model-base FILE"),
+        (options.model_out, "--model-out FILE"),
+        (adapters, "--lora FILE or --lora-scaled FILE SCALE"),
+    ):
+        if not given:
+            raise UsageError(f"{name} is missing; --help lists every option")
+    if options.sample and not options.compare:
+        raise UsageError("--sample is a text to compare on, which --no-compare leaves out")
+    return Export(options, adapters)
+
+
+QUANTIZE_PROG = "python -m nbllama.quantize"
+_QUANTIZE_ABOUT = "Write a GGUF model in another weight type."
+_QUANTIZE_EPILOG = f"""TYPE, in either case: {_TYPES}
+(q3_k, q4_k and q5_k stand for q3_k_m, q4_k_m and q5_k_m). Which tensor gets which type is
+llama.cpp's choice; --pure gives all of them the same.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
+enough memory, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The options of `quantize`, but for IN, OUT and TYPE."""
+
+    pure: bool = _run(None, False, "one type for all matrices, no mix")
+    allow_requantize: bool = _run(
+        None, False, "quantise a model that is quantised already; that adds up errors"
+    )
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """What `quantize` is to do."""
+
+    options: QuantizeOptions
+    source: str
+    target: str
+    type: str
+    threads: int | None
+
+
+def parse_quantize(argv: Sequence[str]) -> Quantize:
+    """Read the command line (without the program's name); errors as of `parse_export`."""
+    words, rest = take_words(argv, table(QuantizeOptions))
+    options = parse_into(
+        QuantizeOptions, rest, prog=QUANTIZE_PROG, about=_QUANTIZE_ABOUT, epilog=_QUANTIZE_EPILOG,
+        familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
+    )  # fmt: skip
+    if len(words) not in (3, 4) or not all(words):
+        raise UsageError(f"{len(words)} words are given, not IN OUT TYPE; --help says more")
+    threads = options.threads
+    if len(words) == 4:
+        try:
+            last = THREADS.parse(words[3])
+        except ValueError:
+            raise UsageError(
+                f"THREADS: '{shown(words[3])}' is not allowed; give {THREADS.allowed()}"
+            ) from None
+        threads = threads or last
+    return Quantize(options, words[0], words[1], words[2], threads)

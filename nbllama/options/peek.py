@@ -1,0 +1,75 @@
+"""The command line of `python -m nbllama.peek`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.errors import UsageError
+from nbllama.options.common import debug_option
+from nbllama.options.familiar.others import PEEK
+from nbllama.options.parser import option, parse_into, table
+from nbllama.options.values import Choice, Real, Text, Whole
+from nbllama.options.words import take_words
+
+PROG = "python -m nbllama.peek"
+ABOUT = """Look at arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
+nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter."""
+EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; several are
+several words or have commas between.
+
+exit codes: 0 done, 1 the two files of diff differ, 2 bad usage or bad file, 3 path that cannot be
+written, 4 not enough memory, 5 checkpoint or adapter that is damaged"""
+
+_show = partial(option, "Show")
+_diff = partial(option, "diff")
+
+
+@dataclass(frozen=True)
+class PeekOptions:
+    """A parsed command line, but for its words."""
+
+    values: int = _show(Whole(), 0, "print so many of each array's first numbers", also=["-n"])
+    picture: str = _show(
+        Text(), "", "draw a picture (.svg, .png, .pdf); needs matplotlib", shown_default="none"
+    )
+    kind: str = _show(
+        Choice(("auto", "histogram", "heat", "attention")), "auto",
+        "what is drawn; auto: attention maps of kq_soft_max, histograms of all others",
+    )  # fmt: skip
+    head: int | None = _show(
+        Whole(), None, "draw this head only of an attention map", shown_default="all"
+    )
+    json: bool = _show(None, False, "print a JSON document instead of a table")
+    tolerance: float = _diff(
+        Real(), 0.0, "arrays whose largest difference is at most this share of the largest number"
+        " of A are taken for equal",
+    )  # fmt: skip
+    all: bool = _diff(None, False, "list the arrays that are equal, too")
+    debug: bool = debug_option("Show")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be done: `files` is one to show, or two to compare."""
+
+    options: PeekOptions
+    files: tuple[str, ...]
+    patterns: tuple[str, ...] = field(default=())
+
+
+def parse(argv: Sequence[str]) -> Asked:
+    """Read a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    words, rest = take_words(argv, table(PeekOptions))
+    options = parse_into(
+        PeekOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=PEEK,
+        forms=["FILE [PATTERN ...]", "diff A B [PATTERN ...]"],
+    )  # fmt: skip
+    compare = words[:1] == ["diff"]
+    files = words[1:3] if compare else words[:1]
+    if len(files) != 1 + compare:
+        raise UsageError("give FILE [PATTERN ...], or diff A B [PATTERN ...]; --help says more")
+    if compare and options.picture:
+        raise UsageError("--picture: of one file, not of diff")
+    return Asked(options, tuple(files), tuple(words[1 + 2 * compare :]))

@@ -1,0 +1,84 @@
+"""The command line of `python -m nbllama.perplexity`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.errors import UsageError
+from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
+from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.familiar.others import PERPLEXITY
+from nbllama.options.parser import option, parse_into, table
+from nbllama.options.values import Text, Whole
+
+_files = partial(option, "Files")
+_run = partial(option, "Run")
+
+PROG = "python -m nbllama.perplexity"
+_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
+llama-perplexity computes it. With --kl-divergence, how far it is from another model."""
+_EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
+scored.
+
+exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
+that does not fit, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """A parsed command line of `perplexity`, but for the adapters."""
+
+    model: str = model_option("model", "-m", "--model-base")
+    file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")
+    lora: str = lora_option()
+    lora_scaled: str = lora_scaled_option()
+    ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens of a chunk", also=["-c", "--ctx"])
+    chunks: int = _run(Whole(0), 0, "chunks to read; 0: all")
+    kl_divergence: bool = _run(
+        None, False, "compare with --base-model: KL divergence, in nats per token"
+    )
+    base_model: str = _files(
+        Text(),
+        "",
+        "what --kl-divergence compares with, without adapters",
+        shown_default="the model itself, without adapters",
+    )
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What `perplexity` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: PerplexityOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+
+def parse_perplexity(argv: Sequence[str]) -> Perplexity:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(PerplexityOptions))
+    options = parse_into(
+        PerplexityOptions,
+        rest,
+        prog=PROG,
+        about=_ABOUT,
+        epilog=_EPILOG,
+        familiar=PERPLEXITY,
+    )
+    if not options.model:
+        raise UsageError("which model? Give -m FILE; --help lists every option")
+    if not options.file:
+        raise UsageError("which text? Give -f FILE; --help lists every option")
+    if options.base_model and not options.kl_divergence:
+        raise UsageError("--base-model is for --kl-divergence, which was not given")
+    if options.kl_divergence and not (options.base_model or adapters):
+        raise UsageError(
+            "--kl-divergence: compare with what? Give --base-model FILE or --lora FILE"
+        )
+    return Perplexity(options, adapters)

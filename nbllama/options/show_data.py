@@ -1,0 +1,60 @@
+"""The options of `python -m nbllama.show_data`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from nbllama.errors import UsageError
+from nbllama.options.common import debug_option
+from nbllama.options.data import RecordOptions
+from nbllama.options.familiar.others import SHOW_DATA
+from nbllama.options.parser import option, parse_into
+from nbllama.options.values import Text, Whole
+
+PROG = "python -m nbllama.show_data"
+ABOUT = """Show what training makes of a file: its first samples token by token, with the tokens
+marked that are trained, and statistics of all of them."""
+
+_show = partial(option, "Show")
+
+
+@dataclass(frozen=True)
+class _ShowOptions:
+    """What is shown, and of what."""
+
+    model_base: str = _show(
+        Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],
+        shown_default="none, must be given",
+    )  # fmt: skip
+    train_data: str = _show(
+        Text(), "", "training data, a file or a folder with train.jsonl",
+        shown_default="none, must be given",
+    )  # fmt: skip
+    samples: int | None = _show(
+        Whole(), None, "samples to print", also=["-n"], shown_default="3; all with --json"
+    )
+    json: bool = _show(
+        None, False, "print one JSON object a sample and nothing else on standard output"
+    )
+    batch: int = _show(Whole(1, 65536), 8, "batch size that the statistics are for", also=["-b"])
+    ctx: int | None = _show(
+        Whole(1, 2**24), None, "longest sample, in tokens", also=["-c"],
+        shown_default="128 for plain text, 512 for records",
+    )  # fmt: skip
+    debug: bool = debug_option("Show")
+
+
+@dataclass(frozen=True)
+class ShowOptions(_ShowOptions, RecordOptions):
+    """A parsed command line; how records are read is said as for `nbllama.finetune`."""
+
+
+def parse(argv: Sequence[str]) -> ShowOptions:
+    """The options of a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
+    for name in ("model_base", "train_data"):
+        if not getattr(options, name):
+            raise UsageError(f"give --{name.replace('_', '-')} FILE; --help lists every option")
+    return options

@@ -1,0 +1,31 @@
+"""What is said about an option that a program does not have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from nbllama.errors import UsageError, shown
+
+# Below this two names share letters by chance: --device and --escape have 0.63, --data and
+# --val-data 0.75.
+_ALIKE = 0.76
+
+
+def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
+    """The error for `name`, which is none of the options `names`.
+
+    `familiar`: for names of other programs the option that is meant here, or a sentence that
+    says what to do instead.
+    """
+    if not name.startswith("-"):
+        model = next((n for n in ("--model", "--model-base") if n in names), "")
+        if model and name.lower().endswith(".gguf"):
+            return UsageError(f"'{shown(name)}' belongs to no option; a model is given as {model}")
+        return UsageError(f"'{shown(name)}' belongs to no option; --help lists them all")
+    near = [familiar[name]] if name in familiar else []
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
+    hint = near[0] if near else "--help lists them all"
+    if near and " " not in hint:
+        hint = f"did you mean {hint}?"
+    return UsageError(f"unknown option '{shown(name)}'; {hint}")

@@ -1,0 +1,206 @@
+"""What the value of an option may be: how a text is read, and what help and errors say of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from nbllama.options.steps import STEPS, parse_steps
+
+# What the program itself gives to a chat template.
+RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text, such as a file name; it may be empty."""
+
+    metavar: str = "FILE"
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def allowed(self) -> str:
+        return "any text"
+
+
+@dataclass(frozen=True)
+class Words(Text):
+    """Text that is read, not the name of a file: UTF-8, whatever the locale says of the command
+    line.
+    """
+
+    metavar: str = "TEXT"
+
+    def parse(self, text: str) -> str:
+        """The text; raises `ValueError` if it is not UTF-8."""
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not read
+            return os.fsencode(text).decode("utf-8")
+        return text
+
+    def allowed(self) -> str:
+        return "text in UTF-8"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`, both allowed."""
+
+    low: int = 0
+    high: int = 2**31 - 1
+    metavar: str = "N"
+
+    def parse(self, text: str) -> int:
+        """The number; raises `ValueError` if it is none or out of range."""
+        number = int(text)
+        if not self.low <= number <= self.high:
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        if self.high == 2**31 - 1:
+            return "a whole number" if self.low < -1 else f"a whole number, {self.low} or more"
+        return f"a whole number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number in [low, high], or without an end where `above` / `below` says so."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False  # low itself is not allowed
+    below: bool = False  # high itself is not allowed
+    metavar: str = "X"
+
+    def parse(self, text: str) -> float:
+        """The number; raises `ValueError` if it is none, not finite or out of range."""
+        number = float(text)
+        over = number > self.low if self.above else number >= self.low
+        under = number < self.high if self.below else number <= self.high
+        if not (math.isfinite(number) and over and under):
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        if math.isinf(self.low):
+            return "a number"
+        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if math.isinf(self.high):
+            return f"a number, {low}"
+        return f"a number, {low}, {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    metavar: str = "WORD"
+
+    def parse(self, text: str) -> str:
+        """The word; raises `ValueError` for another one."""
+        if text not in self.words:
+            raise ValueError(text)
+        return text
+
+    def allowed(self) -> str:
+        return " or ".join(self.words)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number of bytes, plain or in units of 10^3, 10^6, 10^9: `750M`, `1.5G`."""
+
+    metavar: str = "SIZE"
+
+    def parse(self, text: str) -> int:
+        """The bytes; raises `ValueError` for anything else."""
+        unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
+        number = float(text[:-1] if unit else text) * (unit or 1.0)
+        if not 1 <= number < 2**62:
+            raise ValueError(text)
+        return int(number)
+
+    def allowed(self) -> str:
+        return "a number of bytes, such as 750M or 1.5G"
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day, as `YYYY-MM-DD`."""
+
+    metavar: str = "DATE"
+
+    def parse(self, text: str) -> str:
+        """The day as it was written; raises `ValueError` for anything else."""
+        return date.fromisoformat(text).isoformat()
+
+    def allowed(self) -> str:
+        return "a day as YYYY-MM-DD"
+
+
+@dataclass(frozen=True)
+class Variables:
+    """Variables of a chat template, as `parse_variables` reads them."""
+
+    metavar: str = "NAME=VALUE,..."
+
+    def parse(self, text: str) -> str:
+        """The text as it was given; raises `ValueError` if it cannot be read."""
+        parse_variables(text)
+        return text
+
+    def allowed(self) -> str:
+        return "NAME=VALUE, or several with commas between them; a value is JSON, or text"
+
+
+def parse_variables(text: str) -> dict[str, Any]:
+    """The variables of `--template-vars`: "a=false,b=[1, 2],c=high". A value is JSON; what is not
+    JSON is text up to the next comma. Raises `ValueError` for another form, for a name that comes
+    twice, and for one that the program itself gives to a template.
+    """
+    decoder, out, at = json.JSONDecoder(), {}, 0
+    while at < len(text.rstrip()):
+        name, equals, _ = text[at:].partition("=")
+        at += len(name) + 1
+        name = name.strip()
+        if not equals or not name.isidentifier() or name in out or name in RESERVED:
+            raise ValueError(text)
+        at += len(text[at:]) - len(text[at:].lstrip())
+        comma = text.find(",", at)
+        end = len(text) if comma < 0 else comma
+        try:
+            value, after = decoder.raw_decode(text, at)
+            if text[after:].lstrip()[:1] not in ("", ","):
+                raise ValueError(text)
+            end = after + text[after:].find(",") if "," in text[after:] else len(text)
+        except ValueError:
+            if text[at : at + 1] in ("[", "{", '"'):
+                raise ValueError(text) from None
+            value = text[at:end].strip()
+        out[name] = value
+        at = end + 1  # behind the comma
+    return out
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """Iterations and a pattern of names, as `nbllama.options.steps` reads them."""
+
+    metavar: str = "STEP:PATTERN"
+
+    def parse(self, text: str) -> str:
+        """The text as it was given; raises `ValueError` if it cannot be read."""
+        parse_steps(text)
+        return text
+
+    def allowed(self) -> str:
+        return STEPS
+
+
+Value = Text | Whole | Real | Choice | Day | Size | Variables | Dumped

@@ -1,0 +1,80 @@
+"""The command line of `python -m nbllama.verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nbllama.errors import UsageError
+from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapters
+from nbllama.options.common import debug_option, model_option, threads_option
+from nbllama.options.familiar.others import VERIFY
+from nbllama.options.parser import option, parse_into, table
+from nbllama.options.values import Text
+
+_files = partial(option, "Files")
+_checks = partial(option, "Checks")
+_run = partial(option, "Run")
+
+PROG = "python -m nbllama.verify"
+_ABOUT = """Does an adapter do anything, does merging keep it, and does llama.cpp read it alike?"""
+_EPILOG = """Three checks on a short text: the model with the adapter against the model without it;
+merged against unmerged; and, where the package xllamacpp is installed, llama.cpp against this
+program, with the same files.
+
+exit codes: 0 all checks passed, 1 one says no, 2 bad usage or bad file, 3 path that cannot be
+written, 4 not enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """A parsed command line of `verify`, but for the adapters."""
+
+    model: str = model_option("base model", "-m", "--model-base")
+    lora: str = lora_option()
+    lora_scaled: str = lora_scaled_option()
+    file: str = _files(
+        Text(), "", "sample text in UTF-8, of which the first 256 tokens are used", also=["-f"],
+        shown_default="the model goes on with four openings",
+    )  # fmt: skip
+    merge: bool = _checks(
+        None, True, "merge into a temporary file and compare", off=["--no-merge"],
+        shown_default="on",
+    )  # fmt: skip
+    outtype: str = _checks(
+        Text("TYPE"), "", "weight types of that file, as for export-lora",
+        shown_default="f32 for merged tensors, the others as they are",
+    )  # fmt: skip
+    llama: bool = _checks(
+        None, True, "compare with llama.cpp", off=["--no-llama"],
+        shown_default="on if xllamacpp is installed",
+    )  # fmt: skip
+    threads: int | None = threads_option()
+    debug: bool = debug_option()
+
+
+@dataclass(frozen=True)
+class Verify:
+    """What `verify` is to do: the options, and the adapters as (file, scale) in order."""
+
+    options: VerifyOptions
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+
+
+def parse_verify(argv: Sequence[str]) -> Verify:
+    """Read the command line (without the program's name).
+
+    Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
+    """
+    adapters, rest = take_adapters(argv, table(VerifyOptions))
+    options = parse_into(
+        VerifyOptions, rest, prog=PROG, about=_ABOUT, epilog=_EPILOG, familiar=VERIFY
+    )
+    if not options.model:
+        raise UsageError("which model? Give -m FILE; --help lists every option")
+    if not adapters:
+        raise UsageError("which adapter? Give --lora FILE; --help lists every option")
+    if options.outtype and not options.merge:
+        raise UsageError("--outtype is for the check of merging, which --no-merge leaves out")
+    return Verify(options, adapters)

@@ -1,0 +1,31 @@
+"""Words of a command line that belong to no option, such as file names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbllama.options.parser import Option, plain
+
+
+def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str], list[str]]:
+    """The words that stand by themselves, and the rest for `nbllama.options.parser.parse_into`.
+
+    What follows `--` is words.
+    """
+    by_name = {name: o for o in options for name in (*o.names, *o.off)}
+    words: list[str] = []
+    left: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return words + rest, left
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+            continue
+        left.append(word)
+        name, equals, _ = word.partition("=")
+        found = by_name.get(plain(name))
+        if found is not None and found.value is not None and not equals and rest:
+            left.append(rest.pop(0))
+    return words, left

@@ -1,0 +1,34 @@
+"""float32 to IEEE half and bfloat16 inside kernels, and storing bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.quants._raw import half_of_bits
+from nbllama.quants.encode._vec import bits_of_float
+
+_INFINITE = 0x7C00
+
+
+@kernel(own="quants/encode")
+def half_bits(value):  # type: ignore[no-untyped-def]
+    """The half nearest to a float32 that is a number (ties to even), as its 16 bits in an int64.
+
+    From 65520 on that is infinity; below 2^-14 the half has fewer bits (subnormal).
+    """
+    bits = bits_of_float(np.float32(value))
+    sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    if size < 0x38800000:
+        return sign | np.int64(np.rint(abs(np.float32(value)) * np.float32(2.0**24)))
+    rounded = (size - 0x38000000 + 0xFFF + ((size >> 13) & 1)) >> 13
+    return sign | min(rounded, _INFINITE)
+
+
+@kernel(own="quants/encode")
+def put_half(out, at, value):  # type: ignore[no-untyped-def]
+    """Store a float32 as a half at byte `at`; returns the half as float32."""
+    bits = half_bits(value)
+    out[at] = np.uint8(bits & 255)
+    out[at + 1] = np.uint8(bits >> 8)
+    return half_of_bits(bits)

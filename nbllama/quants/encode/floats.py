@@ -1,0 +1,31 @@
+"""Encoders of F16 and BF16: rounding to nearest, ties to even; F32 is a copy.
+
+llama.cpp: `ggml_fp32_to_fp16_row`, `ggml_fp32_to_bf16_row`. Bytes are equal for numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.quants.encode._half import half_bits
+from nbllama.quants.encode._vec import bits_of_float
+
+
+@kernel(own="quants/encode")
+def encode_f16(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """float32 to IEEE half; from 65520 on that is infinity."""
+    for i in range(n_blocks):
+        bits = half_bits(x[np.uint64(src + i)])
+        out[np.uint64(dst + 2 * i)] = np.uint8(bits & 255)
+        out[np.uint64(dst + 2 * i + 1)] = np.uint8(bits >> 8)
+
+
+@kernel(own="quants/encode")
+def encode_bf16(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """float32 to its upper half."""
+    for i in range(n_blocks):
+        bits = bits_of_float(x[np.uint64(src + i)])
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        out[np.uint64(dst + 2 * i)] = np.uint8(bits & 255)
+        out[np.uint64(dst + 2 * i + 1)] = np.uint8(bits >> 8)

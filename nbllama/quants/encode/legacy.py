@@ -1,0 +1,142 @@
+"""Encoders of Q4_0 Q4_1 Q5_0 Q5_1 Q8_0; layouts are in `nbllama.quants.legacy`.
+
+| type | d | m | code |
+|---|---|---|---|
+| Q4_0, Q5_0 | largest weight in size / -8, / -16 | | round(x / d) + 8, + 16 |
+| Q4_1, Q5_1 | (most - least) / 15, / 31 | least | round((x - m) / d) |
+| Q8_0 | largest size / 127 | | round(x / d) |
+
+Codes are made with `d` before it is rounded to a half.
+
+llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Bytes are equal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.quants.encode._half import put_half
+from nbllama.quants.encode._search import extreme
+
+_0, _1, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+
+
+@kernel(own="quants/encode")
+def _take(x, at, group):  # type: ignore[no-untyped-def]
+    for j in range(32):
+        group[j] = x[np.uint64(at + j)]
+
+
+@kernel(own="quants/encode")
+def _inverse(d):  # type: ignore[no-untyped-def]
+    """1 / d, and 0 where that overflows: such weights are 0 in the file whatever their codes."""
+    inverse = _1 / d if d != 0 else _0
+    return inverse if abs(inverse) < np.float32(np.inf) else _0
+
+
+@kernel(own="quants/encode")
+def _symmetric(group, high, codes):  # type: ignore[no-untyped-def]
+    """codes = round(x / d) + high, at most 2 high - 1; returns d."""
+    d = extreme(group, 32) / -high
+    inverse = _inverse(d)
+    middle, top = high + _HALF, high + high - _1
+    for j in range(32):
+        codes[j] = np.uint8(min(top, np.floor(group[j] * inverse + middle)))
+    return d
+
+
+@kernel(own="quants/encode")
+def _affine(group, top, codes):  # type: ignore[no-untyped-def]
+    """codes = round((x - least) / d), at most `top`; returns d and least."""
+    least = most = group[0]
+    for j in range(1, 32):
+        least, most = min(least, group[j]), max(most, group[j])
+    d = (most - least) / top
+    inverse = _inverse(d)
+    for j in range(32):
+        codes[j] = np.uint8(min(top, np.floor((group[j] - least) * inverse + _HALF)))
+    return d, least
+
+
+@kernel(own="quants/encode")
+def _pack(codes, out, to):  # type: ignore[no-untyped-def]
+    """32 codes (their four low bits) to 16 bytes."""
+    for j in range(16):
+        out[np.uint64(to + j)] = np.uint8((codes[j] & 15) | ((codes[j + 16] & 15) << 4))
+
+
+@kernel(own="quants/encode")
+def _put_fifth_bits(codes, out, to):  # type: ignore[no-untyped-def]
+    for k in range(4):
+        byte = np.uint8(0)
+        for j in range(8):
+            byte |= np.uint8((codes[8 * k + j] >> 4) << j)
+        out[np.uint64(to + k)] = byte
+
+
+@kernel(own="quants/encode")
+def encode_q4_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * (q - 8)."""
+    group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
+    for b in range(n_blocks):
+        to = dst + 18 * b
+        _take(x, src + 32 * b, group)
+        put_half(out, to, _symmetric(group, np.float32(8), codes))
+        _pack(codes, out, to + 2)
+
+
+@kernel(own="quants/encode")
+def encode_q4_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * q + m."""
+    group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
+    for b in range(n_blocks):
+        to = dst + 20 * b
+        _take(x, src + 32 * b, group)
+        d, m = _affine(group, np.float32(15), codes)
+        put_half(out, to, d)
+        put_half(out, to + 2, m)
+        _pack(codes, out, to + 4)
+
+
+@kernel(own="quants/encode")
+def encode_q5_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * (q - 16)."""
+    group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
+    for b in range(n_blocks):
+        to = dst + 22 * b
+        _take(x, src + 32 * b, group)
+        put_half(out, to, _symmetric(group, np.float32(16), codes))
+        _put_fifth_bits(codes, out, to + 2)
+        _pack(codes, out, to + 6)
+
+
+@kernel(own="quants/encode")
+def encode_q5_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * q + m."""
+    group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
+    for b in range(n_blocks):
+        to = dst + 24 * b
+        _take(x, src + 32 * b, group)
+        d, m = _affine(group, np.float32(31), codes)
+        put_half(out, to, d)
+        put_half(out, to + 2, m)
+        _put_fifth_bits(codes, out, to + 4)
+        _pack(codes, out, to + 8)
+
+
+@kernel(own="quants/encode")
+def encode_q8_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    """w = d * q."""
+    group = np.empty(32, np.float32)
+    for b in range(n_blocks):
+        to = dst + 34 * b
+        _take(x, src + 32 * b, group)
+        d = abs(extreme(group, 32)) / np.float32(127)
+        inverse = _inverse(d)
+        put_half(out, to, d)
+        for j in range(32):
+            scaled = group[j] * inverse
+            size = np.floor(abs(scaled) + _HALF)  # ties away from zero, as C's roundf
+            q = np.int32(size if scaled >= 0 else -size)
+            out[np.uint64(to + 2 + j)] = np.uint8(q & 255)

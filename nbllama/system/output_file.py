@@ -1,0 +1,31 @@
+"""The file that a program writes: none of those it reads, and proved before the work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from nbllama.errors import UsageError, shown
+from nbllama.system.files import check_writable, sweep_temporary
+
+
+def prepare_output(path: str, inputs: Iterable[str]) -> None:
+    """Refuse an output that is one of the inputs, or a file in a folder that is one, or that cannot
+    be written; remove dead leftovers.
+
+    Raises `UsageError` or `OutputError`.
+    """
+    for file in inputs:
+        if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
+            raise UsageError(f"{shown(path, 400)}: is an input too; choose another output name")
+    check_writable(path)
+    sweep_temporary(path)
+
+
+def _files(name: str) -> Iterator[str]:
+    """An input that exists, and what is in it if it is a folder (an adapter of PEFT's format)."""
+    if os.path.exists(name):
+        yield name
+    if os.path.isdir(name):
+        with os.scandir(name) as entries:
+            yield from (entry.path for entry in entries if entry.is_file())

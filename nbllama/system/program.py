@@ -1,0 +1,168 @@
+"""The frame around every program: UTF-8 output, one line for an error, and the exit code.
+
+| what ends the program | exit |
+|---|---|
+| `NbllamaError` | its own code (see `nbllama.errors`) |
+| no memory | 4 |
+| Ctrl-C outside of training | 130 |
+| SIGTERM outside of training | 143 |
+| a path that cannot be read | 2 |
+| a path that cannot be written | 3 |
+| anything else, which is a bug | 1 |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+
+from nbllama.errors import Interrupted, NbllamaError, shown
+
+_LINE = 4000  # characters; a line that tells how to resume holds a whole command
+_WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
+
+_name: ContextVar[str] = ContextVar("_name", default="")
+
+
+@contextmanager
+def called(name: str) -> Iterator[None]:
+    """Within the `with` block the program that runs is called `name`, such as "nbllama chat"."""
+    token = _name.set(name)
+    try:
+        yield
+    finally:
+        _name.reset(token)
+
+
+def called_as(name: str) -> str:
+    """What to call the program that runs: as it was started, by default `name`."""
+    return _name.get() or name
+
+
+def prepare_streams() -> None:
+    """Make standard output and error UTF-8 that never fails on a character, line by line.
+
+    A missing one of the first three file descriptors is opened on the null device: otherwise the
+    next file that the program opens would get its number.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _say(line: str) -> None:
+    try:
+        print(shown(line, _LINE), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # no one is left to tell; the exit code still does
+
+
+def _close_stdout() -> None:
+    """Flush; if the reader is gone, keep the interpreter from complaining when it exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        os.dup2(sys.stdout.fileno(), 1)
+
+
+def os_error_code(e: OSError) -> int:
+    """Exit code of an `OSError` that no one expected: 4 memory, 3 writing, 2 reading, 1 unknown."""
+    if e.errno == errno.ENOMEM:
+        return 4
+    if e.errno in _WRITING:
+        return 3
+    if e.filename is None:
+        return 1
+    path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
+    if isinstance(e, PermissionError):
+        return 2 if os.path.exists(path) and not os.access(path, os.R_OK) else 3
+    # What can be read, or has no folder to be made in, was to be written.
+    return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
+
+
+def _told(e: BaseException) -> tuple[str, int]:
+    """The line and the exit code for an exception."""
+    if isinstance(e, Interrupted):
+        return str(e), e.exit_code
+    if isinstance(e, NbllamaError):
+        return f"error: {e}", e.exit_code
+    if isinstance(e, KeyboardInterrupt):
+        return "stopped by SIGINT", 130
+    if isinstance(e, MemoryError):
+        reason = f" ({e})" if str(e) else ""
+        return f"error: not enough memory{reason}; try smaller --batch or --ctx", 4
+    if isinstance(e, BrokenPipeError) and e.filename is None:
+        return "error: the reader of the output is gone", 1
+    if isinstance(e, OSError):
+        where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, str | bytes) else ""
+        return f"error: {where}{e.strerror or e}", os_error_code(e)
+    return f"internal error: {type(e).__name__}: {e}", 1
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds the program, so that nothing half done is left; unless it is ignored, or
+    someone else's already.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM", signum)
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run_program(
+    program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Run `program` with the words of a command line, by default the process's; the exit code.
+
+    What it returns is the exit code, None for 0; what it raises ends as one line on standard error,
+    with --debug behind a traceback. `SystemExit` passes with its code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
+    try:
+        with _terminable():
+            code = program(words) or 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException as e:
+        line, code = _told(e)
+        if "--debug" in words:
+            _traceback()
+        elif line.startswith("internal"):
+            line += " (run again with --debug to see where)"
+        _say(line)
+    _close_stdout()
+    return code
+
+
+def _traceback() -> None:
+    try:
+        traceback.print_exc(file=sys.stderr)
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,53 @@
+"""Tokens grouped so that every group is whole characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from nbllama.text.tokenizer import Tokenizer
+
+
+class Group(NamedTuple):
+    """Tokens `first` to `last` (included) of a sequence, and their text; a byte that is part of no
+    character is written `\\xHH`.
+    """
+
+    first: int
+    last: int
+    text: str
+
+
+def character_groups(
+    tokenizer: Tokenizer, ids: Sequence[int], apart: Sequence[bool] | None = None
+) -> list[Group]:
+    """The smallest groups of neighbouring tokens that are whole characters.
+
+    A byte-level vocabulary may cut a character such as a Chinese one into several tokens. Groups do
+    not reach across a place where `apart` (one flag a token) changes.
+    """
+    groups: list[Group] = []
+    held, first = b"", 0
+    for n, token in enumerate(ids):
+        if apart is not None and held and apart[n] != apart[n - 1]:
+            groups.append(Group(first, n - 1, _escaped(held)))
+            held = b""
+        if not held:
+            first = n
+        held += tokenizer.token_bytes(token)
+        try:
+            text = held.decode("utf-8")
+        except UnicodeDecodeError as e:
+            if e.reason == "unexpected end of data":
+                continue  # the next token may complete the character
+            text = _escaped(held)
+        groups.append(Group(first, n, text))
+        held = b""
+    if held:
+        groups.append(Group(first, len(ids) - 1, _escaped(held)))
+    return groups
+
+
+def _escaped(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")

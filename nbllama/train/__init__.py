@@ -1,0 +1,3 @@
+"""Training: one step (`trainer`), what surrounds it, and a whole run from options to files
+(`run`).
+"""

@@ -1,0 +1,117 @@
+"""What a run will take, printed before it starts and compared with the truth when it ends.
+
+Memory is added up, not guessed: what the process holds once its kernels are compiled, every array
+that the trainer has allocated but not yet touched, and the model file, whose pages the system maps
+in as they are read (and can drop again: they are not private). Time is measured: one block, one
+loss, at the run's own size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.errors import NotEnoughMemory
+from nbllama.model.activations import activation_bytes
+from nbllama.model.passes import layout
+from nbllama.ops.attention.attention import forward_floats
+from nbllama.ops.attention.grad import gradient_floats
+from nbllama.ops.linear.lora_grad import sum_floats
+from nbllama.ops.linear.matmul import scratch_bytes
+from nbllama.ops.loss import LossBuffers
+from nbllama.report.log import memory
+from nbllama.system.memory import available_memory, mapped, resident
+from nbllama.train.probe import step_seconds
+from nbllama.train.trainer import Trainer
+
+
+class Forecast(NamedTuple):
+    """Bytes, and seconds an iteration."""
+
+    held: int  # resident already, without the mapped file: program, kernels, data, optimiser
+    activations: dict[bool, int]  # with checkpointing (True) and without
+    checkpointing: bool
+    chosen: int  # activations of this run
+    loss: int  # logits of one chunk of positions
+    scratch: int  # tiles and score rows of all threads
+    saving: int  # the copy of adapter and moments that a save makes
+    weights: int  # the mapped file
+    seconds: float
+
+    @property
+    def untouched(self) -> int:
+        """What will be taken beyond `held` and cannot be dropped again."""
+        return self.chosen + self.loss + self.scratch + self.saving
+
+    @property
+    def peak(self) -> int:
+        """Expected peak of resident memory."""
+        return self.held + self.untouched + self.weights
+
+
+def check_memory(trainer: Trainer, threads: int) -> Forecast:
+    """The forecast without times, before anything is compiled.
+
+    Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
+    """
+    needs = _memory(trainer, threads)
+    available = available_memory()
+    if needs.untouched > available:
+        more = needs.activations[True] + needs.untouched - needs.chosen
+        hint = "try a smaller --batch or --ctx"
+        if trainer.kept and more < available:
+            hint = "a smaller --activation-memory would do"
+        elif not needs.checkpointing and more < available:
+            hint = "--use-checkpointing would do"
+        raise NotEnoughMemory(
+            f"the run needs {memory(needs.untouched)} more and {memory(available)} are available; "
+            f"{hint}"
+        )
+    return needs
+
+
+def forecast(trainer: Trainer, threads: int) -> Forecast:
+    """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
+    return _memory(trainer, threads)._replace(seconds=step_seconds(trainer))
+
+
+def _memory(trainer: Trainer, threads: int) -> Forecast:
+    model, hp, adapter = trainer.model, trainer.model.hp, trainer.adapter
+    for array in (*adapter.parameters().values(), *trainer.gradients.values()):
+        _touch(array)
+    for moments in (trainer.opt.m, trainer.opt.v):
+        for array in moments.values():
+            _touch(array)
+    most, drops = trainer.limits, trainer.dropout > 0
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=drops)
+    pair = adapter.pairs.get(model.output.name)
+    rows = min(trainer.batch, trainer.dataset.n_samples)
+    shape = (hp.n_head_kv, hp.head_dim)
+    passes = (
+        forward_floats(most.longest, most.tokens, rows, *shape),
+        gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
+    )
+    width = max(
+        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+    )
+    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
+    own, common = (max(floats) for floats in zip(*passes, strict=True))
+    return Forecast(
+        held=resident() - mapped(model.gguf.path),
+        activations={on: activation_bytes(sizes, checkpointing=on) for on in (True, False)},
+        checkpointing=trainer.checkpointing,
+        chosen=activation_bytes(sizes, checkpointing=trainer.checkpointing, kept=trainer.kept),
+        loss=LossBuffers.nbytes(
+            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
+        ),
+        scratch=4 * (threads * own + common + sums) + threads * scratch_bytes(),
+        saving=(3 if trainer.opt.has_second_moment else 2) * 4 * adapter.n_parameters,
+        weights=model.gguf.size,
+        seconds=0.0,
+    )
+
+
+def _touch(array: np.ndarray) -> None:
+    """Have the system give memory to an array of zeros that was only promised; changes no bit."""
+    np.multiply(array, 1, out=array)

@@ -1,0 +1,100 @@
+"""A few passes before a run starts: to compile its kernels, and to see how long a step takes."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.kernels.turns import one_at_a_time
+from nbllama.model.activations import Activations
+from nbllama.model.block import block_backward, block_forward
+from nbllama.train.trainer import Trainer
+
+TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
+
+
+@one_at_a_time
+def compile_kernels(trainer: Trainer) -> float:
+    """Compile every kernel that the run needs, on a few tokens. Seconds it took."""
+    start = time.perf_counter()
+    n = TOKENS
+    tokens = np.zeros(n, np.int32)
+    batch = Batch.from_rows([(tokens, tokens)])
+    acts = trainer.model.activations(
+        trainer.adapter, n, n, checkpointing=True, dropout=trainer.dropout > 0
+    )
+    trainer.set_dropout(0)
+    buffers = trainer.model.loss_buffers(trainer.adapter, n)
+    trainer.model.embed_tokens(trainer.bound, acts, batch)
+    kinds: dict[tuple[int, ...], int] = {}
+    for layer in range(trainer.model.hp.n_layer):
+        kinds.setdefault(trainer.model.block_types(layer), layer)
+    for layer in kinds.values():
+        acts.x(layer, n)[:] = acts.x(0, n)
+        _one_block(trainer, layer, acts, batch)
+    last = trainer.model.hp.n_layer
+    acts.x(last, n)[:] = acts.x(0, n)
+    trainer.model.loss(trainer.bound, acts, buffers, batch, 1.0, gradient=True)
+    trainer.model.embed_tokens_backward(trainer.bound, acts, batch)
+    trainer.bound.zero_grads()
+    trainer.bound.dropout = None
+    return time.perf_counter() - start
+
+
+def _one_block(
+    trainer: Trainer, layer: int, acts: Activations, batch: Batch, repeat: bool = False
+) -> None:
+    """A block's forward pass (twice with `repeat`, as under checkpointing) and backward pass."""
+    block_forward(trainer.model, layer, trainer.bound, acts, batch)
+    if repeat:
+        block_forward(trainer.model, layer, trainer.bound, acts, batch, recompute=True)
+    acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
+    block_backward(trainer.model, layer, trainer.bound, acts, batch, 0)
+
+
+@one_at_a_time
+def step_seconds(trainer: Trainer) -> float:
+    """Seconds an iteration will take on average.
+
+    One block and one loss are timed at the run's own size. Changes nothing.
+    """
+    batch = trainer.feed.take(trainer.position, trainer.batch, 1).batches[0]
+    layers = trainer.model.hp.n_layer
+    lowest = min(trainer.adapter.lowest_layer(), layers)
+    trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
+    trainer.set_dropout(0)
+    blocks, heads = [], []
+    for _ in range(2):
+        spent = []
+        for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
+            start = time.perf_counter()
+            _one_block(trainer, 0, trainer.acts, batch, repeat=twice)
+            spent.append(time.perf_counter() - start)
+        again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
+        share = again / max(1, layers - lowest)
+        blocks.append(spent[0] * (1 - share) + spent[-1] * share)
+        trainer.acts.x(layers, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
+        start = time.perf_counter()
+        trainer.model.loss(
+            trainer.bound,
+            trainer.acts,
+            trainer.buffers,
+            batch,
+            1.0 / batch.n_trained,
+            gradient=True,
+        )
+        heads.append(time.perf_counter() - start)
+    trainer.bound.zero_grads()
+    trainer.bound.dropout = None
+    # Blocks below the lowest pair run forwards only: about a third of the work.
+    work = (layers - lowest) + lowest / 3
+    per_token = min(blocks) * work / batch.n_tokens
+    per_trained = min(heads) / batch.n_trained
+    mean, n = trainer.limits, trainer.dataset.n_samples
+    per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
+    if not trainer.feed.wraps:
+        per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
+    return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)

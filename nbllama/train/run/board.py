@@ -1,0 +1,46 @@
+"""`--tensorboard`: event files, written by the package tensorboardX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbllama.errors import OutputError, UsageError, shown
+from nbllama.report.log import EvaluationRecord, StepRecord, as_row
+
+_STEP = {
+    "loss": "loss/train", "lr": "learning_rate", "grad_norm": "gradient_norm",
+    "tokens_per_s": "tokens_per_second", "rss_bytes": "memory_bytes",
+}  # fmt: skip
+_EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validation"}
+
+
+class Board:
+    """A folder of event files. What goes wrong with it after the start does not stop training."""
+
+    def __init__(self, folder: str) -> None:
+        """Raises `UsageError` if the package is missing, `OutputError` for a folder that cannot be
+        written.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as e:
+            raise UsageError(
+                "--tensorboard needs the package tensorboardX: pip install 'nbllama[tensorboard]'"
+            ) from e
+        try:
+            self._writer: Any = SummaryWriter(folder)
+        except OSError as e:
+            raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e
+
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        row = as_row(record)
+        names = _EVALUATION if isinstance(record, EvaluationRecord) else _STEP
+        for key, tag in names.items():
+            if row[key] is not None:
+                self._writer.add_scalar(tag, row[key], record.iter)
+        for i, sample in enumerate(row.get("samples", ())):
+            text = f"**{sample['prompt']}**\n\n{sample['answer']}"
+            self._writer.add_text(f"samples/{i + 1}", text, record.iter)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,235 @@
+"""The training data of a run, and the order in which it is dealt out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from nbllama.data import (
+    MT19937,
+    Cutter,
+    Dataset,
+    Feed,
+    OldFeed,
+    Packed,
+    Position,
+    Progress,
+    RawText,
+    Rules,
+    Samples,
+    SampleStart,
+    SeedFeed,
+    Splits,
+    Style,
+    every_token,
+    find_splits,
+    load_dataset,
+    open_data,
+    open_records,
+    parse_columns,
+)
+from nbllama.data.feed import iterations
+from nbllama.data.held_out import apart, hold_out
+from nbllama.errors import UsageError, shown
+from nbllama.options.data import DataOptions
+from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.options.values import parse_variables
+from nbllama.text import Tokenizer, chat_template_for, find_layout
+from nbllama.train.run.defaults import context
+from nbllama.train.run.given import NOTHING, Given, Records
+
+if TYPE_CHECKING:
+    from nbllama.checkpoint.state import TrainState
+    from nbllama.model.passes import Model
+
+_MUCH = 4_000_000  # characters that take more than a moment to tokenise
+
+
+def old_order(options: Options, state: TrainState | None) -> bool:
+    """Whether samples come in the old tool's order: as asked for, or as the run began."""
+    return options.compat or (state is not None and (state.old or bool(state.rng_state)))
+
+
+def load_data(
+    options: Options,
+    model: Model,
+    state: TrainState | None,
+    seed: int,
+    say: Progress | None = None,
+    given: Given = NOTHING,
+) -> tuple[Dataset, Dataset | None]:
+    """The samples of `--train-data`, a file or a folder with one, and those for validation, if any:
+    `--val-data`, `--val-split`, or the folder's own.
+
+    `say` gets a line now and then while much text is tokenised. `given`: records in memory take the
+    place of these files. Raises as `_load`, and `UsageError`
+    for validation data of another kind or that are missing.
+    """
+    files = Splits(options.train_data)
+    if given.train_data is None:
+        files = find_splits(options.train_data)
+    data: Dataset = _load(files.train, options, model, state, say, given.train_data)
+    validation: Dataset | None = None
+    other = options.val_data or (None if options.val_split else files.valid)
+    if options.val_split:
+        data, validation = hold_out(data, options.val_split, seed)
+    elif other:
+        validation = apart(_load(other, options, model, state, say, given.val_data))
+        if validation.kind != data.kind:
+            words = {"raw": "plain text", "chat": "records"}
+            raise UsageError(
+                f"--val-data {shown(other)} holds {words[validation.kind]}, the training data "
+                f"{words[data.kind]}"
+            )
+    elif options.early_stop:
+        raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
+    if isinstance(data, Samples) and options.packing:
+        data = Packed(data)
+    return data, validation
+
+
+def _load(
+    path: str,
+    options: Options,
+    model: Model,
+    state: TrainState | None,
+    say: Progress | None,
+    records: Records | None,
+) -> Dataset:
+    """The samples of a file.
+
+    The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
+    every file is that. Raises `DataError`, and `UsageError` for options of plain text with records
+    and the other way round.
+    """
+    old = old_order(options, state)
+    cutter = every_token
+    if options.sample_start:
+        cutter = SampleStart(
+            options.sample_start,
+            include=options.include_sample_start,
+            overlapping=options.overlapping_samples,
+            old=old,
+        )
+    rules = Rules(
+        fill_with_next_samples=options.fill_with_next_samples,
+        separate_with_eos=options.separate_with_eos,
+        separate_with_bos=options.separate_with_bos,
+        sample_random_offsets=options.sample_random_offsets,
+        pad=options.compat,
+    )
+    data = load_file(
+        path, options, model.tokenizer, old=old, cutter=cutter, rules=rules, say=say,
+        records=records,
+    )  # fmt: skip
+    _check_kind(options, path, data.kind)
+    return data
+
+
+def load_file(
+    path: str,
+    options: DataOptions,
+    tokenizer: Tokenizer,
+    *,
+    old: bool = False,
+    cutter: Cutter = every_token,
+    rules: Rules | None = None,
+    say: Progress | None = None,
+    records: Records | None = None,
+    keep_texts: bool = False,
+) -> Dataset:
+    """The samples of any file, read by the options of `--train-data`, or of `records` by the name
+    `path`. `keep_texts`: see `load_samples`. Raises as `load_data`.
+    """
+    layout = find_layout(options.chat_template) if options.chat_template else None
+    style = Style(layout.joint, layout.with_input) if layout is not None else Style()
+    columns, data_format = parse_columns(options.data_columns), options.data_format
+    if records is None:
+        data = open_data(
+            path, "raw" if old else data_format, columns=columns, style=style,
+            skip_bad=options.skip_bad, keep_mark=old,
+        )  # fmt: skip
+    elif old:
+        raise UsageError(f"{path}: a run of the old finetune reads plain text from a file only")
+    else:
+        data = open_records(
+            records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
+        )
+    if say is not None and (size := sum(map(len, data.texts)) + 1000 * len(data.samples)) > _MUCH:
+        say(f"tokenising {shown(path)} ({size / 1e6:.0f} million characters) ...")
+    template = None
+    if data.has_chats:
+        day = options.template_date
+        now = datetime.fromisoformat(day) if day else None
+        template = chat_template_for(
+            tokenizer,
+            layout.source if layout else None,
+            now=now,
+            variables=parse_variables(options.template_vars),
+        )
+    try:
+        return load_dataset(
+            data, tokenizer, context(options, data.kind), template=template, cutter=cutter,
+            rules=rules, train_on_prompt=options.train_on_prompt,
+            parse_special=options.parse_special, skip_bad=options.skip_bad,
+            on_long=options.on_long, system_as_user=options.system_as_user,
+            keep_texts=keep_texts, progress=say, keep_mark=old,
+        )  # fmt: skip
+    finally:
+        if template is not None:
+            template.close()  # it is a process with memory of its own
+
+
+def _check_kind(options: Options, path: str, kind: str) -> None:
+    """Raise `UsageError` for options that have no meaning for this kind of data."""
+    words = {"text": "plain text", "records": "records"}
+    holds = "text" if kind == "raw" else "records"
+    for o in OPTIONS:
+        if o.only not in ("", holds) and getattr(options, o.dest) != o.default:
+            raise UsageError(
+                f"{o.names[0]} is for {words[o.only]}, and {shown(path)} holds {words[holds]}"
+            )
+
+
+def make_feed(
+    options: Options, data: Dataset, seed: int, state: TrainState | None
+) -> tuple[Feed, Position]:
+    """What deals out the data, and where in it the run begins.
+
+    A checkpoint's place is taken up again, unless its data were others (`--force`) or
+    `--force-reshuffle` asks for a new order.
+    """
+    epoch = state.epoch if state is not None else 0
+    if not old_order(options, state):
+        feed = SeedFeed(data, seed)
+        if state is None:
+            return feed, Position()
+        if options.force_reshuffle:
+            return feed, Position(epoch + 1)
+        return feed, Position(epoch, state.next_sample % data.n_samples)
+    if (
+        state is None
+        or options.force_reshuffle
+        or not state.rng_state
+        or state.n_samples != data.n_samples
+    ):
+        return OldFeed(data, MT19937.seeded(seed).text(), epoch), Position(epoch)
+    return OldFeed(data, state.rng_state, epoch), Position(epoch, state.next_sample)
+
+
+def walk(
+    options: Options, data: Dataset, feed: Feed, start: Position
+) -> Callable[[int], int] | None:
+    """For `resolve`: how many iterations a number of epochs takes where that is no plain division,
+    or None.
+    """
+    filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
+    if filled or isinstance(data, Packed):
+        return lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
+    if not feed.wraps:
+        return None
+    first = math.ceil((data.n_samples - start.next_sample) / options.batch)
+    whole = math.ceil(data.n_samples / options.batch)
+    return lambda epochs: math.ceil((first + (epochs - 1) * whole) / options.grad_acc)

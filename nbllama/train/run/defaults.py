@@ -1,0 +1,109 @@
+"""The defaults that depend on the training data, and what follows from them before a run has its
+settings: the context, the iterations, the ranks.
+
+Plain text takes the defaults of the old llama.cpp `finetune`; chat takes those that users of
+today's trainers expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from nbllama.errors import UsageError
+from nbllama.lora.slots import EVERY_SLOT
+from nbllama.options.data import DataOptions
+from nbllama.options.finetune.table import Options
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The defaults that depend on the kind of data."""
+
+    ctx: int
+    lora_r: int
+    alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
+    train_ends: bool  # token_embd and output carry pairs (where the output is not tied)
+    adam_alpha: float
+    cos_decay_min: float
+    warmup: int | float  # iterations, or a share of the run
+    cos_decay_steps: int | None  # None: the run's last iteration
+    adam_iter: int | None
+    epochs: int | None
+
+
+DEFAULTS: dict[str, Defaults] = {
+    "raw": Defaults(
+        ctx=128,
+        lora_r=4,
+        alpha_per_r=1,
+        train_ends=True,
+        adam_alpha=1e-3,
+        cos_decay_min=0.1,
+        warmup=100,
+        cos_decay_steps=1000,
+        adam_iter=256,
+        epochs=None,
+    ),
+    "chat": Defaults(
+        ctx=512,
+        lora_r=16,
+        alpha_per_r=2,
+        train_ends=False,
+        adam_alpha=2e-4,
+        cos_decay_min=0.0,
+        warmup=0.03,
+        cos_decay_steps=None,
+        adam_iter=None,
+        epochs=3,
+    ),
+}
+
+
+def context(options: DataOptions, data_kind: str) -> int:
+    """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
+    return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
+
+
+def iterations(
+    options: Options,
+    data_kind: str,
+    n_samples: int,
+    walk: Callable[[int], int] | None = None,
+) -> int:
+    """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
+
+    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
+    is the end of an iteration, however few samples are left for it. Where that is not so, `walk`
+    tells the iterations of a number of passes. With `--compat` the default of `--adam-iter` holds
+    beside `--epochs`.
+    """
+    adam_iter = options.adam_iter
+    epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
+    if adam_iter is None and (options.epochs is None or options.compat):
+        adam_iter = DEFAULTS[data_kind].adam_iter
+        epochs = DEFAULTS[data_kind].epochs if options.epochs is None else epochs
+    limits = [] if adam_iter is None else [adam_iter]
+    if epochs is not None and walk is not None:
+        limits.append(walk(epochs))
+    elif epochs is not None:
+        limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
+    if not limits:
+        raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
+    return min(limits)
+
+
+def slot_ranks(
+    options: Options, data_kind: str, lora_r: int, missing: Collection[str]
+) -> dict[str, int]:
+    ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
+    norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
+    defaults = {}
+    for slot in EVERY_SLOT:
+        of_kind = norm if slot.kind == "norm" else lora_r if slot.in_block else ends
+        defaults[slot.name] = 0 if slot.name in missing else of_kind
+    given = {name: getattr(options, f"rank_{name}") for name in defaults}
+    return {
+        name: default if given[name] is None else given[name] for name, default in defaults.items()
+    }

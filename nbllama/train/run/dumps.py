@@ -1,0 +1,63 @@
+"""Dumps of chosen iterations of a training: `--dump STEP:PATTERN`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from nbllama.errors import OutputError, shown
+from nbllama.options.steps import parse_steps
+from nbllama.peek import names
+from nbllama.peek.dump import Dump
+from nbllama.peek.names import Patterns
+from nbllama.peek.watcher import Watcher, all_names
+from nbllama.train.trainer import Trainer
+
+PLACEHOLDER = "ITERATION"
+
+
+class Dumps:
+    """What is asked for, and writes it; a run goes on if a file cannot be written.
+
+    `asked`: words of `--dump`. `out`: file name, in which ITERATION becomes the number. `say` gets
+    a line for each file. Raises `UsageError` for a pattern that fits nothing.
+    """
+
+    def __init__(
+        self, asked: Sequence[str], out: str, trainer: Trainer, say: Callable[[str], None]
+    ) -> None:
+        self._trainer, self._out, self._say = trainer, out, say
+        self._asked = [(steps, Patterns([text])) for steps, text in map(parse_steps, asked)]
+        if self._asked:
+            every = all_names(trainer.model, trainer.adapter)
+            for _, patterns in self._asked:
+                names.check(patterns, every)
+
+    @contextmanager
+    def at(self, iteration: int) -> Iterator[None]:
+        """Around the step that becomes iteration `iteration`."""
+        texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
+        if not texts:
+            yield
+            return
+        trainer = self._trainer
+        model, adapter = trainer.model, trainer.adapter
+        dump = Dump(about={"model": model.gguf.path, "iteration": iteration})
+        watcher = Watcher(model, Patterns(texts), dump)
+        watcher.take_weights()
+        watcher.take_parameters(adapter)
+        model.watch = watcher
+        try:
+            yield
+        finally:
+            model.watch = None
+        watcher.finish(trainer.opt)
+        watcher.take_parameters(adapter, ".after")
+        path = self._out.replace(PLACEHOLDER, str(iteration), 1)
+        try:
+            dump.save(path)
+        except OutputError as e:
+            self._say(f"the dump of iteration {iteration} is not written: {e}")
+            return
+        more = f", no room for {len(watcher.left_out)} more" if watcher.left_out else ""
+        self._say(f"dump of iteration {iteration}: {len(dump)} arrays in {shown(path, 400)}{more}")

@@ -1,0 +1,311 @@
+"""The training loop of `nbllama.finetune`: iterations, saves, early ends, and the summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from nbllama import __version__
+from nbllama.adapter.savable import Adapter
+from nbllama.checkpoint.environment import environment
+from nbllama.checkpoint.legacy_moments import tell
+from nbllama.checkpoint.state import TrainState
+from nbllama.data.text_checks import mostly_lost
+from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
+from nbllama.options.config import config_text, taken_options
+from nbllama.options.finetune.table import OPTIONS
+from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
+from nbllama.report.write import write_report
+from nbllama.system.memory import peak_resident, resident
+from nbllama.train.convergence import Convergence
+from nbllama.train.forecast import Forecast
+from nbllama.train.run.card import write_cards
+from nbllama.train.run.prompts import answers
+from nbllama.train.run.result import Best, Run
+from nbllama.train.run.session import Session
+from nbllama.train.run.story import begun, ended
+from nbllama.train.trainer import Evaluation, StepResult, StopRequested
+from nbllama.train.validation import Validation, perplexity
+
+
+class _Ended(Exception):
+    """An early end before the update."""
+
+
+class Loop:
+    """Runs a `Session` to its end.
+
+    With `--compat` the order of events at the end is the old tool's: it evaluates once more after
+    the last update, so the samples of one more iteration are passed over, and what the tests of an
+    early end find in an evaluation holds before its update, not after it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.trainer, self.settings = session.trainer, session.settings
+        self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
+        self._start = time.perf_counter()
+        self._saved = self._tried = self.trainer.iteration
+        self._last = self.trainer.iteration + self.settings.n_iter
+        self._convergence = self._tests()
+        state = session.state
+        self._watch = Validation.of(state.validation) if state is not None else Validation()
+        self._config = ""
+        self._begun: dict[str, Any] = {}
+        model = session.model
+        self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
+        # of an early end
+        self._reason = self._watch.ended(self.session.options.early_stop)
+
+    def run(self, told: Forecast) -> Run:
+        """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
+        options = taken_options(OPTIONS, self.session.options, self.settings)
+        self._config = config_text(options, __version__)
+        self._begun = begun(self.session, told, options, self.session.words)
+        self.ui.record(self._begun)
+        run = self.result
+        run.forecast, run.last = told, self._last
+        run.options = {name.replace("-", "_"): value for name, value in options.items()}
+        try:
+            self._iterate(told)
+        except NbllamaError as e:
+            self._tell_end(str(e))
+            raise
+        run.iteration, run.reason = self.trainer.iteration, self._reason
+        run.paths = self.outputs.paths
+        if self.outputs.log:
+            run.paths["log"] = self.outputs.log
+        if run.best is None and self._watch.best_at >= 0:
+            run.best = Best(self._watch.best_at, self._watch.best, None)
+        return run
+
+    def _iterate(self, told: Forecast) -> None:
+        trainer, compat = self.trainer, self.session.options.compat
+        start, results = time.perf_counter(), []
+        self.stop.at_once = False
+        try:
+            self._evaluate_if_due()
+            while trainer.iteration < self._last and not self._reason:
+                self.stop.check()
+                with self.session.dumps.at(trainer.iteration + 1):
+                    r = trainer.step(self.stop.check, self._seen)
+                results.append(r)
+                self._show(r)
+                trainer.raise_if_diverged()
+                self._evaluate_if_due()
+                self._save_if_due(at_end_too=compat)
+        except _Ended:
+            pass
+        except StopRequested:
+            self._save_at_end()
+            self.result.interrupted = True
+            self._reason = f"stopped by signal {self.stop.signum}"
+            self._tell_end(self._reason)
+            return
+        if compat:
+            trainer.pass_over_next(1 if self._epochs_done() else self.session.options.grad_acc)
+        if self._reason:
+            self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
+        self._save_at_end()
+        self._tell_end(self._reason)
+        self._summary(told, results, time.perf_counter() - start)
+
+    def _tell_end(self, reason: str) -> None:
+        self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
+        self._report()
+
+    def _report(self) -> None:
+        """Make the page of `--report` again; a failure does not stop training."""
+        if self.outputs.report:
+            try:
+                write_report(self.outputs.log, self.outputs.report)
+                self.outputs.paths["report"] = self.outputs.report
+            except NbllamaError as e:
+                self.ui.note(f"--report is not written: {e}")
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate where the run's plan says so, once: at its very start, every so many iterations,
+        and at its end.
+        """
+        now, session = self.trainer.iteration, self.session
+        if not (session.validation or session.prompts):
+            return
+        due = now % self.settings.eval_every == 0 or now >= self._last or bool(self._reason)
+        if not due or self._watch.last == now:
+            return
+        watch, start, loss, best = self._watch, time.perf_counter(), None, False
+        asked, most = session.prompts, session.options.sample_tokens
+        said = answers(asked, session.model, self.trainer.adapter, most, self.stop.check)
+        mean, overfits = watch.training_loss, False
+        if session.validation is not None:
+            loss = self.trainer.validation_loss(self.stop.check)
+            best = watch.improves(loss) and self._save_best()
+            overfits = watch.evaluated(now, loss, best)
+            self._keep(now, loss, best)
+        watch.last = now
+        record = EvaluationRecord(
+            iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
+            train_loss=None if math.isnan(mean) else mean, best=best,
+            seconds=time.perf_counter() - start, samples=said,
+        )  # fmt: skip
+        self.ui.evaluation(record)
+        if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
+            self._reason = self._reason or "on_eval returned True"
+        self._report()
+        if overfits:
+            self.ui.note(
+                f"warning: the training loss falls and the validation loss rises since iteration "
+                f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
+                "run, and the best adapter is kept"
+            )
+        self._reason = self._reason or watch.ended(self.session.options.early_stop)
+
+    def _keep(self, iteration: int, loss: float, best: bool) -> None:
+        """Put an evaluation into the result of the run."""
+        run, session = self.result, self.session
+        run.val_losses.append((iteration, loss))
+        if best:
+            adapter = run.adapter.copy() if session.given.keep_best else None
+            run.best = Best(iteration, loss, adapter)
+
+    def _save_best(self) -> bool:
+        try:
+            self.session.model.gguf.recheck()
+            self.outputs.save_best(self.trainer.adapter, self.session.model.hp)
+        except OutputError as e:
+            self.ui.note(f"the best adapter is not saved: {e}; the next evaluation tries again")
+            return False
+        return True
+
+    def _seen(self, found: Evaluation) -> None:
+        """Between an evaluation and its update."""
+        self._place_moments()
+        self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
+        if self._reason and self.session.options.compat:
+            raise _Ended
+
+    def _tests(self) -> Convergence:
+        o, state = self.session.options, self.session.state
+        worse = max(0, o.opt_max_no_improvement)
+        made = Convergence(o.opt_past, o.opt_delta, worse, o.adam_epsf)
+        if state is None:
+            return made
+        if len(state.past_losses) == o.opt_past:
+            made.past_losses = list(state.past_losses)
+        # The old tool begins anew with each run, but for the ring; 0 is a loss that was not kept.
+        if not o.compat and not state.old and state.previous_loss:
+            made.best, made.previous = state.best_loss, state.previous_loss
+            made.no_improvement = state.no_improvement
+        return made
+
+    def _place_moments(self) -> None:
+        """With the first gradient, put the moments of an old checkpoint where they belong."""
+        state = self.session.state
+        if state is None or state.moments is None or self.trainer.iteration > state.iteration:
+            return
+        trainer = self.trainer
+        direction = self.session.options.checkpoint_order or ""
+        told = tell(
+            state.moments, trainer.adapter, trainer.gradients, trainer.model.hp.n_layer, direction
+        )
+        trainer.opt.restore(told.m, told.v, state.iteration)
+        self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
+
+    def _epochs_done(self) -> bool:
+        epochs = self.session.options.epochs or 0
+        return 0 < epochs <= self.trainer.position.epoch - self.session.position.epoch
+
+    def _show(self, r: StepResult) -> None:
+        if not r.skipped:
+            self._watch.trained(r.loss, r.trained)
+        record = StepRecord(
+            iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
+            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
+            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+        )  # fmt: skip
+        self.result.losses.append(r.loss)
+        self.ui.step(record)
+        if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
+            self._reason = self._reason or "on_step returned True"
+
+    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
+        lines = [("time", f"{duration(seconds)} in all")]
+        if results:
+            mean = sum(r.seconds for r in results) / len(results)
+            first, last = results[0].loss, results[-1].loss
+            lines += [
+                ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
+                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
+                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
+            ]
+        if lost := mostly_lost(self.session.data):
+            lines.append(("data", lost))
+        if self._watch.best_at >= 0:
+            where = f"{self._watch.best:.4f} at iteration {self._watch.best_at}"
+            lines.append(("best validation", where))
+            if self.outputs.adapter:
+                lines.append(("best adapter", shown(self.outputs.best_adapter, 400)))
+        if self.session.options.card and self.outputs.adapter:
+            rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
+            rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
+            lines += write_cards(self.session, self._begun, rows)
+        self.ui.close([*lines, *self.outputs.written()])
+
+    def _state(self) -> TrainState:
+        t, session, c = self.trainer, self.session, self._convergence
+        known = not math.isnan(c.previous)
+        return TrainState(
+            session.identity,
+            t.adapter,
+            t.opt.m,
+            t.opt.v,
+            seed=self.settings.seed,
+            n_samples=session.data.n_samples,
+            iteration=t.iteration,
+            sample_count=t.samples_seen,
+            token_count=t.tokens_seen,
+            epoch=t.position.epoch,
+            next_sample=t.position.next_sample,
+            no_improvement=c.no_improvement,
+            best_loss=c.best if known else 0.0,
+            previous_loss=c.previous if known else 0.0,
+            environment=environment(),
+            rng_state=session.feed.rng_state(t.position),
+            past_losses=tuple(c.past_losses),
+            validation=self._watch.numbers() if self._watch.last >= 0 else {},
+        )
+
+    def _save(self) -> None:
+        self.session.model.gguf.recheck()
+        self.outputs.save(self._state(), self.session.model.hp)
+        self._saved = self.trainer.iteration
+        self._save_config()
+        if problem := self.outputs.prune(self._saved):
+            self.ui.note(f"{problem}; --keep-last does not hold for it")
+
+    def _save_config(self) -> None:
+        """The run's options beside its adapter; a failure does not stop training."""
+        try:
+            self.outputs.save_config(self._config)
+        except (OSError, OutputError) as e:
+            self.ui.note(f"the options of this run are not saved: {e}")
+
+    def _save_if_due(self, at_end_too: bool) -> None:
+        now = self.trainer.iteration
+        if not 0 < self.session.options.save_every <= now - self._tried:
+            return
+        if now < self._last or at_end_too:
+            self._tried = now
+            try:
+                self._save()
+            except OutputError as e:
+                self.ui.note(f"not saved: {e}; training goes on, the next save is tried again")
+
+    def _save_at_end(self) -> None:
+        if self.trainer.iteration == self._saved:
+            return
+        try:
+            self._save()
+        except OutputError as e:
+            raise SaveFailed(f"the last save failed: {e}") from e

@@ -1,0 +1,106 @@
+"""The names of a run's outputs, and the proof that none of them is an input."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from nbllama.adapter.file import FOLDER_FILES
+from nbllama.checkpoint.names import output_name
+from nbllama.data.splits import input_files
+from nbllama.errors import UsageError, shown
+from nbllama.options.finetune.table import OPTIONS, Options
+
+BEST = "BEST"
+# The one output that may be an input: a checkpoint is continued under its own name.
+_SAME = ("--checkpoint-out", "--checkpoint-in")
+
+
+class Names:
+    """All files or folders that an output's `pattern` stands for.
+
+    `mark` is where the iteration's number is put, "" for a name without a number, and `newest` the
+    word for it in the name of the newest file. `folder`: a folder with an adapter for PEFT.
+    """
+
+    def __init__(
+        self, pattern: str, mark: str = "", newest: str = "", *, folder: bool = False
+    ) -> None:
+        self.pattern, self._folder = pattern, folder
+        self.latest = output_name(pattern, newest, mark) if mark else pattern
+        base = os.path.basename(pattern)
+        before, found, after = base.partition(mark) if mark else (base, "", "")
+        number = f"(?:[0-9]+|{re.escape(newest)}|{BEST})" if found else ""
+        self.shape = re.compile(re.escape(before) + number + re.escape(after))
+
+    def may_be(self, name: str) -> bool:
+        """Whether one of these is the file `name`: by its name, or through links."""
+        for spelling in (name, os.path.realpath(name)):
+            if self._parent == _parent(spelling) and self.shape.fullmatch(_base(spelling)):
+                return True
+        if not os.path.exists(name):
+            return False
+        return any(os.path.samefile(own, name) for own in self._existing())
+
+    @property
+    def _parent(self) -> str:
+        return _parent(self.pattern)
+
+    def _existing(self) -> Iterator[str]:
+        """Those that are there. Upper and lower case may be the same to the file system."""
+        folder = os.path.dirname(self.pattern) or os.curdir
+        same = re.compile(self.shape.pattern, re.IGNORECASE)
+        entries = os.listdir(folder) if os.path.isdir(folder) else []
+        for base in entries:
+            if same.fullmatch(base):
+                path = os.path.join(folder, base)
+                files = [os.path.join(path, file) for file in FOLDER_FILES] if self._folder else []
+                yield from filter(os.path.exists, [path, *files])
+
+
+def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
+    """Raise `UsageError` if an output is an input, or is another output. `outputs`: all files that
+    the run writes, by option.
+
+    An input is every file that an option is said to read, with the files that are read in a folder.
+    """
+    for option, own in outputs.items():
+        for names in own:
+            for other, name in [*_inputs(options), *_latest(outputs)]:
+                if other != option and (option, other) != _SAME and names.may_be(name):
+                    raise UsageError(
+                        f"{option} and {other} are the same file {shown(name, 400)}; choose another"
+                        " name for the output"
+                    )
+
+
+def _inputs(options: Options) -> Iterator[tuple[str, str]]:
+    """(option, file) of all that is read."""
+    for o in OPTIONS:
+        name = getattr(options, o.dest) if o.file == "reads" else ""
+        if not name:
+            continue
+        yield o.names[0], name
+        if o.dest in ("train_data", "val_data"):
+            yield from ((o.names[0], file) for file in input_files(name))
+        elif os.path.isdir(name):
+            inside = (os.path.join(name, file) for file in FOLDER_FILES)
+            yield from ((o.names[0], file) for file in inside if os.path.exists(file))
+
+
+def _latest(outputs: Mapping[str, Iterable[Names]]) -> Iterator[tuple[str, str]]:
+    return ((option, names.latest) for option, own in outputs.items() for names in own)
+
+
+def _parent(path: str) -> str:
+    return os.path.realpath(os.path.dirname(bare(path)) or os.curdir)
+
+
+def _base(path: str) -> str:
+    return os.path.basename(bare(path))
+
+
+def bare(name: str) -> str:
+    """A folder's name without what ends it."""
+    return name.rstrip("/" + os.sep) or name

@@ -1,0 +1,200 @@
+"""The files that a run writes: their names, the right to write them, and one save.
+
+Checkpoints and adapters have a name in which ITERATION (`--pattern-fn-it`) stands for the
+iteration's number; each save is also written under the same name with LATEST (`--fn-latest`). An
+adapter for PEFT is a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
+from nbllama.checkpoint.file import save_checkpoint
+from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune
+from nbllama.checkpoint.state import TrainState
+from nbllama.errors import Diverged, OutputError, UsageError, shown
+from nbllama.opt.arrays import check_finite
+from nbllama.options.finetune.table import Options
+from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
+from nbllama.train.run.names import BEST, Names, bare, check_outputs
+
+if TYPE_CHECKING:
+    from nbllama.arch import Hparams
+    from nbllama.lora.pairs import Adapter
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
+
+
+class Outputs:
+    """Where a run saves: `checkpoint` and `adapter` are names with ITERATION in them, or empty."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises `UsageError` for names that cannot work, whatever is on the disk."""
+        self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
+        self.report = "" if options.only_write_lora else options.report
+        self.log = options.log
+        if self.report and not self.log:
+            self.log = os.path.splitext(self.report)[0] + ".jsonl"
+        self.keep_last = options.keep_last
+        self._mark, self._newest = options.pattern_fn_it, options.fn_latest
+        if options.only_write_lora:
+            self.checkpoint = ""
+        self._old_layout = options.compat
+        self.paths: dict[str, str] = {}  # the newest file of each kind that was written
+        self._folder = bool(self.adapter) and is_folder(self.adapter)
+        adapter = bare(self.adapter) if self._folder else self.adapter
+        named = {"--checkpoint-out": self.checkpoint, "--lora-out": adapter}
+        self._named = {option: pattern for option, pattern in named.items() if pattern}
+        if self.adapter:
+            check_format(self.adapter)
+        for option, pattern in self._named.items():
+            if self._mark in os.path.dirname(pattern):
+                raise UsageError(
+                    f"{option} {shown(pattern, 400)}: {self._mark} must stand in the file's "
+                    "name, not in a folder's"
+                )
+        if self._newest == BEST:
+            raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
+        check_outputs(options, self._all(options))
+
+    def _all(self, options: Options) -> dict[str, list[Names]]:
+        """All files that the run writes, by option."""
+        found = {option: [self._names(pattern)] for option, pattern in self._named.items()}
+        if self.adapter:
+            found["--lora-out"] = [
+                Names(bare(name), self._mark, self._newest, folder=self._folder)
+                for name in (self.adapter, self.best_adapter)
+            ]
+            found["the file of the run's options"] = [Names(self.config)]
+        if self.log:
+            found["--log" if options.log else "the log of --report"] = [Names(self.log)]
+        if self.report:
+            found["--report"] = [Names(self.report)]
+        if options.dump:
+            found["--dump-out"] = [Names(options.dump_out, PLACEHOLDER)]
+        return found
+
+    def claim(self, stack: ExitStack) -> None:
+        """Prove that the outputs can be written, lock them until `stack` ends, and remove what
+        killed runs left half written.
+
+        Raises `OutputError`.
+        """
+        if self.report:
+            check_writable(self.report)
+        for option, pattern in self._named.items():
+            latest = self._latest(pattern)
+            left_over = self._left_over
+            if option == "--lora-out" and self._folder:
+                make_folder(latest)
+                latest = os.path.join(latest, FOLDER_FILES[-1])
+                left_over = self._left_over_in_folders
+            check_writable(latest)
+            stack.enter_context(RunLock(latest))
+            for name in left_over(pattern):
+                sweep_temporary(name)
+
+    def save(self, state: TrainState, hp: Hparams) -> None:
+        """Adapter and checkpoint, each under its number and as LATEST.
+
+        The adapter comes first: a run that is killed in between is continued from the older
+        checkpoint and writes the same adapter again, while a checkpoint of the last iteration
+        without its adapter would leave nothing to do and no result.
+
+        Raises `OutputError` if one cannot be written, `Diverged` if the state is not finite.
+        """
+        for arrays in (state.adapter.parameters(), state.m, state.v):
+            if bad := check_finite(arrays):
+                what = f"{bad} or its moments are not finite"
+                raise Diverged(f"iteration {state.iteration} is not saved: {what}")
+        self.save_adapter(state, hp)
+        stamps = (state.iteration, self._newest)
+        for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
+            if name:
+                save_checkpoint(name, state)
+                self.paths["checkpoint"] = name
+
+    def save_adapter(self, state: TrainState, hp: Hparams) -> None:
+        """The adapter alone, under its number and as LATEST."""
+        stamps = (state.iteration, self._newest)
+        for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
+            if name:
+                save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
+                self.paths["adapter"] = name
+
+    def save_best(self, adapter: Adapter, hp: Hparams) -> None:
+        """The adapter with the lowest validation loss so far. Raises `OutputError`."""
+        if self.adapter:
+            save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
+            self.paths["best"] = self.best_adapter
+
+    @property
+    def best_adapter(self) -> str:
+        """Its name: BEST for ITERATION; a name without that gets it at its end."""
+        if self._mark in self.adapter:
+            return output_name(self.adapter, BEST, self._mark)
+        if self._folder:
+            return f"{bare(self.adapter)}-{BEST}/"
+        stem, ending = os.path.splitext(self.adapter)
+        return f"{stem}-{BEST}{ending}"
+
+    @property
+    def config(self) -> str:
+        """Name of the file with the run's options, beside the newest adapter; "": none."""
+        latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
+        return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
+
+    def save_config(self, text: str) -> None:
+        """Raises `OutputError` if it cannot be written."""
+        if self.config:
+            with atomic_write(self.config) as file:
+                file.write(text.encode())
+            self.paths["config"] = self.config
+
+    def prune(self, iteration: int) -> str:
+        """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
+        if self.checkpoint:
+            try:
+                prune(self.checkpoint, self.keep_last, iteration, self._mark)
+            except OutputError as e:
+                return str(e)
+        return ""
+
+    @property
+    def latest_checkpoint(self) -> str:
+        return self._latest(self.checkpoint)
+
+    @property
+    def latest_adapter(self) -> str:
+        return self._latest(self.adapter)
+
+    def written(self) -> list[tuple[str, str]]:
+        """(what, newest file) for the summary."""
+        files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
+        return [(what, shown(self._latest(p), 400)) for what, p in files if p]
+
+    def _latest(self, pattern: str) -> str:
+        return output_name(pattern, self._newest, self._mark)
+
+    def _names(self, pattern: str) -> Names:
+        return Names(pattern, self._mark, self._newest)
+
+    def _left_over_in_folders(self, pattern: str) -> Iterator[str]:
+        """The files of all folders of `pattern`."""
+        parent, shape = os.path.dirname(pattern), self._names(pattern).shape
+        for base in sorted(os.listdir(parent or os.curdir)):
+            folder = os.path.join(parent, base)
+            if shape.fullmatch(base) and os.path.isdir(folder):
+                yield from (os.path.join(folder, file) for file in FOLDER_FILES)
+
+    def _left_over(self, pattern: str) -> Iterator[str]:
+        """Files of `pattern` of which a temporary file is there."""
+        folder, shape = os.path.dirname(pattern), self._names(pattern).shape
+        found = map(_TEMPORARY.fullmatch, os.listdir(folder or os.curdir))
+        for base in sorted({m[1] for m in found if m and shape.fullmatch(m[1])}):
+            yield os.path.join(folder, base)

@@ -1,0 +1,91 @@
+"""`--sample-prompts`: what the model answers at each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.data import prompt_ids
+from nbllama.data.text_file import decode_utf8, read_bytes
+from nbllama.errors import UsageError, shown
+from nbllama.generation.session import stream
+from nbllama.options.finetune.table import Options
+from nbllama.options.values import parse_variables
+from nbllama.text import chat_template_for, find_layout
+
+if TYPE_CHECKING:
+    from nbllama.data import Dataset
+    from nbllama.lora.pairs import Adapter
+    from nbllama.model.passes import Model
+
+MOST = 100  # prompts
+_ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions go through the chat template
+
+
+class Prompt(NamedTuple):
+    """A prompt's text, and the ids that the model sees."""
+
+    text: str
+    ids: list[int]
+
+
+def load_prompts(
+    options: Options, model: Model, data: Dataset, given: Sequence[str] | None = None
+) -> list[Prompt]:
+    """The lines of `--sample-prompts` that are not blank, or the texts that are `given`; [] without
+    any. Where the training data are chats, each is what a user says; else the model continues it.
+
+    Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
+    more than `MOST`.
+    """
+    path = options.sample_prompts
+    if not path:
+        return []
+    if given is None:
+        lines = [line.strip() for line in decode_utf8(read_bytes(path), path).splitlines()]
+        texts = [line for line in lines if line]
+    else:
+        texts = list(given)
+    if not 1 <= len(texts) <= MOST:
+        raise UsageError(
+            f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; give 1 to {MOST}, one a"
+            " line"
+        )
+    if getattr(data, "format", "raw") not in _ASKED:
+        return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
+    layout = find_layout(options.chat_template) if options.chat_template else None
+    now = datetime.fromisoformat(options.template_date) if options.template_date else None
+    template = chat_template_for(
+        model.tokenizer,
+        layout.source if layout else None,
+        now=now,
+        variables=parse_variables(options.template_vars),
+    )
+    try:
+        return [
+            Prompt(text, prompt_ids(model.tokenizer, template, [{"role": "user", "content": text}]))
+            for text in texts
+        ]
+    finally:
+        template.close()  # it is a process with memory of its own
+
+
+def answers(
+    prompts: list[Prompt],
+    model: Model,
+    adapter: Adapter,
+    most_tokens: int,
+    check: Callable[[], None],
+) -> tuple[dict[str, str], ...]:
+    """The most likely answers of at most so many tokens. `check` is called after each token and may
+    raise `StopRequested`.
+    """
+    found = []
+    for prompt in prompts:
+        ids = []
+        for token in stream(model, prompt.ids, most_tokens, adapter):
+            check()
+            ids.append(token)
+        found.append({"prompt": prompt.text, "answer": model.tokenizer.decode(ids)})
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""What a run leaves behind for the program that started it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbllama.adapter.savable import Adapter
+
+if TYPE_CHECKING:
+    from nbllama.generation.model import Model
+    from nbllama.train.forecast import Forecast
+
+
+class Best(NamedTuple):
+    """The evaluation with the lowest validation loss."""
+
+    iteration: int
+    val_loss: float
+    adapter: Adapter | None
+    """The adapter as it was then; None where that was before the checkpoint that was continued."""
+
+
+@dataclass
+class Run:
+    """A run that has ended.
+
+    Attributes
+    ----------
+    adapter : Adapter
+        The adapter after the last iteration; `adapter.save(path)` writes it.
+    model : Model
+        The base model, which a run does not change.
+    losses : list of float
+        Training loss of each iteration of this run, nats per trained token.
+    val_losses : list of (int, float)
+        Iteration and validation loss of each evaluation of this run.
+    best : Best or None
+        Lowest validation loss, with the adapter as it was then; None without validation data.
+    paths : dict of str to str
+        The newest file of each kind that was written: "adapter", "best", "checkpoint", "config",
+        "log", "report", "card.md", "Modelfile".
+    iteration : int
+        Iterations that the adapter was trained for, with those of a checkpoint that was continued.
+    last : int
+        Iteration at which the run was to end.
+    reason : str
+        Why the run ended earlier, "" if it did not.
+    interrupted : bool
+        Whether Ctrl-C or another signal ended it.
+    options : dict of str to object
+        Every option as the run took it, by its Python name.
+    forecast : Forecast or None
+        Seconds an iteration and bytes of memory that were foreseen.
+    notes : list of str
+        What the run had to say, line by line.
+    """
+
+    adapter: Adapter
+    model: Model
+    losses: list[float] = field(default_factory=list)
+    val_losses: list[tuple[int, float]] = field(default_factory=list)
+    best: Best | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+    iteration: int = 0
+    last: int = 0
+    reason: str = ""
+    interrupted: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    forecast: Forecast | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.iteration} iterations"]
+        if self.losses:
+            parts.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f}")
+        if self.best is not None:
+            at = f"{self.best.val_loss:.4f} at iteration {self.best.iteration}"
+            parts.append(f"best validation {at}")
+        if self.reason:
+            parts.append(self.reason)
+        return f"<Run: {', '.join(parts)}>"

@@ -1,0 +1,89 @@
+"""What a checkpoint gives to the run that continues it, and what both must have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
+from nbllama.errors import CheckpointError, shown
+from nbllama.lora.slots import EVERY_SLOT
+from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.train.run.settings import Settings
+
+if TYPE_CHECKING:
+    from nbllama.checkpoint.state import TrainState
+    from nbllama.data import Dataset
+    from nbllama.model.passes import Model
+
+_SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
+# What a checkpoint from before there was an option means.
+_BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
+_MAY_CHANGE = {name for name, o in _SAVED.items() if o.saved and o.saved.may_change}
+_NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
+
+
+def completed(options: Options, state: TrainState | None) -> Options:
+    """Options with what the command line left open taken from the checkpoint that is continued."""
+    if state is None:
+        return options
+    same = state.identity
+    stored: dict[str, Any] = {}
+    for name, o in _SAVED.items():
+        key = (o.saved.key or name) if o.saved and o.saved.taken else ""
+        if key in same.settings:
+            stored[name] = same.settings[key]
+    # --lora-r is the default of all ranks but those of norms.
+    slots = same.ranks if options.lora_r is None else _NORMS
+    stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
+    stored |= {"lora_r": same.lora_r}
+    if not state.old:
+        stored.setdefault("lora_alpha", same.lora_alpha)
+    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
+    if options.seed < 0 and not state.old and not options.force_reshuffle:
+        left["seed"] = state.seed
+    return replace(options, **left)
+
+
+def identity(
+    settings: Settings, model: Model, data: Dataset, validation: Dataset | None
+) -> Identity:
+    """What a checkpoint of this run must share with it."""
+    return Identity(
+        arch=model.hp.arch,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        ranks=settings.ranks,
+        base=model_fingerprint(model.gguf),
+        data=data.fingerprint,
+        model=model_numbers(model.hp),
+        settings=settings.saved()
+        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
+    )
+
+
+def check_resume(
+    options: Options, state: TrainState, wanted: Identity, n_samples: int
+) -> list[str]:
+    """Raise `CheckpointError` unless `wanted` continues the checkpoint; lines about what
+    `--force` let pass.
+
+    An old checkpoint knows of its base model the sizes only, and of its data their number.
+    """
+    path, found = options.checkpoint_in, state.identity
+    free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
+    settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
+    found = replace(found, settings=settings)
+    if not state.old:
+        return check_fits(path, found, wanted, force=options.force)
+    found = replace(found, lora_r=wanted.lora_r, lora_alpha=wanted.lora_alpha, settings={})
+    lines = check_fits(path, found, wanted, force=options.force)
+    if state.rng_state and state.n_samples != n_samples and not options.force_reshuffle:
+        line = f"the training data had {state.n_samples} samples, now {n_samples}"
+        if not options.force:
+            raise CheckpointError(
+                f"{shown(path, 400)}: {line}; give the same data and options (--ctx and those of "
+                "samples), or --force-reshuffle to begin the epoch afresh"
+            )
+        lines.append(line)
+    return lines

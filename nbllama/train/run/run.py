@@ -1,0 +1,63 @@
+"""One run from its options to its result, without a screen of its own.
+
+`python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from nbllama.adapter.savable import Adapter
+from nbllama.options.finetune.table import Options
+from nbllama.train.run.board import Board
+from nbllama.train.run.given import NOTHING, Given
+from nbllama.train.run.loop import Loop
+from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.recorder import Recorder
+from nbllama.train.run.result import Run
+from nbllama.train.run.screen import Screen
+from nbllama.train.run.session import Session
+from nbllama.train.run.stop import StopFlag
+from nbllama.train.run.write_lora import write_lora
+
+
+def train(
+    options: Options,
+    threads: int,
+    screen: Screen,
+    stop: StopFlag,
+    *,
+    words: Sequence[str] = (),
+    given: Given = NOTHING,
+) -> Run:
+    """Load, forecast, train and save; with `--dry-run` only forecast, with `--only-write-lora` only
+    write an adapter.
+
+    `threads`: how many compute (`nbllama.kernels.cores.use_threads`). `words`: the command line,
+    for the log. `given`: what is in memory already. A run that `stop` ended has saved what it had,
+    and its result says so.
+
+    Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
+    `CheckpointError`, `SaveFailed` and `Diverged`.
+    """
+    outputs = Outputs(options)
+    with ExitStack() as stack:
+        if options.dry_run:
+            ui = Recorder(screen)
+        else:
+            outputs.claim(stack)
+            board = Board(options.tensorboard) if options.tensorboard else None
+            ui = stack.enter_context(Recorder(screen, outputs.log, board))
+        if options.only_write_lora:
+            run = write_lora(options, outputs, ui, given.model)
+        else:
+            session = Session(options, list(words), threads, outputs, ui, stop, given)
+            told = session.forecast()
+            if options.dry_run:
+                adapter = Adapter.of(session.trainer.adapter, session.model.hp)
+                run = Run(adapter, session.model, forecast=told)
+            else:
+                run = Loop(session).run(told)
+        run.notes = ui.notes
+        return run

@@ -1,0 +1,245 @@
+"""One run of `nbllama.finetune` up to its first iteration: all loaded, the forecast told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from nbllama.adapter.file import adapter_notes
+from nbllama.checkpoint.environment import environment_notes
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.state import TrainState
+from nbllama.data.statistics import utilisation
+from nbllama.errors import UsageError, shown
+from nbllama.generation.model import Model, load_model
+from nbllama.lora.pairs import Adapter, init_adapter
+from nbllama.lora.slots import without_tensor
+from nbllama.opt.names import OPTIMISERS
+from nbllama.opt.schedule import Schedule
+from nbllama.options.finetune.table import Options
+from nbllama.report.log import duration, memory
+from nbllama.train.forecast import Forecast, check_memory, forecast
+from nbllama.train.probe import compile_kernels
+from nbllama.train.run.data import load_data, make_feed, walk
+from nbllama.train.run.dumps import Dumps
+from nbllama.train.run.given import Given
+from nbllama.train.run.layers import blocks
+from nbllama.train.run.lora_in import started_from
+from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.prompts import load_prompts
+from nbllama.train.run.recorder import Recorder
+from nbllama.train.run.resume import check_resume, completed, identity
+from nbllama.train.run.settings import Settings, fresh_seed, resolve
+from nbllama.train.run.stop import StopFlag
+from nbllama.train.trainer import Trainer
+
+OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
+
+
+def base_model(options: Options, given: Model | None) -> Model:
+    """The model of `--model-base`, or the one that is there already.
+
+    Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
+    """
+    constants = options.constants()
+    if given is None:
+        return load_model(options.model_base, **constants)
+    if constants:
+        names = ", ".join(constants)
+        raise UsageError(f"the model is loaded already: give {names} to load_model")
+    return given
+
+
+class Session:
+    """Everything that a run needs; `nbllama.train.run.loop` runs it."""
+
+    def __init__(
+        self,
+        options: Options,
+        words: list[str],
+        threads: int,
+        outputs: Outputs,
+        ui: Recorder,
+        stop: StopFlag,
+        given: Given,
+    ) -> None:
+        self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
+        self.threads, self.given = threads, given
+        if (options.threads or 0) > threads:
+            ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
+        self.state = self._resume(options)
+        self.options = options = completed(options, self.state)
+        self.model = base_model(options, given.model)
+        self.start = self._start()
+        today = datetime.now().date().isoformat()
+        options = self.options = replace(
+            self.options, template_date=self.options.template_date or today
+        )
+        self.seed = fresh_seed() if options.seed < 0 else options.seed
+        self.data, self.validation = load_data(
+            options, self.model, self.state, self.seed, ui.note, given
+        )
+        for note in (*self.model.hp.warnings, *self.data.notes):
+            ui.note(note)
+        self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
+        self.settings = self._settings()
+        self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
+        if self.validation is None and not self.prompts:
+            self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
+        self.identity = identity(self.settings, self.model, self.data, self.validation)
+        self.trainer = self._trainer()
+        self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
+
+    def _resume(self, options: Options) -> TrainState | None:
+        path = options.checkpoint_in
+        if not path:
+            return None
+        try:
+            state = load_checkpoint(path)
+        except FileNotFoundError:
+            self.ui.note(f"no checkpoint {shown(path)}: a fresh start")
+            return None
+        self.ui.note(f"continuing {shown(path)} after iteration {state.iteration}")
+        return state
+
+    def _start(self) -> Adapter | None:
+        """The adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        path = self.options.lora_in
+        if not path:
+            return None
+        if self.state is not None:
+            self.ui.note(f"--lora-in {shown(path)} is not read: the checkpoint is continued")
+            return None
+        self.options, start = started_from(self.options, self.model, self.ui.note)
+        self.ui.note(f"starting from the adapter {shown(path)}")
+        return start
+
+    def _settings(self) -> Settings:
+        state = self.state
+        settings = resolve(
+            self.options,
+            self.data.kind,
+            self.data.n_samples,
+            missing=without_tensor(self.model.shapes),
+            cores=self.threads,
+            new_seed=self.seed,
+            done=state.iteration if state is not None else 0,
+            unscaled=state is not None and state.old,
+            n_layer=self.model.hp.n_layer,
+            walk=walk(self.options, self.data, self.feed, self.position),
+        )
+        for note in settings.notes:
+            self.ui.note(note)
+        return settings
+
+    def _adapter(self) -> Adapter:
+        s = self.settings
+        if self.start is not None:
+            return self.start
+        if self.state is None:
+            return init_adapter(
+                self.model.hp, s.ranks, alpha=s.lora_alpha, lora_r=s.lora_r, seed=s.seed,
+                shapes=self.model.shapes, layers=blocks(s.lora_layers, self.model.hp.n_layer),
+            )  # fmt: skip
+        n_samples = self.data.n_samples
+        for line in check_resume(self.options, self.state, self.identity, n_samples):
+            self.ui.note(f"continued by --force: {line}")
+        for line in environment_notes(self.state.environment):
+            self.ui.note(line)
+        return replace(self.state.adapter, alpha=s.lora_alpha, lora_r=s.lora_r)
+
+    def _trainer(self) -> Trainer:
+        s, o, state = self.settings, self.options, self.state
+        adapter = self._adapter()
+        for line in adapter_notes(adapter, self.model.hp, self.outputs.adapter):
+            self.ui.note(line)
+        opt = OPTIMISERS[o.optimizer].load()(
+            adapter.parameters(),
+            s.adam_alpha,
+            beta1=o.adam_beta1,
+            beta2=s.adam_beta2,
+            decay=o.adam_decay,
+            decay_min_ndim=o.adam_decay_min_ndim,
+            gclip=o.adam_gclip,
+            b_ratio=o.loraplus_lr_ratio,
+        )
+        if state is not None and not state.old:
+            opt.restore(state.m, state.v, state.iteration)
+        trainer = Trainer(
+            self.model,
+            adapter,
+            opt,
+            self.data,
+            Schedule(
+                kind=o.lr_schedule,
+                warmup=s.warmup,
+                cos_decay_steps=s.cos_decay_steps,
+                cos_decay_min=s.cos_decay_min,
+                cos_decay_restart=o.cos_decay_restart,
+                enable_restart=o.enable_restart,
+                min_ratio=o.adam_min_alpha / s.adam_alpha,
+                wsd_decay=o.wsd_decay,
+            ),
+            feed=self.feed,
+            batch=o.batch,
+            grad_acc=o.grad_acc,
+            checkpointing=o.use_checkpointing,
+            activation_memory=o.activation_memory or 0,
+            iteration=state.iteration if state is not None else 0,
+            position=self.position,
+            old_schedule=o.compat,
+            probability_floor=OLD_FLOOR if o.compat else 0.0,
+            dropout=o.lora_dropout,
+            seed=s.seed,
+            validation=self.validation,
+        )
+        if state is not None:
+            trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
+        return trainer
+
+    def _held_out(self) -> str:
+        if self.validation is None:
+            return ""
+        every = f"every {self.settings.eval_every} iterations"
+        return f", {self.validation.n_samples} for validation {every}"
+
+    def _tokens(self) -> str:
+        """How many there are in the data, and what the loss is taken on."""
+        tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
+        line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
+        if not self.options.packing:
+            return line
+        use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
+        return f"{line}; batches {100 * use.packed:.1f} % full"
+
+    def forecast(self) -> Forecast:
+        """Print what the run is and what it will take.
+
+        Raises `NotEnoughMemory` before anything slow is done.
+        """
+        s, ui, hp = self.settings, self.ui, self.model.hp
+        n_parameters = self.trainer.adapter.n_parameters
+        ui.header(
+            [
+                ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
+                *s.pairs(),
+                ("samples", f"{self.data.n_samples}{self._held_out()}"),
+                ("tokens", self._tokens()),
+                ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
+            ]
+        )
+        check_memory(self.trainer, self.threads)
+        ui.compiling()
+        ui.compiling(compile_kernels(self.trainer))
+        told = forecast(self.trainer, self.threads)
+        in_all = duration(told.seconds * s.n_iter)
+        mapped = memory(told.weights)
+        on, off = memory(told.activations[True]), memory(told.activations[False])
+        ui.header(
+            [
+                ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
+                ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
+                ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
+            ]
+        )
+        return told

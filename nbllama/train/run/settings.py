@@ -1,0 +1,221 @@
+"""What a run does: the given options, completed by defaults that depend on the training data.
+
+`resolve` is a pure function, and `Settings.pairs` says all that it chose.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nbllama.errors import UsageError
+from nbllama.opt.names import OPTIMISERS
+from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.report.log import memory
+from nbllama.train.run.defaults import DEFAULTS, context, iterations, slot_ranks
+from nbllama.train.run.layers import as_text, blocks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a run as they were given, and every number that was derived from them.
+
+    A derived value has the name of its option. See docs/options.md for the meanings.
+    """
+
+    options: Options
+    data_kind: str
+    n_iter: int  # iterations of this run
+    threads: int
+    seed: int
+    ctx: int
+    lora_r: int
+    alpha: float  # as given; scale alpha / r, or alpha / sqrt(r) with rslora
+    lora_alpha: float  # such that the scale is lora_alpha / r
+    lora_layers: str
+    ranks: dict[str, int]  # by slot name, all of them
+    adam_alpha: float
+    adam_beta2: float
+    warmup: int
+    cos_decay_steps: int
+    cos_decay_min: float
+    template_date: str  # of a chat template; "" for plain text
+    eval_every: int  # 0: there is nothing to evaluate
+    notes: tuple[str, ...]  # what the user should know about these numbers
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds of the options, by its keys and in their order."""
+        rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
+        return {row.key or name: self.value(row.key or name) for row, name in rows}
+
+    def value(self, name: str) -> Any:
+        """The value of an option in this run: derived, or else as it was given."""
+        return getattr(self if name in _DERIVED else self.options, name)
+
+    def _more(self) -> str:
+        """What is unusual about the adapter."""
+        more = " rank-stabilised" if self.options.rslora else ""
+        more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
+        return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
+
+    def _checkpointing(self) -> str:
+        if self.options.activation_memory:
+            return f"as far as {memory(self.options.activation_memory)} ask for it"
+        return "on" if self.options.use_checkpointing else "off"
+
+    def _size(self) -> str:
+        if not self.options.packing:
+            return f"{self.options.batch} x {self.options.grad_acc} samples"
+        return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(name, value) lines for the screen."""
+        o = self.options
+        kind = "plain text" if self.data_kind == "raw" else "chat"
+        on = {slot: rank for slot, rank in self.ranks.items() if rank}
+        if set(on.values()) == {self.lora_r}:
+            ranks = " ".join(on)
+        else:
+            ranks = " ".join(f"{slot}:{rank}" for slot, rank in on.items())
+        low = o.adam_min_alpha + self.cos_decay_min * (self.adam_alpha - o.adam_min_alpha)
+        restart = f", again every {o.cos_decay_restart:g} x as long" if o.enable_restart else ""
+        fall = f"{o.lr_schedule} to {low:g} at iteration {self.cos_decay_steps}{restart}"
+        if o.lr_schedule == "constant":
+            fall = "constant"
+        elif o.lr_schedule == "wsd":
+            fall += f", falling in the last {o.wsd_decay:g} of it"
+        ratio = f", B {o.loraplus_lr_ratio:g} x" if o.loraplus_lr_ratio != 1 else ""
+        betas = f"betas {o.adam_beta1:g} {self.adam_beta2:g}"
+        if not OPTIMISERS[o.optimizer].has_beta2:
+            betas = f"momentum {o.adam_beta1:g}"
+        return [
+            ("data", kind),
+            ("run", f"{self.n_iter} iterations of {self._size()}"),
+            ("sample", f"at most {self.ctx} tokens"),
+            ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
+            ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
+            (
+                OPTIMISERS[o.optimizer].label,
+                f"{betas}, decay {o.adam_decay:g}, clip {o.adam_gclip:g}",
+            ),
+            *([("compat", "as the old finetune of 2024")] if o.compat else []),
+            ("checkpointing", self._checkpointing()),
+            ("threads", str(self.threads)),
+            ("seed", str(self.seed)),
+        ]
+
+
+_DERIVED = {f.name for f in fields(Settings)}
+
+
+def _check_old(options: Options) -> None:
+    """Raise `UsageError` for an option that a run of the old tool, or in its way, cannot have."""
+    for o in OPTIONS:
+        # a checkpoint of such a run says "all" of its layers, where the option's default is None
+        if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
+            raise UsageError(
+                f"{o.names[0]}: the old finetune had nothing of the kind; leave it "
+                "out with --compat and where one of its checkpoints is continued"
+            )
+
+
+def resolve(
+    options: Options,
+    data_kind: str,
+    n_samples: int,
+    *,
+    missing: Collection[str],
+    cores: int,
+    new_seed: int,
+    done: int = 0,
+    unscaled: bool = False,
+    n_layer: int = 1,
+    walk: Callable[[int], int] | None = None,
+) -> Settings:
+    """The settings of a run.
+
+    `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
+    model has no tensor for (`out` where the output is the embedding). `cores`: the default of
+    `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
+    along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
+    scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
+    `iterations`.
+
+    Raises `UsageError` for options that contradict each other.
+    """
+    if n_samples < 1:
+        raise ValueError("a run needs samples")
+    d = DEFAULTS[data_kind]
+    n_iter = iterations(options, data_kind, n_samples, walk)
+    lora_r = d.lora_r if options.lora_r is None else options.lora_r
+    alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
+    notes = []
+    if options.rslora:
+        # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
+        scaled = alpha * math.sqrt(lora_r)
+    else:
+        scaled = alpha
+    if options.compat or unscaled:
+        _check_old(options)
+        if alpha != lora_r:
+            notes.append(
+                f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1, "
+                "whatever alpha was"
+            )
+        alpha = scaled = lora_r
+    ranks = slot_ranks(options, data_kind, lora_r, missing)
+    if not any(ranks.values()):
+        raise UsageError("every --rank-... is 0: nothing to train")
+    rate = options.adam_alpha
+    optimiser = OPTIMISERS[options.optimizer]
+    if rate is None:
+        rate = d.adam_alpha / optimiser.rate_divisor
+    beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
+    if options.adam_min_alpha > rate:
+        raise UsageError(
+            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}"
+        )
+    total = done + n_iter
+    warmup = options.warmup
+    if warmup is None:
+        warmup = d.warmup if isinstance(d.warmup, int) else math.ceil(d.warmup * total)
+    cosine = options.lr_schedule == "cosine"
+    steps = options.cos_decay_steps or (d.cos_decay_steps if cosine else None) or total
+    floor = options.cos_decay_min
+    if floor is None:
+        floor = d.cos_decay_min if cosine else 0.0
+    if options.enable_restart and not cosine:
+        raise UsageError(f"--enable-restart is for cosine, not for {options.lr_schedule}")
+    if options.use_flash is not None:
+        notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
+    if warmup > total:
+        notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
+    return Settings(
+        options=options,
+        data_kind=data_kind,
+        n_iter=n_iter,
+        threads=cores if options.threads is None else options.threads,
+        seed=new_seed if options.seed < 0 else options.seed,
+        ctx=context(options, data_kind),
+        lora_r=lora_r,
+        alpha=float(alpha),
+        lora_alpha=float(scaled),
+        lora_layers=as_text(blocks(options.lora_layers or "all", n_layer), n_layer),
+        ranks=ranks,
+        adam_alpha=rate,
+        adam_beta2=beta2,
+        warmup=warmup,
+        cos_decay_steps=steps,
+        cos_decay_min=floor,
+        template_date=(options.template_date or "") if data_kind == "chat" else "",
+        eval_every=options.eval_every or max(1, round(n_iter / 10)),
+        notes=tuple(notes),
+    )
+
+
+def fresh_seed() -> int:
+    """A seed that no one chose, 0 to 2^31 - 1 (what the old tool's `--seed` could also take)."""
+    return secrets.randbelow(2**31)

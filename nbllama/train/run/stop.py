@@ -1,0 +1,54 @@
+"""How a run is stopped from outside."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from nbllama.errors import Interrupted
+
+
+class StopFlag:
+    """What signals do: end the program at once while there is nothing to save (`at_once`), and only
+    leave a mark, looked at between layers, once training has begun.
+    """
+
+    def __init__(self, *names: str) -> None:
+        """`names` of the signals; without any, SIGINT, SIGTERM and SIGHUP."""
+        self._names = names or ("SIGINT", "SIGTERM", "SIGHUP")
+        self.signum = 0
+        self.at_once = True
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle signals; what a signal broke off while `at_once` ends as `Interrupted`."""
+        before = {}
+        for name in self._names:
+            signum = getattr(signal, name, None)
+            # nohup lets programs outlive their terminal by having them ignore SIGHUP
+            if signum is None or (name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN):
+                continue
+            before[signum] = signal.signal(signum, self._set)
+        try:
+            yield
+        except BaseException:
+            if self.signum and self.at_once:
+                text = "stopped before the first iteration; nothing was saved"
+                raise Interrupted(text, self.signum) from None
+            raise
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _set(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = self.signum or signum
+        if self.at_once:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        from nbllama.train.trainer import StopRequested
+
+        if self.signum:
+            raise StopRequested

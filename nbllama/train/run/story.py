@@ -1,0 +1,67 @@
+"""Lines of the log beside those of iterations: how a run began, and how it ended."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from nbllama import __version__
+from nbllama.system.memory import peak_resident
+from nbllama.train.forecast import Forecast
+from nbllama.train.run.session import Session
+
+_BARS = 20  # of the histogram of lengths
+
+
+def begun(
+    session: Session, told: Forecast, options: dict[str, Any], words: list[str]
+) -> dict[str, Any]:
+    """The row `run`: what is to be done after iteration `iter`, and what is expected of it."""
+    trainer, hp = session.trainer, session.model.hp
+    return {
+        "event": "run",
+        "iter": trainer.iteration,
+        "n_iter": trainer.iteration + session.settings.n_iter,
+        "version": __version__,
+        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "model": os.path.basename(session.options.model_base),
+        "words": words,
+        "data": {
+            "model": f"{hp.arch}, {hp.n_layer} layers",
+            "trained parameters": f"{trainer.adapter.n_parameters:,}",
+            **data_numbers(session),
+        },
+        "forecast": {"seconds": told.seconds, "peak_bytes": told.peak},
+        "options": options,
+    }
+
+
+def data_numbers(session: Session) -> dict[str, Any]:
+    """Sizes of the training data, and how many samples have which length."""
+    data, other = session.data, session.validation
+    tokens, trained = data.lengths()
+    edges = np.unique(np.linspace(tokens.min(), tokens.max() + 1, _BARS + 1).astype(np.int64))
+    counts, _ = np.histogram(tokens, edges)
+    names = [
+        f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    share = trained.sum() / tokens.sum()
+    return {
+        "data": os.path.basename(session.options.train_data.rstrip("/" + os.sep)),
+        "kind": getattr(data, "format", data.kind),
+        "samples": data.n_samples,
+        "samples for validation": other.n_samples if other is not None else 0,
+        "tokens of all samples": int(tokens.sum()),
+        "trained of them": f"{int(trained.sum())} ({100 * share:.0f} %)",
+        "tokens of a sample": f"{tokens.mean():.0f} on average, {tokens.max()} at most",
+        "lengths": [[name, int(n)] for name, n in zip(names, counts, strict=True)],
+    }
+
+
+def ended(iteration: int, seconds: float, reason: str) -> dict[str, Any]:
+    """The row `end`; `reason`: "" if all iterations were done."""
+    row = {"event": "end", "iter": iteration, "seconds": seconds, "reason": reason}
+    return row | {"peak_bytes": peak_resident()}

@@ -1,0 +1,302 @@
+"""One training step: batch -> forward -> loss -> backward -> optimiser.
+
+`nbllama.train.run.loop` goes through the steps of a run, and logs and saves.
+
+The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
+gradients are summed in ascending m. The loss of an iteration is the sum over all trained tokens of
+all its micro-batches, divided by their number: batch 4 with one accumulation equals batch 1 with
+four.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.data.batch import Batch, Dataset
+from nbllama.data.feed import Feed
+from nbllama.data.order import Position
+from nbllama.errors import Diverged, UsageError
+from nbllama.kernels.own_cores import own_cores
+from nbllama.kernels.turns import new_turn, one_at_a_time
+from nbllama.lora.pairs import Adapter
+from nbllama.model.activations import activation_bytes, set_bytes
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model, layout
+from nbllama.ops.dropout import dropout_for
+from nbllama.opt.arrays import check_finite
+from nbllama.opt.optimiser import Optimiser
+from nbllama.opt.schedule import Schedule
+from nbllama.report.log import memory
+from nbllama.train.validation import batches
+
+MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
+
+
+class StopRequested(Exception):
+    """Raised between layers when the run was asked to stop: the unfinished step is dropped."""
+
+
+class Evaluation(NamedTuple):
+    """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
+
+    `after`: the place in the data behind them; `n_samples` of the data are in them.
+    """
+
+    loss: float
+    tokens: int
+    trained: int
+    n_samples: int
+    after: Position
+    seconds: float
+
+
+class StepResult(NamedTuple):
+    """One iteration. `loss` is nats per trained token, `lr` the learning rate.
+
+    `skipped`: nothing was changed.
+    """
+
+    iteration: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    trained: int
+    seconds: float
+    skipped: bool
+
+
+class Limits(NamedTuple):
+    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and
+    the means of a sample.
+    """
+
+    tokens: int
+    trained: int
+    longest: int
+    mean_tokens: float
+    mean_trained: float
+
+
+def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
+    """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
+    whole, also where the data set has fewer samples.
+    """
+    lengths = dataset.lengths()
+    means = (float(counts.mean()) for counts in lengths)
+    tokens, trained = dataset.largest(batch, wraps=wraps)
+    return Limits(tokens, trained, int(lengths[0].max()), *means)
+
+
+def kept_blocks(
+    model: Model, adapter: Adapter, most: Limits, nbytes: int, dropout: bool = False
+) -> int:
+    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
+
+    Raises `UsageError` if not even the inputs of all blocks fit.
+    """
+    sizes = layout(model, adapter, most.tokens, most.trained, dropout=dropout)
+    least = activation_bytes(sizes, checkpointing=True)
+    if least > nbytes:
+        raise UsageError(
+            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
+            "give more, or a smaller --batch or --ctx"
+        )
+    fit = (nbytes - least) // set_bytes(sizes)
+    return min(int(fit), model.hp.n_layer - 1)
+
+
+class Trainer:
+    """A model, an adapter, its optimiser, and a place in the data; `step` is one iteration.
+
+    `bound`, `acts` and `buffers` are the adapter at work, and the memory of the passes.
+    Several threads may call one trainer: their calls take turns.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        opt: Optimiser,
+        dataset: Dataset,
+        rates: Schedule,
+        *,
+        feed: Feed,
+        batch: int,
+        grad_acc: int,
+        checkpointing: bool,
+        iteration: int = 0,
+        position: Position | None = None,
+        old_schedule: bool = False,
+        probability_floor: float = 0.0,
+        activation_memory: int = 0,
+        dropout: float = 0.0,
+        seed: int = 0,
+        validation: Dataset | None = None,
+    ) -> None:
+        """`old_schedule`: an update has the learning rate of the update before it, as in the old
+        tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
+        decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
+        `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
+        `validation_loss`.
+
+        Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
+        """
+        self.turn = new_turn()
+        self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
+        self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
+        self.checkpointing = checkpointing
+        self.old_schedule, self.probability_floor = old_schedule, probability_floor
+        self.dropout, self.seed = dropout, seed
+        self.iteration = iteration
+        self.position = Position() if position is None else position
+        self.samples_seen = self.tokens_seen = 0
+        self.limits = limits(dataset, batch, feed.wraps)
+        self._validation: list[Batch] = []
+        if validation is not None:
+            self._add_validation(validation)
+        self.bound = Bound(model, adapter, trained=True)
+        self.kept = 0
+        if activation_memory:
+            self.checkpointing = True
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
+        self.acts = model.activations(
+            adapter,
+            self.limits.tokens,
+            self.limits.trained,
+            checkpointing=self.checkpointing,
+            kept=self.kept,
+            dropout=dropout > 0,
+        )
+        self.buffers = model.loss_buffers(adapter, self.limits.trained)
+        self._skipped_in_a_row = 0
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Gradients of the last evaluation by parameter name, before clipping."""
+        return self.bound.grads
+
+    @one_at_a_time
+    def step(
+        self,
+        check: Callable[[], None] | None = None,
+        seen: Callable[[Evaluation], None] | None = None,
+    ) -> StepResult:
+        """One iteration: `evaluate`, then `update`.
+
+        `seen` gets the evaluation in between; what it raises leaves the update undone.
+        """
+        found = self.evaluate(check)
+        if seen is not None:
+            seen(found)
+        return self.update(found)
+
+    @one_at_a_time
+    def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
+        """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
+        called between layers and may raise `StopRequested`.
+        """
+        start = time.perf_counter()
+        batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
+        trained = sum(b.n_trained for b in batches)
+        tokens = sum(b.n_tokens for b in batches)
+        self.bound.zero_grads()
+        total = 0.0
+        for micro, batch in enumerate(batches):
+            self.set_dropout(micro)
+            self.model.forward(self.bound, self.acts, batch, check)
+            total += self.model.loss(
+                self.bound, self.acts, self.buffers, batch, 1.0 / trained, gradient=True,
+                floor=self.probability_floor,
+            )  # fmt: skip
+            if not math.isfinite(total):
+                break
+            self.model.backward(self.bound, self.acts, batch, check)
+        self.bound.dropout = None
+        seconds = time.perf_counter() - start
+        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
+
+    def _add_validation(self, data: Dataset) -> None:
+        """Batches of all its samples; the run's memory must hold at least one sample."""
+        own, other = self.limits, limits(data, 1)
+        self.limits = own._replace(
+            tokens=max(own.tokens, other.tokens),
+            trained=max(own.trained, other.trained),
+            longest=max(own.longest, other.longest),
+        )
+        numbers = batches(data, self.limits.tokens, self.limits.trained)
+        self._validation = [data.batch(part) for part in numbers]
+
+    @one_at_a_time
+    def validation_loss(self, check: Callable[[], None] | None = None) -> float:
+        """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
+        total = 0.0
+        for batch in self._validation:
+            self.model.forward(self.bound, self.acts, batch, check)
+            total += self.model.loss(
+                self.bound, self.acts, self.buffers, batch, 1.0, gradient=False,
+                floor=self.probability_floor,
+            )  # fmt: skip
+        return total / sum(batch.n_trained for batch in self._validation)
+
+    def set_dropout(self, micro: int) -> None:
+        """The masks of micro-batch `micro` of the next iteration, if there is dropout."""
+        if self.dropout:
+            self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
+
+    def factor(self, iteration: int) -> float:
+        """The schedule's factor on the rate of update `iteration` (the first is 1)."""
+        return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
+
+    @one_at_a_time
+    @own_cores()
+    def update(self, found: Evaluation) -> StepResult:
+        """One step of the optimiser with the gradient of `found`, which is the last evaluation.
+
+        A loss or gradient that is not finite changes nothing, and counts as an iteration.
+        """
+        start = time.perf_counter()
+        factor = self.factor(self.iteration + 1)
+        grad_norm, skipped = math.nan, True
+        good = not check_finite(self.opt.m) and not check_finite(self.opt.v)
+        if good and math.isfinite(found.loss):
+            with suppress(FloatingPointError):
+                grad_norm = self.opt.step(self.bound.grads, factor).grad_norm
+                skipped = False
+        if skipped:
+            self.opt.iteration += 1  # stays the number of iterations
+        else:
+            self.bound.refresh()
+        epoch = self.position.epoch
+        self.iteration += 1
+        self.tokens_seen += found.tokens
+        self.position = found.after
+        self.samples_seen += found.n_samples
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        return StepResult(
+            self.iteration, epoch, found.loss, self.opt.alpha * factor, grad_norm, found.tokens,
+            found.trained, found.seconds + time.perf_counter() - start, skipped,
+        )  # fmt: skip
+
+    @one_at_a_time
+    def pass_over_next(self, grad_acc: int) -> None:
+        """Skip the next `grad_acc` micro-batches."""
+        taken = self.feed.take(self.position, self.batch, grad_acc)
+        self.position = taken.after
+        self.samples_seen += taken.n_samples
+
+    def raise_if_diverged(self) -> None:
+        """`Diverged` when the last MOST_SKIPPED steps were all skipped."""
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise Diverged(
+                f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row "
+                f"(last: {self.iteration}); the last saved files are good: continue from them "
+                "with a lower --adam-alpha"
+            )

@@ -1,0 +1,101 @@
+"""What a run knows of its validation: the lowest loss, patience, and signs of overfitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from nbllama.data.batch import Dataset
+
+OVERFITTING = 2  # evaluations in a row with a falling training and a rising validation loss
+
+
+@dataclass
+class Validation:
+    """State between evaluations; it is part of a checkpoint, so all of it are numbers.
+
+    `last`: iteration of the last evaluation, -1 before the first. `best`: lowest validation loss,
+    found at iteration `best_at` (-1: none yet); `since`: evaluations since then. `previous`,
+    `previous_trained`: validation loss of the last evaluation and mean training loss before it.
+    `sum`, `tokens`: training loss since then, weighted by trained tokens. `rises`: see
+    `OVERFITTING`.
+    """
+
+    last: int = -1
+    best: float = 0.0
+    best_at: int = -1
+    since: int = 0
+    previous: float = 0.0
+    previous_trained: float = 0.0
+    sum: float = 0.0
+    tokens: int = 0
+    rises: int = 0
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, float]) -> Validation:
+        """What `numbers` of an earlier one hold."""
+        made = cls()
+        for f in fields(cls):
+            kind = type(getattr(made, f.name))
+            setattr(made, f.name, kind(numbers.get(f.name, getattr(made, f.name))))
+        return made
+
+    def numbers(self) -> dict[str, float]:
+        return {k: float(v) for k, v in asdict(self).items()}
+
+    def trained(self, loss: float, tokens: int) -> None:
+        """Take in a training step's loss per trained token."""
+        if math.isfinite(loss):
+            self.sum += loss * tokens
+            self.tokens += tokens
+
+    @property
+    def training_loss(self) -> float:
+        """Mean since the last evaluation; NaN if there was no step."""
+        return self.sum / self.tokens if self.tokens else math.nan
+
+    def improves(self, loss: float) -> bool:
+        return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
+
+    def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
+        """Take in an evaluation (`best`: its adapter was kept as the best one); whether it is the
+        second in a row that shows overfitting.
+        """
+        mean, first = self.training_loss, self.last < 0 or not self.previous_trained
+        if best:
+            self.best, self.best_at, self.since = loss, iteration, 0
+        else:
+            self.since += 1
+        worse = not first and loss > self.previous and mean < self.previous_trained
+        self.rises = self.rises + 1 if worse else 0
+        self.last = iteration
+        self.previous = loss if math.isfinite(loss) else 0.0
+        self.previous_trained = mean if math.isfinite(mean) else 0.0
+        self.sum, self.tokens = 0.0, 0
+        return self.rises == OVERFITTING
+
+    def ended(self, patience: int) -> str:
+        """Why the run is to end, or ""."""
+        if 0 < patience <= self.since:
+            return f"no lower validation loss in {self.since} evaluations (--early-stop)"
+        return ""
+
+
+def perplexity(loss: float) -> float:
+    """e^loss; infinite where that is no float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def batches(data: Dataset, most_tokens: int, most_trained: int) -> list[list[int]]:
+    """Sample numbers in order, as many together as stay within the two bounds."""
+    tokens, trained = data.lengths()
+    found: list[list[int]] = []
+    in_tokens = in_trained = 0
+    for i in range(data.n_samples):
+        in_tokens, in_trained = in_tokens + int(tokens[i]), in_trained + int(trained[i])
+        if not found or in_tokens > most_tokens or in_trained > most_trained:
+            found.append([])
+            in_tokens, in_trained = int(tokens[i]), int(trained[i])
+        found[-1].append(i)
+    return found

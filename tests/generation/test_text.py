@@ -1,0 +1,166 @@
+"""Text in, text out: `model.generate`, `generate_stream`, `generate_many`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbllama
+from nbllama.adapter.savable import Adapter
+from nbllama.data import prompt_ids
+from nbllama.errors import DataError, UsageError
+from nbllama.generation.model import Model
+from nbllama.text import chat_template_for, find_layout
+from tests.train.toy_runs import toy_adapter, toy_model
+
+PROMPT = "the hen and her rat"
+CHAT = [{"role": "user", "content": "say it"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("model")
+    toy_model(folder)
+    return nbllama.load_model(folder / "toy.gguf")
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Model) -> Adapter:
+    return Adapter.of(toy_adapter(model), model.hp)
+
+
+def ids_of(model: Model, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return model.tokenizer.encode(prompt, add_special=True)
+    with chat_template_for(model.tokenizer, find_layout("chatml").source) as template:
+        return prompt_ids(model.tokenizer, template, prompt)
+
+
+def wanted(model: Model, prompt: Any, adapter: Adapter | None, n: int) -> str:
+    """The bytes of the most likely tokens, as text."""
+    tokens = nbllama.generate(model, ids_of(model, prompt), n, adapter, exact=True)
+    raw = b"".join(model.tokenizer.token_bytes(t, special=False) for t in tokens)
+    return raw.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, CHAT], ids=["text", "chat"])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_the_most_likely_text(
+    model: Model, adapter: Adapter, prompt: Any, with_adapter: bool
+) -> None:
+    own = adapter if with_adapter else None
+    text = wanted(model, prompt, own, 12)
+    assert text
+    kwargs: dict[str, Any] = {} if isinstance(prompt, str) else {"chat_template": "chatml"}
+    assert model.generate(prompt, own, 12, exact=True, **kwargs) == text.removeprefix(
+        " " if kwargs and model.tokenizer.add_space_prefix else "\0"
+    )
+    if with_adapter:
+        assert text != wanted(model, prompt, None, 12)
+
+
+def test_pieces_are_the_text(model: Model, adapter: Adapter) -> None:
+    for seed in range(4):
+        options: dict[str, Any] = dict(adapter=adapter, max_tokens=20, temperature=2.0, seed=seed)
+        pieces = list(model.generate_stream(PROMPT, **options))
+        assert "".join(pieces) == model.generate(PROMPT, **options)
+        assert all(pieces) and len(pieces) > 1
+    stream = model.generate_stream(PROMPT, max_tokens=10**6)
+    assert next(stream)  # it can be left before its end
+    assert model.generate(PROMPT, max_tokens=0) == ""
+
+
+def test_many_prompts_are_answered_as_each_alone(model: Model, adapter: Adapter) -> None:
+    prompts: list[Any] = [PROMPT, CHAT, "eat", [{"role": "user", "content": "x"}], PROMPT]
+    for at_once in (1, 2, 16):
+        found = model.generate_many(prompts, adapter, 8, chat_template="chatml", at_once=at_once)
+        alone = [model.generate(p, adapter, 8, chat_template="chatml", exact=True) for p in prompts]
+        assert found == alone
+    assert model.generate_many([]) == []
+    ids = [ids_of(model, p) for p in prompts[:2]]
+    assert nbllama.generate_many(model, ids, 8, adapter) == [
+        nbllama.generate(model, own, 8, adapter, exact=True) for own in ids
+    ]
+
+
+def test_draws(model: Model) -> None:
+    options: dict[str, Any] = dict(max_tokens=12, temperature=1.5)
+    draws = {seed: model.generate(PROMPT, **options, seed=seed) for seed in range(5)}
+    assert len(set(draws.values())) > 1
+    assert draws[3] == model.generate(PROMPT, **options, seed=np.int64(3))
+    greedy = model.generate(PROMPT, max_tokens=12)
+    assert model.generate(PROMPT, **options, top_k=1) == greedy
+    assert model.generate(PROMPT, **options, top_p=0.0, seed=4) == greedy
+    # without a seed each call takes its own; 8 equal texts are as good as impossible
+    assert len({model.generate(PROMPT, max_tokens=12, temperature=5.0) for _ in range(8)}) > 1
+    # a penalty changes the most likely text too
+    assert model.generate(PROMPT, max_tokens=30, repeat_penalty=1e6) != model.generate(
+        PROMPT, max_tokens=30
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temp": 1.0}, "unknown setting 'temp'; did you mean temperature"),
+        ({"topk": 3}, "did you mean top_k"),
+        ({"max_new_tokens": 3}, "unknown setting 'max_new_tokens'"),
+        ({"temperature": "hot"}, "temperature: 'hot' is not allowed; give a number"),
+        ({"temperature": float("nan")}, "temperature: 'nan'"),
+        ({"top_k": 1.5}, "top_k: '1.5' is not allowed; give a whole number"),
+        ({"seed": -1}, "seed: '-1' is not allowed"),
+        ({"mirostat": 3}, "mirostat: '3'"),
+        ({"repeat_penalty": 0}, "repeat_penalty: give a number above 0"),
+        ({"max_tokens": -1}, "max_tokens: '-1' is not allowed"),
+        ({"max_tokens": True}, "max_tokens: 'True' is not allowed"),
+    ],
+)
+def test_bad_settings(model: Model, options: dict[str, Any], message: str) -> None:
+    for call in (model.generate, model.generate_stream):  # also before the first piece
+        with pytest.raises(UsageError) as e:
+            call(PROMPT, **options)
+        assert message in str(e.value)
+
+
+def test_bad_prompts(model: Model, tmp_path: Path) -> None:
+    bad: Any
+    for bad in (5, b"x", ["a text in a list"], {"role": "user"}):
+        with pytest.raises(UsageError, match="a text, or a list of messages"):
+            model.generate(bad)
+    with pytest.raises(UsageError, match="no chat template"):
+        model.generate(CHAT)
+    with pytest.raises(UsageError, match="at_once"):
+        model.generate_many([PROMPT], at_once=0)
+    (tmp_path / "t.jinja").write_text("{{ raise_exception('not this') }}")
+    with pytest.raises(DataError, match="not this"):
+        model.generate(CHAT, chat_template=str(tmp_path / "t.jinja"))
+
+
+def test_a_prompt_beyond_what_the_model_knows_is_said(model: Model) -> None:
+    with pytest.warns(UserWarning, match="the model was trained with 512") as found:
+        model.generate("hen " * 300, max_tokens=1)
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(model.generate_stream(PROMPT, max_tokens=1000))
+
+
+def test_an_adapter_saves_itself(model: Model, adapter: Adapter, tmp_path: Path) -> None:
+    for name in ("a.gguf", "a.bin", "peft/"):
+        path = f"{tmp_path}/{name}"
+        notes = adapter.save(path)
+        assert notes == nbllama.save_adapter(f"{tmp_path}/b{name}", adapter, model)
+        loaded = nbllama.load_adapter(path, model)
+        assert model.generate(PROMPT, loaded, 8) == model.generate(PROMPT, adapter, 8)
+    nbllama.init_adapter(model, rank=2).save(tmp_path / "new.gguf")
+    nbllama.load_adapter(tmp_path / "new.gguf", model).save(tmp_path / "again.gguf")
+    assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()
+    with pytest.raises(UsageError, match=r"nbllama\.save_adapter"):
+        Adapter(adapter.arch, 1.0, 1, adapter.pairs).save(tmp_path / "x.gguf")
+    other = adapter.copy()
+    next(iter(other.parameters().values()))[...] = 0
+    assert np.abs(next(iter(adapter.parameters().values()))).max() > 0

@@ -1,0 +1,190 @@
+"""One token by its program, against the passes that take any number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from examples.toy_archs import MODELS, random_adapter
+from nbllama.generation.session import KVCache, Session
+from nbllama.generation.token_program import TokenProgram, has_program
+from nbllama.lora.pairs import Adapter
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model, load_model
+from nbllama.ops.attention.few import CHUNK
+from nbllama.ops.linear.int8_rows import int8_product_ref, int8_rows
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.linear.matmul import Weight
+from nbllama.ops.token import tables as kinds
+from nbllama.ops.token.run import walk
+from nbllama.quants import QUANTS, as_readonly, decode
+from nbllama.quants.dot import int8_block
+from tests import oracle
+from tests.train.toy_runs import toy_adapter, toy_model
+
+PROMPT = [1, 45, 7, 300, 12, 12, 99]
+THEN = [5, 44, 3]
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(n, before))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def single(model: Model, adapter: Adapter | None, tokens: list[int], **how: Any) -> np.ndarray:
+    """Logits `[len(THEN), V]` of the tokens after `tokens`, one by one."""
+    session = Session(model, adapter, len(tokens) + len(THEN), **how)
+    session.feed(tokens)
+    return np.array([session.feed([token]) for token in THEN])
+
+
+def together(model: Model, adapter: Adapter | None, tokens: list[int]) -> np.ndarray:
+    """The same by passes over all tokens."""
+    found = []
+    for n in range(1, len(THEN) + 1):
+        whole = [*tokens, *THEN[:n]]
+        found.append(Session(model, adapter, len(whole), exact=True).feed(whole))
+    return np.array(found)
+
+
+def assert_near(got: np.ndarray, want: np.ndarray, bound: float = 2e-5) -> None:
+    assert np.isfinite(want).all()
+    assert np.abs(got - want).max() < bound * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_says_what_the_blocks_say(tmp_path: Path, name: str) -> None:
+    MODELS[name].make(tmp_path / "m.gguf")
+    model = load_model(tmp_path / "m.gguf")
+    assert has_program(model)
+    tokens = [i % 50 + 3 for i in range(40)]  # beyond the windows
+    assert_near(single(model, None, tokens), together(model, None, tokens))
+    adapter = random_adapter(model, norms=True)
+    got = single(model, adapter, tokens)
+    assert_near(got, together(model, adapter, tokens))
+    assert np.abs(got - single(model, None, tokens)).max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [0, 300])
+def test_keys_in_several_chunks(tmp_path: Path, window: int) -> None:
+    keys = {"attention.sliding_window": window} if window else {}
+    thin = MODELS["gemma2, 2B and 9B" if window else "llama, 70B (64 heads over 8)"]
+    thin.make(tmp_path / "m.gguf", keys=keys, n_ctx_train=1024)
+    model = load_model(tmp_path / "m.gguf")
+    tokens = [i % 61 + 3 for i in range(2 * CHUNK - 2)]
+    assert_near(single(model, None, tokens), together(model, None, tokens))
+
+
+MIXED = {"*": "Q4_0", "attn_v": "Q6_K"}
+WIDE: dict[str, Any] = dict(n_embd=256, n_head=4, n_head_kv=2, n_ff=512)
+
+
+def test_threads_do_not_change_bits(tmp_path: Path) -> None:
+    model = toy_model(tmp_path, types=MIXED, **WIDE)
+    adapter = toy_adapter(model)
+    with threads(1):
+        one = single(model, adapter, PROMPT)
+    with threads(2):
+        np.testing.assert_array_equal(single(model, adapter, PROMPT), one)
+
+
+def test_a_model_of_many_types_goes_by_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model(tmp_path)
+    assert has_program(model)
+    monkeypatch.setattr("nbllama.generation.token_program.MOST_TYPES", 0)
+    assert not has_program(model)
+    assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
+    cache = KVCache(model, 8)
+    with pytest.raises(ValueError, match="0 types, not 1"):
+        TokenProgram(model, Bound(model, None), cache.k, cache.v, np.zeros(64, np.float32), False)
+
+
+def weight(name: str, n_out: int, n_in: int) -> Weight:
+    type_id = oracle.QUANT_TYPES[name]
+    values = np.random.default_rng([n_out, type_id]).standard_normal((n_out, n_in))
+    data = oracle.quantize(type_id, values.astype(np.float32))
+    return Weight(name, type_id, as_readonly(np.frombuffer(data, np.uint8)), (n_out, n_in))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_with_bias_pair_and_addition(exact: bool) -> None:
+    from nbllama.generation.token_program import _Writer
+
+    rng, n = np.random.default_rng(2), 768
+    x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
+    ws = [weight("Q4_1", 70, n), weight("Q6_K", 1, n), weight("IQ3_S", 45, n)]
+    a, b = rng.standard_normal((3, n)), rng.standard_normal((70, 3))
+    pair = LoraPair(a.astype(np.float32), b.astype(np.float32), 0.5, None, None)
+    bias = rng.standard_normal(45).astype(np.float32)
+    normed = np.empty(n, np.float32)
+    types = [w.type_id for w in ws]
+    write = _Writer({t: i for i, t in enumerate(types)}, exact)
+    at = [write.floats(array, n) for array in (x, w_norm, normed)]
+    write.phase(kinds.NORM, 1, [(*at, n, 1e-5, 2.0, write.forms(ws))])
+    ys = [np.full(w.shape[0], 7, np.float32) for w in ws]
+    write.products(
+        normed,
+        [(ws[0], pair, None, ys[0], False), (ws[1], None, None, ys[1], True),
+         (ws[2], None, bias, ys[2], False)],
+    )  # fmt: skip
+    arrays = write.tables() | {
+        "scratch": np.empty((2, n), np.float32),
+        "q32": np.empty(n, np.int8), "d32": np.empty(n, np.float32),
+        "s32": np.empty(n, np.float32), "q256": np.empty(n, np.int8),
+        "d256": np.empty(n, np.float32), "s256": np.empty(n, np.int16),
+        "drawn": np.zeros(3, np.int64), "done": np.zeros(3, np.int64),
+    }  # fmt: skip
+    step = np.zeros(1, kinds.STEP)
+    for name, array in arrays.items():
+        step[name] = array.ctypes.data
+    step["n_phases"], step["most_rows"], step["width"] = len(arrays["program"]), 4, n
+    walk(types, exact, step, 2)
+
+    mean = np.mean(x.astype(np.float64) ** 2)
+    np.testing.assert_allclose(normed, 2 * w_norm * x / np.sqrt(mean + 1e-5), rtol=1e-5)
+    want = []
+    for w in ws:
+        matrix = decode(w.type_id, w.raw, w.shape[0] * n).reshape(w.shape).astype(np.float64)
+        block = 0 if exact else int8_block(w.type_id)
+        rows = int8_product_ref(int8_rows(normed[None], block), matrix) if block else None
+        want.append(rows[0] if rows is not None else matrix @ normed)
+    want[0] += 0.5 * b @ (a @ normed)
+    want[1] += 7
+    want[2] += bias
+    for y, wanted in zip(ys, want, strict=True):
+        np.testing.assert_allclose(y, wanted, rtol=3e-6, atol=3e-6 * np.abs(wanted).max())
+    assert QUANTS[types[2]].name == "IQ3_S" and not int8_block(types[2])
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = toy_model(tmp_path)
+    cache, x = KVCache(model, 8), np.zeros(model.hp.n_embd, np.float32)
+    program = TokenProgram(model, Bound(model, None), cache.k, cache.v, x, True)
+    for position in (-1, 8):
+        with pytest.raises(ValueError, match="outside a context of 8"):
+            program.run(position)
+    wrong: list[tuple[Any, Any, Any]] = [
+        (cache.k[1:], cache.v, x),
+        (cache.k, cache.v[:, :7], x),
+        (cache.k, cache.v, x[:-1]),
+        (cache.k, cache.v, x.astype(np.float64)),
+    ]
+    for k, v, stream in wrong:
+        with pytest.raises(ValueError):
+            TokenProgram(model, Bound(model, None), k, v, stream, True)
+    for step, types in ((np.zeros(1), [0]), (np.zeros(1, kinds.STEP), [0] * 7)):
+        with pytest.raises(ValueError, match="walk"):
+            walk(types, True, step, 1)

@@ -1,0 +1,33 @@
+"""Writers in processes of their own (`child.py`), and where they may be asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="forks, signals, modes")
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """`tests.system.child` with these words, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.system.child", *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def child(*args: object) -> Any:
+    """The JSON that a run of `tests.system.child` prints."""
+    process = start(*args)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)

@@ -1,0 +1,104 @@
+"""`--config`: a file of options, and the file that a run leaves beside its adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from examples.toy_models import make_llama
+from tests.train.runs import Run, logged
+from tests.train.toy_runs import file_bits
+
+
+def test_a_config_file_is_a_command_line_that_comes_first(folder: Path, run: Run) -> None:
+    config = folder / "run.yaml"
+    config.write_text(
+        f"""# a comment
+model-base: {folder / "toy.gguf"}
+train_data: {folder / "text.txt"}
+checkpoint-in: ""
+lora-out: {folder / "a-ITERATION.gguf"}
+checkpoint-out: ""
+lr: 1e-4          # YAML 1.1 takes this for a text
+ctx: 16
+batch: 2
+adam-iter: 7
+warmup: 0
+use-checkpointing: no
+lora-layers: [0, 1]
+seed: 11
+threads: 1
+""",
+        encoding="utf-8",
+    )
+    done = run(["--config", str(config), "--adam-iter", "3"])
+    assert done.code == 0, done
+    for part in ("3 iterations of 2 x 1", "0.0001, warm-up 0", "checkpointing  off"):
+        assert part in done.out, part
+    # the effective options are beside the adapter, and make the same run again
+    saved = folder / "a-LATEST.config.yaml"
+    text = saved.read_text(encoding="utf-8")
+    for line in ("adam-iter: 3", "seed: 11", "lora-r: 4", "adam-alpha: 0.0001", "lora-layers: all"):
+        assert f"\n{line}\n" in text, line
+    first = file_bits(folder / "a-3.gguf")
+    (folder / "a-3.gguf").unlink()
+    again = folder / "again.yaml"
+    shutil.copy(saved, again)
+    assert run(["--config", str(again)]).code == 0
+    assert file_bits(folder / "a-3.gguf") == first
+    assert saved.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "learning-rat: 1",
+            "line 1: unknown option '--learning-rat'; did you mean --learning-rate?",
+        ),
+        ("ctx: 16\nctx: 17", "line 2: ctx was given before, as ctx"),
+        ("lr: 1\nadam_alpha: 2", "line 2: adam_alpha was given before, as lr"),
+        ("ctx: many", "line 1: --ctx: 'many' is not allowed"),
+        ("ctx:", "line 1: --ctx has no value"),
+        ("ctx: [1, 2]", "--ctx takes one value, not a list"),
+        ("ctx: {a: 1}", "--ctx takes one value"),
+        ("dry-run: maybe", "--dry-run is a switch; give true or false"),
+        ("config: other.yaml", "cannot name another"),
+        ("- a\n- b", "must be lines of `name: value`"),
+        ("a: [", "not YAML"),
+        ("? [a]\n: b", "a key is an option's name"),
+    ],
+)
+def test_bad_config_files(folder: Path, run: Run, text: str, told: str) -> None:
+    (folder / "c.yaml").write_text(text, encoding="utf-8")
+    done = run(logged(folder, 1, "--config", "c.yaml"))
+    assert done.code == 2 and told in done.err and "c.yaml" in done.err, done
+    assert done.err.count("\n") == 1
+
+
+def test_config_files_that_are_none(folder: Path, run: Run) -> None:
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00ctx")
+    for name, told in (("none.yaml", "No such file"), ("bytes.yaml", "not")):
+        done = run(logged(folder, 1, "--config", name))
+        assert done.code == 2 and told in done.err, done
+
+
+def test_the_example_is_a_run_that_can_be_made(folder: Path, run: Run) -> None:
+    """All keys are options, and a short run with it does what it says."""
+    from nbllama.options.finetune.table import parse
+    from tests.conftest import ROOT
+
+    example = str(ROOT / "examples" / "config.yaml")
+    options = parse(["--config", example])
+    assert (options.adam_alpha, options.val_split, options.early_stop) == (2e-4, 0.1, 5)
+    make_llama(folder / "chat.gguf", tokenizer="bpe")
+    data = str(ROOT / "examples" / "demo" / "train.jsonl")
+    more = ["--model-base", "chat.gguf", "--train-data", data, "--ctx", "400", "--adam-iter", "2"]
+    more += ["--batch", "2"]
+    done = run(["--config", example, *more, "--threads", "1"])
+    assert done.code == 0, done
+    for name in ("adapter-LATEST.gguf", "adapter-BEST.gguf", "checkpoint-LATEST.gguf"):
+        assert (folder / name).exists(), name
+    assert (folder / "adapter-LATEST.config.yaml").exists()
