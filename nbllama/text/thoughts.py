@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold its thought; one thought goes to a template under all of them."""
 
-_WORD = r"[\w:.-]*(?:think|thought|reason|reflect)[\w:.-]*"
+_WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (
     rf"<({_WORD})>",  # <think>
     rf"\[({_WORD})\]",  # [THINK]
