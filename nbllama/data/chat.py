@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 THOUGHTS = "earlier answers lose their thoughts in later prompts"
 TOKENS = "earlier answers have other token ids in later prompts"
+_TAILS = 1000
 OTHERWISE = "earlier answers stand otherwise in later prompts"
 
 
@@ -96,6 +97,7 @@ class ChatReader:
         self._traits = Traits(template)
         self._lost = LostPieces(template)
         self._system_as_user = system_as_user
+        self._tails: dict[str, Placed] = {}  # of prompts, from their last special token on
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
         """Prompts and texts of the chats' answers, or why there are none."""
@@ -284,7 +286,11 @@ class ChatReader:
                 n -= 1
             if n > 0:
                 at = int(placed.starts[n])
-                tail = encode_marked(self._tokenizer, prompt[at:])
+                tail = self._tails.get(prompt[at:])
+                if tail is None:
+                    tail = encode_marked(self._tokenizer, prompt[at:])
+                    if len(self._tails) < _TAILS:
+                        self._tails[prompt[at:]] = tail
                 moved = Placed(tail.ids, tail.starts + at, tail.ends + at)
                 return Placed(
                     *(np.concatenate([a[:n], b]) for a, b in zip(placed, moved, strict=True))

@@ -87,7 +87,7 @@ class LostPieces:
             ),
             tuple(chat.numbers),
             bool(chat.tools),
-            json.dumps(chat.variables, sort_keys=True),
+            json.dumps(chat.variables, sort_keys=True) if chat.variables else "",
         )
         if key not in self._shapes:
             self._shapes[key] = self._try(chat)

@@ -169,8 +169,10 @@ def load_samples(
             if n_tokens > n_ctx and on_long == "skip":
                 n_long += 1
                 continue
-            cut = _first(whole, n_ctx + 1)
-            cut = _first(cut, _n_useful(cut))
+            cut = whole
+            if n_tokens > n_ctx:
+                cut = _first(whole, n_ctx + 1)
+                cut = _first(cut, _n_useful(cut))
             if not len(cut.ids):
                 n_dropped += 1
                 continue

@@ -117,7 +117,10 @@ def special_spans(
 
 def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
     """Whether a string of a chat, except for roles, would give a special token."""
-    strings = [leaf for _, leaf in _leaves([*messages, tools or []], ())]
+    strings = [m["content"] for m in messages if len(m) == 2]  # role and content alone
+    others = [m for m in messages if len(m) != 2]
+    if others or tools:
+        strings += [leaf for _, leaf in _leaves([*others, tools or []], ())]
     # A line break is part of no special token, so that one look at all of them will mostly do.
     if not tokenizer.may_hold_special("\n".join(strings)):
         return False

@@ -17,7 +17,7 @@ from nbllama.options.common import debug_option, model_option, threads_option
 from nbllama.options.escapes import unescape
 from nbllama.options.familiar.others import CHAT
 from nbllama.options.parser import markdown, option, parse_into, table
-from nbllama.options.values import Real, Text, Whole
+from nbllama.options.values import Real, Text, Variables, Whole
 
 _files = partial(option, "Files")
 _text = partial(option, "Text")
@@ -95,6 +95,10 @@ class MainOptions:
         Text("NAME|FILE"), "", "layout of the chat: alpaca, baichuan, chatml, llama-2, llama-3, or"
         " a file with a Jinja template", also=["--chat-template-file"],
         shown_default="the model's own",
+    )  # fmt: skip
+    template_vars: str = _talk(
+        Variables(), "", "variables of the chat template, such as enable_thinking=false; a value is"
+        " JSON, or text", shown_default="none",
     )  # fmt: skip
     single_turn: bool = _talk(None, False, "end after one answer", also=["-st"])
     interactive: bool = _talk(
@@ -236,7 +240,7 @@ def parse_main(
     if o.dry_run and o.dump:
         raise UsageError("--dump wants something to be computed, and --dry-run stops before that")
     if main.mode != "chat":
-        for name in ("system_prompt", "chat_template", "single_turn"):
+        for name in ("system_prompt", "chat_template", "template_vars", "single_turn"):
             if getattr(o, name):
                 text = name.replace("_", "-")
                 raise UsageError(f"--{text} is for chats: give --conversation with it")

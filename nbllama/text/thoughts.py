@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold its thought; one thought goes to a template under all of them."""
 
-_WORD = r"[\w:.-]*(?:think|thought|reason|reflect)[\w:.-]*"
+_WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (
     rf"<({_WORD})>",  # <think>
     rf"\[({_WORD})\]",  # [THINK]
@@ -44,7 +44,6 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
-_FIRST = "<[\u25c1"  # what marks begin with
 _LONGEST_IN_PROMPT = 400  # characters of a thought that a prompt may hold
 
 
@@ -61,6 +60,10 @@ class Thought(NamedTuple):
     closed: bool
 
 
+def _may_hold_marks(text: str) -> bool:
+    return "<" in text or "[" in text or "\u25c1" in text
+
+
 def opening(text: str, at: int = 0) -> Thought | None:
     """The thought that begins at `text[at:]`, white space in front of it passed over."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
@@ -69,7 +72,7 @@ def opening(text: str, at: int = 0) -> Thought | None:
 
 def first_thought(text: str) -> Thought | None:
     """The first thought of a text that is closed."""
-    if not any(c in text for c in _FIRST):
+    if not _may_hold_marks(text):
         return None
     match = _ANY_OPENER.search(text)
     while match is not None:
@@ -101,7 +104,7 @@ def at_end(prompt: str) -> Thought | None:
 
 def closer_in(text: str) -> re.Match[str] | None:
     """The first closer in a text."""
-    if not any(c in text for c in _FIRST):
+    if not _may_hold_marks(text):
         return None
     return _ANY_CLOSER.search(text)
 

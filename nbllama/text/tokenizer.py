@@ -134,8 +134,10 @@ class Tokenizer(ABC):
             begins.append(start)
         if not parts:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
-        sizes = [len(part) for part in parts]
-        return np.concatenate(parts), np.concatenate(places) + np.repeat(begins, sizes)
+        if len(parts) == 1:
+            return parts[0], places[0] + begins[0]
+        shifted = [at + begin for at, begin in zip(places, begins, strict=True)]
+        return np.concatenate(parts), np.concatenate(shifted)
 
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise texts together that are about to be encoded with `parse_special`, which may be

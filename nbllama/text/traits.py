@@ -36,19 +36,19 @@ class Traits:
         template has no such role.
         """
         found: Counter[str] = Counter()
-        if "developer" not in self._template.source:
-            found["developer"] += sum(m["role"] == "developer" for m in messages)
-            if found["developer"]:
-                messages = [
-                    {**m, "role": "system"} if m["role"] == "developer" else m for m in messages
-                ]
+        developers = sum(m["role"] == "developer" for m in messages)
+        if developers and "developer" not in self._template.source:
+            found["developer"] += developers
+            messages = [
+                {**m, "role": "system"} if m["role"] == "developer" else m for m in messages
+            ]
         if system_as_user and len(messages) > 1 and messages[0]["role"] == "system":
             system, question, *rest = messages
             if question["role"] == "user" and not self.knows_system:
                 content = f"{system['content']}\n\n{question['content']}"
                 messages = [{**question, "content": content}, *rest]
                 found["folded"] += 1
-        return messages, +found
+        return messages, found
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -62,6 +62,11 @@ def test_each_value_lands_in_its_own_field() -> None:
     for o in OPTIONS:
         if o.dest in ("lora", "lora_scaled", "model", "chat_template", "system_prompt"):
             continue
+        if o.dest == "template_vars":
+            assert parse("-cnv", "--template-vars", "a=1").template_vars == "a=1"
+            with pytest.raises(UsageError, match="--template-vars is for chats"):
+                parse("-p", "x", "--template-vars", "a=1")
+            continue
         for name in (*o.names, *o.off):
             if o.value is None:
                 got = parse("-p", "x", name) if o.dest != "single_turn" else parse(name)

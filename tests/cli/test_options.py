@@ -41,8 +41,7 @@ NEW = """
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
 --sample-tokens
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
---train-on-prompt --on-long --skip-bad
---parse-special
+--train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
 """.split()
 

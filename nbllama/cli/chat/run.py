@@ -22,6 +22,7 @@ from nbllama.lora.mix import mix
 from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.options.chat import Main
+from nbllama.options.values import parse_variables
 from nbllama.peek.dump import Dump
 from nbllama.peek.watcher import watch
 from nbllama.report.log import memory
@@ -58,7 +59,9 @@ def run(main: Main, threads: int) -> None:
             return
         template = None
         if main.mode == "chat":
-            template = stack.enter_context(layout(o.chat_template, model.tokenizer, console))
+            template = stack.enter_context(
+                layout(o.chat_template, o.template_vars, model.tokenizer, console)
+            )
         params = o.sampling(fresh_seed())
         tokenizer = model.tokenizer
         banned = tokenizer.eog_ids if o.ignore_eos else ()
@@ -94,9 +97,9 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
             console.note(f"{len(dump)} arrays in {shown(path, 400)}")
 
 
-def layout(name: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
+def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """The template of `--chat-template`; else the model's, ChatML where the vocabulary has its
-    tokens, and Alpaca's plain text for the rest.
+    tokens, and Alpaca's plain text for the rest. `variables`: those of `--template-vars`.
 
     Raises `UsageError` or `GGUFError` for a template that cannot be used.
     """
@@ -104,7 +107,8 @@ def layout(name: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     if not (name or tokenizer.chat_template) and None in tokens:
         console.note("warning: the model has no chat template; Alpaca's layout takes its place")
         name = "alpaca"
-    return chat_template_for(tokenizer, find_layout(name).source if name else None)
+    source = find_layout(name).source if name else None
+    return chat_template_for(tokenizer, source, variables=parse_variables(variables))
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
