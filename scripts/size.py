@@ -55,6 +55,7 @@ CORE = {
 LONG = {
     "ops/attention/grad.py": "one page: three kernels of the gradient, which share their tiles",
     "ops/linear/linear.py": "one page: a layer with its pair, with and without dropout",
+    "text/tokenizer.py": "one class: text to ids and back, and what is kept of the last texts",
     "quants/dot/_lanes.py": "one body for each width of vectors, side by side to be compared",
 }
 

@@ -32,7 +32,7 @@ import nbllama
 from examples.text2sql import evaluate, generate
 from examples.text2sql.results import Rows, series
 from examples.text2sql.training import Training, totals, train
-from nbllama.data.chat import encode_chat
+from nbllama.data.encoding import encode_chat
 from nbllama.errors import NbllamaError
 
 BASES = ("f16", "q8_0", "q4_k_m", "q2_k")

@@ -11,6 +11,7 @@ from nbllama.data.chat import prompt_ids
 from nbllama.data.columns import parse_columns
 from nbllama.data.cutters import Cutter, SampleStart, every_token
 from nbllama.data.data_file import DataFile
+from nbllama.data.encoding import Progress
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
 from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
@@ -18,7 +19,7 @@ from nbllama.data.order import Order, Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
 from nbllama.data.records import open_data, open_records
-from nbllama.data.samples import Progress, Samples, load_samples
+from nbllama.data.samples import Samples, load_samples
 from nbllama.data.splits import Splits, find_splits
 from nbllama.data.text_checks import control_tokens_in
 

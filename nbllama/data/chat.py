@@ -12,15 +12,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbllama.data.answers import Answer, begins_empty, row_of, why_apart
 from nbllama.data.formats import Conversation, Message
 from nbllama.data.formats.record import ANSWERING_ROLE
 from nbllama.data.lost import LostPieces, lost_of_answer
 from nbllama.data.notices import Notices
 from nbllama.data.prepared import Prepared, Rendered
+from nbllama.data.row import Row
 from nbllama.data.spans import (
     Placed,
     any_special,
@@ -33,54 +35,14 @@ from nbllama.data.spans import (
 from nbllama.errors import DataError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
-from nbllama.text.thoughts import at_end, closer_in, opening, thought_of
+from nbllama.text.thoughts import thought_of
 from nbllama.text.traits import Traits
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
-THOUGHTS = "earlier answers lose their thoughts in later prompts"
-TOKENS = "earlier answers have other token ids in later prompts"
 _TAILS = 1000
-OTHERWISE = "earlier answers stand otherwise in later prompts"
-
-
-class Encoded(NamedTuple):
-    """One sample as token ids: ids int32 [n], trained bool [n] (part of an answer)."""
-
-    ids: np.ndarray
-    trained: np.ndarray
-
-
-class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and the characters of `text` that each one
-    stands for; int32, bool, int64 and int64 [n].
-    """
-
-    ids: np.ndarray
-    trained: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    text: str
-
-    def characters(self) -> list[tuple[int, int]]:
-        """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
-        edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
-        n = len(self.text)
-        return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
-
-
-class _Answer(NamedTuple):
-    number: int
-    prompt: str
-    text: str
-    placed_prompt: Placed
-    placed: Placed
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.concatenate([self.placed_prompt.ids, self.placed.ids])
 
 
 class ChatReader:
@@ -145,13 +107,13 @@ class ChatReader:
             raise rendered
         chat, texts = rendered
         marked = any_special(self._tokenizer, chat.messages, chat.tools)
-        answers: list[_Answer] = []
+        answers: list[Answer] = []
         whole: tuple[str, Placed] | None = None  # the last prompt, which others are parts of
         for n in reversed(range(len(chat.numbers))):
             answer = self._answer(chat, n, texts, marked, whole)
             whole = whole or (answer.prompt, answer.placed_prompt)
             answers.append(answer)
-        heads: list[tuple[_Answer, np.ndarray, np.ndarray]] = []
+        heads: list[tuple[Answer, np.ndarray, np.ndarray]] = []
         why: Counter[str] = Counter()
         for answer in answers:
             ids = answer.ids
@@ -162,12 +124,12 @@ class ChatReader:
                     break
             else:
                 if heads:
-                    why[_reason(answer, heads[0][0])] += 1
+                    why[why_apart(answer, heads[0][0])] += 1
                 trained = np.zeros(len(ids), bool)
                 trained[first:] = True
                 heads.append((answer, ids, trained))
         self._count(chat, answers, texts, why, line)
-        return [_row(*head) for head in reversed(heads)]
+        return [row_of(*head) for head in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
         """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
@@ -222,7 +184,7 @@ class ChatReader:
         texts: list[str],
         marked: bool,
         whole: tuple[str, Placed] | None,
-    ) -> _Answer:
+    ) -> Answer:
         number, (prompt, through) = chat.numbers[n], texts[2 * n : 2 * n + 2]
         message = chat.messages[number]
         closer = self._traits.closer if not through.startswith(prompt) else ""
@@ -243,7 +205,7 @@ class ChatReader:
         continues = bool(last) and last[0] not in self._tokenizer.special_ids
         placed = encode_marked(self._tokenizer, text, plain, continues=continues)
         text, placed = self._cut(text, placed, words_end(text, message))
-        return _Answer(number, prompt, text, placed_prompt, placed)
+        return Answer(number, prompt, text, placed_prompt, placed)
 
     def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
         """An answer up to the first token behind its words that ends a generation."""
@@ -301,7 +263,7 @@ class ChatReader:
     def _count(
         self,
         chat: Prepared,
-        answers: list[_Answer],
+        answers: list[Answer],
         texts: list[str],
         why: Counter[str],
         line: int,
@@ -313,7 +275,7 @@ class ChatReader:
         for answer in answers:
             message = chat.messages[answer.number]
             lost_of_answer(answer.text, message, answer.number, found)
-            if _begins_empty(answer) and not thought_of(message):
+            if begins_empty(answer) and not thought_of(message):
                 empty += 1
                 notices.switch = notices.switch or self._traits.switch
         notices.answers += len(answers)
@@ -321,48 +283,6 @@ class ChatReader:
         notices.apart.update(why)
         if found:
             notices.add(line, found)
-
-
-def _begins_empty(answer: _Answer) -> bool:
-    """Whether an answer begins with an empty thought, or closes at once the one of its prompt."""
-    if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
-        return False
-    own = opening(answer.text)
-    if own is not None:
-        return own.closed and not own.inner.strip()
-    held = at_end(answer.prompt)
-    mark = closer_in(answer.text)
-    if mark is None or answer.text[: mark.start()].strip():
-        return False
-    return held is None or not held.closed
-
-
-def _reason(answer: _Answer, head: _Answer) -> str:
-    """Why an answer cannot be trained in the sample of a later one."""
-    if head.prompt.startswith(answer.prompt + answer.text):
-        return TOKENS
-    if opening(answer.text) is not None or at_end(answer.prompt) is not None:
-        return THOUGHTS
-    return OTHERWISE
-
-
-def _row(answer: _Answer, ids: np.ndarray, trained: np.ndarray) -> Row:
-    n = len(answer.prompt)
-    starts = np.concatenate([answer.placed_prompt.starts, answer.placed.starts + n])
-    ends = np.concatenate([answer.placed_prompt.ends, answer.placed.ends + n])
-    return Row(ids, trained, starts, ends, answer.prompt + answer.text)
-
-
-def encode_chat(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
-) -> Encoded:
-    """The last sample of a chat: its last answer behind its prompt, and those before it that can be
-    trained with it. Raises as `ChatReader.rows`.
-    """
-    reader = ChatReader(tokenizer, template)
-    (rendered,) = reader.render([Conversation(list(messages))])
-    row = reader.rows(rendered)[-1]
-    return Encoded(row.ids, row.trained)
 
 
 def prompt_ids(

@@ -7,20 +7,17 @@ chat stand behind another prompt than its later ones show (`nbllama.data.chat`).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
-from nbllama.data.chat import ChatReader, Row
+from nbllama.data.chat import ChatReader
 from nbllama.data.data_file import Bad, DataFile, Part, place_in
-from nbllama.data.formats import Continuation, Conversation, Sample
-from nbllama.data.prepared import Rendered
-from nbllama.data.spans import encode_parsed, encode_plain
+from nbllama.data.encoding import Progress, encoded
+from nbllama.data.row import Row
 from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError, NbllamaError, shown
@@ -30,11 +27,7 @@ if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 ON_LONG = ("cut", "refuse", "skip")
-_CHUNK = 64  # samples that are rendered in one request
-_REPORT_SECONDS = 5.0
 _NONE = np.zeros(0, np.int64)
-
-Progress = Callable[[str], None]
 
 
 class SampleText(NamedTuple):
@@ -148,7 +141,7 @@ def load_samples(
     reader = None if template is None else ChatReader(
         tokenizer, template, system_as_user=system_as_user
     )  # fmt: skip
-    for number, line, found in _encoded(data, tokenizer, reader, progress, parse_special):
+    for number, line, found in encoded(data, tokenizer, reader, progress, parse_special):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
                 raise type(found)(f"{data.where(line)}: {found}") from found.__cause__
@@ -159,7 +152,7 @@ def load_samples(
         for row in found:
             if train_on_prompt:
                 row = row._replace(trained=np.ones_like(row.trained))
-            whole = _first(row, _n_useful(row))
+            whole = row.first(row.n_useful())
             n_tokens = len(whole.ids) - 1
             if n_tokens > n_ctx and on_long == "refuse":
                 raise DataError(
@@ -171,8 +164,8 @@ def load_samples(
                 continue
             cut = whole
             if n_tokens > n_ctx:
-                cut = _first(whole, n_ctx + 1)
-                cut = _first(cut, _n_useful(cut))
+                cut = whole.first(n_ctx + 1)
+                cut = cut.first(cut.n_useful())
             if not len(cut.ids):
                 n_dropped += 1
                 continue
@@ -211,120 +204,6 @@ def load_samples(
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
         parts=data.parts,
     )
-
-
-def encode_continuation(
-    tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
-) -> Row:
-    """A prompt and its continuation, of which the latter is trained.
-
-    BOS is put in front where the model has one put there, and EOS behind, which is trained.
-    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
-    that the text has itself is not put there again.
-    """
-    text = sample.prompt + sample.answer
-    placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
-    trained = placed.ends > len(sample.prompt)
-    ids, starts, ends = placed
-    bos = tokenizer.bos_id
-    begun = parse_special and ids[:1].tolist() == [bos]
-    if tokenizer.add_bos and bos is not None and not begun:
-        ids, trained = np.append(np.int32(bos), ids), np.append(False, trained)
-        starts, ends = np.append(0, starts), np.append(0, ends)
-    end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
-    if end is not None and not (parse_special and _ended(tokenizer, ids)):
-        ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
-        starts = np.append(starts, len(text))
-        text += tokenizer.token_text(end)
-        ends = np.append(ends, len(text))
-    return Row(ids.astype(np.int32), trained, starts, ends, text)
-
-
-Found = list[Row] | NbllamaError
-
-
-def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Whether ids end with an end-of-generation token, white space behind it left out."""
-    kept = ids.tolist()
-    while kept and not tokenizer.token_bytes(kept[-1]).strip():
-        kept.pop()
-    return bool(kept) and kept[-1] in tokenizer.eog_ids
-
-
-def _encoded(
-    data: DataFile,
-    tokenizer: Tokenizer,
-    reader: ChatReader | None,
-    progress: Progress | None,
-    parse_special: bool,
-) -> Iterator[tuple[int, int, Found]]:
-    """Every record with its number and line, in the file's order.
-
-    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
-    library, while samples are made of these.
-    """
-    if reader is None and data.has_chats:
-        raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
-    start = told = time.monotonic()
-    firsts = range(0, len(data.samples), _CHUNK)
-
-    def render(first: int) -> list[Rendered]:
-        chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
-        if reader is None or not chats:
-            return []
-        rendered = reader.render(chats)
-        reader.warm(rendered)
-        return rendered
-
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(render, 0)
-        for first in firsts:
-            rendered = iter(coming.result())
-            if first + _CHUNK < len(data.samples):
-                coming = ahead.submit(render, first + _CHUNK)
-            chunk = data.samples[first : first + _CHUNK]
-            for n, (line, sample) in enumerate(chunk, first):
-                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
-            now = time.monotonic()
-            if progress is not None and now - told >= _REPORT_SECONDS:
-                told, n = now, first + len(chunk)
-                left = (now - start) * (len(data.samples) - n) / n
-                bar = "#" * (20 * n // len(data.samples))
-                progress(
-                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
-                )
-
-
-def _one(
-    tokenizer: Tokenizer,
-    sample: Sample,
-    reader: ChatReader | None,
-    chats: Iterator[Rendered],
-    line: int,
-    parse_special: bool,
-) -> Found:
-    try:
-        if isinstance(sample, Conversation):
-            assert reader is not None
-            return reader.rows(next(chats), line)
-        return [encode_continuation(tokenizer, sample, parse_special=parse_special)]
-    except NbllamaError as e:
-        return e
-
-
-def _n_useful(row: Row) -> int:
-    """How many ids there are up to the last trained target; 0 if there is no trained target."""
-    # The first id is no target: nothing comes before it.
-    targets = np.flatnonzero(row.trained[1:]) + 1
-    return int(targets[-1]) + 1 if len(targets) else 0
-
-
-def _first(row: Row, n: int) -> Row:
-    """The first `n` ids of a row, and the text of them."""
-    if n >= len(row.ids):
-        return row
-    ids, trained, starts, ends = (part[:n] for part in row[:4])
-    return Row(ids, trained, starts, ends, row.text[: int(ends[-1])] if n else "")
 
 
 def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbllama.data import Samples, load_dataset, prompt_ids
-from nbllama.data.chat import encode_chat
+from nbllama.data.encoding import encode_chat
 from nbllama.errors import DataError, GGUFError
 from nbllama.text import Tokenizer
 from nbllama.text.chat_template import ChatTemplate

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbllama.data import Continuation, Conversation, Samples, load_dataset, prompt_ids
-from nbllama.data.chat import ChatReader, Encoded, Row, encode_chat
-from nbllama.data.samples import encode_continuation
+from nbllama.data.chat import ChatReader
+from nbllama.data.encoding import encode_chat, encode_continuation
+from nbllama.data.row import Encoded, Row
 from nbllama.errors import DataError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import LAYOUTS, ChatTemplate, Tokenizer, chat_template_for, tokenizer_from_gguf
@@ -260,7 +261,7 @@ def test_documents_need_no_template(cases: dict[str, Case], tmp_path: Path) -> N
 def test_progress_is_told(
     cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbllama.data.samples._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("nbllama.data.encoding._REPORT_SECONDS", 0.0)
     said: list[str] = []
     path = lines(tmp_path / "x", *({"text": f"the {i}"} for i in range(130)))
     data = load(path, cases["alpaca"], 50, progress=said.append)

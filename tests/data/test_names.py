@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nbllama.data import Continuation, Conversation, DataFile, load_dataset, open_data
-from nbllama.data.samples import encode_continuation
+from nbllama.data.encoding import encode_continuation
 from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import DataError
 from nbllama.text import Tokenizer

@@ -10,7 +10,7 @@ import pytest
 
 import nbllama
 from examples.text2sql import generate, quantised, results, sweep
-from nbllama.data.chat import encode_chat
+from nbllama.data.encoding import encode_chat
 from nbllama.errors import NbllamaError
 from tests.train.toy_runs import toy_model
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbllama.data import Conversation
-from nbllama.data.chat import ChatReader, Row
+from nbllama.data.chat import ChatReader
 from nbllama.data.formats import FORMATS, Style
 from nbllama.data.notices import Notices
+from nbllama.data.row import Row
 from nbllama.errors import DataError, NbllamaError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, chat_template_for, tokenizer_from_gguf

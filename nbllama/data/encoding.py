@@ -1,0 +1,133 @@
+"""Records as rows of token ids, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from nbllama.data.chat import ChatReader
+from nbllama.data.data_file import DataFile
+from nbllama.data.formats import Continuation, Conversation, Message, Sample
+from nbllama.data.prepared import Rendered
+from nbllama.data.row import Encoded, Row
+from nbllama.data.spans import encode_parsed, encode_plain
+from nbllama.errors import DataError, NbllamaError, shown
+from nbllama.text.chat_template import ChatTemplate
+from nbllama.text.tokenizer import Tokenizer
+
+_CHUNK = 64  # samples that are rendered in one request
+_REPORT_SECONDS = 5.0
+
+Progress = Callable[[str], None]
+Found = list[Row] | NbllamaError
+
+
+def encode_continuation(
+    tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
+) -> Row:
+    """A prompt and its continuation, of which the latter is trained.
+
+    BOS is put in front where the model has one put there, and EOS behind, which is trained.
+    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
+    that the text has itself is not put there again.
+    """
+    text = sample.prompt + sample.answer
+    placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
+    trained = placed.ends > len(sample.prompt)
+    ids, starts, ends = placed
+    bos = tokenizer.bos_id
+    begun = parse_special and ids[:1].tolist() == [bos]
+    if tokenizer.add_bos and bos is not None and not begun:
+        ids, trained = np.append(np.int32(bos), ids), np.append(False, trained)
+        starts, ends = np.append(0, starts), np.append(0, ends)
+    end = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.eot_id
+    if end is not None and not (parse_special and _ended(tokenizer, ids)):
+        ids, trained = np.append(ids, np.int32(end)), np.append(trained, True)
+        starts = np.append(starts, len(text))
+        text += tokenizer.token_text(end)
+        ends = np.append(ends, len(text))
+    return Row(ids.astype(np.int32), trained, starts, ends, text)
+
+
+def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Whether ids end with an end-of-generation token, white space behind it left out."""
+    kept = ids.tolist()
+    while kept and not tokenizer.token_bytes(kept[-1]).strip():
+        kept.pop()
+    return bool(kept) and kept[-1] in tokenizer.eog_ids
+
+
+def encoded(
+    data: DataFile,
+    tokenizer: Tokenizer,
+    reader: ChatReader | None,
+    progress: Progress | None,
+    parse_special: bool,
+) -> Iterator[tuple[int, int, Found]]:
+    """Every record with its number and line, in the file's order.
+
+    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
+    library, while samples are made of these.
+    """
+    if reader is None and data.has_chats:
+        raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
+    start = told = time.monotonic()
+    firsts = range(0, len(data.samples), _CHUNK)
+
+    def render(first: int) -> list[Rendered]:
+        chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
+        if reader is None or not chats:
+            return []
+        rendered = reader.render(chats)
+        reader.warm(rendered)
+        return rendered
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(render, 0)
+        for first in firsts:
+            rendered = iter(coming.result())
+            if first + _CHUNK < len(data.samples):
+                coming = ahead.submit(render, first + _CHUNK)
+            chunk = data.samples[first : first + _CHUNK]
+            for n, (line, sample) in enumerate(chunk, first):
+                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
+            now = time.monotonic()
+            if progress is not None and now - told >= _REPORT_SECONDS:
+                told, n = now, first + len(chunk)
+                left = (now - start) * (len(data.samples) - n) / n
+                bar = "#" * (20 * n // len(data.samples))
+                progress(
+                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
+                )
+
+
+def _one(
+    tokenizer: Tokenizer,
+    sample: Sample,
+    reader: ChatReader | None,
+    chats: Iterator[Rendered],
+    line: int,
+    parse_special: bool,
+) -> Found:
+    try:
+        if isinstance(sample, Conversation):
+            assert reader is not None
+            return reader.rows(next(chats), line)
+        return [encode_continuation(tokenizer, sample, parse_special=parse_special)]
+    except NbllamaError as e:
+        return e
+
+
+def encode_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
+) -> Encoded:
+    """The last sample of a chat: its last answer behind its prompt, and those before it that can be
+    trained with it. Raises as `ChatReader.rows`.
+    """
+    reader = ChatReader(tokenizer, template)
+    (rendered,) = reader.render([Conversation(list(messages))])
+    row = reader.rows(rendered)[-1]
+    return Encoded(row.ids, row.trained)

@@ -1,0 +1,45 @@
+"""One sample as token ids, with what of them is trained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Encoded(NamedTuple):
+    """One sample as token ids: ids int32 [n], trained bool [n] (part of an answer)."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+class Row(NamedTuple):
+    """One sample: its ids, which of them are trained, and the characters of `text` that each one
+    stands for; int32, bool, int64 and int64 [n].
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    text: str
+
+    def characters(self) -> list[tuple[int, int]]:
+        """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
+        edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
+        n = len(self.text)
+        return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
+
+    def n_useful(self) -> int:
+        """How many ids there are up to the last trained target; 0 if there is no trained target."""
+        # The first id is no target: nothing comes before it.
+        targets = np.flatnonzero(self.trained[1:]) + 1
+        return int(targets[-1]) + 1 if len(targets) else 0
+
+    def first(self, n: int) -> Row:
+        """The first `n` ids, and the text of them."""
+        if n >= len(self.ids):
+            return self
+        ids, trained, starts, ends = (part[:n] for part in self[:4])
+        return Row(ids, trained, starts, ends, self.text[: int(ends[-1])] if n else "")
