@@ -11,7 +11,7 @@ import pytest
 
 from examples.toy_models import make_llama
 from nbllama.arch import hparams_from_gguf
-from nbllama.checkpoint import identity
+from nbllama.checkpoint import environment as environment_module
 from nbllama.checkpoint.environment import environment, environment_notes
 from nbllama.checkpoint.identity import (
     MODEL_KEYS,
@@ -154,5 +154,5 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment_notes(here) == environment_notes({}) == []
     (note,) = environment_notes(here | {"cpu": "znver9\x1b[31m", "unknown": "x"})
     assert note.startswith("cpu was znver9\\x1b[31m when") and here["cpu"] in note
-    monkeypatch.setattr(identity, "environment", lambda: {"numpy": "1", "numba": "2"})
+    monkeypatch.setattr(environment_module, "environment", lambda: {"numpy": "1", "numba": "2"})
     assert len(environment_notes(here)) == 2

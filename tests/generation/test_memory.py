@@ -44,7 +44,7 @@ def test_a_session_s_arrays_are_those_of_the_forecast(
     model = toy_model(tmp_path, **options)
     adapter = toy_adapter(model) if options else None
     scratch = attention_tiles.Scratch()
-    monkeypatch.setattr("nbllama.ops.attention.SCRATCH", scratch)
+    monkeypatch.setattr("nbllama.ops.attention.attention.SCRATCH", scratch)
     session = Session(model, adapter, 100, step=40)
     for _ in range(2):
         session.feed(np.arange(3, 43))

@@ -48,12 +48,15 @@ NO_CASE: dict[str, str] = {
     **{
         f"nbllama.ops.{name}": "sizes and checks"
         for name in (
-            "attention.forward_floats", "attention_grad.gradient_floats", "attention_grad.n_parts",
-            "attention_tiles.check_streams", "attention_tiles.round_up", "linear.hidden_floats",
-            "lora_ops.packed_rows", "lora_ops.check_outer", "lora_ops.reused",
-            "lora_grad.sum_floats", "lora_grad.n_groups", "cross_entropy.packed",
-            "cross_entropy.unpacked", "matmul.even", "matmul.k_block", "matmul.scratch_bytes",
-            "matmul.split", "panels.n_panels", "panels.panel_floats", "panels.panels_of",
+            "attention.attention.forward_floats", "attention.grad.gradient_floats",
+            "attention.grad.n_parts", "attention.tiles.check_streams",
+            "attention.tiles.round_up", "linear.linear.hidden_floats",
+            "linear.lora.packed_rows", "linear.lora.check_outer", "linear.lora.reused",
+            "linear.lora_grad.sum_floats", "linear.lora_grad.n_groups", "cross_entropy.packed",
+            "cross_entropy.unpacked", "linear.matmul.even", "linear.matmul.k_block",
+            "linear.matmul.scratch_bytes",
+            "linear.matmul.split", "linear.panels.n_panels", "linear.panels.panel_floats",
+            "linear.panels.panels_of",
         )
     },
 }  # fmt: skip

@@ -52,7 +52,8 @@ def test_the_literal_picks_the_decoder(entry, type_id: int) -> None:  # type: ig
     out = np.empty(256, np.float32)
     entry(raw, out)
     assert_same_bits(out, reference(type_id, raw))
-    assert len(DECODERS[type_id].signatures) == 1
+    # whatever integers the places are, they are int64 to the decoder
+    assert {str(s[i]) for s in DECODERS[type_id].signatures for i in (1, 2, 4)} <= {"int64"}
     out[:] = 0
     decode_blocks(type_id, raw, 0, 8, out, 0)
     assert_same_bits(out, reference(type_id, raw))

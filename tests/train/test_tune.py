@@ -217,7 +217,7 @@ class Table:
         (Table(), UsageError, "give its rows: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
-        ([], DataError, "a list of 0 records holds no record"),
+        ([], DataError, "nothing in a list of 0 records can be trained: it holds no record"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
         ([{"question": "x"}], DataError, "are those of no format"),

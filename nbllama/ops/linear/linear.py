@@ -1,4 +1,4 @@
-"""A linear layer of the frozen base with its LoRA pair: where `matmul` and `lora_ops` meet.
+"""A linear layer of the frozen base with its LoRA pair: where `matmul` and `lora` meet.
 
 y = x Wᵀ + s (x Aᵀ) Bᵀ
 dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B

@@ -1,6 +1,6 @@
 """The gradients of a LoRA pair, on the one way through dy that its packing takes anyway.
 
-    dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.lora_ops`)
+    dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
 A task owns a *group* of neighbouring panels: it packs their dy, multiplies it with B while it is in
 the cache, and sums both outer products over the group's tokens. The groups' sums are added
