@@ -132,7 +132,7 @@ def check_rates(
     if not any(factor(i) for i in looked_at):
         if not options.compat:
             raise UsageError(_nothing_to_learn(decay, settings.n_iter, done))
-        return [f"the learning rate is 0 in all {settings.n_iter} iterations, as in the old tool"]
+        return [f"the learning rate is 0 {_all(settings.n_iter)}, as in the old tool"]
     if factor(total) or options.compat or options.enable_restart:
         return []
     warmup = 0 if decay.begin else settings.warmup
@@ -148,8 +148,12 @@ def check_rates(
     return [line]
 
 
+def _all(n_iter: int) -> str:
+    return f"in all {n_iter} iterations" if n_iter > 1 else "in the one iteration"
+
+
 def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
-    line = f"the learning rate would be 0 in all {n_iter} iterations: "
+    line = f"the learning rate would be 0 {_all(n_iter)}: "
     if decay.renews and decay.given:
         return (
             f"{line}the decay ended at iteration {decay.end}; leave --lr-decay-steps out, and "
