@@ -162,7 +162,7 @@ def test_a_checkpoint_from_before() -> None:
         ("--adam-iter 4 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 4 iterations: the"),
         (
             "--adam-iter 1 --lr-decay-steps 1 --lr-decay-min 0 --warmup 0",
-            "in the one iteration: the",
+            "in the one iteration",
         ),
         ("--adam-iter 9 --enable-restart --lr-decay-steps 1 --lr-decay-min 0 --warmup 0", "all 9"),
     ],
