@@ -45,7 +45,8 @@ class TrainState:
 
     `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
     next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
-    order, at the start of `epoch` (`data.feed.OldFeed`). `environment`: see `environment`.
+    order, at the start of `epoch` (`data.feed.OldFeed`). `decay_begin`, `decay_last`: see
+    `train.run.decay`. `environment`: see `environment`.
     `validation`: the numbers of `train.validation.Validation`. `past_losses`: the last ones, see
     `train.convergence`. `moments`: of an old checkpoint, instead of m and v.
     """
@@ -61,6 +62,8 @@ class TrainState:
     token_count: int = stored_key("training.token_count", U64, 0)
     epoch: int = stored_key("training.epoch_count", U64, 0)
     next_sample: int = stored_key("training.shuffle.next_sample", U64, 0)
+    decay_begin: int = stored_key("nbllama.decay_begin", U64, 0, optional=True)
+    decay_last: int = stored_key("nbllama.decay_last", U64, 0, optional=True)
     rng_state: str = stored_key("training.shuffle.rng_state", ValueType.STRING, "", optional=True)
     no_improvement: int = stored_key("optimizer.adam.no_improvement_count", U32, 0)
     best_loss: float = stored_key("optimizer.adam.best_loss", F32, 0.0)

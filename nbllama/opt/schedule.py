@@ -14,7 +14,8 @@ class Schedule:
     `kind`: a name in `SCHEDULES`. `warmup`: updates in which the factor rises. `cos_decay_steps`:
     the update T at which the decay, of whatever kind, ends at `cos_decay_min`. With
     `enable_restart` the cosine starts again, `cos_decay_restart` times as long. `min_ratio`:
-    smallest rate / rate. `wsd_decay`: share of T in which "wsd" falls.
+    smallest rate / rate. `wsd_decay`: share of T in which "wsd" falls. `begin`: the
+    update after which all of this starts; T and `warmup` are counted from there.
     """
 
     kind: str = "cosine"
@@ -25,6 +26,7 @@ class Schedule:
     enable_restart: bool = False
     min_ratio: float = 0.0
     wsd_decay: float = 0.1
+    begin: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
@@ -39,6 +41,7 @@ class Schedule:
         As in llama.cpp's `common/train.cpp:learning_schedule`, taken at the update itself. (The old
         tool is one behind, so that its first update under warm-up does nothing.)
         """
+        step -= self.begin
         r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)
         return self.min_ratio + r * (1.0 - self.min_ratio)
 

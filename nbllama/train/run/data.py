@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from nbllama.data import (
@@ -227,7 +228,9 @@ def walk(
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
-        return lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
+        return cache(
+            lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
+        )
     if not feed.wraps:
         return None
     first = math.ceil((data.n_samples - start.next_sample) / options.batch)

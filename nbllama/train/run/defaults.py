@@ -16,6 +16,8 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
+SHORT = 10  # iterations; a last one at rate 0 would be much of a shorter run
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -92,6 +94,29 @@ def iterations(
     if not limits:
         raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
     return min(limits)
+
+
+def follows_length(options: Options, data_kind: str) -> bool:
+    """Whether the decay is as long as the run, if `--lr-decay-steps` does not say otherwise."""
+    if options.lr_schedule == "constant" or options.enable_restart:
+        return False
+    return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None
+
+
+def with_the_run(total: int, begin: int = 0) -> int:
+    """Where a decay ends that is as long as the run: iterations `begin` + 1 to `total`.
+
+    That is the last iteration, whose rate is then 0; in a run of fewer than `SHORT` the one after
+    it, so that the last one learns something too.
+    """
+    return total + 1 if total - begin < SHORT else total
+
+
+def decay_end(options: Options, data_kind: str, total: int) -> int:
+    """The iteration at which the decay of a fresh run of `total` iterations ends."""
+    own = DEFAULTS[data_kind].cos_decay_steps if options.lr_schedule == "cosine" else None
+    fitted = with_the_run(total) if follows_length(options, data_kind) else total
+    return options.cos_decay_steps or own or fitted
 
 
 def slot_ranks(

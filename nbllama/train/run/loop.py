@@ -271,6 +271,8 @@ class Loop:
             best_loss=c.best if known else 0.0,
             previous_loss=c.previous if known else 0.0,
             environment=environment(),
+            decay_begin=session.decay.begin,
+            decay_last=session.decay.stored_last,
             rng_state=session.feed.rng_state(t.position),
             past_losses=tuple(c.past_losses),
             validation=self._watch.numbers() if self._watch.last >= 0 else {},

@@ -33,6 +33,8 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = same.settings[key]
+    if not stored.get("eval_every"):
+        stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
     # --lora-r is the default of all ranks but those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
@@ -63,15 +65,23 @@ def identity(
 
 
 def check_resume(
-    options: Options, state: TrainState, wanted: Identity, n_samples: int
+    options: Options,
+    state: TrainState,
+    wanted: Identity,
+    n_samples: int,
+    *,
+    new_decay: bool = False,
 ) -> list[str]:
     """Raise `CheckpointError` unless `wanted` continues the checkpoint; lines about what
     `--force` let pass.
+
+    `new_decay`: the end of the decay is another one (`nbllama.train.run.decay`).
 
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """
     path, found = options.checkpoint_in, state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
+    free |= {"cos_decay_steps"} if new_decay else set()
     settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:

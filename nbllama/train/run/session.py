@@ -15,12 +15,13 @@ from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
-from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.data import load_data, make_feed, walk
+from nbllama.train.run.decay import check_rates, plan, schedule
+from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
@@ -68,6 +69,7 @@ class Session:
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
         self.state = self._resume(options)
+        self._decay_steps = options.cos_decay_steps  # as it was given
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
@@ -88,6 +90,9 @@ class Session:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
+        done = self.trainer.iteration
+        for note in check_rates(self.decay, self.settings, done, self.trainer.factor):
+            ui.note(note)
         self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
 
     def _resume(self, options: Options) -> TrainState | None:
@@ -115,20 +120,24 @@ class Session:
         return start
 
     def _settings(self) -> Settings:
-        state = self.state
+        state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
+        walked = walk(o, self.data, self.feed, self.position)
+        n_iter = iterations(o, kind, n_samples, walked)
+        self.decay = plan(o, self._decay_steps, state, kind, n_iter)
         settings = resolve(
-            self.options,
-            self.data.kind,
-            self.data.n_samples,
+            replace(o, cos_decay_steps=self.decay.end),
+            kind,
+            n_samples,
             missing=without_tensor(self.model.shapes),
             cores=self.threads,
             new_seed=self.seed,
             done=state.iteration if state is not None else 0,
             unscaled=state is not None and state.old,
             n_layer=self.model.hp.n_layer,
-            walk=walk(self.options, self.data, self.feed, self.position),
+            walk=walked,
+            begin=self.decay.begin,
         )
-        for note in settings.notes:
+        for note in (*self.decay.notes, *settings.notes):
             self.ui.note(note)
         return settings
 
@@ -142,7 +151,9 @@ class Session:
                 shapes=self.model.shapes, layers=blocks(s.lora_layers, self.model.hp.n_layer),
             )  # fmt: skip
         n_samples = self.data.n_samples
-        for line in check_resume(self.options, self.state, self.identity, n_samples):
+        for line in check_resume(
+            self.options, self.state, self.identity, n_samples, new_decay=self.decay.new
+        ):
             self.ui.note(f"continued by --force: {line}")
         for line in environment_notes(self.state.environment):
             self.ui.note(line)
@@ -170,16 +181,7 @@ class Session:
             adapter,
             opt,
             self.data,
-            Schedule(
-                kind=o.lr_schedule,
-                warmup=s.warmup,
-                cos_decay_steps=s.cos_decay_steps,
-                cos_decay_min=s.cos_decay_min,
-                cos_decay_restart=o.cos_decay_restart,
-                enable_restart=o.enable_restart,
-                min_ratio=o.adam_min_alpha / s.adam_alpha,
-                wsd_decay=o.wsd_decay,
-            ),
+            schedule(s, self.decay),
             feed=self.feed,
             batch=o.batch,
             grad_acc=o.grad_acc,
@@ -222,7 +224,7 @@ class Session:
         ui.header(
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
-                *s.pairs(),
+                *s.pairs(self.decay.begin),
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),

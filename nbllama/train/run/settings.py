@@ -15,7 +15,7 @@ from nbllama.errors import UsageError
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.report.log import memory
-from nbllama.train.run.defaults import DEFAULTS, context, iterations, slot_ranks
+from nbllama.train.run.defaults import DEFAULTS, context, decay_end, iterations, slot_ranks
 from nbllama.train.run.layers import as_text, blocks
 
 
@@ -71,8 +71,8 @@ class Settings:
             return f"{self.options.batch} x {self.options.grad_acc} samples"
         return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """(name, value) lines for the screen."""
+    def pairs(self, begin: int = 0) -> list[tuple[str, str]]:
+        """(name, value) lines for the screen. `begin`: see `resolve`."""
         o = self.options
         kind = "plain text" if self.data_kind == "raw" else "chat"
         on = {slot: rank for slot, rank in self.ranks.items() if rank}
@@ -96,7 +96,7 @@ class Settings:
             ("run", f"{self.n_iter} iterations of {self._size()}"),
             ("sample", f"at most {self.ctx} tokens"),
             ("adapter", f"r {self.lora_r}, alpha {self.alpha:g}{self._more()}, on {ranks}"),
-            ("rate", f"{self.adam_alpha:g}, warm-up {self.warmup}, {fall}{ratio}"),
+            ("rate", f"{self.adam_alpha:g}, warm-up {0 if begin else self.warmup}, {fall}{ratio}"),
             (
                 OPTIMISERS[o.optimizer].label,
                 f"{betas}, decay {o.adam_decay:g}, clip {o.adam_gclip:g}",
@@ -134,6 +134,7 @@ def resolve(
     unscaled: bool = False,
     n_layer: int = 1,
     walk: Callable[[int], int] | None = None,
+    begin: int = 0,
 ) -> Settings:
     """The settings of a run.
 
@@ -142,7 +143,8 @@ def resolve(
     `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
     along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
     scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
-    `iterations`.
+    `iterations`. `begin`: the iteration after which the present decay began; only the first one, of
+    0, has a warm-up.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -183,7 +185,7 @@ def resolve(
     if warmup is None:
         warmup = d.warmup if isinstance(d.warmup, int) else math.ceil(d.warmup * total)
     cosine = options.lr_schedule == "cosine"
-    steps = options.cos_decay_steps or (d.cos_decay_steps if cosine else None) or total
+    steps = decay_end(options, data_kind, total)
     floor = options.cos_decay_min
     if floor is None:
         floor = d.cos_decay_min if cosine else 0.0
@@ -191,7 +193,7 @@ def resolve(
         raise UsageError(f"--enable-restart is for cosine, not for {options.lr_schedule}")
     if options.use_flash is not None:
         notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
-    if warmup > total:
+    if warmup > total and not begin:
         notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
     return Settings(
         options=options,

@@ -1,0 +1,170 @@
+"""Where the present decay of the learning rate began and where it ends, and what rates follow.
+
+Where the decay follows from the run's length, a finished run that gets more iterations starts a new
+decay over them. A checkpoint stores where the present one began (`TrainState.decay_begin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbllama.errors import UsageError
+from nbllama.opt.schedule import Schedule
+from nbllama.options.finetune.table import Options
+from nbllama.train.run.defaults import SHORT, decay_end, follows_length, with_the_run
+
+if TYPE_CHECKING:
+    from nbllama.checkpoint.state import TrainState
+    from nbllama.train.run.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay:
+    """The decay that a run is in. Iterations are counted from the very first.
+
+    `begin`: the iteration after which it starts. `end`: the iteration at which the rate is at its
+    end. `last`: the last iteration that was planned when the decay started, or `end` where the
+    decay has a length of its own. `first`: the first iteration of what `check_rates` looks at: of
+    the whole decay while it is under way, else of this run. `new`: it starts with this run.
+    `renews`: more iterations after it start a new one. `given`: `--lr-decay-steps` was given.
+    """
+
+    begin: int
+    end: int
+    last: int
+    first: int
+    new: bool = False
+    renews: bool = False
+    given: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stored_last(self) -> int:
+        """`last` as a checkpoint holds it: 0, and so no key, where it is `end`."""
+        return 0 if self.last == self.end else self.last
+
+
+def plan(
+    options: Options, asked: int | None, state: TrainState | None, data_kind: str, n_iter: int
+) -> Decay:
+    """The decay of a run of `n_iter` iterations that continues `state`.
+
+    `options`: completed from the checkpoint. `asked`: `--lr-decay-steps` as the user gave it.
+    """
+    done = state.iteration if state is not None else 0
+    total = done + n_iter
+    end = decay_end(options, data_kind, total)
+    follows = follows_length(options, data_kind)
+    if state is None:
+        return Decay(begin=0, end=end, last=total if follows else end, first=1)
+    begin, notes = state.decay_begin, []
+    found = int(state.identity.settings.get("cos_decay_steps", end))
+    if asked is not None and begin and asked <= begin + 1 and asked != found:
+        notes.append(
+            f"--lr-decay-steps {asked} was the end of an earlier decay; the present one ends at "
+            f"iteration {found}"
+        )
+        asked, end = None, found
+    last = (state.decay_last or found) if follows else found
+    under_way = done < max(found, last) or options.enable_restart
+    first = begin + 1 if under_way else done + 1
+    with_run = last == found or (found == last + 1 and last - begin < SHORT)
+    if follows and with_run and done >= last:
+        new = with_the_run(total, done)
+        # the same end again, as in the file of a run's options, asks for nothing else
+        again = asked == found and done <= found < total
+        if asked in (None, new) or again:
+            notes.append(
+                f"the decay of the learning rate is over: a new one starts, without warm-up, over "
+                f"iterations {done + 1} to {total} (--epochs and --adam-iter count from the "
+                f"checkpoint on: {n_iter} more)"
+            )
+            return Decay(
+                begin=done, end=new, last=total, first=done + 1, new=True, notes=tuple(notes)
+            )
+    if not follows:
+        last = end
+    elif asked is not None or not with_run:
+        last = max(last, total)
+    return Decay(
+        begin=begin,
+        end=end,
+        last=last,
+        first=first,
+        renews=follows and with_run,
+        given=asked is not None,
+        notes=tuple(notes),
+    )
+
+
+def schedule(settings: Settings, decay: Decay) -> Schedule:
+    """The rates of a run. A new decay has no warm-up: that is for a new adapter and for moments
+    that are empty, and here both are those of the checkpoint.
+    """
+    o = settings.options
+    return Schedule(
+        kind=o.lr_schedule,
+        warmup=0 if decay.begin else settings.warmup,
+        cos_decay_steps=decay.end - decay.begin,
+        cos_decay_min=settings.cos_decay_min,
+        cos_decay_restart=o.cos_decay_restart,
+        enable_restart=o.enable_restart,
+        min_ratio=o.adam_min_alpha / settings.adam_alpha,
+        wsd_decay=o.wsd_decay,
+        begin=decay.begin,
+    )
+
+
+def check_rates(
+    decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
+) -> list[str]:
+    """Lines about iterations at learning rate 0. `factor`: of the rate, by iteration; `done`:
+    iterations of the checkpoint.
+
+    Raises `UsageError` if the rate is 0 in all of them. Not so with --compat, which does as the old
+    tool did, and not for the rest of a decay that is under way.
+    """
+    options, total = settings.options, done + settings.n_iter
+    # The rate is 0 at the end, or in between at a single iteration. The old tool's first is 0 too.
+    looked_at = {decay.first, min(decay.first + 1, total), total}
+    if not any(factor(i) for i in looked_at):
+        if not options.compat:
+            raise UsageError(_nothing_to_learn(decay, settings.n_iter, done))
+        return [f"the learning rate is 0 {_all(settings.n_iter)}, as in the old tool"]
+    if factor(total) or options.compat or options.enable_restart:
+        return []
+    warmup = 0 if decay.begin else settings.warmup
+    zero = max(decay.end, warmup, done + 1)
+    if zero == total:
+        return []  # a decay ends at the last iteration
+    line = f"the learning rate is 0 from iteration {zero} to {total}"
+    if decay.renews and done < decay.last < total:
+        line += (
+            f": --adam-iter {decay.last - done} ends the run with its decay, and more iterations "
+            "after that start a new one"
+        )
+    return [line]
+
+
+def _all(n_iter: int) -> str:
+    return f"in all {n_iter} iterations" if n_iter > 1 else "in the one iteration"
+
+
+def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
+    line = f"the learning rate would be 0 {_all(n_iter)}: "
+    if decay.renews and decay.given:
+        return (
+            f"{line}the decay ended at iteration {decay.end}; leave --lr-decay-steps out, and "
+            "a new one starts"
+        )
+    if not done:
+        return (
+            f"{line}the decay ends at iteration {decay.end}; give a later --lr-decay-steps, or "
+            "--lr-decay-min above 0"
+        )
+    return (
+        f"{line}the decay ended at iteration {decay.end} (--lr-decay-steps); give a later one, or "
+        "--lr-decay-min above 0, with --force, or start a new run from the adapter with --lora-in"
+    )
