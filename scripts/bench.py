@@ -4,7 +4,8 @@ Parts that are named are measured again, the others keep their last results; wit
 measured. Results are saved after every part. A figure that cannot be, such as a rate above the
 machine's peak, is an error.
 
-`--quick` proves that every part runs: few repeats, small random models, results in build/bench-quick.
+`--quick` shows that every part runs: few repeats, small random models, results in
+build/bench-quick.
 """
 
 from __future__ import annotations

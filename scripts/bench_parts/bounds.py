@@ -24,8 +24,8 @@ def peak_gflops() -> float:
 
 
 def check(part: str, row: dict[str, Any]) -> None:
-    """Raise `Impossible` for a row with a figure that is not finite, not above zero, or a rate above
-    the machine's peak.
+    """Raise `Impossible` for a row with a figure that is not finite or not above zero, or with a
+    rate above the machine's peak.
     """
     for name, value in row.items():
         if isinstance(value, float):

@@ -6,8 +6,8 @@ can run it. WEIGHTS.npz holds Hugging Face's names and a `config` (JSON as bytes
 `[B, T+1]` is the batch.
 
 FORMAT is float32, or NF4: bitsandbytes' four bits, by the recipe of PEFT's documentation (a model
-loaded with `BitsAndBytesConfig`, `prepare_model_for_kbit_training`, bfloat16 products). For that the
-model is first saved as a folder, by a process of its own whose memory does not count:
+loaded with `BitsAndBytesConfig`, `prepare_model_for_kbit_training`, bfloat16 products). For that
+the model is first saved as a folder, by a process of its own whose memory does not count:
 peer.py WEIGHTS.npz FOLDER.
 """
 
