@@ -28,6 +28,10 @@ make_venv() {
     fi
     echo "making .venv with $("$python" --version)"
     "$python" -m venv --clear .venv
+    if [ -d .venv/Scripts ]; then # Windows, in Git Bash: the same path as elsewhere
+        mkdir -p .venv/bin
+        printf '#!/bin/sh\nexec "%s/.venv/Scripts/python.exe" "$@"\n' "$(pwd)" >.venv/bin/python
+    fi
 }
 
 install() {

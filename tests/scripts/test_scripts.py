@@ -117,6 +117,9 @@ def test_the_venv_is_made_once_and_again_when_the_project_changes(bare: Path) ->
     assert log.read_text().count("pip install") == 3
 
 
+SLOW = "test -m slow and not long --junitxml=build/slow.xml"
+
+
 @pytest.mark.parametrize(
     ("fast", "lint", "slow", "code", "said"),
     [
@@ -142,6 +145,4 @@ def test_ci_fails_when_it_should(
     assert done.returncode == code
     assert said in done.stdout
     steps = [line for line in done.stdout.splitlines() if line.startswith(("test", "check"))]
-    assert [s.strip() for s in steps] == ["test", "check", "test -m slow and not long"][
-        : 1 if fast else 3 - lint
-    ]
+    assert [s.strip() for s in steps] == ["test", "check", SLOW][: 1 if fast else 3 - lint]
