@@ -61,6 +61,21 @@ def nf4_model(path: str, checkpointing: bool) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
 
 
+def peak_bytes() -> int:
+    """Peak memory of this process; not ru_maxrss on Linux, which begins with the parent's."""
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as file:
+            return 1024 * next(int(x.split()[1]) for x in file if x.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
 def main() -> None:
     sys.path.pop(0)  # this folder, whose `kernels` is not the one that transformers looks for
     if len(sys.argv) == 3:
@@ -99,12 +114,10 @@ def main() -> None:
         optimiser.zero_grad()
         times.append(time.perf_counter() - start)
         losses.append(float(loss.detach()))
-    with open("/proc/self/status", encoding="ascii") as file:
-        peak = next(int(x.split()[1]) for x in file if x.startswith("VmHWM:"))
     seconds = median(times[1:])
     tokens = ids[:, 1:].numel()
     print(json.dumps({
-        "seconds": seconds, "tokens_per_s": tokens / seconds, "peak_mb": peak * 1024 / 1e6,
+        "seconds": seconds, "tokens_per_s": tokens / seconds, "peak_mb": peak_bytes() / 1e6,
         "first_loss": losses[0],
     }))  # fmt: skip
 
