@@ -47,7 +47,7 @@ def test_every_script_can_be_run_and_parsed() -> None:
 
 def test_the_readme_names_scripts_that_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"scripts/([a-z]+)", readme):
+    for name in re.findall(r"scripts/([a-z_]+)", readme):
         assert (ROOT / "scripts" / name).is_file(), name
     for path in re.findall(r"^  ?([a-z_]+\.py|[a-z_]+/) ", readme, re.MULTILINE):
         assert (ROOT / "nbllama" / path).exists(), path

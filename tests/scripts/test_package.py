@@ -1,4 +1,4 @@
-"""What setup.py makes of README.md for a package index."""
+"""What goes into the packages: README.md for a package index, one version everywhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import runpy
 
 import pytest
 
+import nbllama
 from tests.conftest import ROOT
 
 
@@ -31,3 +32,18 @@ def test_no_link_of_the_readme_stays_relative() -> None:
     targets = re.findall(r"\]\(([^)]+)\)", made)
     assert len(targets) > 20
     assert [t for t in targets if not t.startswith(("https://", "#"))] == []
+
+
+def test_one_version_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^(version|date-released): (.+)$", citation, re.MULTILINE))
+    assert stated["version"] == nbllama.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.findall(r"^## \[([0-9.]+)\] - (.+)$", changelog, re.MULTILINE)[0]
+    assert newest == (nbllama.__version__, stated["date-released"])
+
+
+def test_the_licence_is_the_one_that_is_stated() -> None:
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert licence.startswith("MIT License") and "The nbllama authors" in licence
+    assert 'license = "MIT"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
