@@ -89,7 +89,13 @@ def test_what_can_be_is_none(parts: Any) -> None:
 
 
 def test_the_report_has_rows_of_both_peers(parts: Any) -> None:
-    row = {"ctx": 256, "batch": 4, "checkpointing": False, "tokens_per_s": 200.0, "peak_mb": 4700.0}
+    row: dict[str, Any] = {
+        "ctx": 256,
+        "batch": 4,
+        "checkpointing": False,
+        "tokens_per_s": 200.0,
+        "peak_mb": 4700.0,
+    }
     losses = {"first_loss": 3.0, "our_first_loss": 3.0}
     ours = row | {"threads": 2, "share": 0.8, "sgemm_gflops": 100.0, "gflops": 80.0}
     peers = [row | losses, row | losses | {"weights": "NF4", "tokens_per_s": 400.0}]
