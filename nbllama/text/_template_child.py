@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 # The folder of this file must not shadow modules that jinja2 imports.
@@ -151,17 +152,20 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def limit_memory(extra: int) -> None:
-    """Let this process grow by `extra` bytes at most, where the system can say so."""
+    """Let this process write no file, and grow by `extra` bytes at most where the system tells how
+    large it is (Linux). Windows has neither limit; the one of time holds everywhere.
+    """
     try:
         import resource
-
+    except ImportError:
+        return
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError):
         with open("/proc/self/statm", encoding="ascii") as f:
             base = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (base + extra, base + extra))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        pass  # Windows, macOS: the time limit is left
 
 
 def set_alarm() -> Callable[[float], object]:

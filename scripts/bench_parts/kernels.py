@@ -88,7 +88,7 @@ def matmul_case(w: Weight, n: int, decode: Callable[[np.ndarray], None]) -> dict
 def bench_matmul() -> Iterator[dict[str, Any]]:
     """Every type and shape with 512 tokens; few tokens for three types."""
     for name in TYPES[:5:4] if QUICK else TYPES:
-        for n_in, n_out in SHAPES:
+        for n_in, n_out in SHAPES[::2] if QUICK else SHAPES:
             if n_in % QUANTS[TYPE_IDS[name]].block_size:
                 continue
             w = weight(name, n_in, n_out)
@@ -101,8 +101,8 @@ def bench_matmul() -> Iterator[dict[str, Any]]:
 def few_matmuls() -> dict[str, float]:
     """Shares of sgemm with 512 tokens over some types and all shapes: median and lowest."""
     found = []
-    for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
-        for n_in, n_out in SHAPES:
+    for name in ("Q4_0",) if QUICK else ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+        for n_in, n_out in SHAPES[:1] if QUICK else SHAPES:
             if n_in % QUANTS[TYPE_IDS[name]].block_size == 0:
                 w = weight(name, n_in, n_out)
                 row = matmul_case(w, 512, decoder(w))

@@ -9,23 +9,22 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import nbllama.model
 import nbllama.model.block
-import nbllama.ops.linear
-import nbllama.ops.loss
+import nbllama.model.passes
+import nbllama.ops.linear.linear
 from bench_parts.step import Case, make_trainer
 from bench_parts.timing import Sgemm, timed
 from nbllama.train.probe import compile_kernels
 
 # name of a row: where its functions are looked up by those who call them
 KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
-    "products with the weights, forward": [(nbllama.ops.linear, "matmul")],
-    "products with the weights, gradient": [(nbllama.ops.linear, "matmul_grad")],
-    "output product and loss, both ways": [(nbllama.model, "output_loss")],
+    "products with the weights, forward": [(nbllama.ops.linear.linear, "matmul")],
+    "products with the weights, gradient": [(nbllama.ops.linear.linear, "matmul_grad")],
+    "output product and loss, both ways": [(nbllama.model.passes, "output_loss")],
     "attention": [(nbllama.model.block, "attention")],
     "attention, gradient": [(nbllama.model.block, "attention_grad")],
-    "packing with h = s x Aᵀ": [(nbllama.ops.linear, "pack_with_hidden")],
-    "packing with dh, dA, dB": [(nbllama.ops.linear, "pack_with_gradients")],
+    "packing with h = s x Aᵀ": [(nbllama.ops.linear.linear, "pack_with_hidden")],
+    "packing with dh, dA, dB": [(nbllama.ops.linear.linear, "pack_with_gradients")],
     "norms": [(nbllama.model.block, "rms_norm"), (nbllama.model.block, "rms_norm_grad")],
     "SwiGLU": [(nbllama.model.block, "gated"), (nbllama.model.block, "gated_grad")],
 }
@@ -80,6 +79,8 @@ def profile(case: Case) -> list[dict[str, Any]]:
         if whole < best[0]:
             best = (whole, dict(seconds), dict(flops), (before + sgemm.rate()) / 2)
     whole, spent, work, rate = best
+    if missing := sorted(KERNELS.keys() - spent.keys()):
+        raise RuntimeError(f"no call was seen of: {', '.join(missing)}; KERNELS names old places")
     rows = [
         {
             "what": what,

@@ -58,7 +58,7 @@ def targets(found: dict[str, Rows]) -> list[Target]:
     main = find(steps, ctx=256, batch=4, checkpointing=False, threads=2)
     if main:
         out.append(Target("step, ctx 256 x 4: share of sgemm", main["share"], 0.8))
-    peers = found.get("peer", [])
+    peers = [r for r in found.get("peer", []) if r.get("weights", "float32") == "float32"]
     asked = {(256, False): (1.6, 0.28), (256, True): (1.6, 0.2), (512, False): (2.0, 0.3)}
     for (ctx, checkpointing), (speed, size) in asked.items():
         ours = find(steps, ctx=ctx, checkpointing=checkpointing, threads=2)
@@ -82,11 +82,11 @@ def targets(found: dict[str, Rows]) -> list[Target]:
             old = find(found.get("old", []), checkpointing=on)
             reached = old["tokens_per_s"] if old else (20 if on else 29)
             source = "measured" if old else "recorded"
-            what = f"110M llama Q8_0, ctx 64 x 4, checkpointing {'on' if on else 'off'}: "
+            what = f"{r['name']}, ctx 64 x 4, checkpointing {'on' if on else 'off'}: "
             what += f"times the old finetune's {reached:.0f} tokens/s ({source})"
             out.append(Target(what, r["tokens_per_s"] / reached, 9))
             if not on:
-                what = "110M llama: peak MB, the old finetune's 1062 (recorded)"
+                what = f"{r['name']}: peak MB, the old finetune's 1062 (recorded)"
                 out.append(Target(what, r["peak_mb"], 1062, at_most=True))
         else:
             what = f"{r['name']}, ctx 64 x 4, checkpointing: "
@@ -161,6 +161,7 @@ ATTENTION = {
 LOSS = {"head": "{type}", "rows": "{rows}", "vocabulary": "{n_vocab}", "GF/s": "{gflops:.0f}"}
 LOSS |= {"share of sgemm": "{share:.2f}"}
 PEER = {
+    "weights": "{weights}",
     "ctx x batch": "{ctx} x {batch}",
     "checkpointing": "{checkpointing}",
     "tokens/s": "{tokens_per_s:.0f}",
@@ -179,6 +180,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     """The page; parts that were not measured are left out."""
     many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
     few = [r for r in found.get("matmul", []) if r["tokens"] < 256]
+    peers = [{"weights": "float32"} | r for r in found.get("peer", [])]
     sections = [
         ("Targets", target_table(found)),
         ("A training step", table(found.get("step", []), STEP)),
@@ -189,7 +191,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
         ("With vectors of one width", table(found.get("vectors", []), VECTORS)),
         ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
         ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
-        ("PyTorch + PEFT, float32, the same model and tokens", table(found.get("peer", []), PEER)),
+        ("PyTorch + PEFT, the same model and tokens", table(peers, PEER)),
         ("llama.cpp's old finetune", table(found.get("old", []), OLD)),
         ("Quantised matmul, 512 tokens", table(many, MATMUL)),
         ("Quantised matmul, few tokens", table(few, FEW)),

@@ -15,6 +15,7 @@ from nbllama.arch import hparams_from_gguf
 from nbllama.errors import CheckpointError
 from nbllama.gguf_io import open_gguf
 from nbllama.lora.pairs import Adapter, Pair
+from tests.conftest import GOLDEN
 
 NAME = "blk.0.attn_q.weight"
 
@@ -75,9 +76,9 @@ def test_bytes_by_hand(tmp_path: Path, july: bool) -> None:
 
 
 @pytest.mark.parametrize(("run", "base"), [("a", "tiny-q8_0"), ("b", "tiny-q4_k")])
-def test_the_old_tool_s_files(shared: Path, tmp_path: Path, run: str, base: str) -> None:
+def test_the_old_tool_s_files(tmp_path: Path, run: str, base: str) -> None:
     """Reading and writing again gives the same bytes."""
-    folder = shared / "data" / "old-finetune"
+    folder = GOLDEN
     with open_gguf(folder / f"{base}.gguf") as f:
         hp, shapes = hparams_from_gguf(f), {t.name: t.shape for t in f.tensors.values()}
     for source in sorted(folder.glob(f"{run}-lora-*.bin")):
@@ -88,8 +89,8 @@ def test_the_old_tool_s_files(shared: Path, tmp_path: Path, run: str, base: str)
         assert (tmp_path / "again.bin").read_bytes() == source.read_bytes()
 
 
-def test_a_checkpoint_s_tensors_make_the_old_tool_s_file(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data" / "old-finetune"
+def test_a_checkpoint_s_tensors_make_the_old_tool_s_file(tmp_path: Path) -> None:
+    folder = GOLDEN
     pairs = {}
     with open_gguf(folder / "tiny-q8_0.gguf") as f:
         hp = hparams_from_gguf(f)

@@ -29,6 +29,7 @@ from nbllama.arch.rows import SCALE_KEYS, Scales
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import open_gguf
 from tests.arch.files import C, D, F, G, H, L, Model, V, read, refused
+from tests.conftest import GOLDEN
 from tests.gguf_io import build as b
 
 ROT = "llama.rope.dimension_count"
@@ -314,8 +315,8 @@ def test_demo_model(demo_model: Path) -> None:
     assert hp.warnings == ()
 
 
-def test_golden_checkpoints_are_not_models(shared: Path) -> None:
-    for file in sorted((shared / "data" / "old-finetune").glob("*.gguf")):
+def test_golden_checkpoints_are_not_models() -> None:
+    for file in sorted(GOLDEN.glob("*.gguf")):
         with open_gguf(file) as f:
             if "chk" in file.name:
                 with pytest.raises(GGUFError, match="a training checkpoint, not a model"):

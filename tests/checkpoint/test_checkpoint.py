@@ -15,9 +15,7 @@ from nbllama.errors import Diverged, OutputError
 from nbllama.gguf_io import StringArray, ValueType, open_gguf
 from nbllama.opt.adamw import AdamW
 from tests.checkpoint.run_states import assert_same, forge, gradients, make_state, optimiser
-
-ROOT = Path(__file__).resolve().parents[2]
-OLD = ROOT.parent / "shared" / "data" / "old-finetune" / "a-chk-10.gguf"
+from tests.conftest import GOLDEN
 
 
 @pytest.mark.parametrize("ranks", [None, {"wq": 2, "w2": 7}, {"tok_embd": 1}])
@@ -95,10 +93,9 @@ def test_layout_is_the_old_tool_s(tmp_path: Path) -> None:
     assert keys["nbllama.moment_order"][0] == list(params)
 
 
-@pytest.mark.skipif(not OLD.exists(), reason="no checkpoint of the old tool beside this folder")
 def test_superset_of_a_real_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.gguf", make_state())
-    with open_gguf(OLD) as old, open_gguf(tmp_path / "c.gguf") as new:
+    with open_gguf(GOLDEN / "a-chk-10.gguf") as old, open_gguf(tmp_path / "c.gguf") as new:
         types = [{k: t for k, _, t in f.entries()} for f in (old, new)]
         del types[0]["training.shuffle.rng_state"]  # which only the old order has
         assert {k: types[1].get(k) for k in types[0]} == types[0]

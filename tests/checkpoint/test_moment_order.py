@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from nbllama.checkpoint.state import FlatMoments, split
 from nbllama.errors import CheckpointError
 from nbllama.lora.slots import base_names
 from tests.checkpoint.test_old_checkpoint import N_LAYER, random_state
+from tests.conftest import GOLDEN
 
 
 def short(order: str, n_layer: int) -> str:
@@ -92,16 +91,15 @@ def test_moments_of_no_update_lie_right_in_any_order() -> None:
     assert not any(x.any() for x in told.m.values())
 
 
-def test_real_moments_fit_the_movement(shared: Path) -> None:
+def test_real_moments_fit_the_movement() -> None:
     """-m / √v of the later checkpoint points where the parameters went since the earlier one:
     found 0.88 and 0.90 in the median over the tensors, none below 0.77, and 0 in a wrong order.
     """
-    folder = shared / "data" / "old-finetune"
     for before, after, right in (
         ("a-chk-10", "a-chk-20", "left"),
         ("b-chk-6", "b-chk-12", "right"),
     ):
-        first, last = (load_checkpoint(folder / f"{n}.gguf") for n in (before, after))
+        first, last = (load_checkpoint(GOLDEN / f"{n}.gguf") for n in (before, after))
         assert last.moments is not None
         a, b = first.adapter.parameters(), last.adapter.parameters()
         moved = {name: b[name] - a[name] for name in b}

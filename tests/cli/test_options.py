@@ -7,14 +7,13 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from nbllama.errors import UsageError
 from nbllama.options.finetune.table import OPTIONS, Options, page, parse
 from nbllama.options.values import Choice, Day, Real, Text, Variables, parse_variables
-from tests.conftest import ROOT
+from tests.conftest import GOLDEN, ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
 # ranks that its parser could not read.
@@ -46,6 +45,12 @@ NEW = """
 """.split()
 
 
+def old_options() -> list[tuple[str, str]]:
+    """Names, separated by spaces, and default of each option in the old tool's usage text."""
+    lines = (GOLDEN / "options.tsv").read_text(encoding="utf-8").splitlines()
+    return [(names, default) for names, default in (line.split("\t") for line in lines)]
+
+
 def names() -> list[str]:
     return [name for o in OPTIONS for name in (*o.names, *o.off)]
 
@@ -55,29 +60,23 @@ def test_the_table_holds_what_is_promised_and_nothing_twice() -> None:
     assert len(names()) == len(set(names()))
 
 
-def test_the_old_options_are_those_of_the_reference(shared: Path) -> None:
-    text = (shared / "reference" / "finetune-reference.md").read_text(encoding="utf-8")
-    tables = text[text.index("### 1.1 ") : text.index("### 1.3 ")]
-    first = [row.split("|")[1] for row in tables.splitlines() if row.startswith("|")]
-    quoted = [name for cell in first for name in re.findall(r"`(--?[a-z][^ `]*)", cell)]
+def test_the_old_options_are_those_of_the_reference() -> None:
+    quoted = [name for names, _ in old_options() for name in names.split()]
     listed = {"--" + name[2:].replace("_", "-") if name[1] == "-" else name for name in quoted}
     assert listed - {"-h", "--help"} == set(OLD)
 
 
-def test_what_every_old_default_is(shared: Path) -> None:
-    """Where the reference gives a plain number as default, so do we, or say it in words."""
-    text = (shared / "reference" / "finetune-reference.md").read_text(encoding="utf-8")
-    tables = text[text.index("### 1.1 ") : text.index("### 1.3 ")]
+def test_what_every_old_default_is() -> None:
+    """Where the old tool's default is a plain number, ours is the same, or is said in words."""
     seen = 0
-    for row in tables.splitlines():
-        cells = [cell.strip() for cell in row.split("|")]
-        if len(cells) < 4 or not re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", cells[2]):
+    for named, default in old_options():
+        if not re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", default):
             continue
-        name = "--" + re.findall(r"`--([^ `]*)", cells[1])[0]
+        name = next(word for word in named.split() if word.startswith("--"))
         (o,) = [o for o in OPTIONS if name in o.names]
         shown = o.shown_default.split()[0] if o.default is None else o.default
         if name not in ("--threads", "--epochs"):  # the physical cores; for plain text no limit
-            assert float(shown) == float(cells[2]), name
+            assert float(shown) == float(default), name
             seen += 1
     assert seen > 20
 

@@ -15,6 +15,7 @@ from nbllama.data import Rules, SampleStart, load_dataset, load_raw_text
 from nbllama.errors import DataError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import tokenizer_from_gguf
+from tests.conftest import GOLDEN
 
 
 class OneTokenAByte:
@@ -131,12 +132,11 @@ def test_no_token_at_all() -> None:
         load_raw_text("x", TOY, 4, content=b"<", cutter=SampleStart("<"))
 
 
-def test_run_b_of_the_old_tool(shared: Path) -> None:
+def test_run_b_of_the_old_tool() -> None:
     """What its log says of 63 samples."""
-    golden = shared / "data" / "old-finetune"
-    with open_gguf(golden / "tiny-q4_k.gguf") as f:
+    with open_gguf(GOLDEN / "tiny-q4_k.gguf") as f:
         tokenizer = tokenizer_from_gguf(f)
-    data = load_raw_text(golden / "hamlet.txt", tokenizer, 48, cutter=SampleStart("\n\n"))
+    data = load_raw_text(GOLDEN / "hamlet.txt", tokenizer, 48, cutter=SampleStart("\n\n"))
     assert data.n_samples == 63
     assert len(data.tokens) == 5849
     assert len(set(data.tokens.tolist())) == 61

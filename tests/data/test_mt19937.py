@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.data import MT19937
 from nbllama.errors import DataError
+from tests.conftest import GOLDEN
 
 
 def test_the_value_that_the_cpp_standard_demands() -> None:
@@ -81,12 +80,11 @@ def test_what_is_no_state(text: str) -> None:
         MT19937.parse(text)
 
 
-def test_states_of_the_real_tool(shared: Path) -> None:
-    folder = shared / "data" / "old-finetune"
+def test_states_of_the_real_tool() -> None:
     for name, seed, n_samples in (("a-chk-10", 7, 5968), ("b-chk-6", 21, 63)):
-        state = load_checkpoint(folder / f"{name}.gguf")
+        state = load_checkpoint(GOLDEN / f"{name}.gguf")
         assert state.rng_state == MT19937.seeded(seed).text()
         assert state.n_samples == n_samples
     rng = MT19937.seeded(21)
     rng.draw(2 * 63)  # one epoch: an order and offsets
-    assert load_checkpoint(folder / "b-chk-12.gguf").rng_state == rng.text()
+    assert load_checkpoint(GOLDEN / "b-chk-12.gguf").rng_state == rng.text()

@@ -15,6 +15,7 @@ from nbllama.data.raw_text import first_token
 from nbllama.errors import DataError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, tokenizer_from_gguf
+from tests.conftest import GOLDEN
 
 
 class OneTokenAByte:
@@ -207,12 +208,11 @@ def test_other_cutters_fit_in() -> None:
     assert isinstance(data, RawText) and data.fingerprint != other.fingerprint
 
 
-def test_golden_run_of_the_old_tool(shared: Path) -> None:
+def test_golden_run_of_the_old_tool() -> None:
     """Its log says: 5968 samples, 6000 training tokens, 61 unique ones (--ctx 32)."""
-    golden = shared / "data" / "old-finetune"
-    with open_gguf(golden / "tiny-q8_0.gguf") as f:
+    with open_gguf(GOLDEN / "tiny-q8_0.gguf") as f:
         tokenizer = tokenizer_from_gguf(f)
-    data = load_raw_text(golden / "hamlet.txt", tokenizer, 32)
+    data = load_raw_text(GOLDEN / "hamlet.txt", tokenizer, 32)
     assert data.n_samples == 5968
     assert len(data.tokens) == 6000
     assert len(set(data.tokens.tolist())) == 61

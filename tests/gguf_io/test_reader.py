@@ -16,6 +16,7 @@ import pytest
 
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import GGUFFile, StringArray, TensorInfo, ValueType, open_gguf
+from tests.conftest import GOLDEN
 from tests.gguf_io.build import (
     BOOL,
     F32,
@@ -314,8 +315,8 @@ class TestAgainstGguf:
         w.close()
         self.compare(path)
 
-    def test_golden_files(self, shared: Path) -> None:
-        files = sorted((shared / "data" / "old-finetune").glob("*.gguf"))
+    def test_golden_files(self) -> None:
+        files = sorted(GOLDEN.glob("*.gguf"))
         assert len(files) >= 7
         for file in files:
             self.compare(file)

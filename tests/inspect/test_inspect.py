@@ -17,6 +17,7 @@ from nbllama.inspect.__main__ import main
 from nbllama.lora.pairs import init_adapter
 from nbllama.options.inspect import parse
 from tests.checkpoint.run_states import make_state
+from tests.conftest import GOLDEN
 from tests.gguf_io.build import Gguf, T, kv_f32, kv_str, kv_strings, kv_u32
 from tests.gguf_io.cases import CASES
 from tests.train.toy_runs import toy_adapter
@@ -143,14 +144,13 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "training.iteration_count" in out and "blk.*.attn_q.weight.lora_a (2)" in out
 
 
-def test_files_of_the_old_tool(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = shared / "data" / "old-finetune"
-    base = folder / "tiny-q4_k.gguf"
-    found = document(capsys, "-m", base, folder / "b-chk-6.gguf")
+def test_files_of_the_old_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    base = GOLDEN / "tiny-q4_k.gguf"
+    found = document(capsys, "-m", base, GOLDEN / "b-chk-6.gguf")
     assert found["kind"] == "checkpoint of the old finetune" and found["facts"]["iteration"] == 6
     ranks = {t["option"]: t["ranks"]["here"] for t in found["targets"]}
     assert ranks["--rank-wq"] == [3] and ranks["--rank-wk"] == [6]
-    again = document(capsys, "-m", base, folder / "b-lora-6.bin")
+    again = document(capsys, "-m", base, GOLDEN / "b-lora-6.bin")
     assert again["targets"] == found["targets"] and again["format"].startswith("ggla")
 
 

@@ -1,4 +1,4 @@
-"""The golden runs of the real old tool, in ../shared/data/old-finetune, as command lines."""
+"""The golden runs of the real old tool, in tests/golden, as command lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
+from tests.conftest import GOLDEN
 
 RUNS = {
     "a": (
@@ -26,12 +27,12 @@ RUNS = {
 }
 
 
-def words(golden: Path, run: str, out: Path, checkpoint: str | Path, *more: str) -> list[str]:
-    """Options of a golden run that continues `checkpoint` (a name in `golden`, or a path)."""
+def words(run: str, out: Path, checkpoint: str | Path, *more: str) -> list[str]:
+    """Options of a golden run that continues `checkpoint` (a name in `GOLDEN`, or a path)."""
     model, options = RUNS[run]
     return [
-        "--model-base", str(golden / model), "--train-data", str(golden / "hamlet.txt"),
-        *options.split(" "), "--checkpoint-in", str(golden / checkpoint), "--checkpoint-out",
+        "--model-base", str(GOLDEN / model), "--train-data", str(GOLDEN / "hamlet.txt"),
+        *options.split(" "), "--checkpoint-in", str(GOLDEN / checkpoint), "--checkpoint-out",
         str(out / "chk-ITERATION.gguf"), "--lora-out", str(out / "lora-ITERATION.gguf"),
         "--log", str(out / "log.jsonl"), *more,
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nbllama.adapter.file import load_adapter
 from nbllama.finetune import main
 from nbllama.generation.session import Session
 from nbllama.model.passes import load_model
+from tests.conftest import GOLDEN
 from tests.oracle.model import LlamaModel
 from tests.train.toy_runs import file_bits, log_rows, toy_text
 
@@ -83,13 +85,10 @@ def test_models_of_today(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_the_demo_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path, demo_model: Path
-) -> None:
+def test_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> None:
     """Grouped heads, tied embeddings and a BPE vocabulary at once, on the old example's text."""
     monkeypatch.chdir(tmp_path)
-    text = (shared / "data" / "shakespeare.txt").read_text(encoding="utf-8")[:60000]
-    (tmp_path / "shakespeare.txt").write_text(text, encoding="utf-8")
+    shutil.copy(GOLDEN / "shakespeare.txt", tmp_path)
     args = command(str(demo_model), "shakespeare.txt", 10, 64)
     args[args.index("the")] = "\n\n"
     assert main([*args, "--log", "run.jsonl"]) == 0

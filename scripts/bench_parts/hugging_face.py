@@ -1,19 +1,17 @@
-"""PyTorch + PEFT and the old `finetune` on the same model, each a process beside ours."""
+"""PyTorch + PEFT on the same model and tokens, in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench_parts.step import random_row
+from bench_parts.step import Case, random_row, work_of
 from nbllama.data.batch import Batch
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, load_model
@@ -70,10 +68,19 @@ def loss_of(model: Model, tokens: np.ndarray) -> float:
     return total / n
 
 
-def bench_peer(
-    model_path: str, python: str, ctx: int, batch: int, checkpointing: bool, steps: int, n: int
-) -> dict[str, Any]:
-    """Steps of PEFT on the same weights and tokens with `n` threads; its first loss beside ours."""
+def has_modules(python: str, *names: str) -> bool:
+    """Whether an interpreter finds these packages."""
+    code = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
+    return subprocess.run([python, "-c", code, *names], capture_output=True).returncode == 0
+
+
+def bench_peer(python: str, weights: str, case: Case) -> dict[str, Any]:
+    """Steps of PEFT on the same weights and tokens; its first loss next to ours.
+
+    `weights`: "float32", or "NF4", the four bits of bitsandbytes, into which the float32 weights
+    are rounded.
+    """
+    model_path, ctx, batch = case.model, case.ctx, case.batch
     model = load_model(model_path)
     rows = [random_row(model.hp.n_vocab, ctx, i) for i in range(batch)]
     tokens = np.stack([np.append(t, last[-1]) for t, last in rows]).astype(np.int32)
@@ -81,41 +88,17 @@ def bench_peer(
         path = Path(folder) / "weights.npz"
         write_weights(model, tokens, path)
         words = [python, str(Path(__file__).with_name("peer.py")), str(path), str(ctx), str(batch)]
-        words += [str(steps), str(int(checkpointing)), str(n)]
+        words += [str(case.steps), str(int(case.checkpointing)), str(case.threads), weights]
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
         raise RuntimeError(f"the peer failed: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found | {
+        "weights": weights,
         "ctx": ctx,
         "batch": batch,
-        "checkpointing": checkpointing,
+        "checkpointing": case.checkpointing,
+        "gflops": work_of(model, case)[0] / found["seconds"] / 1e9,
         "our_first_loss": loss_of(model, tokens),
     }
-
-
-def bench_old(program: str, model_path: str, checkpointing: bool, n: int) -> dict[str, Any]:
-    """Tokens/s of a built `finetune` of llama.cpp, ctx 64 x 4: from the time between iterations 2
-    and 4 of its log.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "data.txt"
-        text.write_text("once upon a time there was a small bench. " * 2000, encoding="utf-8")
-        words = [program, "--model-base", model_path, "--train-data", str(text), "-t", str(n)]
-        words += ["--ctx", "64", "--batch", "4", "--adam-iter", "4", "--sample-start", " "]
-        words += ["--checkpoint-out", f"{folder}/c.gguf", "--lora-out", f"{folder}/l.bin"]
-        words += ["--use-checkpointing" if checkpointing else "--no-checkpointing"]
-        env = os.environ | {"LC_ALL": "C"}
-        at: dict[int, float] = {}
-        with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=folder
-        ) as run:
-            assert run.stdout is not None
-            for line in run.stdout:
-                if found := re.search(r"iter=\s*(\d+)", line):
-                    at[int(found.group(1))] = time.perf_counter()
-    if not {2, 4} <= at.keys():
-        raise RuntimeError(f"{program} printed no iterations 2 and 4")
-    seconds = (at[4] - at[2]) / 2
-    return {"checkpointing": checkpointing, "tokens_per_s": 256 / seconds, "seconds": seconds}
