@@ -109,9 +109,7 @@ def test_superset_of_a_real_old_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_only_some_runs_have(tmp_path: Path) -> None:
-    state = make_state(
-        rng_state="1 2 3", past_losses=(2.5, 0.0, 0.25), decay_begin=6, decay_last=9
-    )
+    state = make_state(rng_state="1 2 3", past_losses=(2.5, 0.0, 0.25), decay_begin=6, decay_last=9)
     save_checkpoint(tmp_path / "c.gguf", state)
     assert_same(load_checkpoint(tmp_path / "c.gguf"), state)
     with open_gguf(tmp_path / "c.gguf") as f:
