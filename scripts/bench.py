@@ -147,7 +147,11 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (name.replace(" ", "-") + ".gguf")
         if not path.exists():
-            words = [sys.executable, str(ROOT / "scripts" / "make_random_model.py"), str(path)]
+            words = [
+                sys.executable,
+                str(ROOT / "scripts" / "tools" / "make_random_model.py"),
+                str(path),
+            ]
             words += self.random_models[name]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:

@@ -1,6 +1,6 @@
 """What a quantised base does to an adapter: the same training on four bases of one model.
 
-    scripts/widen_smollm2 build/wide-f16.gguf f16
+    scripts/tools/widen_smollm2 build/wide-f16.gguf f16
     python -m examples.text2sql.quantised build/wide-f16.gguf --result docs/results/quantised.jsonl
 
 From the F16 model the others are made with `nbllama.quantize` (llama.cpp's mixes). On each base the

@@ -1,4 +1,4 @@
-"""docs/kernels.md from the rows that scripts/kernel_tables measured."""
+"""docs/kernels.md from the rows that scripts/tools/kernel_tables measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.kernels.registry import CASES, GROUPS, NO_CASE, Case
 
 HEAD = """# Every kernel beside numpy and llama.cpp
 
-Made by `scripts/kernel_tables` on {date}; {machine}, one
+Made by `scripts/tools/kernel_tables` on {date}; {machine}, one
 thread each. The rows are the registry of the tests, `tests/kernels`: `test_registry.py` runs each
 of them in two other sizes, and fails when a function of `nbllama/ops` or a weight type has none.
 

@@ -19,7 +19,7 @@ def test_tokens_are_counted(tmp_path: Path) -> None:
         make_llama(tmp_path / f"{kind}.gguf", tokenizer=kind)
     text = tmp_path / "text.txt"
     text.write_text("the 天", encoding="utf-8")
-    script = ROOT / "scripts" / "count_tokens.py"
+    script = ROOT / "scripts" / "tools" / "count_tokens.py"
     words = [sys.executable, script, text, tmp_path / "spm.gguf", tmp_path / "bpe.gguf"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=env)
@@ -35,7 +35,7 @@ def test_tokens_are_counted(tmp_path: Path) -> None:
 
 def test_more_cores_by_amdahls_law() -> None:
     spec = importlib.util.spec_from_file_location(
-        "chinese_forecast", ROOT / "scripts" / "chinese_forecast.py"
+        "chinese_forecast", ROOT / "scripts" / "tools" / "chinese_forecast.py"
     )
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)

@@ -82,7 +82,7 @@ def test_the_forecast_is_printed_and_nothing_computed(
 def test_a_file_larger_than_memory_has_a_forecast(tmp_path: Path) -> None:
     """70e9 weights: names and sizes, and a hole in the place of the data."""
     path = tmp_path / "70b.gguf"
-    maker = ROOT / "scripts" / "make_random_model.py"
+    maker = ROOT / "scripts" / "tools" / "make_random_model.py"
     child(maker, path, "--shape", "70b", "--type", "Q3_K", "--sparse")
     assert path.stat().st_size > 29e9 and path.stat().st_blocks * 512 < 50e6
     code = (

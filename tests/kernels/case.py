@@ -2,7 +2,7 @@
 
 A case makes inputs of a size and runs them through our kernels, through a reference in plain numpy
 and, where it has such an op, through llama.cpp. The tests compare the three on small sizes,
-`scripts/kernel_tables` compares and times them on one that is like a step of the demo model.
+`scripts/tools/kernel_tables` compares and times them on one that is like a step of the demo model.
 """
 
 from __future__ import annotations

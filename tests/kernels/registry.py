@@ -31,7 +31,7 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.token.tables": "tables that tell `walk` what to do",
     "nbllama.ops.token.run.walk": "a whole model's token: tests/generation/test_token_program.py "
     "compares it with the passes above, tests/generation/test_generation_vs_llama.py with "
-    "llama.cpp; scripts/bench_generation times it",
+    "llama.cpp; scripts/tools/bench_generation times it",
     "nbllama.ops.token.run.n_threads": "a number of threads",
     "nbllama.ops.token.run.row_product": "the one product inside of `walk`, compared with "
     "llama.cpp for each weight type by tests/quants/test_dot.py",

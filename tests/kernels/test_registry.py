@@ -119,6 +119,8 @@ def test_a_graph_of_ggml_runs_any_number_of_times() -> None:
 def test_the_page_has_every_case() -> None:
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     for case in CASES:
-        assert f"| {case.name} |" in page, f"docs/kernels.md: scripts/kernel_tables '{case.name}'"
+        assert f"| {case.name} |" in page, (
+            f"docs/kernels.md: scripts/tools/kernel_tables '{case.name}'"
+        )
     for name in NO_CASE:
         assert f"`{name.removeprefix('nbllama.')}`" in page, f"docs/kernels.md has no {name}"

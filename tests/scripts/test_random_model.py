@@ -1,4 +1,4 @@
-"""scripts/make_random_model: files of any size that llama.cpp and the package can read."""
+"""scripts/tools/make_random_model: files of any size that llama.cpp and the package can read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ SMALL = "--n-embd 256 --n-layer 2 --n-head 4 --n-head-kv 2 --n-ff 512 --n-vocab 
 
 def make(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """From another folder and without PYTHONPATH, as other scripts and people start it."""
-    command = [sys.executable, str(ROOT / "scripts" / "make_random_model.py"), str(path), *words]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "tools" / "make_random_model.py"),
+        str(path),
+        *words,
+    ]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=path.parent)
 

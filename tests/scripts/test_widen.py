@@ -1,4 +1,4 @@
-"""The wider model of scripts/widen_smollm2 has the logits of the one it is made of."""
+"""The wider model of scripts/tools/widen_smollm2 has the logits of the one it is made of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "widen_smollm2.py"
+    path = ROOT / "scripts" / "tools" / "widen_smollm2.py"
     spec = importlib.util.spec_from_file_location("widen_smollm2", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The measurements behind docs/decode.md; run by scripts/bench_generation.
+"""The measurements behind docs/decode.md; run by scripts/tools/bench_generation.
 
 `speed`: prompt and single tokens, the package and llama.cpp in turns in one process, the median of
 the paired ratios. `memory`: private memory that a session of 512 tokens takes. `accuracy`: how far

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import njit
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from bench_parts.kernels import weight  # noqa: E402

@@ -73,7 +73,7 @@ def main() -> None:
         for name in [given.model] if given.model else MODELS:
             for kind in TYPES:
                 words = [*MODELS[name], "--type", kind, "--mix", "--sparse"]
-                run(ROOT / "scripts" / "make_random_model.py", path, *words)
+                run(ROOT / "scripts" / "tools" / "make_random_model.py", path, *words)
                 size = path.stat().st_size / 1e9
                 one, two, memory = undisturbed(path, text)
                 times = " | ".join(f"{on(n, one, two):.0f} s" for n in (1, *CORES))

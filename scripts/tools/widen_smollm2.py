@@ -29,7 +29,7 @@ from nbllama.quants import decode
 from nbllama.quants.encode import quantise
 from nbllama.system.program import run_program
 
-USAGE = "usage: scripts/widen_smollm2 OUT.gguf [f32|f16] [IN.gguf]"
+USAGE = "usage: scripts/tools/widen_smollm2 OUT.gguf [f32|f16] [IN.gguf]"
 
 
 def wider_shape(name: str, hp: Hparams, heads: int, kv_heads: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numba
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from bench import machine  # noqa: E402
