@@ -1,7 +1,8 @@
 """A real model merged into K-quants: is the result as near the unmerged one as llama.cpp's own
 quantiser gets it?
 
-The model is the 768-wide SmolLM2 of scripts/tools/widen_smollm2, whose rows are whole blocks of K-quants.
+The model is the 768-wide SmolLM2 of scripts/tools/widen_smollm2, whose rows are whole blocks of
+K-quants.
 The wheel does not export `llama_model_quantize`, so llama.cpp's `ggml_quantize_chunk` is given the
 tensors one by one, with the types of `nbllama.export.file_types`, which
 tests/export/test_file_types.py compares with llama.cpp's.
