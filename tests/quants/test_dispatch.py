@@ -107,7 +107,7 @@ print(sum(sum(k.stats.cache_hits.values()) for k in used))
 
 
 def _run(program: Path, cache: Path) -> tuple[int, int]:
-    env = dict(os.environ, NUMBA_CACHE_DIR=str(cache))
+    env = dict(os.environ, NBLLAMA_CACHE_DIR=str(cache))
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=300
