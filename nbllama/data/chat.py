@@ -292,4 +292,5 @@ def prompt_ids(
 
     Raises what `template.render` and `encode_rendered` raise.
     """
-    return ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    ids: list[int] = ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    return ids

@@ -80,7 +80,7 @@ class Samples(RowPerSample):
 
     def n_tokens(self, i: int) -> int:
         part = self._part(i)
-        return part.stop - part.start - 1
+        return int(part.stop - part.start - 1)
 
     def n_trained(self, i: int) -> int:
         part = self._part(i)

@@ -9,14 +9,14 @@ from nbllama.arch import Hparams
 from nbllama.export.file_types import FileType, tensor_types
 from nbllama.export.rewrite import IDS, Changes, Deltas, kept_types, metadata_for, rewrite
 from nbllama.gguf_io import GGUFFile
-from nbllama.lora.pairs import Adapter
+from nbllama.lora.pairs import Adapter, Pair
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def deltas_of(parts: Parts) -> Deltas:
     """By tensor name, what adapters at their scales add, as `rewrite` takes it."""
-    deltas: dict[str, list] = {}
+    deltas: dict[str, list[tuple[float, Pair]]] = {}
     for adapter, scale in parts:
         for name, pair in adapter.pairs.items():
             deltas.setdefault(name, []).append((scale * adapter.scale, pair))

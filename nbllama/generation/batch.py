@@ -71,7 +71,7 @@ class _Group:
         self._prompts = [list(p) for p in prompts]
         longest, n = max(map(len, prompts)), len(prompts)
         # at least one token of each prompt is left to tell what comes next
-        common = len(os.path.commonprefix(self._prompts))  # type: ignore[type-var]
+        common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         shape = (hp.n_layer, n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
         self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)

@@ -56,20 +56,20 @@ def embed_lora_grad_ref(
 
 
 @kernel(parallel=True)
-def _lora(tokens, a, b, scale, x):  # type: ignore[no-untyped-def]
+def _lora(tokens, a, b, scale, x):
     for n in prange(x.shape[0]):
         for r in range(a.shape[0]):
             _add_scaled(scale * b[tokens[n], r], a[r], x[n])
 
 
 @kernel(fast=True)
-def _add_scaled(factor, row, out):  # type: ignore[no-untyped-def]
+def _add_scaled(factor, row, out):
     for c in range(out.shape[0]):
         out[c] += factor * row[c]
 
 
 @kernel(fast=True)
-def _dot(u, v):  # type: ignore[no-untyped-def]
+def _dot(u, v):
     total = np.float32(0.0)
     for c in range(u.shape[0]):
         total += u[c] * v[c]
@@ -77,14 +77,14 @@ def _dot(u, v):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _project(dx, a, scale, projected):  # type: ignore[no-untyped-def]
+def _project(dx, a, scale, projected):
     for n in prange(dx.shape[0]):
         for r in range(a.shape[0]):
             projected[n, r] = scale * _dot(dx[n], a[r])
 
 
 @kernel()
-def _scatter(projected, tokens, db):  # type: ignore[no-untyped-def]
+def _scatter(projected, tokens, db):
     # tokens repeat, so rows of dB are shared: one thread, in the order of the tokens
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):

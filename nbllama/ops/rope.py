@@ -127,7 +127,7 @@ def rope_ref(
 
 
 @kernel()
-def turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_halves(x, cos, sin, sign):
     half = cos.shape[0]
     for h in range(x.shape[0]):
         a = x[h, :half]
@@ -141,7 +141,7 @@ def turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_interleaved(x, cos, sin, sign):
     for h in range(x.shape[0]):
         row = x[h]
         for i in range(cos.shape[0]):
@@ -153,7 +153,7 @@ def turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-def]
+def _serial(x, positions, cos, sin, halves, sign):
     for n in range(x.shape[0]):
         p = positions[n]
         if halves:
@@ -163,7 +163,7 @@ def _serial(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-de
 
 
 @kernel(parallel=True)
-def _parallel(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-def]
+def _parallel(x, positions, cos, sin, halves, sign):
     for n in prange(x.shape[0]):
         p = positions[n]
         if halves:

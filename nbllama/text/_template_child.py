@@ -53,7 +53,8 @@ class Generation(Extension):
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return found
 
 
 def _raise_exception(message: object = "") -> None:

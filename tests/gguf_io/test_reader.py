@@ -184,7 +184,7 @@ class TestGet:
     @pytest.fixture
     def f(self, path: Path) -> GGUFFile:
         kvs = [kv(f"n{k}", k, struct.pack("<" + c, 1)) for k, c, _ in NUMBERS]
-        kvs += [kv(f"m{k}", k, struct.pack("<" + c, -1)) for k, c, v in NUMBERS if v < 0]  # type: ignore[operator]
+        kvs += [kv(f"m{k}", k, struct.pack("<" + c, -1)) for k, c, v in NUMBERS if v < 0]
         kvs += [kv_array(f"a{k}", k, 1, struct.pack("<" + c, 1)) for k, c, _ in NUMBERS]
         kvs += [kv_str("s", "text"), kv_strings("as", ["x"])]
         return opened(path, Gguf(kvs=kvs).build())

@@ -68,7 +68,7 @@ def test_cuts_of_many_chats() -> None:
         )
         assert good == [t.render(CHAT[1 : 1 + n], prompt) for n, prompt in cuts]
         assert isinstance(bad, DataError) and "Only user and assistant roles" in str(bad)
-        assert more == good[:1]  # type: ignore[index]
+        assert more == good[:1]
 
 
 def test_variables() -> None:

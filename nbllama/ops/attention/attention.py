@@ -70,7 +70,7 @@ def probabilities(s: np.ndarray) -> np.ndarray:
     return p
 
 
-def _scores(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+def _scores(q, k, scale, slope, window, cap):
     """(scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
@@ -82,7 +82,7 @@ def _scores(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
     return np.where(hidden, -np.inf, s), t
 
 
-def _probabilities(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+def _probabilities(q, k, scale, slope, window, cap):
     s, t = _scores(q, k, scale, slope, window, cap)
     return probabilities(s), t
 
