@@ -237,7 +237,7 @@ class ChatReader:
         last special token, at which the tokenizer cuts.
         """
         if not marked and whole is not None and whole[0].startswith(prompt):
-            text, placed = whole
+            placed = whole[1]
             special = self._tokenizer.special_ids
             n = bisect_left(placed.starts, len(prompt)) - 1
             while n > 0 and not (

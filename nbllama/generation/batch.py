@@ -110,7 +110,7 @@ class _Group:
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(
-            np.array(sum(tokens, []), np.int32),
+            np.array([t for row in tokens for t in row], np.int32),
             np.full(sum(counts), NOT_TRAINED, np.int32),
             np.concatenate(
                 [np.arange(p, p + c, dtype=np.int32) for p, c in zip(past, counts, strict=True)]

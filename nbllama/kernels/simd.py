@@ -77,8 +77,8 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
         where = []
         for i in range(ROWS):
             row = builder.add(c0v, builder.mul(c_rowv, _I64(i)))
-            for j in range(NV):
-                where.append(_element(builder, pc, builder.add(row, _I64(j * VL)), vec))
+            steps = [builder.add(row, _I64(j * VL)) for j in range(NV)]
+            where += [_element(builder, pc, step, vec) for step in steps]
         sums = [cgutils.alloca_once(builder, vec) for _ in where]
         for total, place in zip(sums, where, strict=True):
             value = builder.load(place)

@@ -49,7 +49,7 @@ class TooLong(Exception):
 class Generation(Extension):
     """`{% generation %}...{% endgeneration %}` marks an answer; here it is only let through."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)

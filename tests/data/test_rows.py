@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,7 @@ def old_rows(
 
 def rows_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
     ends = batch.seq_offsets
-    return [
-        (batch.tokens[a:b].tolist(), batch.targets[a:b].tolist())
-        for a, b in zip(ends, ends[1:], strict=False)
-    ]
+    return [(batch.tokens[a:b].tolist(), batch.targets[a:b].tolist()) for a, b in pairwise(ends)]
 
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any)

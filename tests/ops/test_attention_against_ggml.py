@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_attention(heads: tuple[int, int], window: int, max_bias: float, cap: fl
     attention_grad(do, q, k, v, o, lse, offsets, scale, slopes, dq, dk, dv, window, cap)
 
     wanted = [np.empty_like(x) for x in (o, dq, dk, dv)]
-    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+    for a, b in itertools.pairwise(offsets):
         mask = causal_mask(b - a, b - a, window, max_bias > 0)
         one = of_one_sequence(q[a:b], k[a:b], v[a:b], do[a:b], mask, scale, max_bias, cap)
         for whole, part in zip(wanted, one, strict=True):

@@ -299,5 +299,5 @@ def test_whose_template_is_bad(tmp_path: Path) -> None:
     bad = spm_file(tmp_path / "bad.gguf", template="{% if")
     with pytest.raises(GGUFError, match=r"bad.gguf: tokenizer.chat_template: cannot be compiled"):
         chat_template_for(bad)
-    with pytest.raises(UsageError, match="^the given chat template: cannot be compiled"):
+    with pytest.raises(UsageError, match=r"^the given chat template: cannot be compiled"):
         chat_template_for(bad, "{% if")
