@@ -33,7 +33,7 @@ def merged_types(
     if kind is None:
         return kept_types(f, deltas_of(parts))
     shapes = {name: info.shape for name, info in f.tensors.items()}
-    names = tensor_types(kind, shapes, hp.n_layer, hp.n_head, hp.n_head_kv)
+    names = tensor_types(kind, shapes, n_layer=hp.n_layer, n_head=hp.n_head, n_head_kv=hp.n_head_kv)
     return {name: IDS[chosen] for name, chosen in names.items()}, []
 
 
@@ -42,9 +42,10 @@ def merge(
     path: str | os.PathLike[str],
     parts: Parts,
     types: Mapping[str, int],
+    *,
     kind: FileType | None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Changes:
     """Write `f` with the adapters merged in; `types` as of `merged_types`. Errors as `rewrite`."""
     metadata = metadata_for(f, kind.id if kind else None)
-    return rewrite(f, path, types, deltas_of(parts), metadata, progress)
+    return rewrite(f, path, types, deltas_of(parts), metadata=metadata, progress=progress)

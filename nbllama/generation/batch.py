@@ -127,7 +127,7 @@ class _Group:
         self.model.embed_tokens(self._bound, self._acts, batch)
         for layer in range(self.model.hp.n_layer):
             block_forward(
-                self.model, layer, self._bound, self._acts, batch,
+                self.model, layer, self._bound, self._acts, batch=batch,
                 cache=exchange, k_offsets=k_offsets,
             )  # fmt: skip
         for row, count in zip(rows, counts, strict=True):

@@ -47,6 +47,7 @@ class GGUFFile:
         path: str,
         info: os.stat_result,
         mapping: mmap.mmap,
+        *,
         version: int,
         alignment: int,
         metadata: dict[str, object],

@@ -124,7 +124,7 @@ def _grad_weight(dy, x, rstd, dw, sums):
                 dw[c] += sums[c]
 
 
-def rms_norm(x: np.ndarray, w: np.ndarray, eps: float, y: np.ndarray, rstd: np.ndarray) -> None:
+def rms_norm(x: np.ndarray, w: np.ndarray, eps: float, *, y: np.ndarray, rstd: np.ndarray) -> None:
     """Write y `[N, C]` and rstd `[N]` for x `[N, C]` and w `[C]`.
 
     Raises ValueError for arrays that do not fit each other.
@@ -143,8 +143,8 @@ def rms_norm_grad(
     x: np.ndarray,
     w: np.ndarray,
     rstd: np.ndarray,
-    dx: np.ndarray,
     *,
+    dx: np.ndarray,
     add: bool = False,
 ) -> None:
     """dx `[N, C]` = (or += with `add`) the gradient with respect to x, with rstd from `rms_norm`.
@@ -187,15 +187,15 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
 
 def _forward(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
     y = np.empty_like(x)
-    rms_norm(x, w, eps, y, np.empty(len(x), np.float32))
+    rms_norm(x, w, eps, y=y, rstd=np.empty(len(x), np.float32))
     return y
 
 
 def _gradients(dy: np.ndarray, x: np.ndarray, w: np.ndarray, eps: float) -> Gradients:
     rstd = np.empty(len(x), np.float32)
-    rms_norm(x, w, eps, np.empty_like(x), rstd)
+    rms_norm(x, w, eps, y=np.empty_like(x), rstd=rstd)
     dx, dw = np.empty_like(x), np.zeros_like(w)
-    rms_norm_grad(dy, x, w, rstd, dx)
+    rms_norm_grad(dy, x, w, rstd, dx=dx)
     rms_norm_grad_weight(dy, x, rstd, dw)
     return {"x": dx, "w": dw}
 

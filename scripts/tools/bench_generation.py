@@ -115,7 +115,7 @@ def memory(path: Path, threads: int) -> None:
             session.feed([3 + token])
         took = private_bytes() - before
         del session
-    told = session_memory(model, None, CONTEXT, CONTEXT, threads)
+    told = session_memory(model, None, CONTEXT, step=CONTEXT, threads=threads)
     print(
         f"| {path.name} | {model.gguf.size / 1e6:.0f} | {told.cache / 1e6:.1f} | "
         f"{told.arena / 1e6:.1f} | {told.private / 1e6:.1f} | {took / 1e6:.1f} | "

@@ -205,7 +205,7 @@ def test_iterations_of_epochs() -> None:
     for fill, (batch, grad_acc) in product((True, False), ((1, 1), (2, 1), (2, 3))):
         data = dataset([3, 1, 4, 1, 5, 9, 2], 6, fill_with_next_samples=fill)
         for feed in (SeedFeed(data, 1), OldFeed(data, MT19937.seeded(1).text())):
-            n = iterations(feed, Position(0, 2), 2, batch, grad_acc)
+            n = iterations(feed, Position(0, 2), epochs=2, batch=batch, grad_acc=grad_acc)
             place, count = Position(0, 2), 0
             while place.epoch < 2:
                 place, count = feed.take(place, batch, grad_acc).after, count + 1

@@ -24,7 +24,7 @@ def run_of(
     given = parse(["--model-base", "m", "--seed", "1", *words.split()])
     options, done = completed(given, state), state.iteration if state is not None else 0
     assert options.adam_iter is not None
-    decay = plan(options, given.cos_decay_steps, state, kind, options.adam_iter)
+    decay = plan(options, given.cos_decay_steps, state, data_kind=kind, n_iter=options.adam_iter)
     s = resolve(
         replace(options, cos_decay_steps=decay.end), kind, 1000, missing=(), cores=1, new_seed=1,
         done=done, begin=decay.begin,

@@ -152,7 +152,7 @@ _counter = np.zeros(1, np.int64)
 
 @in_turn
 def attention_few(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: np.float32, slopes: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
     """`attention` of one sequence, q `[N, H, D]` its last N tokens; the caller has checked the
