@@ -57,7 +57,7 @@ def check_format(path: Path) -> None:
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """Write a line for each thing that readers of the format of `path` do otherwise than trained."""
+    """Write a line for each thing that readers of the format of `path` do not do as trained."""
     return _notes(list(adapter.pairs), hp.tied_output, format_of(path))
 
 

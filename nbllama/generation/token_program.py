@@ -179,7 +179,7 @@ class TokenProgram:
         return sum(a.nbytes for a in arrays)
 
     def run(self, position: int) -> np.ndarray:
-        """Return the logits of the token at `position`, embedded in x; the next call changes them."""
+        """Return the logits of the token at `position`, embedded in x, until the next call."""
         if not 0 <= position < self._n_ctx:
             raise ValueError(f"position {position} is outside a context of {self._n_ctx}")
         self._step["at"] = position
