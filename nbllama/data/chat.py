@@ -101,7 +101,10 @@ class ChatReader:
         self._tokenizer.warm(texts)
 
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
-        """Return the samples of a chat, in the order of their last answers; raises its refusal."""
+        """Return the samples of a chat, in the order of their last answers.
+
+        Raises the template's refusal, or `DataError`.
+        """
         if isinstance(rendered, NbllamaError):
             raise rendered
         chat, texts = rendered
