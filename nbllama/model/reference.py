@@ -58,9 +58,9 @@ class ReferenceModel:
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
+        """Compute the logits `[N, V]`; `seen` gets every activation (see `nbllama.peek.names`).
 
-        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
+        `change` is added to the activations that it names.
         """
         return _Pass(self, batch, params, scale, seen, change).forward()
 

@@ -9,7 +9,7 @@ from typing import Any
 from nbllama import __version__
 from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
-from nbllama.checkpoint.legacy_moments import tell
+from nbllama.checkpoint.legacy_moments import place_moments
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
@@ -206,9 +206,11 @@ class Loop:
             return
         trainer, order = self.trainer, self.session.options.checkpoint_order or ""
         grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
-        told = tell(state.moments, trainer.adapter, grads, n_layer, direction=order)
-        trainer.opt.restore(told.m, told.v, state.iteration)
-        self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
+        placed = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
+        trainer.opt.restore(placed.m, placed.v, state.iteration)
+        self.ui.note(
+            f"moments of the old checkpoint: order {placed.order}, cosine {placed.cosine:.2f}"
+        )
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0
