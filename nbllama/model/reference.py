@@ -58,10 +58,7 @@ class ReferenceModel:
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`; `seen` gets every activation (see `nbllama.peek.names`).
-
-        `change` is added to the activations that it names.
-        """
+        """Compute logits `[N, V]`; `change` is added to activations, which `seen` gets by name."""
         return _Pass(self, batch, params, scale, seen, change).forward()
 
     def loss(

@@ -1,4 +1,4 @@
-"""Checkpoints of the old tool: both layouts are read, and what is wrong with one is placed."""
+"""Checkpoints of the old tool: both layouts are read, and what is wrong with one is reported."""
 
 from __future__ import annotations
 

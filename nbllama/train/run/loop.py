@@ -206,11 +206,9 @@ class Loop:
             return
         trainer, order = self.trainer, self.session.options.checkpoint_order or ""
         grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
-        placed = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
-        trainer.opt.restore(placed.m, placed.v, state.iteration)
-        self.ui.note(
-            f"moments of the old checkpoint: order {placed.order}, cosine {placed.cosine:.2f}"
-        )
+        old = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
+        trainer.opt.restore(old.m, old.v, state.iteration)
+        self.ui.note(f"moments of the old checkpoint: order {old.order}, cosine {old.cosine:.2f}")
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0
