@@ -39,7 +39,6 @@ class Tokenizer(ABC):
         self.bos_id = vocab.roles.get("bos")
         self.eos_id = vocab.roles.get("eos")
         self.eot_id = vocab.roles.get("eot")
-        self.unk_id = vocab.roles.get("unk")
         self.pad_id = vocab.roles.get("pad")
         self.add_bos = vocab.add_bos
         self.add_eos = vocab.add_eos
