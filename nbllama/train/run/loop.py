@@ -23,7 +23,7 @@ from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.story import begun, ended
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
 from nbllama.train.validation import Validation, perplexity
@@ -34,14 +34,14 @@ class _Ended(Exception):
 
 
 class Loop:
-    """Runs a `Session` to its end.
+    """Runs a `RunSession` to its end.
 
     With `--compat` the order of events at the end is the old tool's: it evaluates once more after
     the last update, so the samples of one more iteration are passed over, and what the tests of an
     early end find in an evaluation holds before its update, not after it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunSession) -> None:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop

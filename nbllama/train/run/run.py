@@ -17,7 +17,7 @@ from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.run.write_lora import write_lora
 
@@ -52,7 +52,7 @@ def train(
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
-            session = Session(
+            session = RunSession(
                 options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
             )
             told = session.forecast()

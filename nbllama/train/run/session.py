@@ -52,7 +52,7 @@ def base_model(options: Options, given: Model | None) -> Model:
     return given
 
 
-class Session:
+class RunSession:
     """Everything that a run needs; `nbllama.train.run.loop` runs it."""
 
     def __init__(
