@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_NONE = np.zeros(0, np.int64)
+
 
 class Encoded(NamedTuple):
     """One sample as token ids: ids int32 [n], trained bool [n] (part of an answer)."""
@@ -16,14 +18,14 @@ class Encoded(NamedTuple):
 
 class Row(NamedTuple):
     """One sample: its ids, which of them are trained, and the characters of `text` that each one
-    stands for; int32, bool, int64 and int64 [n].
+    stands for; int32, bool, int64 and int64 [n]. Places and text may be left out.
     """
 
     ids: np.ndarray
     trained: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    text: str
+    starts: np.ndarray = _NONE
+    ends: np.ndarray = _NONE
+    text: str = ""
 
     def characters(self) -> list[tuple[int, int]]:
         """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
@@ -42,4 +44,4 @@ class Row(NamedTuple):
         if n >= len(self.ids):
             return self
         ids, trained, starts, ends = (part[:n] for part in self[:4])
-        return Row(ids, trained, starts, ends, self.text[: int(ends[-1])] if n else "")
+        return Row(ids, trained, starts, ends, self.text[: int(ends[-1])] if len(ends) else "")
