@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if n <= most:
         return list(points)
     cuts = [i * n // most for i in range(most + 1)]
-    groups = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    groups = [points[a:b] for a, b in itertools.pairwise(cuts)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
