@@ -30,7 +30,7 @@ from nbllama.data.spans import (
     special_spans,
 )
 from nbllama.data.tokens import ChatTokens
-from nbllama.errors import DataError, NbllamaError
+from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
 from nbllama.text.thoughts import thought_of
@@ -110,10 +110,14 @@ class ChatReader:
             raise rendered
         chat, texts = rendered
         marked = any_special(self._tokenizer, chat.messages, chat.tools)
-        answers: list[Answer] = []
         tokens = ChatTokens(self._tokenizer, self._tails)
-        for n in reversed(range(len(chat.numbers))):
-            answers.append(self._answer(chat, n, texts, tokens, marked))
+        try:
+            answers = [
+                self._answer(chat, n, texts, tokens, marked)
+                for n in reversed(range(len(chat.numbers)))
+            ]
+        except MessageError as e:
+            raise DataError(e.counted(chat.shift)) from None
         heads: list[tuple[Answer, list[int], np.ndarray]] = []
         why: Counter[str] = Counter()
         for answer in answers:
@@ -137,9 +141,12 @@ class ChatReader:
         """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
-        return text, encode_rendered(
-            self._tokenizer, self._template, prepared, text, add_generation_prompt=True
-        )
+        try:
+            return text, encode_rendered(
+                self._tokenizer, self._template, prepared, text, add_generation_prompt=True
+            )
+        except MessageError as e:
+            raise DataError(e.counted(len(messages) - len(prepared))) from None
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
         """What there is to tell of all chats that were read."""
@@ -179,7 +186,7 @@ class ChatReader:
                 found["null"] += sum(m["content"] is None for m in messages)
         if chat.variables and not self._traits.names.issuperset(chat.variables):
             found["variables"] += 1
-        return Prepared(messages, numbers, chat.tools, chat.variables, found)
+        return Prepared(messages, numbers, chat.tools, chat.variables, found, -shift - chat.n_first)
 
     def _answer(
         self, chat: Prepared, n: int, texts: list[str], tokens: ChatTokens, marked: bool
@@ -190,7 +197,7 @@ class ChatReader:
         part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
-            raise DataError(f"message {number + 1}: the chat template leaves this answer out")
+            raise MessageError([number], ": the chat template leaves this answer out")
         plain: list[tuple[int, int]] = []
         if marked:
             shift = len(part.head) - part.at
@@ -229,7 +236,10 @@ class ChatReader:
         empty = 0
         for answer in answers:
             message = chat.messages[answer.number]
-            lost_of_answer(answer.text, message, answer.number, found)
+            try:
+                lost_of_answer(answer.text, message, answer.number, found)
+            except MessageError as e:
+                raise DataError(e.counted(chat.shift)) from None
             if begins_empty(answer) and not thought_of(message):
                 empty += 1
                 notices.switch = notices.switch or self._traits.switch
