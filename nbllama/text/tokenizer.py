@@ -145,7 +145,8 @@ class Tokenizer(ABC):
         Those of the last texts are kept, as the same ones come again in the next prompts.
         """
         _check_unicode(text)
-        kept, out = self._kept, []
+        kept = self._kept
+        out: list[Piece] = []
         prefix = "" if continues else self._prefix
         for start, end, token in self._cut(text):
             if token is not None:
