@@ -113,7 +113,7 @@ def served(
             prepared, texts = rendered
             for number, mine in zip(prepared.numbers, texts[::2], strict=True):
                 before = [_as_sent(m) for m in record["messages"][:number]]
-                # Where a template has no calls, ours are text in Hermes form and the server has none;
+                # Where a template has no calls, the server has none (ours are in Hermes form);
                 # nor has it those that a template writes only where the content is null.
                 called = any("tool_calls" in m for m in before)
                 if called and (form.arguments == NONE or form.null or left_out == RESULTS):
@@ -165,7 +165,7 @@ def test_prompts_are_the_servers(
     for name, source in sources.items():
         n, wrong = served(toy[1], toy[0], source, KNOWN.get(name, ""))
         assert not wrong, (name, wrong)
-        assert n >= 10, (name, n)
+        assert n >= 9, (name, n)
 
 
 RESULTS = "results of tools"
