@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 class ChatReader:
-    """Makes samples of chats for one tokenizer and template. `system_as_user`: a system message
-    goes in front of the first question where the template has no such role. `places`: samples come
-    with their texts and the places of tokens in them.
+    """Makes samples of chats for one tokenizer and template.
+
+    `system_as_user`: where the template has no system messages, one goes into the first question.
+    `places`: samples come with their texts and the places of tokens in them.
     """
 
     def __init__(
