@@ -13,7 +13,7 @@ from typing import Any
 
 from nbllama import __version__
 from nbllama.errors import UsageError
-from nbllama.report.records import Row, Run, number, points
+from nbllama.report.records import Row, Run, number, points, text
 
 MOST_POINTS = 2000  # of a curve; more are means of neighbours
 SERIES = ("loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds")
@@ -36,7 +36,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
         for (name, _), one in zip(runs, made, strict=True):
             one["name"] = name
     names = ", ".join(one["name"] for one in made)
-    title = f"Comparison: {names}" if len(made) > 1 else f"Training run: {names}"
+    title = f"Training run: {names}" + (", compared" if len(made) > 1 else "")
     return {"title": title, "live": live, "runs": made}
 
 
@@ -44,9 +44,9 @@ def run_object(run: Run) -> dict[str, Any]:
     """One run. Whatever a log leaves out is left out, or empty."""
     head, last = run.run, run.steps[-1] if run.steps else {}
     return {
-        "name": str(head.get("model") or "a run"),
-        "version": str(head.get("version", __version__)),
-        "started": str(head.get("started") or ""),
+        "name": text(head.get("model") or "a run"),
+        "version": text(head.get("version", __version__)),
+        "started": text(head.get("started") or ""),
         "state": _state(run),
         "iter": last.get("iter", head.get("iter", 0)),
         "n_iter": _whole(last, "n_iter") or _whole(head, "n_iter"),
@@ -64,6 +64,7 @@ def run_object(run: Run) -> dict[str, Any]:
         "lengths": _lengths(head.get("data")),
         "forecast": _numbers(head.get("forecast"), ("seconds", "peak_bytes")),
         "peak_bytes": number(run.end, "peak_bytes"),
+        "verdict": _verdict(run.verdict),
         "options": _pairs(head.get("options")),
         "commands": commands(run),
         "notes": [],
@@ -89,12 +90,12 @@ def event(row: Row) -> dict[str, Any] | None:
             return None
         found = [number({"x": loss}, "x") for loss in losses[: len(pieces)]]
         made["sample"] = _whole(row, "sample") or 0
-        return made | {"pieces": [str(p) for p in pieces[: len(found)]], "losses": found}
+        return made | {"pieces": [text(p) for p in pieces[: len(found)]], "losses": found}
     if kind == "question":
         return made | {
             "id": _whole(row, "id") or 0,
-            "prompt": str(row.get("prompt", "")),
-            "answer": str(row.get("answer", "")),
+            "prompt": text(row.get("prompt", "")),
+            "answer": text(row.get("answer", "")),
             "done": row.get("done") is not False,
         }
     return None
@@ -105,7 +106,7 @@ def commands(run: Run) -> list[list[str]]:
     options, words = run.run.get("options"), run.run.get("words")
     if not isinstance(options, dict):
         return []
-    names = {key: str(options.get(key) or "") for key in ("model-base", "lora-out")}
+    names = {key: text(options.get(key) or "") for key in ("model-base", "lora-out")}
     model, adapter = names["model-base"], _latest(options, "lora-out")
     checkpoint = _latest(options, "checkpoint-out")
     found = []
@@ -119,15 +120,17 @@ def commands(run: Run) -> list[list[str]]:
         ]
     done, all_of_them = run.steps[-1]["iter"] if run.steps else 0, _whole(run.run, "n_iter") or 0
     if done < all_of_them and checkpoint and isinstance(words, list) and words:
-        left = ["--checkpoint-in", checkpoint, "--adam-iter", str(all_of_them - done)]
-        rest = _command(["finetune", *map(str, words), *left, "--epochs", "0"])
+        left = ["--checkpoint-in", checkpoint, "--adam-iter", text(all_of_them - done)]
+        rest = _command(["finetune", *map(text, words), *left, "--epochs", "0"])
         found.append(["do the iterations that are left", rest])
     return found
 
 
 def _latest(options: Mapping[str, Any], name: str) -> str:
-    mark = str(options.get("pattern-fn-it") or "ITERATION")
-    return str(options.get(name) or "").replace(mark, str(options.get("fn-latest") or "LATEST"), 1)
+    mark = text(options.get("pattern-fn-it") or "ITERATION")
+    return text(options.get(name) or "").replace(
+        mark, text(options.get("fn-latest") or "LATEST"), 1
+    )
 
 
 def _command(words: Iterable[str]) -> str:
@@ -162,7 +165,7 @@ def _columns(found: list[Point]) -> list[list[float]]:
 
 def _whole(row: Row, key: str) -> int | None:
     value = row.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int and abs(value) < 1 << 53 else None
 
 
 def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
@@ -173,7 +176,7 @@ def _pairs(value: Any, without: str = "") -> list[list[str]]:
     """(name, value) of an object of a log, as texts."""
     if not isinstance(value, dict):
         return []
-    return [[str(k), str(v)] for k, v in value.items() if k != without]
+    return [[text(k), text(v)] for k, v in value.items() if k != without]
 
 
 def _lengths(data: Any) -> list[list[Any]]:
@@ -181,17 +184,34 @@ def _lengths(data: Any) -> list[list[Any]]:
     counts = data.get("lengths") if isinstance(data, dict) else None
     if not isinstance(counts, list):
         return []
-    whole = (c for c in counts if isinstance(c, list) and len(c) == 2 and isinstance(c[1], int))
-    return [[str(c[0]), c[1]] for c in whole]
+    pairs = (c for c in counts if isinstance(c, list) and len(c) == 2)
+    return [[text(name), n] for name, n in pairs if type(n) is int and 0 <= n < 1 << 53]
 
 
 def _samples(row: Row) -> list[dict[str, str]]:
     samples = row.get("samples")
     return [
-        {"prompt": str(s.get("prompt", "")), "answer": str(s.get("answer", ""))}
+        {"prompt": text(s.get("prompt", "")), "answer": text(s.get("answer", ""))}
         for s in (samples if isinstance(samples, list) else [])
         if isinstance(s, dict)
     ]
+
+
+def _verdict(row: Row) -> dict[str, Any] | None:
+    """What came out of a run: a word, the reason, and answers before and after."""
+    if not row:
+        return None
+    keys = ("kind", "question", "wanted", "before", "after")
+    answers = row.get("answers")
+    return {
+        "word": text(row.get("verdict", "")),
+        "reason": text(row.get("reason", "")),
+        "answers": [
+            {key: text(a.get(key, "")) for key in keys} | {"right": a.get("right") is True}
+            for a in (answers if isinstance(answers, list) else [])
+            if isinstance(a, dict)
+        ],
+    }
 
 
 def _norms(value: Any) -> dict[str, list[float | None]]:
@@ -199,7 +219,7 @@ def _norms(value: Any) -> dict[str, list[float | None]]:
     if not isinstance(value, dict):
         return {}
     return {
-        str(name): [number({"x": x}, "x") for x in found]
+        text(name): [number({"x": x}, "x") for x in found]
         for name, found in value.items()
         if isinstance(found, list)
     }

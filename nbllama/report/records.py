@@ -16,8 +16,8 @@ class Run:
     """Rows as in the log, in order of their iterations, up to what was done last.
 
     `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
-    `questions`: what a run with `--live` measured and was asked. `end`: how the last start ended,
-    {} while it continues.
+    `questions`: what a run with `--live` measured and was asked. `verdict`, `end`: what came out,
+    and how the last start ended; {} while it continues.
     """
 
     run: Row = field(default_factory=dict)
@@ -27,6 +27,7 @@ class Run:
     norms: list[Row] = field(default_factory=list)
     texts: list[Row] = field(default_factory=list)
     questions: list[Row] = field(default_factory=list)
+    verdict: Row = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Take in a row; one of an event that is not known is left out."""
@@ -36,9 +37,11 @@ class Run:
             for rows in self._lists().values():
                 while rows and rows[-1]["iter"] > row["iter"]:
                     rows.pop()
-            self.run, self.end = row, {}
+            self.run, self.end, self.verdict = row, {}, {}
         elif event == "end":
             self.end = row
+        elif event == "verdict":
+            self.verdict = row
         elif event in (lists := self._lists()):
             _put(lists[event], row, several=event in ("tokens", "question"))
 
@@ -90,12 +93,22 @@ def _row(line: str) -> Row | None:
     return row if isinstance(row.get("event", "step"), str) else None
 
 
+def text(value: Any) -> str:
+    """Whatever stands in a log, as text."""
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
+        return "\N{HORIZONTAL ELLIPSIS}"
+
+
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row; None for anything else that may stand there."""
+    """A finite number of a row, 0 for one that is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e300 else None
+    if not abs(value) < 1e300:
+        return None
+    return float(value) if abs(value) > 1e-300 else 0.0
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:

@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from nbllama.report.svg import Line, chart, label, smoothed, thinned, ticks
 
 from nbllama.errors import DataError
 from nbllama.report.__main__ import main
 from nbllama.report.page import page
 from nbllama.report.records import Run, read_log
-from nbllama.report.svg import Line, chart, label, smoothed, thinned, ticks
 from tests.report.story import CHINESE, EVIL, evaluation_row, rows, run_row, step_row, write_log
 
 VOID = {"meta", "link", "line", "circle", "path", "rect", "br"}

@@ -59,8 +59,10 @@ class LiveState:
             elif keep:
                 self._open.pop(row.get("id", 0), None)
                 self._run.add(row)
-            whole = row.get("event") in ("run", "end")
-            self._publish(None if whole else event(row), passing=not keep)
+            whole = row.get("event") in ("run", "verdict", "end")
+            shown = None if whole else event(row)
+            if whole or shown is not None:
+                self._publish(shown, passing=not keep)
 
     def note(self, text: str) -> None:
         """Show a line for the user."""

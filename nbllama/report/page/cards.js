@@ -176,6 +176,22 @@ function commandCard(run) {
   return {element, draw};
 }
 
+function verdictCard(run) {
+  const body = h("div"), element = card("What came out", body);
+  function draw() {
+    const found = run.verdict;
+    element.hidden = !found;
+    if (!found) return;
+    const rows = found.answers.map(a => [a.question, a.kind, a.wanted, a.before, a.after]
+      .map(x => h("span", {class: "text"}, x)));
+    rows.forEach((row, i) => { row.style = found.answers[i].right ? "best" : ""; });
+    body.replaceChildren(
+      h("p", {class: "verdict"}, h("b", null, found.word), found.reason ? `: ${found.reason}` : ""),
+      rows.length ? table(rows, ["question", "", "in the data", "before", "after"]) : "");
+  }
+  return {element, draw};
+}
+
 function optionCard(run) {
   const body = h("div");
   const element = h("section", {class: "card"},

@@ -6,7 +6,7 @@ function single(run, live) {
   const state = live ? {connected: true, over: live.over, stopping: false, sure: false} : null;
   const controls = state ? liveControls(run, state) : null;
   const isLive = () => Boolean(state) && !state.over;
-  const cards = [headCard(run, controls && controls.element), tileCard(run, isLive), lossCard(run),
+  const cards = [headCard(run, controls && controls.element), tileCard(run, isLive), verdictCard(run), lossCard(run),
     otherCards(run), heatCard(run), tokenCard(run), askCard(run, state), sampleCard(run),
     dataCard(run), forecastCard(run), evaluationCard(run), commandCard(run), optionCard(run),
     footer([run])];
