@@ -95,7 +95,7 @@ def test_watching_and_asking_change_no_bit(folder: Path, run: Run, kind: str) ->
         assert (watched.adapter.parameters()[name] == x).all(), name
     assert watched.losses == plain.losses and watched.val_losses == plain.val_losses
     answers = events(folder / "log", "question")
-    assert asked == [1, 2, 4] and [row["iter"] for row in answers] == [2, 2, 4] or True
+    assert asked == [1, 2, 4]
     assert [row["prompt"] for row in answers] == ["the hen and"] * 3
     assert all(row["answer"] and "not answered" not in row["answer"] for row in answers)
     assert len([line for line in screen.lines if _address(line)]) == 1
@@ -126,9 +126,9 @@ def test_what_is_measured_is_in_the_log_and_on_the_page(
         if record.iter == 3:
             found.append(news(page.server, 0)["run"])
 
-    run, _ = tuned("text.txt", look, live=True, log="log", adam_iter=4, gclip=0.0 or 1.0)
+    run, _ = tuned("text.txt", look, live=True, log="log", adam_iter=4)
     norms, texts = events(folder / "log", "norms"), events(folder / "log", "tokens")
-    steps = events(folder / "log", None)
+    steps = log_rows(folder / "log")
     assert [row["iter"] for row in norms] == [1, 2, 3, 4]
     for row, step in zip(norms, steps, strict=True):
         squares = sum(v * v for of in row["gradient"].values() for v in of if v is not None)
@@ -137,7 +137,7 @@ def test_what_is_measured_is_in_the_log_and_on_the_page(
     assert [row["sample"] for row in texts] == [1, 2, 3, 4]
     assert all(len(row["pieces"]) == len(row["losses"]) for row in texts)
     shown = found[0]
-    assert shown["iter"] == 3 and len(shown["norms"]) == 2 or len(shown["norms"]) == 3
+    assert shown["iter"] == 3 and len(shown["norms"]) == 3
     assert shown["state"] == "running" and shown["n_iter"] == 4
     assert run.paths["log"] == "log"
 
@@ -187,15 +187,15 @@ def test_norms_of_gradient_and_update(tmp_path: Path) -> None:
 
 
 def test_the_budget() -> None:
-    now = 0.0
-    budget = Budget(0.01, lambda: now)
+    now = [0.0]
+    budget = Budget(0.01, lambda: now[0])
     assert budget.allows
     budget.took(0.5)
-    for now, allowed in ((1.0, False), (49.9, False), (50.1, True)):
+    for now[0], allowed in ((1.0, False), (49.9, False), (50.1, True)):
         assert budget.allows is allowed
     budget.took(0.1)
     budget.took(0.1)  # both count
-    for now, allowed in ((69.0, False), (70.2, True)):
+    for now[0], allowed in ((69.0, False), (70.2, True)):
         assert budget.allows is allowed
 
 
