@@ -42,6 +42,7 @@ NEW = """
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
+--live
 """.split()
 
 

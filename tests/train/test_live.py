@@ -24,6 +24,7 @@ from tests.train.runs import Run, copy_of, logged
 from tests.train.toy_runs import (
     events,
     file_bits,
+    log_rows,
     random_rows,
     toy_adapter,
     toy_chat,
