@@ -283,7 +283,7 @@ def test_ports_that_cannot_be(folder: Path, run: Run, value: str) -> None:
 
 def test_live_is_no_part_of_the_saved_options(folder: Path, run: Run) -> None:
     assert run(words(folder, "--adam-iter", "1", "--live")).code == 0
-    assert "live" not in (folder / "lora-LATEST.config.yaml").read_text()
+    assert "\nlive:" not in (folder / "lora-LATEST.config.yaml").read_text()
     (folder / "c.yaml").write_text("live: true\n")
     done = run(words(folder, "--adam-iter", "1", "--config", "c.yaml"))
     assert done.code == 0 and _address_in(done.out)

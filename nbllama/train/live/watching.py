@@ -88,7 +88,7 @@ def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | Non
     except OSError as e:
         made = None
         text = f"--live {options.live}: {e.strerror or e}; training continues without the page"
-    if isinstance(screen, Silent):
+    if getattr(type(screen), "note", None) is Silent.note:
         print(text, file=sys.stderr, flush=True)  # the address is nowhere else
     else:
         screen.note(text)
