@@ -117,7 +117,7 @@ def tune(
     from nbllama.train.run import python
 
     shown = screen_for(quiet) if screen is None else screen
-    return python.tune(model, data, options, shown, on_step, on_eval)
+    return python.tune(model, data, options, shown, on_step=on_step, on_eval=on_eval)
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:

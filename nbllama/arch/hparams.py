@@ -154,6 +154,6 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float) -> np.float32:
     if ext_factor == 0:
         return np.float32(1)
     factor = np.float32(1) / scale
-    by_ggml = np.float32(1) + np.float32(0.1) * np.log(factor)
+    by_ggml: np.float32 = np.float32(1) + np.float32(0.1) * np.log(factor)
     wanted = by_ggml if factor > 1 else np.float32(1)
-    return wanted * (np.float32(1) / by_ggml)
+    return np.float32(wanted * (np.float32(1) / by_ggml))

@@ -83,6 +83,7 @@ def tell(
     adapter: Adapter,
     grads: Mapping[str, np.ndarray],
     n_layer: int,
+    *,
     direction: str = "",
 ) -> Told:
     """Put the moments of an old checkpoint in their places.

@@ -80,7 +80,7 @@ def _value(f: GGUFFile, x: Field[Any]) -> Any:
     if isinstance(row, Key):
         if row.optional and row.name not in f.metadata:
             return x.default
-        return f.get(row.name, _READ_AS[row.kind])  # type: ignore[call-overload]
+        return f.get(row.name, _READ_AS[row.kind])
     found = items(f, row.prefix)
     if row.kind is None:
         return found

@@ -60,11 +60,15 @@ def verify(asked: Verify, threads: int) -> None:
         raise NbllamaError(f"no effect: {why_nothing(parts)}")
     problems = []
     if o.merge:
-        problems += merged_check(model, parts, kind, o.outtype, rows, effect)
+        problems += merged_check(
+            model, parts, kind=kind, outtype=o.outtype, rows=rows, effect=effect
+        )
     if o.llama and not llama_cpp.installed():
         print("llama.cpp: not compared, as the package xllamacpp is not installed")
     elif o.llama:
-        problems += llama_check(asked, model, parts, rows, float(effect.kl.mean()), threads)
+        problems += llama_check(
+            asked, model, parts, rows, effect=float(effect.kl.mean()), threads=threads
+        )
     if problems:
         raise NbllamaError("; ".join(problems))
 
@@ -82,7 +86,7 @@ def why_nothing(parts: Parts) -> str:
 
 
 def merged_check(
-    model: Model, parts: Parts, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
+    model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
     """Merge as `export_lora` does and compare; a line for what says no."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
@@ -101,7 +105,7 @@ def merged_check(
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
         path = os.path.join(folder, "merged.gguf")
-        merge(model.gguf, path, parts, types, kind)
+        merge(model.gguf, path, parts, types, kind=kind)
         unmerged = reader(model, mix(parts), rows)
         found = compare(unmerged, reader(load_model(path), None, rows), rows)
     print(f"merged against unmerged ({outtype or 'f32'}): {told(found)}")
@@ -134,7 +138,7 @@ class Peer(NamedTuple):
 
 
 def llama_check(
-    asked: Verify, model: Model, parts: Parts, rows: Rows, effect: float, threads: int
+    asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
     """Ask llama.cpp with and without the adapter; a line for what says no.
 
@@ -145,11 +149,11 @@ def llama_check(
     path = asked.options.model
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
-        there = llama_cpp.candidates(path, [], few, letter, threads)
+        there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)
         base = _peer(there, reader(model, None, few), few)
         with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
             files = _gguf_files(asked.adapters, parts, model, folder)
-            there = llama_cpp.candidates(path, files, few, letter, threads)
+            there = llama_cpp.candidates(path, files, few, letter=letter, threads=threads)
         adapted = _peer(there, reader(model, mix(parts), few), few)
     except NbllamaError as e:
         return [str(e)]

@@ -46,7 +46,9 @@ def _run(words: list[str]) -> None:
     else:
         adapter = random_adapter(model, o.rank, o.seed)
     losses: list[Losses] = []
-    found = list(check(model, adapter, batch, o.tolerance, o.seed, losses.append))
+    found = list(
+        check(model, adapter, batch, tolerance=o.tolerance, seed=o.seed, tell=losses.append)
+    )
     # as they are called in the file
     found = [c._replace(name=_old_name(model, c.name)) for c in found]
     _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)

@@ -31,7 +31,10 @@ _BARS = 40  # characters of the histogram's longest bar
 def show(options: ShowOptions, console: Console | None = None) -> None:
     """Print what `options` ask for. Raises `DataError`, `GGUFError`, `UsageError`."""
     console = console or Console(highlight=False, stderr=options.json)
-    say = lambda line: console.print(Text(line), soft_wrap=True)  # noqa: E731
+
+    def say(line: str) -> None:
+        console.print(Text(line), soft_wrap=True)
+
     path = find_splits(options.train_data).train
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)

@@ -135,7 +135,9 @@ class ChatReader:
         """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
-        return text, encode_rendered(self._tokenizer, self._template, prepared, text, True)
+        return text, encode_rendered(
+            self._tokenizer, self._template, prepared, text, add_generation_prompt=True
+        )
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
         """What there is to tell of all chats that were read."""
@@ -188,7 +190,7 @@ class ChatReader:
         number, (prompt, through) = chat.numbers[n], texts[2 * n : 2 * n + 2]
         message = chat.messages[number]
         closer = self._traits.closer if not through.startswith(prompt) else ""
-        part = split_answer(prompt, through, chat.messages, number, closer)
+        part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
             raise DataError(f"message {number + 1}: the chat template leaves this answer out")
@@ -221,8 +223,8 @@ class ChatReader:
         self, chat: Prepared, n: int, text: str, add_generation_prompt: bool
     ) -> list[tuple[int, int]]:
         return special_spans(
-            self._tokenizer, self._template, chat.messages[:n], text, add_generation_prompt,
-            chat.tools, chat.variables,
+            self._tokenizer, self._template, chat.messages[:n], text,
+            add_generation_prompt=add_generation_prompt, tools=chat.tools, variables=chat.variables,
         )  # fmt: skip
 
     def _prompt_tokens(
@@ -237,7 +239,7 @@ class ChatReader:
         last special token, at which the tokenizer cuts.
         """
         if not marked and whole is not None and whole[0].startswith(prompt):
-            text, placed = whole
+            placed = whole[1]
             special = self._tokenizer.special_ids
             n = bisect_left(placed.starts, len(prompt)) - 1
             while n > 0 and not (
@@ -292,4 +294,5 @@ def prompt_ids(
 
     Raises what `template.render` and `encode_rendered` raise.
     """
-    return ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    ids: list[int] = ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    return ids

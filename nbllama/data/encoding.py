@@ -64,6 +64,7 @@ def encoded(
     data: DataFile,
     tokenizer: Tokenizer,
     reader: ChatReader | None,
+    *,
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:

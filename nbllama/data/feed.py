@@ -138,7 +138,7 @@ class OldFeed:
         return self._states[position.epoch]
 
 
-def iterations(feed: Feed, position: Position, epochs: int, batch: int, grad_acc: int) -> int:
+def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
     """Iterations until `epochs` ends of an epoch were reached or passed, by walking through."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:

@@ -112,7 +112,9 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
     """Whether broken lines look like parts of lists and objects over several."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
     (first, begin), (last, end) = lines[0], lines[-1]
-    if first in bad and begin.startswith("[") or last in bad and end.rstrip(", \r").endswith("]"):
+    if (first in bad and begin.startswith("[")) or (
+        last in bad and end.rstrip(", \r").endswith("]")
+    ):
         return True  # half a list
     return any(
         number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)

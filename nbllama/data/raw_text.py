@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,7 +74,7 @@ class RawText:
     first: int
     last: int
     fingerprint: str
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     notes: tuple[str, ...] = ()
     kind: str = "raw"
 

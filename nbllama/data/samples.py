@@ -80,7 +80,7 @@ class Samples(RowPerSample):
 
     def n_tokens(self, i: int) -> int:
         part = self._part(i)
-        return part.stop - part.start - 1
+        return int(part.stop - part.start - 1)
 
     def n_trained(self, i: int) -> int:
         part = self._part(i)
@@ -141,7 +141,9 @@ def load_samples(
     reader = None if template is None else ChatReader(
         tokenizer, template, system_as_user=system_as_user
     )  # fmt: skip
-    for number, line, found in encoded(data, tokenizer, reader, progress, parse_special):
+    for number, line, found in encoded(
+        data, tokenizer, reader, progress=progress, parse_special=parse_special
+    ):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
                 raise type(found)(f"{data.where(line)}: {found}") from found.__cause__

@@ -52,8 +52,8 @@ def encode_rendered(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
     text: str,
-    add_generation_prompt: bool,
     *,
+    add_generation_prompt: bool,
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Placed:
@@ -67,7 +67,13 @@ def encode_rendered(
     message in such a way that it cannot be found again; and what `template.render` raises.
     """
     spans = special_spans(
-        tokenizer, template, messages, text, add_generation_prompt, tools, variables
+        tokenizer,
+        template,
+        messages,
+        text,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        variables=variables,
     )
     placed = encode_around(tokenizer, text, spans) if spans else encode_marked(tokenizer, text)
     return with_bos(tokenizer, placed)
@@ -101,6 +107,7 @@ def special_spans(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
     text: str,
+    *,
     add_generation_prompt: bool,
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -173,6 +180,7 @@ def find_contents(
     messages: Sequence[dict[str, Any]],
     which: Sequence[int],
     text: str,
+    *,
     add_generation_prompt: bool,
 ) -> list[tuple[int, int]]:
     """Where in the rendered `text` the contents of the messages numbered `which` (from 0) stand.

@@ -182,7 +182,7 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
 def is_hidden(name: str) -> bool:
     """Whether a file, by its path, is one that people do not see (`.git`, `__MACOSX`)."""
     parts = name.replace("\\", "/").split("/")
-    return any(p.startswith(".") and p not in (".", "..") or p == "__MACOSX" for p in parts)
+    return any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in parts)
 
 
 def says_records(name: str) -> bool:

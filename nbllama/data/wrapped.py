@@ -113,9 +113,10 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
         return False
     for key in ("messages", "conversations"):
         turns = record.get(key)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict | list):
-            if not is_turns(turns) and _records(turns) is not None:
-                return not all(_is_known(as_record(t), known) for t in turns[:1])
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict | list):
+            continue
+        if not is_turns(turns) and _records(turns) is not None:
+            return not _is_known(as_record(turns[0]), known)
     return known(record)
 
 

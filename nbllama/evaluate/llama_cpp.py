@@ -42,6 +42,7 @@ def candidates(
     model: str,
     adapters: Sequence[tuple[str, float]],
     rows: Sequence[Sequence[int] | np.ndarray],
+    *,
     letter: int,
     threads: int,
 ) -> list[list[Candidates]]:

@@ -21,7 +21,7 @@ def told(c: Compared) -> str:
     )
 
 
-def print_change(base: str, merged: str, parts: Parts, text: str | None, name: str) -> None:
+def print_change(base: str, merged: str, parts: Parts, text: str | None, *, name: str) -> None:
     """One line: the model in the file `merged` against `base` with its adapters; and a warning
     where rounding took more than `LOST` of what the adapters do.
 

@@ -89,15 +89,17 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """log softmax of each row, float64 `[M, V]`."""
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return z
 
 
 def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """-log p(target), float64 `[M]`, of logits `[M, V]`; sums are taken in float64."""
     top = logits.max(axis=1)
-    total = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
+    total: np.ndarray = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
     wanted = logits[np.arange(len(logits)), targets]
-    return np.log(total) + top.astype(np.float64) - wanted
+    losses: np.ndarray = np.log(total) + top.astype(np.float64) - wanted
+    return losses
 
 
 def scored(n: int) -> tuple[int, int]:

@@ -90,6 +90,7 @@ def fitting(kind: str, row: int) -> str:
 def tensor_types(
     kind: FileType,
     shapes: Mapping[str, tuple[int, ...]],
+    *,
     n_layer: int,
     n_head: int,
     n_head_kv: int,

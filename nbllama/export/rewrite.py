@@ -89,6 +89,7 @@ def rewrite(
     path: str | os.PathLike[str],
     types: Mapping[str, int],
     deltas: Deltas,
+    *,
     metadata: Iterable[tuple[str, object, int]],
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Changes:

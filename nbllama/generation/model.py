@@ -186,9 +186,12 @@ class Model(passes.Model):
 
 def _messages(prompt: object) -> list[dict[str, Any]]:
     """A chat's messages. Raises `UsageError` for what is no list of objects."""
-    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-        if all(isinstance(m, Mapping) for m in prompt):
-            return [dict(m) for m in prompt]
+    if (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, bytes)
+        and all(isinstance(m, Mapping) for m in prompt)
+    ):
+        return [dict(m) for m in prompt]
     raise UsageError("a prompt is a text, or a list of messages with role and content")
 
 

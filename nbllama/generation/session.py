@@ -141,7 +141,7 @@ class Session:
         if self._program is None:
             x = self._acts.x(0, 1)[0]
             self._program = TokenProgram(
-                self.model, self._bound, self.cache.k, self.cache.v, x, self._exact
+                self.model, self._bound, k=self.cache.k, v=self.cache.v, x=x, exact=self._exact
             )
         if self._check is not None:
             self._check()
@@ -159,7 +159,7 @@ class Session:
             if self._check is not None:
                 self._check()
             block_forward(
-                self.model, layer, self._bound, self._acts, batch,
+                self.model, layer, self._bound, self._acts, batch=batch,
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n

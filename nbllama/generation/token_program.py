@@ -108,6 +108,7 @@ class TokenProgram:
         self,
         model: Weights,
         bound: Bound,
+        *,
         k: np.ndarray,
         v: np.ndarray,
         x: np.ndarray,

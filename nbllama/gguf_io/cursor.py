@@ -57,10 +57,12 @@ class Cursor:
         return f"metadata goes on after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
 
     def u32(self, what: str, part: str = "") -> int:
-        return _U32.unpack_from(self.buf, self.take(4, what, part))[0]
+        value: int = _U32.unpack_from(self.buf, self.take(4, what, part))[0]
+        return value
 
     def u64(self, what: str, part: str = "") -> int:
-        return _U64.unpack_from(self.buf, self.take(8, what, part))[0]
+        value: int = _U64.unpack_from(self.buf, self.take(8, what, part))[0]
+        return value
 
     def text(self, what: str, limit: int) -> str:
         """A length-prefixed UTF-8 string of at most `limit` bytes."""

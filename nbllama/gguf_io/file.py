@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class GGUFFile:
         path: str,
         info: os.stat_result,
         mapping: mmap.mmap,
+        *,
         version: int,
         alignment: int,
         metadata: dict[str, object],
@@ -143,10 +145,8 @@ class GGUFFile:
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            try:
+            with suppress(BufferError):  # a view is alive; the mapping closes with the last one
                 mapping.close()
-            except BufferError:
-                pass  # a view is alive; the mapping closes with the last one
 
     def __enter__(self) -> GGUFFile:
         return self

@@ -127,7 +127,8 @@ def block_of(name: str) -> int:
 
 def delta(pair: Pair, scale: float) -> np.ndarray:
     """What the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
-    return np.float32(scale) * (pair.b @ pair.a)
+    added: np.ndarray = np.float32(scale) * (pair.b @ pair.a)
+    return added
 
 
 def init_adapter(

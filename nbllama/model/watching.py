@@ -35,6 +35,7 @@ class Watcher(Protocol):
         layer: int,
         q: np.ndarray,
         k: np.ndarray,
+        *,
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:

@@ -211,6 +211,7 @@ class Main:
 def parse_main(
     argv: Sequence[str],
     kind: type[MainOptions] = MainOptions,
+    *,
     about: str = _ABOUT,
     epilog: str = _EPILOG,
     conversation: bool | None = None,

@@ -146,7 +146,7 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 
 
 def help_text(
-    prog: str, about: str, epilog: str, options: Sequence[Option], forms: Sequence[str] = ("",)
+    prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
     """The list of options as argparse lays it out; `forms` as for `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
@@ -244,7 +244,7 @@ def parse_into(
     options = table(kind)
     values = read(options, argv, familiar or {})
     if "help" in values:
-        print(help_text(called_as(prog), about, epilog, options, forms), end="")
+        print(help_text(called_as(prog), about, epilog, options, forms=forms), end="")
         raise SystemExit(0)
     if "version" in values:
         print(f"nbllama {__version__}")

@@ -60,6 +60,7 @@ class Watcher:
         layer: int,
         q: np.ndarray,
         k: np.ndarray,
+        *,
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
@@ -72,8 +73,8 @@ class Watcher:
             return
         hp = self.model.hp
         z, p = attention_matrices(
-            q, k, q_offsets, k_offsets, hp.attn_scale, self.model.slopes, hp.window_at(layer),
-            hp.attn_softcap,
+            q, k, q_offsets=q_offsets, k_offsets=k_offsets, scale=hp.attn_scale,
+            slopes=self.model.slopes, window=hp.window_at(layer), cap=hp.attn_softcap,
         )  # fmt: skip
         self._keep(scores, z)
         self._keep(soft, p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -104,7 +105,7 @@ class LossCurve:
         n = len(self._means)
         columns = min(n, self.width)
         cuts = [i * n // columns for i in range(columns + 1)]
-        heights = [sum(self._means[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        heights = [sum(self._means[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
         low, high = min(heights), max(heights)
         scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
         return "".join(_BARS[round((h - low) * scale)] for h in heights)
@@ -130,7 +131,7 @@ class MetricsLog:
         self._on_error = on_error
         self._told = False
         try:
-            self._file = open(path, "ab", buffering=0)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as the log)
             self._cut = _ends_inside_line(path)
         except OSError as e:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from nbllama import __version__
@@ -149,7 +150,7 @@ def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if n <= most:
         return list(found)
     cuts = [i * n // most for i in range(most + 1)]
-    groups = [found[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    groups = [found[a:b] for a, b in pairwise(cuts)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 
@@ -65,10 +65,8 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    try:
+    with suppress(OSError, ValueError):  # no one may read it any more; the exit code remains
         print(shown(line, _LINE), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # no one is left to tell; the exit code still does
 
 
 def _close_stdout() -> None:
@@ -77,7 +75,7 @@ def _close_stdout() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the exit)
         os.dup2(sys.stdout.fileno(), 1)
 
 
@@ -162,7 +160,5 @@ def run_program(
 
 
 def _traceback() -> None:
-    try:
+    with suppress(OSError, ValueError):
         traceback.print_exc(file=sys.stderr)
-    except (OSError, ValueError):
-        pass

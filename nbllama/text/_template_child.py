@@ -49,11 +49,12 @@ class TooLong(Exception):
 class Generation(Extension):
     """`{% generation %}...{% endgeneration %}` marks an answer; here it is only let through."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return found
 
 
 def _raise_exception(message: object = "") -> None:

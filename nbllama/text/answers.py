@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 def split_answer(
-    prompt: str, through: str, messages: list[dict[str, Any]], number: int, closer: str = ""
+    prompt: str, through: str, messages: list[dict[str, Any]], number: int, *, closer: str = ""
 ) -> Part:
     """The answer, message `number` (from 0) of a chat, with what the template writes behind it.
 

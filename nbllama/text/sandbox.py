@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import IO, Any
 
@@ -156,7 +157,5 @@ def _kill(process: subprocess.Popen[bytes] | None) -> None:
     process.kill()
     process.wait()
     if process.stdin is not None:
-        try:
+        with suppress(OSError):  # what was still to be written has no reader
             process.stdin.close()
-        except OSError:
-            pass  # what was still to be written has no reader

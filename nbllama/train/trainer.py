@@ -95,9 +95,7 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
     return Limits(tokens, trained, int(lengths[0].max()), *means)
 
 
-def kept_blocks(
-    model: Model, adapter: Adapter, most: Limits, nbytes: int, dropout: bool = False
-) -> int:
+def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
     """How many blocks can keep their activations for the backward pass within `nbytes` in all.
 
     Raises `UsageError` if not even the inputs of all blocks fit.
@@ -126,8 +124,8 @@ class Trainer:
         adapter: Adapter,
         opt: Optimiser,
         dataset: Dataset,
-        rates: Schedule,
         *,
+        rates: Schedule,
         feed: Feed,
         batch: int,
         grad_acc: int,
@@ -163,17 +161,17 @@ class Trainer:
         if validation is not None:
             self._add_validation(validation)
         self.bound = Bound(model, adapter, trained=True)
-        self.kept = 0
+        self.kept, drops = 0, dropout > 0
         if activation_memory:
             self.checkpointing = True
-            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout=drops)
         self.acts = model.activations(
             adapter,
             self.limits.tokens,
             self.limits.trained,
             checkpointing=self.checkpointing,
             kept=self.kept,
-            dropout=dropout > 0,
+            dropout=drops,
         )
         self.buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
@@ -213,7 +211,7 @@ class Trainer:
             self.set_dropout(micro)
             self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, 1.0 / trained, gradient=True,
+                self.bound, self.acts, self.buffers, batch, weight=1.0 / trained, gradient=True,
                 floor=self.probability_floor,
             )  # fmt: skip
             if not math.isfinite(total):
@@ -241,7 +239,7 @@ class Trainer:
         for batch in self._validation:
             self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, 1.0, gradient=False,
+                self.bound, self.acts, self.buffers, batch, weight=1.0, gradient=False,
                 floor=self.probability_floor,
             )  # fmt: skip
         return total / sum(batch.n_trained for batch in self._validation)

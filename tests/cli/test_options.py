@@ -156,9 +156,7 @@ def test_a_port_may_be_left_out() -> None:
         got = parse([*model, *words])
         assert (got.live, got.seed) == (live, seed), words
     for words in (["--live", "x"], ["--live="], ["--live", "443"], ["--live=65536"]):
-        with pytest.raises(
-            UsageError, match="--live: .*a port from 1024 to 65535"
-        ):
+        with pytest.raises(UsageError, match=r"--live: .*a port from 1024 to 65535"):
             parse([*model, *words])
 
 

@@ -10,7 +10,7 @@ import locale
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from nbllama.errors import shown
@@ -36,10 +36,8 @@ class Console:
         if reconfigure is not None:
             reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.typed and _utf8_locale():
-            try:
+            with suppress(ImportError):
                 import readline  # noqa: F401  # lines can be edited
-            except ImportError:
-                pass
 
     def write(self, text: str, style: str = "") -> None:
         """Text of the model or of a prompt, at once. On a terminal, characters that would steer it

@@ -51,7 +51,7 @@ def run(main: Main, threads: int) -> None:
         parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
         adapter = mix(parts) if parts else None
         n_ctx = context(o.ctx_size, model.hp, o.strict, console)
-        told = session_memory(model, adapter, n_ctx, o.batch_size, threads)
+        told = session_memory(model, adapter, n_ctx, step=o.batch_size, threads=threads)
         if o.dry_run:
             print("\n".join(forecast_lines(model, told, n_ctx, o.batch_size)))
         check_memory(told, n_ctx)

@@ -33,8 +33,9 @@ def in_order(c: Candidates) -> Candidates:
 
 def softmax(c: Candidates) -> np.ndarray:
     """Probabilities float32 `[n]`: exp(l - max l) / sum."""
-    p = np.exp(c.logits - c.logits.max())
-    return p / np.cumsum(p)[-1]
+    p: np.ndarray = np.exp(c.logits - c.logits.max())
+    p /= np.cumsum(p)[-1]
+    return p
 
 
 def top_k(c: Candidates, k: int) -> Candidates:

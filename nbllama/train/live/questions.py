@@ -33,6 +33,7 @@ class Questions:
         state: LiveState,
         model: Model,
         adapter: Adapter,
+        *,
         encode: Callable[[str], Prompt],
         stopped: Callable[[], bool],
         keep: Callable[[Row], None],

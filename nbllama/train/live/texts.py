@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
         every = np.full(batch.n_tokens, np.nan, np.float32)
         every[rows] = losses[at : at + len(rows)]
         at += len(rows)
-        for a, b in zip(batch.seq_offsets, batch.seq_offsets[1:], strict=False):
+        for a, b in pairwise(batch.seq_offsets):
             yield Scored(batch.tokens[a:b], batch.targets[a:b], every[a:b])
 
 

@@ -41,9 +41,9 @@ class Watching:
             self.state,
             model,
             trainer.adapter,
-            lambda text: encode_prompts(session.options, model, session.data, [text])[0],
-            lambda: self._stop.signum != 0,
-            keep,
+            encode=lambda text: encode_prompts(session.options, model, session.data, [text])[0],
+            stopped=lambda: self._stop.signum != 0,
+            keep=keep,
         )
 
     def row(self, row: Row) -> None:

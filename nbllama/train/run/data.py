@@ -57,6 +57,7 @@ def load_data(
     options: Options,
     model: Model,
     state: TrainState | None,
+    *,
     seed: int,
     say: Progress | None = None,
     given: Given = NOTHING,
@@ -229,7 +230,9 @@ def walk(
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
         return cache(
-            lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
+            lambda epochs: iterations(
+                feed, start, epochs=epochs, batch=options.batch, grad_acc=options.grad_acc
+            )
         )
     if not feed.wraps:
         return None

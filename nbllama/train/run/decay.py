@@ -47,7 +47,7 @@ class Decay:
 
 
 def plan(
-    options: Options, asked: int | None, state: TrainState | None, data_kind: str, n_iter: int
+    options: Options, asked: int | None, state: TrainState | None, *, data_kind: str, n_iter: int
 ) -> Decay:
     """The decay of a run of `n_iter` iterations that continues `state`.
 

@@ -136,7 +136,9 @@ class Loop:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
         asked, most = session.prompts, session.options.sample_tokens
-        said = answers(asked, session.model, self.trainer.adapter, most, self.stop.check)
+        said = answers(
+            asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
+        )
         mean, overfits = watch.training_loss, False
         if session.validation is not None:
             loss = self.trainer.validation_loss(self.stop.check)
@@ -204,11 +206,9 @@ class Loop:
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return
-        trainer = self.trainer
-        direction = self.session.options.checkpoint_order or ""
-        told = tell(
-            state.moments, trainer.adapter, trainer.gradients, trainer.model.hp.n_layer, direction
-        )
+        trainer, order = self.trainer, self.session.options.checkpoint_order or ""
+        grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
+        told = tell(state.moments, trainer.adapter, grads, n_layer, direction=order)
         trainer.opt.restore(told.m, told.v, state.iteration)
         self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
 

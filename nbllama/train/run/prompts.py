@@ -84,6 +84,7 @@ def answers(
     prompts: list[Prompt],
     model: Model,
     adapter: Adapter,
+    *,
     most_tokens: int,
     check: Callable[[], None],
 ) -> tuple[dict[str, str], ...]:

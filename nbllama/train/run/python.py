@@ -34,6 +34,7 @@ def tune(
     data: str | os.PathLike[str] | Iterable[Mapping[str, Any] | str] | None,
     keywords: Mapping[str, Any],
     screen: Screen,
+    *,
     on_step: Callable[[StepRecord], object] | None = None,
     on_eval: Callable[[EvaluationRecord], object] | None = None,
 ) -> Run:

@@ -54,7 +54,9 @@ def train(
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
-            session = Session(options, list(words), threads, outputs, ui, stop, given)
+            session = Session(
+                options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
+            )
             ui.attach(session)
             told = session.forecast()
             if options.dry_run:

@@ -155,11 +155,8 @@ def resolve(
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []
-    if options.rslora:
-        # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
-        scaled = alpha * math.sqrt(lora_r)
-    else:
-        scaled = alpha
+    # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
+    scaled = alpha * math.sqrt(lora_r) if options.rslora else alpha
     if options.compat or unscaled:
         _check_old(options)
         if alpha != lora_r:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import datetime
 from typing import Any
@@ -45,9 +46,7 @@ def data_numbers(session: Session) -> dict[str, Any]:
     tokens, trained = data.lengths()
     edges = np.unique(np.linspace(tokens.min(), tokens.max() + 1, _BARS + 1).astype(np.int64))
     counts, _ = np.histogram(tokens, edges)
-    names = [
-        f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    names = [f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in itertools.pairwise(edges)]
     share = trained.sum() / tokens.sum()
     return {
         "data": os.path.basename(session.options.train_data.rstrip("/" + os.sep)),
