@@ -193,7 +193,7 @@ def _samples(row: Row) -> list[dict[str, str]]:
     samples = row.get("samples")
     return [
         {"prompt": text(s.get("prompt", "")), "answer": text(s.get("answer", ""))}
-        for s in (samples if isinstance(samples, list) else [])
+        for s in (samples if isinstance(samples, list | tuple) else [])
         if isinstance(s, dict)
     ]
 

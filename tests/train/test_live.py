@@ -127,7 +127,8 @@ def test_what_is_measured_is_in_the_log_and_on_the_page(
         if record.iter == 3:
             found.append(news(page.server, 0)["run"])
 
-    run, _ = tuned("text.txt", look, live=True, log="log", adam_iter=4)
+    more: dict[str, Any] = dict(sample_prompts=["the hen"], sample_tokens=4, eval_every=2)
+    run, _ = tuned("text.txt", look, live=True, log="log", adam_iter=4, **more)
     norms, texts = events(folder / "log", "norms"), events(folder / "log", "tokens")
     steps = log_rows(folder / "log")
     assert [row["iter"] for row in norms] == [1, 2, 3, 4]
@@ -139,6 +140,9 @@ def test_what_is_measured_is_in_the_log_and_on_the_page(
     assert all(len(row["pieces"]) == len(row["losses"]) for row in texts)
     shown = found[0]
     assert shown["iter"] == 3 and len(shown["norms"]) == 3
+    samples = [e["samples"] for e in shown["evaluations"]]
+    assert samples == [row["samples"] for row in events(folder / "log", "evaluation")[:2]]
+    assert samples[0][0]["prompt"] == "the hen"
     assert shown["state"] == "running" and shown["n_iter"] == 4
     assert run.paths["log"] == "log"
 

@@ -169,7 +169,7 @@ function evaluationCard(run) {
 function commandCard(run) {
   const body = h("dl", {class: "commands"}), element = card("Next", body);
   function draw() {
-    element.hidden = !run.commands.length;
+    element.hidden = !run.commands.length || run.state === "running";
     body.replaceChildren(...run.commands.flatMap(([what, command]) =>
       [h("dt", null, what), h("dd", null, h("code", null, command))]));
   }

@@ -76,7 +76,7 @@ function heatCard(run) {
   const figures = h("div", {class: "grid2 plain"});
   const element = card("Where it learns",
     h("p", {class: "lead"}, "Norms of the gradient and of the change of the adapter, block by block "
-      + "(the first at the bottom), over the iterations; brighter is larger."),
+      + "(the first at the bottom), over the iterations that were measured; brighter is larger."),
     h("label", {class: "pick"}, "Tensor ", select), figures);
   function draw() {
     element.hidden = !run.norms.length;

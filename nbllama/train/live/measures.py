@@ -12,7 +12,7 @@ from nbllama.train.live.norms import Norms
 from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
-SHARE = 0.004  # of the run's time
+SHARE = 0.005  # of the run's time
 MOST_COLUMNS = 400  # of the norms in a run
 MOST_PASSING = 20  # texts of a run that the log keeps, without those that are followed
 
@@ -20,7 +20,10 @@ Row = dict[str, Any]
 
 
 class Budget:
-    """Lets work be done when it takes at most `share` of the time since the last work."""
+    """Lets work be done when it takes at most `share` of the time since the last work.
+
+    What the work takes is the time of its own thread, so that other programs do not count.
+    """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share, self._clock = share, clock
@@ -65,25 +68,25 @@ class Measures:
 
     def before(self) -> None:
         """Call it before an iteration, when nothing else of the run uses the trainer any more."""
-        start, trainer = time.perf_counter(), self._trainer
+        start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
         due = (trainer.iteration - self._first) % self._stride == 0
         self._with_norms = due and self.budget.allows
         if self._with_norms:
             self._norms.take_before()
-            self.budget.took(time.perf_counter() - start)
+            self.budget.took(time.thread_time() - start)
 
     def after(self) -> None:
         """Call it after the iteration."""
-        trainer, start = self._trainer, time.perf_counter()
+        trainer, start = self._trainer, time.thread_time()
         seen, trainer.buffers.seen = trainer.buffers.seen, None
         if seen is None or trainer.iteration != self._iteration + 1:
             return
         if self._with_norms:
             self._keep(self._norms.row(trainer.iteration, trainer.gradients))
         self._text(np.concatenate(seen) if seen else np.empty(0, np.float32))
-        self.budget.took(time.perf_counter() - start)
+        self.budget.took(time.thread_time() - start)
 
     def close(self) -> None:
         """Measure no more."""
