@@ -239,6 +239,19 @@ def test_stop_and_save(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert file_bits(there / "chk-6.gguf") == whole
 
 
+def test_a_run_that_is_continued_shows_its_earlier_iterations(folder: Path) -> None:
+    found: list[Any] = []
+    files: dict[str, Any] = dict(log="log", checkpoint_out="chk-ITERATION.gguf", adam_iter=3)
+    tuned("text.txt", lambda page, record: None, **files)
+
+    def look(page: Page, record: StepRecord) -> None:
+        found.append(news(page.server, 0)["run"])
+
+    tuned("text.txt", look, live=True, checkpoint_in="chk-LATEST.gguf", **files)
+    assert [run["series"]["loss"][0] for run in found] == [list(range(1, n)) for n in (5, 6, 7)]
+    assert found[0]["state"] == "running" and found[0]["n_iter"] == 6
+
+
 def live_threads() -> Iterable[str]:
     return [t.name for t in threading.enumerate() if t.name == THREAD]
 

@@ -50,6 +50,12 @@ class LiveState:
 
     # The run's side
 
+    def begin(self, earlier: Run) -> None:
+        """Show what the log of a run that is continued has; call it before `add`."""
+        with self._changed:
+            self._run = earlier
+            self._publish(None)
+
     def add(self, row: Row, *, keep: bool = True) -> None:
         """Show a row. `keep` False: readers see it now, later ones do not."""
         with self._changed:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from nbllama.errors import DataError
 from nbllama.options.finetune.table import Options
 from nbllama.report.live.server import LiveServer
 from nbllama.report.live.state import LiveState
+from nbllama.report.records import read_log
 from nbllama.train.live.measures import Measures
 from nbllama.train.live.questions import Questions
 from nbllama.train.run.prompts import encode_prompts
@@ -34,7 +37,10 @@ class Watching:
 
     def attach(self, session: Session, keep: Callable[[Row], None]) -> None:
         """Everything is loaded. `keep`: takes rows for the log, and gives them to `row`."""
-        trainer, model = session.trainer, session.model
+        trainer, model, log = session.trainer, session.model, session.outputs.log
+        if session.state is not None and log:
+            with suppress(DataError):  # a log that is new has no earlier iterations
+                self.state.begin(read_log(log))
         n_iter = session.settings.n_iter
         self.measures = Measures(trainer, n_iter, keep, lambda row: self.state.add(row, keep=False))
         self._questions = Questions(
