@@ -192,15 +192,21 @@ def test_norms_of_gradient_and_update(tmp_path: Path) -> None:
 
 
 def test_the_budget() -> None:
-    now = [0.0]
+    now = [1000.0]
     budget = Budget(0.01, lambda: now[0])
     assert budget.allows
     budget.took(0.5)
-    for now[0], allowed in ((1.0, False), (49.9, False), (50.1, True)):
+    for now[0], allowed in ((1001.0, False), (1049.9, False), (1050.1, True)):
         assert budget.allows is allowed
+    now[0] = 1065.0
+    budget.took(0.05)  # of what was not used
+    budget.took(0.05)
+    assert budget.allows
+    now[0] = 5000.0  # which has a bound
+    budget.took(0.3)
+    assert budget.allows
     budget.took(0.1)
-    budget.took(0.1)  # both count
-    for now[0], allowed in ((69.0, False), (70.2, True)):
+    for now[0], allowed in ((5000.0, False), (5009.9, False), (5010.1, True)):
         assert budget.allows is allowed
 
 

@@ -13,6 +13,7 @@ from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # of the run's time
+CREDIT = 30.0  # seconds of a run without work that later work may use
 MOST_COLUMNS = 400  # of the norms in a run
 MOST_PASSING = 20  # texts of a run that the log keeps, without those that are followed
 
@@ -20,25 +21,23 @@ Row = dict[str, Any]
 
 
 class Budget:
-    """Lets work be done when it takes at most `share` of the time since the last work.
+    """Lets work be done when all of it has taken at most `share` of the time since the start.
 
     What the work takes is the time of its own thread, so that other programs do not count.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share, self._clock = share, clock
-        self._next = -np.inf
-        self.spent = 0.0
+        self._next = clock()
 
     @property
     def allows(self) -> bool:
-        """Whether enough time has passed."""
+        """True where enough time has passed."""
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Work that has been done."""
-        self.spent += seconds
-        self._next = max(self._next, self._clock()) + seconds / self._share
+        """Count work that has been done. What was not used stays, up to `CREDIT`."""
+        self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
