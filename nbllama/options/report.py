@@ -30,7 +30,7 @@ class ReportOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], str]:
-    """The logs and the name of the page. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Return the logs and the page's name. Raises `UsageError`; `--help`: `SystemExit(0)`."""
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,

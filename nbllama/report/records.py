@@ -64,7 +64,7 @@ def _put(rows: list[Row], row: Row, *, several: bool) -> None:
 
 
 def read_log(path: str) -> Run:
-    """The run in a log. Lines that are cut, as a kill leaves them, are passed over.
+    """Read the run in a log. Lines that are cut, as a kill leaves them, are skipped.
 
     Raises `DataError` for a file that cannot be read or holds no iteration and no start of a run.
     """
@@ -94,7 +94,7 @@ def _row(line: str) -> Row | None:
 
 
 def text(value: Any) -> str:
-    """Whatever stands in a log, as text."""
+    """Return whatever is in a log as text."""
     try:
         return str(value)
     except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
@@ -102,7 +102,7 @@ def text(value: Any) -> str:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row, 0 for one that is almost 0; None for anything else."""
+    """Return a finite number of a row, 0 for one that is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -112,5 +112,5 @@ def number(row: Row, key: str) -> float | None:
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    """(iteration, value) of all rows that have the value."""
+    """Return (iteration, value) of all rows that have the value."""
     return [(float(r["iter"]), v) for r in rows if (v := number(r, key)) is not None]

@@ -15,19 +15,35 @@ from nbllama.train.run.screen import Pairs, Screen
 class Board(Protocol):
     """Another place that records go to (`nbllama.train.run.board`)."""
 
-    def write(self, record: StepRecord | EvaluationRecord) -> None: ...
-    def close(self) -> None: ...
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Write a record; an `OSError` ends the use of this place."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
 
 
 class Live(Protocol):
     """The page of a run that is going on (`nbllama.train.live.watching`)."""
 
-    def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def step_done(self, iteration: int) -> None: ...
-    def answer(self, iteration: int) -> None: ...
-    def close(self) -> None: ...
+    def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Take a `Session` whose parts are loaded; `keep` takes rows for the log."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show a row of the log."""
+
+    def note(self, text: str) -> None:
+        """Show a line for the user."""
+
+    def step_done(self, iteration: int) -> None:
+        """Do what is done between two iterations."""
+
+    def answer(self, iteration: int) -> None:
+        """Answer the questions that wait."""
+
+    def close(self) -> None:
+        """End the page."""
 
 
 class Recorder:
@@ -40,9 +56,7 @@ class Recorder:
         board: Board | None = None,
         live: Live | None = None,
     ) -> None:
-        """`log`: path of the metrics file, "" for none. Raises `OutputError` if it cannot be
-        opened.
-        """
+        """Open the metrics file `log` ("" for none). Raises `OutputError` if that fails."""
         self.notes: list[str] = []
         self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None
@@ -54,6 +68,7 @@ class Recorder:
         self._close_files()
 
     def note(self, text: str) -> None:
+        """Keep a line about the run, and show it."""
         self.notes.append(text)
         self._screen.note(text)
         self._to_page(lambda live: live.note(text))
@@ -63,17 +78,21 @@ class Recorder:
         self._to_page(lambda live: live.attach(session, self.record))
 
     def header(self, pairs: Pairs) -> None:
+        """Show what is going to be done."""
         self._screen.header(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:
+        """Show that kernels are compiled, or how long that took."""
         self._screen.compiling(seconds)
 
     def step(self, record: StepRecord) -> None:
+        """Keep an iteration, write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.step(record)
         self._to_page(lambda live: live.step_done(record.iter))
 
     def evaluation(self, record: EvaluationRecord) -> None:
+        """Keep an evaluation, write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.evaluation(record)
         self._to_page(lambda live: live.answer(record.iter))
@@ -85,7 +104,7 @@ class Recorder:
         self._to_page(lambda live: live.row(as_row(row)))
 
     def close(self, pairs: Pairs = ()) -> None:
-        """The run is over; names and values of its summary."""
+        """End the run; `pairs`: names and values of its summary."""
         self._close_files()
         self._screen.close(pairs)
 
@@ -98,7 +117,7 @@ class Recorder:
                 self._board.write(record)
             except OSError as e:
                 self._board = None
-                self.note(f"--tensorboard: {e.strerror or e}; training goes on without it")
+                self.note(f"--tensorboard: {e.strerror or e}; training continues without it")
 
     def _to_page(self, work: Callable[[Live], None]) -> None:
         """Let the page have something; whatever goes wrong with it is no reason to end a run."""
