@@ -1,6 +1,4 @@
-"""The program: `python -m nbllama.report LOG OUT.html`, the page about a run from its log, or about
-several runs.
-"""
+"""The program `python -m nbllama.report`: the page about a run from its log, or about several."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def is_page(name: str) -> bool:
 
 
 def _new_page(logs: Sequence[str]) -> str:
-    """A name next to the first log. Raises `UsageError` if there is such a file."""
+    """Make a name next to the first log. Raises `UsageError` if there is such a file."""
     stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
     name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
     if os.path.lexists(name):

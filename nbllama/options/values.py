@@ -146,7 +146,7 @@ class Port:
     alone: str = "on"  # what the option means without a value
 
     def parse(self, text: str) -> int | None:
-        """The port; raises `ValueError` for anything else, and for ports of the system."""
+        """Return the port; raises `ValueError` for anything else, and for ports of the system."""
         word = text.lower()
         if word in ("on", "true", "yes"):
             return 0
@@ -158,6 +158,7 @@ class Port:
         return number
 
     def allowed(self) -> str:
+        """Say what may be given."""
         return "nothing, or a port from 1024 to 65535"
 
 

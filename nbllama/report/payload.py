@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object of a page about one run, or about several that are compared.
+    """Make the object of a page about one run, or about several that are compared.
 
     `runs`: a name for each, and what its log says. `live`: what a served page is told of itself
     (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
@@ -73,7 +73,7 @@ def run_object(run: Run) -> dict[str, Any]:
 
 
 def event(row: Row) -> dict[str, Any] | None:
-    """A row as the page takes it in; None for one that it does not know."""
+    """Return a row as the page takes it in; None for one that it does not know."""
     kind = row.get("event", "step")
     made: dict[str, Any] = {"event": kind, "iter": row["iter"]}
     if kind == "step":
@@ -103,7 +103,7 @@ def event(row: Row) -> dict[str, Any] | None:
 
 
 def commands(run: Run) -> list[list[str]]:
-    """What to do next, as (what, command) of a run whose log has its options."""
+    """List what to do next, as (what, command) of a run whose log has its options."""
     options, words = run.run.get("options"), run.run.get("words")
     if not isinstance(options, dict):
         return []
@@ -199,7 +199,7 @@ def _samples(row: Row) -> list[dict[str, str]]:
 
 
 def _verdict(row: Row) -> dict[str, Any] | None:
-    """What came out of a run: a word, the reason, and answers before and after."""
+    """Return what came out of a run: a word, the reason, and answers before and after."""
     if not row:
         return None
     keys = ("kind", "question", "wanted", "before", "after")
@@ -216,7 +216,7 @@ def _verdict(row: Row) -> dict[str, Any] | None:
 
 
 def _norms(value: Any) -> dict[str, list[float | None]]:
-    """A norm for each block, by the name of the tensor."""
+    """Return a norm for each block, by the name of the tensor."""
     if not isinstance(value, dict):
         return {}
     return {

@@ -103,7 +103,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader who went away is no news; nothing is printed into the run's display."""
+        """Print nothing into the run's display: a reader who went away is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -203,9 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself finds wrong with a request."""
+        """Answer what http.server itself finds wrong with a request."""
         self.command = getattr(self, "command", None) or ""
         self._answer(404)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is printed into the run's display."""
+        """Print nothing into the run's display."""

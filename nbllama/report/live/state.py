@@ -77,12 +77,12 @@ class LiveState:
             self._publish({"event": "note", "text": text})
 
     def next_question(self) -> Question | None:
-        """The one that waits longest, which is taken out."""
+        """Take out the one that waits longest."""
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
 
     def end(self, patience: float = 2.0) -> None:
-        """The run is over. Wait until its last reader knows, at most `patience` seconds."""
+        """End the run, and wait until its last reader knows, at most `patience` seconds."""
         with self._changed:
             for row in self._open.values():
                 answer = str(row.get("answer", "")) or "(the run ended before an answer)"
@@ -97,7 +97,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """A new version, with the lock held; None: readers get the whole run."""
+        """Make a new version, with the lock held; None: readers get the whole run."""
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -108,7 +108,7 @@ class LiveState:
     # The readers' side
 
     def page(self) -> str:
-        """The page with the run so far in it."""
+        """Return the page with the run so far in it."""
         with self._changed:
             live = {"version": self._version, "over": self._over}
             data = payload([("", self._run)], live)
@@ -116,7 +116,7 @@ class LiveState:
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
-        """What is new after `version`; waits for it, at most `timeout` seconds.
+        """Return what is new after `version`; wait for it, at most `timeout` seconds.
 
         `version`: what the answer leads to. `events`: rows. `run`: None, or the whole run, to
         which no events are then added. `over`: nothing more will come.
@@ -133,7 +133,7 @@ class LiveState:
             return {"version": self._version, "events": events, "run": run, "over": self._over}
 
     def delivered(self, version: int) -> None:
-        """A reader has got everything up to `version`."""
+        """Note that a reader has got everything up to `version`."""
         with self._changed:
             self._delivered = max(self._delivered, version)
             self._changed.notify_all()
@@ -166,7 +166,7 @@ class LiveState:
         return ""
 
     def _whole(self) -> dict[str, Any]:
-        """The run, with what a log does not have."""
+        """Return the run, with what a log does not have."""
         made = run_object(self._run)
         made["notes"] = list(self._notes)
         made["questions"] += [event(row) for row in self._open.values()]

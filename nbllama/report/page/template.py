@@ -22,7 +22,7 @@ _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def safe(value: Any) -> str:
-    """A text of the run as HTML."""
+    """Return a text of the run as HTML."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 
@@ -45,7 +45,7 @@ def _script() -> str:
 
 @cache
 def policy(served: bool) -> str:
-    """The page's Content-Security-Policy; a `served` one may ask its own server."""
+    """Return the page's Content-Security-Policy; a `served` one may ask its own server."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -59,7 +59,7 @@ def policy(served: bool) -> str:
 
 
 def page(data: dict[str, Any]) -> str:
-    """The whole file, from `nbllama.report.payload.payload`."""
+    """Return the whole file, from `nbllama.report.payload.payload`."""
     parts = {
         "POLICY": policy(bool(data["live"])),
         "TITLE": safe(data["title"]),

@@ -38,10 +38,11 @@ class Norms:
                 self._before[name] = x.copy()
 
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The row `norms` of an iteration: by kind of tensor a list of L2 norms of both halves of
-        a pair together, one for each block; a tensor outside of the blocks is the last of
-        `blocks` + 1. The gradient is that before clipping. `take_before` was called before the
-        iteration.
+        """Make the row `norms` of an iteration, before which `take_before` was called.
+
+        By kind of tensor a list of L2 norms of both halves of a pair together, one for each block;
+        a tensor outside of the blocks is the last of `blocks` + 1. The gradient is that before
+        clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}
@@ -63,7 +64,7 @@ class Norms:
         }  # fmt: skip
 
     def _place(self, base: str) -> tuple[str, int]:
-        """The kind of a tensor, such as attn_q, and its row."""
+        """Return the kind of a tensor, such as attn_q, and its row."""
         found = slot_of(base)
         bare = base.removesuffix(".weight")
         if found is not None and found[0].in_block:

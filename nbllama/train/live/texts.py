@@ -26,8 +26,7 @@ class Scored(NamedTuple):
 
 
 def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
-    """The sequences of a step's micro-batches, from the losses of all their trained tokens in
-    order.
+    """Cut a step's micro-batches into sequences, with the losses of all trained tokens in order.
 
     Raises `ValueError` if these are not as many as there are trained tokens.
     """
@@ -55,7 +54,7 @@ class Texts:
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
-        """Rows of followed samples among the sequences of a step."""
+        """Make rows of the followed samples among the sequences of a step."""
         for i, one in enumerate(found):
             name = one.tokens.tobytes()
             if i == 0 and len(self._followed) < FOLLOWED:
@@ -66,7 +65,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """The row of one sequence of a step, each time another one of its batch."""
+        """Make the row of one sequence of a step, each time another one of its batch."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

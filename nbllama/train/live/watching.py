@@ -28,7 +28,7 @@ class Watching:
     """What a `nbllama.train.run.recorder.Recorder` calls: each method from the run's own thread."""
 
     def __init__(self, stop: StopFlag, port: int) -> None:
-        """Raises `OSError` if the port cannot be had."""
+        """Serve. Raises `OSError` if the port cannot be had."""
         self._stop = stop
         self.state = LiveState(stop.from_page)
         self.server = LiveServer(self.state, port)
@@ -83,8 +83,9 @@ class Watching:
 
 
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
-    """The page of `--live`, whose address is shown once; None where nobody asked for it or it
-    cannot be served, which does not stop the run.
+    """Serve the page of `--live`, and show its address once.
+
+    None where nobody asked for it or it cannot be served, which does not stop the run.
     """
     if options.live is None:
         return None

@@ -60,8 +60,9 @@ def load_prompts(
 def encode_prompts(
     options: Options, model: Model, data: Dataset, texts: Sequence[str]
 ) -> list[Prompt]:
-    """What the model sees of each text: through the chat template where the training data are
-    chats, else the text itself.
+    """Make what the model sees of each text.
+
+    It goes through the chat template where the training data are chats.
     """
     if getattr(data, "format", "raw") not in _ASKED:
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]

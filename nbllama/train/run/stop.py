@@ -25,7 +25,7 @@ class StopFlag:
         self.by_page = False
 
     def from_page(self) -> None:
-        """The same as Ctrl-C, asked for on the run's page; may be called from any thread."""
+        """Stop as Ctrl-C does, asked on the run's page; may be called from any thread."""
         if not self.signum:
             self.by_page, self.signum = True, signal.SIGINT
 
