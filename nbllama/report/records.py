@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nbllama.errors import DataError, shown
@@ -44,6 +44,11 @@ class Run:
             self.verdict = row
         elif event in (lists := self._lists()):
             _put(lists[event], row, several=event in ("tokens", "question"))
+
+    def copy(self) -> Run:
+        """Copy the lists; the rows are the same."""
+        lists = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Run(**{k: list(v) if isinstance(v, list) else v for k, v in lists.items()})
 
     def _lists(self) -> dict[str, list[Row]]:
         return {

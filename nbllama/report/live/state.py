@@ -27,6 +27,24 @@ class Question(NamedTuple):
     prompt: str
 
 
+class _Now(NamedTuple):
+    """The run at one moment: what a log has, lines for the user, and questions that are open."""
+
+    run: Run
+    notes: list[str]
+    questions: list[Row]
+    going: bool
+
+    def whole(self) -> dict[str, Any]:
+        """Make the object of the page."""
+        made = run_object(self.run)
+        made["notes"] = self.notes
+        made["questions"] += [event(row) for row in self.questions]
+        if self.going:
+            made["state"] = "running"
+        return made
+
+
 class LiveState:
     """The run as its page shows it. All methods may be called from any thread.
 
@@ -111,8 +129,9 @@ class LiveState:
         """Return the page with the run so far in it."""
         with self._changed:
             live = {"version": self._version, "over": self._over}
-            data = payload([("", self._run)], live)
-            data["runs"] = [self._whole()]
+            now = self._now()
+        data = payload([("", now.run)], live)
+        data["runs"] = [now.whole()]
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
@@ -128,9 +147,10 @@ class LiveState:
             behind = version < self._whole_from or version > self._version
             oldest = self._news[0][0] if self._news else 0
             behind = behind or (version + 1 < oldest and self._version > version)
-            run = self._whole() if behind else None
+            now = self._now() if behind else None
             events = [] if behind else [news for v, news in self._news if v > version]
-            return {"version": self._version, "events": events, "run": run, "over": self._over}
+            found = {"version": self._version, "events": events, "over": self._over}
+        return found | {"run": now.whole() if now is not None else None}
 
     def delivered(self, version: int) -> None:
         """Note that a reader has got everything up to `version`."""
@@ -165,11 +185,7 @@ class LiveState:
         self._stop()
         return ""
 
-    def _whole(self) -> dict[str, Any]:
-        """Return the run, with what a log does not have."""
-        made = run_object(self._run)
-        made["notes"] = list(self._notes)
-        made["questions"] += [event(row) for row in self._open.values()]
-        if not self._over and not self._run.end:
-            made["state"] = "running"
-        return made
+    def _now(self) -> _Now:
+        """Take all that is shown, with the lock held."""
+        going = not self._over and not self._run.end
+        return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

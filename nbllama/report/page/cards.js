@@ -103,7 +103,9 @@ function sampleCard(run) {
   const body = h("div");
   const element = card("Sample answers", body, h("p", {class: "note"},
     "The most likely words at each evaluation. Coloured: a new lowest validation loss."));
+  const kept = {};
   function draw() {
+    if (!changed(kept, run.evaluations.length, last(run.evaluations))) return;
     const asked = new Map();
     for (const e of run.evaluations) for (const s of e.samples) {
       if (!asked.has(s.prompt)) asked.set(s.prompt, []);
@@ -124,8 +126,10 @@ function sampleCard(run) {
 function dataCard(run) {
   const data = h("div"), lengths = h("div");
   const element = h("div", {class: "grid2"}, card("Data", data), card("Lengths", lengths));
+  const kept = {};
   function draw() {
     element.hidden = !run.data.length;
+    if (!changed(kept, run.data, run.lengths, widthOf(lengths))) return;
     data.replaceChildren(table(run.data));
     lengths.replaceChildren(bars(run.lengths, "Samples by length", widthOf(lengths)) || "",
       h("p", {class: "note"}, "Samples by length in tokens."));
@@ -153,7 +157,9 @@ function evaluationCard(run) {
   const body = h("div");
   const element = h("section", {class: "card"},
     h("details", {open: true}, h("summary", null, "Evaluations"), body));
+  const kept = {};
   function draw() {
+    if (!changed(kept, run.evaluations.length, last(run.evaluations))) return;
     const rows = run.evaluations.filter(e => finite(e.val_loss)).map(e => {
       const mean = finite(e.train_loss) ? fixed(e.train_loss) : "";
       return Object.assign([String(e.iter), fixed(e.val_loss), perplexity(e.val_loss), mean],
@@ -196,8 +202,10 @@ function optionCard(run) {
   const body = h("div");
   const element = h("section", {class: "card"},
     h("details", null, h("summary", null, "Options"), body));
+  const kept = {};
   function draw() {
     element.hidden = !run.options.length;
+    if (!changed(kept, run.options)) return;
     body.replaceChildren(table(run.options));
   }
   return {element, draw};

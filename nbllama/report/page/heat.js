@@ -72,6 +72,7 @@ function heatFigure(run, what, name, title) {
 
 function heatCard(run) {
   let name = ALL, known = "";
+  const kept = {};
   const select = h("select", {"aria-label": "tensor", change: () => { name = select.value; draw(); }});
   const figures = h("div", {class: "grid2 plain"});
   const element = card("Where it learns",
@@ -80,7 +81,7 @@ function heatCard(run) {
     h("label", {class: "pick"}, "Tensor ", select), figures);
   function draw() {
     element.hidden = !run.norms.length;
-    if (element.hidden) return;
+    if (element.hidden || !changed(kept, name, run.norms.length, last(run.norms))) return;
     const names = tensorNames(run.norms, "gradient");
     if (names.join() !== known) {
       known = names.join();

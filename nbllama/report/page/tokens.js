@@ -28,6 +28,7 @@ function textGroups(run) {
 
 function tokenCard(run) {
   let sample = null, at = null, known = "";
+  const kept = {};
   const select = h("select", {"aria-label": "text", change: () => {
     sample = Number(select.value); at = null; draw();
   }});
@@ -44,9 +45,9 @@ function tokenCard(run) {
       + "expected. Followed samples show what is learned from one epoch to the next."),
     h("div", {class: "pick"}, h("label", null, "Text ", select), slider, when), body, scale);
   function draw() {
+    element.hidden = !run.texts.length;
+    if (element.hidden || !changed(kept, sample, at, run.texts.length, last(run.texts))) return;
     const groups = textGroups(run);
-    element.hidden = !groups.length;
-    if (element.hidden) return;
     const names = groups.map(g => g[1]).join();
     if (sample === null || !groups.some(g => g[0] === sample)) sample = groups[0][0];
     if (names !== known) {

@@ -50,6 +50,13 @@ function median(values) {
   return n % 2 ? sorted[(n - 1) / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
 }
 
+// Whether any of `values` is another one than at the last call with `kept`, an object of the caller.
+function changed(kept, ...values) {
+  const same = kept.values && values.every((v, i) => v === kept.values[i]);
+  kept.values = values;
+  return !same;
+}
+
 // A card: its element, and `draw`, which shows the run as it is now.
 function card(title, ...children) {
   return h("section", {class: "card"}, title ? h("h2", null, title) : null, ...children);
