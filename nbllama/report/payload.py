@@ -89,9 +89,9 @@ def event(row: Row) -> dict[str, Any] | None:
         pieces, losses = row.get("pieces"), row.get("losses")
         if not isinstance(pieces, list) or not isinstance(losses, list):
             return None
-        found = [number({"x": loss}, "x") for loss in losses[: len(pieces)]]
+        nats = [number({"x": loss}, "x") for loss in losses[: len(pieces)]]
         made["sample"] = _whole(row, "sample") or 0
-        return made | {"pieces": [text(p) for p in pieces[: len(found)]], "losses": found}
+        return made | {"pieces": [text(p) for p in pieces[: len(nats)]], "losses": nats}
     if kind == "question":
         return made | {
             "id": _whole(row, "id") or 0,

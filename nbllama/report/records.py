@@ -47,8 +47,11 @@ class Run:
 
     def copy(self) -> Run:
         """Copy the lists; the rows are the same."""
-        lists = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Run(**{k: list(v) if isinstance(v, list) else v for k, v in lists.items()})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies: dict[str, Any] = {
+            k: list(v) if isinstance(v, list) else v for k, v in parts.items()
+        }
+        return Run(**copies)
 
     def _lists(self) -> dict[str, list[Row]]:
         return {
