@@ -61,16 +61,15 @@ def wait_for(browser: Any, run: subprocess.Popen[str], code: str) -> None:
 def picture(browser: Any, name: str, titles: str) -> None:
     """The cards whose headings fit a pattern, one below the other, as one picture."""
     box = browser.execute_script(
-        "const shown = [...document.querySelectorAll('main > *')].filter(e => e.offsetParent &&"
-        " new RegExp(arguments[0]).test(e.querySelector('h1,h2,b')?.textContent || ''))"
-        ".map(e => e.getBoundingClientRect());"
-        "const y = Math.min(...shown.map(r => r.top)) + scrollY - 8;"
-        "const b = Math.max(...shown.map(r => r.bottom)) + scrollY + 8;"
+        "scrollTo(0, 0); const shown = [...document.querySelectorAll('main > *')].filter(e =>"
+        " e.offsetParent && new RegExp(arguments[0]).test("
+        "e.querySelector('h1,h2,b')?.textContent || '')).map(e => e.getBoundingClientRect());"
+        "const y = Math.max(0, Math.min(...shown.map(r => r.top)) - 8);"
+        "const b = Math.max(...shown.map(r => r.bottom)) + 8;"
         "return {x: Math.max(0, shown[0].left - 8), y, width: shown[0].width + 16, height: b - y}",
         titles,
     )
-    clip = box | {"scale": 1}
-    how = {"format": "png", "captureBeyondViewport": True, "clip": clip}
+    how = {"format": "png", "clip": box | {"scale": 1}}
     made = browser.execute_cdp_cmd("Page.captureScreenshot", how)["data"]
     (FIGURES / f"{name}.png").write_bytes(base64.b64decode(made))
     print(f"{name}.png: {box['width']:.0f} x {box['height']:.0f}")
@@ -99,17 +98,25 @@ def watch(browser: Any, run: subprocess.Popen[str], address: str, folder: Path) 
     wait_for(browser, run, f"{iteration} >= {STOP_AT - 2}")
     browser.find_element("css selector", ".ask textarea").send_keys(asked + "\n")
     wait_for(browser, run, f"{iteration} >= {STOP_AT}")
-    last_seen = "select.options[select.options.length - 4]"
-    browser.execute_script(
-        "const select = document.querySelector('select[aria-label=text]');"
-        f"select.value = {last_seen}.value; select.dispatchEvent(new Event('change'))"
-    )
+    # as high as the page, so that nothing is scrolled
+    show(browser, address, 1280, 4200)
+    time.sleep(2)
     picture(browser, "live-curves", r"\.gguf$|^[\d.]+$|^Loss")
     picture(browser, "live-norms", "^Where it learns")
-    picture(browser, "live-tokens", "^What it reads")
     picture(browser, "live-questions", "^Questions|^Sample answers")
-    show(browser, address, 390, 800, "dark")
-    time.sleep(1)
+    browser.execute_script(
+        "const select = document.querySelector('select[aria-label=text]');"
+        "select.value = '1'; select.dispatchEvent(new Event('change'))"
+    )
+    for visit in (1, 3):
+        browser.execute_script(
+            "const slider = document.querySelector('input[type=range]');"
+            "slider.value = arguments[0] - 1; slider.dispatchEvent(new Event('input'))",
+            visit,
+        )
+        picture(browser, f"live-tokens-{visit}", "^What it reads")
+    show(browser, address, 390, 6800, "dark")
+    time.sleep(2)
     picture(browser, "live-phone", r"\.gguf$|^[\d.]+$|^Loss")
     press = "document.querySelector('button.stop').click()"
     browser.execute_script(press)
