@@ -84,6 +84,9 @@ def tune(
             Prompts that are answered at each evaluation.
         seed, threads : int
             The same seed gives the same bits, with any number of threads.
+        live : bool or int
+            Serve the run's page to a browser on this machine, on any free port or on this one. The
+            address is shown, on standard error where nothing else is.
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two becomes the iteration's number.
         checkpoint_in : path
