@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from nbllama.errors import UsageError, shown
 from nbllama.system.files import check_writable, sweep_temporary
+from nbllama.system.part_names import files_of
 
 
 def prepare_output(path: str, inputs: Iterable[str]) -> None:
@@ -23,9 +24,10 @@ def prepare_output(path: str, inputs: Iterable[str]) -> None:
 
 
 def _files(name: str) -> Iterator[str]:
-    """An input that exists, and what is in it if it is a folder (an adapter of PEFT's format)."""
-    if os.path.exists(name):
-        yield name
+    """An input that exists, the other parts of a model in parts, and what is in it if it is a
+    folder (an adapter of PEFT's format).
+    """
+    yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:
             yield from (entry.path for entry in entries if entry.is_file())
