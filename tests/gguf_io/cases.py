@@ -199,8 +199,13 @@ def shapes() -> Iterator[Case]:
         yield f"G48{name}", shaped((32,), kind), f"type {kind % (1 << 32)} at byte"
     yield "G49a", shaped((32,), 4), "type Q4_2 (removed from ggml) is not supported; supported are"
     yield "G49b", shaped((32,), 5), "type Q4_3 (removed from ggml) is not supported"
-    yield "G49c", shaped((64,), 40), "type NVFP4 is not supported; supported are F32 F16 BF16 Q4_0"
+    yield (
+        "G49c",
+        shaped((32,), 36),
+        "type IQ4_NL_4_4 (removed from ggml) is not supported",
+    )
     yield "G49d", shaped((32,), 9), "type Q8_1 (an intermediate, never stored) is not supported"
+    yield "G49e", shaped((96,), 40), "row of 96 is not a multiple of the NVFP4 block 64"
     yield "G50a", shaped((33,), TYPE_Q4_0), "row of 33 is not a multiple of the Q4_0 block 32"
     yield "G50b", shaped((16, 2), TYPE_Q4_0), "row of 16 is not a multiple of the Q4_0 block 32"
     yield "G50c", shaped((128,), 12), "row of 128 is not a multiple of the Q4_K block 256"
