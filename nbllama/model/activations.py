@@ -80,7 +80,7 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "att": (n, heads, d),
         "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
-        "gate": (n, hp.n_ff),
+        "gate": (n, hp.n_ff if hp.gated else 0),
         "up": (n, hp.n_ff),
         "rstd_att": (n,),
         "rstd_ffn": (n,),

@@ -9,7 +9,7 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.weights import Weights
 from nbllama.ops.dropout import Dropout
 from nbllama.ops.linear.linear import LoraPair
-from nbllama.ops.rms_norm import rms_norm_grad_weight
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
@@ -70,6 +70,25 @@ class Bound:
     def norm(self, name: str) -> np.ndarray:
         """Norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""
         return self._norms.get(name, self._model.vectors[name])
+
+    def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+        """Write y `[N, C]`, the norm of this weight of x `[N, C]`, and what its gradient needs."""
+        rms_norm(x, self.norm(name), self._model.hp.rms_eps, y, rstd)
+
+    def normed_grad(
+        self,
+        name: str,
+        dy: np.ndarray,
+        x: np.ndarray,
+        rstd: np.ndarray,
+        dx: np.ndarray | None,
+        *,
+        add: bool = False,
+    ) -> None:
+        """dx `[N, C]` = (or += with `add`) the gradient with respect to x, and the pair's own."""
+        self.add_norm_grad(name, dy, x, rstd)
+        if dx is not None:
+            rms_norm_grad(dy, x, self.norm(name), rstd, dx, add=add)
 
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
         """Add the gradient of a norm's pair, if it has one that is trained.

@@ -33,6 +33,7 @@ from nbllama.ops.linear.matmul import matmul_grad_ref, matmul_ref
 from nbllama.ops.rms_norm import rms_norm_grad_ref, rms_norm_ref
 from nbllama.ops.rope import rope_ref
 from nbllama.ops.softcap import soft_cap_grad_ref, soft_cap_ref
+from nbllama.ops.ungated import ungated_grad_ref, ungated_ref
 
 Parameters = Mapping[str, np.ndarray]  # by NAME.lora_a and NAME.lora_b
 Seen = Callable[[str, np.ndarray], object]
@@ -46,7 +47,7 @@ class ReferenceModel:
         self.tensors: dict[str, np.ndarray] = {
             n: model.tensor(n).astype(dtype) for n in model.gguf.tensors
         }
-        self.linears, self.rope_tables = model.linears, model.rope_tables
+        self.linears, self.rope_tables, self.xielu = model.linears, model.rope_tables, model.xielu
 
     def logits(
         self,
@@ -101,40 +102,47 @@ class _Pass:
         self.kept: dict[str, np.ndarray] = {}
         self.grads = {name: np.zeros_like(p) for name, p in params.items()}
         self.head = "output" if "output.weight" in self.tensors else "token_embd"
-        self.act = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}[self.hp.activation]
-        self.gelu = self.hp.activation == "gelu"
+        kind = self.hp.activation
+        self.gelu = kind == "gelu"
+        self.act = ("ffn_geglu" if self.gelu else "ffn_swiglu") if self.hp.gated else f"ffn_{kind}"
 
     def forward(self) -> np.ndarray:
         """Logits `[N, V]`."""
-        hp, keep, n = self.hp, self.keep, len(self.batch.tokens)
+        hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         x = keep("inp_embd", hp.embed_scale * self.embed())
         for i in range(hp.n_layer):
             # attention, on a normed copy of the stream x [N, C]
-            h = keep(f"attn_norm-{i}", self.norm(x, f"blk.{i}.attn_norm"))
+            h = read = keep(f"attn_norm-{i}", self.reads(x, i, hp.attn_norm))
             q = keep(f"Qcur_raw-{i}", self.linear(h, i, "q").reshape(n, hp.n_head, hp.head_dim))
             k = keep(f"Kcur_raw-{i}", self.linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim))
             v = keep(f"Vcur-{i}", self.linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim))
+            if hp.qk_norm_last:
+                q, k = self.rotate(q, i), self.rotate(k, i)
+                kept[f"Qcur_turned-{i}"], kept[f"Kcur_turned-{i}"] = q, k
             if hp.has_qk_norm:
-                q = keep(f"Qcur_normed-{i}", self.norm(q, f"blk.{i}.attn_q_norm"))
-                k = keep(f"Kcur_normed-{i}", self.norm(k, f"blk.{i}.attn_k_norm"))
-            q = keep(f"Qcur-{i}", self.rotate(q, i))
-            k = keep(f"Kcur-{i}", self.rotate(k, i))
+                q = keep(f"Qcur_normed-{i}", self.norm_of_heads(q, f"blk.{i}.attn_q_norm"))
+                k = keep(f"Kcur_normed-{i}", self.norm_of_heads(k, f"blk.{i}.attn_k_norm"))
+            q = keep(f"Qcur-{i}", q if hp.qk_norm_last else self.rotate(q, i))
+            k = keep(f"Kcur-{i}", k if hp.qk_norm_last else self.rotate(k, i))
+            q = kept[f"q-{i}"] = self.temper(q)
             att = keep(f"kqv_out-{i}", self.attention(q, k, v, i))
             y = keep(f"attn_out-{i}", self.linear(att.reshape(n, -1), i, "o"))
             if hp.has_post_norms:
                 y = keep(f"attn_post_norm-{i}", self.norm(y, f"blk.{i}.post_attention_norm"))
             x = keep(f"ffn_inp-{i}", x + hp.residual_scale * y)
             # feed-forward
-            h = keep(f"ffn_norm-{i}", self.norm(x, f"blk.{i}.ffn_norm"))
-            gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
+            h = keep(f"ffn_norm-{i}", read if hp.side_by_side else self.reads(x, i, hp.ffn_norm))
+            if hp.gated:
+                gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
             up = keep(f"ffn_up-{i}", self.linear(h, i, "up"))
-            act = keep(f"{self.act}-{i}", gated_ref(gate, up, self.gelu))
+            act = gated_ref(gate, up, self.gelu) if hp.gated else self.ungated(up, i)
+            act = keep(f"{self.act}-{i}", act)
             y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
             if hp.has_post_norms:
                 y = keep(f"ffn_post_norm-{i}", self.norm(y, f"blk.{i}.post_ffw_norm"))
             x = keep(f"l_out-{i}", x + hp.residual_scale * y)
         h = keep("result_norm", hp.logit_scale * self.norm(x, "output_norm"))
-        z = self.kept["raw logits"] = self.product(h, self.head)
+        z = kept["raw logits"] = self.product(h, self.head)
         if hp.logit_softcap:
             z = soft_cap_ref(z, hp.logit_softcap)
         return keep("result_output", z)
@@ -155,27 +163,37 @@ class _Pass:
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"ffn_out-{i}"], f"blk.{i}.post_ffw_norm")
             dact = self.linear_grad(dy, kept[f"{self.act}-{i}"], i, "down")
-            gate, up = kept[f"ffn_gate-{i}"], kept[f"ffn_up-{i}"]
-            dgate, dup = gated_grad_ref(dact, gate, up, self.gelu)
-            dh = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
-            dh += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
-            dx = dx + self.norm_grad(dh, kept[f"ffn_inp-{i}"], f"blk.{i}.ffn_norm")
+            up = kept[f"ffn_up-{i}"]
+            if hp.gated:
+                dgate, dup = gated_grad_ref(dact, kept[f"ffn_gate-{i}"], up, self.gelu)
+            else:
+                dup = self.ungated_grad(dact, up, i)
+            dread = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
+            if hp.gated:
+                dread += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
+            if not hp.side_by_side:
+                dx = dx + self.reads_grad(dread, kept[f"ffn_inp-{i}"], i, hp.ffn_norm)
+                dread = np.zeros_like(dread)
             # attention
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"attn_out-{i}"], f"blk.{i}.post_attention_norm")
             datt = self.linear_grad(dy, kept[f"kqv_out-{i}"].reshape(n, -1), i, "o")
             dq, dk, dv = self.attention_grad(datt, i)
-            dk = self.rotate(dk, i, inverse=True)
-            dq = self.rotate(dq, i, inverse=True)
+            dq = self.temper(dq)
+            if not hp.qk_norm_last:
+                dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
             if hp.has_qk_norm:
-                dk = self.norm_grad(dk, kept[f"Kcur_raw-{i}"], f"blk.{i}.attn_k_norm")
-                dq = self.norm_grad(dq, kept[f"Qcur_raw-{i}"], f"blk.{i}.attn_q_norm")
-            dh = self.linear_grad(dv.reshape(n, -1), kept[f"attn_norm-{i}"], i, "v")
+                given = "turned" if hp.qk_norm_last else "raw"
+                dk = self.norm_grad_of_heads(dk, kept[f"Kcur_{given}-{i}"], f"blk.{i}.attn_k_norm")
+                dq = self.norm_grad_of_heads(dq, kept[f"Qcur_{given}-{i}"], f"blk.{i}.attn_q_norm")
+            if hp.qk_norm_last:
+                dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
+            dh = dread + self.linear_grad(dv.reshape(n, -1), kept[f"attn_norm-{i}"], i, "v")
             dh += self.linear_grad(dk.reshape(n, -1), kept[f"attn_norm-{i}"], i, "k")
             dh += self.linear_grad(dq.reshape(n, -1), kept[f"attn_norm-{i}"], i, "q")
             x = kept[f"l_out-{i - 1}" if i else "inp_embd"]
-            dx = dx + self.norm_grad(dh, x, f"blk.{i}.attn_norm")
+            dx = dx + self.reads_grad(dh, x, i, hp.attn_norm)
         self.embed_grad(hp.embed_scale * dx)
 
     # The operations, with the LoRA pair (A, B) of a tensor where it has one
@@ -260,12 +278,39 @@ class _Pass:
             self.add_grads(name, self.scale * b.T * dw, self.scale * dw[None, :] @ a.T)
         return dx.reshape(x.shape)
 
+    def reads(self, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
+        """What is read of the stream: normed, where there is a norm."""
+        return self.norm(x, f"blk.{layer}.{norm}") if norm else x
+
+    def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
+        return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
+
+    def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
+        """Of x `[N, heads, D]`: of each head, or of all together if the weight is as long."""
+        return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
+
+    def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
+        rows = x.reshape(-1, len(self.norm_weight(name)))
+        return self.norm_grad(dy, rows, name).reshape(x.shape)
+
+    def ungated(self, x: np.ndarray, layer: int) -> np.ndarray:
+        """act(x) of a feed-forward layer without a gate."""
+        return ungated_ref(x, self.hp.activation, self.model.xielu(layer))
+
+    def ungated_grad(self, dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
+        return ungated_grad_ref(dy, x, self.hp.activation, self.model.xielu(layer))
+
+    def temper(self, q: np.ndarray) -> np.ndarray:
+        """Queries, or their gradient, times the temperature of their positions."""
+        of = self.hp.temperature
+        return q if of is None else q * of.at(self.batch.positions)[:, None, None]
+
     def rotate(self, x: np.ndarray, layer: int, inverse: bool = False) -> np.ndarray:
-        """RoPE of x `[N, heads, D]`, unless positions come in by ALiBi; its gradient turns back."""
-        if self.hp.alibi_max_bias:
-            return x
+        """RoPE of x `[N, heads, D]`, where the block has it; its gradient turns back."""
         positions, halves = self.batch.positions, self.hp.rope_pairing == "halves"
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
+        if tables is None:
+            return x
         cos: np.ndarray = tables[0].astype(self.model.dtype)
         sin: np.ndarray = tables[1].astype(self.model.dtype)
         return rope_ref(x, positions, cos, sin, halves, inverse)
@@ -282,7 +327,7 @@ class _Pass:
     def attention_grad(
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        q, k, v = (self.kept[f"{name}-{layer}"] for name in ("Qcur", "Kcur", "Vcur"))
+        q, k, v = (self.kept[f"{name}-{layer}"] for name in ("q", "Kcur", "Vcur"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets, *constants)
 
