@@ -187,8 +187,10 @@ class TokenProgram:
     def _normed(self, name: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
         """The norm of the stream, in the forms that these weights want."""
         hp, write = self._model.hp, self._write
-        at = [write.floats(a, hp.n_embd) for a in (self._x, self._bound.norm(name), self._norm)]
-        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, hp.rms_eps, scale, write.forms(ws))])
+        at = [
+            write.floats(a, hp.n_embd) for a in (self._x, self._bound.norm(name), None, self._norm)
+        ]
+        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, 0, hp.rms_eps, scale, write.forms(ws))])
 
     def _layers(
         self, layer: int, add: bool, **outputs: np.ndarray

@@ -10,10 +10,12 @@ from nbllama.kernels.threads import pointer
 from nbllama.ops.activation import gelu_row, silu_row
 from nbllama.ops.attention.few import CHUNK, attend_chunk, join_chunks
 from nbllama.ops.attention.tiles import cap_and_bias
+from nbllama.ops.layer_norm import layer_norm_row
 from nbllama.ops.linear.int8_rows import int8_row, int8_sum
 from nbllama.ops.rms_norm import norm_row
 from nbllama.ops.rope import turn_halves, turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
+from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
@@ -62,7 +64,12 @@ def to_int8(x, lo, hi, forms, step):  # type: ignore[no-untyped-def]
 @kernel()
 def norm_task(p, step):  # type: ignore[no-untyped-def]
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
-    norm_row(x, w, p.eps, out)
+    if p.centred:
+        layer_norm_row(
+            x, floats(p.w, p.n if p.w else 0), floats(p.b, p.n if p.b else 0), p.eps, out
+        )
+    else:
+        norm_row(x, w, p.eps, out)
     if p.scale != np.float32(1.0):
         for c in range(p.n):
             out[c] *= p.scale
@@ -194,6 +201,14 @@ def gate_task(p, task, step):  # type: ignore[no-untyped-def]
         gelu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
     else:
         silu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+    to_int8(out, lo, hi, p.forms, step)
+
+
+@kernel()
+def act_task(p, task, step):  # type: ignore[no-untyped-def]
+    x, out = floats(p.x, p.size), floats(p.out, p.size)
+    lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.size)
+    ungated_row(x[lo:hi], p.code, p.p, p.n, p.beta, p.eps, out[lo:hi])
     to_int8(out, lo, hi, p.forms, step)
 
 
