@@ -205,8 +205,7 @@ MODELS: dict[str, Thin] = {
     ),
     "qwen3vl, 2B to 32B, text": Thin(
         "qwen3vl",
-        BPE
-        | {"qk_norm": True, "head_dim": 24, "keys": {"rope.dimension_sections": [4, 4, 4, 0]}},
+        BPE | {"qk_norm": True, "head_dim": 24, "keys": {"rope.dimension_sections": [4, 4, 4, 0]}},
         WIDE | {"head_dim": 128},
     ),
     "olmo2, OLMo 2": Thin("olmo2", OLMO2),
@@ -225,7 +224,8 @@ MODELS: dict[str, Thin] = {
     ),
     "exaone4, 32B (windows)": Thin(
         "exaone4",
-        EXAONE4 | {"n_layer": 64, "n_embd": 32, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
+        EXAONE4
+        | {"n_layer": 64, "n_embd": 32, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
         WIDE | {"head_dim": 64},
     ),
     "glm4, GLM-4-0414 9B and 32B": Thin(

@@ -59,11 +59,12 @@ def make_llama(
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
     ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    `keys`: more of the architecture's metadata, without "ARCH."; those of xIELU have none. `qk_norm`:
-    norms of queries and keys ("whole": of all heads together); `pre_norms`, `second_norm`: norms
-    before attention and feed-forward, and the name of the second; `post_norms`: after them;
-    `fused`: queries, keys and values in one matrix, gate and up in another ("up": only these);
-    `gated`: whether there is a gate. The same arguments write the same bytes.
+    `keys`: more of the architecture's metadata, without "ARCH." (those of xIELU have none).
+    `qk_norm`: norms of queries and keys ("whole": of all heads together); `pre_norms`,
+    `second_norm`: norms before attention and feed-forward, and the name of the second;
+    `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
+    another ("up": only these); `gated`: whether there is a gate. The same arguments write the same
+    bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)

@@ -65,7 +65,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_rot=positions.n_rot(f, row, head_dim),
         n_ff=per_layer(f, f"{row.name}.feed_forward_length", n_layer),
         n_ctx_train=n_ctx,
-        rms_eps=positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
+        rms_eps=0.0 if row.no_eps else positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
         rope_freq_base=freq_base,
         rope_freq_scale=freq_scale,
         rope_scaling=scaling,
@@ -95,7 +95,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         gated=row.gated,
         xielu=_xielu(f, n_layer) if row.activation == "xielu" else (),
     )
-    check_tensors(f, hp)
+    warnings += check_tensors(f, hp)
     check_token_ids(f, hp)
     return replace(hp, warnings=tuple(warnings))
 

@@ -82,6 +82,7 @@ class ArchRow:
     temperature: bool = False  # may queries grow with their position?
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
     activation: str = "silu"  # or "gelu"; without a gate "relu2" or "xielu"
+    no_eps: bool = False  # llama.cpp does not read the eps of the norms: it is 0
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
     scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose key the file may have
     fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported

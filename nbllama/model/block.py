@@ -215,30 +215,35 @@ class _Block:
         self.project(name, x, raw)
         self.see(f"{node}_raw", raw)
         if self.hp.qk_norm_last:
-            self.model.rotate(self.layer, raw, self.batch.positions)
+            self.turn(node, raw)
         if self.hp.has_qk_norm:
             norm, rows, rstd = self.norm_of_heads(name, raw)
             self.bound.normed(norm, rows, y.reshape(rows.shape), rstd)
             self.see(f"{node}_normed", y)
         if not self.hp.qk_norm_last:
-            self.model.rotate(self.layer, y, self.batch.positions)
-        self.see(node, y)
+            self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
         """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
         node = LINEARS[name].node
-        self.see_grad(node, dy)
         if not self.hp.qk_norm_last:
-            self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
+            self.turn_grad(node, dy)
         if self.hp.has_qk_norm:
             self.see_grad(f"{node}_normed", dy)
             norm, rows, rstd = self.norm_of_heads(name, self.kept.norms[name])
-            dy = dy.reshape(rows.shape)
-            self.bound.normed_grad(norm, dy, rows, rstd, dy)
-        dy = dy.reshape(self.n, -1, self.hp.head_dim)
+            d = dy.reshape(rows.shape)
+            self.bound.normed_grad(norm, d, rows, rstd, d)
         if self.hp.qk_norm_last:
-            self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
+            self.turn_grad(node, dy)
         self.see_grad(f"{node}_raw", dy)
+
+    def turn(self, node: str, y: np.ndarray) -> None:
+        self.model.rotate(self.layer, y, self.batch.positions)
+        self.see(node, y)
+
+    def turn_grad(self, node: str, dy: np.ndarray) -> None:
+        self.see_grad(node, dy)
+        self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
         """The norm's name, x in rows as long as its weight (a head, or all), and their rstd."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch import ROPE_FACTORS, Hparams, Rope
+from nbllama.arch import ROPE_FACTORS, Hparams, Rope, expected_tensors
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.slots import LINEARS
 from nbllama.model.watching import Watcher
@@ -58,7 +58,10 @@ class Weights:
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, np.ndarray] = {}
+        known = expected_tensors(hp)
         for name, info in gguf.tensors.items():
+            if name not in known:
+                continue  # of another sense than text
             if len(info.shape) == 2:
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape

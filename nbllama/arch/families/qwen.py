@@ -29,6 +29,7 @@ ROWS = (
         BLOCK + QKV_BIASES,
         rope_pairing="halves",
         hf_modules=HF_MODULES,
+        no_eps=True,
         checked=("2B to 72B, text",),
     ),
     ArchRow(
