@@ -176,7 +176,7 @@ MODELS: dict[str, Thin] = {
         {
             "head_dim": 24,
             "rope_freq_base": 1e6,
-            "rope_scaling": ("yarn", 16.0, 64),
+            "rope_scaling": ("yarn", 16.0, 16),
             "keys": {
                 "attention.temperature_scale": 0.1,
                 "rope.scaling.yarn_beta_fast": 24.0,

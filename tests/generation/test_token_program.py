@@ -121,7 +121,7 @@ def weight(name: str, n_out: int, n_in: int) -> Weight:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_products_with_bias_pair_and_addition(exact: bool) -> None:
-    from nbllama.generation.token_program import _Writer
+    from nbllama.generation.token_writer import Writer
 
     rng, n = np.random.default_rng(2), 768
     x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
@@ -131,7 +131,7 @@ def test_products_with_bias_pair_and_addition(exact: bool) -> None:
     bias = rng.standard_normal(45).astype(np.float32)
     normed = np.empty(n, np.float32)
     types = [w.type_id for w in ws]
-    write = _Writer({t: i for i, t in enumerate(types)}, exact)
+    write = Writer({t: i for i, t in enumerate(types)}, exact)
     at = [write.floats(array, n) for array in (x, w_norm, normed)]
     write.phase(kinds.NORM, 1, [(*at, n, 1e-5, 2.0, write.forms(ws))])
     ys = [np.full(w.shape[0], 7, np.float32) for w in ws]
