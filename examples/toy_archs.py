@@ -52,6 +52,11 @@ WINDOWS = {
     "attention.sliding_window_pattern": [True, True, True, False, True],
 }
 EXAONE4 = OLMO2 | {"qk_norm": True, "rope_freq_base": 1e6, "tokenizer": "bpe"}
+LAYER_NORM: dict[str, Any] = {"layer_norm": True, "norm_biases": True}
+UNGATED_BIASES = (*QKV, "attn_output", "ffn_up", "ffn_down")
+COHERE: dict[str, Any] = {
+    "layer_norm": True, "second_norm": "", "tied": True, "tokenizer": "bpe",
+}  # fmt: skip
 XIELU = {
     "xielu.alpha_p": [0.8, 0.3],
     "xielu.alpha_n": [0.4, 25.0],
@@ -236,6 +241,37 @@ MODELS: dict[str, Thin] = {
     "arcee, AFM 4.5B": Thin("arcee", {"gated": False, "rope_scaling": ("yarn", 4.0, 128)}),
     "apertus, 8B and 70B": Thin(
         "apertus", BPE | {"gated": False, "qk_norm": True, "rope_factors": True, "keys": XIELU}
+    ),
+    "nemotron, Minitron 4B and 8B": Thin(
+        "nemotron", LAYER_NORM | {"gated": False, "n_rot": 8}, WIDE | {"n_rot": 32}
+    ),
+    "starcoder2, 3B to 15B": Thin(
+        "starcoder2",
+        LAYER_NORM | {"gated": False, "tied": True, "biases": UNGATED_BIASES, "tokenizer": "bpe"},
+    ),
+    "stablelm, 3B (a part of the head turns)": Thin(
+        "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
+    ),
+    "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
+    "phi2, 1, 1.5 and 2": Thin(
+        "phi2",
+        LAYER_NORM
+        | {
+            "gated": False,
+            "n_rot": 8,
+            "n_head_kv": 4,
+            "second_norm": "",
+            "output_bias": True,
+            "biases": UNGATED_BIASES,
+            "tokenizer": "bpe",
+        },
+        WIDE | {"n_rot": 32},
+    ),
+    "command-r, 35B": Thin("command-r", COHERE | {"keys": {"logit_scale": 0.0625}}),
+    "command-r, without a scale of logits": Thin("command-r", COHERE | {"n_head_kv": 4}),
+    "cohere2, 7B and 111B": Thin(
+        "cohere2",
+        COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
     ),
 }
 

@@ -49,6 +49,9 @@ def make_llama(
     post_norms: bool = False,
     fused: bool | str = False,
     gated: bool = True,
+    layer_norm: bool = False,
+    norm_biases: bool = False,
+    output_bias: bool = False,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -63,8 +66,9 @@ def make_llama(
     `qk_norm`: norms of queries and keys ("whole": of all heads together); `pre_norms`,
     `second_norm`: norms before attention and feed-forward, and the name of the second;
     `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
-    another ("up": only these); `gated`: whether there is a gate. The same arguments write the same
-    bytes.
+    another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is of
+    LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; a `second_norm` of ""
+    is none. The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -77,7 +81,10 @@ def make_llama(
     w.add_feed_forward_length(n_ff)
     w.add_head_count(n_head)
     w.add_head_count_kv(n_head_kv)
-    w.add_layer_norm_rms_eps(rms_eps)
+    if layer_norm:
+        w.add_layer_norm_eps(rms_eps)
+    else:
+        w.add_layer_norm_rms_eps(rms_eps)
     w.add_rope_dimension_count(n_rot or head_dim)
     w.add_rope_freq_base(rope_freq_base)
     w.add_vocab_size(n_vocab)
@@ -129,17 +136,25 @@ def make_llama(
     def vector(name: str, size: int, mean: float) -> None:
         w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
 
+    def norm(name: str) -> None:
+        vector(f"{name}.weight", n_embd, 1.0)
+        if norm_biases:
+            vector(f"{name}.bias", n_embd, 0.0)
+
     # A tied matrix also makes the logits, whose size it decides.
     matrix("token_embd.weight", (n_vocab, n_embd), 2 / np.sqrt(n_embd) if tied else 1.0)
-    vector("output_norm.weight", n_embd, 1.0)
+    norm("output_norm")
+    if output_bias:
+        vector("output.bias", n_vocab, 0.0)
     if not tied:
         matrix("output.weight", (n_vocab, n_embd), 1 / np.sqrt(n_embd))
     if rope_factors:
         w.add_tensor("rope_freqs.weight", np.geomspace(1, 8, head_dim // 2, dtype=np.float32))
     for i in range(n_layer):
         if pre_norms:
-            vector(f"blk.{i}.attn_norm.weight", n_embd, 1.0)
-            vector(f"blk.{i}.{second_norm}.weight", n_embd, 1.0)
+            norm(f"blk.{i}.attn_norm")
+            if second_norm:
+                norm(f"blk.{i}.{second_norm}")
         if qk_norm:
             heads = (n_head, n_head_kv) if qk_norm == "whole" else (1, 1)
             vector(f"blk.{i}.attn_q_norm.weight", heads[0] * head_dim, 1.0)

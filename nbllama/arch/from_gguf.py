@@ -65,7 +65,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_rot=positions.n_rot(f, row, head_dim),
         n_ff=per_layer(f, f"{row.name}.feed_forward_length", n_layer),
         n_ctx_train=n_ctx,
-        rms_eps=0.0 if row.no_eps else positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
+        rms_eps=_eps(f, row),
         rope_freq_base=freq_base,
         rope_freq_scale=freq_scale,
         rope_scaling=scaling,
@@ -73,7 +73,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         activation=row.activation,
         embed_scale=scales.embedding,
         residual_scale=scales.residual,
-        logit_scale=float(np.float32(1) / np.float32(scales.logit)),
+        logit_scale=_logit_scale(row, scales),
         attn_scale=score_scale(head_dim) if scales.attention is None else scales.attention,
         attn_softcap=_softcap(f, f"{row.name}.attn_logit_softcapping", row.attn_softcap),
         logit_softcap=_softcap(f, f"{row.name}.final_logit_softcapping", row.logit_softcap),
@@ -87,6 +87,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         has_post_norms="blk.0.post_ffw_norm.weight" in f.tensors,
         fused_qkv="blk.0.attn_qkv.weight" in f.tensors,
         fused_gate_up=row.gated and "blk.0.ffn_gate.weight" not in f.tensors,
+        norm=row.norm,
         attn_norm=row.attn_norm,
         ffn_norm=row.ffn_norm,
         qk_norm_last=row.qk_norm_last,
@@ -140,6 +141,16 @@ def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
     names = ("alpha_p", "alpha_n", "beta", "eps")
     found = (numbers(f, f"xielu.{name}", n_layer) for name in names)
     return tuple(zip(*found, strict=True))
+
+
+def _eps(f: GGUFFile, row: ArchRow) -> float:
+    key = {"rms": "layer_norm_rms_epsilon", "layer": "layer_norm_epsilon"}[row.norm]
+    return 0.0 if row.no_eps else positive(f, f"{row.name}.attention.{key}")
+
+
+def _logit_scale(row: ArchRow, scales: Scales) -> float:
+    scale = np.float32(scales.logit)
+    return float(scale if row.logit_factor else np.float32(1) / scale)
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:

@@ -84,6 +84,7 @@ class Hparams:
     has_post_norms: bool
     fused_qkv: bool
     fused_gate_up: bool
+    norm: str = "rms"  # or "layer": LayerNorm
     attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
     ffn_norm: str = "ffn_norm"  # of what feed-forward reads
     qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before

@@ -42,7 +42,7 @@ class Scales(NamedTuple):
 
     embedding: float = 1.0  # on the embeddings
     residual: float = 1.0  # on what attention and feed-forward add to the stream
-    logit: float = 1.0  # divisor of the logits
+    logit: float = 1.0  # divisor of the logits (with `logit_factor` their factor)
     attention: float | None = None  # on the scores; None: 1 / sqrt(size of a head)
 
 
@@ -70,6 +70,7 @@ class ArchRow:
     name: str
     tensors: tuple[TensorRow, ...]
     block: tuple[TensorRow, ...]
+    norm: str = "rms"  # or "layer": LayerNorm, with a bias where there is one
     attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
     ffn_norm: str = "ffn_norm"  # of what feed-forward reads; "attn_norm": side by side
     qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
@@ -81,9 +82,10 @@ class ArchRow:
     rope_alpha: bool = False  # may rope.scaling.alpha change the base?
     temperature: bool = False  # may queries grow with their position?
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
-    activation: str = "silu"  # or "gelu"; without a gate "relu2" or "xielu"
+    activation: str = "silu"  # or "gelu"; without a gate "gelu", "relu2" or "xielu"
     no_eps: bool = False  # llama.cpp does not read the eps of the norms: it is 0
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
+    logit_factor: bool = False  # logit_scale is a factor, not a divisor
     scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose key the file may have
     fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported
     attn_softcap: float | None = None  # default of attn_logit_softcapping; None: no such key

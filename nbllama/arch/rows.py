@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama.arch.families import gemma, llama, others, qwen
+from nbllama.arch.families import gemma, layer_norm, llama, others, qwen
 from nbllama.arch.row import SCALE_KEYS, ArchRow, Scales, Sizes, TensorRow, score_scale
 from nbllama.arch.tensors import HF_MODULES, ROPE_FACTORS
 
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 ARCHS: dict[str, ArchRow] = {
-    row.name: row for family in (llama, qwen, gemma, others) for row in family.ROWS
+    row.name: row for family in (llama, qwen, gemma, others, layer_norm) for row in family.ROWS
 }
 
 # What these would need, for the line that refuses them; other names are only said to be unknown.

@@ -48,6 +48,8 @@ QK_NORMS = (
     TensorRow("attn_q_norm.weight", ("head_dim",)),
     TensorRow("attn_k_norm.weight", ("head_dim",)),
 )
+NORM_BIASES = (TensorRow("attn_norm.bias", ("n_embd",)), TensorRow("ffn_norm.bias", ("n_embd",)))
+OUTPUT_NORM_BIAS = TensorRow("output_norm.bias", ("n_embd",))
 QK_NORMS_WHOLE = (
     TensorRow("attn_q_norm.weight", ("n_q",)),
     TensorRow("attn_k_norm.weight", ("n_kv",)),

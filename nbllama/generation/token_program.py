@@ -121,8 +121,10 @@ class TokenProgram:
         """What these weights read of the stream, normed where `norm` is not empty."""
         hp, write = self._model.hp, self._write
         w = self._bound.norm(f"{norm}.weight") if norm else None
-        at = [write.floats(a, hp.n_embd) for a in (self._x, w, None, self._norm)]
-        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, 0, hp.rms_eps, scale, write.forms(ws))])
+        bias = self._model.vectors.get(f"{norm}.bias")
+        at = [write.floats(a, hp.n_embd) for a in (self._x, w, bias, self._norm)]
+        centred = bool(norm) and hp.norm == "layer"
+        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, centred, hp.rms_eps, scale, write.forms(ws))])
 
     def _layers(
         self, layer: int, add: bool, **outputs: np.ndarray
@@ -219,7 +221,7 @@ class TokenProgram:
         hp, write, head = self._model.hp, self._write, self._head
         self._reads("output_norm", [head], hp.logit_scale)
         pair = self._bound.pair(head.name)
-        write.products(self._norm, [(head, pair, None, self.logits, False)])
+        write.products(self._norm, [(head, pair, self._model.output_bias, self.logits, False)])
         if hp.logit_softcap > 0:
             n = len(self.logits)
             row = (write.floats(self.logits, n), n, hp.logit_softcap)

@@ -25,7 +25,7 @@ from nbllama.gguf_io import open_gguf
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import LINEARS
-from nbllama.model.activations import Activations, ForwardActivations, Layout
+from nbllama.model.activations import Activations, ForwardActivations, Layout, norm_numbers
 from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.watching import TOP_NODES, show_loss
@@ -132,7 +132,7 @@ class Model(Weights):
         normed *= scale
         total = output_loss(
             head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
+            bound.pair(head.name), buffers, floor, self.hp.logit_softcap, self.output_bias,
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
@@ -159,13 +159,18 @@ class Model(Weights):
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
-        normed, rstd = np.empty((n, hp.n_embd), np.float32), np.empty(n, np.float32)
+        normed, rstd = (
+            np.empty((n, hp.n_embd), np.float32),
+            np.empty(norm_numbers(hp, n), np.float32),
+        )
         bound.normed("output_norm.weight", x, normed, rstd)
         normed *= np.float32(hp.logit_scale)
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
         linear(head, bound.pair(head.name), Input(normed, panels), out, None)
+        if self.output_bias is not None:
+            out += self.output_bias
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
         if self.watch is not None:

@@ -18,6 +18,7 @@ from nbllama.ops.attention.attention import (
     attention_ref,
 )
 from nbllama.ops.embed import embed_lora_grad_ref, embed_lora_ref
+from nbllama.ops.layer_norm import layer_norm_grad_ref, layer_norm_ref
 from nbllama.ops.linear.lora import lora_grad_ref, lora_ref
 from nbllama.ops.linear.matmul import matmul_grad_ref, matmul_ref
 from nbllama.ops.rms_norm import rms_norm_grad_ref, rms_norm_ref
@@ -129,13 +130,17 @@ class Operations:
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        """RMSNorm of the last axis."""
-        rows = x.reshape(-1, x.shape[-1])
-        return rms_norm_ref(rows, self.norm_weight(name), self.hp.rms_eps).reshape(x.shape)
+        """RMSNorm or LayerNorm of the last axis."""
+        rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
+        if self.hp.norm == "layer":
+            bias = self.tensors.get(f"{name}.bias")
+            return layer_norm_ref(rows, w, bias, self.hp.rms_eps).reshape(x.shape)
+        return rms_norm_ref(rows, w, self.hp.rms_eps).reshape(x.shape)
 
     def norm_grad(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
-        dx, dw = rms_norm_grad_ref(dy.reshape(rows.shape), rows, w, self.hp.rms_eps)
+        grad = layer_norm_grad_ref if self.hp.norm == "layer" else rms_norm_grad_ref
+        dx, dw = grad(dy.reshape(rows.shape), rows, w, self.hp.rms_eps)
         if pair := self.pair(name):
             a, b = pair
             self.add_grads(name, self.scale * b.T * dw, self.scale * dw[None, :] @ a.T)

@@ -70,6 +70,7 @@ class Weights:
                 check_finite(info.type_id, as_readonly(gguf.data(name)), info.shape[0], name)
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
+        self.output_bias = self.vectors.get("output.bias")
         self.slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
         self.linears = linears(hp)
         self._ropes: dict[Rope, Tables] = {}
