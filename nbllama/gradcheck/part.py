@@ -43,7 +43,10 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
     """The model of these blocks, in this order."""
-    return Model(PartOfFile(model.gguf, layers), replace(model.hp, n_layer=len(layers)))
+    hp = replace(model.hp, n_layer=len(layers))
+    if hp.xielu:
+        hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
+    return Model(PartOfFile(model.gguf, layers), hp)
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
@@ -57,8 +60,9 @@ def usual_layers(model: Model) -> list[int]:
     blocks differ by their place, the first ones up to a whole period.
     """
     hp = model.hp
-    if hp.window and hp.window_period <= hp.n_layer:
-        return list(range(hp.window_period))
+    period = max(hp.window_period if hp.window else 0, hp.rope_period)
+    if 0 < period <= hp.n_layer:
+        return list(range(period))
     kinds: dict[tuple[int, ...], int] = {}
     for layer in range(hp.n_layer):
         kinds.setdefault(model.block_types(layer), layer)

@@ -141,14 +141,14 @@ def walk_through(write: Any, types: list[int], exact: bool, n: int) -> None:
 @pytest.mark.parametrize("has_w, has_b", [(True, True), (True, False), (False, False)])
 def test_layer_norm_and_ungated_activations(has_w: bool, has_b: bool) -> None:
     """The rows of LayerNorm and of layers without a gate, in the entry that the next test has."""
-    from nbllama.generation.token_program import _Writer
+    from nbllama.generation.token_writer import Writer
 
     rng, n = np.random.default_rng(3), 1536
     x, w, b = (rng.standard_normal(n).astype(np.float32) for _ in range(3))
     w_, b_ = w if has_w else None, b if has_b else None
     normed, numbers = np.empty(n, np.float32), xielu_numbers(0.3, -0.4, 0.5, -1e-6)
     types = [oracle.QUANT_TYPES[name] for name in ("Q4_1", "Q6_K", "IQ3_S")]
-    write = _Writer({t: i for i, t in enumerate(types)}, True)
+    write = Writer({t: i for i, t in enumerate(types)}, True)
     at = [write.floats(array, n) for array in (x, w_, b_, normed)]
     write.phase(kinds.NORM, 1, [(*at, n, 1, 1e-5, 1.0, 0)])
     outs = {kind: np.empty(n, np.float32) for kind in CODES}
@@ -167,7 +167,7 @@ def test_layer_norm_and_ungated_activations(has_w: bool, has_b: bool) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_products_with_bias_pair_and_addition(exact: bool) -> None:
-    from nbllama.generation.token_program import _Writer
+    from nbllama.generation.token_writer import Writer
 
     rng, n = np.random.default_rng(2), 768
     x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
@@ -177,7 +177,7 @@ def test_products_with_bias_pair_and_addition(exact: bool) -> None:
     bias = rng.standard_normal(45).astype(np.float32)
     normed = np.empty(n, np.float32)
     types = [w.type_id for w in ws]
-    write = _Writer({t: i for i, t in enumerate(types)}, exact)
+    write = Writer({t: i for i, t in enumerate(types)}, exact)
     at = [write.floats(array, n) for array in (x, w_norm, None, normed)]
     write.phase(kinds.NORM, 1, [(*at, n, 0, 1e-5, 2.0, write.forms(ws))])
     ys = [np.full(w.shape[0], 7, np.float32) for w in ws]

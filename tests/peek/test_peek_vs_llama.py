@@ -29,10 +29,23 @@ ALWAYS = {
 }
 # Nodes that llama.cpp calls otherwise or has in another form; everything else is compared wherever
 # the names are equal.
-ANOTHER = {"phi3": {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}}
-SCALED_QUERIES = {"gemma3", "phi3"}  # their scores are products of queries that have the scale
+FUSED = {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}
+ANOTHER = {
+    "phi3": FUSED,
+    "glm4": FUSED,
+    "apertus": {"Qcur": "Qcur_pos there, Qcur is as projected", "Kcur": "Kcur_pos there"},
+    "seed_oss": {"ffn_norm": "attn_post_norm there"},
+    "gemma": {"ffn_inp": "sa_out there"},
+    "olmo2": {"attn_norm": "none", "ffn_norm": "none"},
+    "exaone4": {"attn_norm": "none", "ffn_norm": "none"},
+}
+SCALED_QUERIES = {
+    "gemma",
+    "gemma3",
+    "phi3",
+}  # their scores are products of queries that have the scale
 # Our names that llama.cpp's graph has no node for.
-ONLY_OURS = {"Qcur_raw", "Kcur_raw", "loss"}
+ONLY_OURS = {"Qcur_raw", "Kcur_raw", "ffn_relu2", "loss"}
 TOKENS = list(range(3, 36))
 TEXT = (
     "The capital of France is Paris. The river that runs through it is the Seine, and its bridges"
@@ -108,7 +121,7 @@ def test_each_of_our_names_is_compared_somewhere(tmp_path: Path) -> None:
     """A name that llama.cpp had nowhere would be no name of llama.cpp's."""
     found = set()
     for name in ("llama, 7B to 30B", "qwen3, all dense sizes", "gemma3, without a window",
-                 "gemma2, without its keys"):  # fmt: skip
+                 "gemma2, without its keys", "apertus, 8B and 70B"):  # fmt: skip
         MODELS[name].make(tmp_path / "m.gguf")
         found |= compare_nodes(tmp_path / "m.gguf", f"nodes of {MODELS[name].arch}", bound_of(name))
     assert found == {node.name for node in (*ENDS, *BLOCK)} - ONLY_OURS

@@ -23,7 +23,8 @@ def _table(**fields: type) -> np.dtype:
 
 PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
 
-# out[c] = x[c] * rstd * w[c] * scale, or with `centred` LayerNorm: (x[c] - mean) rstd w[c] + b[c]
+# out[c] = x[c] * rstd * w[c] * scale, or with `centred` LayerNorm: (x[c] - mean) rstd w[c] + b[c];
+# without either, w 0: x[c] * scale
 NORM_ROW = _table(
     x=_address,
     w=_address,
@@ -45,9 +46,11 @@ PRODUCT_ROW = _table(
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
 )  # fmt: skip
 
-# queries and keys normed and turned in place, then key and value into the cache [n_ctx, G, D]
+# queries and keys normed and turned in place (with `norm_last` turned first), queries times
+# `temper` [n_ctx] where there is one, then key and value into the cache [n_ctx, G, D]
 HEADS_ROW = _table(
-    q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, eps=_float,
+    q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
+    eps=_float, temper=_address,
     cos=_address, sin=_address, half=_size, halves=_size, n_positions=_size,
     k_cache=_address, v_cache=_address, n_ctx=_size, n_head=_size, n_head_kv=_size, head_dim=_size,
     scale=_float, cap=_float, window=_size, slopes=_address, out=_address, forms=_size,

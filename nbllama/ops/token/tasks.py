@@ -68,8 +68,11 @@ def norm_task(p, step):  # type: ignore[no-untyped-def]
         layer_norm_row(
             x, floats(p.w, p.n if p.w else 0), floats(p.b, p.n if p.b else 0), p.eps, out
         )
-    else:
+    elif p.w != 0:
         norm_row(x, w, p.eps, out)
+    else:
+        for c in range(p.n):
+            out[c] = x[c]
     if p.scale != np.float32(1.0):
         for c in range(p.n):
             out[c] *= p.scale
@@ -120,17 +123,25 @@ def finish_row(p, n, value):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
-    """Heads `[n, D]`: normed where there is a norm, then turned."""
+def _norm_heads(row, norm, p):  # type: ignore[no-untyped-def]
     if norm != 0:
         w = floats(norm, p.head_dim)
         for h in range(row.shape[0]):
             norm_row(row[h], w, p.eps, row[h])
+
+
+@kernel()
+def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
+    """Heads `[n, D]`: normed where there is a norm, and turned; with `norm_last` turned first."""
+    if not p.norm_last:
+        _norm_heads(row, norm, p)
     if p.half > 0:
         if p.halves:
             turn_halves(row, cos, sin, np.float32(1.0))
         else:
             turn_interleaved(row, cos, sin, np.float32(1.0))
+    if p.norm_last:
+        _norm_heads(row, norm, p)
 
 
 @kernel()
@@ -143,6 +154,11 @@ def heads_task(p, g, step):  # type: ignore[no-untyped-def]
     key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(queries, p.q_norm, cos, sin, p)
     _turn(key, p.k_norm, cos, sin, p)
+    if p.temper != 0:
+        factor = floats(p.temper, p.n_ctx)[at]
+        for h in range(group):
+            for c in range(d):
+                queries[h, c] *= factor
     value = floats(p.v + 4 * g * d, d)
     where = 4 * (at * p.n_head_kv + g) * d
     keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
