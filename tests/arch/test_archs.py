@@ -21,6 +21,7 @@ from nbllama.gguf_io import ValueType, write_gguf
 from nbllama.ops.activation import gated
 from nbllama.ops.ungated import NO_NUMBERS, Xielu, ungated, ungated_ref
 from tests import oracle
+from tests.arch.kinds import kinds
 from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 
@@ -168,7 +169,7 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("types", ["Q4_K"])
-@pytest.mark.parametrize("name", [n for n, thin in MODELS.items() if not thin.deep])
+@pytest.mark.parametrize("name", kinds(n for n, thin in MODELS.items() if not thin.deep))
 def test_quantised(name: str, types: str, tmp_path: Path) -> None:
     check_quantised(name, types, tmp_path)
 
@@ -182,7 +183,7 @@ def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", kinds())
 def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
     """An adapter on every matrix: the same in llama.cpp, and merged into the model."""
     path, lora, merged = (tmp_path / f"{x}.gguf" for x in ("toy", "lora", "merged"))

@@ -15,6 +15,7 @@ from examples.toy_models import decode_to_f32
 from nbllama.arch import Hparams
 from nbllama.peek.names import BLOCK, ENDS
 from tests import oracle
+from tests.arch.kinds import kinds
 from tests.differences import record, relative
 
 # float32 on both sides, each sum in its own order; relative to the largest number of the node.
@@ -109,7 +110,7 @@ def bound_of(name: str) -> float:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if m.deep else n for n, m in MODELS.items()],
+    kinds(also_slow=[n for n, m in MODELS.items() if m.deep]),
 )
 def test_nodes_of_every_architecture(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "m.gguf")
