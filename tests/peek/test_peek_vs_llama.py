@@ -34,7 +34,11 @@ FUSED = {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}
 ANOTHER = {
     "phi3": FUSED,
     "glm4": FUSED,
-    "apertus": {"Qcur": "Qcur_pos there, Qcur is as projected", "Kcur": "Kcur_pos there"},
+    "apertus": {
+        "Qcur": "Qcur_pos there, Qcur is as projected",
+        "Kcur": "Kcur_pos there",
+        "ffn_out": "ffn_down there",
+    },
     "seed_oss": {"ffn_norm": "attn_post_norm there"},
     "gemma": {"ffn_inp": "sa_out there"},
     "olmo2": {"attn_norm": "none", "ffn_norm": "none"},
@@ -122,7 +126,7 @@ def test_each_of_our_names_is_compared_somewhere(tmp_path: Path) -> None:
     """A name that llama.cpp had nowhere would be no name of llama.cpp's."""
     found = set()
     for name in ("llama, 7B to 30B", "qwen3, all dense sizes", "gemma3, without a window",
-                 "gemma2, without its keys", "apertus, 8B and 70B"):  # fmt: skip
+                 "gemma2, without its keys", "apertus, 8B and 70B", "starcoder2, 3B to 15B"):  # fmt: skip
         MODELS[name].make(tmp_path / "m.gguf")
         found |= compare_nodes(tmp_path / "m.gguf", f"nodes of {MODELS[name].arch}", bound_of(name))
     assert found == {node.name for node in (*ENDS, *BLOCK)} - ONLY_OURS
