@@ -37,3 +37,8 @@ def kinds(names: Iterable[str] = MODELS, also_slow: Iterable[str] = ()) -> list[
     """Parameters of a test: these kinds, those that are alike marked slow."""
     slow = ALIKE | set(also_slow)
     return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in names]
+
+
+def by_table(name: str) -> bool:
+    """Whether the kind has GELU, which ggml looks up in a table of halves."""
+    return name.startswith(("gemma", "starcoder2", "phi2"))

@@ -21,7 +21,7 @@ from nbllama.gguf_io import ValueType, write_gguf
 from nbllama.ops.activation import gated
 from nbllama.ops.ungated import NO_NUMBERS, Xielu, ungated, ungated_ref
 from tests import oracle
-from tests.arch.kinds import kinds
+from tests.arch.kinds import by_table, kinds
 from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 
@@ -29,10 +29,6 @@ from tests.differences import compare, record, relative
 # float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
 # staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
 # activation is 5e-4 off; 1.8e-5 of the largest logit was measured.
-def by_table(name: str) -> bool:
-    return name.startswith(("gemma", "starcoder2", "phi2"))
-
-
 def bound_of(name: str) -> float:
     return 1e-4 if by_table(name) else 2e-5
 
