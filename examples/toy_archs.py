@@ -54,6 +54,10 @@ WINDOWS = {
 EXAONE4 = OLMO2 | {"qk_norm": True, "rope_freq_base": 1e6, "tokenizer": "bpe"}
 LAYER_NORM: dict[str, Any] = {"layer_norm": True, "norm_biases": True}
 UNGATED_BIASES = (*QKV, "attn_output", "ffn_up", "ffn_down")
+# ggml's GELU is a staircase, and a step taken elsewhere must not show much: a small ffn_down.
+GELU: dict[str, Any] = LAYER_NORM | {
+    "gated": False, "biases": UNGATED_BIASES, "down_size": 0.1, "tokenizer": "bpe",
+}  # fmt: skip
 COHERE: dict[str, Any] = {
     "layer_norm": True, "second_norm": "", "tied": True, "tokenizer": "bpe",
 }  # fmt: skip
@@ -247,7 +251,7 @@ MODELS: dict[str, Thin] = {
     ),
     "starcoder2, 3B to 15B": Thin(
         "starcoder2",
-        LAYER_NORM | {"gated": False, "tied": True, "biases": UNGATED_BIASES, "tokenizer": "bpe"},
+        GELU | {"tied": True},
     ),
     "stablelm, 3B (a part of the head turns)": Thin(
         "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
@@ -255,16 +259,7 @@ MODELS: dict[str, Thin] = {
     "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
     "phi2, 1, 1.5 and 2": Thin(
         "phi2",
-        LAYER_NORM
-        | {
-            "gated": False,
-            "n_rot": 8,
-            "n_head_kv": 4,
-            "second_norm": "",
-            "output_bias": True,
-            "biases": UNGATED_BIASES,
-            "tokenizer": "bpe",
-        },
+        GELU | {"n_rot": 8, "n_head_kv": 4, "second_norm": "", "output_bias": True},
         WIDE | {"n_rot": 32},
     ),
     "command-r, 35B": Thin("command-r", COHERE | {"keys": {"logit_scale": 0.0625}}),

@@ -52,6 +52,7 @@ def make_llama(
     layer_norm: bool = False,
     norm_biases: bool = False,
     output_bias: bool = False,
+    down_size: float = 1.0,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -68,7 +69,7 @@ def make_llama(
     `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
     another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is of
     LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; a `second_norm` of ""
-    is none. The same arguments write the same bytes.
+    is none; `down_size`: a factor of ffn_down. The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -165,7 +166,8 @@ def make_llama(
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         for slot, shape in linears.items():
-            matrix(f"blk.{i}.{slot}.weight", shape, 1 / np.sqrt(shape[1]))
+            size = down_size if slot == "ffn_down" else 1.0
+            matrix(f"blk.{i}.{slot}.weight", shape, size / np.sqrt(shape[1]))
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
     w.write_header_to_file()

@@ -28,7 +28,6 @@ ROWS = (
         "phi3",
         ENDS,
         FUSED,
-        FUSED_FEED_FORWARD,
         rope_pairing="halves",
         partial_rope=True,
         hf_modules=HF_FUSED,
