@@ -156,10 +156,9 @@ def test_layer_norm_and_ungated_activations(has_w: bool, has_b: bool) -> None:
         row = (write.floats(normed, n), write.floats(out, n), n, CODES[kind], *numbers, 0)
         write.phase(kinds.ACT, -(-n // GATE_PART), [row])
     walk_through(write, types, True, n)
-    wide = [None if a is None else a.astype(float) for a in (w_, b_)]
-    np.testing.assert_allclose(
-        normed, layer_norm_ref(x[None].astype(float), *wide, 1e-5)[0], rtol=0, atol=3e-6
-    )
+    wide_w, wide_b = (None if a is None else a.astype(float) for a in (w_, b_))
+    wanted = layer_norm_ref(x[None].astype(float), wide_w, wide_b, 1e-5)[0]
+    np.testing.assert_allclose(normed, wanted, rtol=0, atol=3e-6)
     for kind, out in outs.items():
         wanted = ungated_ref(normed.astype(float), kind, numbers)
         np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
