@@ -161,7 +161,7 @@ def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """The file's, or the row's, in float32, as llama.cpp has them."""
+    """Return the file's scales, or the row's, in float32, as llama.cpp has them."""
     found = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()

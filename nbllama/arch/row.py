@@ -15,7 +15,10 @@ import numpy as np
 
 
 class TensorRow(NamedTuple):
-    """One tensor: GGUF name (of a block: without `blk.N.`), shape as names of sizes, required?"""
+    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
+
+    The name of a block's tensor is without `blk.N.`.
+    """
 
     name: str
     shape: tuple[str, ...]
@@ -102,5 +105,5 @@ class ArchRow:
 
 
 def score_scale(width: int) -> float:
-    """1 / sqrt(width) in float32 steps, as llama.cpp has it."""
+    """Compute 1 / sqrt(width) in float32 steps, as llama.cpp does."""
     return float(np.float32(1) / np.sqrt(np.float32(width)))

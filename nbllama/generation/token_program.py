@@ -38,12 +38,16 @@ class TokenProgram:
         self,
         model: Weights,
         bound: Bound,
+        *,
         k: np.ndarray,
         v: np.ndarray,
         x: np.ndarray,
         exact: bool,
     ) -> None:
-        """Raises ValueError for a model without `has_program`, or for arrays that do not fit."""
+        """Write the program of one token.
+
+        Raises ValueError for a model without `has_program`, or for arrays that do not fit.
+        """
         hp = model.hp
         self._model, self._bound, self._x = model, bound, x
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
@@ -82,7 +86,7 @@ class TokenProgram:
         self._step["chunks"] = len(self._memory["scores"])
 
     def _workspace(self, widest: int) -> dict[str, np.ndarray]:
-        """The memory of `STEP`, by name."""
+        """Allocate the memory of `STEP`, by name."""
         hp, chunks = self._model.hp, -(-self._n_ctx // CHUNK)
         whole = -(-widest // 256) * 256
         phases = len(self._tables["program"])
@@ -107,7 +111,7 @@ class TokenProgram:
         return sum(a.nbytes for a in arrays)
 
     def run(self, position: int) -> np.ndarray:
-        """The token at `position`, whose embedding is in x: its logits, overwritten by the next."""
+        """Return the logits of the token at `position`, embedded in x, until the next call."""
         if not 0 <= position < self._n_ctx:
             raise ValueError(f"position {position} is outside a context of {self._n_ctx}")
         self._step["at"] = position
@@ -137,7 +141,7 @@ class TokenProgram:
         return found
 
     def _add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """The branch's last layer, added to the stream (`block.branch`)."""
+        """Add the branch's last layer to the stream (`block.branch`)."""
         hp, write = self._model.hp, self._write
         if hp.residual_scale == 1 and not hp.has_post_norms:
             write.products(x, self._layers(layer, True, **{slot: self._x}))

@@ -55,8 +55,8 @@ def block_forward(
     layer: int,
     bound: Bound,
     acts: Activations,
-    batch: Batch,
     *,
+    batch: Batch,
     recompute: bool = False,
     cache: CacheExchange | None = None,
     k_offsets: np.ndarray | None = None,
@@ -74,7 +74,7 @@ def block_forward(
 
 
 def block_backward(
-    model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
+    model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
     """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
 
@@ -121,7 +121,7 @@ class _Block:
     # What the passes are made of
 
     def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
-        """What is read of the stream x: normed, in memory that the next one overwrites, or x."""
+        """Return what is read of the stream x: normed, until the next call, or x itself."""
         if not norm:
             return x
         y = self.shared("norm")
@@ -131,14 +131,14 @@ class _Block:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """dx += the gradient with respect to x; a pair's gradients go to `bound.grads`."""
+        """Add the gradient with respect to x to dx; a pair's gradients go to `bound.grads`."""
         if norm:
-            self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx, add=True)
+            self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
             dx += dy
 
     def input(self, x: np.ndarray, *linears: str) -> Input:
-        """x `[N, n_in]` as the input of these linear layers."""
+        """Prepare x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
@@ -150,29 +150,32 @@ class _Block:
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """y `[N, ...]` = (or += with `add`) the output of linear layer `name`, with its bias."""
+        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
-        self.kept.h[name] = linear(w, self.pairs[name], x, out, memory, add=add)
+        self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
         if bias is not None:
             out += bias
 
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
         buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))
         w, h = self.model.linear(self.layer, name), self.kept.h.get(name, NO_PANELS)
-        linear_grad(w, self.pairs[name], dy, x, h, out, buffers, add=add, masked=self.masked(name))
+        linear_grad(
+            w, self.pairs[name], dy, x, hp=h, dx=out, buffers=buffers, add=add,
+            masked=self.masked(name),
+        )  # fmt: skip
 
     # What attention and feed-forward add to the stream: `name` is their last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
+        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)
@@ -195,7 +198,7 @@ class _Block:
         stream += y
 
     def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
-        """The gradient with respect to the layer's output, from that of the stream."""
+        """Return the gradient with respect to the layer's output, from that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream
@@ -203,13 +206,13 @@ class _Block:
         np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
         if hp.has_post_norms:
             norm, rstd = self.name(POST_NORMS[name]), kept.norms[f"rstd_{name}"]
-            self.bound.normed_grad(norm, dy, kept.norms[name], rstd, dy)
+            self.bound.normed_grad(norm, dy, kept.norms[name], rstd, dx=dy)
         return dy
 
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         self.project(name, x, raw)
@@ -224,7 +227,7 @@ class _Block:
             self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
+        """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
         node = LINEARS[name].node
         if not self.hp.qk_norm_last:
             self.turn_grad(node, dy)
@@ -232,7 +235,7 @@ class _Block:
             self.see_grad(f"{node}_normed", dy)
             norm, rows, rstd = self.norm_of_heads(name, self.kept.norms[name])
             d = dy.reshape(rows.shape)
-            self.bound.normed_grad(norm, d, rows, rstd, d)
+            self.bound.normed_grad(norm, d, rows, rstd, dx=d)
         if self.hp.qk_norm_last:
             self.turn_grad(node, dy)
         self.see_grad(f"{node}_raw", dy)
@@ -246,13 +249,13 @@ class _Block:
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """The norm's name, x in rows as long as its weight (a head, or all), and their rstd."""
+        """Return the norm's name, x in rows as long as its weight (a head, or all), their rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
-        """The stream between attention and feed-forward into `kept.x_mid`."""
+        """Compute the stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
@@ -265,13 +268,14 @@ class _Block:
         self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
+        offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
         attention(
-            kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
-            self.model.slopes, kept.att, kept.lse, self.hp.window_at(self.layer),
-            self.hp.attn_softcap,
+            kept.q, keys, values, **offsets, scale=self.hp.attn_scale, slopes=self.model.slopes,
+            o=kept.att, lse=kept.lse, window=self.hp.window_at(self.layer),
+            cap=self.hp.attn_softcap,
         )  # fmt: skip
         if self.watch is not None:
-            self.watch.attention(self.layer, kept.q, keys, self.batch.seq_offsets, k_offsets)
+            self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
         kept.x_mid[:] = x
         self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
@@ -292,9 +296,9 @@ class _Block:
         self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
         self.see_grad("kqv_out", datt)
         attention_grad(
-            datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
-            self.hp.attn_scale, self.model.slopes, dq, dk, dv, self.hp.window_at(self.layer),
-            self.hp.attn_softcap,
+            datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse, offsets=self.batch.seq_offsets,
+            scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
+            window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
         self.see_grad("Vcur", dv)
         self.model.temper(dq, self.batch.positions)
@@ -313,13 +317,13 @@ class _Block:
     # Feed-forward
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """The stream that feed-forward reads, the norm of that, and its rstd."""
+        """Return the stream that feed-forward reads, the norm of that, and its rstd."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
 
     def activation(self) -> np.ndarray:
-        """act(gate) * up `[N, F]`, or act(up), in shared memory."""
+        """Compute act(gate) * up `[N, F]`, or act(up), in shared memory."""
         act, kind = self.shared("act"), self.hp.activation
         if self.hp.gated:
             gated(self.kept.gate, self.kept.up, act, gelu=kind == "gelu")
@@ -338,7 +342,7 @@ class _Block:
         self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
-        """The block's output; `recompute` leaves it out where the gradient has no use for it."""
+        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
         kept, hp = self.kept, self.hp
         read = self.reads(*self.source())
         if hp.ffn_norm and not hp.side_by_side:

@@ -14,14 +14,15 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
-    parameter name. `dropout`: of the inputs of the blocks' pairs; None for all but training.
+    """An adapter at work on a model: pairs by tensor, effective norms, gradients by parameter.
+
+    `dropout`: of the inputs of the blocks' pairs; None except in training.
     """
 
     dropout: Dropout | None = None
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Raises `CheckpointError` for an adapter whose shapes are not the model's."""
+        """Bind `adapter`; `CheckpointError` if its shapes are not the model's."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for another model: {problem}")
         self._model = model
@@ -43,6 +44,7 @@ class Bound:
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
+        """Set all gradients to 0."""
         for g in self.grads.values():
             g.fill(0)
 
@@ -51,16 +53,14 @@ class Bound:
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """The pair of a matrix, with the arrays of its gradients."""
+        """Return the pair of a matrix, with the arrays of its gradients."""
         if self.adapter is None or (found := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(found.a, found.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """The pair of a linear layer (`lora.slots.LINEARS`). Where a tensor holds several layers,
-        they share A, and each has its rows of B.
-        """
+        """Return a layer's pair; layers in one tensor share A, and each has its rows of B."""
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
@@ -73,8 +73,10 @@ class Bound:
         return self._norms.get(name, self._model.vectors[name])
 
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
-        """Write y `[N, C]`, the norm with this weight of x `[N, C]`, and what its gradient needs:
-        rstd `[N]`, of LayerNorm its mean too, in memory `[N, 2]` (`activations.norm_numbers`).
+        """Write y `[N, C]`, the norm with this weight of x `[N, C]`, and what its gradient needs.
+
+        That is rstd `[N]`, of LayerNorm its mean too, in memory `[N, 2]`
+        (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
         if hp.norm == "layer":
@@ -82,7 +84,7 @@ class Bound:
             mean, rstd = rstd.reshape(2, -1)
             layer_norm(x, w, bias, hp.rms_eps, y=y, mean=mean, rstd=rstd)
         else:
-            rms_norm(x, w, hp.rms_eps, y, rstd)
+            rms_norm(x, w, hp.rms_eps, y=y, rstd=rstd)
 
     def normed_grad(
         self,
@@ -90,11 +92,11 @@ class Bound:
         dy: np.ndarray,
         x: np.ndarray,
         rstd: np.ndarray,
-        dx: np.ndarray | None,
         *,
+        dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """dx `[N, C]` = (or += with `add`) the gradient with respect to x, and the pair's own."""
+        """Compute dx `[N, C]` = (or += with `add`) the gradient by x, and add the pair's own."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return
@@ -103,7 +105,7 @@ class Bound:
             mean, rstd = rstd.reshape(2, -1)
             layer_norm_grad(dy, x, w, mean=mean, rstd=rstd, dx=dx, add=add)
         else:
-            rms_norm_grad(dy, x, w, rstd, dx, add=add)
+            rms_norm_grad(dy, x, w, rstd, dx=dx, add=add)
 
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
         """Add the gradient of a norm's pair, if it has one that is trained.

@@ -31,13 +31,15 @@ class ReferenceModel(ReferenceTensors):
         batch: Batch,
         params: Parameters,
         scale: float,
+        *,
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Logits `[N, V]` of a batch. `seen` gets every activation under llama.cpp's name (see
-        `nbllama.peek.names`); `change` is added to those that it names.
+        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
+
+        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
         """
-        return _Pass(self, batch, params, scale, seen, change).forward()
+        return _Pass(self, batch, params, scale, seen=seen, change=change).forward()
 
     def loss(
         self, batch: Batch, params: Parameters, scale: float, change: Parameters | None = None
@@ -155,5 +157,5 @@ class _Pass(Operations):
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """An adapter's arrays as float64 copies, to be varied."""
+    """Return an adapter's arrays as float64 copies, to be varied."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

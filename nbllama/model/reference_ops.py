@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Operations:
         batch: Batch,
         params: Parameters,
         scale: float,
+        *,
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> None:
@@ -88,11 +90,11 @@ class Operations:
         """W[tok] + s B[tok] A."""
         tokens, pair = self.batch.tokens, self.pair("token_embd")
         x: np.ndarray = self.tensors["token_embd.weight"][tokens]
-        return x if pair is None else embed_lora_ref(x, tokens, *pair, self.scale)
+        return x if pair is None else embed_lora_ref(x, tokens, *pair, scale=self.scale)
 
     def embed_grad(self, dx: np.ndarray) -> None:
         if pair := self.pair("token_embd"):
-            da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, self.scale)
+            da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, scale=self.scale)
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -109,7 +111,7 @@ class Operations:
         """dx, and the pair's dA and dB. W is frozen: its own gradient is not used."""
         dx, _ = matmul_grad_ref(dy, x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
-            through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], self.scale)
+            through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], scale=self.scale)
             self.add_grads(name, da, db, rows)
             dx = dx + through
         return dx
@@ -181,25 +183,26 @@ class Operations:
             return x
         cos: np.ndarray = tables[0].astype(self.model.dtype)
         sin: np.ndarray = tables[1].astype(self.model.dtype)
-        return rope_ref(x, positions, cos, sin, halves, inverse)
+        return rope_ref(x, positions, cos, sin, halves=halves, inverse=inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:
         """Outputs `[N, H, D]`; each sequence sees itself, up to each token."""
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         if self.seen is not None:
-            matrices = attention_matrices(q, k, offsets, offsets, *constants)
+            matrices = attention_matrices(q, k, q_offsets=offsets, k_offsets=offsets, **constants)
             for name, matrix in zip(("kq", "kq_soft_max"), matrices, strict=True):
                 self.seen(f"{name}-{layer}", matrix)
-        return attention_ref(q, k, v, offsets, offsets, *constants)
+        return attention_ref(q, k, v, q_offsets=offsets, k_offsets=offsets, **constants)
 
     def attention_grad(
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         q, k, v = (self.kept[f"{name}-{layer}"] for name in ("q", "k", "Vcur"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
-        return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets, *constants)
+        return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 
-    def constants(self, layer: int) -> tuple[float, np.ndarray, int, float]:
-        """Scale, slopes of ALiBi, window and soft-cap of a block's attention."""
-        slopes = alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
-        return self.hp.attn_scale, slopes, self.hp.window_at(layer), self.hp.attn_softcap
+    def constants(self, layer: int) -> dict[str, Any]:
+        """Return the keyword arguments of a block's attention that are not its arrays."""
+        hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
+        window, cap = hp.window_at(layer), hp.attn_softcap
+        return {"scale": hp.attn_scale, "slopes": slopes, "window": window, "cap": cap}

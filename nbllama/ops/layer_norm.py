@@ -60,7 +60,7 @@ def layer_norm_grad_ref(
 
 
 @kernel(fast=True)
-def _sum(x):  # type: ignore[no-untyped-def]
+def _sum(x):
     total = 0.0  # float64
     for c in range(x.shape[0]):
         total += np.float64(x[c])
@@ -68,7 +68,7 @@ def _sum(x):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def _sum_of_squares(x, mean):  # type: ignore[no-untyped-def]
+def _sum_of_squares(x, mean):
     total = 0.0  # float64
     for c in range(x.shape[0]):
         d = x[c] - mean
@@ -77,7 +77,7 @@ def _sum_of_squares(x, mean):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def _weighted_sums(dy, w, x, mean):  # type: ignore[no-untyped-def]
+def _weighted_sums(dy, w, x, mean):
     """The sums of g and of g (x - mean)."""
     total = along = np.float32(0.0)
     for c in range(x.shape[0]):
@@ -88,7 +88,7 @@ def _weighted_sums(dy, w, x, mean):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def _plain_sums(dy, x, mean):  # type: ignore[no-untyped-def]
+def _plain_sums(dy, x, mean):
     total = along = np.float32(0.0)
     for c in range(x.shape[0]):
         total += dy[c]
@@ -98,7 +98,7 @@ def _plain_sums(dy, x, mean):  # type: ignore[no-untyped-def]
 
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
-def layer_norm_row(x, w, b, eps, y):  # type: ignore[no-untyped-def]
+def layer_norm_row(x, w, b, eps, y):
     """y of one row, w and b of length 0 for none; (mean, rstd)."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
@@ -119,7 +119,7 @@ def layer_norm_row(x, w, b, eps, y):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _row_grad(dy, x, w, mean, rstd, dx, add):  # type: ignore[no-untyped-def]
+def _row_grad(dy, x, w, mean, rstd, dx, add):
     n = np.float32(x.shape[0])
     if w.shape[0] > 0:
         total, along = _weighted_sums(dy, w, x, mean)
@@ -133,31 +133,31 @@ def _row_grad(dy, x, w, mean, rstd, dx, add):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(x, w, b, eps, y, mean, rstd):  # type: ignore[no-untyped-def]
+def _serial(x, w, b, eps, y, mean, rstd):
     for n in range(x.shape[0]):
         mean[n], rstd[n] = layer_norm_row(x[n], w, b, eps, y[n])
 
 
 @kernel(parallel=True)
-def _parallel(x, w, b, eps, y, mean, rstd):  # type: ignore[no-untyped-def]
+def _parallel(x, w, b, eps, y, mean, rstd):
     for n in prange(x.shape[0]):
         mean[n], rstd[n] = layer_norm_row(x[n], w, b, eps, y[n])
 
 
 @kernel(parallel=True)
-def _grad(dy, x, w, mean, rstd, dx, add):  # type: ignore[no-untyped-def]
+def _grad(dy, x, w, mean, rstd, dx, add):
     for n in prange(x.shape[0]):
         _row_grad(dy[n], x[n], w, mean[n], rstd[n], dx[n], add)
 
 
 @kernel()
-def _add_products(dy, x, mean, rstd, sums):  # type: ignore[no-untyped-def]
+def _add_products(dy, x, mean, rstd, sums):
     for c in range(sums.shape[0]):
         sums[c] += dy[c] * (x[c] - mean) * rstd
 
 
 @kernel(parallel=True)
-def _grad_weight(dy, x, mean, rstd, dw, sums):  # type: ignore[no-untyped-def]
+def _grad_weight(dy, x, mean, rstd, dw, sums):
     width = x.shape[1]
     for task in prange((width + COLUMNS - 1) // COLUMNS):
         first = task * COLUMNS

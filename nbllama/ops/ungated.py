@@ -98,21 +98,21 @@ def ungated_grad_ref(
 
 
 @kernel()
-def _gelu_row(x, out):  # type: ignore[no-untyped-def]
+def _gelu_row(x, out):
     for f in range(x.shape[0]):
         a = x[f]
         out[f] = a / (_ONE + exp_f32(-a * (_LINEAR32 + _CUBIC32 * a * a)))
 
 
 @kernel()
-def _relu2_row(x, out):  # type: ignore[no-untyped-def]
+def _relu2_row(x, out):
     for f in range(x.shape[0]):
         a = _ZERO if x[f] < _ZERO else x[f]  # NaN stays NaN
         out[f] = a * a
 
 
 @kernel()
-def _xielu_row(x, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
+def _xielu_row(x, p, n, beta, eps, out):
     for f in range(x.shape[0]):
         a = x[f]
         low = a if a < eps else eps
@@ -122,7 +122,7 @@ def _xielu_row(x, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def ungated_row(x, code, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
+def ungated_row(x, code, p, n, beta, eps, out):
     if code == GELU:
         _gelu_row(x, out)
     elif code == RELU2:
@@ -132,7 +132,7 @@ def ungated_row(x, code, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _gelu_row_grad(dout, x):  # type: ignore[no-untyped-def]
+def _gelu_row_grad(dout, x):
     for f in range(x.shape[0]):
         a = x[f]
         s = _ONE / (_ONE + exp_f32(-a * (_LINEAR32 + _CUBIC32 * a * a)))
@@ -141,14 +141,14 @@ def _gelu_row_grad(dout, x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _relu2_row_grad(dout, x):  # type: ignore[no-untyped-def]
+def _relu2_row_grad(dout, x):
     for f in range(x.shape[0]):
         a = _ZERO if x[f] < _ZERO else x[f]
         x[f] = dout[f] * _TWO * a
 
 
 @kernel()
-def _xielu_row_grad(dout, x, p, n, beta, eps):  # type: ignore[no-untyped-def]
+def _xielu_row_grad(dout, x, p, n, beta, eps):
     for f in range(x.shape[0]):
         a = x[f]
         e = _ZERO if a > eps else exp_f32(a)
@@ -158,19 +158,19 @@ def _xielu_row_grad(dout, x, p, n, beta, eps):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(x, code, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
+def _serial(x, code, p, n, beta, eps, out):
     for i in range(x.shape[0]):
         ungated_row(x[i], code, p, n, beta, eps, out[i])
 
 
 @kernel(parallel=True)
-def _parallel(x, code, p, n, beta, eps, out):  # type: ignore[no-untyped-def]
+def _parallel(x, code, p, n, beta, eps, out):
     for i in prange(x.shape[0]):
         ungated_row(x[i], code, p, n, beta, eps, out[i])
 
 
 @kernel(parallel=True)
-def _grad(dout, x, code, p, n, beta, eps):  # type: ignore[no-untyped-def]
+def _grad(dout, x, code, p, n, beta, eps):
     for i in prange(x.shape[0]):
         if code == GELU:
             _gelu_row_grad(dout[i], x[i])

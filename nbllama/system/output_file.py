@@ -11,10 +11,9 @@ from nbllama.system.part_names import files_of
 
 
 def prepare_output(path: str, inputs: Iterable[str]) -> None:
-    """Refuse an output that is one of the inputs, or a file in a folder that is one, or that cannot
-    be written; remove dead leftovers.
+    """Check that an output can be written and is none of the inputs; remove dead leftovers.
 
-    Raises `UsageError` or `OutputError`.
+    A file in a folder that is an input is refused too. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
@@ -24,9 +23,7 @@ def prepare_output(path: str, inputs: Iterable[str]) -> None:
 
 
 def _files(name: str) -> Iterator[str]:
-    """An input that exists, the other parts of a model in parts, and what is in it if it is a
-    folder (an adapter of PEFT's format).
-    """
+    """Yield an input that exists, the other parts of a model in parts, and a folder's files."""
     yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:

@@ -150,7 +150,7 @@ def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
 def test_a_part_that_changes_is_seen(parts: list[Path]) -> None:
     with open_gguf(parts[0]) as f:
         parts[2].write_bytes(parts[2].read_bytes() + bytes(32))
-        with pytest.raises(GGUFError, match="00003-of-00003.*has changed since it was opened"):
+        with pytest.raises(GGUFError, match=r"00003-of-00003.*has changed since it was opened"):
             f.recheck()
 
 

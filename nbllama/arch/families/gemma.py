@@ -10,7 +10,7 @@ from nbllama.arch.tensors import BLOCK, ENDS, HF_MODULES, POST_NORMS, QK_NORMS, 
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """The model of `largest` layers scales its queries by n_embd / n_head, not by the head size."""
+    """Scale queries by n_embd / n_head in the model of `largest` layers, else by the head size."""
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest
     return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)
