@@ -261,29 +261,26 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any, has_w: bool, has_b:
     return found
 
 
-def _forward(x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, eps: float) -> np.ndarray:
-    y = np.empty_like(x)
-    mean, rstd = np.empty((2, len(x)), np.float32)
-    layer_norm(x, w, b, eps, y=y, mean=mean, rstd=rstd)
+def _forward(**inputs: Any) -> np.ndarray:
+    y = np.empty_like(inputs["x"])
+    mean, rstd = np.empty((2, len(y)), np.float32)
+    layer_norm(**inputs, y=y, mean=mean, rstd=rstd)
     return y
 
 
-def _gradients(
-    dy: np.ndarray, x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, eps: float
-) -> Gradients:
+def _gradients(dy: np.ndarray, **inputs: Any) -> Gradients:
+    x, w = inputs["x"], inputs["w"]
     mean, rstd = np.empty((2, len(x)), np.float32)
-    layer_norm(x, w, b, eps, y=np.empty_like(x), mean=mean, rstd=rstd)
+    layer_norm(**inputs, y=np.empty_like(x), mean=mean, rstd=rstd)
     dx, dw = np.empty_like(x), np.zeros(x.shape[1], np.float32)
     layer_norm_grad(dy, x, w, mean=mean, rstd=rstd, dx=dx)
     layer_norm_grad_weight(dy, x, mean=mean, rstd=rstd, dw=dw)
     return {"x": dx} if w is None else {"x": dx, "w": dw}
 
 
-def _gradients_ref(
-    dy: np.ndarray, x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, eps: float
-) -> Gradients:
-    dx, dw = layer_norm_grad_ref(dy, x, w, eps)
-    return {"x": dx} if w is None else {"x": dx, "w": dw}
+def _gradients_ref(dy: np.ndarray, **inputs: Any) -> Gradients:
+    dx, dw = layer_norm_grad_ref(dy, inputs["x"], inputs["w"], inputs["eps"])
+    return {"x": dx} if inputs["w"] is None else {"x": dx, "w": dw}
 
 
 def _op(name: str, has_w: bool, has_b: bool, ggml: str) -> Op:

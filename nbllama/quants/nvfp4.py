@@ -28,7 +28,7 @@ _LEAST = np.float32(2.0**-10)
 
 
 @kernel()
-def half_scale(c):  # type: ignore[no-untyped-def]
+def half_scale(c):
     """scale(c) / 2 as float32."""
     e, m = (c >> 3) & 15, c & 7
     if c == 127:
@@ -37,7 +37,7 @@ def half_scale(c):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_nvfp4(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_nvfp4(raw, src, n_blocks, out, dst):
     """w = scale(c) / 2 * value[q]."""
     for b in range(n_blocks):
         at, to = src + 36 * b, dst + 64 * b

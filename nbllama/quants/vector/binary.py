@@ -8,7 +8,7 @@ from nbllama.quants._vec import bits16, signed, store
 
 
 @kernel()
-def decode_q1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q1_0(raw, src, n_blocks, out, dst):
     """w = d * (2 bit - 1)."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 128 * b
