@@ -137,7 +137,7 @@ class ChatReader:
                 heads.append((answer, ids, trained))
         self._count(chat, answers, texts, why, line)
         tokenizer = self._tokenizer if self._places else None
-        return [row_of(*head, tokenizer) for head in reversed(heads)]
+        return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
         """Return the prompt for the answer to `messages`, with its tokens. Raises as `rows`."""

@@ -19,8 +19,8 @@ Ranges = Sequence[tuple[int, int]]
 class Tokens(NamedTuple):
     """The ids of a text, in whose ranges of characters `plain` no special token is parsed.
 
-    A prompt has BOS in front where the tokenizer puts it there. `continues`: plain text comes
-    before. An answer that was cut has fewer ids than its text.
+    A prompt begins with BOS where the tokenizer adds it. `continues`: the text continues plain
+    text. An answer that was cut has fewer ids than its text.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
 class Whole(NamedTuple):
     """A prompt that shorter ones are parts of.
 
-    Its ids without BOS, and its special tokens as (start, end, number of ids before).
+    Its ids are without BOS; its special tokens are (start, end, number of ids before).
     """
 
     text: str
@@ -62,8 +62,8 @@ class ChatTokens:
     def prompt(self, prompt: str) -> Tokens:
         """Tokenise a prompt.
 
-        Ids of the last one, if that begins with it, are taken over up to its last special token, at
-        which the tokenizer cuts.
+        If the prompt before this one begins with it, their common ids are used again, up to the
+        last special token, at which the tokenizer cuts.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -81,10 +81,10 @@ class ChatTokens:
     def answer(
         self, text: str, words: int, *, plain: Ranges = (), continues: bool = False
     ) -> tuple[Tokens, int]:
-        """Tokenise an answer, and return the character where it ends.
+        """Tokenise an answer, and find where it ends.
 
-        It ends with the first token after its first `words` characters that ends a generation.
-        `continues`: plain text comes before.
+        It ends at the first token after its first `words` characters that ends a generation; the
+        character there is returned too. `continues`: the answer continues plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []

@@ -112,7 +112,7 @@ class BpeTokenizer(Tokenizer):
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
-        """Return the ids without those past the vocabulary."""
+        """Leave out the ids past the vocabulary."""
         if self._is_whole:
             return library_ids
         return [i for i in library_ids if i < self.n_vocab]

@@ -143,8 +143,8 @@ class Tokenizer(ABC):
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
         """Return the ids of `text` with special tokens parsed, cut at these tokens.
 
-        `continues`: as in `encode_with_starts`. The ids of the last texts are kept, as the same
-        texts come again in the next prompts.
+        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
+        come again in the next prompts.
         """
         _check_unicode(text)
         kept = self._kept
@@ -164,7 +164,10 @@ class Tokenizer(ABC):
         return out
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts together that `encode_pieces` will get; this may be quicker."""
+        """Tokenise texts that `encode_pieces` will be asked for, together.
+
+        This may be quicker than one by one.
+        """
         new: dict[str, None] = {}
         self._cuts_before, self._cuts = self._cuts, {}
         for text in texts:

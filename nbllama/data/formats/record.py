@@ -33,8 +33,8 @@ class Conversation(NamedTuple):
 
     `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
     server gets them, or None. `variables`: of the template, for this chat. `told`: what was read in
-    another way than it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how many
-    messages in front are not in the record's list of messages.
+    another way than it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how many of
+    the first messages are not in the record's list of messages.
     """
 
     messages: list[Message]

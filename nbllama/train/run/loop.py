@@ -100,7 +100,7 @@ class Loop:
         except StopRequested:
             self._save_at_end()
             self.result.interrupted = True
-            self._reason = f"stopped by signal {self.stop.signum}"
+            self._reason = self.stop.reason
             self._tell_end(self._reason)
             return
         if compat:
