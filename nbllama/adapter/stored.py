@@ -39,8 +39,9 @@ class Base(NamedTuple):
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE turns neighbours in this architecture's GGUF files, and the two halves of a
-        head at Hugging Face (see `peft`).
+        """Whether RoPE turns neighbours in this architecture's GGUF files.
+
+        Hugging Face's turns the two halves of a head (see `peft`).
         """
         return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 

@@ -43,7 +43,7 @@ def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
 
 
 def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
-    """A finite number, rounded to float32."""
+    """Read a finite number, rounded to float32."""
     value = float(np.float32(f.get(key, "float", default)))
     if not math.isfinite(value):
         raise f.error(f"key '{key}'", f"{value}, must be finite")
@@ -51,7 +51,7 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
 
 
 def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
-    """A finite number for each layer, given once or once a layer."""
+    """Read a finite number for each layer, given once or once a layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         f.get(key, "float")  # which must be there
         return [any_number(f, key)] * n_layer

@@ -12,7 +12,7 @@ from nbllama.gguf_io import GGUFFile
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
-    """The base of RoPE, stretched by alpha^(D / (D - 2)) where the file says so."""
+    """Read the base of RoPE, stretched by alpha^(D / (D - 2)) where the file says so."""
     base = np.float32(positive(f, f"{row.name}.rope.freq_base", default=10000.0))
     key = f"{row.name}.rope.scaling.alpha"
     if row.rope_alpha and f.get(key, "float", 0.0) > 0 and head_dim > 2:
@@ -24,7 +24,7 @@ def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
 
 
 def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
-    """The largest bias of ALiBi; 0 for RoPE."""
+    """Return the largest bias of ALiBi; 0 for RoPE."""
     if row.alibi_by_depth is None:
         return 0.0
     if n_layer not in row.alibi_by_depth:
@@ -37,6 +37,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
+    """Read how many numbers of a head RoPE turns: all of them unless the file says otherwise."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.get(key, "uint", head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -110,6 +111,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
+    """Read how queries are scaled by their positions; None where they are not."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None
