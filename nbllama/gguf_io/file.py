@@ -56,6 +56,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
+        self.paths: tuple[str, ...] = (path,)  # more than one: a model in parts
         self._absolute = os.path.abspath(path)  # the working directory may change
         self.size = info.st_size
         self.version = version

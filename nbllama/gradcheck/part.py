@@ -19,7 +19,8 @@ class PartOfFile(GGUFFile):
     """The tensors of some blocks under new numbers; nothing is copied."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
-        self.path, self.metadata, self._whole = whole.path, whole.metadata, whole
+        self.path, self.paths = whole.path, whole.paths
+        self.metadata, self._whole = whole.metadata, whole
         self.old_names = {}
         for name in whole.tensors:
             new = renamed(name, layers)
