@@ -53,7 +53,7 @@ class MessageError(DataError):
         super().__init__(self.counted(0))
 
     def counted(self, shift: int) -> str:
-        """The line, for a record in which the messages have numbers that are larger by `shift`."""
+        """Return the line, for a record in which the messages' numbers are larger by `shift`."""
         names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
         return f"message {', '.join(names)}{self._reason}"
 

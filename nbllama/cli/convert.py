@@ -31,13 +31,13 @@ that cannot be written, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line but for its three words."""
+    """A parsed command line except for its three words."""
 
     debug: bool = debug_option("Options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
-    """The conversion, IN, OUT and the options.
+    """Return the conversion, IN, OUT and the options.
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """

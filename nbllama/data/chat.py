@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 class ChatReader:
-    """Makes samples of chats for one tokenizer and template. `system_as_user`: a system message
-    goes in front of the first question where the template has no such role. `places`: samples come
-    with their texts and the places of tokens in them.
+    """Makes samples of chats for one tokenizer and template.
+
+    `system_as_user`: where the template has no system messages, one goes into the first question.
+    `places`: samples come with their texts and the places of tokens in them.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ChatReader:
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """The template's error, with what helps where it has no system messages."""
+        """Return the template's error, with what helps where it has no system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -103,8 +104,9 @@ class ChatReader:
         self._tokenizer.warm(texts)
 
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
-        """The samples of a chat, in the order of their last answers. Raises what stands in its way:
-        the template's refusal, or `DataError`.
+        """Return the samples of a chat, in the order of their last answers.
+
+        Raises the template's refusal, or `DataError`.
         """
         if isinstance(rendered, NbllamaError):
             raise rendered
@@ -135,10 +137,10 @@ class ChatReader:
                 heads.append((answer, ids, trained))
         self._count(chat, answers, texts, why, line)
         tokenizer = self._tokenizer if self._places else None
-        return [row_of(*head, tokenizer) for head in reversed(heads)]
+        return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
+        """Return the prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
         try:
@@ -149,7 +151,7 @@ class ChatReader:
             raise DataError(e.counted(len(messages) - len(prepared))) from None
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
-        """What there is to tell of all chats that were read."""
+        """Return lines for the user about all chats that were read."""
         lines = self.notices.lines(n_records, n_samples)
         if self._traits.asks_to_think:
             lines.append(

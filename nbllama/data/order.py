@@ -25,8 +25,9 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: which sample comes when, int64 [n], and a random number in [0, 1] for each place,
-    float64 [n], from which a sample's random offset is made.
+    """One epoch: which sample comes when, int64 [n], and a random number for each place.
+
+    The numbers are in [0, 1], float64 [n]; a sample's random offset is made from them.
     """
 
     order: np.ndarray
@@ -42,7 +43,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: int64 [n_samples], every number from 0 to n_samples - 1 once.
+    """Return one epoch's order: int64 [n_samples], every number from 0 to n_samples - 1 once.
 
     Raises `ValueError` when seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
     """
@@ -51,7 +52,7 @@ def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
-    """The permutation of an epoch and a number in [0, 1) for each of its places."""
+    """Return the permutation of an epoch and a number in [0, 1) for each of its places."""
     tail = _draws(2 * n_samples, seed, epoch)[n_samples:]
     return Shuffled(permutation(n_samples, seed, epoch), (tail >> 11) * 2.0**-53)
 
@@ -67,11 +68,7 @@ def check_position(position: Position, n_samples: int) -> None:
 
 
 class Order:
-    """Deals out sample numbers, every sample exactly once an epoch.
-
-    The last batch of an epoch is short: it never goes on into the next epoch, so that no sample
-    is seen twice before another was seen once, and the end of an epoch is the end of a step.
-    """
+    """The orders of a seed's epochs, of which the last one asked for is kept."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples
@@ -80,29 +77,8 @@ class Order:
         self._shuffled = shuffled(n_samples, seed, 0)
 
     def epoch(self, epoch: int) -> Shuffled:
-        """One epoch's order; the last one asked for is kept."""
+        """Return one epoch's order."""
         if epoch != self._epoch:
             self._shuffled = shuffled(self.n_samples, self.seed, epoch)
             self._epoch = epoch
         return self._shuffled
-
-    def take(self, position: Position, n: int) -> tuple[np.ndarray, Position]:
-        """At most `n` sample numbers (int64 [1..n]) from `position` on, and where to go on.
-
-        Fewer than n come only at the end of an epoch; the new position is then the start of the
-        next one. The result depends on the arguments alone, whatever was taken before.
-
-        Raises `DataError` for a position that is not in this data (a state saved with other
-        data), `ValueError` for n < 1.
-        """
-        if n < 1:
-            raise ValueError("take at least one sample")
-        check_position(position, self.n_samples)
-        epoch, first = position
-        taken = self.epoch(epoch).order[first : first + n].copy()
-        after = first + len(taken)
-        return taken, Position(epoch + 1) if after == self.n_samples else Position(epoch, after)
-
-    def n_batches(self, n: int) -> int:
-        """How many `take(..., n)` make one epoch."""
-        return -(-self.n_samples // n)

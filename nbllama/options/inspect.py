@@ -25,7 +25,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """A parsed command line, but for FILE."""
+    """A parsed command line, except for FILE."""
 
     json: bool = _show(None, False, "everything as one JSON document")
     all: bool = _show(None, False, "every tensor and key, not groups and the first ones of them")
@@ -42,7 +42,7 @@ class InspectOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[InspectOptions, str]:
-    """The options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Return the options and the file. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     words, rest = take_words(argv, table(InspectOptions))
     options = parse_into(
         InspectOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG,

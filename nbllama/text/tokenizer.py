@@ -44,7 +44,6 @@ class Tokenizer(ABC):
         self.bos_id = vocab.roles.get("bos")
         self.eos_id = vocab.roles.get("eos")
         self.eot_id = vocab.roles.get("eot")
-        self.unk_id = vocab.roles.get("unk")
         self.pad_id = vocab.roles.get("pad")
         self.add_bos = vocab.add_bos
         self.add_eos = vocab.add_eos
@@ -82,8 +81,11 @@ class Tokenizer(ABC):
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
-        """The ids of `encode` without bos and eos, in parts of at most about `CHUNK` characters of
-        text, so that the libraries' working memory (some 100 bytes a character) stays small."""
+        """Yield the ids of `encode` without bos and eos, in parts.
+
+        A part has at most about `CHUNK` characters of text, so that the libraries' working memory
+        (some 100 bytes a character) stays small.
+        """
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
                 yield [token_id]
@@ -139,10 +141,10 @@ class Tokenizer(ABC):
         return np.concatenate(parts), np.concatenate(places)
 
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
-        """The ids of `text` with special tokens parsed, cut at these tokens. `continues`: as in
-        `encode_with_starts`.
+        """Return the ids of `text` with special tokens parsed, cut at these tokens.
 
-        Those of the last texts are kept, as the same ones come again in the next prompts.
+        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
+        come again in the next prompts.
         """
         _check_unicode(text)
         kept = self._kept
@@ -162,8 +164,9 @@ class Tokenizer(ABC):
         return out
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts together that `encode_pieces` is about to be asked for, which may be
-        quicker than one by one.
+        """Tokenise texts that `encode_pieces` will be asked for, together.
+
+        This may be quicker than one by one.
         """
         new: dict[str, None] = {}
         self._cuts_before, self._cuts = self._cuts, {}
@@ -205,8 +208,11 @@ class Tokenizer(ABC):
         return b"".join(pieces)
 
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
-        """Bytes of one token, as `llama_token_to_piece`; control and unknown tokens are empty
-        unless `special`. Raises ValueError for an id outside the vocabulary."""
+        """Return the bytes of one token, as `llama_token_to_piece`.
+
+        Control and unknown tokens are empty unless `special`. Raises ValueError for an id outside
+        the vocabulary.
+        """
         piece = self._pieces.get(token_id)
         if piece is None:
             if not 0 <= token_id < self.n_vocab:
@@ -217,7 +223,7 @@ class Tokenizer(ABC):
         return piece
 
     def token_text(self, token_id: int) -> str:
-        """The token as the vocabulary writes it ("<|im_end|>", "\\u0120the")."""
+        """Return the token as the vocabulary writes it ("<|im_end|>", "Ġthe")."""
         return self._texts[token_id]
 
     def token_id(self, text: str) -> int | None:
@@ -232,13 +238,11 @@ class Tokenizer(ABC):
         return re.compile("|".join(filter(None, texts)) or r"(?!)")
 
     def may_hold_special(self, text: str) -> bool:
-        """False only where `parse_special` makes no difference to the ids of `text`."""
+        """Return False only where `parse_special` makes no difference to the ids of `text`."""
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """The first text of a control token, or of the unknown token, in `text`; None: there is
-        none.
-        """
+        """Find the first text of a control token, or of the unknown token, in `text`; or None."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 
@@ -248,13 +252,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """The first place from `at` on where `text` may be cut without a change of its ids, else
-        its end."""
+        """Find the first place from `at` on where a cut does not change the ids; else the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids as `_encode_plain`, int32 [n], and the index in `text` of each one's first character,
-        int64 [n]."""
+        """Return ids as `_encode_plain`, int32 [n], and each one's place in `text`, int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
@@ -280,8 +282,10 @@ class Tokenizer(ABC):
     def _fragments(
         self, text: str, parse_special: bool
     ) -> Iterator[tuple[int | None, str, int, int]]:
-        """`text` cut at its special tokens: (id or None for plain text, what to put in front of
-        the plain text, start, end)."""
+        """Cut `text` at its special tokens.
+
+        Yields (id or None for plain text, what to put in front of the plain text, start, end).
+        """
         _check_unicode(text)
         prefix = self._prefix
         parts = self._cut(text) if parse_special else self._partition(text, False)
