@@ -19,7 +19,7 @@ from nbllama.train.run.screen import Screen, Silent
 from nbllama.train.run.stop import StopFlag
 
 if TYPE_CHECKING:
-    from nbllama.train.run.session import Session
+    from nbllama.train.run.session import RunSession
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Watching:
         self.measures: Measures | None = None
         self._questions: Questions | None = None
 
-    def attach(self, session: Session, keep: Callable[[Row], None]) -> None:
+    def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
         """Everything is loaded. `keep`: takes rows for the log, and gives them to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
