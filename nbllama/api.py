@@ -175,8 +175,8 @@ def trace(
     """Activations of a forward pass by name, float32 copies.
 
     `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att` `[N, H, D]`,
-    `x_mid` `[N, C]`, `gate`, `up` `[N, F]`, each as `blk.I.NAME`; `x_out` `[N, C]` after the last
-    block, `logits` `[N, V]`.
+    `x_mid` `[N, C]`, `gate` (empty where there is none), `up` `[N, F]`, each as `blk.I.NAME`;
+    `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
     """
     n = len(tokens)
     batch, bound = _batch(model, tokens), Bound(model, adapter, trained=adapter is not None)
