@@ -20,9 +20,15 @@ NOT_A_NUMBER = (
 
 
 class NbllamaError(Exception):
-    """A failure that is told in one line: what, where, what to do."""
+    """A failure that is told in one line: what, where, what to do.
+
+    Control characters in the message, which may come from a file, are escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        super().__init__(escaped(message), *more)
 
 
 class UsageError(NbllamaError):
@@ -81,9 +87,14 @@ class Interrupted(NbllamaError):
         self.exit_code = 128 + signum
 
 
-def shown(text: object, limit: int = 120) -> str:
-    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
-    out = "".join(
+def escaped(text: object) -> str:
+    """`text` with every character escaped that is not printable, such as those of a terminal."""
+    return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
+    out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

@@ -24,6 +24,7 @@ def _run(words: list[str]) -> None:
     from nbllama.export.rewrite import IDS, metadata_for, requantised, rewrite
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     with open_gguf(asked.source) as f:
         hp = hparams_from_gguf(f)
@@ -37,7 +38,7 @@ def _run(words: list[str]) -> None:
                 f"{shown(asked.source, 400)}: {shown(name)} is quantised already; start from an"
                 " F32, F16 or BF16 model, or give --allow-requantize"
             )
-        prepare_output(asked.target, [asked.source])
+        prepare_output(asked.target, [asked.source], GGUF)
         with Progress() as progress:
             changes = rewrite(f, asked.target, types, {}, metadata_for(f, kind.id), progress)
     print_result(asked.target, changes, progress.seconds)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbllama import __version__
 from nbllama.report.log import duration, memory
-from nbllama.report.records import Row, Run, number, points
+from nbllama.report.records import Row, Run, number, points, text
 from nbllama.report.style import STYLE
 from nbllama.report.svg import Line, bars, chart, label, smoothed
 
@@ -21,7 +21,7 @@ _UNSEEN = re.compile(
 
 def safe(value: Any) -> str:
     """A text of the run as HTML."""
-    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
+    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text(value)), quote=True)
 
 
 def page(run: Run) -> str:
@@ -52,7 +52,7 @@ def page(run: Run) -> str:
 
 
 def _name(run: Run) -> str:
-    return str(run.run.get("model") or "a run")
+    return text(run.run.get("model") or "a run")
 
 
 def _head(run: Run) -> str:
@@ -142,10 +142,9 @@ def _others(run: Run) -> str:
 def _samples(run: Run) -> str:
     asked: dict[str, list[tuple[Row, str]]] = {}
     for row in run.evaluations:
-        for sample in row.get("samples") or []:
-            if isinstance(sample, dict):
-                answer = str(sample.get("answer", ""))
-                asked.setdefault(str(sample.get("prompt", "")), []).append((row, answer))
+        for sample in row["samples"]:
+            answer = text(sample.get("answer", ""))
+            asked.setdefault(text(sample.get("prompt", "")), []).append((row, answer))
     if not asked:
         return ""
     blocks = []
@@ -178,7 +177,7 @@ def _table(rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
 
 def _pairs(value: Any) -> list[tuple[str, ...]]:
     """(name, value) rows of an object of a log."""
-    return [(str(k), str(v)) for k, v in value.items()] if isinstance(value, dict) else []
+    return [(k, text(v)) for k, v in value.items()] if isinstance(value, dict) else []
 
 
 def _data(run: Run) -> str:
@@ -188,7 +187,7 @@ def _data(run: Run) -> str:
     counts = data.get("lengths")
     drawn = ""
     if isinstance(counts, list):
-        found = [(str(c[0]), int(c[1])) for c in counts if isinstance(c, list) and len(c) == 2]
+        found = [(name, count) for name, count in counts]
         drawn = (
             f"{bars(found, 'Samples by length')}<p class='note'>Samples by length in tokens.</p>"
         )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbllama.errors import DataError, shown
+from nbllama.system.regular import read_whole
 
 Row = dict[str, Any]
+
+MAX_BYTES = 1 << 30
+"""Largest log that is read, a million iterations and more."""
+_MAX_ITERATION = 1 << 53
+_OBJECTS = ("data", "forecast", "options")
 
 
 @dataclass
@@ -29,10 +36,13 @@ def read_log(path: str) -> Run:
     Raises `DataError` for a file that cannot be read or holds no iteration and no start of a run.
     """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            rows = [row for line in file if (row := _row(line)) is not None]
+        content = read_whole(path, MAX_BYTES)
     except OSError as e:
         raise DataError(f"{shown(path, 400)}: {e.strerror or e}") from e
+    except ValueError as e:
+        raise DataError(f"{shown(path, 400)}: {e}") from e
+    lines = (line.decode("utf-8", "replace") for line in io.BytesIO(content))
+    rows = [row for line in lines if (row := _row(line)) is not None]
     run = Run()
     steps: dict[int, Row] = {}
     evaluations: dict[int, Row] = {}
@@ -61,17 +71,47 @@ def _row(line: str) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or type(row.get("iter")) is not int or row["iter"] < 0:
+    if not isinstance(row, dict) or type(at := row.get("iter")) is not int:
         return None
+    if not 0 <= at < _MAX_ITERATION:
+        return None
+    for key in _OBJECTS:
+        if not isinstance(row.get(key, {}), dict):
+            del row[key]
+    samples = row.get("samples", [])
+    row["samples"] = [x for x in samples if isinstance(x, dict)] if _is_list(samples) else []
+    data = row.get("data", {})
+    if "lengths" in data:
+        rows = data["lengths"] if _is_list(data["lengths"]) else []
+        data["lengths"] = [[text(x[0]), int(x[1])] for x in rows if _is_bar(x)]
     return row
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_bar(x: Any) -> bool:
+    """Whether an entry of a histogram is a name with a count."""
+    return _is_list(x) and len(x) == 2 and type(x[1]) is int and 0 <= x[1] < _MAX_ITERATION
+
+
+def text(value: Any) -> str:
+    """Whatever stands in a log, as text."""
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
+        return "\N{HORIZONTAL ELLIPSIS}"
+
+
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row; None for anything else that may stand there."""
+    """A finite number of a row, 0 for one that is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e300 else None
+    if not abs(value) < 1e300:
+        return None
+    return float(value) if abs(value) > 1e-300 else 0.0
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:

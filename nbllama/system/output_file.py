@@ -7,17 +7,20 @@ from collections.abc import Iterable, Iterator
 
 from nbllama.errors import UsageError, shown
 from nbllama.system.files import check_writable, sweep_temporary
+from nbllama.system.replaced import Kind, check_kind
 
 
-def prepare_output(path: str, inputs: Iterable[str]) -> None:
+def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
     """Refuse an output that is one of the inputs, or a file in a folder that is one, or that cannot
-    be written; remove dead leftovers.
+    be written, or would replace a file of another `kind`; remove dead leftovers.
 
     Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
             raise UsageError(f"{shown(path, 400)}: is an input too; choose another output name")
+    if kind is not None:
+        check_kind(path, kind)
     check_writable(path)
     sweep_temporary(path)
 

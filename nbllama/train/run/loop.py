@@ -121,8 +121,8 @@ class Loop:
             try:
                 write_report(self.outputs.log, self.outputs.report)
                 self.outputs.paths["report"] = self.outputs.report
-            except NbllamaError as e:
-                self.ui.note(f"--report is not written: {e}")
+            except Exception as e:  # a page is worth less than the run
+                self.ui.note(f"--report is not written: {shown(e or type(e).__name__, 400)}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate where the run's plan says so, once: at its very start, every so many iterations,

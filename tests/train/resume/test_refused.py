@@ -12,7 +12,7 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.model.passes import load_model
-from nbllama.system.files import RunLock
+from nbllama.system.run_lock import RunLock
 from tests.checkpoint.run_states import forge
 from tests.train.resume.runs import args_in
 from tests.train.runs import Run, refused
