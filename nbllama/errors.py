@@ -9,7 +9,7 @@
 | 5 | a checkpoint or adapter that does not fit | `CheckpointError` |
 | 6 | the last save failed | `SaveFailed` |
 | 7 | the run diverged | `Diverged` |
-| 130, 143 | interrupted by SIGINT, SIGTERM | `Interrupted` |
+| 130, 143, 129 | interrupted by SIGINT, SIGTERM, SIGHUP | `Interrupted` |
 """
 
 from __future__ import annotations
