@@ -25,6 +25,7 @@ from nbllama.arch.rows import (
 )
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
+from nbllama.gguf_io.limits import MAX_COUNT
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _OTHER_FILES = {
@@ -46,7 +47,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     n_layer = size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
     n_embd = size(f, f"{row.name}.embedding_length")
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
-    n_ctx = f.get(f"{row.name}.context_length", "uint")
+    n_ctx = f.count(f"{row.name}.context_length", MAX_COUNT)
     if n_ctx == 0:
         warnings.append(f"{row.name}.context_length is 0: the trained context is unknown")
     freq_scale, scaling = _rope_scaling(f, row, n_ctx, warnings)
@@ -107,14 +108,14 @@ def _row(f: GGUFFile) -> ArchRow:
             f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
-    if f.get(f"{name}.expert_count", "uint", 0) > 0 or moe:
+    if f.count(f"{name}.expert_count", MAX_COUNT, default=0) > 0 or moe:
         raise f.error(
             f"tensor '{shown(moe)}'" if moe else f"key '{name}.expert_count'",
             "mixture-of-experts models are not supported",
         )
     if row.dense_lead_key:
         lead, blocks = (f"{name}.{k}" for k in ("leading_dense_block_count", "block_count"))
-        if f.get(lead, "uint") < f.get(blocks, "uint"):
+        if f.count(lead, MAX_COUNT) < f.count(blocks, MAX_COUNT):
             raise f.error(f"key '{lead}'", "mixture-of-experts models are not supported")
     if not f.get(f"{name}.attention.causal", "bool", True):
         raise f.error(f"key '{name}.attention.causal'", "only causal models are supported")
@@ -162,10 +163,8 @@ def _window(f: GGUFFile, row: ArchRow, rope: Rope) -> tuple[int, int, Rope]:
     if row.window is None:
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
-    width = int(f.get(prefix, "uint", row.window.size))
-    period = int(f.get(f"{prefix}_pattern", "uint", row.window.period))
-    if period < 1:
-        raise f.error(f"key '{prefix}_pattern'", f"{period}, must be at least 1")
+    width = f.count(prefix, MAX_COUNT, default=row.window.size)
+    period = f.count(f"{prefix}_pattern", MAX_COUNT, low=1, default=row.window.period)
     default = row.window.freq_base
     base = positive(
         f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
@@ -190,7 +189,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
         )
     else:
         head_dim = n_embd // n_head
-    value_length = f.get(f"{prefix}.value_length", "uint", n_embd // n_head)
+    value_length = f.count(f"{prefix}.value_length", MAX_COUNT, default=n_embd // n_head)
     if value_length != head_dim:
         raise f.error(
             f"key '{prefix}.value_length'",
@@ -201,7 +200,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
 
 def _n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
     key = f"{row.name}.rope.dimension_count"
-    n_rot = int(f.get(key, "uint", head_dim))
+    n_rot = f.count(key, MAX_COUNT, default=head_dim)
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
         raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
     if n_rot != head_dim and not row.partial_rope:
@@ -223,7 +222,7 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
         raise f.error(
             "key 'tokenizer.ggml.tokens'", f"{len(tokens)} tokens, token_embd has {n_vocab} rows"
         )
-    said = f.get(f"{row.name}.vocab_size", "uint", n_vocab)
+    said = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
     if said != n_vocab:
         warnings.append(f"{row.name}.vocab_size is {said}, token_embd has {n_vocab} rows")
     return n_vocab
@@ -248,7 +247,7 @@ def _rope_scaling(
     scale = np.float32(1) / given if given != 0 and kind != "none" else np.float32(1)
     if not (np.isfinite(scale) and scale > 0):
         raise f.error(f"key '{key}'", f"{given} is out of range")
-    n_ctx_orig = f.get(f"{prefix}.original_context_length", "uint", n_ctx) or n_ctx
+    n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
         raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
     for name in ("fast", "slow"):
