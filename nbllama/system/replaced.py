@@ -1,4 +1,6 @@
-"""What an output may replace: nothing, an empty file, or a file of its own kind."""
+"""What an output may replace: nothing, a file of its own kind, or one that is empty or all zero
+bytes, as a power cut may leave it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def check_kind(path: str, kind: Kind) -> None:
         start = first_bytes(path, _LOOKED_AT)
     except OSError:
         return
-    if start and not (start.startswith(kind.begin) and kind.hold in start):
+    if start.strip(b"\0") and not (start.startswith(kind.begin) and kind.hold in start):
         raise other_kind(path, f"is not {kind.name}")
 
 

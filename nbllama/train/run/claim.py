@@ -72,12 +72,12 @@ def check_contents(option: str, path: str) -> None:
         check_kind(path, GGLA)
     elif option in ("--checkpoint-out", "--lora-out"):
         check_kind(path, GGUF)
-        found = _contents(path)
+        found = contents(path)
         if found not in ("", "a checkpoint" if option == "--checkpoint-out" else "an adapter"):
             raise other_kind(path, f"is {found}")
 
 
-def _contents(path: str) -> str:
+def contents(path: str) -> str:
     """What a GGUF file holds; "" for a damaged one."""
     try:
         with open_gguf(path) as f:

@@ -53,6 +53,8 @@ def train(
             run = write_lora(options, outputs, ui, given.model)
         else:
             session = Session(options, list(words), threads, outputs, ui, stop, given)
+            if session.continued is not None and not options.dry_run:
+                session.continued.settle(ui.note)
             told = session.forecast()
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
