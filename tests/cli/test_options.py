@@ -40,7 +40,8 @@ NEW = """
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
 --sample-tokens
---data-format --data-columns --chat-template --template-date --template-vars --system-as-user --strict-resume
+--data-format --data-columns --chat-template --template-date --template-vars --system-as-user
+--strict-resume
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
 """.split()

@@ -63,8 +63,6 @@ def test_what_is_no_checkpoint(done_10: Path, run: Run) -> None:
     before = files(done_10)
     for name, why in (("adapter.gguf", "an adapter"), ("toy.gguf", "not a checkpoint")):
         refused(run(args_in(done_10, 4, "--checkpoint-in", str(done_10 / name))), 5, name, why)
-    done = run(args_in(done_10, 4, "--checkpoint-in", str(done_10)))
-    assert done.code in (2, 5) and len(done.err.splitlines()) == 1
     assert files(done_10) == before
 
 
