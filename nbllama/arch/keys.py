@@ -16,7 +16,7 @@ def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """A count given once or once a layer; all layers must have the same."""
+    """Read a count given once or once a layer; all layers must have the same."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -31,7 +31,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
 
 
 def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
-    """A finite number above zero, rounded to float32; `default` is not checked."""
+    """Read a finite number above zero, rounded to float32; `default` is not checked."""
     if default is not None and key not in f.metadata:
         return default
     value = float(np.float32(f.get(key, "float")))

@@ -50,7 +50,7 @@ def stored_key(
 
 
 def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
-    """A field that is a dict, empty by default."""
+    """Declare a field that is a dict, empty by default."""
     return field(default_factory=dict, metadata={"stored": Group(prefix, kind)})
 
 
@@ -93,7 +93,7 @@ def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """The single values under a common prefix, by the rest of their keys."""
+    """Return the single values under a common prefix, by the rest of their keys."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

@@ -25,7 +25,7 @@ def safe(value: Any) -> str:
 
 
 def page(run: Run) -> str:
-    """The whole file. Whatever a log leaves out is left out of the page."""
+    """Write the whole file. Whatever a log leaves out is left out of the page."""
     parts = [_head(run), _tiles(run), _loss(run), _others(run), _samples(run), _data(run)]
     parts += [_forecast(run), _evaluations(run), _options(run)]
     title = f"Training run: {safe(_name(run))}"

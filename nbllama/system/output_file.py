@@ -11,10 +11,10 @@ from nbllama.system.replaced import Kind, check_kind
 
 
 def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
-    """Refuse an output that is one of the inputs, or a file in a folder that is one, or that cannot
-    be written, or would replace a file of another `kind`; remove dead leftovers.
+    """Check that an output can be written and is none of the inputs; remove dead leftovers.
 
-    Raises `UsageError` or `OutputError`.
+    A file in a folder that is an input is refused too, and one that would replace a file of another
+    `kind`. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
@@ -26,7 +26,7 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """An input that exists, and what is in it if it is a folder (an adapter of PEFT's format)."""
+    """Yield an input that exists, and the files in it if it is a folder (a PEFT adapter)."""
     if os.path.exists(name):
         yield name
     if os.path.isdir(name):

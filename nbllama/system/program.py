@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from nbllama.errors import Interrupted, NbllamaError, shown
@@ -41,7 +41,7 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """What to call the program that runs: as it was started, by default `name`."""
+    """Return what to call the program that runs: as it was started, by default `name`."""
     return _name.get() or name
 
 
@@ -63,10 +63,8 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    try:
+    with suppress(OSError, ValueError):  # no one may read it any more; the exit code remains
         print(shown(line, _LINE), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # no one is left to tell; the exit code still does
 
 
 def _close_stdout() -> None:
@@ -75,7 +73,7 @@ def _close_stdout() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the exit)
         os.dup2(sys.stdout.fileno(), 1)
 
 
@@ -95,7 +93,7 @@ def os_error_code(e: OSError) -> int:
 
 
 def _told(e: BaseException) -> tuple[str, int]:
-    """The line and the exit code for an exception."""
+    """Return the line and the exit code for an exception."""
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
@@ -167,7 +165,5 @@ def _ended(program: Callable[[list[str]], int | None], words: list[str], handler
 
 
 def _traceback() -> None:
-    try:
+    with suppress(OSError, ValueError):
         traceback.print_exc(file=sys.stderr)
-    except (OSError, ValueError):
-        pass

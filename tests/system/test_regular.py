@@ -69,7 +69,7 @@ def test_a_log_that_is_a_trap(
 ) -> None:
     trap(tmp_path / "log", victim)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(OutputError, match="--log .*log: "):
+    with pytest.raises(OutputError, match=r"--log .*log: "):
         MetricsLog(str(tmp_path / "log"), lambda text: None)
     assert victim.read_text() == "precious\n"
     assert sorted(os.listdir(tmp_path)) == before

@@ -29,8 +29,10 @@ PARAMETER stop "<|im_end|>"
 
 
 class Files(NamedTuple):
-    """The base model and the adapter; `gguf`: whether it is in the format of today's llama.cpp, the
-    only one that llama.cpp and, for every architecture, Ollama read.
+    """The base model and the adapter.
+
+    `gguf`: whether it is in the format of today's llama.cpp, the only one that llama.cpp and, for
+    every architecture, Ollama read.
     """
 
     base: str
@@ -164,9 +166,8 @@ def write_all(
 
 
 def write(path: str, text: str) -> None:
-    """Atomically. Raises `OutputError` where a file lies that has no mark of ours."""
-    if os.path.lexists(path):
-        if _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
-            raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+    """Write atomically. Raises `OutputError` where a file is that has no mark of ours."""
+    if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
+        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
     with atomic_write(path) as out:
         out.write(text.encode())

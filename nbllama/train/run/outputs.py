@@ -33,7 +33,7 @@ class Outputs:
     """Where a run saves: `checkpoint` and `adapter` are names with ITERATION in them, or empty."""
 
     def __init__(self, options: Options) -> None:
-        """Raises `UsageError` for names that cannot work, whatever is on the disk."""
+        """Take the names; `UsageError` for those that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -83,10 +83,9 @@ class Outputs:
         return found
 
     def claim(self, stack: ExitStack) -> None:
-        """Prove that the outputs can be written, lock them until `stack` ends, and remove what
-        killed runs left half written.
+        """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Raises `OutputError`.
+        What killed runs left half written is removed. Raises `OutputError`.
         """
         claim(self._every, stack)
 
@@ -135,7 +134,7 @@ class Outputs:
         return [name for name in dict.fromkeys(names) if name]
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
-        """The adapter with the lowest validation loss so far. Raises `OutputError`."""
+        """Save the adapter with the lowest validation loss so far. Raises `OutputError`."""
         if self.adapter:
             if problem := _other("--lora-out", self.best_adapter):
                 raise problem
@@ -159,7 +158,7 @@ class Outputs:
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
     def save_config(self, text: str) -> None:
-        """Raises `OutputError` if it cannot be written."""
+        """Save the options of the run. Raises `OutputError` if they cannot be written."""
         if self.config:
             with atomic_write(self.config) as file:
                 file.write(text.encode())
@@ -176,14 +175,16 @@ class Outputs:
 
     @property
     def latest_checkpoint(self) -> str:
+        """The checkpoint's name with LATEST."""
         return self._latest(self.checkpoint)
 
     @property
     def latest_adapter(self) -> str:
+        """The adapter's name with LATEST."""
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """(what, newest file) for the summary."""
+        """List (what, newest file) for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 

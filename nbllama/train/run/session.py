@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -37,7 +38,7 @@ OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """The model of `--model-base`, or the one that is there already.
+    """Return the model of `--model-base`, or the one that is there already.
 
     Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
     """
@@ -56,14 +57,15 @@ class Session:
     def __init__(
         self,
         options: Options,
-        words: list[str],
+        words: Sequence[str],
         threads: int,
+        *,
         outputs: Outputs,
         ui: Recorder,
         stop: StopFlag,
         given: Given,
     ) -> None:
-        self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
+        self.words, self.outputs, self.ui, self.stop = list(words), outputs, ui, stop
         self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
@@ -73,13 +75,11 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
-        today = datetime.now().date().isoformat()
-        options = self.options = replace(
-            self.options, template_date=self.options.template_date or today
-        )
+        date = self.options.template_date or datetime.now().date().isoformat()
+        options = self.options = replace(self.options, template_date=date)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
         self.data, self.validation = load_data(
-            options, self.model, self.state, self.seed, ui.note, given
+            options, self.model, self.state, seed=self.seed, say=ui.note, given=given
         )
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
@@ -96,7 +96,7 @@ class Session:
         self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
 
     def _start(self) -> Adapter | None:
-        """The adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        """Read the adapter of `--lora-in`, if the run starts from it; its ranks become options."""
         path = self.options.lora_in
         if not path:
             return None
@@ -111,7 +111,7 @@ class Session:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
         walked = walk(o, self.data, self.feed, self.position)
         n_iter = iterations(o, kind, n_samples, walked)
-        self.decay = plan(o, self._decay_steps, state, kind, n_iter)
+        self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(
             replace(o, cos_decay_steps=self.decay.end),
             kind,
@@ -169,7 +169,7 @@ class Session:
             adapter,
             opt,
             self.data,
-            schedule(s, self.decay),
+            rates=schedule(s, self.decay),
             feed=self.feed,
             batch=o.batch,
             grad_acc=o.grad_acc,

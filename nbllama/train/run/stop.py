@@ -12,8 +12,10 @@ from nbllama.system.start import NAMES, Unwinding, signals
 
 
 class StopFlag:
-    """What signals do: end the program at once while there is nothing to save (`at_once`), and only
-    leave a mark, looked at between layers, once training has begun.
+    """What signals do.
+
+    They end the program at once while there is nothing to save (`at_once`), and only leave a mark,
+    looked at between layers, once training has begun.
     """
 
     def __init__(self, *names: str) -> None:
@@ -49,6 +51,7 @@ class StopFlag:
             self._unwind(signum, frame)
 
     def check(self) -> None:
+        """Raise `StopRequested` if there was a signal."""
         from nbllama.train.trainer import StopRequested
 
         if self.signum:
