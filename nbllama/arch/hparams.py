@@ -123,7 +123,7 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """The same model with constants given by the user; YaRN's factors follow the new scale.
+    """Return the same model with the user's constants; YaRN's factors follow the new scale.
 
     Raises `UsageError` for one that is not a positive normal float32.
     """

@@ -11,7 +11,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
-    """A count of at least one."""
+    """Read a count of at least one."""
     return int(f.count(key, at_most, low=1))
 
 

@@ -41,7 +41,7 @@ def stored_key(
     name: str, kind: ValueType, default: Any = MISSING, *, optional: bool = False,
     at_most: int = MOST,
 ) -> Any:  # fmt: skip
-    """A field that is stored under `name`.
+    """Declare a field that is stored under `name`.
 
     `optional`: only where it differs from its default. A field that older checkpoints do not have
     must be optional.

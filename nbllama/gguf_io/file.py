@@ -109,7 +109,7 @@ class GGUFFile:
         return value
 
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
-        """The count of `key`, from `low` to `at_most`; `default`, unchecked, when it is absent.
+        """Read the count of `key`, from `low` to `at_most`; `default` as it is when there is none.
 
         Every whole number of a file that becomes a loop, a size or an allocation is read by this.
 
@@ -123,7 +123,7 @@ class GGUFFile:
         return value
 
     def finite(self, key: str) -> float:
-        """The number of `key`. Raises `GGUFError` unless it is a finite floating point number."""
+        """Read the number of `key`. Raises `GGUFError` unless it is floating point and finite."""
         value = float(self.get(key, "float"))
         if not math.isfinite(value):
             raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")

@@ -93,8 +93,9 @@ class Real:
     metavar: str = "X"
 
     def parse(self, text: str) -> float:
-        """The number; raises `ValueError` if it is none, not finite or out of range, and
-        `NotInFloat32`.
+        """Return the number.
+
+        Raises `ValueError` if it is none, not finite or out of range, and `NotInFloat32`.
         """
         number = float(text)
         over = number > self.low if self.above else number >= self.low

@@ -171,7 +171,7 @@ class MetricsLog:
 
 
 def _opened(path: str) -> FileIO:
-    """The file to append to, locked: two runs would mix their lines."""
+    """Open the file to append to, locked: two runs would mix their lines."""
     fd = open_own(path, os.O_WRONLY | os.O_APPEND)
     file = FileIO(fd, "ab")
     if not try_lock(fd):

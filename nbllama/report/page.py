@@ -20,7 +20,7 @@ _UNSEEN = re.compile(
 
 
 def safe(value: Any) -> str:
-    """A text of the run as HTML."""
+    """Write a text of the run as HTML."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text(value)), quote=True)
 
 

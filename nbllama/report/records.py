@@ -107,7 +107,7 @@ def text(value: Any) -> str:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row, 0 for one that is almost 0; None for anything else."""
+    """Return a finite number of a row, 0 for one that is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

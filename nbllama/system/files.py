@@ -144,6 +144,7 @@ def _check_target(name: str) -> None:
 
 
 def cannot_write(name: str, e: OSError) -> OutputError:
+    """Make the line about a file that the system refuses to write."""
     return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}")
 
 

@@ -78,7 +78,7 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 
 
 def read(path: str) -> str:
-    """The text of a file of the system; "" if it cannot be read."""
+    """Read a file of the system; "" if it cannot be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()

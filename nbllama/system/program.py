@@ -115,8 +115,9 @@ def _told(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _stoppable() -> Iterator[Unwinding]:
-    """Signals unwind the program, so that nothing half done is left; outside of the main thread,
-    which has them all, nothing is changed.
+    """Let signals unwind the program, so that nothing half done is left.
+
+    Outside of the main thread, which has them all, nothing is changed.
     """
     if threading.current_thread() is threading.main_thread():
         with unwinding() as handler:

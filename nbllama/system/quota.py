@@ -9,13 +9,14 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Processors that fit in the smallest quota, at least 1; None where there is none."""
+    """Count the processors that fit in the smallest quota, at least 1; None where there is none."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """(quota, period) in microseconds of the Linux control groups of this process, versions 1 and
-    2, and of those around them.
+    """Yield (quota, period) in microseconds of the Linux control groups around this process.
+
+    Of versions 1 and 2.
     """
     for line in memory.read(memory.PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

@@ -20,12 +20,12 @@ _KINDS = (
 
 
 def kind_of(mode: int) -> str:
-    """What a file is that is not regular, for an error's line."""
+    """Say what a file is that is not regular, for an error's line."""
     return next((word for test, word in _KINDS if test(mode)), "a special file")
 
 
 def open_own(name: str, flags: int) -> int:
-    """Descriptor of a regular file of one's own, which is made if it is not there.
+    """Open a regular file of one's own, which is made if it is not there; its descriptor.
 
     `flags`: `os.O_RDWR` or `os.O_WRONLY`, with `os.O_APPEND` or without. No link is followed, and
     neither a FIFO nor a device is opened. Raises `OSError` with a reason.
@@ -50,7 +50,7 @@ def _mode(name: str) -> int | None:
 
 
 def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
-    """All bytes of a regular file or a pipe.
+    """Read all bytes of a regular file or a pipe.
 
     Raises `OSError`, and `ValueError` with a reason for a folder or a device, for more than
     `at_most` bytes, and for a pipe from which nothing came for 10 seconds.
@@ -84,7 +84,7 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
 
 
 def first_bytes(path: str | os.PathLike[str], n: int) -> bytes:
-    """The first `n` bytes of a regular file, fewer if it is shorter.
+    """Read the first `n` bytes of a regular file, fewer if it is shorter.
 
     Raises `OSError`, also for what is not a regular file.
     """

@@ -1,5 +1,6 @@
-"""What an output may replace: nothing, a file of its own kind, or one that is empty or all zero
-bytes, as a power cut may leave it.
+"""What an output may replace: nothing, a file of its own kind, or an empty one.
+
+A file of zero bytes, as a power cut may leave it, counts as empty.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def check_kind(path: str, kind: Kind) -> None:
 
 
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
-    """The line about a file that is not replaced."""
+    """Make the line about a file that is not replaced."""
     return OutputError(
         f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
         " or move the file"

@@ -60,8 +60,10 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str) -> str:
-    """For `ollama create NAME -f FILE`. A template is stated for ChatML alone: of other models
-    Ollama knows it, or reads it from the file.
+    """Write the file for `ollama create NAME -f FILE`.
+
+    A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
+    file.
 
     Raises `OutputError` for a path with a control character, which would be another instruction.
     """
@@ -82,8 +84,10 @@ def modelfile(files: Files, chat_template: str) -> str:
 def card(
     run: dict[str, Any], files: Files, fingerprint: str, results: list[tuple[str, str]]
 ) -> str:
-    """The model card in Markdown. `run`: the row that begins a log (`cli.story.begun`); `results`:
-    lines about iterations and losses.
+    """Write the model card in Markdown.
+
+    `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
+    losses.
 
     What comes from outside, such as names of files, is shown as it is: no character of it is
     Markdown or HTML.
@@ -113,7 +117,7 @@ def card(
 
 
 def _fenced(text: str) -> str:
-    """A block of code whose fence is longer than any row of backticks in it."""
+    """Write a block of code whose fence is longer than any row of backticks in it."""
     longest = max((len(row) for row in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(escaped(line) for line in text.split("\n"))
@@ -126,15 +130,17 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text within a line of Markdown: what would begin markup is escaped."""
+    """Write a text within a line of Markdown: what would begin markup is escaped."""
     return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
 def write_cards(
     session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Card and Modelfile next to the adapter of a run, whose log begins with the row `begun`;
-    (ending, file) of what was written. A failure is a line for the user: the adapter is there.
+    """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
+
+    Returns (ending, file) of what was written. A failure is a line for the user: the adapter is
+    there.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"

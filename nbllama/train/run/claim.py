@@ -31,8 +31,9 @@ _KINDS = {
 
 
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
-    """Prove that the outputs can be written, lock them until `stack` ends, and remove what killed
-    runs left half written.
+    """Check that the outputs can be written, and lock them until `stack` ends.
+
+    What killed runs left half written is removed, and a file of another kind is refused.
 
     `outputs`: all files that the run writes, by option; of several names the one that is locked
     comes first. A log is locked by who writes it.
@@ -78,7 +79,7 @@ def check_contents(option: str, path: str) -> None:
 
 
 def contents(path: str) -> str:
-    """What a GGUF file holds; "" for a damaged one."""
+    """Say what a GGUF file holds; "" for a damaged one."""
     try:
         with open_gguf(path) as f:
             if "training.type" in f.metadata or is_old(f):

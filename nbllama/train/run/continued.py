@@ -70,7 +70,7 @@ def continued(options: Options, say: Say) -> Continued | None:
 
 
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
-    """The checkpoint of `--checkpoint-in`; None if there is no file of that name.
+    """Find the checkpoint of `--checkpoint-in`; None if there is no file of that name.
 
     Raises `CheckpointError` for a file that cannot be used, where there is no good one of the same
     run next to it or `--strict-resume` was given, and for a folder without a good one.
@@ -107,7 +107,7 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """The good checkpoint of a folder with the most iterations.
+    """Find the good checkpoint of a folder with the most iterations.
 
     A GGUF file that cannot be opened may have been a newer one.
     """

@@ -113,12 +113,12 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """The adapter alone, under its number and as LATEST. Raises as `save`."""
+        """Save the adapter alone, under its number and as LATEST. Raises as `save`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
     def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
-        """What is returned is about a file of another kind, which was kept."""
+        """Save it; what is returned is about a file of another kind, which was kept."""
         kept = None
         for name in self._stamped(self.adapter, state.iteration):
             if not (problem := _other("--lora-out", name)):
@@ -128,7 +128,7 @@ class Outputs:
         return kept
 
     def _stamped(self, pattern: str, iteration: int) -> list[str]:
-        """The names of one save: with the iteration's number, and as LATEST."""
+        """Return the names of one save: with the iteration's number, and as LATEST."""
         stamps = (iteration, self._newest)
         names = (output_name(pattern, stamp, self._mark) for stamp in stamps)
         return [name for name in dict.fromkeys(names) if name]
@@ -196,7 +196,7 @@ class Outputs:
 
 
 def _other(option: str, name: str) -> OutputError | None:
-    """The line about a file of another kind at the name of an output, which must be kept."""
+    """Make the line about a file of another kind at the name of an output; None if there is none."""
     try:
         check_contents(option, name)
     except OutputError as e:

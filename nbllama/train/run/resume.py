@@ -50,7 +50,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 
 
 def _value(path: str, o: Option, key: str, found: Any) -> Any:
-    """A stored value of an option, which must be one that the command line may give."""
+    """Check a stored value of an option, which must be one that the command line may give."""
     if not found and o.dest in _NONE:
         return found
     try:
