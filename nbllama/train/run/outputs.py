@@ -196,7 +196,7 @@ class Outputs:
 
 
 def _other(option: str, name: str) -> OutputError | None:
-    """Make the line about a file of another kind at the name of an output; None if there is none."""
+    """Make the line about a file of another kind at an output's name; None if there is none."""
     try:
         check_contents(option, name)
     except OutputError as e:
