@@ -40,8 +40,10 @@ class Base(NamedTuple):
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE turns neighbours in this architecture's GGUF files (see `peft`)."""
-        return self._row.rope_pairing == "interleaved"
+        """Whether RoPE turns neighbours in this architecture's GGUF files, and the two halves of a
+        head at Hugging Face (see `peft`).
+        """
+        return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 
     @property
     def hf_modules(self) -> Mapping[str, str]:

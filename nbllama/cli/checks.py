@@ -148,7 +148,7 @@ def llama_check(
     apart as without it, and a tenth of the effect further.
     """
     few = _few(rows)
-    path = asked.options.model
+    path = model.gguf.path  # of a model in parts the first
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
         there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)

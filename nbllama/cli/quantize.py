@@ -20,7 +20,7 @@ def _run(words: list[str]) -> None:
     kind = file_type(asked.type)
     use_threads(asked.threads)
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.merge import Progress, note_parts, print_result
     from nbllama.export.rewrite import IDS, metadata_for, requantised, rewrite
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
@@ -44,6 +44,7 @@ def _run(words: list[str]) -> None:
                 " F32, F16 or BF16 model, or give --allow-requantize"
             )
         prepare_output(asked.target, [asked.source], GGUF)
+        note_parts(f, asked.target)
         with Progress() as progress:
             changes = rewrite(
                 f, asked.target, types, {}, metadata=metadata_for(f, kind.id), progress=progress

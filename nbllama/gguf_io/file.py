@@ -24,6 +24,7 @@ _KINDS = {
     "strings": "an array of strings",
     "floats": "an array of floating point numbers",
     "ints": "an array of integers",
+    "flags": "an array of booleans",
 }
 
 
@@ -56,6 +57,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
+        self.paths: tuple[str, ...] = (path,)  # more than one: a model in parts
         self._absolute = os.path.abspath(path)  # the working directory may change
         self.size = info.st_size
         self.version = version
@@ -90,6 +92,7 @@ class GGUFFile:
         | "strings" | array of strings | `StringArray` |
         | "floats" | array of f32, f64 | numpy array, as stored |
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
+        | "flags" | array of bool or integers | numpy array, as stored |
 
         Raises `GGUFError` naming the key if its type is another, or if it is absent and there is
         no default.
@@ -200,4 +203,6 @@ def _matches(value: object, kind: str) -> bool:
             return isinstance(value, np.ndarray) and value.dtype.kind == "f"
         case "ints":
             return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+        case "flags":
+            return isinstance(value, np.ndarray) and value.dtype.kind in "biu"
     raise ValueError(f"unknown kind {kind!r}")

@@ -35,7 +35,8 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         adapter(found, base)
         return found
     with open_gguf(path) as f:
-        found = Found(path, size, kind_of(f), f"GGUF version {f.version}")
+        parts = f", in {len(f.paths)} files" if len(f.paths) > 1 else ""
+        found = Found(path, f.size, kind_of(f), f"GGUF version {f.version}{parts}")
         found.metadata = [Key(k, _type_name(f, k, t.name), v) for k, v, t in f.entries()]
         if found.kind == "adapter":
             adapter(found, base)

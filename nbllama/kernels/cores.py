@@ -7,8 +7,9 @@ import sys
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: never more than its CPU affinity and the quota of
-    its control group (a container's limit) allow.
+    """Count the physical cores that this process may use.
+
+    Never more than its CPU affinity and the quota of its control group (a container's limit) allow.
     """
     import psutil
 

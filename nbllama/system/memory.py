@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import psutil
 
 
-def mapped(path: str | os.PathLike[str]) -> int:
-    """Bytes of a mapped file that are in memory now; 0 where the system does not tell."""
+def mapped(*paths: str | os.PathLike[str]) -> int:
+    """Bytes of mapped files that are in memory now; 0 where the system does not say."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
         return 0
-    name = os.path.realpath(path)
-    return sum(int(m.rss) for m in maps if m.path == name)
+    names = {os.path.realpath(path) for path in paths}
+    return sum(int(m.rss) for m in maps if m.path in names)
 
 
 def resident() -> int:

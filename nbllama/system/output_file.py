@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from nbllama.errors import UsageError, shown
 from nbllama.system.files import check_writable, sweep_temporary
+from nbllama.system.part_names import files_of
 from nbllama.system.replaced import Kind, check_kind
 
 
@@ -26,9 +27,8 @@ def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an input that exists, and the files in it if it is a folder (a PEFT adapter)."""
-    if os.path.exists(name):
-        yield name
+    """Yield an input that exists, the other parts of a model in parts, and a folder's files."""
+    yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:
             yield from (entry.path for entry in entries if entry.is_file())

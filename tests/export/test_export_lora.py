@@ -127,7 +127,13 @@ def test_the_next_wider_type() -> None:
     for name, row, wanted in (
         *(("Q4_0", 256, "Q4_0"), ("IQ1_S", 256, "Q2_K"), ("IQ2_S", 256, "Q2_K")),
         *(("IQ3_S", 256, "Q4_K"), ("IQ4_XS", 256, "Q4_K"), ("IQ4_NL", 256, "Q5_K")),
-        *(("IQ4_NL", 96, "Q5_0"), ("MXFP4", 96, "Q4_0"), ("TQ2_0", 256, "Q2_K")),
+        *(
+            ("IQ4_NL", 96, "Q5_0"),
+            ("MXFP4", 96, "Q4_0"),
+            ("TQ2_0", 256, "Q2_K"),
+            ("NVFP4", 64, "Q5_0"),
+            ("Q1_0", 256, "Q2_K"),
+        ),
     ):
         assert rewrite.writable_type(ids[name], row) == ids[wanted], name
 

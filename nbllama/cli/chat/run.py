@@ -130,7 +130,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
     """Write the table of `--dry-run`. What the program holds is measured, all else is added up."""
     model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
-    held = resident() - mapped(model.gguf.path)
+    held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
     rows = [
         ("model file", file),

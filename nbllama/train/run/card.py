@@ -15,7 +15,7 @@ from nbllama.adapter.file import format_of
 from nbllama.errors import OutputError, escaped, shown
 from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 
 _MARK = "written by nbllama"
 _ENTITIES = {c: f"&#{ord(c)};" for c in "&<>|`*[]\\"}
@@ -135,7 +135,7 @@ def _cell(text: str) -> str:
 
 
 def write_cards(
-    session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
+    session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
 

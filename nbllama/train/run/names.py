@@ -11,6 +11,7 @@ from nbllama.checkpoint.names import output_name
 from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
 from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.system.part_names import files_of
 
 BEST = "BEST"
 # The one output that may be an input: a checkpoint is continued under its own name.
@@ -81,7 +82,7 @@ def _inputs(options: Options) -> Iterator[tuple[str, str]]:
         name = getattr(options, o.dest) if o.file == "reads" else ""
         if not name:
             continue
-        yield o.names[0], name
+        yield from ((o.names[0], file) for file in files_of(name))
         if o.dest in ("train_data", "val_data"):
             yield from ((o.names[0], file) for file in input_files(name))
         elif os.path.isdir(name):
