@@ -21,7 +21,7 @@ import numpy as np
 
 from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
-from nbllama.quants._raw import single_of_bits, i8, number, put, u8
+from nbllama.quants._raw import i8, number, put, single_of_bits, u8
 
 _VALUES = _grids.MXFP4
 _LEAST = np.float32(2.0**-10)

@@ -38,8 +38,9 @@ def test_real_bounds(name: str) -> None:
 def test_constants_from_python(tmp_path: Path, name: str) -> None:
     toy_model(tmp_path)
     for value in (0.0, -1.0, 1e39, 1e-40, float("nan"), float("inf")):
+        constant: dict[str, Any] = {name: value}
         with pytest.raises(UsageError, match=f"{name} .*must be positive"):
-            nbllama.load_model(tmp_path / "toy.gguf", **{name: value})
+            nbllama.load_model(tmp_path / "toy.gguf", **constant)
 
 
 SETTINGS: dict[str, tuple[Any, ValueType]] = {
