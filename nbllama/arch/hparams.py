@@ -45,7 +45,8 @@ class Temperature(NamedTuple):
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Return the factors (float32) of positions, rounded as llama.cpp does."""
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
-        return (np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1).astype("f4")
+        factors: np.ndarray = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
+        return factors.astype(np.float32)
 
 
 @dataclass(frozen=True)
