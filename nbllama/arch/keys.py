@@ -7,14 +7,12 @@ import math
 import numpy as np
 
 from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 
-def size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:
+def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
     """Read a count of at least one."""
-    value = f.get(key, "uint")
-    if not 1 <= value <= at_most:
-        raise f.error(f"key '{key}'", f"{value}, allowed 1..{at_most}")
-    return int(value)
+    return int(f.count(key, at_most, low=1))
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
@@ -27,8 +25,8 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
     first = int(values[0])
     if not (values == values[0]).all():
         raise f.error(f"key '{key}'", "differs between layers, which is not supported")
-    if not 1 <= first <= 1 << 31:
-        raise f.error(f"key '{key}'", f"{first}, allowed 1..{1 << 31}")
+    if not 1 <= first <= MAX_COUNT:
+        raise f.error(f"key '{key}'", f"{first}, allowed 1..{MAX_COUNT}")
     return first
 
 
@@ -66,7 +64,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
     """Of how many blocks in a row the last has no window: as a count, or a flag for each block."""
     if not isinstance(f.metadata.get(key), np.ndarray):
-        period = int(f.get(key, "uint", default))
+        period = f.count(key, MAX_COUNT, default=default)
         if period < 1:
             raise f.error(f"key '{key}'", f"{period}, must be at least 1")
         return period

@@ -9,6 +9,7 @@ from nbllama.arch.keys import any_number, positive, window_period
 from nbllama.arch.row import ArchRow
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
@@ -39,7 +40,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
     """Read how many numbers of a head RoPE turns: all of them unless the file says otherwise."""
     key = f"{row.name}.rope.dimension_count"
-    n_rot = int(f.get(key, "uint", head_dim))
+    n_rot = f.count(key, MAX_COUNT, default=head_dim)
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
         raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
     if n_rot != head_dim and not row.partial_rope:
@@ -66,7 +67,7 @@ def rope_scaling(
     scale = np.float32(1) / given if given != 0 and kind != "none" else np.float32(1)
     if not (np.isfinite(scale) and scale > 0):
         raise f.error(f"key '{key}'", f"{given} is out of range")
-    n_ctx_orig = f.get(f"{prefix}.original_context_length", "uint", n_ctx) or n_ctx
+    n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
         raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
     for name in ("fast", "slow"):
@@ -100,12 +101,12 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
-    width = int(f.get(prefix, "uint", row.window.size))
+    width = f.count(prefix, MAX_COUNT, default=row.window.size)
     period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
-    base = positive(
-        f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
-    )
+    base = rope.freq_base if default is None else default
+    if row.window.base_key:
+        base = positive(f, f"{row.name}.rope.freq_base_swa", base)
     scaled = default is None and row.window.yarn
     return width, period, Rope(base, rope.freq_scale if scaled else 1.0, row.window.yarn)
 

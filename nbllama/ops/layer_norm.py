@@ -103,18 +103,14 @@ def layer_norm_row(x, w, b, eps, y):
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
-    if w.shape[0] > 0 and b.shape[0] > 0:
+    for c in range(x.shape[0]):
+        y[c] = (x[c] - mean) * rstd
+    if w.shape[0] > 0:
         for c in range(x.shape[0]):
-            y[c] = (x[c] - mean) * rstd * w[c] + b[c]
-    elif w.shape[0] > 0:
+            y[c] *= w[c]
+    if b.shape[0] > 0:
         for c in range(x.shape[0]):
-            y[c] = (x[c] - mean) * rstd * w[c]
-    elif b.shape[0] > 0:
-        for c in range(x.shape[0]):
-            y[c] = (x[c] - mean) * rstd + b[c]
-    else:
-        for c in range(x.shape[0]):
-            y[c] = (x[c] - mean) * rstd
+            y[c] += b[c]
     return mean, rstd
 
 
@@ -253,12 +249,9 @@ def _vector(op: str, name: str, vector: np.ndarray | None, shape: tuple[int, int
 def _sample(rng: np.random.Generator, size: str, dtype: Any, has_w: bool, has_b: bool) -> Inputs:
     n, c = {"tiny": (2, 3), "one": (1, 64), "odd": (37, 101), "wide": (33, 576)}[size]
     x = (rng.standard_normal((n, c)) + 0.5).astype(dtype)
-    found: Inputs = {"x": x, "eps": 1e-5, "w": None, "b": None}
-    if has_w:
-        found["w"] = rng.uniform(0.5, 1.5, c).astype(dtype)
-    if has_b:
-        found["b"] = rng.standard_normal(c).astype(dtype)
-    return found
+    w = rng.uniform(0.5, 1.5, c).astype(dtype) if has_w else None
+    b = rng.standard_normal(c).astype(dtype) if has_b else None
+    return {"x": x, "w": w, "b": b, "eps": 1e-5}
 
 
 def _forward(**inputs: Any) -> np.ndarray:
