@@ -39,7 +39,7 @@ def test_constants_from_python(tmp_path: Path, name: str) -> None:
     toy_model(tmp_path)
     for value in (0.0, -1.0, 1e39, 1e-40, float("nan"), float("inf")):
         with pytest.raises(UsageError, match=f"{name} .*must be positive"):
-            nbllama.load_model(tmp_path / "toy.gguf", **{name: value})
+            nbllama.load_model(tmp_path / "toy.gguf", **{name: value})  # type: ignore[arg-type]
 
 
 SETTINGS: dict[str, tuple[Any, ValueType]] = {
