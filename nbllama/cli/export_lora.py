@@ -6,10 +6,14 @@ Options: `nbllama.options.merge`. What is written: `nbllama.export.rewrite`.
 from __future__ import annotations
 
 from functools import partial
-
+from nbllama.errors import NbllamaError
 from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_export
 from nbllama.system.program import run_program
+
+_UNMERGED = (
+    "keep the adapters beside the base (--lora), or merge with --outtype q8_0, f16 or f32"
+)
 
 
 def _run(words: list[str]) -> None:
@@ -20,12 +24,17 @@ def _run(words: list[str]) -> None:
     kind = None if options.outtype.lower() == "same" else file_type(options.outtype)
     use_threads(options.threads)
     from nbllama.arch import hparams_from_gguf
+    from nbllama.cli.calibration import find_sample
     from nbllama.cli.lora_files import load_adapters
     from nbllama.cli.merge import Progress, print_result
     from nbllama.cli.scores import read_utf8
-    from nbllama.evaluate.merge_sample import print_change
+    from nbllama.evaluate.merge_sample import TOO_MUCH, print_change
+    from nbllama.export.calibrated import Rounder, rounds
+    from nbllama.export.inputs import BlockInputs
     from nbllama.export.merge import merge, merged_types
     from nbllama.gguf_io import open_gguf
+    from nbllama.lora.mix import mix
+    from nbllama.model.passes import Model
     from nbllama.system.output_file import prepare_output
 
     text = read_utf8(options.sample) if options.sample else None
@@ -36,11 +45,31 @@ def _run(words: list[str]) -> None:
         parts = load_adapters(export.adapters, hp, shapes, print)
         types, lines = merged_types(f, hp, parts, kind)
         print("\n".join(lines), end="\n" if lines else "")
+        rounder = sample = None
+        if any(rounds(name, type_id) for name, type_id in types.items()):
+            model = Model(f, hp)
+            sample = find_sample(export, model)
+            if sample is not None:
+                rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
         with Progress() as progress:
-            changes = merge(f, options.model_out, parts, types, kind=kind, progress=progress)
+            changes = merge(
+                f, options.model_out, parts, types, kind=kind, progress=progress, whole=rounder
+            )
     print_result(options.model_out, changes, progress.seconds)
-    if options.compare:
-        print_change(options.model_base, options.model_out, parts, text, name=options.sample)
+    if rounder is not None:
+        print(f"rows on the base's scales: {rounder.kept}, on new ones: {rounder.renewed}")
+    if not options.compare:
+        return
+    change = print_change(
+        options.model_base, options.model_out, parts, text, name=options.sample,
+        held=sample.held if sample else (),
+        advice=_UNMERGED if sample else f"give --calibrate DATA, or {_UNMERGED}",
+    )  # fmt: skip
+    if change is not None and change.lost > TOO_MUCH and not options.force:
+        raise NbllamaError(
+            f"{options.model_out} is written, but {change.lost:.0%} of what the adapters do is "
+            "lost in it; --force accepts that"
+        )
 
 
 main = partial(run_program, _run)
