@@ -8,13 +8,14 @@ weights, and the one with the smaller error of the products stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.export.feedback import Factor, factorise, round_matrix
 from nbllama.export.grids import grid_of, has_grid, with_codes
 from nbllama.export.inputs import BlockInputs, input_of
+from nbllama.lora.pairs import Pair
 from nbllama.quants.encode import quantise
 
 
@@ -23,42 +24,66 @@ def rounds(name: str, type_id: int) -> bool:
     return input_of(name) is not None and has_grid(type_id)
 
 
+class Encoded(NamedTuple):
+    """`raw`: the blocks, uint8 `[nbytes]`. `cost`: squared error of the products over the sample.
+
+    `kept`: rows on the scales of the base; the others are on new ones.
+    """
+
+    raw: np.ndarray
+    cost: float
+    kept: int
+
+
 class Rounder:
     """Rounds the matrices of a model, block by block in ascending order.
 
-    `kept`, `renewed`: rows that stayed on the base's scales, and on new ones.
+    `kept`, `renewed`: rows that `round` left on the base's scales, and put on new ones.
     """
 
-    def __init__(self, inputs: BlockInputs, check: Callable[[], None] | None = None) -> None:
-        self._inputs, self._factors = inputs, dict[int, Factor]()
+    def __init__(self, inputs: BlockInputs) -> None:
+        self._inputs = inputs
+        self._factors: dict[int, Factor] = {}
         self.kept = self.renewed = 0
 
     def takes(self, name: str, type_id: int) -> bool:
         """Whether a tensor that becomes this type is rounded here."""
         return rounds(name, type_id)
 
-    def round(
-        self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None
-    ) -> np.ndarray:
-        """Encode w float32 `[R, n]`: uint8 `[nbytes]`. `base`: its blocks before the merge, where
-        they are of the same type. Raises ValueError for weights that cannot be encoded, and for a
-        block below that of the last call.
+    def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+        """Encode w float32 `[R, n]`: uint8 `[nbytes]`; arguments and errors as of `encode`."""
+        made = self.encode(name, type_id, w, base)
+        self.kept += made.kept
+        self.renewed += len(w) - made.kept
+        return made.raw
+
+    def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
+        """Round w float32 `[R, n]` onto one or two sets of scales, and keep the better rows.
+
+        `base`: the tensor's blocks before the merge, where they are of the same type. Raises
+        ValueError for weights that cannot be encoded, and for a block below that of the last call.
         """
-        factor = self._factor(name)
+        factor = self.factor(name)
         found, costs = [], []
-        for raw in ([] if base is None else [base]) + [quantise(type_id, w)]:
+        for raw in ([] if base is None else [np.asarray(base)]) + [quantise(type_id, w)]:
             rounded = round_matrix(w, grid_of(type_id, raw, w.shape), factor)
-            found.append(with_codes(type_id, np.asarray(raw), rounded.codes).reshape(len(w), -1))
+            found.append(with_codes(type_id, raw, rounded.codes).reshape(len(w), -1))
             costs.append(rounded.cost)
         if base is None:
-            self.renewed += len(w)
-            return found[0].reshape(-1)
+            return Encoded(found[0].reshape(-1), float(costs[0].sum()), 0)
         old = costs[0] <= costs[1]
-        self.kept += int(old.sum())
-        self.renewed += int((~old).sum())
-        return np.where(old[:, None], found[0], found[1]).reshape(-1)
+        raw = np.where(old[:, None], found[0], found[1]).reshape(-1)
+        return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
 
-    def _factor(self, name: str) -> Factor:
+    def effect(self, name: str, pair: Pair, scale: float) -> float:
+        """Compute what a pair adds to the products, squared, over the sample: as `cost`."""
+        factor = self.factor(name)
+        a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
+        gram = pair.b.T @ pair.b
+        return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
+
+    def factor(self, name: str) -> Factor:
+        """Factorise the second moments of what goes into a tensor, once for each input."""
         where = input_of(name)
         if where is None:
             raise ValueError(f"{name} is no linear layer of a block")

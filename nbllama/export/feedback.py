@@ -26,7 +26,7 @@ _F32 = 0  # ggml's id
 
 
 class Factor(NamedTuple):
-    """H, its columns in `order`, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
+    """H, columns in `order`, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
 
     order: np.ndarray
     lower: np.ndarray

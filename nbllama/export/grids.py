@@ -66,10 +66,10 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy the blocks of `raw` with other codes, int8 `[R, n]`; scales stay. Raises as `grid_of`."""
+    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises as `grid_of`."""
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
-    shifted = (codes.astype(np.int16) - (0 if kind.pack is _bytes else kind.first)).astype(np.uint8)
-    kind.pack(out, shifted.reshape(len(out), -1))
+    least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written as it is
+    kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))
     return out.reshape(-1)
 
 

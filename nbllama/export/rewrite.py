@@ -28,7 +28,6 @@ PIECE = 1 << 21
 """Weights that are decoded at a time (and at least one row): 8 MB of float32."""
 
 
-
 class Whole(Protocol):
     """What encodes some tensors whole, instead of a few rows at a time (`export.calibrated`).
 
@@ -39,9 +38,7 @@ class Whole(Protocol):
         """Whether a tensor that becomes this type is encoded here."""
         ...
 
-    def round(
-        self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None
-    ) -> np.ndarray:
+    def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         """Encode w float32 `[R, n]`: uint8 `[nbytes]`. `base`: the tensor's bytes in the file that
         is read, where the type stays. Raises ValueError for weights that cannot be encoded.
         """
@@ -122,7 +119,8 @@ def rewrite(
 
     `types`: type id by tensor name, for tensors that are to change; all others keep theirs.
     `deltas`: by tensor name, what to add: (scale, pair) adds scale * B A. `progress(done, total,
-    name)` is called before each tensor. `whole`: encodes the tensors that it takes. Returns a `Change` by (old type, new type).
+    name)` is called before each tensor. `whole` encodes the tensors that it
+    takes. Returns a `Change` by (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and when `f`
     changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that

@@ -92,8 +92,8 @@ def test_it_finds_nearly_the_best_of_all_codes() -> None:
         ratios.append((ours / best, plain / best))
     ours, plain = np.array(ratios).T
     assert ours.min() > 1 - 1e-6
-    assert np.median(ours) < 1.5 < np.median(plain)
-    assert np.exp(np.log(ours).mean()) < 0.7 * np.exp(np.log(plain).mean())
+    assert (ours <= plain * (1 + 1e-6)).mean() > 0.9  # it is no search of all codes
+    assert np.exp(np.log(ours).mean()) < 0.6 * np.exp(np.log(plain).mean())
 
 
 def test_threads_change_nothing() -> None:

@@ -30,7 +30,7 @@ def test_what_the_quantiser_wrote_is_on_the_grid(kind: str) -> None:
     rows = np.random.default_rng(2).standard_normal((2, 256)).astype(np.float32)
     raw = quantise(IDS[kind], rows)
     grid = grid_of(IDS[kind], raw, rows.shape)
-    made = decode(IDS[kind], raw, rows.size).reshape(grid.scale.shape + (grid.group,))
+    made = decode(IDS[kind], raw, rows.size).reshape((*grid.scale.shape, grid.group))
     with np.errstate(divide="ignore", invalid="ignore"):
         codes = np.rint((made + grid.low[:, :, None]) / grid.scale[:, :, None])
     codes = np.nan_to_num(codes).reshape(rows.shape).astype(np.int8)
