@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nbllama.data import Batch, Dataset, find_splits
 from nbllama.data.order import permutation
-from nbllama.errors import DataError, UsageError, shown
+from nbllama.data.splits import input_files
+from nbllama.errors import DataError, shown
 from nbllama.options.finetune.table import Options, parse
+from nbllama.system.output_file import prepare_output
 from nbllama.text import Tokenizer
 from nbllama.train.run.data import load_file
 
@@ -70,8 +72,6 @@ def load_samples(
     path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Dataset:
     """Read data as a run with `options` (None: the defaults). Raises `DataError`, `UsageError`."""
-    if not os.path.exists(path):
-        raise UsageError(f"--calibrate {shown(path, 400)}: there is no such file or folder")
     options = Options() if options is None else options
     return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
 
@@ -114,7 +114,7 @@ def find_sample(export: Export, model: Model) -> Sample | None:
     """Read the sample of `--calibrate`, or of the data that the adapters' runs name; say which.
 
     None where there are none, and with `--nearest`; a line says so. Raises as `load_samples` and
-    `draw`.
+    `draw`, and `UsageError` where the output is one of these files.
     """
     asked = export.options
     if asked.nearest:
@@ -125,14 +125,15 @@ def find_sample(export: Export, model: Model) -> Sample | None:
     else:
         sources = [(r.options.train_data, r.options, r.path) for r in runs if r.options.train_data]
         for path, _, named in sources:
-            if not os.path.exists(path):
+            if not input_files(path):
                 print(f"{shown(named, 400)} names training data that are not there: {shown(path)}")
-        sources = [s for s in dict.fromkeys(sources) if os.path.exists(s[0])]
+        sources = [s for s in dict.fromkeys(sources) if input_files(s[0])]
     if not sources:
         print("no training data are known: every weight is rounded to the nearest value by itself")
         return None
     batches, held = [], []
     for path, options, named in sources:
+        prepare_output(asked.model_out, input_files(path))
         data = load_samples(path, options, model.tokenizer, print)
         part = draw(data, -(-asked.calibrate_tokens // len(sources)))
         batches += part.batches

@@ -78,7 +78,7 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     for end in range(n, 0, -PIECE):
         at = max(0, end - PIECE)
         m = end - at
-        wanted = np.ascontiguousarray(weights[:, at:end])
+        wanted = weights[:, at:end].copy()  # it is overwritten, and may be all of the weights
         for first, last, panels in later:
             part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
             raw = as_readonly(part.reshape(-1).view(np.uint8))

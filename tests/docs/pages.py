@@ -27,7 +27,6 @@ FIGURES = WALKTHROUGH / "figures"
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
-
 def number(page: Path) -> str:
     """The number of a page of the walkthrough, which its name begins with."""
     return page.name.partition("-")[0]

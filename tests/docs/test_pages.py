@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.pages import (
     FIGURES,
-    WALKTHROUGH,
     near,
     number,
     python_blocks,

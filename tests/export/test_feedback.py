@@ -65,9 +65,15 @@ def test_kernel_and_reference_are_the_same_rounding(
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K"])
 def test_feedback_keeps_products_better_than_nearest(kind: str) -> None:
-    w, grid, h = problem(kind)
+    for n in (256, 512):  # one piece, and two
+        keeps_products_better(*problem(kind, n=n))
+
+
+def keeps_products_better(w: np.ndarray, grid: Grid, h: np.ndarray) -> None:
+    before = w.copy()
     factor = factorise(h)
     got = round_matrix(w, grid, factor)
+    np.testing.assert_array_equal(w, before)
     damped = h + feedback.DAMPING * h.diagonal().mean() * np.eye(len(h))
     np.testing.assert_allclose(got.cost, cost_of(w, grid, got.codes, damped), rtol=1e-3)
     plain = cost_of(w, grid, nearest(w, grid), h)

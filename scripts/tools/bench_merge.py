@@ -1,0 +1,82 @@
+"""How long a calibrated merge of a 7B model takes, from one matrix of each shape.
+
+Times are those of the processor, all threads together, so that other programs on the machine do not
+count; they are divided by the number of threads that the step uses.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbllama.export.feedback import factorise, round_matrix
+from nbllama.export.grids import grid_of, with_codes
+from nbllama.export.inputs import add_second_moments
+from nbllama.export.rewrite import IDS
+from nbllama.kernels.cores import use_threads
+from nbllama.quants.encode import quantise
+
+LAYERS, BATCH = 32, 512
+INPUTS = {4096: 3, 11008: 1}  # inputs of a block by their width
+MATRICES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}
+FORWARD = 2 * 6.5e9 / 60e9  # seconds a token: 60 GFLOP/s, see docs/speed.md
+
+
+def timed(threads: int, call: Callable[[], Any]) -> tuple[Any, float]:
+    """Call, and measure seconds of the processor a thread."""
+    start = time.process_time()
+    result = call()
+    return result, (time.process_time() - start) / threads
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the steps and what they add up to."""
+    kind, tokens = (
+        (words[0] if words else "Q4_K").upper(),
+        int(words[1]) if len(words) > 1 else 8192,
+    )
+    threads = use_threads(None)
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((64, 512), dtype=np.float32)
+    h = np.zeros((512, 512), np.float32)
+    add_second_moments(small, h)  # compiles
+    raw = quantise(IDS[kind], small)
+    with_codes(
+        IDS[kind],
+        raw,
+        round_matrix(small, grid_of(IDS[kind], raw, small.shape), factorise(h)).codes,
+    )
+    total, factors = 0.0, {}
+    for n, count in INPUTS.items():
+        x = rng.standard_normal((BATCH, n), dtype=np.float32)
+        h = np.zeros((n, n), np.float32)
+        _, seconds = timed(threads, lambda x=x, h=h: add_second_moments(x, h))
+        total += count * seconds * tokens / BATCH
+        print(f"second moments of {BATCH} tokens, {n} wide: {seconds:.2f} s", flush=True)
+        factors[n], seconds = timed(1, lambda h=h: factorise(h))  # LAPACK on one thread
+        total += count * seconds
+        print(f"factorised: {seconds:.1f} s", flush=True)
+    for shape, count in MATRICES.items():
+        w = rng.standard_normal(shape, dtype=np.float32)
+        raw = quantise(IDS[kind], w)
+
+        def one(w: np.ndarray = w, raw: np.ndarray = raw) -> None:
+            codes = round_matrix(w, grid_of(IDS[kind], raw, w.shape), factors[w.shape[1]]).codes
+            with_codes(IDS[kind], raw, codes)
+
+        _, seconds = timed(threads, one)
+        _, encoding = timed(threads, lambda w=w: quantise(IDS[kind], w))
+        total += count * (2 * seconds + encoding)  # the base's scales and new ones
+        print(f"{shape[0]} x {shape[1]} rounded: {seconds:.1f} s, new scales: {encoding:.1f} s")
+    forward = FORWARD * tokens
+    print(f"7B, {kind}, {tokens} tokens, {threads} threads: {LAYERS} blocks of {total:.0f} s,")
+    minutes = (LAYERS * total + forward) / 60
+    print(f"reading the sample about {forward / 60:.0f} min; in all {minutes:.0f} min")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
