@@ -74,7 +74,7 @@ def verify(asked: Verify, threads: int) -> None:
 
 
 def why_nothing(parts: Parts) -> str:
-    """What of the adapters explains that nothing changes."""
+    """Say what in the adapters explains that nothing changes."""
     if all(scale * adapter.scale == 0 for adapter, scale in parts):
         return "the scale is 0"
     pairs = [pair for adapter, _ in parts for pair in adapter.pairs.values()]
@@ -125,8 +125,9 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 
 
 class Peer(NamedTuple):
-    """llama.cpp against us over some places: means of the divergence, and how often the most likely
-    token is the same.
+    """llama.cpp compared with nbllama at several places.
+
+    Means of the divergence, and how often the most likely token is the same.
     """
 
     kl: float
@@ -170,7 +171,7 @@ def llama_check(
 
 
 def _few(rows: Rows) -> list[np.ndarray]:
-    """The first tokens of each row, `_PLACES` in all."""
+    """Return the first tokens of each row, `_PLACES` in all."""
     each = max(1, _PLACES // len(rows))
     return [row[:each] for row in rows][:_PLACES]
 
@@ -178,7 +179,7 @@ def _few(rows: Rows) -> list[np.ndarray]:
 def _gguf_files(
     files: Sequence[tuple[str, float]], parts: Parts, model: Model, folder: str
 ) -> list[tuple[str, float]]:
-    """The adapters as files that llama.cpp reads: as they are, or converted into `folder`."""
+    """Return the adapters as files that llama.cpp reads, if need be converted into `folder`."""
     out = []
     for i, ((path, scale), (adapter, _)) in enumerate(zip(files, parts, strict=True)):
         if not _is_gguf(path):
@@ -209,8 +210,9 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 
 
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
-    """KL(llama.cpp ‖ us) at one place, from below: all but llama.cpp's candidates count as one
-    token. `ours`: log p float64 `[V]`.
+    """Compute a lower bound of KL(llama.cpp ‖ us) at one place.
+
+    All tokens except llama.cpp's candidates count as one. `ours`: log p float64 `[V]`.
     """
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())

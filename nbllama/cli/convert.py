@@ -37,7 +37,7 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
-    """The conversion, IN, OUT and the options.
+    """Return the conversion, IN, OUT and the options.
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """

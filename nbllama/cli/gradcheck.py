@@ -86,7 +86,7 @@ def _print(
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
-    """The part in float64, and once more with its pairs added."""
+    """Raise `NotEnoughMemory` if the part in float64, and again with its pairs, does not fit."""
     import math
 
     from nbllama.gradcheck.part import renamed
@@ -102,7 +102,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
 
 
 def _batch(model: Model, o: GradcheckOptions) -> Batch:
-    """The first tokens, as two sequences, so that one must not see the other."""
+    """Return the first tokens, as two sequences, so that one must not see the other."""
     import numpy as np
 
     from nbllama.data.batch import Batch

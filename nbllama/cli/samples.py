@@ -58,9 +58,11 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 
 
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
-    """A sample for `--json`: "line" of its record (null for plain text; with "file" where there are
-    several), "text", "trained" (ranges
-    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
+    """Return a sample for `--json`.
+
+    "line" of its record (null for plain text; with "file" where there are several), "text",
+    "trained" (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in
+    the ids).
     """
     batch = data.batch([i])
     # The last target stands behind the input.
@@ -108,7 +110,7 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
 
 
 def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
-    """A token's text and style. Neighbours alternate, so that borders are seen."""
+    """Return a token's text and style. Neighbours alternate, so that borders are seen."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
@@ -134,7 +136,7 @@ def _title(data: Dataset, i: int) -> str:
 
 
 def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
-    """What there is to tell of all samples, line by line."""
+    """Describe all samples, line by line."""
     s = statistics(data)
     yield f"samples     {s.n_samples}"
     yield (

@@ -77,7 +77,7 @@ Changes = dict[tuple[str, str], Change]
 
 
 def writable_type(type_id: int, row: int) -> int:
-    """The type itself if it can be written, else the next wider one (bits per weight) that can.
+    """Return the type itself if it can be written, else the next wider one that can.
 
     Of equally wide types the K type, where rows of `row` weights are whole blocks of it.
     """
@@ -166,7 +166,7 @@ def _pieces(
     change: Change,
     whole: Whole | None,
 ) -> Iterator[np.ndarray]:
-    """The tensor's new bytes, and its share of `change`."""
+    """Yield the tensor's new bytes, and add its share to `change`."""
     raw, row = f.data(info.name), info.shape[-1]
     if new == info.type_id and not deltas:
         change.bytes += info.nbytes
@@ -225,7 +225,7 @@ def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
 
 
 def requantised(f: GGUFFile, types: Mapping[str, int]) -> str | None:
-    """A tensor that would be quantised a second time, if there is one."""
+    """Name a tensor that would be quantised a second time, if there is one."""
     plain = {IDS[name] for name in ("F32", "F16", "BF16")}
     for name, new in types.items():
         old = f.tensors[name].type_id

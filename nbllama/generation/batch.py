@@ -81,7 +81,7 @@ class _Group:
         self._acts = model.forward_activations(adapter, most)
 
     def run(self) -> list[list[int]]:
-        """The answers, prompt by prompt."""
+        """Write the answers, prompt by prompt."""
         n, shared = len(self._prompts), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
         if self._max_new == 0:

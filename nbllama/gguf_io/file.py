@@ -67,7 +67,7 @@ class GGUFFile:
         self._bytes: np.ndarray | None = np.frombuffer(mapping, np.uint8)
 
     def data(self, name: str) -> np.ndarray:
-        """The tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, nothing copied.
+        """Return the tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, no copy.
 
         Raises `GGUFError` when there is no such tensor, `ValueError` after `close`.
         """
@@ -79,7 +79,7 @@ class GGUFFile:
         return self._bytes[t.offset : t.offset + t.nbytes]
 
     def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
-        """The value of `key`, which must be of `kind`; `default` when the key is absent.
+        """Return the value of `key`, which must be of `kind`; `default` when the key is absent.
 
         | kind | GGUF types | returns |
         |---|---|---|
@@ -122,7 +122,7 @@ class GGUFFile:
             yield key, value, self._types[key]
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """A `GGUFError` about this file, in the form of all others."""
+        """Return a `GGUFError` about this file, in the form of all others."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:

@@ -112,7 +112,7 @@ class _Block:
     # What the passes are made of
 
     def normed(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
-        """The normed stream `[N, C]`, in memory that the next one overwrites."""
+        """Compute the normed stream `[N, C]`, in memory that the next one overwrites."""
         norm = self.shared("norm")
         rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, y=norm, rstd=rstd)
         return norm
@@ -120,14 +120,14 @@ class _Block:
     def normed_grad(
         self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """dx += the gradient with respect to x; the pair's gradients go to `bound.grads`."""
+        """Add the gradient with respect to x to dx; the pair's gradients go to `bound.grads`."""
         name = self.name(tensor)
         self.bound.add_norm_grad(name, dy, x, rstd)
         if dx is not None:
             rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx=dx, add=True)
 
     def input(self, x: np.ndarray, *linears: str) -> Input:
-        """x `[N, n_in]` as the input of these linear layers."""
+        """Prepare x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
@@ -139,7 +139,7 @@ class _Block:
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """y `[N, ...]` = (or += with `add`) the output of linear layer `name`, with its bias."""
+        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
@@ -149,7 +149,7 @@ class _Block:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
@@ -164,7 +164,7 @@ class _Block:
     # What attention and feed-forward add to the stream: `name` is their last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
+        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)
@@ -187,7 +187,7 @@ class _Block:
         stream += y
 
     def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
-        """The gradient with respect to the layer's output, from that of the stream."""
+        """Return the gradient with respect to the layer's output, from that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream
@@ -201,7 +201,7 @@ class _Block:
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
         if self.hp.has_qk_norm:
             raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
@@ -218,7 +218,7 @@ class _Block:
         self.see(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
+        """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
         node = LINEARS[name].node
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
@@ -231,7 +231,7 @@ class _Block:
         self.see_grad(f"{node}_raw", dy)
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
-        """The stream between attention and feed-forward into `kept.x_mid`."""
+        """Compute the stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
@@ -296,7 +296,7 @@ class _Block:
         return act
 
     def feed_forward(self, recompute: bool) -> None:
-        """The block's output; `recompute` leaves it out where the gradient has no use for it."""
+        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
         kept = self.kept
         norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         self.see("ffn_norm", norm)

@@ -53,10 +53,10 @@ class Model(Weights):
         rope_freq_scale: float | None = None,
         pre: str | None = None,
     ) -> M:
-        """Open a GGUF model. Weights stay memory-mapped. Numbers that are given replace the file's
-        (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
+        """Open a GGUF model; its weights stay memory-mapped.
 
-        Raises `GGUFError` for a file that is damaged or not supported.
+        Numbers that are given replace the file's (`arch.with_overrides`), and so does `pre`, the
+        name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not supported.
         """
         gguf = open_gguf(path)
         hp = hparams_from_gguf(gguf)
@@ -214,6 +214,7 @@ class Model(Weights):
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
+        """Allocate the memory of `loss` for `n_trained` trained positions."""
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
         rank = pair.rank if pair else 0
         cap = self.hp.logit_softcap

@@ -58,8 +58,9 @@ class ReferenceModel:
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Logits `[N, V]` of a batch. `seen` gets every activation under llama.cpp's name (see
-        `nbllama.peek.names`); `change` is added to those that it names.
+        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
+
+        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
         """
         return _Pass(self, batch, params, scale, seen, change).forward()
 
@@ -192,7 +193,7 @@ class _Pass:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
+        """Return (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -216,7 +217,7 @@ class _Pass:
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B where a tensor holds several."""
+        """Compute x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B of a part of a tensor."""
         y = matmul_ref(x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             y = y + lora_ref(x, pair[0], pair[1][rows], self.scale)
@@ -235,7 +236,7 @@ class _Pass:
         return dx
 
     def linear(self, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """A linear layer of a block: q, k, v, o, gate, up or down."""
+        """Apply a linear layer of a block: q, k, v, o, gate, up or down."""
         tensor, rows = self.model.linears[linear]
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
@@ -244,7 +245,7 @@ class _Pass:
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
     def norm_weight(self, name: str) -> np.ndarray:
-        """w + s (B A)[0]."""
+        """Compute w + s (B A)[0]."""
         w = self.tensors[f"{name}.weight"]
         pair = self.pair(name)
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
@@ -273,7 +274,7 @@ class _Pass:
         return rope_ref(x, positions, cos, sin, halves=halves, inverse=inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:
-        """Outputs `[N, H, D]`; each sequence sees itself, up to each token."""
+        """Compute outputs `[N, H, D]`; each sequence sees itself, up to each token."""
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         if self.seen is not None:
             matrices = attention_matrices(q, k, q_offsets=offsets, k_offsets=offsets, **constants)
@@ -296,5 +297,5 @@ class _Pass:
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """An adapter's arrays as float64 copies, to be varied."""
+    """Return an adapter's arrays as float64 copies, to be varied."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

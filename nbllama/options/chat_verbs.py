@@ -1,5 +1,6 @@
-"""The command lines of `nbllama chat` and `nbllama generate`: those of `nbllama.main`, where the
-verb decides whether it is a conversation.
+"""The command lines of `nbllama chat` and `nbllama generate`.
+
+They are those of `nbllama.main`, where the verb decides whether it is a conversation.
 """
 
 from __future__ import annotations

@@ -60,13 +60,16 @@ class EvaluationRecord:
 
 
 class Eta:
-    """Time to the end of the run: the median of the last steps' times, so that one slow step (a
-    save, another program) does not throw it."""
+    """Time to the end of the run, from the median of the last steps' times.
+
+    One slow step (a save, another program) does not change it much.
+    """
 
     def __init__(self, window: int = 11) -> None:
         self._recent: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
+        """Add the time of a step."""
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
@@ -99,7 +102,7 @@ class LossCurve:
             self._per_mean *= 2
 
     def sparkline(self) -> str:
-        """The curve as block characters, the lowest mean as the lowest block."""
+        """Draw the curve in block characters, the lowest mean as the lowest block."""
         if not self._means:
             return ""
         n = len(self._means)
@@ -112,7 +115,7 @@ class LossCurve:
 
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can hold of a record: None for a number that is not finite."""
+    """Return what JSON can hold of a record: None for a number that is not finite."""
     values = record if isinstance(record, Mapping) else asdict(record)
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
@@ -157,6 +160,7 @@ class MetricsLog:
             self._on_error(f"--log {path}: {problem}; training goes on, lines are missing")
 
     def close(self) -> None:
+        """Close the file; an error is reported as those of writing are."""
         try:
             self._file.close()
         except OSError as e:

@@ -20,12 +20,12 @@ _UNSEEN = re.compile(
 
 
 def safe(value: Any) -> str:
-    """A text of the run as HTML."""
+    """Write a text of the run as HTML."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 
 def page(run: Run) -> str:
-    """The whole file. Whatever a log leaves out is left out of the page."""
+    """Write the whole file. Whatever a log leaves out is left out of the page."""
     parts = [_head(run), _tiles(run), _loss(run), _others(run), _samples(run), _data(run)]
     parts += [_forecast(run), _evaluations(run), _options(run)]
     title = f"Training run: {safe(_name(run))}"

@@ -43,7 +43,7 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """What to call the program that runs: as it was started, by default `name`."""
+    """Return what to call the program that runs: as it was started, by default `name`."""
     return _name.get() or name
 
 
@@ -95,7 +95,7 @@ def os_error_code(e: OSError) -> int:
 
 
 def _told(e: BaseException) -> tuple[str, int]:
-    """The line and the exit code for an exception."""
+    """Return the line and the exit code for an exception."""
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
@@ -115,8 +115,9 @@ def _told(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the program, so that nothing half done is left; unless it is ignored, or
-    someone else's already.
+    """Let SIGTERM unwind the program, so that nothing half done is left.
+
+    A SIGTERM that is ignored, or that someone else handles already, is left alone.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:

@@ -63,8 +63,10 @@ class TemplateSandbox:
     def render(
         self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
     ) -> list[list[str] | TemplateFailed]:
-        """For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
-        its cuts, the text of the first n messages; or why the template failed on this chat.
+        """Render `chats`, or say for each why the template failed on it.
+
+        For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
+        its cuts, the text of the first n messages.
 
         Raises TemplateFailed where the request as a whole failed.
         """

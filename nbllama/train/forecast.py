@@ -51,7 +51,7 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """The forecast without times, before anything is compiled.
+    """Forecast without times, before anything is compiled.
 
     Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
     """

@@ -47,7 +47,7 @@ def compile_kernels(trainer: Trainer) -> float:
 def _one_block(
     trainer: Trainer, layer: int, acts: Activations, batch: Batch, repeat: bool = False
 ) -> None:
-    """A block's forward pass (twice with `repeat`, as under checkpointing) and backward pass."""
+    """Run a block forward (twice with `repeat`, as under checkpointing) and backward."""
     block_forward(trainer.model, layer, trainer.bound, acts, batch=batch)
     if repeat:
         block_forward(trainer.model, layer, trainer.bound, acts, batch=batch, recompute=True)

@@ -74,9 +74,7 @@ class StepResult(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and
-    the means of a sample.
-    """
+    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample."""
 
     tokens: int
     trained: int
@@ -86,9 +84,7 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
-    """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
-    whole, also where the data set has fewer samples.
-    """
+    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
     lengths = dataset.lengths()
     means = (float(counts.mean()) for counts in lengths)
     tokens, trained = dataset.largest(batch, wraps=wraps)
@@ -139,7 +135,9 @@ class Trainer:
         seed: int = 0,
         validation: Dataset | None = None,
     ) -> None:
-        """`old_schedule`: an update has the learning rate of the update before it, as in the old
+        """Reserve the memory of training.
+
+        `old_schedule`: an update has the learning rate of the update before it, as in the old
         tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
         decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
         `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
@@ -198,9 +196,7 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
-        called between layers and may raise `StopRequested`.
-        """
+        """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         trained = sum(b.n_trained for b in batches)
@@ -245,12 +241,12 @@ class Trainer:
         return total / sum(batch.n_trained for batch in self._validation)
 
     def set_dropout(self, micro: int) -> None:
-        """The masks of micro-batch `micro` of the next iteration, if there is dropout."""
+        """Set the masks of micro-batch `micro` of the next iteration, if there is dropout."""
         if self.dropout:
             self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
-        """The schedule's factor on the rate of update `iteration` (the first is 1)."""
+        """Return the schedule's factor on the rate of update `iteration` (the first is 1)."""
         return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time

@@ -29,8 +29,10 @@ PARAMETER stop "<|im_end|>"
 
 
 class Files(NamedTuple):
-    """The base model and the adapter; `gguf`: whether it is in the format of today's llama.cpp, the
-    only one that llama.cpp and, for every architecture, Ollama read.
+    """The base model and the adapter.
+
+    `gguf`: whether it is in the format of today's llama.cpp, the only one that llama.cpp and, for
+    every architecture, Ollama read.
     """
 
     base: str
@@ -63,11 +65,11 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """The text for `ollama create NAME -f FILE`, from the merged model that its second line makes.
+    """Write the text for `ollama create NAME -f FILE`, from the model that its second line merges.
 
-    A template is stated for ChatML alone: of other models Ollama knows or reads it by itself.
-    `system`: what the chat template puts in front of a chat that has no system message. The older
-    form, with the adapter next to its base, is there as comments.
+    A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
+    file. `system`: what the chat template puts in front of a chat that has no system message. The
+    older form, with the adapter next to its base, is there as comments.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
     words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
@@ -88,9 +90,7 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
 
 
 def system_line(template: ChatTemplate) -> str:
-    """What a chat template puts in front of a chat without a system message, as a system message;
-    "": nothing.
-    """
+    """Find what a chat template puts in front of a chat without a system message; "": nothing."""
     mark = "a system message of no other chat"
     question = {"role": "user", "content": "a question"}
     try:
@@ -109,8 +109,10 @@ def system_line(template: ChatTemplate) -> str:
 def card(
     run: dict[str, Any], files: Files, fingerprint: str, results: list[tuple[str, str]]
 ) -> str:
-    """The model card in Markdown. `run`: the row that begins a log (`cli.story.begun`); `results`:
-    lines about iterations and losses.
+    """Write the model card in Markdown.
+
+    `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
+    losses.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
@@ -147,8 +149,10 @@ def _cell(text: str) -> str:
 def write_cards(
     session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Card and Modelfile beside the adapter of a run, whose log begins with the row `begun`;
-    (ending, file) of what was written. A failure is a line for the user: the adapter is there.
+    """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
+
+    Returns (ending, file) of what was written. A failure is a line for the user: the adapter is
+    there.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
@@ -165,7 +169,7 @@ def write_cards(
 
 
 def _template(session: Session) -> tuple[str, str]:
-    """The chat template of a run on chats, and its system line; else the model's, and none."""
+    """Find the chat template of a run on chats, and its system line; else the model's, and none."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""

@@ -125,9 +125,7 @@ class Loop:
                 self.ui.note(f"--report is not written: {e}")
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate where the run's plan says so, once: at its very start, every so many iterations,
-        and at its end.
-        """
+        """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
         now, session = self.trainer.iteration, self.session
         if not (session.validation or session.prompts):
             return
@@ -287,7 +285,7 @@ class Loop:
             self.ui.note(f"{problem}; --keep-last does not hold for it")
 
     def _save_config(self) -> None:
-        """The run's options beside its adapter; a failure does not stop training."""
+        """Save the run's options next to its adapter; a failure does not stop training."""
         try:
             self.outputs.save_config(self._config)
         except (OSError, OutputError) as e:

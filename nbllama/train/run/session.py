@@ -39,7 +39,7 @@ OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """The model of `--model-base`, or the one that is there already.
+    """Return the model of `--model-base`, or the one that is there already.
 
     Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
     """
@@ -108,7 +108,7 @@ class Session:
         return state
 
     def _start(self) -> Adapter | None:
-        """The adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        """Read the adapter of `--lora-in`, if the run starts from it; its ranks become options."""
         path = self.options.lora_in
         if not path:
             return None

@@ -20,7 +20,7 @@ _BARS = 20  # of the histogram of lengths
 def begun(
     session: Session, told: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
-    """The row `run`: what is to be done after iteration `iter`, and what is expected of it."""
+    """Return the row `run`: what is to be done after iteration `iter`, and what is expected."""
     trainer, hp = session.trainer, session.model.hp
     return {
         "event": "run",
@@ -61,6 +61,6 @@ def data_numbers(session: Session) -> dict[str, Any]:
 
 
 def ended(iteration: int, seconds: float, reason: str) -> dict[str, Any]:
-    """The row `end`; `reason`: "" if all iterations were done."""
+    """Return the row `end`; `reason`: "" if all iterations were done."""
     row = {"event": "end", "iter": iteration, "seconds": seconds, "reason": reason}
     return row | {"peak_bytes": peak_resident()}
