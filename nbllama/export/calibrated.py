@@ -94,6 +94,8 @@ class Rounder:
             self._factors.clear()
             self._inputs.advance()
         if source not in self._factors:
+            if source not in self._inputs.moments:
+                raise ValueError("the forward pass does not show what goes into it")
             # of no further use once it is factorised
             self._factors[source] = factorise(self._inputs.moments.pop(source))
         return self._factors[source]

@@ -32,6 +32,7 @@ from nbllama.evaluate.scores import Reader, chunk_losses, chunks, text_tokens
 from nbllama.export.calibrated import Rounder, rounds
 from nbllama.export.inputs import BlockInputs
 from nbllama.export.rewrite import IDS
+from nbllama.kernels.cores import use_threads
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.passes import Model, load_model
 from nbllama.ops.linear.matmul import Weight
@@ -65,9 +66,16 @@ def adapter_for(model: Model, path: str) -> Adapter:
 class Table:
     """All merges of one base and adapter, and what they are measured on."""
 
-    def __init__(self, base: str, adapter: str, data: str, text: str | None) -> None:
+    def __init__(
+        self, base: str, adapter: str, data: str, text: str | None, blocks: int | None
+    ) -> None:
         self.model = load_model(base)
         self.adapter = adapter_for(self.model, adapter)
+        if blocks is not None:
+            first = self.model.hp.n_layer - blocks
+            pairs = self.adapter.pairs
+            kept = {name: pair for name, pair in pairs.items() if int(name.split(".")[1]) >= first}
+            self.adapter = Adapter(self.adapter.arch, self.adapter.alpha, self.adapter.lora_r, kept)
         self.sample = draw(load_samples(data, None, self.model.tokenizer, print), 8192)
         self.chunks: list[np.ndarray] = []
         if text is not None:
@@ -130,8 +138,11 @@ def _run(words: list[str]) -> None:
     parser.add_argument("types", nargs="*", default=list(TYPES))
     parser.add_argument("--text", help="a file of other text")
     parser.add_argument("--out", help="append rows there, a JSON object a line")
+    parser.add_argument("--blocks", type=int, help="use the pairs of the last N blocks only")
+    parser.add_argument("--threads", type=int, help="threads (all cores)")
     args = parser.parse_args(words)
-    table = Table(args.base, args.adapter, args.data, args.text)
+    use_threads(args.threads)
+    table = Table(args.base, args.adapter, args.data, args.text, args.blocks)
     rows = [{"type": "base and adapter", "way": "unmerged"}]
     if table.chunks:
         rows[0]["perplexity"] = table.perplexity(table.model, table.adapter)
