@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nbllama.data import Batch, Dataset, find_splits
 from nbllama.data.order import permutation
 from nbllama.data.splits import input_files
-from nbllama.errors import DataError, shown
+from nbllama.errors import DataError, UsageError, shown
 from nbllama.options.finetune.table import Options, parse
 from nbllama.system.output_file import prepare_output
 from nbllama.text import Tokenizer
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 def run_of(adapter: str) -> Found | None:
     """Find the options of the run that wrote an adapter, next to it; None if there are none.
 
-    Raises `UsageError` for a file that is no options of this program.
+    Raises `UsageError` where the file by the adapter's name holds no options of this program.
     """
     bare = adapter.rstrip("/" + os.sep)
     own = os.path.splitext(bare)[0] + ".config.yaml"
@@ -55,7 +55,12 @@ def run_of(adapter: str) -> Found | None:
     for path in dict.fromkeys((own, *others)):
         if not os.path.isfile(path):
             continue
-        options = parse(["--config", path])
+        try:
+            options = parse(["--config", path])
+        except UsageError:
+            if path == own:
+                raise
+            continue  # another program's file of such a name
         if path == own or _names(options, os.path.basename(bare)):
             return Found(path, options)
     return None
@@ -125,9 +130,9 @@ def find_sample(export: Export, model: Model) -> Sample | None:
     else:
         sources = [(r.options.train_data, r.options, r.path) for r in runs if r.options.train_data]
         for path, _, named in sources:
-            if not input_files(path):
+            if not _there(path):
                 print(f"{shown(named, 400)} names training data that are not there: {shown(path)}")
-        sources = [s for s in dict.fromkeys(sources) if input_files(s[0])]
+        sources = [s for s in dict.fromkeys(sources) if _there(s[0])]
     if not sources:
         print("no training data are known: every weight is rounded to the nearest value by itself")
         return None
@@ -143,6 +148,12 @@ def find_sample(export: Export, model: Model) -> Sample | None:
             f"held back: {_size(part.held)}"
         )
     return Sample(batches, held)
+
+
+def _there(path: str) -> bool:
+    """Whether all files of training data can be found."""
+    files = input_files(path)
+    return bool(files) and all(map(os.path.exists, files))
 
 
 def _size(batches: Sequence[Batch]) -> str:

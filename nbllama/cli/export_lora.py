@@ -47,7 +47,8 @@ def _run(words: list[str]) -> None:
         shapes = {name: info.shape for name, info in f.tensors.items()}
         parts = load_adapters(export.adapters, hp, shapes, print)
         types, lines = merged_types(f, hp, parts, kind)
-        print("\n".join(lines), end="\n" if lines else "")
+        if not auto:
+            print("\n".join(lines), end="\n" if lines else "")
         rounder = sample = None
         whole: Whole | None = None
         if auto or any(rounds(name, type_id) for name, type_id in types.items()):

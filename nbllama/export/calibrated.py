@@ -82,6 +82,12 @@ class Rounder:
         gram = pair.b.T @ pair.b
         return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
 
+    def lost(self, name: str, error: np.ndarray) -> float:
+        """Compute what an error `[R, n]` of the weights does to the products: as `cost`."""
+        factor = self.factor(name)
+        moved = error[:, factor.order] @ factor.lower
+        return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
+
     def factor(self, name: str) -> Factor:
         """Factorise the second moments of what goes into a tensor, once for each input."""
         where = input_of(name)

@@ -119,8 +119,8 @@ def rewrite(
 
     `types`: type id by tensor name, for tensors that are to change; all others keep theirs.
     `deltas`: by tensor name, what to add: (scale, pair) adds scale * B A. `progress(done, total,
-    name)` is called before each tensor. `whole` encodes the tensors that it
-    takes. Returns a `Change` by (old type, new type).
+    name)` is called before each tensor. `whole` encodes the tensors that it takes. Returns a
+    `Change` by (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and when `f`
     changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that

@@ -36,7 +36,7 @@ from nbllama.kernels.cores import use_threads
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.passes import Model, load_model
 from nbllama.ops.linear.matmul import Weight
-from nbllama.quants import as_readonly
+from nbllama.quants import as_readonly, decode
 from nbllama.quants.encode import quantise
 from nbllama.system.program import run_program
 from scripts.tools.widen_smollm2 import demo_model
@@ -72,11 +72,11 @@ class Table:
         self.model = load_model(base)
         self.adapter = adapter_for(self.model, adapter)
         if blocks is not None:
-            first = self.model.hp.n_layer - blocks
             pairs = self.adapter.pairs
-            kept = {name: pair for name, pair in pairs.items() if int(name.split(".")[1]) >= first}
+            kept = {name: pair for name, pair in pairs.items() if int(name.split(".")[1]) < blocks}
             self.adapter = Adapter(self.adapter.arch, self.adapter.alpha, self.adapter.lora_r, kept)
         self.sample = draw(load_samples(data, None, self.model.tokenizer, print), 8192)
+        self.lost: dict[tuple[str, str], float] = {}
         self.chunks: list[np.ndarray] = []
         if text is not None:
             words = Path(text).read_text(encoding="utf-8")[: 8 * CONTEXT * CHUNKS]
@@ -87,9 +87,11 @@ class Table:
         """Merge into each type twice: weights by (type, "nearest" or "feedback") and name."""
         rounder = Rounder(BlockInputs(self.model, self.adapter, self.sample.batches))
         made: dict[tuple[str, str], dict[str, Weight]] = {}
+        self.effect = 0.0
         for name in sorted(self.adapter.pairs, key=lambda n: int(n.split(".")[1])):
             pair, info = self.adapter.pairs[name], self.model.gguf.tensors[name]
             w = self.model.tensor(name) + np.float32(self.adapter.scale) * (pair.b @ pair.a)
+            self.effect += rounder.effect(name, pair, self.adapter.scale)
             for kind in kinds:
                 # "same": the base's own type
                 new = info.type_id if kind == "same" else IDS[kind]
@@ -100,6 +102,8 @@ class Table:
                 for way, raw in found.items():
                     weight = Weight(name, new, as_readonly(raw), w.shape)
                     made.setdefault((kind, way), {})[name] = weight
+                    lost = rounder.lost(name, decode(new, raw, w.size).reshape(w.shape) - w)
+                    self.lost[kind, way] = self.lost.get((kind, way), 0.0) + lost
             print(name, file=sys.stderr, flush=True)
         return made
 
@@ -138,18 +142,22 @@ def _run(words: list[str]) -> None:
     parser.add_argument("types", nargs="*", default=list(TYPES))
     parser.add_argument("--text", help="a file of other text")
     parser.add_argument("--out", help="append rows there, a JSON object a line")
-    parser.add_argument("--blocks", type=int, help="use the pairs of the last N blocks only")
+    parser.add_argument("--blocks", type=int, help="use the pairs of the first N blocks only")
     parser.add_argument("--threads", type=int, help="threads (all cores)")
+    parser.add_argument("--products", action="store_true", help="measure the products only")
     args = parser.parse_args(words)
     use_threads(args.threads)
     table = Table(args.base, args.adapter, args.data, args.text, args.blocks)
-    rows = [{"type": "base and adapter", "way": "unmerged"}]
+    rows: list[dict[str, Any]] = [{"type": "base and adapter", "way": "unmerged"}]
     if table.chunks:
         rows[0]["perplexity"] = table.perplexity(table.model, table.adapter)
     start = time.process_time()
     made = table.merged(args.types)
     rows[0]["cpu_seconds"] = time.process_time() - start
-    rows += [table.row(kind, way, weights) for (kind, way), weights in made.items()]
+    for (kind, way), weights in made.items():
+        lost = table.lost[kind, way] / table.effect
+        row = {"type": kind, "way": way, "lost_of_products": lost}
+        rows.append(row if args.products else row | table.row(kind, way, weights))
     for row in rows:
         print(json.dumps(row))
     if args.out:
