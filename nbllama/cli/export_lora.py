@@ -61,7 +61,7 @@ def _run(words: list[str]) -> None:
                 raise UsageError("--outtype auto chooses by a sample: give --calibrate DATA")
             whole = spool = stack.enter_context(spool_beside(options.model_out))
             with Progress() as progress:
-                chosen = plan(f, mix(parts), rounder, spool, progress)
+                chosen = plan(f, mix(parts), rounder, spool, progress=progress)
             print(chosen.line())
             types |= chosen.types
         with Progress() as progress:

@@ -78,7 +78,7 @@ def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Bat
 
 
 def change_on_text(
-    model: Model, merged: Model, parts: Parts, text: str | None, name: str
+    model: Model, merged: Model, parts: Parts, text: str | None, *, name: str
 ) -> Change:
     """Measure the change on a text from a file `name`; None: on what the base writes by itself.
 
@@ -111,7 +111,7 @@ def print_change(
         if text is None and rows_of(held):
             change, where = change_on_held(model, other, parts, held), "held-back records"
         else:
-            change = change_on_text(model, other, parts, text, name)
+            change = change_on_text(model, other, parts, text, name=name)
             where = "a short text"
     except GGUFError as e:
         print(f"merged against unmerged: not compared: {e}")

@@ -79,6 +79,7 @@ def plan(
     adapter: Adapter,
     rounder: Rounder,
     spool: Spool,
+    *,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Plan:
     """Choose a type for every matrix of a block that has a pair, and keep its blocks in `spool`.

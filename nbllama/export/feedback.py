@@ -86,7 +86,7 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
         errors = np.empty((rows, m), np.float32)
         round_piece(
             wanted, weights, np.ascontiguousarray(factor.lower[at:end, at:end]), grid.scale,
-            grid.low, importance=factor.importance[at:end].copy(), group=group[at:end],
+            low=grid.low, importance=factor.importance[at:end].copy(), group=group[at:end],
             first=grid.first, last=grid.last, at=at, codes=codes, errors=errors, cost=cost,
         )  # fmt: skip
         if at:

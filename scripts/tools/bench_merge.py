@@ -1,7 +1,9 @@
 """How long a calibrated merge of a 7B model takes, from one matrix of each shape.
 
 Times are those of the processor, all threads together, so that other programs on the machine do not
-count; they are divided by the number of threads that the step uses.
+count; they are divided by the number of threads that the step uses. Rows share nothing, so `ROWS`
+of a matrix are measured, and the rest is reckoned from them. So is the factorisation of the widest
+input, by the cube of its width, from that of the narrower one; `--whole` measures it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from nbllama.export.feedback import factorise, round_matrix
+from nbllama.export.feedback import Factor, factorise, round_matrix
 from nbllama.export.grids import grid_of, with_codes
 from nbllama.export.inputs import add_second_moments
 from nbllama.export.rewrite import IDS
 from nbllama.kernels.cores import use_threads
 from nbllama.quants.encode import quantise
 
-LAYERS, BATCH = 32, 512
-INPUTS = {4096: 3, 11008: 1}  # inputs of a block by their width
+LAYERS, BATCH, ROWS = 32, 512, 512
+NARROW = 4096
+INPUTS = {NARROW: 3, 11008: 1}  # inputs of a block by their width
 MATRICES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}
 FORWARD = 2 * 6.5e9 / 60e9  # seconds a token: 60 GFLOP/s, see docs/speed.md
 
@@ -35,6 +38,7 @@ def timed(threads: int, call: Callable[[], Any]) -> tuple[Any, float]:
 
 def main(words: Sequence[str]) -> None:
     """Print the steps and what they add up to."""
+    whole, words = "--whole" in words, [w for w in words if w != "--whole"]
     kind, tokens = (
         (words[0] if words else "Q4_K").upper(),
         int(words[1]) if len(words) > 1 else 8192,
@@ -50,18 +54,26 @@ def main(words: Sequence[str]) -> None:
         raw,
         round_matrix(small, grid_of(IDS[kind], raw, small.shape), factorise(h)).codes,
     )
-    total, factors = 0.0, {}
+    total, narrow = 0.0, 0.0
+    factors: dict[int, Factor] = {}
     for n, count in INPUTS.items():
         x = rng.standard_normal((BATCH, n), dtype=np.float32)
         h = np.zeros((n, n), np.float32)
         _, seconds = timed(threads, lambda x=x, h=h: add_second_moments(x, h))
         total += count * seconds * tokens / BATCH
         print(f"second moments of {BATCH} tokens, {n} wide: {seconds:.2f} s", flush=True)
-        factors[n], seconds = timed(1, lambda h=h: factorise(h))  # LAPACK on one thread
+        if n == NARROW or whole:
+            factors[n], seconds = timed(1, lambda h=h: factorise(h))  # LAPACK on one thread
+            narrow = seconds if n == NARROW else narrow
+        else:
+            seconds = narrow * (n / NARROW) ** 3
+            noise = np.tril(rng.standard_normal((n, n), dtype=np.float32) / n, -1)
+            factors[n] = Factor(np.arange(n), noise, np.ones(n))
         total += count * seconds
         print(f"factorised: {seconds:.1f} s", flush=True)
     for shape, count in MATRICES.items():
-        w = rng.standard_normal(shape, dtype=np.float32)
+        part = shape[0] / ROWS
+        w = rng.standard_normal((ROWS, shape[1]), dtype=np.float32)
         raw = quantise(IDS[kind], w)
 
         def one(w: np.ndarray = w, raw: np.ndarray = raw) -> None:
@@ -70,6 +82,7 @@ def main(words: Sequence[str]) -> None:
 
         _, seconds = timed(threads, one)
         _, encoding = timed(threads, lambda w=w: quantise(IDS[kind], w))
+        seconds, encoding = part * seconds, part * encoding
         total += count * (2 * seconds + encoding)  # the base's scales and new ones
         print(f"{shape[0]} x {shape[1]} rounded: {seconds:.1f} s, new scales: {encoding:.1f} s")
     forward = FORWARD * tokens

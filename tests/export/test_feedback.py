@@ -54,7 +54,7 @@ def test_kernel_and_reference_are_the_same_rounding(
     scale, low = (np.repeat(a, grid.group, axis=1)[:, factor.order] for a in grid[:2])
     moved = w[:, factor.order].astype(np.float64)
     codes, _, cost = round_piece_ref(
-        moved, moved, factor.lower, scale, low,
+        moved, moved, factor.lower, scale, low=low,
         importance=factor.importance, first=grid.first, last=grid.last,
     )  # fmt: skip
     same = got.codes[:, factor.order] == codes
