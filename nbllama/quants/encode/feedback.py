@@ -27,11 +27,12 @@ A grid gives weight (r, j) the values `scale * q - low` for integers q from `fir
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
 
 from nbllama.kernels.jit import kernel
-from nbllama.ops.op import check_array, check_output, readonly
 
 
 def round_piece_ref(
@@ -115,22 +116,30 @@ def round_piece(
     Raises `ValueError` for arrays of other shapes or types.
     """
     (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
-    check_output("round_piece", "wanted", wanted, (rows, m))
-    check_array("round_piece", "weights", weights, (rows, n))
-    check_array("round_piece", "factor", factor, (m, m))
-    check_array("round_piece", "scale", scale, (rows, groups))
-    check_array("round_piece", "low", low, (rows, groups))
-    check_array("round_piece", "importance", importance, (m,), dtype=np.float64)
-    check_array("round_piece", "group", group, (m,), dtype=np.int32)
-    check_output("round_piece", "codes", codes, (rows, n), dtype=np.int8)
-    check_output("round_piece", "errors", errors, (rows, m))
-    check_output("round_piece", "cost", cost, (rows,), dtype=np.float64)
+    wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
+    wide |= {"factor": (factor, (m, m)), "errors": (errors, (rows, m))}
+    wide |= {"scale": (scale, (rows, groups)), "low": (low, (rows, groups))}
+    for name, (array, shape) in wide.items():
+        _check(name, array, shape, np.float32)
+    _check("importance", importance, (m,), np.float64)
+    _check("group", group, (m,), np.int32)
+    _check("codes", codes, (rows, n), np.int8)
+    _check("cost", cost, (rows,), np.float64)
     if not 0 <= at <= n - m or m == 0 or group.min() < 0 or group.max() >= groups:
         raise ValueError(f"round_piece: columns {at} to {at + m} of {n}, or a group out of range")
     if not -128 <= first <= last <= 127:
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
-    _round_piece(
-        wanted, readonly(weights), readonly(factor), readonly(importance), readonly(scale),
-        readonly(low), readonly(group), np.float32(first), np.float32(last), at, codes, errors,
-        cost,
-    )  # fmt: skip
+    given = (weights, factor, importance, scale, low, group)
+    readonly = [array.view() for array in given]
+    for view in readonly:  # writable ones would compile a second version
+        view.flags.writeable = False
+    _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise ValueError for an array that the kernel would misread: it has no bounds checks."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        wanted = f"{np.dtype(dtype)} {shape}"
+        raise ValueError(
+            f"round_piece: {name} is {array.dtype} {array.shape}, wanted {wanted}, contiguous"
+        )
