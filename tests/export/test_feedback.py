@@ -119,7 +119,7 @@ def test_inputs_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be factorised"):
         factorise(np.array([[1, 0], [5, 1]], np.float32))
     w, grid, _ = problem("Q4_1")
-    with pytest.raises(ValueError, match="weights is float64"):
+    with pytest.raises(ValueError, match="is float64"):
         round_matrix(w.astype(np.float64), grid, factorise(np.eye(512, dtype=np.float32)))
     with pytest.raises(ValueError, match="factor 4"):
         round_matrix(w, grid, factorise(np.eye(4, dtype=np.float32)))
