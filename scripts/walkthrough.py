@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.docs.pages import WALKTHROUGH, update
+from tests.docs.pages import number, update, walkthrough
 
 if __name__ == "__main__":
-    for page in sorted(WALKTHROUGH.glob("[0-9]-*.md")):
-        if len(sys.argv) == 1 or page.name[0] in sys.argv[1:]:
+    for page in walkthrough():
+        if len(sys.argv) == 1 or number(page) in sys.argv[1:]:
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
                 update(page, Path(folder))

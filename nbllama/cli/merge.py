@@ -9,6 +9,7 @@ import time
 from nbllama.errors import shown
 from nbllama.export.rewrite import Changes
 from nbllama.gguf_io import GGUFFile
+from nbllama.report.log import duration
 
 
 class Progress:
@@ -26,11 +27,14 @@ class Progress:
 
     def __call__(self, done: int, total: int, name: str) -> None:
         """Print the tensor `name`: each one on a terminal, elsewhere one every tenth of the way."""
+        passed = time.monotonic() - self._start
+        left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
-            print(f"\r[{done + 1:4}/{total}] {shown(name, 60):60}", end="", file=sys.stderr)
+            line = f"\r[{done + 1:4}/{total}] {shown(name, 44):44} {left:18}"
+            print(line, end="", file=sys.stderr)
         elif (tenth := 10 * done // total) > self._told:
             self._told = tenth
-            print(f"[{done + 1:4}/{total}] {shown(name, 60)}", file=sys.stderr)
+            print(f"[{done + 1:4}/{total}] {shown(name, 60)} {left}".rstrip(), file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self

@@ -1,19 +1,46 @@
-"""What merging has changed: the merged model against base and adapters on a short text."""
+"""What merging has changed.
+
+The merged model is compared with base and adapters, on a short text or on records that the merge
+was not calibrated on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import GGUFError, shown
 from nbllama.evaluate.sample_text import compare, of_text, own_text, reader
-from nbllama.evaluate.scores import Compared
+from nbllama.evaluate.scores import Compared, Reader, compare_chunk
 from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
-from nbllama.model.passes import load_model
+from nbllama.model.passes import Model, load_model
 
 LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
+TOO_MUCH = 0.5  # of the effect: what makes a merge fail
+
+
+class Change(NamedTuple):
+    """What a merge changed.
+
+    `found`: the merged model against base and adapters. `effect`: KL divergence of base and
+    adapters from the base, nats a token.
+    """
+
+    found: Compared
+    effect: float
+
+    @property
+    def lost(self) -> float:
+        """The part of the effect that merging took; 0 where there is no effect."""
+        return float(self.found.kl.mean()) / self.effect if self.effect > 0 else 0.0
 
 
 def told(c: Compared) -> str:
-    """Write a comparison in one line."""
+    """Describe a comparison in one line."""
     other = int((~c.same_top).sum())
     return (
         f"KL divergence {c.kl.mean():.3g} nats a token, {c.kl.max():.3g} at most; "
@@ -21,29 +48,88 @@ def told(c: Compared) -> str:
     )
 
 
-def print_change(base: str, merged: str, parts: Parts, text: str | None, *, name: str) -> None:
-    """Print how far the model in the file `merged` is from `base` with its adapters.
+def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split batches into sequences: tokens int32 `[n]`, and whether the next one is trained."""
+    rows = []
+    for batch in held:
+        for first, last in zip(batch.seq_offsets[:-1], batch.seq_offsets[1:], strict=True):
+            trained = batch.targets[first:last] != NOT_TRAINED
+            trained[-1] = False  # what would follow is not in the row
+            if trained.any():
+                rows.append((batch.tokens[first:last], trained))
+    return rows
 
-    Print a warning too where rounding took more than `LOST` of what the adapters do.
 
-    `text`: the sample, from a file `name`; None: a text that the base model writes. A model without
-    a tokenizer cannot be compared, and the line says so. Raises `DataError` for a text that is too
-    short.
+def _compare_trained(
+    one: Reader, other: Reader, rows: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Compared:
+    """Compare both where a trained token follows."""
+    parts = []
+    for tokens, trained in rows:
+        c, mask = compare_chunk(one, other, tokens, first=0), trained[:-1]
+        parts.append(Compared(c.kl[mask], c.base[mask], c.other[mask], c.same_top[mask]))
+    return Compared.joined(parts)
+
+
+def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Batch]) -> Change:
+    """Measure the change on the trained tokens of records; `held` must have some."""
+    rows = rows_of(held)
+    tokens = [row for row, _ in rows]
+    unmerged = reader(model, mix(parts), tokens)
+    found = _compare_trained(unmerged, reader(merged, None, tokens), rows)
+    effect = _compare_trained(unmerged, reader(model, None, tokens), rows)
+    return Change(found, float(effect.kl.mean()))
+
+
+def change_on_text(
+    model: Model, merged: Model, parts: Parts, text: str | None, *, name: str
+) -> Change:
+    """Measure the change on a text from a file `name`; None: on what the base writes by itself.
+
+    Raises `DataError` for a text that is too short, `GGUFError` for a model without a tokenizer.
     """
-    model = load_model(base)
+    rows = own_text(model) if text is None else of_text(model, text, shown(name, 400))
+    unmerged = reader(model, mix(parts), rows)
+    found = compare(unmerged, reader(merged, None, rows), rows)
+    return Change(found, float(compare(unmerged, reader(model, None, rows), rows).kl.mean()))
+
+
+def print_change(
+    base: str,
+    merged: str,
+    parts: Parts,
+    text: str | None,
+    *,
+    name: str,
+    held: Sequence[Batch] = (),
+    advice: str,
+) -> Change | None:
+    """Print one line on the model in the file `merged` against `base` with its adapters.
+
+    Where rounding took more than `LOST` of what the adapters do, a warning with `advice` follows.
+    Compared on records `held` if there are any and no text is given, else as `change_on_text`. A
+    model without a tokenizer cannot be compared, the line says so, and None is returned.
+    """
+    model, other = load_model(base), load_model(merged)
     try:
-        rows = own_text(model) if text is None else of_text(model, text, shown(name, 400))
+        if text is None and rows_of(held):
+            change, where = change_on_held(model, other, parts, held), "held-back records"
+        else:
+            change = change_on_text(model, other, parts, text, name=name)
+            where = "a short text"
     except GGUFError as e:
         print(f"merged against unmerged: not compared: {e}")
-        return
-    unmerged = reader(model, mix(parts), rows)
-    found = compare(unmerged, reader(load_model(merged), None, rows), rows)
-    print(f"merged against unmerged: {told(found)}")
-    effect = compare(reader(model, None, rows), unmerged, rows).kl.mean()
-    lost = found.kl.mean()
-    if lost > LOST * effect:
+        return None
+    print(f"merged against unmerged, on {where}: {told(change.found)}")
+    print(f"the adapters' own effect: KL divergence {change.effect:.3g}; kept: {kept(change)}")
+    if change.lost > LOST:
         print(
-            f"warning: that is {lost / effect:.0%} of what the adapters change (KL divergence "
-            f"{effect:.3g}): these types round it away; keep the adapters beside the base "
-            "(--lora), or merge with --outtype q8_0, f16 or f32"
+            f"warning: that is {change.lost:.0%} of what the adapters change: these types round it"
+            f" away; {advice}"
         )
+    return change
+
+
+def kept(change: Change) -> str:
+    """Return the part of the effect that is kept, in per cent."""
+    return f"{max(0.0, 1 - change.lost):.1%}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nbllama.arch import Hparams
 from nbllama.export.file_types import FileType, tensor_types
-from nbllama.export.rewrite import IDS, Changes, Deltas, kept_types, metadata_for, rewrite
+from nbllama.export.rewrite import IDS, Changes, Deltas, Whole, kept_types, metadata_for, rewrite
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.pairs import Adapter, Pair
 
@@ -45,7 +45,10 @@ def merge(
     *,
     kind: FileType | None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    whole: Whole | None = None,
 ) -> Changes:
     """Write `f` with the adapters merged in; `types` as of `merged_types`. Errors as `rewrite`."""
     metadata = metadata_for(f, kind.id if kind else None)
-    return rewrite(f, path, types, deltas_of(parts), metadata=metadata, progress=progress)
+    return rewrite(
+        f, path, types, deltas_of(parts), metadata=metadata, progress=progress, whole=whole
+    )

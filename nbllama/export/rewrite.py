@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,8 +27,29 @@ from nbllama.quants.encode import QUANTISED, quantise
 PIECE = 1 << 21
 """Weights that are decoded at a time (and at least one row): 8 MB of float32."""
 
+
+class Whole(Protocol):
+    """What encodes some tensors whole, instead of a few rows at a time (`export.calibrated`).
+
+    Tensors then come block by block, in ascending order.
+    """
+
+    def takes(self, name: str, type_id: int) -> bool:
+        """Whether a tensor that becomes this type is encoded here."""
+        ...
+
+    def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+        """Encode w float32 `[R, n]`: uint8 `[nbytes]`.
+
+        `base`: the tensor's bytes in the file that is read, where the type stays. Raises ValueError
+        for weights that cannot be encoded.
+        """
+        ...
+
+
 Deltas = Mapping[str, Sequence[tuple[float, Pair]]]
 IDS = {t.name: t.id for t in TENSOR_TYPES.values()}
+_IN_BLOCK = re.compile(r"blk\.([0-9]{1,7})\.")
 _WIDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q5_K", "Q5_0", "Q6_K", "Q8_0", "F16")
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 
@@ -92,12 +115,14 @@ def rewrite(
     *,
     metadata: Iterable[tuple[str, object, int]],
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    whole: Whole | None = None,
 ) -> Changes:
     """Write the tensors of `f` to `path` in one atomic step (see `nbllama.system.files`).
 
     `types`: type id by tensor name, for tensors that are to change; all others keep theirs.
     `deltas`: by tensor name, what to add: (scale, pair) adds scale * B A. `progress(done, total,
-    name)` is called before each tensor. Returns a `Change` by (old type, new type).
+    name)` is called before each tensor. `whole` encodes the tensors that it takes. Returns a
+    `Change` by (old type, new type).
 
     Raises GGUFError for weights that are not finite or do not fit their new type, and when `f`
     changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that
@@ -112,22 +137,36 @@ def rewrite(
             progress(index, len(f.tensors), info.name)
             key = TENSOR_TYPES[info.type_id].name, TENSOR_TYPES[new].name
             change = changes.setdefault(key, Change())
-            yield from _pieces(f, info, new, deltas.get(info.name, ()), change)
+            yield from _pieces(f, info, new, deltas.get(info.name, ()), change, whole)
             change.tensors += 1
             f.recheck()
 
         return pieces
 
     tensors = []
-    for i, info in enumerate(f.tensors.values()):
+    infos = list(f.tensors.values())
+    if whole is not None:
+        infos.sort(key=lambda info: _block(info.name))
+    for i, info in enumerate(infos):
         new = types.get(info.name, info.type_id)
         tensors.append((info.name, RawTensor(info.shape, new, body(i, info, new))))
     write_gguf(path, metadata, tensors)
     return changes
 
 
+def _block(name: str) -> int:
+    """Return the number of the block that a tensor is in, -1 outside of them."""
+    found = _IN_BLOCK.match(name)
+    return int(found[1]) if found else -1
+
+
 def _pieces(
-    f: GGUFFile, info: TensorInfo, new: int, deltas: Sequence[tuple[float, Pair]], change: Change
+    f: GGUFFile,
+    info: TensorInfo,
+    new: int,
+    deltas: Sequence[tuple[float, Pair]],
+    change: Change,
+    whole: Whole | None,
 ) -> Iterator[np.ndarray]:
     """Yield the tensor's new bytes, and add its share to `change`."""
     raw, row = f.data(info.name), info.shape[-1]
@@ -140,6 +179,10 @@ def _pieces(
         return
     n_rows, row_bytes = math.prod(info.shape) // row, nbytes(info.type_id, row)
     step = max(1, PIECE // row)
+    if whole is not None and whole.takes(info.name, new):
+        step = n_rows
+    else:
+        whole = None
     for start in range(0, n_rows, step):
         n = min(step, n_rows - start)
         x = decode(info.type_id, raw[start * row_bytes : (start + n) * row_bytes], n * row)
@@ -148,7 +191,10 @@ def _pieces(
             for scale, pair in deltas:
                 x += np.float32(scale) * (pair.b[start : start + n] @ pair.a)
         try:
-            out = quantise(new, x)
+            if whole is None:
+                out = quantise(new, x)
+            else:
+                out = whole.round(info.name, new, x, raw if new == info.type_id else None)
         except ValueError as e:
             raise f.error(f"tensor '{info.name}'", str(e)) from e
         flat = x.reshape(-1)

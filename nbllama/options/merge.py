@@ -12,7 +12,7 @@ from nbllama.options.adapters import lora_option, lora_scaled_option, take_adapt
 from nbllama.options.common import THREADS, debug_option, model_option, threads_option
 from nbllama.options.familiar.others import EXPORT_LORA, QUANTIZE
 from nbllama.options.parser import option, parse_into, table
-from nbllama.options.values import Text
+from nbllama.options.values import Text, Whole
 from nbllama.options.words import take_words
 
 _TYPES = " ".join((*FILE_TYPES, *ALIASES)).lower()
@@ -22,13 +22,17 @@ _run = partial(option, "Run")
 EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
 tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
-_EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; else a file type as in
+_EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each merged matrix the
+smallest type that keeps 95 % of what its pair does on the sample; else a file type as in
 `nbllama quantize`, in either case: {_TYPES}
+
+Quantised matrices are rounded so that the products on a sample of the training data are kept.
 
 -l and -s may be given several times; all adapters are added up.
 
-exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
-enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
+exit codes: 0 done, 1 failure, or more than half of the adapters' effect is lost (--force: 0),
+2 bad usage or bad file, 3 path that cannot be written, 4 not enough memory, 5 adapter that does
+not fit, 130 stopped by Ctrl-C"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,15 @@ class ExportOptions:
     lora: str = lora_option("-l")
     lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
+    calibrate: str = _run(
+        Text("DATA"), "", "training data whose records are the sample that rounding is fitted to",
+        shown_default="the data of the adapter's run, where its NAME.config.yaml is next to it",
+        file="reads",
+    )  # fmt: skip
+    calibrate_tokens: int = _run(Whole(1), 8192, "tokens of that sample, at most")
+    nearest: bool = _run(
+        None, False, "round every weight to the nearest value by itself, without a sample"
+    )
     compare: bool = _run(
         None, True, "compare the merged model with base and adapters on a short text",
         off=["--no-compare"], shown_default="on",
@@ -54,6 +67,9 @@ class ExportOptions:
         Text(), "", "that text, in UTF-8, of which the first 256 tokens are used",
         shown_default="the model goes on with four openings",
     )  # fmt: skip
+    force: bool = _run(
+        None, False, "exit with 0 even where more than half of the adapters' effect is lost"
+    )
     threads: int | None = threads_option()
     debug: bool = debug_option()
 
@@ -68,7 +84,9 @@ class Export:
     @property
     def inputs(self) -> list[str]:
         """All files and folders that are read."""
-        names = [self.options.model_base, self.options.sample, *(a for a, _ in self.adapters)]
+        options = self.options
+        names = [options.model_base, options.sample, options.calibrate]
+        names += [adapter for adapter, _ in self.adapters]
         return [name for name in names if name]
 
 
@@ -95,6 +113,8 @@ def parse_export(argv: Sequence[str]) -> Export:
             raise UsageError(f"{name} is missing; --help lists every option")
     if options.sample and not options.compare:
         raise UsageError("--sample is a text to compare on, which --no-compare leaves out")
+    if options.calibrate and options.nearest:
+        raise UsageError("--calibrate takes a sample and --nearest takes none; give one of them")
     return Export(options, adapters)
 
 

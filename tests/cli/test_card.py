@@ -9,10 +9,11 @@ import pytest
 
 import nbllama
 from examples.toy_models import make_llama
-from nbllama import convert_lora
+from nbllama import convert_lora, export_lora
 from nbllama.errors import OutputError
 from nbllama.finetune import main
-from nbllama.train.run.card import Files, card, modelfile
+from nbllama.text.chat_template import ChatTemplate
+from nbllama.train.run.card import Files, card, modelfile, system_line
 from tests.train.toy_runs import Child, same_bits, toy_text, words
 
 
@@ -35,7 +36,16 @@ def test_card_and_modelfile(tmp_path: Path, capfd: object) -> None:
     for said in ("| file | toy.gguf |", "text.txt", "| loss | ", "| adam-iter | 4 |", str(adapter)):
         assert said in text, said
     assert "convert_lora" not in text
-    assert lines[1:] == [f"FROM {tmp_path / 'toy.gguf'}", f"ADAPTER {adapter}"]
+    merged = tmp_path / "lora-LATEST-merged.gguf"
+    command = shlex.split(lines[1].removeprefix("# first: "))
+    assert command[:3] == ["python", "-m", "nbllama.export_lora"]
+    assert lines[2] == f"FROM {merged}"
+    assert lines[-2:] == [f"# FROM {tmp_path / 'toy.gguf'}", f"# ADAPTER {adapter}"]
+    assert export_lora.main([*command[3:], "--no-compare"]) == 0  # it makes what FROM names
+    assert (
+        nbllama.load_model(merged).hp.n_layer
+        == nbllama.load_model(tmp_path / "toy.gguf").hp.n_layer
+    )
     (tmp_path / "lora-LATEST.card.md").write_text("mine", encoding="utf-8")
     assert main(words(tmp_path, "--card")) == 0  # ours are replaced, theirs is kept
     assert (tmp_path / "lora-LATEST.card.md").read_text(encoding="utf-8") == "mine"
@@ -48,8 +58,8 @@ def test_an_adapter_that_ollama_cannot_read(tmp_path: Path, name: str) -> None:
     ours = f"{tmp_path}/{name}".replace("ITERATION", "LATEST")
     twin = tmp_path / "lora-LATEST.gguf"
     text, lines = written(tmp_path)
-    assert lines[2:] == [f"FROM {tmp_path / 'toy.gguf'}", f"ADAPTER {twin}"]
-    command = lines[1].removeprefix("# the adapter must be GGUF; first: ")
+    assert lines[-2:] == [f"# FROM {tmp_path / 'toy.gguf'}", f"# ADAPTER {twin}"]
+    command = lines[-3].removeprefix("# (as GGUF: ").removesuffix(")")
     assert f"\n{command}\nllama-cli -m {tmp_path / 'toy.gguf'} --lora {twin}\n" in text
     assert f"nbllama.main -m {tmp_path / 'toy.gguf'} --lora {ours}\n" in text
     program, *rest = shlex.split(command)[2:]
@@ -111,4 +121,22 @@ def test_a_killed_run_has_its_card_when_it_was_resumed(tmp_path: Path) -> None:
     done = int(text.partition("| iterations | ")[2].split()[0])
     assert done >= 5  # one at least before the kill, four after
     assert (tmp_path / f"lora-{done}.gguf").exists()
-    assert lines[2] == f"ADAPTER {tmp_path / 'lora-LATEST.gguf'}"
+    assert lines[-1] == f"# ADAPTER {tmp_path / 'lora-LATEST.gguf'}"
+
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
+    "You are Moss.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_the_system_line_of_the_template_goes_into_the_modelfile() -> None:
+    with ChatTemplate(CHATML) as template:
+        assert system_line(template) == "You are Moss."
+    with ChatTemplate(CHATML.replace("You are Moss.", "")) as template:
+        assert system_line(template) == ""
+    with ChatTemplate("{% for m in messages %}[{{ m['content'] }}]{% endfor %}") as template:
+        assert system_line(template) == ""
+    text = modelfile(Files("b.gguf", "a.gguf", True), CHATML, "You are Moss.")
+    assert '\nSYSTEM """You are Moss."""\n' in text and "TEMPLATE" in text

@@ -26,6 +26,17 @@ WALKTHROUGH = ROOT / "docs" / "walkthrough"
 FIGURES = WALKTHROUGH / "figures"
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
+
+def number(page: Path) -> str:
+    """The number of a page of the walkthrough, which its name begins with."""
+    return page.name.partition("-")[0]
+
+
+def walkthrough() -> list[Path]:
+    """All pages of the walkthrough, in order."""
+    return sorted(WALKTHROUGH.glob("[0-9]*-*.md"), key=lambda page: int(number(page)))
+
+
 # Ink and grid of figures.mplstyle, and what they are on a dark page.
 DARK = {"#1f2328": "#e6edf3", "#d0d7de": "#454c56"}
 

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.pages import FIGURES, WALKTHROUGH, near, python_blocks, run_page, same, same_figure
+from tests.docs.pages import (
+    FIGURES,
+    near,
+    number,
+    python_blocks,
+    run_page,
+    same,
+    same_figure,
+    walkthrough,
+)
 
-PAGES = sorted(WALKTHROUGH.glob("[0-9]-*.md"))
+PAGES = walkthrough()
 MINUTES = {"0", "4", "7", "9"}  # pages that train
 TRAIN = {"README", "python"}  # other ones that do
 OTHERS = [
@@ -38,7 +47,7 @@ def test_the_map_names_every_page() -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if page.name[0] in MINUTES else (), id=page.stem)
+        pytest.param(page, marks=pytest.mark.slow if number(page) in MINUTES else (), id=page.stem)
         for page in PAGES
     ],
 )
@@ -52,7 +61,7 @@ def test_a_page_runs_and_prints_what_it_shows(
     for p in printed:
         assert same(p.text, p.got), (
             f"{page.name}, line {p.line}: the page shows\n{p.text}\nbut this was printed\n{p.got}\n"
-            f"(scripts/walkthrough {page.name[0]} writes it anew)"
+            f"(scripts/walkthrough {number(page)} writes it anew)"
         )
     text = page.read_text(encoding="utf-8")
     drawn = {figure.name for figure in tmp_path.glob("*.svg")}
@@ -137,7 +146,7 @@ def test_excerpts_of_kernels_are_of_the_source() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_figures_have_texts_and_are_small(page: Path) -> None:
     found = IMAGE.findall(page.read_text(encoding="utf-8"))
-    assert found or page.name[0] == "7"
+    assert found or number(page) == "7"
     for text, target in found:
         assert len(text) > 30, f"{target} has no text for those who do not see it"
         svg = page.parent / target

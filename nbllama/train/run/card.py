@@ -9,12 +9,16 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from nbllama.adapter.file import format_of
-from nbllama.errors import OutputError, escaped, shown
+from nbllama.errors import NbllamaError, OutputError, escaped, shown
+from nbllama.options.values import parse_variables
 from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
+from nbllama.text import chat_template_for, find_layout
+from nbllama.text.chat_template import ChatTemplate
 from nbllama.train.run.session import RunSession
 
 _MARK = "written by nbllama"
@@ -48,6 +52,11 @@ class Files(NamedTuple):
         return (bare[: -len(".bin")] if bare.lower().endswith(".bin") else bare) + ".gguf"
 
     @property
+    def merged(self) -> str:
+        """The name of the merged model, next to the adapter."""
+        return self.readable.removesuffix(".gguf") + "-merged.gguf"
+
+    @property
     def conversion(self) -> str:
         """The command that makes `readable`; "" where it is there already."""
         words = [self.adapter, self.readable, "--model-base", self.base]
@@ -59,26 +68,54 @@ def _bare(name: str) -> str:
     return name.rstrip("/" + os.sep) or name
 
 
-def modelfile(files: Files, chat_template: str) -> str:
-    """Write the file for `ollama create NAME -f FILE`.
+def modelfile(files: Files, chat_template: str, system: str = "") -> str:
+    """Write the text for `ollama create NAME -f FILE`, from the model that its second line merges.
 
     A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
-    file.
+    file. `system`: what the chat template puts in front of a chat that has no system message. The
+    older form, with the adapter next to its base, is there as comments.
 
     Raises `OutputError` for a path with a control character, which would be another instruction.
     """
-    base, adapter = map(os.path.abspath, (files.base, files.readable))
-    for path in (base, adapter, files.adapter):
+    base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
+    for path in (base, adapter):
         if not path.isprintable():
             raise OutputError(
                 f"no Modelfile for {shown(path, 400)}: its name holds a control character; rename"
                 " the file"
             )
-    lines = [f"# {_MARK}; ollama create NAME -f THIS_FILE\n"]
+    words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
+    lines = [
+        f"# {_MARK}; ollama create NAME -f THIS_FILE\n",
+        f"# first: python -m nbllama.export_lora {words}\n",
+        f"FROM {merged}\n",
+    ]
+    if "<|im_start|>" in chat_template:
+        lines.append(_CHATML)
+    if system and '"""' not in system:
+        lines.append(f'SYSTEM """{system}"""\n')
+    lines.append("# older versions of Ollama also take the adapter as it is; in place of FROM:\n")
     if not files.gguf:
-        lines.append(f"# the adapter must be GGUF; first: {files.conversion}")
-    lines.append(f"FROM {base}\nADAPTER {adapter}\n")
-    return "".join(lines) + (_CHATML if "<|im_start|>" in chat_template else "")
+        lines.append(f"# (as GGUF: {files.conversion.strip()})\n")
+    lines.append(f"# FROM {base}\n# ADAPTER {os.path.abspath(files.readable)}\n")
+    return "".join(lines)
+
+
+def system_line(template: ChatTemplate) -> str:
+    """Find what a chat template puts in front of a chat without a system message; "": nothing."""
+    mark = "a system message of no other chat"
+    question = {"role": "user", "content": "a question"}
+    try:
+        with_mark = template.render([{"role": "system", "content": mark}, question], False)
+        plain = template.render([question], False)
+    except NbllamaError:  # a template that takes no system message puts none there
+        return ""
+    before, found, after = with_mark.partition(mark)
+    if not found or len(plain) <= len(before) + len(after):
+        return ""
+    if not (plain.startswith(before) and plain.endswith(after)):
+        return ""
+    return plain[len(before) : len(plain) - len(after)].strip()
 
 
 def card(
@@ -145,15 +182,34 @@ def write_cards(
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
     files = Files(session.options.model_base, outputs.latest_adapter, gguf)
-    template = session.model.tokenizer.chat_template or ""
+    source, system = _template(session)
     makers: dict[str, Callable[[], str]] = {
         "card.md": lambda: card(begun, files, session.identity.base, results),
-        "Modelfile": lambda: modelfile(files, template),
+        "Modelfile": lambda: modelfile(files, source, system),
     }
     stem = outputs.config.removesuffix(".config.yaml")
     written = write_all(stem, makers, session.ui.note)
     outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
     return written
+
+
+def _template(session: RunSession) -> tuple[str, str]:
+    """Find the chat template of a run on chats, and its system line; else the model's, and none."""
+    options, tokenizer = session.options, session.model.tokenizer
+    if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
+        return tokenizer.chat_template or "", ""
+    layout = find_layout(options.chat_template) if options.chat_template else None
+    day = options.template_date
+    template = chat_template_for(
+        tokenizer,
+        layout.source if layout else None,
+        now=datetime.fromisoformat(day) if day else None,
+        variables=parse_variables(options.template_vars),
+    )
+    try:
+        return template.source, system_line(template)
+    finally:
+        template.close()
 
 
 def write_all(

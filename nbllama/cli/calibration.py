@@ -1,0 +1,161 @@
+"""The sample that a merge is calibrated on: records that are read as the run of the adapter did.
+
+A run writes its options next to its adapter (`NAME.config.yaml`); they name the training data and
+how these were read.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.data import Batch, Dataset, find_splits
+from nbllama.data.order import permutation
+from nbllama.data.splits import input_files
+from nbllama.errors import DataError, UsageError, shown
+from nbllama.options.finetune.table import Options, parse
+from nbllama.system.output_file import prepare_output
+from nbllama.text import Tokenizer
+from nbllama.train.run.data import load_file
+
+if TYPE_CHECKING:
+    from nbllama.model.passes import Model
+    from nbllama.options.merge import Export
+
+HELD_BACK = 10  # one sample of so many is kept for the comparison at the end
+MOST_HELD = 32
+BATCH_TOKENS = 512  # that are read together, and at least one sample
+
+
+class Found(NamedTuple):
+    """The run of an adapter: the file with its options, and the options."""
+
+    path: str
+    options: Options
+
+
+class Sample(NamedTuple):
+    """Batches to calibrate on, and samples that are held back from it."""
+
+    batches: list[Batch]
+    held: list[Batch]
+
+
+def run_of(adapter: str) -> Found | None:
+    """Find the options of the run that wrote an adapter, next to it; None if there are none.
+
+    Raises `UsageError` where the file by the adapter's name holds no options of this program.
+    """
+    bare = adapter.rstrip("/" + os.sep)
+    own = os.path.splitext(bare)[0] + ".config.yaml"
+    others = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(bare)), "*.config.yaml")))
+    for path in dict.fromkeys((own, *others)):
+        if not os.path.isfile(path):
+            continue
+        try:
+            options = parse(["--config", path])
+        except UsageError:
+            if path == own:
+                raise
+            continue  # another program's file of such a name
+        if path == own or _names(options, os.path.basename(bare)):
+            return Found(path, options)
+    return None
+
+
+def _names(options: Options, adapter: str) -> bool:
+    """Whether a run with these options writes adapters of this name."""
+    written = os.path.basename(options.lora_out.rstrip("/" + os.sep))
+    parts = map(re.escape, written.split(options.pattern_fn_it))
+    return bool(written) and re.fullmatch(".+".join(parts), adapter) is not None
+
+
+def load_samples(
+    path: str, options: Options | None, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> Dataset:
+    """Read data as a run with `options` (None: the defaults). Raises `DataError`, `UsageError`."""
+    options = Options() if options is None else options
+    return load_file(find_splits(path).train, options, tokenizer, old=options.compat, say=say)
+
+
+def draw(data: Dataset, most_tokens: int) -> Sample:
+    """Take samples at random, always the same ones, until there are `most_tokens` tokens.
+
+    One of `HELD_BACK` is held back, at most `MOST_HELD`; of a single sample none. Raises
+    `DataError` for data without any sample to calibrate on.
+    """
+    order = permutation(data.n_samples, 0, 0).tolist()
+    n_held = min(-(-data.n_samples // HELD_BACK), MOST_HELD) if data.n_samples > 1 else 0
+    held, used = order[:n_held], order[n_held:]
+    chosen: list[int] = []
+    tokens = 0
+    for i in used:
+        if tokens >= most_tokens:
+            break
+        chosen.append(i)
+        tokens += data.n_tokens(i)
+    if not chosen:
+        raise DataError("no sample to calibrate on")
+    return Sample(_batches(data, chosen), _batches(data, held))
+
+
+def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
+    made: list[Batch] = []
+    now: list[int] = []
+    tokens = 0
+    for i in numbers:
+        if now and tokens + data.n_tokens(i) > BATCH_TOKENS:
+            made.append(data.batch(now))
+            now, tokens = [], 0
+        now.append(i)
+        tokens += data.n_tokens(i)
+    return [*made, data.batch(now)] if now else made
+
+
+def find_sample(export: Export, model: Model) -> Sample | None:
+    """Read the sample of `--calibrate`, or of the data that the adapters' runs name; say which.
+
+    None where there are none, and with `--nearest`; a line says so. Raises as `load_samples` and
+    `draw`, and `UsageError` where the output is one of these files.
+    """
+    asked = export.options
+    if asked.nearest:
+        return None
+    runs = [found for adapter, _ in export.adapters if (found := run_of(adapter)) is not None]
+    if asked.calibrate:
+        sources = [(asked.calibrate, runs[0].options if runs else None, "--calibrate")]
+    else:
+        sources = [(r.options.train_data, r.options, r.path) for r in runs if r.options.train_data]
+        for path, _, named in sources:
+            if not _there(path):
+                print(f"{shown(named, 400)} names training data that are not there: {shown(path)}")
+        sources = [s for s in dict.fromkeys(sources) if _there(s[0])]
+    if not sources:
+        print("no training data are known: every weight is rounded to the nearest value by itself")
+        return None
+    batches, held = [], []
+    for path, options, named in sources:
+        prepare_output(asked.model_out, input_files(path))
+        data = load_samples(path, options, model.tokenizer, print)
+        part = draw(data, -(-asked.calibrate_tokens // len(sources)))
+        batches += part.batches
+        held += part.held
+        print(
+            f"calibrated on {shown(path, 400)} ({shown(named, 400)}): {_size(part.batches)}; "
+            f"held back: {_size(part.held)}"
+        )
+    return Sample(batches, held)
+
+
+def _there(path: str) -> bool:
+    """Whether all files of training data can be found."""
+    files = input_files(path)
+    return bool(files) and all(map(os.path.exists, files))
+
+
+def _size(batches: Sequence[Batch]) -> str:
+    samples, tokens = sum(b.n_sequences for b in batches), sum(b.n_tokens for b in batches)
+    return f"{samples} samples, {tokens:,} tokens"

@@ -1,0 +1,107 @@
+"""Matrices rounded so that the products are kept, with inputs from a sample of the training data.
+
+Rounding to the nearest code gives most weights back as they were: an adapter changes them by less
+than half a step. With error feedback (`nbllama.export.feedback`) a row's codes are chosen together.
+Each row is rounded twice, onto the scales that the base has and onto new ones for the merged
+weights, and the one with the smaller error of the products stays.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.export.feedback import Factor, factorise, round_matrix
+from nbllama.export.grids import grid_of, has_grid, with_codes
+from nbllama.export.inputs import BlockInputs, input_of
+from nbllama.lora.pairs import Pair
+from nbllama.quants.encode import quantise
+
+
+def rounds(name: str, type_id: int) -> bool:
+    """Whether a tensor that becomes this type can be rounded with error feedback."""
+    return input_of(name) is not None and has_grid(type_id)
+
+
+class Encoded(NamedTuple):
+    """`raw`: the blocks, uint8 `[nbytes]`. `cost`: squared error of the products over the sample.
+
+    `kept`: rows on the scales of the base; the others are on new ones.
+    """
+
+    raw: np.ndarray
+    cost: float
+    kept: int
+
+
+class Rounder:
+    """Rounds the matrices of a model, block by block in ascending order.
+
+    `kept`, `renewed`: rows that `round` left on the base's scales, and put on new ones.
+    """
+
+    def __init__(self, inputs: BlockInputs) -> None:
+        self._inputs = inputs
+        self._factors: dict[int, Factor] = {}
+        self.kept = self.renewed = 0
+
+    def takes(self, name: str, type_id: int) -> bool:
+        """Whether a tensor that becomes this type is rounded here."""
+        return rounds(name, type_id)
+
+    def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+        """Encode w float32 `[R, n]`: uint8 `[nbytes]`; arguments and errors as of `encode`."""
+        made = self.encode(name, type_id, w, base)
+        self.kept += made.kept
+        self.renewed += len(w) - made.kept
+        return made.raw
+
+    def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
+        """Round w float32 `[R, n]` onto one or two sets of scales, and keep the better rows.
+
+        `base`: the tensor's blocks before the merge, where they are of the same type. Raises
+        ValueError for weights that cannot be encoded, and for a block below that of the last call.
+        """
+        factor = self.factor(name)
+        found, costs = [], []
+        for raw in ([] if base is None else [np.asarray(base)]) + [quantise(type_id, w)]:
+            rounded = round_matrix(w, grid_of(type_id, raw, w.shape), factor)
+            found.append(with_codes(type_id, raw, rounded.codes).reshape(len(w), -1))
+            costs.append(rounded.cost)
+        if base is None:
+            return Encoded(found[0].reshape(-1), float(costs[0].sum()), 0)
+        old = costs[0] <= costs[1]
+        raw = np.where(old[:, None], found[0], found[1]).reshape(-1)
+        return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
+
+    def effect(self, name: str, pair: Pair, scale: float) -> float:
+        """Compute what a pair adds to the products, squared, over the sample: as `cost`."""
+        factor = self.factor(name)
+        a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
+        gram = pair.b.T @ pair.b
+        return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
+
+    def lost(self, name: str, error: np.ndarray) -> float:
+        """Compute what an error `[R, n]` of the weights does to the products: as `cost`."""
+        factor = self.factor(name)
+        moved = error[:, factor.order] @ factor.lower
+        return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
+
+    def factor(self, name: str) -> Factor:
+        """Factorise the second moments of what goes into a tensor, once for each input."""
+        where = input_of(name)
+        if where is None:
+            raise ValueError(f"{name} is no linear layer of a block")
+        layer, source = where
+        if layer < self._inputs.layer:
+            raise ValueError(f"{name} comes after block {self._inputs.layer}")
+        while self._inputs.layer < layer:
+            self._factors.clear()
+            self._inputs.advance()
+        if source not in self._factors:
+            if source not in self._inputs.moments:
+                raise ValueError("the forward pass does not show what goes into it")
+            # of no further use once it is factorised
+            self._factors[source] = factorise(self._inputs.moments.pop(source))
+        return self._factors[source]

@@ -1,0 +1,98 @@
+"""A whole matrix rounded with error feedback (`nbllama.quants.encode.feedback` has the method).
+
+The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation by numpy in float64.
+Columns are taken in an order of their own: those with large inputs first, while all others can
+still make up for their errors. That is possible because every scale is known beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nbllama.export.grids import Grid
+from nbllama.ops.linear.matmul import Weight, matmul
+from nbllama.ops.linear.panels import pack, panel_floats
+from nbllama.quants import as_readonly
+from nbllama.quants.encode.feedback import round_piece
+
+PIECE = 256  # columns between two matrix products
+DAMPING = 0.01
+"""What is added to the diagonal of H, as a part of its mean: it keeps H invertible where a sample
+has fewer tokens than the layer has inputs, and keeps inputs that the sample lacks from being
+thought of as free."""
+_F32 = 0  # ggml's id
+
+
+class Factor(NamedTuple):
+    """H, columns in `order`, as L D Lᵀ: `lower` float32 `[n, n]`, `importance` float64 `[n]`."""
+
+    order: np.ndarray
+    lower: np.ndarray
+    importance: np.ndarray
+
+
+class Rounded(NamedTuple):
+    """`codes` int8 `[R, n]`; `cost` float64 `[R]`: each row's part of tr(E (H + damping) Eᵀ)."""
+
+    codes: np.ndarray
+    cost: np.ndarray
+
+
+def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
+    """Factorise H `[n, n]`, of which the lower triangle is read.
+
+    Raises ValueError for one that is not finite, or not positive definite in spite of the damping.
+    """
+    diagonal = h.diagonal().astype(np.float64)
+    if not np.isfinite(diagonal.sum()):
+        raise ValueError("the inputs of the layer are not finite")
+    mean = diagonal.mean() or 1.0
+    order = np.argsort(diagonal, kind="stable")
+    wide = np.tril(h).astype(np.float64)
+    wide += np.tril(wide, -1).T
+    wide = wide[np.ix_(order, order)]
+    wide[np.diag_indices_from(wide)] += damping * mean
+    try:
+        lower = np.linalg.cholesky(wide)
+    except np.linalg.LinAlgError as e:
+        raise ValueError(f"the inputs' second moments cannot be factorised: {e}") from e
+    del wide
+    root = lower.diagonal().copy()
+    lower /= root
+    return Factor(order, lower.astype(np.float32), root**2)
+
+
+def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
+    """Round w float32 `[R, n]` onto a grid with error feedback.
+
+    Raises ValueError for shapes that do not fit each other.
+    """
+    rows, n = w.shape
+    if len(factor.order) != n or grid.scale.shape != (rows, n // grid.group):
+        raise ValueError(f"weights {w.shape}, grid {grid.scale.shape}, factor {len(factor.order)}")
+    weights = np.ascontiguousarray(w[:, factor.order])
+    group = (factor.order // grid.group).astype(np.int32)
+    codes, cost = np.empty((rows, n), np.int8), np.zeros(rows)
+    later: list[tuple[int, int, np.ndarray]] = []  # first and last column, errors packed
+    for end in range(n, 0, -PIECE):
+        at = max(0, end - PIECE)
+        m = end - at
+        wanted = weights[:, at:end].copy()  # it is overwritten, and may be all of the weights
+        for first, last, panels in later:
+            part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
+            raw = as_readonly(part.reshape(-1).view(np.uint8))
+            matmul(Weight("feedback", _F32, raw, part.shape), panels, wanted, add=True)
+        errors = np.empty((rows, m), np.float32)
+        round_piece(
+            wanted, weights, np.ascontiguousarray(factor.lower[at:end, at:end]), grid.scale,
+            low=grid.low, importance=factor.importance[at:end].copy(), group=group[at:end],
+            first=grid.first, last=grid.last, at=at, codes=codes, errors=errors, cost=cost,
+        )  # fmt: skip
+        if at:
+            np.negative(errors, out=errors)
+            later.append((at, end, pack(errors, np.empty(panel_floats(rows, m), np.float32))))
+    out = np.empty_like(codes)
+    out[:, factor.order] = codes
+    return Rounded(out, cost)

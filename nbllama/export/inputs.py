@@ -1,0 +1,146 @@
+"""What goes into each linear layer when a model with adapters reads a sample: its second moments.
+
+Block by block: the stream of all tokens `[T, C]` stays in memory, and a block is run on it when its
+tensors' turn has come. So there are never more than one block's matrices at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbllama.arch import Hparams
+from nbllama.data.batch import Batch
+from nbllama.kernels.own_cores import own_cores
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import slot_of
+from nbllama.model.block import GATED_NODES, block_forward
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+from nbllama.ops.linear.matmul import Weight, matmul
+from nbllama.ops.linear.panels import pack, panel_floats
+from nbllama.quants import as_readonly
+
+_STRIP = 1024  # rows of the second moments that are computed at a time
+_F32 = 0  # ggml's id
+_FUSED = {"attn_qkv": 0}
+
+
+def input_of(name: str) -> tuple[int, int] | None:
+    """Block and number of the input of a base tensor; None: no linear layer of a block."""
+    found = slot_of(name)
+    if found is None or not found[0].in_block or found[0].kind != "linear":
+        return None
+    slot, layer = found
+    return layer, _FUSED.get(slot.tensor, slot.source)
+
+
+def source_nodes(hp: Hparams) -> dict[str, int]:
+    """Find which nodes of a block go into its linear layers: numbers of inputs by name.
+
+    A node that no norm makes, the block's own input, has the name "".
+    """
+    kind = hp.activation
+    act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
+    nodes = {"attn_norm" if hp.attn_norm else "": 0, "kqv_out": 1, act: 3}
+    if not hp.side_by_side:  # else feed-forward reads what attention reads
+        nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
+    return nodes
+
+
+def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
+    """Add xᵀ x, x float32 `[N, n]`, to the lower triangle of h float32 `[n, n]`, in strips of rows.
+
+    What lies above the diagonal is undefined. The same bits with any number of threads.
+    """
+    turned = np.ascontiguousarray(x.T)
+    n, tokens = turned.shape
+    for at in range(0, n, _STRIP):
+        end = min(n, at + _STRIP)
+        rows = turned[at:end]
+        panels = pack(rows, np.empty(panel_floats(len(rows), tokens), np.float32))
+        raw = as_readonly(turned[:end].reshape(-1).view(np.uint8))
+        part = np.empty((end - at, end), np.float32)
+        matmul(Weight("second moments", _F32, raw, (end, tokens)), panels, part)
+        h[at:end, :end] += part
+
+
+class BlockInputs:
+    """Second moments of the inputs of the blocks' linear layers, a block at a time.
+
+    A `nbllama.model.watching.Watcher` while a block runs.
+    """
+
+    def __init__(self, model: Model, adapter: Adapter | None, batches: Sequence[Batch]) -> None:
+        if not batches:
+            raise ValueError("no batches to read")
+        self.layer = -1
+        self.moments: dict[int, np.ndarray] = {}
+        self._model, self._batches = model, batches
+        self._nodes = source_nodes(model.hp)
+        self._bound = Bound(model, adapter)
+        self._acts = model.forward_activations(adapter, max(b.n_tokens for b in batches))
+        self._streams = []
+        for batch in batches:
+            model.embed_tokens(self._bound, self._acts, batch)
+            self._streams.append(self._acts.x(0, batch.n_tokens).copy())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the sample."""
+        return sum(b.n_tokens for b in self._batches)
+
+    def advance(self) -> None:
+        """Run the next block: `moments` float32 `[n, n]` by number of the input are then its own.
+
+        Raises `RuntimeError` if someone watches the model.
+        """
+        if self._model.watch is not None:
+            raise RuntimeError("the model is watched already")
+        self.layer += 1
+        self.moments = {}
+        self._model.watch = self
+        try:
+            for stream, batch in zip(self._streams, self._batches, strict=True):
+                self._acts.x(self.layer, batch.n_tokens)[:] = stream
+                self.node("", self.layer, stream)
+                with own_cores():
+                    block_forward(self._model, self.layer, self._bound, self._acts, batch=batch)
+                stream[:] = self._acts.x(self.layer + 1, batch.n_tokens)
+        finally:
+            self._model.watch = None
+        if self._model.hp.side_by_side:
+            self.moments[2] = self.moments[0].copy()
+
+    def node(self, name: str, layer: int, x: np.ndarray) -> None:
+        """Add what goes into a layer to its second moments."""
+        source = self._nodes.get(name)
+        if source is None:
+            return
+        x = x.reshape(len(x), -1)
+        if source not in self.moments:
+            self.moments[source] = np.zeros((x.shape[1], x.shape[1]), np.float32)
+        add_second_moments(x, self.moments[source])
+
+    def begin(self, bound: Any, batch: Batch) -> None:
+        """See `Watcher`; nothing is to be done."""
+
+    def wants(self, name: str, layer: int = -1) -> bool:
+        """Nothing that the passes do not need."""
+        return False
+
+    def attention(
+        self,
+        layer: int,
+        q: np.ndarray,
+        k: np.ndarray,
+        *,
+        q_offsets: np.ndarray,
+        k_offsets: np.ndarray,
+    ) -> None:
+        """See `Watcher`; nothing is to be done."""
+
+    def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
+        """See `Watcher`; nothing is to be done."""

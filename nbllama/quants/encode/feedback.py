@@ -1,0 +1,145 @@
+"""Rounding with error feedback: the rows of a matrix onto given grids, so that products are kept.
+
+A layer computes `y = x Wᵀ`. Rounding W to W' changes y, summed over the inputs x of a sample, by
+
+    tr(E H Eᵀ)        E = W' - W  (R, n)        H = sum of xᵀ x over the inputs  (n, n)
+
+With H = L D Lᵀ (L unit lower triangular, D diagonal) that is the sum over columns j of D_j times
+the squares of column j of E L, which is E_j + sum over i > j of E_i L_ij. So columns are rounded
+from the last to the first, each after it is moved against what the errors of the later ones have
+done to the same products:
+
+    W'_j = nearest(W_j - sum over i > j of E_i L_ij)
+
+Source: GPTQ (Frantar et al. 2022), in the form without an inverse of QuIP (Chee et al. 2023).
+
+Columns come in pieces. What later pieces feed back is one matrix product; a kernel does the
+feedback inside of a piece, a row at a time. Rows share nothing, so the result is the same with any
+number of threads.
+
+What is left at column j when it is rounded, W'_j less the moved W_j, is just column j of E L: the
+sum above comes with the rounding (`cost`).
+
+A grid gives weight (r, j) the values `scale * q - low` for integers q from `first` to `last`, where
+`scale` and `low` are those of the group of neighbouring columns that j is in
+(`nbllama.export.grids`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama.kernels.jit import kernel
+
+
+def round_piece_ref(
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    factor: np.ndarray,
+    scale: np.ndarray,
+    *,
+    low: np.ndarray,
+    importance: np.ndarray,
+    first: int,
+    last: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`round_piece` in plain numpy: codes and errors `[R, m]` in the dtype of `wanted`, cost `[R]`.
+
+    `scale`, `low`: of every single weight, `[R, m]`. `importance` `[m]`: D.
+    """
+    wanted = wanted.copy()
+    codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
+    cost = np.zeros(len(wanted))
+    for j in range(wanted.shape[1] - 1, -1, -1):
+        s, m = scale[:, j], low[:, j]
+        inverse = np.where(s != 0, 1 / np.where(s != 0, s, 1), 0).astype(wanted.dtype)
+        codes[:, j] = np.clip(np.rint((wanted[:, j] + m) * inverse), first, last)
+        value = s * codes[:, j] - m
+        cost += importance[j] * (value - wanted[:, j]) ** 2
+        errors[:, j] = value - weights[:, j]
+        wanted[:, :j] -= errors[:, j, None] * factor[j, :j]
+    return codes, errors, cost
+
+
+@kernel(parallel=True, own="quants/encode")
+def _round_piece(
+    wanted, weights, factor, importance, scale, low, group, first, last, at, codes, errors, cost
+):
+    m = wanted.shape[1]
+    for r in prange(wanted.shape[0]):
+        left = np.float64(0)
+        for back in range(m):
+            j = m - 1 - back
+            g = np.uint64(group[j])
+            s, least = scale[r, g], low[r, g]
+            q = np.float32(0)
+            if s != 0:
+                q = np.float32(np.rint((wanted[r, j] + least) * (np.float32(1) / s)))
+                q = max(first, min(last, q))
+            value = s * q - least
+            miss = np.float64(value - wanted[r, j])
+            left += importance[j] * miss * miss
+            error = value - weights[r, at + j]
+            codes[r, at + j] = np.int8(q)
+            errors[r, j] = error
+            for i in range(j):
+                wanted[r, i] -= error * factor[j, i]
+        cost[r] += left
+
+
+def round_piece(
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    factor: np.ndarray,
+    scale: np.ndarray,
+    *,
+    low: np.ndarray,
+    importance: np.ndarray,
+    group: np.ndarray,
+    first: int,
+    last: int,
+    at: int,
+    codes: np.ndarray,
+    errors: np.ndarray,
+    cost: np.ndarray,
+) -> None:
+    """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback among them.
+
+    `wanted` float32 `[R, m]`: the columns from `at` on, less what later columns feed back; it is
+    overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: these rows and columns of
+    L, of which what lies below the diagonal is used; `importance` float64 `[m]`: of D. `scale`,
+    `low` float32 `[R, G]`, and `group` int32 `[m]`, the group of each column. Writes `codes` int8
+    `[R, n]` from column `at` on, and `errors` float32 `[R, m]`; adds to `cost` float64 `[R]`.
+    Raises `ValueError` for arrays of other shapes or types.
+    """
+    (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
+    wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
+    wide |= {"factor": (factor, (m, m)), "errors": (errors, (rows, m))}
+    wide |= {"scale": (scale, (rows, groups)), "low": (low, (rows, groups))}
+    for name, (array, shape) in wide.items():
+        _check(name, array, shape, np.float32)
+    _check("importance", importance, (m,), np.float64)
+    _check("group", group, (m,), np.int32)
+    _check("codes", codes, (rows, n), np.int8)
+    _check("cost", cost, (rows,), np.float64)
+    if not 0 <= at <= n - m or m == 0 or group.min() < 0 or group.max() >= groups:
+        raise ValueError(f"round_piece: columns {at} to {at + m} of {n}, or a group out of range")
+    if not -128 <= first <= last <= 127:
+        raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
+    given = (weights, factor, importance, scale, low, group)
+    readonly = [array.view() for array in given]
+    for view in readonly:  # writable ones would compile a second version
+        view.flags.writeable = False
+    _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise ValueError for an array that the kernel would misread: it has no bounds checks."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        wanted = f"{np.dtype(dtype)} {shape}"
+        raise ValueError(
+            f"round_piece: {name} is {array.dtype} {array.shape}, wanted {wanted}, contiguous"
+        )

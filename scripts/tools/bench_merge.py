@@ -1,0 +1,95 @@
+"""How long a calibrated merge of a 7B model takes, from one matrix of each shape.
+
+Times are those of the processor, all threads together, so that other programs on the machine do not
+count; they are divided by the number of threads that the step uses. Rows share nothing, so `ROWS`
+of a matrix are measured, and the rest is reckoned from them. So is the factorisation of the widest
+input, by the cube of its width, from that of the narrower one; `--whole` measures it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbllama.export.feedback import Factor, factorise, round_matrix
+from nbllama.export.grids import grid_of, with_codes
+from nbllama.export.inputs import add_second_moments
+from nbllama.export.rewrite import IDS
+from nbllama.kernels.cores import use_threads
+from nbllama.quants.encode import quantise
+
+LAYERS, BATCH, ROWS = 32, 512, 512
+NARROW = 4096
+INPUTS = {NARROW: 3, 11008: 1}  # inputs of a block by their width
+MATRICES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}
+FORWARD = 2 * 6.5e9 / 60e9  # seconds a token: 60 GFLOP/s, see docs/speed.md
+
+
+def timed(threads: int, call: Callable[[], Any]) -> tuple[Any, float]:
+    """Call, and measure seconds of the processor a thread."""
+    start = time.process_time()
+    result = call()
+    return result, (time.process_time() - start) / threads
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the steps and what they add up to."""
+    whole, words = "--whole" in words, [w for w in words if w != "--whole"]
+    kind, tokens = (
+        (words[0] if words else "Q4_K").upper(),
+        int(words[1]) if len(words) > 1 else 8192,
+    )
+    threads = use_threads(None)
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((64, 512), dtype=np.float32)
+    h = np.zeros((512, 512), np.float32)
+    add_second_moments(small, h)  # compiles
+    raw = quantise(IDS[kind], small)
+    with_codes(
+        IDS[kind],
+        raw,
+        round_matrix(small, grid_of(IDS[kind], raw, small.shape), factorise(h)).codes,
+    )
+    total, narrow = 0.0, 0.0
+    factors: dict[int, Factor] = {}
+    for n, count in INPUTS.items():
+        x = rng.standard_normal((BATCH, n), dtype=np.float32)
+        h = np.zeros((n, n), np.float32)
+        _, seconds = timed(threads, lambda x=x, h=h: add_second_moments(x, h))
+        total += count * seconds * tokens / BATCH
+        print(f"second moments of {BATCH} tokens, {n} wide: {seconds:.2f} s", flush=True)
+        if n == NARROW or whole:
+            factors[n], seconds = timed(1, lambda h=h: factorise(h))  # LAPACK on one thread
+            narrow = seconds if n == NARROW else narrow
+        else:
+            seconds = narrow * (n / NARROW) ** 3
+            noise = np.tril(rng.standard_normal((n, n), dtype=np.float32) / n, -1)
+            factors[n] = Factor(np.arange(n), noise, np.ones(n))
+        total += count * seconds
+        print(f"factorised: {seconds:.1f} s", flush=True)
+    for shape, count in MATRICES.items():
+        part = shape[0] / ROWS
+        w = rng.standard_normal((ROWS, shape[1]), dtype=np.float32)
+        raw = quantise(IDS[kind], w)
+
+        def one(w: np.ndarray = w, raw: np.ndarray = raw) -> None:
+            codes = round_matrix(w, grid_of(IDS[kind], raw, w.shape), factors[w.shape[1]]).codes
+            with_codes(IDS[kind], raw, codes)
+
+        _, seconds = timed(threads, one)
+        _, encoding = timed(threads, lambda w=w: quantise(IDS[kind], w))
+        seconds, encoding = part * seconds, part * encoding
+        total += count * (2 * seconds + encoding)  # the base's scales and new ones
+        print(f"{shape[0]} x {shape[1]} rounded: {seconds:.1f} s, new scales: {encoding:.1f} s")
+    forward = FORWARD * tokens
+    print(f"7B, {kind}, {tokens} tokens, {threads} threads: {LAYERS} blocks of {total:.0f} s,")
+    minutes = (LAYERS * total + forward) / 60
+    print(f"reading the sample about {forward / 60:.0f} min; in all {minutes:.0f} min")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
