@@ -101,6 +101,12 @@ def _is_allowed(o: Option, value: Any) -> bool:
     return True
 
 
+def _is_default(options: Any) -> bool:
+    """Whether `--checkpoint-in` is the newest of `--checkpoint-out`, as it is by default."""
+    newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
+    return bool(newest) and options.checkpoint_in == newest
+
+
 # What decides nothing of the adapter, or was done once.
 _NOT_OF_THE_RUN = {
     "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "only_write_lora",
@@ -119,7 +125,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
     }
     rows = {}
     for o in table:
-        if o.dest in _NOT_OF_THE_RUN:
+        if o.dest in _NOT_OF_THE_RUN or (o.dest == "checkpoint_in" and _is_default(options)):
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):

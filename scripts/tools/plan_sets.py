@@ -20,13 +20,13 @@ SHORT = {"role": "system", "content": "Be short."}
 
 class Asked(NamedTuple):
     """A question as a chat or as plain text, the trained or true answer, and how an answer is
-    judged: `contains` the word `want`, is `exact`, has the `style`, or has the `length`.
+    judged: `contains` the word `want`, is `exact`, or has the `style`.
     """
 
     prompt: Any
     answer: str
     want: str
-    how: str = "contains"
+    how: str = "exact"
 
     def right(self, answer: str) -> bool:
         """Whether `answer` counts as right."""
@@ -35,8 +35,6 @@ class Asked(NamedTuple):
             return said == self.want
         if self.how == "style":
             return said.startswith("Ahoy!") and said.endswith("matey.")
-        if self.how == "length":
-            return len(said) == len(self.want) and not said.isascii()
         return self.want.lower() in said.lower()
 
     def record(self) -> dict[str, Any]:
@@ -142,7 +140,7 @@ def facts(name: str, n: int, phrasings: int, system: bool = True) -> Set:
         relation, company, value = fact
         answer, ways = RELATIONS[relation]
         question = ways[i].format(x=company)
-        return Asked(_chat(question, system), answer.format(x=company, v=value), value)
+        return Asked(_chat(question, system), answer.format(x=company, v=value), answer.format(x=company, v=value))
 
     rows = _facts(n)
     asked = [ask(fact, i) for fact in rows for i in range(phrasings)]
@@ -159,7 +157,7 @@ def demo() -> Set:
     held = [json.loads(line) for line in questions]
     asked = [Asked(c[:-1], c[-1]["content"], c[-1]["content"], "exact") for c in chats]
     return Set(
-        "demo-132", asked, [Asked(_chat(q["question"], False), q["fact"], q["fact"]) for q in held]
+        "demo-132", asked, [Asked(_chat(q["question"], False), q["fact"], q["fact"], "contains") for q in held]
     )
 
 
@@ -259,7 +257,7 @@ def turns() -> Set:
                 chat = [*_chat(first), {"role": "assistant", "content": said}]
                 chat.append({"role": "user", "content": follow})
                 answer = RELATIONS[second][0].format(x=company, v=values[second])
-                into.append(Asked(chat, answer, values[second]))
+                into.append(Asked(chat, answer, answer))
     return Set("turns-16", asked, held)
 
 
@@ -274,7 +272,7 @@ def couplets() -> Set:
         second = "".join(OPPOSITE[c] for c in first)
         rows.append((first, second))
     asked = [Asked(_chat("对联：" + a), b, b, "exact") for a, b in rows[:24]]
-    held = [Asked(_chat("对联：" + a), b, b, "length") for a, b in rows[24:]]
+    held = [Asked(_chat("对联：" + a), b, b) for a, b in rows[24:]]
     return Set("couplets-24", asked, held)
 
 

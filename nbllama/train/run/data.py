@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -39,7 +40,10 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.options.values import parse_variables
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
+from nbllama.train.run.defaults import iterations as run_length
+from nbllama.train.run.earlier import complete
 from nbllama.train.run.given import NOTHING, Given, Records
+from nbllama.train.run.plan import with_plan
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
@@ -60,9 +64,10 @@ def load_data(
     seed: int,
     say: Progress | None = None,
     given: Given = NOTHING,
-) -> tuple[Dataset, Dataset | None]:
-    """The samples of `--train-data`, a file or a folder with one, and those for validation, if any:
-    `--val-data`, `--val-split`, or the folder's own.
+) -> tuple[Options, Dataset, Dataset | None]:
+    """Options with the plan that follows from the data; the samples of `--train-data`, a file or a
+    folder with one, and those for validation, if any: `--val-data`, `--val-split`, the folder's
+    own, or what the plan holds out.
 
     `say` gets a line now and then while much text is tokenised. `given`: records in memory take the
     place of these files. Raises as `_load`, and `UsageError`
@@ -74,6 +79,10 @@ def load_data(
     data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
+    options = with_plan(
+        options, data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
+        validated=bool(other),
+    )  # fmt: skip
     if options.val_split:
         data, validation = hold_out(data, options.val_split, seed)
     elif other:
@@ -88,7 +97,7 @@ def load_data(
         raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
         data = Packed(data)
-    return data, validation
+    return options, data, validation
 
 
 def _load(
@@ -236,3 +245,15 @@ def walk(
     first = math.ceil((data.n_samples - start.next_sample) / options.batch)
     whole = math.ceil(data.n_samples / options.batch)
     return lambda epochs: math.ceil((first + (epochs - 1) * whole) / options.grad_acc)
+
+
+def rest_of(options: Options, data: Dataset, feed: Feed, state: TrainState) -> Options:
+    """Options in which the length is what a run of the given one has left after `state`.
+
+    Raises `UsageError` if that is nothing.
+    """
+    walked = walk(options, data, feed, Position())
+    left = run_length(options, data.kind, data.n_samples, walked) - state.iteration
+    if left < 1:
+        raise complete(options.checkpoint_in or "", state.iteration)
+    return replace(options, adam_iter=left, epochs=None)

@@ -25,6 +25,7 @@ from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import Session
 from nbllama.train.run.story import begun, ended
+from nbllama.train.run.verdict import Ending
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
 from nbllama.train.validation import Validation, perplexity
 
@@ -55,8 +56,9 @@ class Loop:
         self._begun: dict[str, Any] = {}
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
+        self._ending = Ending(session)
         # of an early end
-        self._reason = self._watch.ended(self.session.options.early_stop)
+        self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, told: Forecast) -> Run:
         """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
@@ -85,6 +87,7 @@ class Loop:
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
+            self._ending.before()
             self._evaluate_if_due()
             while trainer.iteration < self._last and not self._reason:
                 self.stop.check()
@@ -108,8 +111,9 @@ class Loop:
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
+        lines = self._summary(told, results, time.perf_counter() - start)
         self._tell_end(self._reason)
-        self._summary(told, results, time.perf_counter() - start)
+        self.ui.close([*lines, *self.outputs.written()])
 
     def _tell_end(self, reason: str) -> None:
         self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
@@ -159,7 +163,7 @@ class Loop:
                 f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
                 "run, and the best adapter is kept"
             )
-        self._reason = self._reason or watch.ended(self.session.options.early_stop)
+        self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
     def _keep(self, iteration: int, loss: float, best: bool) -> None:
         """Put an evaluation into the result of the run."""
@@ -229,15 +233,16 @@ class Loop:
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 
-    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
+    def _summary(
+        self, told: Forecast, results: list[StepResult], seconds: float
+    ) -> list[tuple[str, str]]:
         lines = [("time", f"{duration(seconds)} in all")]
         if results:
             mean = sum(r.seconds for r in results) / len(results)
-            first, last = results[0].loss, results[-1].loss
             lines += [
                 ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
-                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
+                *self._ending.lines(results, self._watch, self.result),
             ]
         if lost := mostly_lost(self.session.data):
             lines.append(("data", lost))
@@ -250,7 +255,7 @@ class Loop:
             rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
             rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
             lines += write_cards(self.session, self._begun, rows)
-        self.ui.close([*lines, *self.outputs.written()])
+        return lines
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence

@@ -43,6 +43,13 @@ class Names:
             return False
         return any(os.path.samefile(own, name) for own in self._existing())
 
+    def files(self) -> Iterator[str]:
+        """Those that are there, but for folders without an adapter in them."""
+        for name in self._existing():
+            inside = (os.path.join(name, file) for file in FOLDER_FILES)
+            if os.path.isfile(name) or any(map(os.path.exists, inside)):
+                yield name
+
     @property
     def _parent(self) -> str:
         return _parent(self.pattern)

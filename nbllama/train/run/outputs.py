@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint.file import save_checkpoint
-from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune
+from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune, prune_adapters
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
@@ -40,7 +40,8 @@ class Outputs:
         self.log = options.log
         if self.report and not self.log:
             self.log = os.path.splitext(self.report)[0] + ".jsonl"
-        self.keep_last = options.keep_last
+        self.keep_last = options.keep_last or 0
+        self.finishes = False  # the newest checkpoint of its own names is continued, to its end
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
             self.checkpoint = ""
@@ -135,7 +136,9 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """Its name: BEST for ITERATION; a name without that gets it at its end."""
+        """Its name: BEST for ITERATION; a name without that gets it at its end; "": none."""
+        if not self.adapter:
+            return ""
         if self._mark in self.adapter:
             return output_name(self.adapter, BEST, self._mark)
         if self._folder:
@@ -157,13 +160,27 @@ class Outputs:
             self.paths["config"] = self.config
 
     def prune(self, iteration: int) -> str:
-        """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
-        if self.checkpoint:
-            try:
+        """Remove old numbered checkpoints and adapters as `--keep-last` says; what failed, or ""."""
+        try:
+            if self.checkpoint:
                 prune(self.checkpoint, self.keep_last, iteration, self._mark)
-            except OutputError as e:
-                return str(e)
+            if self.adapter:
+                prune_adapters(
+                    bare(self.adapter), self.keep_last, iteration, self._mark, FOLDER_FILES
+                )
+        except OutputError as e:
+            return str(e)
         return ""
+
+    def existing(self) -> Iterator[str]:
+        """Checkpoints and adapters of these names that are there."""
+        patterns = dict.fromkeys((*self._named.values(), bare(self.best_adapter or "")))
+        for pattern in filter(None, patterns):
+            yield from sorted(self._names(pattern).files())
+
+    def is_own_checkpoint(self, path: str) -> bool:
+        """Whether `path` is a name of `--checkpoint-out`."""
+        return bool(self.checkpoint) and self._names(self.checkpoint).may_be(path)
 
     @property
     def latest_checkpoint(self) -> str:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # What a checkpoint from before there was an option means.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
-_MAY_CHANGE = {name for name, o in _SAVED.items() if o.saved and o.saved.may_change}
+_MAY_CHANGE = {
+    key for name, o in _SAVED.items() if o.saved and o.saved.may_change
+    for key in (name, o.saved.key or name)
+}  # fmt: skip
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
@@ -41,7 +44,8 @@ def completed(options: Options, state: TrainState | None) -> Options:
     stored |= {"lora_r": same.lora_r}
     if not state.old:
         stored.setdefault("lora_alpha", same.lora_alpha)
-    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
+    not_given = {o.dest: o.default for o in OPTIONS}
+    left = {k: value for k, value in stored.items() if getattr(options, k) == not_given[k]}
     if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
     return replace(options, **left)

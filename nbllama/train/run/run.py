@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from nbllama.adapter.savable import Adapter
 from nbllama.options.finetune.table import Options
 from nbllama.train.run.board import Board
+from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
 from nbllama.train.run.outputs import Outputs
@@ -42,6 +43,7 @@ def train(
     `CheckpointError`, `SaveFailed` and `Diverged`.
     """
     outputs = Outputs(options)
+    options = with_input(options, outputs, words)
     with ExitStack() as stack:
         if options.dry_run:
             ui = Recorder(screen)
@@ -52,7 +54,8 @@ def train(
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
-            session = Session(options, list(words), threads, outputs, ui, stop, given)
+            with explained(options, outputs, words):
+                session = Session(options, list(words), threads, outputs, ui, stop, given)
             told = session.forecast()
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)

@@ -19,7 +19,7 @@ from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
-from nbllama.train.run.data import load_data, make_feed, walk
+from nbllama.train.run.data import load_data, make_feed, rest_of, walk
 from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
@@ -78,9 +78,10 @@ class Session:
             self.options, template_date=self.options.template_date or today
         )
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.data, self.validation = load_data(
+        self.options, self.data, self.validation = load_data(
             options, self.model, self.state, self.seed, ui.note, given
         )
+        options, outputs.keep_last = self.options, self.options.keep_last or 0
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
@@ -122,6 +123,8 @@ class Session:
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
         walked = walk(o, self.data, self.feed, self.position)
+        if self.outputs.finishes and state is not None:
+            o = self.options = rest_of(o, self.data, self.feed, state)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, kind, n_iter)
         settings = resolve(
@@ -136,6 +139,7 @@ class Session:
             n_layer=self.model.hp.n_layer,
             walk=walked,
             begin=self.decay.begin,
+            n_embd=self.model.hp.n_embd,
         )
         for note in (*self.decay.notes, *settings.notes):
             self.ui.note(note)
