@@ -36,9 +36,9 @@ def generate_many(
     """Greedy continuation of each prompt, without the end-of-generation token, in their order.
 
     `at_once` prompts are worked on side by side; `tell(number, tokens)` sees each answer once its
-    group is ready. `check` is called before each token, and may raise. Computes in float32, as `generation.Session(exact=True)`; near ties apart, the
-    answers are that session's. Raises `UsageError` for an empty prompt or a token outside the
-    vocabulary.
+    group is ready; `check` is called before each token, and may raise. Computes in float32, as
+    `generation.Session(exact=True)`; near ties apart, the answers are that session's. Raises
+    `UsageError` for an empty prompt or a token outside the vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")

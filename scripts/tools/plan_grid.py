@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from plan_sets import Asked, Set, sets
-
 import numpy as np
+from plan_sets import Asked, Set, sets
 
 import nbllama
 from nbllama.kernels.cores import use_threads

@@ -140,7 +140,11 @@ def facts(name: str, n: int, phrasings: int, system: bool = True) -> Set:
         relation, company, value = fact
         answer, ways = RELATIONS[relation]
         question = ways[i].format(x=company)
-        return Asked(_chat(question, system), answer.format(x=company, v=value), answer.format(x=company, v=value))
+        return Asked(
+            _chat(question, system),
+            answer.format(x=company, v=value),
+            answer.format(x=company, v=value),
+        )
 
     rows = _facts(n)
     asked = [ask(fact, i) for fact in rows for i in range(phrasings)]
@@ -157,7 +161,9 @@ def demo() -> Set:
     held = [json.loads(line) for line in questions]
     asked = [Asked(c[:-1], c[-1]["content"], c[-1]["content"], "exact") for c in chats]
     return Set(
-        "demo-132", asked, [Asked(_chat(q["question"], False), q["fact"], q["fact"], "contains") for q in held]
+        "demo-132",
+        asked,
+        [Asked(_chat(q["question"], False), q["fact"], q["fact"], "contains") for q in held],
     )
 
 
@@ -184,8 +190,7 @@ STYLED = [
 def style() -> Set:
     """Answers in one manner: twelve that are trained, twelve questions that are not."""
     rows = [
-        Asked(_chat(q), f"Ahoy! 'Tis {a or 'a fine thing'}, matey.", "", "style")
-        for q, a in STYLED
+        Asked(_chat(q), f"Ahoy! 'Tis {a or 'a fine thing'}, matey.", "", "style") for q, a in STYLED
     ]
     return Set("style-12", rows[:12], rows[12:])
 

@@ -64,9 +64,9 @@ class RunOptions:
         "passes over the data in this run; 0 or less: no limit",
         shown_default="no limit for plain text, by the number of records else",
     )
-    batch: int = _data(
+    batch: int = _data(  # None up to `nbllama.train.run.plan`
         Whole(1, 65536),
-        0,
+        None,
         "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
         also=["-b"],
         shown_default="8 for plain text, by the number of records else",

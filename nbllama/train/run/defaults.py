@@ -68,7 +68,8 @@ def iterations(
     n_samples: int,
     walk: Callable[[int], int] | None = None,
 ) -> int:
-    """Iterations of this run, of which `options` have the plan, by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
+    """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
+    `options` have the plan already.
 
     A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
     is the end of an iteration, however few samples are left for it. Where that is not so, `walk`

@@ -111,9 +111,9 @@ class Loop:
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
-        lines = self._summary(told, results, time.perf_counter() - start)
+        self._ending.judge(results, self._watch, self.result)
         self._tell_end(self._reason)
-        self.ui.close([*lines, *self.outputs.written()])
+        self._summary(told, results, time.perf_counter() - start)
 
     def _tell_end(self, reason: str) -> None:
         self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
@@ -233,16 +233,14 @@ class Loop:
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 
-    def _summary(
-        self, told: Forecast, results: list[StepResult], seconds: float
-    ) -> list[tuple[str, str]]:
+    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
         lines = [("time", f"{duration(seconds)} in all")]
         if results:
             mean = sum(r.seconds for r in results) / len(results)
             lines += [
                 ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
-                *self._ending.lines(results, self._watch, self.result),
+                *self._ending.rows,
             ]
         if lost := mostly_lost(self.session.data):
             lines.append(("data", lost))
@@ -255,7 +253,7 @@ class Loop:
             rows = [row for row in lines if "loss" in row[0] or "best" in row[0]]
             rows.insert(0, ("iterations", f"{self.trainer.iteration} in all"))
             lines += write_cards(self.session, self._begun, rows)
-        return lines
+        self.ui.close([*lines, *self.outputs.written()])
 
     def _state(self) -> TrainState:
         t, session, c = self.trainer, self.session, self._convergence

@@ -160,7 +160,7 @@ class Outputs:
             self.paths["config"] = self.config
 
     def prune(self, iteration: int) -> str:
-        """Remove old numbered checkpoints and adapters as `--keep-last` says; what failed, or ""."""
+        """Remove what is not to be kept (`--keep-last`); what failed, or ""."""
         try:
             if self.checkpoint:
                 prune(self.checkpoint, self.keep_last, iteration, self._mark)

@@ -102,7 +102,7 @@ def with_plan(
     planned |= {"val_split": share, "early_stop": PATIENCE if share else 0}
     if chat and not timed:
         planned |= _rest(state) or {"epochs": row.epochs}
-    left = {name: value for name, value in planned.items() if not _given(options, name)}
+    left = {name: value for name, value in planned.items() if getattr(options, name) is None}
     return replace(options, **left)
 
 
@@ -112,8 +112,3 @@ def _rest(state: TrainState | None) -> dict[str, Any]:
         return {}
     last = int(state.identity.settings.get("last", 0))
     return {"adam_iter": last - state.iteration} if last > state.iteration else {}
-
-
-def _given(options: Options, name: str) -> bool:
-    value = getattr(options, name)
-    return bool(value) if name == "batch" else value is not None

@@ -44,8 +44,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
     stored |= {"lora_r": same.lora_r}
     if not state.old:
         stored.setdefault("lora_alpha", same.lora_alpha)
-    not_given = {o.dest: o.default for o in OPTIONS}
-    left = {k: value for k, value in stored.items() if getattr(options, k) == not_given[k]}
+    left = {name: value for name, value in stored.items() if getattr(options, name) is None}
     if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
     return replace(options, **left)

@@ -10,6 +10,7 @@ from nbllama.checkpoint.environment import environment_notes
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
+from nbllama.data.statistics import utilisation
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
@@ -73,15 +74,13 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
-        today = datetime.now().date().isoformat()
-        options = self.options = replace(
-            self.options, template_date=self.options.template_date or today
-        )
+        day = self.options.template_date or datetime.now().date().isoformat()
+        options = replace(self.options, template_date=day)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
         self.options, self.data, self.validation = load_data(
             options, self.model, self.state, self.seed, ui.note, given
         )
-        options, outputs.keep_last = self.options, self.options.keep_last or 0
+        outputs.keep_last, options = self.options.keep_last or 0, self.options
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)

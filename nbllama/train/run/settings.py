@@ -19,7 +19,6 @@ from nbllama.train.run.defaults import DEFAULTS, context, decay_end, iterations,
 from nbllama.train.run.layers import as_text, blocks
 from nbllama.train.run.plan import WIDTH, with_plan
 
-
 MOST_OFTEN = 5  # iterations between two evaluations, at least
 
 

@@ -1,5 +1,6 @@
-"""What came out of a run, in plain words: means of the loss over an epoch, answers before and after,
-a verdict, and the commands that come next.
+"""What came out of a run, in plain words.
+
+Mean losses over an epoch, answers before and after, a verdict, and the commands that come next.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Verdict:
         return f"{self.word}: {self.reason}"
 
 
-def judge(
+def verdict_on(
     loss: Means, questions: Sequence[Asked], watch: Validation, *, steps: int, longer: str
 ) -> Verdict:
     """The verdict on a run on records.
@@ -99,7 +100,10 @@ def judge(
 
 
 class Ending:
-    """What is found out before and after a run's iterations, and said at its end."""
+    """What is found out before and after a run's iterations, and said at its end.
+
+    rows: (name, value) lines of the summary, once the run was judged.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -107,6 +111,7 @@ class Ending:
         tokenizer = session.model.tokenizer
         self.questions = find_questions(tokenizer, session.data, session.validation, number)
         self._first = session.trainer.iteration
+        self.rows: list[tuple[str, str]] = []
 
     def before(self) -> None:
         """Ask, with the adapter as it is. Raises `StopRequested`."""
@@ -117,23 +122,21 @@ class Ending:
         s = self._session
         return answer(self.questions, s.model, s.trainer.adapter, s.stop.check)
 
-    def lines(
-        self, results: Sequence[StepResult], watch: Validation, run: Run
-    ) -> list[tuple[str, str]]:
-        """Ask again, and say what came out: (name, value) rows of the summary. The log and `run`
-        get the same, and the screen the answers.
+    def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
+        """Ask again, and put what came out into `rows` for the summary, into the log and into
+        `run`; the screen gets the answers. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
         if loss is None:
-            return []
-        rows = [("loss", str(loss))]
+            return
+        self.rows.append(("loss", str(loss)))
         s = self._session
         if s.data.kind == "raw" or s.options.compat:
-            return rows
+            return
         for q, text in zip(self.questions, self._answers(), strict=True):
             q.after = text
         steps = s.trainer.iteration
-        verdict = judge(loss, self.questions, watch, steps=steps, longer=self._longer())
+        verdict = verdict_on(loss, self.questions, watch, steps=steps, longer=self._longer())
         self._show()
         row: dict[str, Any] = {
             "event": "verdict", "iter": steps, "verdict": verdict.word, "reason": verdict.reason,
@@ -142,9 +145,8 @@ class Ending:
         }  # fmt: skip
         s.ui.record(row)
         run.verdict, run.answers = str(verdict), row["answers"]
-        rows.append(("verdict", str(verdict)))
-        rows += [("next", command) for command in self._next(verdict, s.outputs.paths)]
-        return rows
+        self.rows.append(("verdict", str(verdict)))
+        self.rows += [("next", command) for command in self._next(verdict, s.outputs.paths)]
 
     def _per_epoch(self) -> int:
         s = self._session
