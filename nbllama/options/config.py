@@ -15,6 +15,7 @@ from nbllama.options.parser import Option, read
 from nbllama.options.unknown import unknown
 from nbllama.options.values import Text
 
+_MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -140,4 +141,13 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
     import yaml
 
     body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
-    return f"# The options of a run of nbllama {version}; read with --config\n{body}"
+    return f"{_MARK} {version}; read with --config\n{body}"
+
+
+def is_own_config(path: str) -> bool:
+    """Whether a run wrote this file, and no person."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().startswith(_MARK)
+    except OSError:
+        return False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from typing import Any
 
 from nbllama import __version__
@@ -12,21 +10,14 @@ from nbllama.report.log import duration, memory
 from nbllama.report.records import Row, Run, number, points
 from nbllama.report.style import STYLE
 from nbllama.report.svg import Line, bars, chart, label, smoothed
-
-# Control characters, and what turns the direction of a text around it
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
-
-
-def safe(value: Any) -> str:
-    """A text of the run as HTML."""
-    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
+from nbllama.report.text import safe
+from nbllama.report.verdict import verdict
 
 
 def page(run: Run) -> str:
     """The whole file. Whatever a log leaves out is left out of the page."""
-    parts = [_head(run), _tiles(run), _loss(run), _others(run), _samples(run), _data(run)]
+    parts = [_head(run), verdict(run), _tiles(run), _loss(run), _others(run), _samples(run)]
+    parts += [_data(run)]
     parts += [_forecast(run), _evaluations(run), _options(run)]
     title = f"Training run: {safe(_name(run))}"
     return f"""<!DOCTYPE html>
@@ -74,7 +65,13 @@ def _tiles(run: Run) -> str:
     tiles: list[tuple[str, str]] = []
     losses = points(run.steps, "loss")
     if losses:
-        tiles.append((f"{losses[-1][1]:.4f}", f"training loss, {losses[0][1]:.4f} at first"))
+        first, last = losses[0][1], losses[-1][1]
+        when = "at first"
+        means = [number(run.verdict, f"train_loss_{end}") for end in ("first", "last")]
+        if means[0] is not None and means[1] is not None:
+            first, last = means[0], means[1]
+            when = f"over the first {run.verdict.get('over', '')}"
+        tiles.append((f"{last:.4f}", f"training loss, {first:.4f} {when}"))
     values = points(run.evaluations, "val_loss")
     if values:
         at, best = min(values, key=lambda p: p[1])

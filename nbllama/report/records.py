@@ -14,13 +14,15 @@ Row = dict[str, Any]
 @dataclass
 class Run:
     """Rows as in the log. `run`: the last start; `steps`, `evaluations`: one for each iteration, in
-    order, up to what was done last; `end`: how the last start ended, {} while it goes on.
+    order, up to what was done last; `end`: how the last start ended, and `verdict`: what came out,
+    both {} while the run is under way.
     """
 
     run: Row = field(default_factory=dict)
     steps: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
     end: Row = field(default_factory=dict)
+    verdict: Row = field(default_factory=dict)
 
 
 def read_log(path: str) -> Run:
@@ -42,9 +44,11 @@ def read_log(path: str) -> Run:
             # It goes on after iteration `at`: what another one did later was lost.
             steps = {i: r for i, r in steps.items() if i <= at}
             evaluations = {i: r for i, r in evaluations.items() if i <= at}
-            run.run, run.end = row, {}
+            run.run, run.end, run.verdict = row, {}, {}
         elif row.get("event") == "evaluation":
             evaluations[at] = row
+        elif row.get("event") == "verdict":
+            run.verdict = row
         elif row.get("event") == "end":
             run.end = row
         elif "event" not in row:

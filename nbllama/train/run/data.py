@@ -41,13 +41,13 @@ from nbllama.options.values import parse_variables
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
 from nbllama.train.run.defaults import iterations as run_length
-from nbllama.train.run.earlier import complete
 from nbllama.train.run.given import NOTHING, Given, Records
 from nbllama.train.run.plan import with_plan
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.model.passes import Model
+    from nbllama.train.run.outputs import Outputs
 
 _MUCH = 4_000_000  # characters that take more than a moment to tokenise
 
@@ -247,13 +247,22 @@ def walk(
     return lambda epochs: math.ceil((first + (epochs - 1) * whole) / options.grad_acc)
 
 
-def rest_of(options: Options, data: Dataset, feed: Feed, state: TrainState) -> Options:
-    """Options in which the length is what a run of the given one has left after `state`.
+def rest_of(
+    options: Options, data: Dataset, feed: Feed, state: TrainState, outputs: Outputs
+) -> Options:
+    """Options with the length of a run that continues `state`.
 
-    Raises `UsageError` if that is nothing.
+    Without a length of its own, a run on records does what is left of the one that was planned. So
+    does a run that found the checkpoint under its own name, whose length is that of the whole.
+    Where nothing is left of that one, `outputs.complete_at` is set and the length is one iteration:
+    whether it is the same run at all is looked at before it is refused.
     """
-    walked = walk(options, data, feed, Position())
-    left = run_length(options, data.kind, data.n_samples, walked) - state.iteration
-    if left < 1:
-        raise complete(options.checkpoint_in or "", state.iteration)
-    return replace(options, adam_iter=left, epochs=None)
+    planned = outputs.unlimited and data.kind != "raw"
+    last = int(state.identity.settings.get("last", 0)) if planned else 0
+    if outputs.finishes and not last:
+        walked = walk(options, data, feed, Position())
+        last = run_length(options, data.kind, data.n_samples, walked)
+    left = last - state.iteration
+    if outputs.finishes and left < 1:
+        outputs.complete_at, left = state.iteration, 1
+    return replace(options, adam_iter=left, epochs=None) if left > 0 else options

@@ -57,40 +57,43 @@ def _continues_its_own(options: Options, outputs: Outputs) -> bool:
 def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str]) -> str:
     newest = outputs.latest_checkpoint
     if newest and os.path.exists(newest):
-        more = f"continue that run with: {_command([*words, '--checkpoint-in', newest])}"
+        again = [*_without(words, "--checkpoint-in"), "--checkpoint-in", newest]
+        more = f"continue that run with: {_command(again)}"
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
-        again = [*words, "--lora-in", outputs.latest_adapter, *_other_names(options)]
+        again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
         more = f"train its adapter further with: {_command(again)}"
         return f"{shown(found, 400)} is there already; {more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
-    start = f"start another one with: {_command([*words, *_other_names(options)])}"
+    start = f"start another one with: {_command(_renamed(words, options))}"
     return f"{shown(found, 400)} is there already; {more}; {start}; or replace it with --force"
 
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
     """A checkpoint that was found under the run's own name and does not fit is refused with the two
-    commands that do. Raises `CheckpointError`.
+    commands that do. Raises `CheckpointError`, and `UsageError` where its run is complete.
     """
     try:
         yield
+        if outputs.complete_at and not options.dry_run:
+            raise complete(options.checkpoint_in or "", outputs.complete_at)
     except CheckpointError as e:
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = ["--checkpoint-in", newest]
+        own = [*words, "--force"]  # with its own options where they are known, else with these
         if outputs.config and os.path.exists(outputs.config):
-            own = ["--config", outputs.config, *own]
+            own = ["--config", outputs.config]
         raise CheckpointError(
-            f"{e}; continue that run with: {_command([*own, '--adam-iter', '100'])}; start another "
-            f"one with: {_command([*words, *_other_names(options)])}; or replace its files with "
+            f"{e}; continue that run with: {_command([*own, '--checkpoint-in', newest])}; start "
+            f"another one with: {_command(_renamed(words, options))}; or replace its files with "
             "--force"
         ) from e
 
 
 def complete(checkpoint: str, iteration: int) -> UsageError:
-    """The error for a run that has nothing left to do."""
+    """Make the error for a run that has nothing left to do."""
     return UsageError(
         f"the run in {shown(checkpoint, 400)} is complete: {iteration} iterations; --checkpoint-in "
         f"{shlex.quote(checkpoint)} with --epochs or --adam-iter trains it further, other names of "
@@ -98,14 +101,28 @@ def complete(checkpoint: str, iteration: int) -> UsageError:
     )
 
 
-def _other_names(options: Options) -> list[str]:
-    """Options that give the outputs names that are free."""
-    found = []
+def _without(words: Sequence[str], name: str) -> list[str]:
+    """The words without the option `name` and its value."""
+    found: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.replace("_", "-") == name:
+            skip = True
+        elif not word.replace("_", "-").startswith(f"{name}="):
+            found.append(word)
+    return found
+
+
+def _renamed(words: Sequence[str], options: Options) -> list[str]:
+    """The words with names of outputs that are free."""
+    found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),
     ):  # fmt: skip
         if name:
-            found += [option, _free(name, options)]
+            found = [*_without(found, option), option, _free(name, options)]
     return found
 
 

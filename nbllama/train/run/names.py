@@ -10,11 +10,13 @@ from nbllama.adapter.file import FOLDER_FILES
 from nbllama.checkpoint.names import output_name
 from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
+from nbllama.options.config import is_own_config
 from nbllama.options.finetune.table import OPTIONS, Options
 
 BEST = "BEST"
 # The one output that may be an input: a checkpoint is continued under its own name.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
+OWN_CONFIG = "the file of the run's options"
 
 
 class Names:
@@ -75,6 +77,8 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
     for option, own in outputs.items():
         for names in own:
             for other, name in [*_inputs(options), *_latest(outputs)]:
+                if other == "--config" and option == OWN_CONFIG and is_own_config(name):
+                    continue
                 if other != option and (option, other) != _SAME and names.may_be(name):
                     raise UsageError(
                         f"{option} and {other} are the same file {shown(name, 400)}; choose another"

@@ -21,7 +21,7 @@ from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
 from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
-from nbllama.train.run.names import BEST, Names, bare, check_outputs
+from nbllama.train.run.names import BEST, OWN_CONFIG, Names, bare, check_outputs
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
@@ -41,7 +41,9 @@ class Outputs:
         if self.report and not self.log:
             self.log = os.path.splitext(self.report)[0] + ".jsonl"
         self.keep_last = options.keep_last or 0
+        self.unlimited = options.epochs is None and options.adam_iter is None
         self.finishes = False  # the newest checkpoint of its own names is continued, to its end
+        self.complete_at = 0  # the iteration at which that end was reached already
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
             self.checkpoint = ""
@@ -71,7 +73,7 @@ class Outputs:
                 Names(bare(name), self._mark, self._newest, folder=self._folder)
                 for name in (self.adapter, self.best_adapter)
             ]
-            found["the file of the run's options"] = [Names(self.config)]
+            found[OWN_CONFIG] = [Names(self.config)]
         if self.log:
             found["--log" if options.log else "the log of --report"] = [Names(self.log)]
         if self.report:

@@ -101,14 +101,6 @@ def with_plan(
     share = held_out_share(n_records) if holds_out and options.val_split is None else 0.0
     planned |= {"val_split": share, "early_stop": PATIENCE if share else 0}
     if chat and not timed:
-        planned |= _rest(state) or {"epochs": row.epochs}
+        planned["epochs"] = row.epochs
     left = {name: value for name, value in planned.items() if getattr(options, name) is None}
     return replace(options, **left)
-
-
-def _rest(state: TrainState | None) -> dict[str, Any]:
-    """The iterations that a run which was stopped still has to do."""
-    if state is None:
-        return {}
-    last = int(state.identity.settings.get("last", 0))
-    return {"adam_iter": last - state.iteration} if last > state.iteration else {}

@@ -85,7 +85,7 @@ def check_resume(
     path, found = options.checkpoint_in, state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
+    settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:
         return check_fits(path, found, wanted, force=options.force)

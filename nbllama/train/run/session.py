@@ -10,7 +10,6 @@ from nbllama.checkpoint.environment import environment_notes
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
-from nbllama.data.statistics import utilisation
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
@@ -122,8 +121,8 @@ class Session:
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
         walked = walk(o, self.data, self.feed, self.position)
-        if self.outputs.finishes and state is not None:
-            o = self.options = rest_of(o, self.data, self.feed, state)
+        if state is not None:
+            o = self.options = rest_of(o, self.data, self.feed, state, self.outputs)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, kind, n_iter)
         settings = resolve(
