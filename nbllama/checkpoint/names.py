@@ -18,17 +18,19 @@ def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
     return pattern.replace(mark, str(stamp), 1)
 
 
-def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
+def prune(
+    pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER, after: int = -1
+) -> list[str]:
     """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
 
-    Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
+    Looks at numbers above `after` up to `iteration` (later ones are not this run's) and counts and
     removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
 
     Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
     be removed.
     """
     valid, removed = 0, []
-    for name in _numbered(pattern, keep_last, iteration, mark):
+    for name in _numbered(pattern, keep_last, (after, iteration), mark):
         try:
             with open_gguf(name) as f:
                 verify(f)
@@ -42,14 +44,14 @@ def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER)
 
 
 def prune_adapters(
-    pattern: str, keep_last: int, iteration: int, mark: str, inside: Iterable[str]
+    pattern: str, keep_last: int, iteration: int, mark: str, after: int, *, inside: Iterable[str]
 ) -> None:
     """Remove numbered adapters of `pattern`, files or PEFT folders, all but the newest `keep_last`
     (0: keep all). Of a folder the files that are named `inside` go, and itself if it is then empty.
 
     Raises as `prune`.
     """
-    for name in _numbered(pattern, keep_last, iteration, mark)[keep_last:]:
+    for name in _numbered(pattern, keep_last, (after, iteration), mark)[keep_last:]:
         if not os.path.isdir(name):
             _remove(name)
             continue
@@ -60,8 +62,11 @@ def prune_adapters(
             os.rmdir(name)
 
 
-def _numbered(pattern: str, keep_last: int, iteration: int, mark: str) -> list[str]:
-    """The names that are there, the newest first; none if all are kept."""
+def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
+    """The names that are there with numbers in (after, iteration], the newest first; none if all
+    are kept.
+    """
+    after, iteration = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:
         raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
@@ -70,7 +75,7 @@ def _numbered(pattern: str, keep_last: int, iteration: int, mark: str) -> list[s
         return []
     shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
     matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
-    numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
+    numbers = sorted((n for m in matches if after < (n := int(m[1])) <= iteration), reverse=True)
     return [output_name(pattern, number, mark) for number in numbers]
 
 

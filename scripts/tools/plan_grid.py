@@ -27,7 +27,9 @@ import nbllama
 from nbllama.kernels.cores import use_threads
 from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import parse
+from nbllama.train.run.data import load_file
 from nbllama.train.run.given import Given
+from nbllama.train.run.loop import Loop
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.screen import Silent
@@ -131,6 +133,33 @@ def runs(
         _restore(trainer, kept)
 
 
+def by_default(model: Any, data: Set, threads: int) -> dict[str, Any]:
+    """What a run without options gives, as a point."""
+    options = parse([
+        f"--model-base={model.gguf.path}", "--train-data=records", "--seed=1", "--answers=0",
+        "--checkpoint-in=", "--checkpoint-out=", "--lora-out=",
+    ])  # fmt: skip
+    given = Given(model, data.train)
+    session = Session(
+        options, [], threads, Outputs(options), Recorder(Silent()), StopFlag("SIGINT"), given
+    )
+    start = time.perf_counter()
+    run = Loop(session).run(session.forecast())
+    seconds, settings, trainer = time.perf_counter() - start, session.settings, session.trainer
+    asked, held = (
+        load_file("records", options, model.tokenizer, records=[a.record() for a in questions])
+        for questions in (data.asked, data.held)
+    )
+    last = run.losses[-max(1, math.ceil(session.data.n_samples / settings.options.batch)) :]
+    return {
+        "rate": settings.adam_alpha, "batch": settings.options.batch, "rank": settings.lora_r,
+        "epochs": trainer.position.epoch, "steps": trainer.iteration, "seconds": round(seconds, 1),
+        "tokens": int(trainer.tokens_seen), "train_loss": round(sum(last) / len(last), 4),
+        "val_loss": None, "trained": round(share(trainer, asked, data.asked), 3),
+        "held_out": round(share(trainer, held, data.held), 3), "plan": True, "ended": run.reason,
+    }  # fmt: skip
+
+
 def _snapshot(t: Any) -> Any:
     arrays = [{k: v.copy() for k, v in d.items()} for d in (_parameters(t), t.opt.m, t.opt.v)]
     return arrays, t.iteration, t.opt.iteration, t.position, t.tokens_seen
@@ -158,6 +187,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=0, help="0: by the number of records")
     parser.add_argument("--epochs", default="", help="by the number of records, if not given")
+    parser.add_argument("--plan", action="store_true", help="runs without options, no grid")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     use_threads(args.threads)
@@ -165,10 +195,15 @@ def main() -> int:
     done = set()
     if args.out.exists():
         rows = map(json.loads, args.out.read_text(encoding="utf-8").splitlines())
-        done = {(r["set"], r["rate"], r["batch"], r["rank"], r["epochs"]) for r in rows}
+        keys = ("set", "rate", "batch", "rank", "epochs")
+        done = {tuple(r[key] for key in keys) for r in rows if not r.get("plan")}
     by_name = {data.name: data for data in sets()}
     for name in args.sets.split(",") if args.sets else by_name:
         data = by_name[name]
+        if args.plan:
+            head = {"set": data.name, "n": len(data.train)}
+            _write(args.out, {**head, **by_default(model, data, args.threads)})
+            continue
         for rate in map(float, args.rates.split(",")):
             n = len(data.train)
             batch = args.batch or batch_of(n)
@@ -177,11 +212,14 @@ def main() -> int:
                 continue
             head = {"set": data.name, "n": n, "rate": rate, "batch": batch, "rank": args.rank}
             for point in runs(model, data, rate, batch, args.rank, wanted, args.threads):
-                row = {**head, **point}
-                print(row, flush=True)
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                _write(args.out, {**head, **point})
     return 0
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    print(row, flush=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

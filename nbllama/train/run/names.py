@@ -46,10 +46,10 @@ class Names:
         return any(os.path.samefile(own, name) for own in self._existing())
 
     def files(self) -> Iterator[str]:
-        """Those that are there, but for folders without an adapter in them."""
+        """Those that are there; of folders those with an adapter in them."""
         for name in self._existing():
             inside = (os.path.join(name, file) for file in FOLDER_FILES)
-            if os.path.isfile(name) or any(map(os.path.exists, inside)):
+            if any(map(os.path.exists, inside)) if self._folder else os.path.isfile(name):
                 yield name
 
     @property

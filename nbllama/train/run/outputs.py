@@ -40,7 +40,8 @@ class Outputs:
         self.log = options.log
         if self.report and not self.log:
             self.log = os.path.splitext(self.report)[0] + ".jsonl"
-        self.keep_last = options.keep_last or 0
+        self.keep_last, self._kept_before = options.keep_last or 0, -1
+        self._keeps_as_told = options.keep_last is not None
         self.unlimited = options.epochs is None and options.adam_iter is None
         self.finishes = False  # the newest checkpoint of its own names is continued, to its end
         self.complete_at = 0  # the iteration at which that end was reached already
@@ -161,15 +162,24 @@ class Outputs:
                 file.write(text.encode())
             self.paths["config"] = self.config
 
+    def keep(self, number: int, state: TrainState | None) -> None:
+        """Keep so many numbered files. Where that is only the default, no file goes that was there
+        before the run: the checkpoint `state` and earlier ones.
+        """
+        self.keep_last = number
+        if state is not None and not self._keeps_as_told:
+            self._kept_before = state.iteration
+
     def prune(self, iteration: int) -> str:
         """Remove what is not to be kept (`--keep-last`); what failed, or ""."""
         try:
             if self.checkpoint:
-                prune(self.checkpoint, self.keep_last, iteration, self._mark)
+                prune(self.checkpoint, self.keep_last, iteration, self._mark, self._kept_before)
             if self.adapter:
                 prune_adapters(
-                    bare(self.adapter), self.keep_last, iteration, self._mark, FOLDER_FILES
-                )
+                    bare(self.adapter), self.keep_last, iteration, self._mark,
+                    self._kept_before, inside=FOLDER_FILES,
+                )  # fmt: skip
         except OutputError as e:
             return str(e)
         return ""
@@ -178,7 +188,9 @@ class Outputs:
         """Checkpoints and adapters of these names that are there."""
         patterns = dict.fromkeys((*self._named.values(), bare(self.best_adapter or "")))
         for pattern in filter(None, patterns):
-            yield from sorted(self._names(pattern).files())
+            folder = self._folder and pattern != self.checkpoint
+            names = Names(pattern, self._mark, self._newest, folder=folder)
+            yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
         """Whether `path` is a name of `--checkpoint-out`."""

@@ -79,7 +79,8 @@ class Session:
         self.options, self.data, self.validation = load_data(
             options, self.model, self.state, self.seed, ui.note, given
         )
-        outputs.keep_last, options = self.options.keep_last or 0, self.options
+        options = self.options
+        outputs.keep(options.keep_last or 0, self.state)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
