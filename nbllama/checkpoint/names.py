@@ -66,7 +66,7 @@ def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) 
     """The names that are there with numbers in (after, iteration], the newest first; none if all
     are kept.
     """
-    after, iteration = within
+    low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:
         raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
@@ -75,7 +75,7 @@ def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) 
         return []
     shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
     matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
-    numbers = sorted((n for m in matches if after < (n := int(m[1])) <= iteration), reverse=True)
+    numbers = sorted((n for m in matches if low < (n := int(m[1])) <= high), reverse=True)
     return [output_name(pattern, number, mark) for number in numbers]
 
 

@@ -287,6 +287,8 @@ def test_old_checkpoints_that_go_on(folder: Path, run: Run) -> None:
     # other data, by force or on request: the order begins anew
     toy_text(folder / "text.txt", 90)
     for option in ("--force", "--force-reshuffle"):
+        for path in (*folder.glob("chk-*"), *folder.glob("lora-*")):
+            path.unlink()
         done = run(words(folder, *more, option))
         assert done.code == 0, done
         state = load_checkpoint(folder / "chk-4.gguf")

@@ -82,7 +82,7 @@ def check_resume(
 
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """
-    path, found = options.checkpoint_in, state.identity
+    path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
