@@ -47,8 +47,8 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
     """What was reached, and the command that does the rest."""
     seed = ["--seed", str(run.options["seed"])]
-    # the order that was asked for is now the checkpoint's own, and what was there is replaced
-    again = ("--force-reshuffle", "--force_reshuffle", "--force")
+    # the order that was asked for is now the checkpoint's own
+    again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
     if not run.losses:
@@ -58,6 +58,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"
     left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
     resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
+    words = [word for word in words if word != "--force"]  # what was there is replaced already
     return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
 
 
