@@ -117,7 +117,7 @@ def tune(
     from nbllama.train.run import python
 
     shown = screen_for(quiet) if screen is None else screen
-    return python.tune(model, data, options, shown, on_step, on_eval)
+    return python.tune(model, data, options, shown, on_step=on_step, on_eval=on_eval)
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
@@ -201,10 +201,30 @@ def init_adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Adapter:
-    """A new adapter on the linears of every block (B = 0: it changes nothing yet).
+    """Make a new adapter on the linears of every block (B = 0: it changes nothing yet).
 
-    `ranks` by slot (`nbllama.lora.slots.EVERY_SLOT`) overrides; 0 switches a slot off. `alpha`:
-    `rank`.
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    rank : int
+        Rank of every pair.
+    alpha : float, optional
+        The pairs are scaled by alpha / rank; by default alpha is `rank`.
+    ranks : dict of str to int, optional
+        Ranks by slot (`nbllama.lora.slots.EVERY_SLOT`), which override `rank`; 0 switches a slot
+        off.
+    seed : int
+        Of A's random numbers, 0 to 2^64 - 1.
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    UsageError
+        A slot that this model has no tensor for.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)

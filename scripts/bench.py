@@ -26,7 +26,7 @@ from typing import Any
 # variant needs; 2**22 ticks (2 ms) still bridge two products in a row. Before numpy is loaded.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "22")
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -38,8 +38,24 @@ from bench_parts.report import plot, report, targets  # noqa: E402
 MODELS = {  # name: shape and type for make_random_model
     "110M llama Q8_0": ["--shape", "110m", "--type", "Q8_0"],
     "1.1B llama Q4_K": ["--shape", "1.1b", "--type", "Q4_K"],
-    "3B llama Q8_0": ["--shape", "3b", "--type", "Q8_0", "--n-embd", "3200", "--n-layer", "26"]
-    + ["--n-head", "32", "--n-head-kv", "32", "--n-ff", "8640", "--n-vocab", "32000"],
+    "3B llama Q8_0": [
+        "--shape",
+        "3b",
+        "--type",
+        "Q8_0",
+        "--n-embd",
+        "3200",
+        "--n-layer",
+        "26",
+        "--n-head",
+        "32",
+        "--n-head-kv",
+        "32",
+        "--n-ff",
+        "8640",
+        "--n-vocab",
+        "32000",
+    ],
 }
 _SMALL = "--n-embd 256 --n-layer 2 --n-head 4 --n-head-kv 4 --n-ff 512 --n-vocab 2000".split()
 QUICK_MODELS = {

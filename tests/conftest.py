@@ -12,7 +12,7 @@ import pytest
 # Before Numba is imported: two threads exist also where there is one core.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
 
-import hypothesis  # noqa: E402
+import hypothesis
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the real old `finetune`; the README there says how they were made.

@@ -164,7 +164,7 @@ def test_an_adapter_of_another_model_meets_no_kernel(model: Model, tmp_path: Pat
     other = toy_model(tmp_path, n_layer=3, n_ff=64)
     adapter = toy_adapter(model, {"w1": 2})
     for call in (nbllama.logits, nbllama.trace):
-        with pytest.raises(CheckpointError, match="blk.0.ffn_gate.weight is for .96, 64.") as e:
+        with pytest.raises(CheckpointError, match=r"blk\.0\.ffn_gate\.weight is for .96, 64.") as e:
             call(other, TOKENS, adapter)
     assert e.value.exit_code == 5
     with pytest.raises(CheckpointError):
@@ -176,12 +176,12 @@ def test_an_adapter_of_another_model_meets_no_kernel(model: Model, tmp_path: Pat
 @pytest.mark.parametrize("token", [-1, 320, 2**40])
 def test_what_is_outside_the_vocabulary_is_refused(model: Model, token: int) -> None:
     adapter = toy_adapter(model)
-    with pytest.raises(ValueError, match="outside 0..319"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.319"):
         nbllama.logits(model, [1, token, 3])
-    with pytest.raises(ValueError, match="outside 0..319"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.319"):
         nbllama.trace(model, [1, token, 3])
     for target in (-2, 320, 2**40):
-        with pytest.raises(ValueError, match="a target is outside -1..319"):
+        with pytest.raises(ValueError, match=r"a target is outside -1\.\.319"):
             nbllama.loss_and_gradients(model, adapter, [1, 2, 3], [4, target, -1])
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SECONDS = 2.0  # of computing for one query; a busy machine does not count
 MOST_ROWS = 10_000
@@ -23,7 +23,7 @@ _READING = {
 class Found(NamedTuple):
     """Rows of a query, or why there are none."""
 
-    rows: list[tuple]
+    rows: list[tuple[Any, ...]]
     error: str = ""
 
 
@@ -75,7 +75,9 @@ def has_order(sql: str) -> bool:
     return re.search(r"\border\s+by\b", bare) is not None
 
 
-def same_rows(wanted: Sequence[tuple], found: Sequence[tuple], ordered: bool) -> bool:
+def same_rows(
+    wanted: Sequence[tuple[Any, ...]], found: Sequence[tuple[Any, ...]], ordered: bool
+) -> bool:
     """Whether two results are the same: each row as often as in the other, in the same order if
     that was asked for. Columns keep their order; numbers are compared to 9 digits.
     """
@@ -83,7 +85,7 @@ def same_rows(wanted: Sequence[tuple], found: Sequence[tuple], ordered: bool) ->
     return a == b if ordered else Counter(a) == Counter(b)
 
 
-def _plain(row: tuple) -> tuple:
+def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         float(f"{x:.9g}") if isinstance(x, int | float) and not isinstance(x, bool) else x
         for x in row

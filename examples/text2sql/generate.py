@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from examples.text2sql import execute, questions, schema
 from examples.text2sql.questions import KINDS, SLOTS, Phrasings
@@ -99,7 +99,7 @@ def chat(question: str, sql: str = "", system: str = SYSTEM) -> list[dict[str, s
     return messages + ([{"role": "assistant", "content": sql}] if sql else [])
 
 
-def write_lines(path: Path, rows: Iterable[dict]) -> None:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line, UTF-8."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -101,7 +101,7 @@ def rows_of(
 def done(base: str, rows: Rows) -> bool:
     """Whether a base has all its rows."""
     n_ways = len(WAYS) - (base == "f16")  # F16 has no second quantising
-    return sum(r["base"] == base for r in rows) == n_ways
+    return len([r for r in rows if r["base"] == base]) == n_ways
 
 
 def table(rows: Rows) -> str:

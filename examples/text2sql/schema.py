@@ -11,6 +11,7 @@ import os
 import random
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 TODAY = datetime.date(2025, 8, 15)  # what "last quarter" counts from, in the example's data
 N_CUSTOMERS, N_ORDERS = 40, 420
@@ -78,7 +79,7 @@ def create(path: str | os.PathLike[str], seed: int) -> None:
         db.close()
 
 
-def rows_of(seed: int) -> dict[str, list[tuple]]:
+def rows_of(seed: int) -> dict[str, list[tuple[Any, ...]]]:
     """All rows by table. An order's amount is the sum of its items; no two orders share a day, no
     two products a price, so that every order by has one answer.
     """

@@ -62,12 +62,12 @@ def table(rows: Rows) -> str:
         "| changed | examples | rank | rate | tokens | last loss | right | 95 % interval |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for r in rows:
-        lines.append(
-            f"| {r['factor']} | {r['n_train']} | {r['rank']} | {r['rate']:g} | {r['tokens']} "
-            f"| {r['last_loss']:.3f} | {r['n_right']} of {r['n']}, {100 * r['accuracy']:.1f} % "
-            f"| {100 * r['low']:.1f} to {100 * r['high']:.1f} |"
-        )
+    lines.extend(
+        f"| {r['factor']} | {r['n_train']} | {r['rank']} | {r['rate']:g} | {r['tokens']} "
+        f"| {r['last_loss']:.3f} | {r['n_right']} of {r['n']}, {100 * r['accuracy']:.1f} % "
+        f"| {100 * r['low']:.1f} to {100 * r['high']:.1f} |"
+        for r in rows
+    )
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
 
 
 def format_of(path: Path) -> str:
-    """ "gguf", "bin" or "peft": the format in which an adapter of this name is written."""
+    """Return the format in which an adapter of this name is written: "gguf", "bin" or "peft"."""
     name = os.fspath(path)
     if is_folder(name):
         return "peft"
@@ -57,9 +57,7 @@ def check_format(path: Path) -> None:
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """One line for each thing in `adapter` that the readers of the format of `path` will not do as
-    it was trained.
-    """
+    """Write a line for each thing that readers of the format of `path` do not do as trained."""
     return _notes(list(adapter.pairs), hp.tied_output, format_of(path))
 
 

@@ -71,7 +71,7 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """alpha and r as whole numbers of the same ratio; else 1 to 1, and a line about that."""
+    """Return alpha and r as whole numbers of the same ratio; else 1 to 1, and a line about that."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:
@@ -110,7 +110,7 @@ def read_ggla(path: Path) -> Stored:
 
 
 def _record(f: Source) -> tuple[str, int, np.ndarray]:
-    """Base tensor name, 0 for loraA or 1 for loraB, and the values (n, rank)."""
+    """Read a base tensor's name, 0 for loraA or 1 for loraB, and the values (n, rank)."""
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:

@@ -115,7 +115,7 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
 
 
 def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
-    """The line about tensors that are constants of the base model and not trained."""
+    """Write the line about tensors that are constants of the base model and not trained."""
     if not stray:
         return ()
     listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
@@ -123,7 +123,7 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
-    """A tensor of two dimensions as a finite float32 copy; F16, BF16, Q8_0 and so on decoded."""
+    """Read a tensor of two dimensions as a finite float32 copy; F16, Q8_0 and so on are decoded."""
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape
     if len(shape) != 2:

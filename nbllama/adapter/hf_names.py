@@ -59,7 +59,7 @@ def hf_keys(name: str, modules: Mapping[str, str] = HF_MODULES) -> tuple[str, st
 
 
 def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
-    """What PEFT's name of one half says; None for any other name."""
+    """Parse PEFT's name of one half of a pair; None for any other name."""
     found = _KEY.fullmatch(key)
     if found is None:
         return None
@@ -82,7 +82,7 @@ def adapter_of(key: str) -> str:
 
 
 def bare_module(name: str) -> str:
-    """A module's path, or the end of one, without what wrappers put before it."""
+    """Return a module's path, or the end of one, without the prefixes that wrappers add."""
     return re.sub("^" + _WRAPPERS, "", name).replace("._orig_mod", "")
 
 
@@ -99,6 +99,6 @@ def rows_to_hf(b: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def rows_to_gguf(b: np.ndarray, head_dim: int) -> np.ndarray:
-    """The inverse of `rows_to_hf`."""
+    """Undo `rows_to_hf`."""
     heads = b.reshape(-1, 2, head_dim // 2, b.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)

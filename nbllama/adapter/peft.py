@@ -72,7 +72,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
 
 
 def norms_line(norms: list[str]) -> list[str]:
-    """The line about pairs that a PEFT folder cannot hold."""
+    """Write the line about pairs that a PEFT folder cannot hold."""
     if not norms:
         return []
     return [
@@ -94,7 +94,7 @@ def _head_dim(base: Base, names: list[str]) -> int:
 
 
 def _config(stored: Stored, names: list[str]) -> dict[str, Any]:
-    """What PEFT's `LoraConfig` is made of."""
+    """Return the keys and values of PEFT's `LoraConfig`."""
     alpha = _plain(stored.alpha)
     paths = {n: str(hf_module(n, stored.base.hf_modules)) for n in names}
     ranks = {n: stored.pairs[n].rank for n in names}
@@ -139,7 +139,7 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 
 
 def _targets(paths: dict[str, str], n_layer: int | None) -> list[str]:
-    """The modules' last words, or whole paths where some block goes without."""
+    """Return the modules' last words, or whole paths where some block has no pair."""
     layers: dict[str, set[int]] = {}
     for name, path in paths.items():
         found = slot_of(name)
@@ -210,7 +210,7 @@ def _unknown(key: str) -> str:
 def _scaled(
     path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
 ) -> Stored:
-    """The pairs with their scales by the configuration, whose ranks must be the tensors'."""
+    """Return the pairs with the configuration's scales, whose ranks must match the tensors'."""
     alphas = {}
     for name, pair in pairs.items():
         r, alpha = config.of(modules[name])

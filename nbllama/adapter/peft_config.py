@@ -45,7 +45,7 @@ class Config:
 
 
 def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """The value of the first name that is the path or its end, from a dot on."""
+    """Return the value of the first name that is the path, or its end after a dot."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
@@ -55,7 +55,10 @@ def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
 
 
 def read_config(path: Path) -> Config:
-    """Raises `CheckpointError` for what is missing, damaged, or more than LoRA pairs."""
+    """Read `adapter_config.json`.
+
+    Raises `CheckpointError` for what is missing, damaged, or more than LoRA pairs.
+    """
     try:
         with Source(path) as f:
             if f.size > _MAX_BYTES:
@@ -94,7 +97,7 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 
 
 def _name(path: Path, name: str) -> str:
-    """A module's name; PEFT takes any regular expression, of which few are ever used."""
+    """Return a module's name; PEFT takes any regular expression, of which few are ever used."""
     if not _NAME.fullmatch(name):
         raise refuse(path, f"pattern '{shown(name)}'", "a regular expression, only names are read")
     return name.removesuffix("$").replace("\\.", ".")

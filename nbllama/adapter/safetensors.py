@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
-    """An object of JSON, no key twice. Raises `CheckpointError`."""
+    """Parse a JSON object in which no key comes twice. Raises `CheckpointError`."""
 
     def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)

@@ -27,7 +27,7 @@ class Adapter(pairs.Adapter):
 
     @classmethod
     def of(cls, adapter: pairs.Adapter, hp: Hparams) -> Adapter:
-        """The same arrays (no copies), for a base model with `hp`."""
+        """Wrap the same arrays (no copies) for a base model with `hp`."""
         return cls(adapter.arch, adapter.alpha, adapter.lora_r, adapter.pairs, hp)
 
     def __repr__(self) -> str:
@@ -36,7 +36,7 @@ class Adapter(pairs.Adapter):
         return f"<Adapter of {self.arch}: {scale}, {size}>"
 
     def copy(self) -> Adapter:
-        """The adapter with arrays of its own, which later training does not change."""
+        """Return the adapter with its own arrays, which later training does not change."""
         own = {
             name: pairs.Pair(np.array(pair.a, order="C"), np.array(pair.b, order="C"))
             for name, pair in self.pairs.items()

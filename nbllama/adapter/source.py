@@ -44,10 +44,11 @@ class Source:
         return self.size - self.at
 
     def error(self, where: str, what: str) -> CheckpointError:
+        """Return the one-line error about this file."""
         return refuse(self.path, where, what)
 
     def take(self, n: int, what: str) -> bytes:
-        """The next `n` bytes."""
+        """Read the next `n` bytes."""
         if n > self.left:
             raise self.error(what, f"{n} bytes from {self.at} on, the file ends at {self.size}")
         data = self._file.read(n)
@@ -57,7 +58,7 @@ class Source:
         return data
 
     def floats(self, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """The next array, `dtype` one of `BYTES`, as finite float32 in memory of its own."""
+        """Read the next array, `dtype` one of `BYTES`, as finite float32 in its own memory."""
         raw = self.take(math.prod(shape) * BYTES[dtype], what)
         if dtype == "BF16":
             x = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)

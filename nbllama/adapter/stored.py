@@ -28,10 +28,11 @@ class Base(NamedTuple):
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
+        """Return what adapters must know of a base model: `hp` and its tensors' numpy shapes."""
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes)
 
     def or_else(self, other: Base) -> Base:
-        """What is known here, completed by what is known there."""
+        """Return what is known here, completed by what is known there."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
@@ -43,10 +44,10 @@ class Base(NamedTuple):
 
     @property
     def hf_modules(self) -> Mapping[str, str]:
-        """Hugging Face's modules of a block by GGUF tensor; the usual ones where the architecture
-        is not known.
+        """Hugging Face's modules of a block by GGUF tensor.
 
-        Raises `UsageError` for an architecture whose modules are built in another way.
+        The usual ones where the architecture is not known. Raises `UsageError` for an architecture
+        whose modules are built in another way.
         """
         if self.arch is None:
             return HF_MODULES
@@ -90,7 +91,10 @@ class Stored:
 
     @classmethod
     def of(cls, adapter: Adapter, base: Base) -> Stored:
-        """Raises `ValueError` for what no reader takes: no pair, alpha not above 0, a NaN."""
+        """Return what a file holds of `adapter`.
+
+        Raises `ValueError` for what no reader takes: no pair, alpha not above 0, a NaN.
+        """
         alpha, r = adapter.alpha, adapter.lora_r
         if not adapter.pairs or not 0 < float(np.float32(alpha)) < math.inf or r < 1:
             raise ValueError(f"{len(adapter.pairs)} pairs, alpha {alpha}, lora_r {r}")
@@ -100,7 +104,7 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """The same with what is known of `base`, completed by what was known before."""
+        """Return the same with what is known of `base`, completed by what was known before."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
@@ -120,9 +124,9 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """The same with the scale alpha / lora_r for every pair in which nothing is rounded by it.
+        """Return the same with the scale alpha / lora_r for every pair where that rounds nothing.
 
-        What `scaled` did to a file of ours is undone so.
+        This undoes what `scaled` did to a file of ours.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():
@@ -145,12 +149,12 @@ class Stored:
 
 
 def refuse(path: object, where: str, what: str) -> CheckpointError:
-    """The one line about a file that cannot be used."""
+    """Return the one-line error about a file that cannot be used."""
     return CheckpointError(f"{shown(path, 400)}: {where}: {what}; the adapter cannot be used")
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """`stored` with what is known of the base model, every pair proved to fit it.
+    """Return `stored` with what is known of the base model, every pair checked to fit it.
 
     Raises `CheckpointError` for one that does not.
     """
@@ -170,7 +174,7 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
 
 
 def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
-    """The pair of base tensor `name` from its halves (rank, n_in) and (n_out, rank).
+    """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`.
 
     Raises `CheckpointError` for a tensor that takes none, a half that is missing, ranks that
     differ.
@@ -188,7 +192,7 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
 
 
 def rounded(names: Iterable[str], why: str) -> list[str]:
-    """The line about pairs whose B had to be multiplied by a factor that rounds."""
+    """Write the line about pairs whose B had to be multiplied by a factor that rounds."""
     changed = list(names)
     if not changed:
         return []

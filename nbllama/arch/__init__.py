@@ -20,11 +20,11 @@ from nbllama.arch.rows import ARCHS, HF_MODULES, OLD_TOOL_ARCH, ROPE_FACTORS, Ar
 
 __all__ = [
     "ARCHS",
+    "HF_MODULES",
     "OLD_TOOL_ARCH",
     "ROPE_FACTORS",
     "ArchRow",
     "ExpectedTensor",
-    "HF_MODULES",
     "Hparams",
     "Rope",
     "RopeScaling",

@@ -1,4 +1,4 @@
-"""Does the file hold the tensors that its keys promise?"""
+"""Check that the file holds the tensors that its keys promise."""
 
 from __future__ import annotations
 

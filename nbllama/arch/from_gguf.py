@@ -125,7 +125,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
-    """The largest bias of ALiBi; 0 for RoPE."""
+    """Return the largest bias of ALiBi; 0 for RoPE."""
     if row.alibi_by_depth is None:
         return 0.0
     if n_layer not in row.alibi_by_depth:
@@ -145,7 +145,7 @@ def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """The file's, or the row's, in float32, as llama.cpp has them."""
+    """Return the file's scales, or the row's, in float32, as llama.cpp has them."""
     found = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()

@@ -80,7 +80,7 @@ class Hparams:
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
     def rope_at(self, layer: int) -> Rope:
-        """Base and scale of a block's RoPE."""
+        """Return base and scale of a block's RoPE."""
         if self.window_at(layer):
             return self.window_rope
         return Rope(self.rope_freq_base, self.rope_freq_scale)
@@ -120,7 +120,7 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """The same model with constants given by the user; YaRN's factors follow the new scale."""
+    """Return the same model with the user's constants; YaRN's factors follow the new scale."""
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:
@@ -139,14 +139,14 @@ def with_overrides(
 
 
 def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
-    """What to say about training with `n_ctx` tokens of context; empty when it fits."""
+    """Return what to say about training with `n_ctx` tokens of context; empty when it fits."""
     if 0 < hp.n_ctx_train < n_ctx:
         return [f"context {n_ctx} is longer than the {hp.n_ctx_train} the model was trained with"]
     return []
 
 
 def yarn_attn_factor(scale: np.float32, ext_factor: float) -> np.float32:
-    """The factor by which llama.cpp takes back ggml's magnitude correction (float32).
+    """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
 
     YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not
     for f < 1; `ggml_rope_ext` multiplies by 1 + 0.1 ln f in any case. This is m(f) over that.
@@ -154,6 +154,6 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float) -> np.float32:
     if ext_factor == 0:
         return np.float32(1)
     factor = np.float32(1) / scale
-    by_ggml = np.float32(1) + np.float32(0.1) * np.log(factor)
+    by_ggml: np.float32 = np.float32(1) + np.float32(0.1) * np.log(factor)
     wanted = by_ggml if factor > 1 else np.float32(1)
-    return wanted * (np.float32(1) / by_ggml)
+    return np.float32(wanted * (np.float32(1) / by_ggml))

@@ -10,7 +10,7 @@ from nbllama.gguf_io import GGUFFile
 
 
 def size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:
-    """A count of at least one."""
+    """Read a count of at least one."""
     value = f.get(key, "uint")
     if not 1 <= value <= at_most:
         raise f.error(f"key '{key}'", f"{value}, allowed 1..{at_most}")
@@ -18,7 +18,7 @@ def size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """A count given once or once a layer; all layers must have the same."""
+    """Read a count given once or once a layer; all layers must have the same."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -33,7 +33,7 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
 
 
 def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
-    """A finite number above zero, rounded to float32; `default` is not checked."""
+    """Read a finite number above zero, rounded to float32; `default` is not checked."""
     if default is not None and key not in f.metadata:
         return default
     value = float(np.float32(f.get(key, "float")))

@@ -17,7 +17,10 @@ import numpy as np
 
 
 class TensorRow(NamedTuple):
-    """One tensor: GGUF name (of a block: without `blk.N.`), shape as names of sizes, required?"""
+    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
+
+    The name of a block's tensor is without `blk.N.`.
+    """
 
     name: str
     shape: tuple[str, ...]
@@ -161,7 +164,7 @@ def _minicpm_scales(sizes: Sizes) -> Scales:
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """The model of `largest` layers scales its queries by n_embd / n_head, not by the head size."""
+    """Scale queries by n_embd / n_head in the model of `largest` layers, else by the head size."""
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest
     return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)

@@ -10,7 +10,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """What else decides the bits of a run: kernel sources, package versions, CPU."""
+    """Return what else decides the bits of a run: kernel sources, package versions, CPU."""
     import llvmlite.binding
     import numba
 

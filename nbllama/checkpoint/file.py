@@ -93,8 +93,7 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint: of this program, of which nothing is used before its sha256 was found
-    right, or of llama.cpp's `finetune` (`nbllama.checkpoint.legacy`).
+    """Read a checkpoint: of this program, its sha256 checked first, or of llama.cpp's `finetune`.
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged, is not a checkpoint, or holds what cannot be.
@@ -165,7 +164,7 @@ def _read(f: GGUFFile) -> TrainState:
 
 
 def _moments(f: GGUFFile, name: str, adapter: Adapter) -> dict[str, np.ndarray]:
-    """A flat moment vector as arrays by parameter name, in our orientation."""
+    """Read a flat moment vector as arrays by parameter name, in our orientation."""
     order = list(f.get("nbllama.moment_order", "strings"))
     if sorted(order) != sorted(adapter.parameters()):
         raise f.error("key 'nbllama.moment_order'", "does not list the tensors of the file")

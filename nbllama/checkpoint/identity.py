@@ -56,7 +56,7 @@ class Identity:
 
 
 def model_numbers(hp: Hparams) -> dict[str, float]:
-    """The base model's values of `MODEL_KEYS`, floats rounded as the file holds them."""
+    """Return the base model's values of `MODEL_KEYS`, floats rounded as the file holds them."""
     counts = (hp.n_vocab, hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.head_dim)
     floats = (float(np.float32(x)) for x in (hp.rms_eps, hp.rope_freq_base, hp.rope_freq_scale))
     return dict(zip(MODEL_KEYS, (*counts, hp.n_layer, hp.n_rot, *floats), strict=True))
@@ -111,7 +111,7 @@ def _values(x: Identity) -> dict[str, Any]:
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """What differs, and whether a run cannot go on in spite of it."""
+    """Yield each difference, and whether a run cannot continue in spite of it."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
@@ -122,7 +122,7 @@ def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
 
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
-    """What differs between the run of a checkpoint and this one, each as "NAME was X, now Y".
+    """List the differences between a checkpoint's run and this one, each as "NAME was X, now Y".
 
     Only settings that `wanted` holds are compared.
     """

@@ -58,7 +58,7 @@ def is_old(f: GGUFFile) -> bool:
 
 
 def read_old(f: GGUFFile) -> TrainState:
-    """The state in an old checkpoint; its moments are not yet told apart.
+    """Read the state in an old checkpoint; its moments are not yet told apart.
 
     Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or that cannot be.
     """

@@ -45,8 +45,9 @@ def _right(n_layer: int, flash: bool) -> list[str]:
 
 
 def parameter_order(order: str, n_layer: int) -> list[str]:
-    """Names of all parameters of a model of `n_layer` blocks, as they follow each other in a
-    moment vector of `order` (one of `ORDERS`).
+    """Return the names of all parameters of a model of `n_layer` blocks, ordered as in its moments.
+
+    `order`: which of `ORDERS` the moment vectors follow.
     """
     direction, _, flash = order.partition("-")
     names = (_left if direction == "left" else _right)(n_layer, bool(flash))
@@ -66,8 +67,10 @@ class Told(NamedTuple):
 def agreement(
     m: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
-    """Mean cosine between moments and gradients over those tensors of `names` that have more than
-    one element (whose cosine is 1 or -1) and in which neither is all zero; 0 if there are none.
+    """Return the mean cosine between moments and gradients over the tensors of `names`.
+
+    Only tensors count that have more than one element (with one the cosine is 1 or -1) and in which
+    neither is all zero; 0 if there are none.
     """
     cosines = []
     for name in names:
@@ -83,6 +86,7 @@ def tell(
     adapter: Adapter,
     grads: Mapping[str, np.ndarray],
     n_layer: int,
+    *,
     direction: str = "",
 ) -> Told:
     """Put the moments of an old checkpoint in their places.

@@ -85,7 +85,7 @@ def legacy(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
-    """A copy of a float32 tensor in its numpy shape, all values finite."""
+    """Copy a float32 tensor in its numpy shape, all values finite."""
     if name not in f.tensors:
         raise f.error(f"tensor '{name}'", "is missing")
     info = f.tensors[name]
@@ -113,7 +113,7 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
 
 
 def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
-    """A moment vector as arrays by parameter name in our orientation, in the parameters' order.
+    """Split a moment vector into arrays by parameter name, in our orientation and order.
 
     `order`: every parameter's name, as they follow each other in `flat`.
     """
@@ -125,7 +125,7 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
 
 
 def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
-    """A float32 tensor [n], all values finite."""
+    """Read a float32 tensor [n], all values finite."""
     flat = array(f, name)
     if flat.shape != (n,):
         raise f.error(f"tensor '{name}'", f"shape {flat.shape}, not ({n},)")

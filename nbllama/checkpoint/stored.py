@@ -43,7 +43,7 @@ class Group(NamedTuple):
 def stored_key(
     name: str, kind: ValueType, default: Any = MISSING, *, optional: bool = False
 ) -> Any:
-    """A field that is stored under `name`.
+    """Declare a field that is stored under `name`.
 
     `optional`: only where it differs from its default. A field that older checkpoints do not have
     must be optional.
@@ -52,7 +52,7 @@ def stored_key(
 
 
 def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
-    """A field that is a dict, empty by default."""
+    """Declare a field that is a dict, empty by default."""
     return field(default_factory=dict, metadata={"stored": Group(prefix, kind)})
 
 
@@ -80,7 +80,7 @@ def _value(f: GGUFFile, x: Field[Any]) -> Any:
     if isinstance(row, Key):
         if row.optional and row.name not in f.metadata:
             return x.default
-        return f.get(row.name, _READ_AS[row.kind])  # type: ignore[call-overload]
+        return f.get(row.name, _READ_AS[row.kind])
     found = items(f, row.prefix)
     if row.kind is None:
         return found
@@ -89,7 +89,7 @@ def _value(f: GGUFFile, x: Field[Any]) -> Any:
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:
-    """The single values under a common prefix, by the rest of their keys."""
+    """Return the single values under a common prefix, by the rest of their keys."""
     return {
         name.removeprefix(prefix): value
         for name, value in f.metadata.items()

@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """The table of docs/architectures.md."""
+    """Write the table of docs/architectures.md."""
     lines = ["| architecture | kinds that are checked | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]

@@ -60,17 +60,21 @@ def verify(asked: Verify, threads: int) -> None:
         raise NbllamaError(f"no effect: {why_nothing(parts)}")
     problems = []
     if o.merge:
-        problems += merged_check(model, parts, kind, o.outtype, rows, effect)
+        problems += merged_check(
+            model, parts, kind=kind, outtype=o.outtype, rows=rows, effect=effect
+        )
     if o.llama and not llama_cpp.installed():
         print("llama.cpp: not compared, as the package xllamacpp is not installed")
     elif o.llama:
-        problems += llama_check(asked, model, parts, rows, float(effect.kl.mean()), threads)
+        problems += llama_check(
+            asked, model, parts, rows, effect=float(effect.kl.mean()), threads=threads
+        )
     if problems:
         raise NbllamaError("; ".join(problems))
 
 
 def why_nothing(parts: Parts) -> str:
-    """What of the adapters explains that nothing changes."""
+    """Say what in the adapters explains that nothing changes."""
     if all(scale * adapter.scale == 0 for adapter, scale in parts):
         return "the scale is 0"
     pairs = [pair for adapter, _ in parts for pair in adapter.pairs.values()]
@@ -82,7 +86,7 @@ def why_nothing(parts: Parts) -> str:
 
 
 def merged_check(
-    model: Model, parts: Parts, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
+    model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
     """Merge as `export_lora` does and compare; a line for what says no."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
@@ -101,7 +105,7 @@ def merged_check(
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
         path = os.path.join(folder, "merged.gguf")
-        merge(model.gguf, path, parts, types, kind)
+        merge(model.gguf, path, parts, types, kind=kind)
         unmerged = reader(model, mix(parts), rows)
         found = compare(unmerged, reader(load_model(path), None, rows), rows)
     print(f"merged against unmerged ({outtype or 'f32'}): {told(found)}")
@@ -121,8 +125,9 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 
 
 class Peer(NamedTuple):
-    """llama.cpp against us over some places: means of the divergence, and how often the most likely
-    token is the same.
+    """llama.cpp compared with nbllama at several places.
+
+    Means of the divergence, and how often the most likely token is the same.
     """
 
     kl: float
@@ -134,7 +139,7 @@ class Peer(NamedTuple):
 
 
 def llama_check(
-    asked: Verify, model: Model, parts: Parts, rows: Rows, effect: float, threads: int
+    asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
     """Ask llama.cpp with and without the adapter; a line for what says no.
 
@@ -145,11 +150,11 @@ def llama_check(
     path = asked.options.model
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
-        there = llama_cpp.candidates(path, [], few, letter, threads)
+        there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)
         base = _peer(there, reader(model, None, few), few)
         with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
             files = _gguf_files(asked.adapters, parts, model, folder)
-            there = llama_cpp.candidates(path, files, few, letter, threads)
+            there = llama_cpp.candidates(path, files, few, letter=letter, threads=threads)
         adapted = _peer(there, reader(model, mix(parts), few), few)
     except NbllamaError as e:
         return [str(e)]
@@ -166,7 +171,7 @@ def llama_check(
 
 
 def _few(rows: Rows) -> list[np.ndarray]:
-    """The first tokens of each row, `_PLACES` in all."""
+    """Return the first tokens of each row, `_PLACES` in all."""
     each = max(1, _PLACES // len(rows))
     return [row[:each] for row in rows][:_PLACES]
 
@@ -174,7 +179,7 @@ def _few(rows: Rows) -> list[np.ndarray]:
 def _gguf_files(
     files: Sequence[tuple[str, float]], parts: Parts, model: Model, folder: str
 ) -> list[tuple[str, float]]:
-    """The adapters as files that llama.cpp reads: as they are, or converted into `folder`."""
+    """Return the adapters as files that llama.cpp reads, if need be converted into `folder`."""
     out = []
     for i, ((path, scale), (adapter, _)) in enumerate(zip(files, parts, strict=True)):
         if not _is_gguf(path):
@@ -205,8 +210,9 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 
 
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
-    """KL(llama.cpp ‖ us) at one place, from below: all but llama.cpp's candidates count as one
-    token. `ours`: log p float64 `[V]`.
+    """Compute a lower bound of KL(llama.cpp ‖ us) at one place.
+
+    All tokens except llama.cpp's candidates count as one. `ours`: log p float64 `[V]`.
     """
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())

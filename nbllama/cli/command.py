@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """A verb as the table has it: `_` counts as `-`, as it does in the names of options."""
+    """Return a verb as the table has it: `_` counts as `-`, as it does in the names of options."""
     return word.replace("_", "-").lower()
 
 
 def usage() -> str:
-    """The verbs, one a line."""
+    """List the verbs, one a line."""
     name, width = called_as("nbllama"), max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
     head = f"usage: {name} VERB [options], {name} --version\n"

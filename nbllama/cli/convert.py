@@ -37,7 +37,7 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
-    """The conversion, IN, OUT and the options.
+    """Return the conversion, IN, OUT and the options.
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
@@ -104,7 +104,7 @@ def _convert(source: str, target: str, old: str, new: str) -> None:
         check(f, hparams_from_gguf(f), old, new)
         prepare_output(target, [source])
         with Progress() as progress:
-            changes = rewrite(f, target, {}, {}, renamed(f, old, new), progress)
+            changes = rewrite(f, target, {}, {}, metadata=renamed(f, old, new), progress=progress)
     print_result(target, changes, progress.seconds)
 
 

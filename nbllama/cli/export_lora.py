@@ -37,10 +37,10 @@ def _run(words: list[str]) -> None:
         types, lines = merged_types(f, hp, parts, kind)
         print("\n".join(lines), end="\n" if lines else "")
         with Progress() as progress:
-            changes = merge(f, options.model_out, parts, types, kind, progress)
+            changes = merge(f, options.model_out, parts, types, kind=kind, progress=progress)
     print_result(options.model_out, changes, progress.seconds)
     if options.compare:
-        print_change(options.model_base, options.model_out, parts, text, options.sample)
+        print_change(options.model_base, options.model_out, parts, text, name=options.sample)
 
 
 main = partial(run_program, _run)

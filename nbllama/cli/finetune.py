@@ -45,7 +45,7 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
-    """What was reached, and the command that does the rest."""
+    """Say what was reached, and give the command that does the rest."""
     seed = ["--seed", str(run.options["seed"])]
     # the order that was asked for is now the checkpoint's own
     again = ("--force-reshuffle", "--force_reshuffle")

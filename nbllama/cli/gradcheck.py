@@ -46,7 +46,9 @@ def _run(words: list[str]) -> None:
     else:
         adapter = random_adapter(model, o.rank, o.seed)
     losses: list[Losses] = []
-    found = list(check(model, adapter, batch, o.tolerance, o.seed, losses.append))
+    found = list(
+        check(model, adapter, batch, tolerance=o.tolerance, seed=o.seed, tell=losses.append)
+    )
     # as they are called in the file
     found = [c._replace(name=_old_name(model, c.name)) for c in found]
     _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)
@@ -84,7 +86,7 @@ def _print(
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
-    """The part in float64, and once more with its pairs added."""
+    """Raise `NotEnoughMemory` if the part in float64, and again with its pairs, does not fit."""
     import math
 
     from nbllama.gradcheck.part import renamed
@@ -100,7 +102,7 @@ def _check_memory(model: Model, layers: list[int]) -> None:
 
 
 def _batch(model: Model, o: GradcheckOptions) -> Batch:
-    """The first tokens, as two sequences, so that one must not see the other."""
+    """Return the first tokens, as two sequences, so that one must not see the other."""
     import numpy as np
 
     from nbllama.data.batch import Batch

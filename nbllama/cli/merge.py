@@ -24,6 +24,7 @@ class Progress:
         self._told = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
+        """Print the tensor `name`: each one on a terminal, elsewhere one every tenth of the way."""
         if self._terminal:
             print(f"\r[{done + 1:4}/{total}] {shown(name, 60):60}", end="", file=sys.stderr)
         elif (tenth := 10 * done // total) > self._told:
@@ -55,5 +56,6 @@ def table(changes: Changes) -> list[str]:
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:
+    """Print the table of changes, then the file's size and the time."""
     print("\n".join(table(changes)))
     print(f"{shown(path, 400)}: {os.path.getsize(path) / 2**20:.2f} MiB in {seconds:.1f} s")

@@ -11,7 +11,9 @@ from nbllama.train.run.screen import Pairs, Screen, Silent
 
 
 def screen_for(quiet: bool | None) -> Screen:
-    """Nothing if `quiet`; a line that is rewritten in a notebook, the program's display on a
+    """Return the screen for a call from Python.
+
+    Nothing if `quiet`; a line that is rewritten in a notebook, the program's display on a
     terminal, and elsewhere the program's plain lines if `quiet` is False, else nothing.
     """
     if quiet:
@@ -50,7 +52,7 @@ class Line(Display):
         self._width = len(text)
 
     def note(self, text: str) -> None:
-        """A line of its own; one that is open is wiped and comes again with the next iteration."""
+        """Print a line; one that is open is wiped and comes again with the next iteration."""
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._width = 0

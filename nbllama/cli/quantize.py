@@ -29,7 +29,12 @@ def _run(words: list[str]) -> None:
         hp = hparams_from_gguf(f)
         shapes = {name: info.shape for name, info in f.tensors.items()}
         names = tensor_types(
-            kind, shapes, hp.n_layer, hp.n_head, hp.n_head_kv, pure=asked.options.pure
+            kind,
+            shapes,
+            n_layer=hp.n_layer,
+            n_head=hp.n_head,
+            n_head_kv=hp.n_head_kv,
+            pure=asked.options.pure,
         )
         types = {name: IDS[chosen] for name, chosen in names.items()}
         if not asked.options.allow_requantize and (name := requantised(f, types)):
@@ -39,7 +44,9 @@ def _run(words: list[str]) -> None:
             )
         prepare_output(asked.target, [asked.source])
         with Progress() as progress:
-            changes = rewrite(f, asked.target, types, {}, metadata_for(f, kind.id), progress)
+            changes = rewrite(
+                f, asked.target, types, {}, metadata=metadata_for(f, kind.id), progress=progress
+            )
     print_result(asked.target, changes, progress.seconds)
 
 

@@ -31,7 +31,10 @@ _BARS = 40  # characters of the histogram's longest bar
 def show(options: ShowOptions, console: Console | None = None) -> None:
     """Print what `options` ask for. Raises `DataError`, `GGUFError`, `UsageError`."""
     console = console or Console(highlight=False, stderr=options.json)
-    say = lambda line: console.print(Text(line), soft_wrap=True)  # noqa: E731
+
+    def say(line: str) -> None:
+        console.print(Text(line), soft_wrap=True)
+
     path = find_splits(options.train_data).train
     with open_gguf(options.model_base) as file:
         tokenizer = tokenizer_from_gguf(file)
@@ -55,9 +58,11 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 
 
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
-    """A sample for `--json`: "line" of its record (null for plain text; with "file" where there are
-    several), "text", "trained" (ranges
-    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
+    """Return a sample for `--json`.
+
+    "line" of its record (null for plain text; with "file" where there are several), "text",
+    "trained" (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in
+    the ids).
     """
     batch = data.batch([i])
     # The last target stands behind the input.
@@ -105,7 +110,7 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
 
 
 def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
-    """A token's text and style. Neighbours alternate, so that borders are seen."""
+    """Return a token's text and style. Neighbours alternate, so that borders are seen."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
@@ -131,7 +136,7 @@ def _title(data: Dataset, i: int) -> str:
 
 
 def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
-    """What there is to tell of all samples, line by line."""
+    """Describe all samples, line by line."""
     s = statistics(data)
     yield f"samples     {s.n_samples}"
     yield (

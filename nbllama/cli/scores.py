@@ -33,7 +33,7 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
 def read_utf8(path: str) -> str:
-    """The text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
+    """Read the text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
@@ -48,8 +48,9 @@ def read_utf8(path: str) -> str:
 
 
 class Ticker:
-    """One line on standard error: chunk, what is known so far, tokens/s, time left. On a terminal
-    it is overwritten; elsewhere a line comes every tenth of the way.
+    """One line on standard error: chunk, what is known so far, tokens/s, time left.
+
+    On a terminal it is overwritten; elsewhere a line comes every tenth of the way.
     """
 
     def __init__(self, total: int, n_ctx: int) -> None:
@@ -60,6 +61,7 @@ class Ticker:
         self._tenth = -1
 
     def __call__(self, done: int, text: str) -> None:
+        """Show that `done` chunks are done; `text`: what is known so far."""
         now = time.monotonic()
         self._times.append(now - self._last)
         self._last = now
@@ -73,6 +75,7 @@ class Ticker:
             print(line, file=sys.stderr)
 
     def close(self) -> None:
+        """Wipe the line from a terminal."""
         if self._terminal:
             print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
 
@@ -91,7 +94,7 @@ def _prepare(asked: Perplexity) -> tuple[Model, Adapter | None, list[np.ndarray]
 
 
 def print_perplexity(asked: Perplexity) -> None:
-    """The perplexity of a text, with its standard error."""
+    """Print the perplexity of a text, with its standard error."""
     model, adapter, found = _prepare(asked)
     reader = Reader(model, adapter, asked.options.ctx_size)
     ticker, losses = Ticker(len(found), asked.options.ctx_size), []
@@ -136,7 +139,7 @@ def _same_tokens(a: Model, b: Model) -> bool:
 
 
 def divergence_lines(c: Compared) -> list[str]:
-    """The table at the end of a comparison."""
+    """Write the table at the end of a comparison."""
     ppl, base = Mean.of(c.other).exp(), Mean.of(c.base).exp()
     ratio, kl = Mean.of(c.other - c.base), Mean.of(c.kl)
     dp = 100 * (np.exp(-c.other) - np.exp(-c.base))

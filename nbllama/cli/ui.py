@@ -79,7 +79,7 @@ def evaluation_line(record: EvaluationRecord) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """The beginning of a text, its line breaks shown as such."""
+    """Return the beginning of a text, its line breaks shown as such."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n")
     return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -113,7 +113,7 @@ class Display:
         self._console.print(Text(text), soft_wrap=True)
 
     def header(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """What is going to be done, as aligned `name  value` lines."""
+        """Print what is going to be done, as aligned `name  value` lines."""
         self._pairs(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:

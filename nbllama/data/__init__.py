@@ -80,11 +80,11 @@ def load_dataset(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The samples of a training file (or of what `open_data` made of it), none longer than `n_ctx`
-    tokens.
+    """Return the samples of a training file, none longer than `n_ctx` tokens.
 
-    `data_format` and `skip_bad` are for `open_data`, `cutter` and `rules` for raw text (see
-    `load_raw_text`), the others for records (see `load_samples`).
+    `data`: the file, or what `open_data` made of it. `data_format` and `skip_bad` are for
+    `open_data`, `cutter` and `rules` for raw text (see `load_raw_text`), the others for records
+    (see `load_samples`).
 
     Raises `DataError` as these three do.
     """
@@ -113,8 +113,8 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """What a training file is, by its content: "raw" or "chat" (records of any format).
+    """Return what a training file is, by its content: "raw" or "chat" (records of any format).
 
-    Bad records are told when it is loaded. Raises as `open_data` with `skip_bad`.
+    Bad records are reported when it is loaded. Raises as `open_data` with `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

@@ -26,6 +26,7 @@ class Answer(NamedTuple):
 
     @property
     def ids(self) -> np.ndarray:
+        """Token ids of the prompt and the answer, int32 [n]."""
         return np.concatenate([self.placed_prompt.ids, self.placed.ids])
 
 
@@ -53,6 +54,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: np.ndarray, trained: np.ndarray) -> Row:
+    """Make a sample of an answer; `ids`, `trained`: of the prompt and the answer together."""
     n = len(answer.prompt)
     starts = np.concatenate([answer.placed_prompt.starts, answer.placed.starts + n])
     ends = np.concatenate([answer.placed_prompt.ends, answer.placed.ends + n])

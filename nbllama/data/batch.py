@@ -31,7 +31,7 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """The stream of `rows`, each (tokens [n], targets [n]) of one sequence, n >= 1.
+        """Join `rows` to a stream, each (tokens [n], targets [n]) of one sequence, n >= 1.
 
         Raises `ValueError` for no rows, an empty row, or a row whose halves differ in length.
         """
@@ -52,10 +52,12 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
+        """Number of input tokens, of all sequences."""
         return len(self.tokens)
 
     @property
     def n_sequences(self) -> int:
+        """Number of sequences."""
         return len(self.seq_offsets) - 1
 
     @property
@@ -65,30 +67,38 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """Samples by number; `batch` is a pure function of the numbers.
-
-    kind         "raw" or "chat"
-    n_samples    at least 1
-    fingerprint  hex sha256 of all samples: changed by any edit that changes a token, by another
-                 tokenizer, template or n_ctx, not by the file's name
-    notes        lines for the user about what was cut or left out; often empty
-    """
+    """Samples by number; `batch` is a pure function of the numbers."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The kind: "raw" or "chat" (records of any format)."""
+        ...
+
     @property
-    def n_samples(self) -> int: ...
+    def n_samples(self) -> int:
+        """Number of samples, at least 1."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Hex sha256 of all samples.
+
+        Any edit that changes a token changes it, and so does another tokenizer, template or
+        n_ctx; the file's name does not.
+        """
+        ...
+
     @property
-    def notes(self) -> tuple[str, ...]: ...
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about what was cut or left out; often empty."""
+        ...
 
     def n_tokens(self, i: int) -> int:
-        """Length of sample i's sequence."""
+        """Return the length of sample i's sequence."""
         ...
 
     def n_trained(self, i: int) -> int:
-        """Number of sample i's targets that count in the loss, at least 1."""
+        """Return the number of sample i's targets that count in the loss, at least 1."""
         ...
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,26 +106,27 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples of these numbers, in this order; `IndexError` for a number out of range."""
+        """Return the samples of these numbers, in this order; `IndexError` for one out of range."""
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """At most `n_rows` rows from place `first` of an epoch's order on, and the samples in them.
+        """Return at most `n_rows` rows from place `first` of an epoch's order on.
 
-        `wraps`: go on at the order's start where it ends, so that the batch is whole.
+        With them the number of samples in them. `wraps`: continue at the order's start where it
+        ends, so that the batch is whole.
         """
         ...
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """How many samples `take` would put into the batch."""
+        """Return how many samples `take` would put into the batch."""
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Bounds of the tokens and the trained targets of any batch that `take` makes."""
+        """Return bounds of the tokens and the trained targets of any batch that `take` makes."""
         ...
 
     def per_batch(self, n_rows: int) -> float:
-        """Samples of a batch on average, but for an epoch's last one."""
+        """Return the average number of samples in a batch, without an epoch's last one."""
         ...
 
 
@@ -137,6 +148,7 @@ class RowPerSample:
     """The rest of a `Dataset` in which every sample is a row of its own, whatever comes next."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lengths, sample by sample, as `Dataset.lengths`."""
         every = range(self.n_samples)
         counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
         tokens, trained = (np.array(c, np.int64) for c in counts)
@@ -145,15 +157,19 @@ class RowPerSample:
     def take(
         self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool
     ) -> tuple[Batch, int]:
+        """Return the next `n_rows` samples of the order, each as a row."""
         places = np.arange(first, first + n_rows)
         places = places % self.n_samples if wraps else places[places < self.n_samples]
         return self.batch(order.order[places].tolist()), len(places)
 
     def used(self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        """Return `n_rows`, or what is left of an order that does not wrap."""
         return n_rows if wraps else min(n_rows, int(self.n_samples) - first)
 
     def largest(self: Any, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        """Return the bounds by `largest_rows`."""
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
+        """Return `n_rows`: one sample is one row."""
         return n_rows

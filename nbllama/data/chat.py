@@ -46,8 +46,9 @@ _TAILS = 1000
 
 
 class ChatReader:
-    """Makes samples of chats for one tokenizer and template. `system_as_user`: a system message
-    goes in front of the first question where the template has no such role.
+    """Makes samples of chats for one tokenizer and template.
+
+    `system_as_user`: where the template has no system messages, one goes into the first question.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ChatReader:
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """The template's error, with what helps where it has no system messages."""
+        """Return the template's error, with what helps where it has no system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -100,8 +101,9 @@ class ChatReader:
         self._tokenizer.warm(texts)
 
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
-        """The samples of a chat, in the order of their last answers. Raises what stands in its way:
-        the template's refusal, or `DataError`.
+        """Return the samples of a chat, in the order of their last answers.
+
+        Raises the template's refusal, or `DataError`.
         """
         if isinstance(rendered, NbllamaError):
             raise rendered
@@ -132,13 +134,15 @@ class ChatReader:
         return [row_of(*head) for head in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
-        """The prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
+        """Return the prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
-        return text, encode_rendered(self._tokenizer, self._template, prepared, text, True)
+        return text, encode_rendered(
+            self._tokenizer, self._template, prepared, text, add_generation_prompt=True
+        )
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
-        """What there is to tell of all chats that were read."""
+        """Return lines for the user about all chats that were read."""
         lines = self.notices.lines(n_records, n_samples)
         if self._traits.asks_to_think:
             lines.append(
@@ -188,7 +192,7 @@ class ChatReader:
         number, (prompt, through) = chat.numbers[n], texts[2 * n : 2 * n + 2]
         message = chat.messages[number]
         closer = self._traits.closer if not through.startswith(prompt) else ""
-        part = split_answer(prompt, through, chat.messages, number, closer)
+        part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
             raise DataError(f"message {number + 1}: the chat template leaves this answer out")
@@ -208,7 +212,7 @@ class ChatReader:
         return Answer(number, prompt, text, placed_prompt, placed)
 
     def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
-        """An answer up to the first token behind its words that ends a generation."""
+        """Cut an answer after the first token behind its words that ends a generation."""
         eog = self._tokenizer.eog_ids
         begin = bisect_left(placed.starts, words)
         for i, token in enumerate(placed.ids[begin:].tolist(), begin):
@@ -221,8 +225,8 @@ class ChatReader:
         self, chat: Prepared, n: int, text: str, add_generation_prompt: bool
     ) -> list[tuple[int, int]]:
         return special_spans(
-            self._tokenizer, self._template, chat.messages[:n], text, add_generation_prompt,
-            chat.tools, chat.variables,
+            self._tokenizer, self._template, chat.messages[:n], text,
+            add_generation_prompt=add_generation_prompt, tools=chat.tools, variables=chat.variables,
         )  # fmt: skip
 
     def _prompt_tokens(
@@ -233,11 +237,9 @@ class ChatReader:
         marked: bool,
         whole: tuple[str, Placed] | None,
     ) -> Placed:
-        """Tokens of a prompt; those of a longer one that begins with it are taken over up to its
-        last special token, at which the tokenizer cuts.
-        """
+        """Return the tokens of a prompt, from a longer one up to its last special token."""
         if not marked and whole is not None and whole[0].startswith(prompt):
-            text, placed = whole
+            placed = whole[1]
             special = self._tokenizer.special_ids
             n = bisect_left(placed.starts, len(prompt)) - 1
             while n > 0 and not (
@@ -292,4 +294,5 @@ def prompt_ids(
 
     Raises what `template.render` and `encode_rendered` raise.
     """
-    return ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    ids: list[int] = ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
+    return ids

@@ -16,7 +16,7 @@ _VALUE_BYTES = 8  # that any value takes at least
 
 
 def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
-    """The rows of a Parquet file, numbered from 1.
+    """Yield the rows of a Parquet file, numbered from 1.
 
     Raises `DataError` for a damaged file, for one of more than `MAX_UNPACKED` bytes of values, and
     where pyarrow is not installed.
@@ -89,7 +89,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON would have it: no NaN, and no keys that a struct has for other rows only."""
+    """Return a value as JSON would have it: no NaN, and no keys of other rows' structs."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

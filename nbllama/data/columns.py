@@ -13,8 +13,10 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 
 
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
-    """Whether the first line names all columns of a format of two or more, or is made of usual
-    names alone, a question's and an answer's among them.
+    """Whether the first line is the header of a table.
+
+    It is if it names all columns of a format of two or more, or is made of usual names alone, a
+    question's and an answer's among them.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:
@@ -29,7 +31,7 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """The record with the file's own names replaced by those of a format. Raises `DataError`."""
+    """Replace the file's own names in a record by those of a format. Raises `DataError`."""
     if not columns:
         return record
     for name in columns.values():

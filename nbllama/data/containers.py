@@ -18,7 +18,7 @@ DELIMITERS = (",", "\t", ";")
 
 
 def table_rows(text: str, path: str) -> Iterator[Entry]:
-    """The rows of a table by the names in its first row.
+    """Yield the rows of a table by the names in its first row.
 
     A line `sep=;`, which Excel writes before it, names the delimiter.
     """

@@ -27,10 +27,11 @@ class Counts(NamedTuple):
 
     @classmethod
     def empty(cls) -> Counts:
+        """Return counts of nothing."""
         return cls(Counter(), Counter(), Counter(), Counter())
 
     def notes(self) -> list[str]:
-        """A line for each kind of change."""
+        """Write a line for each kind of change."""
         out = []
         if self.columns:
             asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)

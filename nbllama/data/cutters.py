@@ -24,8 +24,9 @@ class Windows(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What a cutter returns: the file's token ids, int32 [T], the windows in them, and lines for
-    the user.
+    """What a cutter returns.
+
+    The file's token ids, int32 [T], the windows in them, and lines for the user.
     """
 
     tokens: np.ndarray
@@ -37,7 +38,7 @@ Cutter = Callable[[str, "Tokenizer", int], Cut]
 
 
 def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
-    """The old tool's cutting without `--sample-start`: a sample begins at every token.
+    """Begin a sample at every token, as the old tool without `--sample-start`.
 
     The text is tokenised whole, without BOS; special tokens in it are plain text. With n tokens
     there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
@@ -73,6 +74,7 @@ class SampleStart:
     old: bool = False
 
     def __call__(self, text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
+        """Begin a sample at each mark in `text`."""
         content, mark = text.encode(), self.start.encode()
         notes = []
         opened = _occurrences(content, mark)
@@ -112,7 +114,7 @@ def _longest_token(tokenizer: Tokenizer) -> int:
 
 
 def _whole(content: bytes, place: int) -> int:
-    """The first place from here on that is not inside a UTF-8 character."""
+    """Return the first place from here on that is not inside a UTF-8 character."""
     while place < len(content) and content[place] & 0xC0 == 0x80:
         place += 1
     return place

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 def place_in(parts: Sequence[Part], line: int) -> Part:
-    """The file of a line that is counted on through all `parts`, and its number there."""
+    """Return the file of a line that is counted through all `parts`, and its number there."""
     part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
     return Part(part.name, line - part.first + 1)
 
@@ -57,17 +57,17 @@ class DataFile(NamedTuple):
         return any(isinstance(sample, Conversation) for _, sample in self.samples)
 
     def place(self, line: int) -> tuple[str, int]:
-        """The file of a line, and its number there."""
+        """Return the file of a line, and its number there."""
         if not self.parts:
             return self.path, line
         name, number = place_in(self.parts, line)
         return name, number
 
     def short_place(self, line: int) -> str:
-        """ "line N", with the file where there are several."""
+        """Return "line N", with the file where there are several."""
         return self.where(line) if self.parts else f"line {line}"
 
     def where(self, line: int) -> str:
-        """ "FILE, line N" for an error."""
+        """Return "FILE, line N" for an error."""
         name, number = self.place(line)
         return f"{shown(name, 400)}, line {number}"

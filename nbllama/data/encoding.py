@@ -28,11 +28,11 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """A prompt and its continuation, of which the latter is trained.
+    """Encode a prompt and its continuation, of which the latter is trained.
 
-    BOS is put in front where the model has one put there, and EOS behind, which is trained.
+    BOS is put in front where the model has one put there, and EOS at the end, which is trained.
     Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
-    that the text has itself is not put there again.
+    that the text has already is not added again.
     """
     text = sample.prompt + sample.answer
     placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
@@ -64,6 +64,7 @@ def encoded(
     data: DataFile,
     tokenizer: Tokenizer,
     reader: ChatReader | None,
+    *,
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
@@ -124,8 +125,10 @@ def _one(
 def encode_chat(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> Encoded:
-    """The last sample of a chat: its last answer behind its prompt, and those before it that can be
-    trained with it. Raises as `ChatReader.rows`.
+    """Encode the last sample of a chat.
+
+    That is its last answer after its prompt, and those before it that can be trained with it.
+    Raises as `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)
     (rendered,) = reader.render([Conversation(list(messages))])

@@ -1,5 +1,6 @@
-"""What the trainer gets its batches from: a place in the data goes in, an iteration's batches and
-the next place come out.
+"""Where the trainer gets its batches from.
+
+A place in the data goes in, an iteration's batches and the next place come out.
 
 `SeedFeed` is ours: orders keyed by (seed, epoch), every sample once an epoch, and an epoch ends
 where an iteration ends. `OldFeed` is that of llama.cpp's `common/train.cpp`
@@ -19,8 +20,9 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 
 
 class Taken(NamedTuple):
-    """Micro-batches of one iteration, the place behind them, and the samples in them (more than
-    the rows where rows go on with the next sample).
+    """Micro-batches of one iteration, the place after them, and the number of samples in them.
+
+    There are more samples than rows where rows continue with the next sample.
     """
 
     batches: list[Batch]
@@ -36,14 +38,16 @@ class Feed(Protocol):
 
     wraps: bool
 
-    def take(self, position: Position, batch: int, grad_acc: int) -> Taken: ...
+    def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
+        """Return the `grad_acc` micro-batches of `batch` rows from `position` on."""
+        ...
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """The place behind what `take` would give, without making it."""
+        """Return the place after what `take` would give, without making it."""
         ...
 
     def rng_state(self, position: Position) -> str:
-        """The generator as it was before the epoch of `position` was drawn; "": none is kept."""
+        """Return the generator as it was before the epoch of `position` was drawn; "" for none."""
         ...
 
 
@@ -57,6 +61,7 @@ class SeedFeed:
         self._order = Order(dataset.n_samples, seed)
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
+        """Return the micro-batches from `position` on; fewer where the epoch ends."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, first = position
@@ -69,6 +74,7 @@ class SeedFeed:
         return Taken(batches, _place(epoch, at, n), at - first)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
+        """Return the place after the iteration: in this epoch, or at the start of the next."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
@@ -79,6 +85,7 @@ class SeedFeed:
         return _place(epoch, at, n)
 
     def rng_state(self, position: Position) -> str:
+        """Return "": orders follow from the seed alone."""
         return ""
 
 
@@ -95,7 +102,7 @@ class OldFeed:
     wraps = True
 
     def __init__(self, dataset: Dataset, state: str, epoch: int = 0) -> None:
-        """Raises `DataError` for a state that is none."""
+        """Start before `epoch` with a generator in `state`. Raises `DataError` for a bad state."""
         self._dataset = dataset
         self._states = {epoch: MT19937.parse(state).text()}
         self._drawn: tuple[int, Shuffled] | None = None
@@ -116,6 +123,7 @@ class OldFeed:
         return Shuffled(order, unit)
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
+        """Return `grad_acc` whole micro-batches, which wrap around within the epoch's order."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
@@ -131,15 +139,17 @@ class OldFeed:
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
+        """Return the place after the iteration, found by making its batches."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:
+        """Return the state of the generator from which the epoch's order was drawn."""
         self.epoch(position.epoch)
         return self._states[position.epoch]
 
 
-def iterations(feed: Feed, position: Position, epochs: int, batch: int, grad_acc: int) -> int:
-    """Iterations until `epochs` ends of an epoch were reached or passed, by walking through."""
+def iterations(feed: Feed, position: Position, *, epochs: int, batch: int, grad_acc: int) -> int:
+    """Count the iterations until `epochs` epochs have ended, by walking through them."""
     end, count = position.epoch + epochs, 0
     while position.epoch < end:
         position = feed.after(position, batch, grad_acc)

@@ -23,8 +23,9 @@ _EPOCH = 1 << 48  # its permutation is that of no training order
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(what is left for training, what is held out): about `share` of the samples or tokens,
-    chosen by `seed` alone.
+    """Split into what is left for training and what is held out.
+
+    The latter is about `share` of the samples or tokens, chosen by `seed` alone.
 
     Raises `DataError` if one of the two would be empty.
     """
@@ -40,8 +41,9 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """The same data for validation: of samples of a text that overlap only every first one, so
-    that no token counts twice.
+    """Return the same data for validation, where no token counts twice.
+
+    Of samples of a text that overlap only every first one is left.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
@@ -89,8 +91,9 @@ def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | No
 
 
 def _groups(data: Any) -> np.ndarray:
-    """For each sample the number of its group, int64 [n]: samples of one record are of one group,
-    and so are copies.
+    """Return for each sample the number of its group, int64 [n].
+
+    Samples of one record are of one group, and so are copies.
     """
     parent = list(range(data.n_samples))
 
@@ -114,7 +117,7 @@ def _content(data: Any, i: int) -> bytes:
 
 
 def _rows(data: Any, numbers: np.ndarray) -> Dataset:
-    """The samples of these numbers, as a data set of the same kind."""
+    """Return the samples of these numbers, as a data set of the same kind."""
     lengths = np.diff(data.offsets)[numbers]
     places = np.concatenate([np.arange(data.offsets[i], data.offsets[i + 1]) for i in numbers])
     part: Dataset = replace(

@@ -28,8 +28,10 @@ _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Value(NamedTuple):
-    """A value at the top of a file, or why there is none; its line, and those of a list's items
-    (empty for what stands on one line). at: its place in the text, -1 where it is one line.
+    """A value at the top of a file, or why there is none.
+
+    Its line, and those of a list's items (empty if all of it is on one line). at: its place in the
+    text, -1 where it is one line.
     """
 
     line: int
@@ -39,7 +41,7 @@ class Value(NamedTuple):
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1; only "\\n" ends a line.
+    """Yield the lines that are not blank, with their numbers from 1; only a line feed ends a line.
 
     (`str.splitlines` also breaks at U+2028 and others, which JSON strings may hold as they are.)
     """
@@ -49,8 +51,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def looks_like_json(text: str) -> bool:
-    """Whether a text begins like JSON objects, or at least half of its lines look like parts of
-    some.
+    """Whether a text begins like JSON objects, or at least half of its lines look like such.
 
     (Half, not all: a broken line in a file of records must be reported, not make it raw text.)
     """
@@ -112,7 +113,9 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
     """Whether broken lines look like parts of lists and objects over several."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
     (first, begin), (last, end) = lines[0], lines[-1]
-    if first in bad and begin.startswith("[") or last in bad and end.rstrip(", \r").endswith("]"):
+    if (first in bad and begin.startswith("[")) or (
+        last in bad and end.rstrip(", \r").endswith("]")
+    ):
         return True  # half a list
     return any(
         number in bad and (line[0] in " \t" or _BRACKETS.fullmatch(line.strip()) is not None)
@@ -121,7 +124,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """The value of a line, or those of one that holds several."""
+    """Return the value of a line, or those of one that holds several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")
@@ -154,7 +157,7 @@ def _all_of(text: str) -> tuple[list[Value], str]:
 
 
 def _blank(found: re.Match[str]) -> str:
-    """A space for a comma behind which a list or an object ends, unless nothing is before it."""
+    """Return a space for a comma before the end of a list or object that is not empty."""
     piece = found[0]
     if piece != ",":
         return piece
@@ -184,7 +187,7 @@ def _sequence(text: str) -> Iterator[Value]:
 
 
 def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
-    """The items of the list that begins at `at`, their places, and the list's end."""
+    """Return the items of the list that begins at `at`, their places, and the list's end."""
     begin, items, places = at, [], []
     at = _end(_SPACE, text, at + 1)
     while text[at : at + 1] != "]":
@@ -277,7 +280,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
 
 
 def broken_byte(text: str) -> DataError | None:
-    """What is wrong with text that was decoded from bytes that are not UTF-8."""
+    """Describe the first byte that is not UTF-8 in text that was decoded from such bytes."""
     found = None if text.isascii() else _BROKEN_BYTE.search(text)
     if found is None:
         return None

@@ -21,8 +21,9 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Count into `found` what of an answer's message is not in its `text`: kinds of
-    `nbllama.data.notices.READ`.
+    """Count into `found` what of an answer's message is not in its `text`.
+
+    By the kinds of `nbllama.data.notices.READ`.
 
     Raises `DataError` for a call that is not there: an empty answer would be trained.
     """
@@ -54,8 +55,9 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Count into `found` the messages before the last answer that are in no prompt, by
-        "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`. `texts`: as in
+        """Count into `found` the messages before the last answer that are in no prompt.
+
+        By "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`. `texts`: as in
         `Rendered`.
         """
         lost, lost_tools = self._of_shape(chat)
@@ -94,7 +96,7 @@ class LostPieces:
         return self._shapes[key]
 
     def _try(self, chat: Prepared) -> tuple[frozenset[int], bool]:
-        """The numbers of messages whose words are in no prompt, and whether the tools are not."""
+        """Return the messages whose words are in no prompt, and whether the tools are in none."""
         end = chat.numbers[-1]
         marked = [
             {**m, "content": f"{_TAG}{i}z"} if _words(m) else m

@@ -68,7 +68,7 @@ _LOOK = 1 << 16
 
 
 def binary_kind(content: bytes) -> str | None:
-    """What the file is, with a word on what to do; None for what may be text.
+    """Return what the file is, with a word on what to do; None for what may be text.
 
     Looks at marks, and at bytes that no text holds. UTF-16 and UTF-32 must be decoded before.
     """
@@ -158,7 +158,7 @@ def _zip_kind(content: bytes) -> str:
 
 
 def office_kind(names: list[str]) -> str | None:
-    """The kind of document by the names in its zip archive; None for a plain archive."""
+    """Return the kind of document by the names in its zip archive; None for a plain archive."""
     for start, kind in (
         ("word/", "a Word document (docx); save it as plain text"),
         ("xl/", "an Excel workbook (xlsx); save the sheet as CSV"),

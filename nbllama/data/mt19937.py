@@ -20,7 +20,7 @@ class MT19937:
     """A generator of 32-bit numbers; `draw` moves it on."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """words uint32 [624]; place 0..624, 624: all words are used up."""
+        """Start with words uint32 [624] at place 0..624; 624: all words are used up."""
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",
@@ -35,7 +35,7 @@ class MT19937:
 
     @classmethod
     def parse(cls, text: str) -> MT19937:
-        """The generator that a C++ library printed. Raises `DataError` for anything else."""
+        """Read the generator that a C++ library printed. Raises `DataError` for anything else."""
         words = text.split()
         if len(words) == _N:
             words.append(str(_N))
@@ -52,5 +52,5 @@ class MT19937:
         return " ".join(map(str, [*state["key"].tolist(), int(state["pos"])]))
 
     def draw(self, n: int) -> np.ndarray:
-        """The next n numbers, uint64 [n], each below 2^32."""
+        """Return the next n numbers, uint64 [n], each below 2^32."""
         return np.asarray(self._bits.random_raw(n), np.uint64)

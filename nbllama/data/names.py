@@ -37,7 +37,7 @@ _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
 
 
 def format_by_keys(record: Record) -> Format | None:
-    """The first format all of whose keys the record has; one with null counts as missing."""
+    """Return the first format all of whose keys the record has; one with null counts as missing."""
     for found in FORMATS.values():
         if all(record.get(key) is not None for key in found.keys):
             return found
@@ -60,7 +60,7 @@ def _is_turn(value: Any) -> bool:
 def known_names(
     record: Record, wanted: Format | None, counts: Counts, *, guess: bool = True
 ) -> Record:
-    """The record with the names of a format, of `wanted` if that is given.
+    """Return the record with the names of a format, of `wanted` if that is given.
 
     Without `guess` only speakers and numbers are changed. What cannot be known stays as it is.
     Raises `DataError` where several readings are possible, with what to type.
@@ -130,7 +130,7 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
 
 
 def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
-    """The one question and the one answer by their usual names; None where there is none.
+    """Return the one question and the one answer by their usual names; None where there is none.
 
     Raises `DataError` for several.
     """
@@ -157,8 +157,9 @@ def _to_type(question: str, answer: str) -> str:
 
 
 def to_type(record: Record) -> str:
-    """The option that names the columns of a record in no known format, as far as can be guessed:
-    its first and its last text.
+    """Return the option that names the columns of a record in no known format.
+
+    As far as can be guessed: its first and its last text.
     """
     texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
     if len(texts) < 2:
@@ -167,7 +168,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """A record's keys that hold something, by their names in lower case."""
+    """Return a record's keys that hold something, by their names in lower case."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:
@@ -176,7 +177,7 @@ def _folded(record: Record) -> dict[str, str]:
 
 
 def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """The record with other keys; those that a new name would replace hold null."""
+    """Return the record with other keys; those that a new name would replace hold null."""
     for old, new in names.items():
         if old != new:
             counts.columns[f"{shown(old, 40)} as {new}"] += 1
@@ -192,7 +193,7 @@ def _with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def _with_roles(record: Record, counts: Counts) -> Record:
-    """The record with the turns of its chats under the usual names."""
+    """Return the record with the turns of its chats under the usual names."""
     for key in ("messages", "conversations", "prompt", "completion"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
@@ -203,7 +204,7 @@ def _with_roles(record: Record, counts: Counts) -> Record:
 
 
 def _by_turns(record: Record) -> Record:
-    """A chat whose turns are those of ShareGPT, under "messages"."""
+    """Return a chat whose turns are those of ShareGPT, under "messages"."""
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
@@ -214,7 +215,7 @@ def _by_turns(record: Record) -> Record:
 
 
 def _with_system(record: Record, counts: Counts) -> Record:
-    """A chat with its "system" as the first message, as Anthropic's API has it."""
+    """Return a chat with its "system" as the first message, as Anthropic's API has it."""
     system, turns = record["system"], record["messages"]
     if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
         return record

@@ -64,8 +64,9 @@ class Notices:
         self.more: list[str] = []
 
     def add(self, line: int, found: Counter[str]) -> None:
-        """What was found in the record of a line: kinds of `READ`, and "role:NAME" for messages of
-        a role that the template leaves out.
+        """Count what was found in the record of a line.
+
+        Kinds of `READ`, and "role:NAME" for messages of a role that the template leaves out.
         """
         for kind, count in found.items():
             self._counts[kind] += count
@@ -73,7 +74,7 @@ class Notices:
             self._first.setdefault(kind, line)
 
     def lines(self, n_records: int, n_samples: int) -> list[str]:
-        """The lines for a file of so many good records."""
+        """Write the lines for a file of so many good records."""
         out = []
         if self.apart:
             why = self.apart.most_common(1)[0][0]

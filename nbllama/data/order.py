@@ -25,8 +25,9 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: which sample comes when, int64 [n], and a random number in [0, 1] for each place,
-    float64 [n], from which a sample's random offset is made.
+    """One epoch: which sample comes when, int64 [n], and a random number for each place.
+
+    The numbers are in [0, 1], float64 [n]; a sample's random offset is made from them.
     """
 
     order: np.ndarray
@@ -42,7 +43,7 @@ def _draws(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: int64 [n_samples], every number from 0 to n_samples - 1 once.
+    """Return one epoch's order: int64 [n_samples], every number from 0 to n_samples - 1 once.
 
     Raises `ValueError` when seed or epoch is not in 0 .. 2^64 - 1 or n_samples < 1.
     """
@@ -51,7 +52,7 @@ def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
-    """The permutation of an epoch and a number in [0, 1) for each of its places."""
+    """Return the permutation of an epoch and a number in [0, 1) for each of its places."""
     tail = _draws(2 * n_samples, seed, epoch)[n_samples:]
     return Shuffled(permutation(n_samples, seed, epoch), (tail >> 11) * 2.0**-53)
 

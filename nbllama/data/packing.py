@@ -32,17 +32,20 @@ class Packed:
         self._lengths = samples.lengths()
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lengths of the samples, which are those of the data set behind this one."""
         return self._lengths
 
     def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the samples of these numbers, in this order."""
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+        """Return the samples from place `first` on that together fit in `n_rows` rows."""
         n = self.used(order, first, n_rows, wraps=wraps)
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Raises `ValueError` for `wraps`, an order of the old tool, which packed nothing."""
+        """Return how many samples fit; `ValueError` for `wraps`: the old tool packed nothing."""
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx
@@ -51,6 +54,7 @@ class Packed:
         return int(np.searchsorted(np.cumsum(sizes), room, side="right"))
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        """Return bounds of any batch: full rows, of the samples with the greatest trained share."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
         # No choice of samples has more trained targets than those with the greatest share of them,
@@ -62,6 +66,6 @@ class Packed:
         return min(room, int(tokens.sum())), min(room, most)
 
     def per_batch(self, n_rows: int) -> float:
-        # On average half of a sample does not fit any more.
+        """Return the average by the samples' mean length, less half a sample that does not fit."""
         mean = float(self._lengths[0].mean())
         return max(1.0, n_rows * self.n_ctx / mean - 0.5)

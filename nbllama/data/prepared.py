@@ -24,6 +24,7 @@ class Prepared(NamedTuple):
 
     @property
     def request(self) -> Chat:
+        """What to render: the prompt and the end of each trained answer."""
         cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
         last = self.numbers[-1] + 1
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)

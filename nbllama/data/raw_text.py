@@ -1,5 +1,6 @@
-"""Raw text: one file, tokenised and cut into samples, from which rows of at most n_ctx tokens
-are made.
+"""Raw text: one file, tokenised and cut into samples.
+
+Rows of at most n_ctx tokens are made from them.
 
 A sample is a window (begin, size) of the file's tokens t. A row that holds (the beginning of) one
 is the sequence
@@ -8,7 +9,7 @@ is the sequence
     targets  t[begin]  t[begin + 1] ...  t[begin + n - 1]        n = min(size, n_ctx)
 
 as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` say what becomes of a row
-that is not full. Which windows there are, a cutter decides (`nbllama.data.cutters`).
+that is not full. A cutter (`nbllama.data.cutters`) decides which windows there are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class Rules(NamedTuple):
 
 
 def first_token(tokenizer: Tokenizer) -> int:
-    """The id that every sequence of raw text begins with: BOS, else EOS.
+    """Return the id that every sequence of raw text begins with: BOS, else EOS.
 
     A vocabulary without BOS (GPT-2's kind) has one end-of-text token that stands between
     documents, so it precedes the start of a text just as BOS does; where llama.cpp names a BOS
@@ -74,22 +75,22 @@ class RawText:
     first: int
     last: int
     fingerprint: str
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     notes: tuple[str, ...] = ()
     kind: str = "raw"
 
     @property
     def n_samples(self) -> int:
+        """Number of windows."""
         return len(self.windows.begins)
 
     @property
     def full_rows(self) -> bool:
-        """Whether rows have n_ctx tokens (but for the last one of an epoch), whatever is in
-        them.
-        """
+        """Whether all rows have n_ctx tokens, except for the last one of an epoch."""
         return self.rules.pad or self.rules.fill_with_next_samples
 
     def n_tokens(self, i: int) -> int:
+        """Return the length of the row that begins with sample i."""
         size = int(self.windows.sizes[self._checked(i)])
         return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
@@ -98,16 +99,19 @@ class RawText:
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all lengths twice: every target is trained."""
         low = self.n_ctx if self.full_rows else 1
         counts = np.clip(self.windows.sizes, low, self.n_ctx)
         return counts, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the samples of these numbers, each as a row."""
         order = Shuffled(np.array([self._checked(i) for i in indices]), np.zeros(len(indices)))
         rows = [self._row(order, at, at + 1, wraps=False)[0] for at in range(len(indices))]
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
+        """Return the rows from place `first` on; `Rules` may fill them with further samples."""
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
@@ -117,22 +121,27 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
+        """Return how many samples `take` uses: one a row, or as many as fill it."""
         if self.rules.fill_with_next_samples:
             return self.take(order, first, n_rows, wraps=wraps)[1]
         return n_rows if wraps else min(n_rows, self.n_samples - first)
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
+        """Return the bounds by `largest_rows`."""
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
+        """Return `n_rows`: one sample begins a row."""
         return n_rows
 
     def _with_input(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(([np.int32(self.first)], targets[:-1])), targets
 
     def _row(self, order: Shuffled, first: int, end: int, *, wraps: bool) -> tuple[np.ndarray, int]:
-        """Targets int32 of the row that begins with the sample at place `first` of the order, and
-        how many samples are in it. Places from `end` on are not there, unless the order `wraps`.
+        """Return the targets int32 of one row, and how many samples are in it.
+
+        The row begins with the sample at place `first` of the order. Places from `end` on do not
+        exist, unless the order `wraps`.
         """
         rules, room = self.rules, self.n_ctx
         parts: list[np.ndarray] = []
@@ -189,7 +198,7 @@ def load_raw_text(
     texts: Sequence[str] = (),
     keep_mark: bool = False,
 ) -> RawText:
-    """The samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
+    """Return the samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
     `content` or `text`: what is in the file, if it was read already. `texts`: those of several
     files, each of which is cut apart, so that no sample reaches from one into the next.
@@ -222,7 +231,7 @@ def load_raw_text(
 
 
 def _joined(cuts: Sequence[Cut]) -> Cut:
-    """The tokens of several texts end to end, each with its own windows."""
+    """Join the tokens of several texts end to end, each with its own windows."""
     if len(cuts) == 1:
         return cuts[0]
     firsts = np.cumsum([0] + [len(cut.tokens) for cut in cuts[:-1]], dtype=np.int64)

@@ -70,13 +70,13 @@ def open_data(
     skip_bad: bool = False,
     keep_mark: bool = False,
 ) -> DataFile:
-    """Read what `path` names (`data_files`), packed or not. Without `data_format` (one of `NAMES`)
-    name and content decide:
+    """Read what `path` names (`data_files`), packed or not.
 
-    records, if the name ends as that of such files, if the content begins like JSON objects, if at
-    least half of the lines that are not blank look like JSON, or if the first line is the header of
-    a table with the keys of a format; else raw text. `columns`: the file's name for a format's key.
-    `keep_mark`: for raw text, the bytes of one file as they are, a byte-order mark included.
+    Without `data_format` (one of `NAMES`) name and content decide: records, if the name ends as
+    that of such files, if the content begins like JSON objects, if at least half of the lines that
+    are not blank look like JSON, or if the first line is the header of a table with the keys of a
+    format; else raw text. `columns`: the file's name for a format's key. `keep_mark`: for raw text,
+    the bytes of one file as they are, a byte-order mark included.
 
     Raises `DataError` for a file that cannot be read, is empty or is no text, for records whose
     keys are those of no format, and for the first bad record, unless `skip_bad` collects them. Data
@@ -120,8 +120,10 @@ def open_records(
     style: Style | None = None,
     skip_bad: bool = False,
 ) -> DataFile:
-    """Records in memory as if each were a line of a file called `name`; a string is the record
-    `{"text": string}`. Raises as `open_data`, and `UsageError` for a format of files only.
+    """Read records in memory as if each were a line of a file called `name`.
+
+    A string is the record `{"text": string}`. Raises as `open_data`, and `UsageError` for a format
+    of files only.
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
@@ -136,7 +138,7 @@ def open_records(
 
 
 def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
-    """The records of one file, or its text."""
+    """Return the records of one file, or its text."""
     name, data_format = content.name, asked.data_format
     called = ending(name) == ".parquet"
     is_parquet = content.content.startswith(MAGIC) and (
@@ -191,7 +193,7 @@ def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
 
 
 def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
-    """The record under the names of a format. Raises `DataError`."""
+    """Return the record under the names of a format. Raises `DataError`."""
     return known_names(
         renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
     )
@@ -200,7 +202,7 @@ def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
 def _parsed(
     path: str, found: list[tuple[str, _Records]], asked: _Asked, notes: list[str]
 ) -> DataFile:
-    """The samples of files of records."""
+    """Read the samples of files of records."""
     counts = Counts.empty()
     parts, first = [], 1
     entries: list[Entry] = []
@@ -245,14 +247,14 @@ def _parsed(
 
 
 def _own(record: Record, format: Format) -> Format:
-    """The format of a record among others: that of most, if it has its keys."""
+    """Return the format of a record among others: that of most, if it has its keys."""
     if all(record.get(key) is not None for key in format.keys):
         return format
     return format_by_keys(record) or format
 
 
 def _format(entries: list[Entry], data: DataFile) -> Format:
-    """The format of most of these records, of which there must be one."""
+    """Return the format of most of these records, of which there must be one."""
     votes: Counter[str] = Counter()
     good = [(line, e) for line, e in entries if not isinstance(e, DataError)]
     for _, record in good:

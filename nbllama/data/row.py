@@ -15,8 +15,9 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and the characters of `text` that each one
-    stands for; int32, bool, int64 and int64 [n].
+    """One sample: its ids, which are trained, and which characters of `text` each is.
+
+    int32, bool, and int64 and int64 [n] for a token's first character and the one after its last.
     """
 
     ids: np.ndarray
@@ -26,7 +27,7 @@ class Row(NamedTuple):
     text: str
 
     def characters(self) -> list[tuple[int, int]]:
-        """The trained characters of `text`, (start, end) of each unbroken stretch of tokens."""
+        """Return the trained characters: (start, end) of each unbroken stretch of tokens."""
         edges = np.flatnonzero(np.diff(self.trained, prepend=False, append=False)).reshape(-1, 2)
         n = len(self.text)
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
@@ -38,7 +39,7 @@ class Row(NamedTuple):
         return int(targets[-1]) + 1 if len(targets) else 0
 
     def first(self, n: int) -> Row:
-        """The first `n` ids, and the text of them."""
+        """Return the first `n` ids, and the text of them."""
         if n >= len(self.ids):
             return self
         ids, trained, starts, ends = (part[:n] for part in self[:4])

@@ -67,7 +67,7 @@ class Samples(RowPerSample):
     parts: tuple[Part, ...] = ()
 
     def place(self, i: int) -> str:
-        """ "line N" of the record of sample i, and of which file where there are several."""
+        """Return "line N" of the record of sample i, and of which file where there are several."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"
@@ -76,17 +76,21 @@ class Samples(RowPerSample):
 
     @property
     def n_samples(self) -> int:
+        """Number of samples."""
         return len(self.lines)
 
     def n_tokens(self, i: int) -> int:
+        """Return the number of sample i's input tokens."""
         part = self._part(i)
-        return part.stop - part.start - 1
+        return int(part.stop - part.start - 1)
 
     def n_trained(self, i: int) -> int:
+        """Return how many of sample i's targets are trained."""
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return both counts of all samples, int64 [n_samples] each."""
         # The first id of a sample is no target.
         targets = self.trained.copy()
         targets[self.offsets[:-1]] = False
@@ -94,6 +98,7 @@ class Samples(RowPerSample):
         return np.diff(self.offsets) - 1, counts
 
     def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the samples of these numbers, in this order."""
         return Batch.from_rows(self._row(i) for i in indices)
 
     def _row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +125,7 @@ def load_samples(
     keep_texts: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
-    """The samples of a file of records, each at most `n_ctx` input tokens.
+    """Return the samples of a file of records, each at most `n_ctx` input tokens.
 
     `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
     leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
@@ -141,7 +146,9 @@ def load_samples(
     reader = None if template is None else ChatReader(
         tokenizer, template, system_as_user=system_as_user
     )  # fmt: skip
-    for number, line, found in encoded(data, tokenizer, reader, progress, parse_special):
+    for number, line, found in encoded(
+        data, tokenizer, reader, progress=progress, parse_special=parse_special
+    ):
         if isinstance(found, NbllamaError):
             if not (skip_bad and isinstance(found, DataError)):
                 raise type(found)(f"{data.where(line)}: {found}") from found.__cause__

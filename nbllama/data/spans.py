@@ -3,9 +3,9 @@
 `encode(text, parse_special=True)` turns "<|im_end|>" into the end-of-turn token wherever it
 stands. In the template's own text that is meant; in a message it would let the message end its
 turn and open another one. Tokenising the pieces apart would be safe but gives other ids, because
-tokens reach across the border ("\\n" of the template, "\\n" of the message). So: find the special
-tokens of the template with such messages blotted out, cut the text there and nowhere else, and
-encode what lies between with parse_special=False.
+tokens reach across the border (a line feed of the template, a line feed of the message). So: find
+the special tokens of the template with such messages blotted out, cut the text there and nowhere
+else, and encode what lies between with parse_special=False.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ Path = tuple[Any, ...]  # the way to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the characters of the text that each stands for: `text[start:end]`,
-    int64 [n].
+    """Tokens, int32 [n], and the characters of the text that each stands for.
+
+    Those are `text[start:end]`, int64 [n].
     """
 
     ids: np.ndarray
@@ -52,8 +53,8 @@ def encode_rendered(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
     text: str,
-    add_generation_prompt: bool,
     *,
+    add_generation_prompt: bool,
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Placed:
@@ -67,7 +68,13 @@ def encode_rendered(
     message in such a way that it cannot be found again; and what `template.render` raises.
     """
     spans = special_spans(
-        tokenizer, template, messages, text, add_generation_prompt, tools, variables
+        tokenizer,
+        template,
+        messages,
+        text,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        variables=variables,
     )
     placed = encode_around(tokenizer, text, spans) if spans else encode_marked(tokenizer, text)
     return with_bos(tokenizer, placed)
@@ -88,8 +95,9 @@ def encode_marked(
     *,
     continues: bool = False,
 ) -> Placed:
-    """Tokens of a rendered text, special ones parsed, but not in the ranges `plain`. `continues`:
-    as in `Tokenizer.encode_with_starts`.
+    """Return the tokens of a rendered text, special ones parsed except in the ranges `plain`.
+
+    `continues`: as in `Tokenizer.encode_with_starts`.
     """
     if plain:
         return encode_around(tokenizer, text, plain, continues=continues)
@@ -101,12 +109,14 @@ def special_spans(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
     text: str,
+    *,
     add_generation_prompt: bool,
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, int]]:
-    """Where in the rendered `text` those strings of the chat stand that hold the text of a special
-    token; mostly none. Raises as `encode_rendered`.
+    """Find the strings of a chat in the rendered `text` that hold the text of a special token.
+
+    Mostly there are none. Raises as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -128,7 +138,7 @@ def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] 
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """The strings of a chat, except for roles, with the way to each."""
+    """Yield the strings of a chat, except for roles, with the way to each."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -173,6 +183,7 @@ def find_contents(
     messages: Sequence[dict[str, Any]],
     which: Sequence[int],
     text: str,
+    *,
     add_generation_prompt: bool,
 ) -> list[tuple[int, int]]:
     """Where in the rendered `text` the contents of the messages numbered `which` (from 0) stand.
@@ -253,7 +264,7 @@ def _trimmings(content: str) -> list[str]:
 
 
 def _after(text: str, at: int, piece: str) -> int:
-    """The place behind `piece` if `text` has it at `at`, else -1."""
+    """Return the place after `piece` if `text` has it at `at`, else -1."""
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 

@@ -41,7 +41,7 @@ class Chosen(NamedTuple):
 
 
 def find_splits(path: str | os.PathLike[str]) -> Splits:
-    """The parts that `path` stands for: itself, or `train`, `valid` and `test` of a folder.
+    """Return the parts of `path`: itself, or `train`, `valid` and `test` of a folder.
 
     Raises `DataError` for a folder with two files of one split, or with validation but no training
     data.
@@ -70,7 +70,7 @@ def input_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _split(folder: str, split: str) -> str | None:
-    """The file of a split, or a pattern for the parts that it is in."""
+    """Return the file of a split, or a pattern for the parts that it is in."""
     if not os.path.isdir(folder):
         return None
     names = _of_split(sorted(os.listdir(folder)), split)
@@ -95,11 +95,11 @@ def _of_split(names: Sequence[str], split: str) -> list[str]:
 
 
 def data_files(path: str | os.PathLike[str]) -> Chosen:
-    """The files that `path` names: a file, a folder, a pattern (`*`, `?`, `[...]`), or several of
-    these with commas between.
+    """Return the files that `path` names.
 
-    A file that exists is that file, whatever its name looks like. Raises `DataError` for a folder
-    without data, a pattern that fits nothing, and several names of which one is not there.
+    A file, a folder, a pattern (`*`, `?`, `[...]`), or several of these with commas between. A file
+    that exists is that file, whatever its name looks like. Raises `DataError` for a folder without
+    data, a pattern that fits nothing, and several names of which one does not exist.
     """
     name = os.fspath(path)
     if os.path.isdir(name):
@@ -152,8 +152,10 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def choose(where: str, names: Sequence[str]) -> Chosen:
-    """Of the files of a folder or archive, those that are data: all record files, or where there
-    are none, all text files. Where there is a split `train`, that one.
+    """Choose those files of a folder or archive that are data.
+
+    All record files, or where there are none, all text files. Where there is a split `train`, that
+    one.
 
     Raises `DataError` if there are none.
     """
@@ -182,7 +184,7 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
 def is_hidden(name: str) -> bool:
     """Whether a file, by its path, is one that people do not see (`.git`, `__MACOSX`)."""
     parts = name.replace("\\", "/").split("/")
-    return any(p.startswith(".") and p not in (".", "..") or p == "__MACOSX" for p in parts)
+    return any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in parts)
 
 
 def says_records(name: str) -> bool:
@@ -191,7 +193,7 @@ def says_records(name: str) -> bool:
 
 
 def ending(name: str) -> str:
-    """The ending that says what is in a file, without that of its compression, in lower case."""
+    """Return the lower-case ending that says what is in a file, without that of its compression."""
     base = os.path.basename(name).lower()
     for packed in PACKED:
         base = base.removesuffix(packed)

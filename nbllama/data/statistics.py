@@ -49,7 +49,7 @@ class Utilisation(NamedTuple):
 
 
 def statistics(data: Dataset) -> Statistics:
-    """The statistics of all samples of a data set."""
+    """Compute the statistics of all samples of a data set."""
     tokens, trained = data.lengths()
     low, high = int(tokens.min()), int(tokens.max())
     width = max(1, -(-(high - low + 1) // BINS))
@@ -69,8 +69,10 @@ def statistics(data: Dataset) -> Statistics:
 
 
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
-    """How full an epoch's rows are with batches of `batch` samples, or of `batch * n_ctx` tokens,
-    in the order of a seed's first epoch.
+    """Compute how full an epoch's rows are.
+
+    With batches of `batch` samples, or of `batch * n_ctx` tokens, in the order of a seed's first
+    epoch.
     """
     tokens = data.lengths()[0]
     n, total = len(tokens), int(tokens.sum())

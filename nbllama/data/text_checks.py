@@ -22,7 +22,7 @@ def _texts_of(found: Sample | str) -> list[str]:
 
 
 def not_nfc_notes(found: Iterable[Sample | str], what: str) -> list[str]:
-    """A line that counts those whose text is not in Unicode's normal form NFC."""
+    """Write a line that counts those whose text is not in Unicode's normal form NFC."""
     n = n_all = 0
     for each in found:
         n_all += 1
@@ -41,7 +41,7 @@ def not_nfc_notes(found: Iterable[Sample | str], what: str) -> list[str]:
 def control_token_notes(
     tokenizer: Tokenizer, samples: Iterable[Sample], parse_special: bool
 ) -> list[str]:
-    """A line that counts the samples without a chat template that hold the text of control tokens.
+    """Write a line that counts samples without a chat template that hold text of control tokens.
 
     In chats such text is always plain: a message must not end its own turn.
     """
@@ -64,7 +64,7 @@ def control_token_notes(
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
-    """A line about the first text of a control token in plain text."""
+    """Write a line about the first text of a control token in plain text."""
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
@@ -75,7 +75,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """A line if more than half of the samples of records were cut or left out; else "".
+    """Write a line if more than half of the samples of records were cut or left out; else "".
 
     `data`: a data set (`nbllama.data.batch.Dataset`).
     """

@@ -25,7 +25,7 @@ _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
-    """The whole file; `what` it is, for an error's line.
+    """Read the whole file; `what` it is, for an error's line.
 
     Regular files and pipes only, of at most `MAX_BYTES`; a pipe that nobody writes to is given up
     after 10 seconds. Raises `DataError` when it cannot be read, is something else, or is empty.
@@ -86,8 +86,9 @@ def decode_text(
     keep_mark: bool = False,
     lenient: bool = False,
 ) -> str:
-    """`content` as text: UTF-8, or UTF-16 or UTF-32 with a byte-order mark. The mark is left out
-    unless `keep_mark`; nothing else is changed.
+    """Decode `content`: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+
+    The mark is left out unless `keep_mark`; nothing else is changed.
 
     `lenient`: bytes that are not UTF-8 become lone surrogates ("surrogateescape").
     Raises `DataError` for binary files and NUL bytes, saying what they look like, and with the

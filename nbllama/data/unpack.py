@@ -45,14 +45,16 @@ class Unpacked(NamedTuple):
 
 
 def read_contents(path: str | os.PathLike[str]) -> Unpacked:
-    """Read a file. Raises `DataError` for what `read_bytes` refuses, and for a compressed file or
-    archive that is damaged, unpacks to more than `MAX_UNPACKED`, or needs a package.
+    """Read a file, and unpack it if it is compressed or an archive.
+
+    Raises `DataError` for what `read_bytes` refuses, and for a compressed file or archive that is
+    damaged, unpacks to more than `MAX_UNPACKED`, or needs a package.
     """
     return unpack(os.fspath(path), read_bytes(path))
 
 
 def unpack(name: str, content: bytes) -> Unpacked:
-    """What `content` holds. Raises as `read_contents`."""
+    """Unpack `content`. Raises as `read_contents`."""
     where = shown(name, 400)
     if content.startswith(_ZIP):
         return _archive(name, content)
@@ -96,7 +98,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
 
 
 def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
-    """What is in the frames of a Zstandard file."""
+    """Yield what is in the frames of a Zstandard file."""
     try:
         from compression.zstd import ZstdError, ZstdFile  # Python 3.14
     except ImportError:
@@ -128,7 +130,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
 
 
 def _archive(name: str, content: bytes) -> Unpacked:
-    """The data files of a zip archive, in the order of their names."""
+    """Return the data files of a zip archive, in the order of their names."""
     where = shown(name, 400)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

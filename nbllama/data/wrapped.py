@@ -1,5 +1,7 @@
-"""Records out of the values of a JSON file: lists of them, chats as bare lists, and objects that
-hold the list of records under a key ({"data": [...]}).
+"""Records out of the values of a JSON file.
+
+Lists of them, chats as bare lists, and objects that hold the list of records under a key
+({"data": [...]}).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class _Held(NamedTuple):
 
 
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
-    """The records of a file's values; `known` says whether a record has the keys of a format.
+    """Yield the records of a file's values; `known` says whether a record has a format's keys.
 
     `text`: that in which the places of `values` are. `notes` gets a line where records are read
     from under a key. Raises `DataError` ("line N: ...") for an object of which several lists may be
@@ -56,7 +58,7 @@ def _entry(line: int, value: Any) -> Entry:
 
 
 def as_record(value: Any) -> Record | DataError:
-    """A record, or a chat as a bare list of messages; else why it is none."""
+    """Return a record, or a chat as a bare list of messages; else why it is none."""
     if isinstance(value, DataError | dict):
         return value
     if is_turns(value):
@@ -66,7 +68,7 @@ def as_record(value: Any) -> Record | DataError:
 
 
 def _held(value: Value, known: Known) -> _Held | None:
-    """The records in an object that is not one itself."""
+    """Return the records in an object that is not one itself."""
     try:
         return _find(value.value, known, _DEPTH)
     except DataError as e:
@@ -113,14 +115,15 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
         return False
     for key in ("messages", "conversations"):
         turns = record.get(key)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict | list):
-            if not is_turns(turns) and _records(turns) is not None:
-                return not all(_is_known(as_record(t), known) for t in turns[:1])
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict | list):
+            continue
+        if not is_turns(turns) and _records(turns) is not None:
+            return not _is_known(as_record(turns[0]), known)
     return known(record)
 
 
 def _records(value: Any) -> list[Any] | None:
-    """A list of objects or of chats; of the rows of Hugging Face's viewer, what is in them."""
+    """Return a list of objects or of chats; of Hugging Face's viewer, what is in its rows."""
     if not isinstance(value, list) or not value or is_turns(value):
         return None
     if not all(isinstance(item, dict) or is_turns(item) for item in value):
@@ -131,7 +134,7 @@ def _records(value: Any) -> list[Any] | None:
 
 
 def _split_table(found: Record) -> list[Record] | None:
-    """The rows of pandas' `to_json(orient="split")`."""
+    """Return the rows of pandas' `to_json(orient="split")`."""
     names, rows = found.get("columns"), found.get("data")
     if not (isinstance(names, list) and isinstance(rows, list) and rows):
         return None
@@ -143,7 +146,7 @@ def _split_table(found: Record) -> list[Record] | None:
 
 
 def _lines(value: Value, held: _Held, text: str) -> list[int]:
-    """The lines of records, where they are the items of a list in the text."""
+    """Return the lines of records, where they are the items of a list in the text."""
     if value.at < 0 or len(held.keys) != 1:
         return [value.line] * len(held.items)
     at = member_at(text, value.at, held.keys[0])

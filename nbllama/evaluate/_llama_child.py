@@ -1,5 +1,7 @@
-"""The program that `nbllama.evaluate.llama_cpp` starts: a request in JSON on standard input, what
-llama.cpp says on standard output. It imports nothing of nbllama.
+"""The program that `nbllama.evaluate.llama_cpp` starts.
+
+It reads a request in JSON from standard input and writes llama.cpp's results to standard output.
+It imports nothing of nbllama.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ _SECONDS = 1800  # a large model from a slow disk
 
 
 class Candidates(NamedTuple):
-    """The most likely next tokens after one place: ids int64 `[K]`, log p float64 `[K]`, the most
-    likely one first.
+    """The most likely next tokens after one place, the most likely one first.
+
+    ids int64 `[K]`, log p float64 `[K]`.
     """
 
     ids: np.ndarray
@@ -42,6 +43,7 @@ def candidates(
     model: str,
     adapters: Sequence[tuple[str, float]],
     rows: Sequence[Sequence[int] | np.ndarray],
+    *,
     letter: int,
     threads: int,
 ) -> list[list[Candidates]]:
@@ -82,6 +84,6 @@ def candidates(
 
 
 def _last_words(stderr: bytes) -> str:
-    """The line that says most: that of a failed assertion, else the last one."""
+    """Return the most telling line: that of a failed assertion, else the last one."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()

@@ -13,7 +13,7 @@ LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ b
 
 
 def told(c: Compared) -> str:
-    """A comparison in one line."""
+    """Write a comparison in one line."""
     other = int((~c.same_top).sum())
     return (
         f"KL divergence {c.kl.mean():.3g} nats a token, {c.kl.max():.3g} at most; "
@@ -21,12 +21,13 @@ def told(c: Compared) -> str:
     )
 
 
-def print_change(base: str, merged: str, parts: Parts, text: str | None, name: str) -> None:
-    """One line: the model in the file `merged` against `base` with its adapters; and a warning
-    where rounding took more than `LOST` of what the adapters do.
+def print_change(base: str, merged: str, parts: Parts, text: str | None, *, name: str) -> None:
+    """Print how far the model in the file `merged` is from `base` with its adapters.
 
-    `text`: the sample, from a file `name`; None: what the base writes by itself. A model without a
-    tokenizer cannot be compared, and the line says so. Raises `DataError` for a text that is too
+    Print a warning too where rounding took more than `LOST` of what the adapters do.
+
+    `text`: the sample, from a file `name`; None: a text that the base model writes. A model without
+    a tokenizer cannot be compared, and the line says so. Raises `DataError` for a text that is too
     short.
     """
     model = load_model(base)

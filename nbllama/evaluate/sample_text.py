@@ -44,8 +44,9 @@ def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.n
 
 
 def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
-    """The first `TEXT_TOKENS` tokens of a text, in rows of `ROW`, each with BOS if the model wants
-    one. Raises `DataError` for a text that is too short.
+    """Cut the first `TEXT_TOKENS` tokens of a text into rows of `ROW`.
+
+    Each begins with BOS if the model wants one. Raises `DataError` for a text that is too short.
     """
     tokenizer = model.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
@@ -58,7 +59,7 @@ def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
 
 
 def reader(model: Model, adapter: Adapter | None, rows: Rows) -> Reader:
-    """What reads these rows."""
+    """Return what reads these rows."""
     return Reader(model, adapter, max(map(len, rows)))
 
 

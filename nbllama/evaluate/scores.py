@@ -29,10 +29,10 @@ ROWS = 128  # positions whose logits are alive together
 
 
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
-    """Token ids int32 of a text, with what the model wants around it, for `chunks`; `name`: of its
-    file.
+    """Return the token ids int32 of a text, with what the model wants around it, for `chunks`.
 
-    Raises `DataError` if there are fewer than two chunks, as llama.cpp does: less tells nothing.
+    `name`: of the text's file. Raises `DataError` if there are fewer than two chunks, as llama.cpp
+    does: less says nothing.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
@@ -44,8 +44,9 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
 
 
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Whole chunks int32 `[n_ctx]`; the first token of each gives way to BOS where the model wants
-    one. What is left at the end is dropped.
+    """Cut a text into whole chunks int32 `[n_ctx]`; what is left at the end is dropped.
+
+    BOS replaces the first token of each chunk where the model wants one.
     """
     out = [ids[i : i + n_ctx].copy() for i in range(0, len(ids) - n_ctx + 1, n_ctx)]
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -70,8 +71,10 @@ class Reader:
         self._acts = model.forward_activations(adapter, n_ctx)
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
-        """Logits float32 `[rows, V]` after the positions `first` up to `last`, in pieces of at most
-        `ROWS`. tokens int32 `[N]`. Raises `NbllamaError` if they are not finite.
+        """Compute logits float32 `[rows, V]` after the positions `first` up to `last`.
+
+        tokens int32 `[N]`. They come in pieces of at most `ROWS`. Raises `NbllamaError` if they are
+        not finite.
         """
         n = len(tokens)
         batch = Batch.from_rows([(tokens, np.full(n, -1, np.int32))])
@@ -86,22 +89,24 @@ class Reader:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log softmax of each row, float64 `[M, V]`."""
+    """Compute the log softmax of each row, float64 `[M, V]`."""
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return z
 
 
 def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """-log p(target), float64 `[M]`, of logits `[M, V]`; sums are taken in float64."""
     top = logits.max(axis=1)
-    total = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
+    total: np.ndarray = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
     wanted = logits[np.arange(len(logits)), targets]
-    return np.log(total) + top.astype(np.float64) - wanted
+    losses: np.ndarray = np.log(total) + top.astype(np.float64) - wanted
+    return losses
 
 
 def scored(n: int) -> tuple[int, int]:
-    """The positions of a chunk of `n` tokens after which a token is scored: first, and last + 1."""
+    """Return the positions of `n` tokens after which a token is scored: first, and last + 1."""
     return n // 2, n - 1
 
 
@@ -130,6 +135,8 @@ class Compared:
 
     @staticmethod
     def joined(parts: Sequence[Compared]) -> Compared:
+        """Join the results of several chunks, in their order."""
+
         def all_of(name: str) -> np.ndarray:
             return np.concatenate([getattr(part, name) for part in parts])
 
@@ -153,7 +160,7 @@ def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> 
 def compare_chunk(
     base: Reader, other: Reader, tokens: np.ndarray, first: int | None = None
 ) -> Compared:
-    """The scored tokens of one chunk under two models; `first`: see `scored`."""
+    """Compare the scored tokens of one chunk under two models; `first`: see `scored`."""
     begin, last = scored(len(tokens))
     first = begin if first is None else first
     parts = []
@@ -173,6 +180,7 @@ class Mean:
 
     @staticmethod
     def of(values: np.ndarray) -> Mean:
+        """Compute the mean of `values` and its standard error, as llama.cpp does."""
         n = len(values)
         mean = float(values.mean(dtype=np.float64))
         if n < 2:
@@ -181,6 +189,6 @@ class Mean:
         return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
 
     def exp(self) -> Mean:
-        """exp of the mean; its error follows to first order."""
+        """Return exp of the mean; its error follows to first order."""
         value = math.exp(self.value)
         return Mean(value, value * self.error)

@@ -63,7 +63,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """The row of a name in either case; `UsageError` lists the names."""
+    """Return the row of a name in either case; `UsageError` lists the names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -90,6 +90,7 @@ def fitting(kind: str, row: int) -> str:
 def tensor_types(
     kind: FileType,
     shapes: Mapping[str, tuple[int, ...]],
+    *,
     n_layer: int,
     n_head: int,
     n_head_kv: int,
@@ -122,7 +123,7 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """The first and last eighth of the blocks, and every third one between."""
+    """Whether a block is in the first or last eighth, or every third one between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 
@@ -130,7 +131,7 @@ def _more_bits(layer: int, n_layer: int) -> bool:
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
-    """The type of one of the tensors that a mix treats apart; None: the main type."""
+    """Return the type of a tensor that a mix treats apart; None: the main type."""
     more = _more_bits(layer, n_layer)
     if tensor == "attn_output":
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix)

@@ -9,14 +9,14 @@ from nbllama.arch import Hparams
 from nbllama.export.file_types import FileType, tensor_types
 from nbllama.export.rewrite import IDS, Changes, Deltas, kept_types, metadata_for, rewrite
 from nbllama.gguf_io import GGUFFile
-from nbllama.lora.pairs import Adapter
+from nbllama.lora.pairs import Adapter, Pair
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def deltas_of(parts: Parts) -> Deltas:
     """By tensor name, what adapters at their scales add, as `rewrite` takes it."""
-    deltas: dict[str, list] = {}
+    deltas: dict[str, list[tuple[float, Pair]]] = {}
     for adapter, scale in parts:
         for name, pair in adapter.pairs.items():
             deltas.setdefault(name, []).append((scale * adapter.scale, pair))
@@ -33,7 +33,7 @@ def merged_types(
     if kind is None:
         return kept_types(f, deltas_of(parts))
     shapes = {name: info.shape for name, info in f.tensors.items()}
-    names = tensor_types(kind, shapes, hp.n_layer, hp.n_head, hp.n_head_kv)
+    names = tensor_types(kind, shapes, n_layer=hp.n_layer, n_head=hp.n_head, n_head_kv=hp.n_head_kv)
     return {name: IDS[chosen] for name, chosen in names.items()}, []
 
 
@@ -42,9 +42,10 @@ def merge(
     path: str | os.PathLike[str],
     parts: Parts,
     types: Mapping[str, int],
+    *,
     kind: FileType | None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Changes:
     """Write `f` with the adapters merged in; `types` as of `merged_types`. Errors as `rewrite`."""
     metadata = metadata_for(f, kind.id if kind else None)
-    return rewrite(f, path, types, deltas_of(parts), metadata, progress)
+    return rewrite(f, path, types, deltas_of(parts), metadata=metadata, progress=progress)

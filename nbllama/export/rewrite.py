@@ -56,7 +56,7 @@ Changes = dict[tuple[str, str], Change]
 
 
 def writable_type(type_id: int, row: int) -> int:
-    """The type itself if it can be written, else the next wider one (bits per weight) that can.
+    """Return the type itself if it can be written, else the next wider one that can.
 
     Of equally wide types the K type, where rows of `row` weights are whole blocks of it.
     """
@@ -89,6 +89,7 @@ def rewrite(
     path: str | os.PathLike[str],
     types: Mapping[str, int],
     deltas: Deltas,
+    *,
     metadata: Iterable[tuple[str, object, int]],
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Changes:
@@ -128,7 +129,7 @@ def rewrite(
 def _pieces(
     f: GGUFFile, info: TensorInfo, new: int, deltas: Sequence[tuple[float, Pair]], change: Change
 ) -> Iterator[np.ndarray]:
-    """The tensor's new bytes, and its share of `change`."""
+    """Yield the tensor's new bytes, and add its share to `change`."""
     raw, row = f.data(info.name), info.shape[-1]
     if new == info.type_id and not deltas:
         change.bytes += info.nbytes
@@ -180,7 +181,7 @@ def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
 
 
 def requantised(f: GGUFFile, types: Mapping[str, int]) -> str | None:
-    """A tensor that would be quantised a second time, if there is one."""
+    """Name a tensor that would be quantised a second time, if there is one."""
     plain = {IDS[name] for name in ("F32", "F16", "BF16")}
     for name, new in types.items():
         old = f.tensors[name].type_id

@@ -74,7 +74,7 @@ class _Group:
         self._prompts = [list(p) for p in prompts]
         longest, n = max(map(len, prompts)), len(prompts)
         # at least one token of each prompt is left to tell what comes next
-        common = len(os.path.commonprefix(self._prompts))  # type: ignore[type-var]
+        common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         shape = (hp.n_layer, n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
         self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -84,7 +84,7 @@ class _Group:
         self._acts = model.forward_activations(adapter, most)
 
     def run(self) -> list[list[int]]:
-        """The answers, prompt by prompt."""
+        """Write the answers, prompt by prompt."""
         n, shared = len(self._prompts), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
         if self._max_new == 0:
@@ -115,7 +115,7 @@ class _Group:
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(
-            np.array(sum(tokens, []), np.int32),
+            np.array([t for row in tokens for t in row], np.int32),
             np.full(sum(counts), NOT_TRAINED, np.int32),
             np.concatenate(
                 [np.arange(p, p + c, dtype=np.int32) for p, c in zip(past, counts, strict=True)]
@@ -132,7 +132,7 @@ class _Group:
         self.model.embed_tokens(self._bound, self._acts, batch)
         for layer in range(self.model.hp.n_layer):
             block_forward(
-                self.model, layer, self._bound, self._acts, batch,
+                self.model, layer, self._bound, self._acts, batch=batch,
                 cache=exchange, k_offsets=k_offsets,
             )  # fmt: skip
         for row, count in zip(rows, counts, strict=True):

@@ -41,12 +41,11 @@ class SessionMemory(NamedTuple):
 
 
 def session_memory(
-    model: Weights, adapter: Adapter | None, n_ctx: int, step: int, threads: int
+    model: Weights, adapter: Adapter | None, n_ctx: int, *, step: int, threads: int
 ) -> SessionMemory:
     """Of `generation.Session(model, adapter, n_ctx, step=step)` with `threads` threads."""
     hp, step = model.hp, min(step, n_ctx)
-    kv = (hp.n_head_kv, hp.head_dim)
-    own, common = forward_floats(n_ctx, n_ctx, 1, *kv)
+    own, common = forward_floats(n_ctx, n_ctx, 1, n_kv=hp.n_head_kv, d=hp.head_dim)
     ropes = {hp.rope_at(layer) for layer in range(hp.n_layer)} if hp.alibi_max_bias == 0 else ()
     rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
     return SessionMemory(

@@ -88,7 +88,7 @@ class Model(passes.Model):
         exact: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
-        """The text of `generate` piece by piece, as it is written.
+        """Yield the text of `generate` piece by piece, as it is written.
 
         Parameters are those of `generate`, and are checked at once. A piece is one or more whole
         characters.
@@ -185,10 +185,13 @@ class Model(passes.Model):
 
 
 def _messages(prompt: object) -> list[dict[str, Any]]:
-    """A chat's messages. Raises `UsageError` for what is no list of objects."""
-    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-        if all(isinstance(m, Mapping) for m in prompt):
-            return [dict(m) for m in prompt]
+    """Return a chat's messages. Raises `UsageError` for anything but a list of objects."""
+    if (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, bytes)
+        and all(isinstance(m, Mapping) for m in prompt)
+    ):
+        return [dict(m) for m in prompt]
     raise UsageError("a prompt is a text, or a list of messages with role and content")
 
 

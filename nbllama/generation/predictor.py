@@ -60,11 +60,11 @@ class Predictor:
         return self._forgotten + self._session.cache.length
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The text goes on with `tokens`."""
+        """Continue the text with `tokens`."""
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """The text is now `tokens`; what was read of its beginning need not be read again.
+        """Make `tokens` the text; what was read of its beginning need not be read again.
 
         Raises `ContextFull` where it differs in tokens that were forgotten.
         """
@@ -137,6 +137,7 @@ class Times:
         self.prompt = self.answer = (0, 0.0)
 
     def add(self, n: int, seconds: float) -> None:
+        """Count a pass of `n` tokens: more than one are a prompt's, one is an answer's."""
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)
         else:

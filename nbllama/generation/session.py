@@ -21,8 +21,9 @@ PROMPT_STEP = 512  # prompt tokens that go through the model together
 
 
 class KVCache:
-    """Keys and values of one sequence, float32 `[n_layer, n_ctx, G, D]` each; `length` tokens
-    are in it.
+    """Keys and values of one sequence, float32 `[n_layer, n_ctx, G, D]` each.
+
+    `length`: how many tokens are in it.
     """
 
     def __init__(self, model: Model, n_ctx: int) -> None:
@@ -125,7 +126,7 @@ class Session:
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """The tokens' place in the sequence; their embeddings are left in acts.x(0)."""
+        """Return the tokens' place in the sequence; their embeddings are left in acts.x(0)."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
@@ -141,7 +142,7 @@ class Session:
         if self._program is None:
             x = self._acts.x(0, 1)[0]
             self._program = TokenProgram(
-                self.model, self._bound, self.cache.k, self.cache.v, x, self._exact
+                self.model, self._bound, k=self.cache.k, v=self.cache.v, x=x, exact=self._exact
             )
         if self._check is not None:
             self._check()
@@ -159,7 +160,7 @@ class Session:
             if self._check is not None:
                 self._check()
             block_forward(
-                self.model, layer, self._bound, self._acts, batch,
+                self.model, layer, self._bound, self._acts, batch=batch,
                 cache=self.cache.exchange, k_offsets=offsets,
             )  # fmt: skip
         self.cache.length += n
@@ -174,8 +175,25 @@ def stream(
     *,
     exact: bool = False,
 ) -> Iterator[int]:
-    """Token ids of the most likely continuation, one by one; ends before an end-of-generation
-    token. `exact`: see `Session`.
+    """Yield the token ids of the most likely continuation.
+
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    prompt : sequence of int
+        Token ids, at least one.
+    max_new_tokens : int
+        The most tokens to write; 0 or more.
+    adapter : Adapter, optional
+        LoRA pairs to apply; None: the base model alone.
+    exact : bool
+        See `Session`.
+
+    Yields
+    ------
+    int
+        The next token id; an end-of-generation token ends the text and is not among them.
     """
     session = Session(model, adapter, len(prompt) + max_new_tokens, exact=exact)
     tokens = list(prompt)
@@ -195,14 +213,31 @@ def generate(
     *,
     exact: bool = False,
 ) -> list[int]:
-    """The whole of `stream`: greedy continuation of `prompt`, without the end-of-generation
-    token.
+    """Return the greedy continuation of `prompt`, without the end-of-generation token.
+
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    prompt : sequence of int
+        Token ids, at least one.
+    max_new_tokens : int
+        The most tokens to write; 0 or more.
+    adapter : Adapter, optional
+        LoRA pairs to apply; None: the base model alone.
+    exact : bool
+        See `Session`.
+
+    Returns
+    -------
+    list of int
+        The new token ids.
     """
     return list(stream(model, prompt, max_new_tokens, adapter, exact=exact))
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+    """Rotate y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
     if model.hp.alibi_max_bias == 0:
         cos, sin = (table[count : count + 1] for table in model.rope_tables(count + 1, layer))
         size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already

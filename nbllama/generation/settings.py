@@ -20,7 +20,7 @@ _HIGHEST = {"seed": 2**32 - 1, "mirostat": 2}
 
 
 def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingParams:
-    """The samplers' settings; `given`: by llama.cpp's names. Without a seed a new one is taken.
+    """Return the samplers' settings; `given`: by llama.cpp's names. The default seed is a new one.
 
     Raises `UsageError` for an unknown name or a value that is not allowed.
     """

@@ -36,7 +36,7 @@ class _Writer:
         self._codes, self._exact = codes, exact
 
     def floats(self, array: np.ndarray | None, *shape: int) -> int:
-        """The address of a float32 array of this shape; 0 for None."""
+        """Return the address of a float32 array of this shape; 0 for None."""
         if array is None:
             return 0
         check_array("token program", "array", array, shape)
@@ -44,7 +44,7 @@ class _Writer:
         return int(array.ctypes.data)
 
     def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
-        """A phase with its rows; SCORES and JOIN take the newest row of HEADS."""
+        """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
         table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
         first = len(table) if rows else len(table) - 1
         table.extend(rows)
@@ -60,8 +60,9 @@ class _Writer:
         x: np.ndarray,
         layers: Sequence[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]],
     ) -> None:
-        """Products that share x: of each its weight, pair, bias, output, and whether it is added.
-        The pairs' h in a phase before.
+        """Add products that share x, and the phase before them that computes the pairs' h.
+
+        `layers`: of each product its weight, pair, bias, output, and whether it is added.
         """
         n_in, hidden, rows = len(x), [], []
         per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
@@ -89,7 +90,7 @@ class _Writer:
         self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
 
     def tables(self) -> dict[str, np.ndarray]:
-        """The program and its tables, by their names in `STEP`."""
+        """Return the program and its tables, by their names in `STEP`."""
         made = {"program": np.array(self.phases, kinds.PHASE)}
         for kind, (name, dtype) in kinds.TABLES.items():
             made[name] = np.array(self.rows[kind], dtype)
@@ -108,12 +109,16 @@ class TokenProgram:
         self,
         model: Weights,
         bound: Bound,
+        *,
         k: np.ndarray,
         v: np.ndarray,
         x: np.ndarray,
         exact: bool,
     ) -> None:
-        """Raises ValueError for a model without `has_program`, or for arrays that do not fit."""
+        """Write the program of one token.
+
+        Raises ValueError for a model without `has_program`, or for arrays that do not fit.
+        """
         hp = model.hp
         self._model, self._bound, self._x = model, bound, x
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
@@ -149,7 +154,7 @@ class TokenProgram:
         self._step["chunks"] = len(self._memory["scores"])
 
     def _workspace(self, widest: int) -> dict[str, np.ndarray]:
-        """The memory of `STEP`, by name."""
+        """Allocate the memory of `STEP`, by name."""
         hp, chunks = self._model.hp, -(-self._n_ctx // CHUNK)
         whole = -(-widest // 256) * 256
         phases = len(self._tables["program"])
@@ -174,7 +179,7 @@ class TokenProgram:
         return sum(a.nbytes for a in arrays)
 
     def run(self, position: int) -> np.ndarray:
-        """The token at `position`, whose embedding is in x: its logits, overwritten by the next."""
+        """Return the logits of the token at `position`, embedded in x, until the next call."""
         if not 0 <= position < self._n_ctx:
             raise ValueError(f"position {position} is outside a context of {self._n_ctx}")
         self._step["at"] = position
@@ -185,7 +190,7 @@ class TokenProgram:
         return self.logits
 
     def _normed(self, name: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """The norm of the stream, in the forms that these weights want."""
+        """Normalise the stream into the forms that these weights want."""
         hp, write = self._model.hp, self._write
         at = [write.floats(a, hp.n_embd) for a in (self._x, self._bound.norm(name), self._norm)]
         write.phase(kinds.NORM, 1, [(*at, hp.n_embd, hp.rms_eps, scale, write.forms(ws))])
@@ -201,7 +206,7 @@ class TokenProgram:
         return found
 
     def _add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """The branch's last layer, added to the stream (`block.branch`)."""
+        """Add the branch's last layer to the stream (`block.branch`)."""
         hp, write = self._model.hp, self._write
         if hp.residual_scale == 1 and not hp.has_post_norms:
             write.products(x, self._layers(layer, True, **{slot: self._x}))

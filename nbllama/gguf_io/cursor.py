@@ -34,7 +34,7 @@ class Cursor:
         self._strings_left = limits.MAX_ARRAY_STRINGS
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """The one line that refuses the file: path, field, problem."""
+        """Return the one-line error that refuses the file: path, field, problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def take(self, size: int, what: str, part: str = "") -> int:
@@ -57,13 +57,17 @@ class Cursor:
         return f"metadata goes on after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
 
     def u32(self, what: str, part: str = "") -> int:
-        return _U32.unpack_from(self.buf, self.take(4, what, part))[0]
+        """Read an unsigned 32-bit number."""
+        value: int = _U32.unpack_from(self.buf, self.take(4, what, part))[0]
+        return value
 
     def u64(self, what: str, part: str = "") -> int:
-        return _U64.unpack_from(self.buf, self.take(8, what, part))[0]
+        """Read an unsigned 64-bit number."""
+        value: int = _U64.unpack_from(self.buf, self.take(8, what, part))[0]
+        return value
 
     def text(self, what: str, limit: int) -> str:
-        """A length-prefixed UTF-8 string of at most `limit` bytes."""
+        """Read a length-prefixed UTF-8 string of at most `limit` bytes."""
         at = self.pos
         size = self.u64(what, " length")
         if size > limit:
@@ -78,7 +82,7 @@ class Cursor:
             raise self.error(what, f"not UTF-8 at byte {start + e.start}") from None
 
     def name(self, what: str, limit: int) -> str:
-        """A string that names something: not empty, no control characters."""
+        """Read a string that names something: not empty, no control characters."""
         at = self.pos
         name = self.text(what, limit)
         if not name:
@@ -89,7 +93,7 @@ class Cursor:
         return name
 
     def value(self, type_id: int, what: str) -> object:
-        """A metadata value: int, float, bool, str, numpy array or `StringArray`."""
+        """Read a metadata value: int, float, bool, str, numpy array or `StringArray`."""
         if type_id == ValueType.STRING:
             return self.text(what, limits.MAX_STRING_BYTES)
         if type_id == ValueType.ARRAY:
@@ -97,8 +101,11 @@ class Cursor:
         return self.numbers(type_id, 1, what)[0].item()
 
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray:
-        """`count` fixed-size values: a read-only copy, for their place in the file need not be
-        aligned, and no view of the mapping may outlive an error."""
+        """Read `count` fixed-size values as a read-only copy.
+
+        A copy, because their place in the file need not be aligned, and because no view of the
+        mapping may outlive an error.
+        """
         dtype = SCALARS.get(type_id)
         if dtype is None:
             raise self.error(what, f"unknown value type {type_id} before byte {self.pos}")
@@ -109,6 +116,7 @@ class Cursor:
         return np.frombuffer(raw, dtype)
 
     def array(self, what: str) -> object:
+        """Read an array: a numpy array or a `StringArray`."""
         at = self.pos
         type_id = self.u32(what, " element type")
         count = self.u64(what, " element count")

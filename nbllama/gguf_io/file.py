@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class GGUFFile:
         path: str,
         info: os.stat_result,
         mapping: mmap.mmap,
+        *,
         version: int,
         alignment: int,
         metadata: dict[str, object],
@@ -65,7 +67,7 @@ class GGUFFile:
         self._bytes: np.ndarray | None = np.frombuffer(mapping, np.uint8)
 
     def data(self, name: str) -> np.ndarray:
-        """The tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, nothing copied.
+        """Return the tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, no copy.
 
         Raises `GGUFError` when there is no such tensor, `ValueError` after `close`.
         """
@@ -77,7 +79,7 @@ class GGUFFile:
         return self._bytes[t.offset : t.offset + t.nbytes]
 
     def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
-        """The value of `key`, which must be of `kind`; `default` when the key is absent.
+        """Return the value of `key`, which must be of `kind`; `default` when the key is absent.
 
         | kind | GGUF types | returns |
         |---|---|---|
@@ -120,7 +122,7 @@ class GGUFFile:
             yield key, value, self._types[key]
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """A `GGUFError` about this file, in the form of all others."""
+        """Return a `GGUFError` about this file, in the form of all others."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
@@ -143,10 +145,8 @@ class GGUFFile:
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            try:
+            with suppress(BufferError):  # a view is alive; the mapping closes with the last one
                 mapping.close()
-            except BufferError:
-                pass  # a view is alive; the mapping closes with the last one
 
     def __enter__(self) -> GGUFFile:
         return self

@@ -62,7 +62,16 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     except BaseException:
         mapping.close()
         raise
-    return GGUFFile(name, info, mapping, version, alignment, metadata, types, tensors)
+    return GGUFFile(
+        name,
+        info,
+        mapping,
+        version=version,
+        alignment=alignment,
+        metadata=metadata,
+        types=types,
+        tensors=tensors,
+    )
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:

@@ -23,7 +23,7 @@ class StringArray(Sequence[str]):
 
     @classmethod
     def of(cls, items: Iterable[str | bytes]) -> StringArray:
-        """The same sequence from Python strings or bytes."""
+        """Make the sequence from Python strings or bytes."""
         wire, ends = bytearray(), array("q")
         for item in items:
             raw = item if isinstance(item, bytes) else item.encode("utf-8", "surrogateescape")

@@ -64,6 +64,7 @@ def slope(
     batch: Batch,
     params: Parameters,
     scale: float,
+    *,
     direction: Parameters,
     h: float,
 ) -> float:
@@ -86,6 +87,7 @@ def check(
     model: Model,
     adapter: Adapter,
     batch: Batch,
+    *,
     tolerance: float,
     seed: int,
     tell: Callable[[Losses], None] | None = None,
@@ -98,7 +100,7 @@ def check(
         tell(Losses(loss, reference.loss(batch, params, scale)))
 
     def along(name: str, direction: np.ndarray, h: float) -> float:
-        return slope(reference, batch, params, scale, {name: direction}, h)
+        return slope(reference, batch, params, scale, direction={name: direction}, h=h)
 
     for base in adapter.pairs:
         kind = TENSOR_TYPES[model.gguf.tensors[base].type_id].name

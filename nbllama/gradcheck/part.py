@@ -28,11 +28,12 @@ class PartOfFile(GGUFFile):
         self.tensors = {n: whole.tensors[old] for n, old in self.old_names.items()}
 
     def data(self, name: str) -> np.ndarray:
+        """Return a tensor's bytes by its name in the part."""
         return self._whole.data(self.old_names[name])
 
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
-    """A tensor's name in the part; None if it is not in it."""
+    """Return a tensor's name in the part; None if it is not in it."""
     found = _BLOCK.fullmatch(name)
     if found is None:
         return name
@@ -41,19 +42,20 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
-    """The model of these blocks, in this order."""
+    """Return the model of these blocks, in this order."""
     return Model(PartOfFile(model.gguf, layers), replace(model.hp, n_layer=len(layers)))
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """The pairs of these blocks, and those outside of blocks."""
+    """Return the pairs of these blocks, and those outside of blocks."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Blocks that between them have every combination of weight types, and the last one; where
-    blocks differ by their place, the first ones up to a whole period.
+    """Choose blocks that together have every combination of weight types, and the last one.
+
+    Where blocks differ by their place, the first ones up to a whole period are among them.
     """
     hp = model.hp
     if hp.window and hp.window_period <= hp.n_layer:

@@ -13,7 +13,10 @@ _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 
 
 def table(found: Sequence[Checked], every: bool) -> str:
-    """A row a kind of tensor and weight type (`every`: a row a tensor), the largest errors."""
+    """Write the largest errors, one row for each kind of tensor and weight type.
+
+    `every`: one row for each tensor.
+    """
     groups: dict[tuple[str, str], list[Checked]] = {}
     for c in found:
         groups.setdefault((c.name if every else _BLOCK.sub("", c.name), c.type), []).append(c)

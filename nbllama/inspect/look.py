@@ -49,7 +49,7 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
 
 
 def kind_of(f: GGUFFile) -> str:
-    """What a GGUF file says that it is."""
+    """Return what a GGUF file says that it is."""
     if f.metadata.get("general.type") == "adapter":
         return "adapter"
     if is_old(f):

@@ -79,7 +79,7 @@ def _folder(own: str) -> KernelFolder:
 _call = CPUDispatcher.__call__  # a step calls it a thousand times: no way through super()
 
 
-class _Kernel(CPUDispatcher):  # type: ignore[misc]
+class _Kernel(CPUDispatcher):
     """A compiled function."""
 
     def __call__(self, *args: Any) -> Any:

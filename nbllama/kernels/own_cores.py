@@ -30,7 +30,7 @@ if LINUX:
     )
 
     @kernel(parallel=True)
-    def _bind(masks):  # type: ignore[no-untyped-def]
+    def _bind(masks):
         """Thread i runs on the processors whose bits are set in masks uint64 `[threads, words]`."""
         for _ in prange(masks.shape[0]):
             mask = masks[get_thread_id()]

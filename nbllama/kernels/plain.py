@@ -16,7 +16,7 @@ _LARGEST, _SMALLEST = np.float32(88.02), np.float32(-87.0)
 
 
 @kernel()
-def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
+def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C."""
     a, b, c = a.reshape(-1), b.reshape(-1), c.reshape(-1)
     for i in range(ROWS):
@@ -28,7 +28,7 @@ def fma_tile(a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: 
 
 
 @kernel()
-def transpose_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+def transpose_tile(x, x0, x_row, y, y0, y_row):
     """y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
@@ -37,7 +37,7 @@ def transpose_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def transpose_add_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+def transpose_add_tile(x, x0, x_row, y, y0, y_row):
     """y[y0 + i*y_row + j] += x[x0 + j*x_row + i] for i, j < VL."""
     x, y = x.reshape(-1), y.reshape(-1)
     for i in range(VL):
@@ -46,7 +46,7 @@ def transpose_add_tile(x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-d
 
 
 @kernel()
-def row_max(row, start, n):  # type: ignore[no-untyped-def]
+def row_max(row, start, n):
     """Largest of `row[start : start + n]`; a NaN is passed over."""
     top = np.float32(-np.inf)
     for i in range(start, start + n):
@@ -56,7 +56,7 @@ def row_max(row, start, n):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def exp_f32(x):  # type: ignore[no-untyped-def]
+def exp_f32(x):
     """exp of a float32; 0 below -87, clamped to exp(88.02) above, NaN stays NaN."""
     if x < _SMALLEST:
         return np.float32(0.0)

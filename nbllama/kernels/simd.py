@@ -47,7 +47,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 
 @intrinsic
-def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):  # type: ignore[no-untyped-def]
+def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
 
     With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
@@ -62,7 +62,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
     ints = [types.int64] * 3
     sig = types.void(a, *ints, b, *ints, c, *ints[:2], types.boolean)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         av, a0v, a_rowv, a_kv, bv, b0v, b_kv, n_kv, cv, c0v, c_rowv, freshv = args
         pa = _data(context, builder, signature.args[0], av)
         pb = _data(context, builder, signature.args[4], bv)
@@ -77,8 +77,8 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
         where = []
         for i in range(ROWS):
             row = builder.add(c0v, builder.mul(c_rowv, _I64(i)))
-            for j in range(NV):
-                where.append(_element(builder, pc, builder.add(row, _I64(j * VL)), vec))
+            steps = [builder.add(row, _I64(j * VL)) for j in range(NV)]
+            where += [_element(builder, pc, step, vec) for step in steps]
         sums = [cgutils.alloca_once(builder, vec) for _ in where]
         for total, place in zip(sums, where, strict=True):
             value = builder.load(place)
@@ -123,10 +123,10 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 def _make_transpose(add: bool) -> Any:
     @intrinsic
-    def transpose(typingctx, x, x0, x_row, y, y0, y_row):  # type: ignore[no-untyped-def]
+    def transpose(typingctx, x, x0, x_row, y, y0, y_row):
         sig = types.void(x, types.int64, types.int64, y, types.int64, types.int64)
 
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):
             xv, x0v, x_rowv, yv, y0v, y_rowv = args
             px = _data(context, builder, signature.args[0], xv)
             py = _data(context, builder, signature.args[3], yv)
@@ -155,7 +155,7 @@ transpose_add_tile = _make_transpose(add=True)
 
 
 @intrinsic
-def next_task(typingctx, counter):  # type: ignore[no-untyped-def]
+def next_task(typingctx, counter):
     """counter[0]++ as one indivisible step: the number before it, which no other thread gets.
 
     `counter` is an int64 array that was set to 0 before the threads began. Threads that draw their
@@ -164,7 +164,7 @@ def next_task(typingctx, counter):  # type: ignore[no-untyped-def]
     """
     sig = types.int64(counter)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         place = _data(context, builder, signature.args[0], args[0])
         return builder.atomic_rmw("add", place, _I64(1), "monotonic")
 
@@ -172,11 +172,11 @@ def next_task(typingctx, counter):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def fma(typingctx, a, b, c):
     """a * b + c in float32, fused where the CPU has the instruction; loops over it vectorise."""
     sig = types.float32(types.float32, types.float32, types.float32)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(_F32, [_F32] * 3), "llvm.fmuladd.f32"
         )
@@ -186,29 +186,29 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+def float_of_bits(typingctx, bits):
     """The float32 whose bit pattern is the given int32."""
     sig = types.float32(types.int32)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], _F32)
 
     return sig, codegen
 
 
 @intrinsic
-def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
+def bits_of_float(typingctx, number):
     """The bit pattern of a float32 as int32."""
     sig = types.int32(types.float32)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.IntType(32))
 
     return sig, codegen
 
 
 @intrinsic
-def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
+def row_max(typingctx, row, start, n):
     """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not
     this.
 
@@ -216,7 +216,7 @@ def row_max(typingctx, row, start, n):  # type: ignore[no-untyped-def]
     """
     sig = types.float32(row, types.int64, types.int64)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         array, startv, nv = args
         p = builder.gep(_data(context, builder, signature.args[0], array), [startv])
         vec = ir.VectorType(_F32, VL)
@@ -265,7 +265,7 @@ _ZERO = np.float32(0.0)
 
 
 @kernel()
-def exp_f32(x):  # type: ignore[no-untyped-def]
+def exp_f32(x):
     """exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
 
     Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays

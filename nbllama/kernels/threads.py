@@ -23,7 +23,7 @@ if os.name == "posix":
 else:
 
     @kernel()
-    def _sched_yield():  # type: ignore[no-untyped-def]
+    def _sched_yield():
         return 0
 
 
@@ -33,13 +33,13 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 
 @intrinsic
-def count_more(typingctx, counters, index, more):  # type: ignore[no-untyped-def]
+def count_more(typingctx, counters, index, more):
     """counters[index] += more as one indivisible step; the number before it. What this thread
     wrote before is seen by whoever sees the new number.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         place = _place(context, builder, signature.args[0], *args[:2])
         return builder.atomic_rmw("add", place, args[2], "acq_rel")
 
@@ -47,17 +47,17 @@ def count_more(typingctx, counters, index, more):  # type: ignore[no-untyped-def
 
 
 @kernel(inline=True)
-def count(counters, index):  # type: ignore[no-untyped-def]
+def count(counters, index):
     """counters[index]++, as `count_more` does it."""
     return count_more(counters, index, 1)
 
 
 @intrinsic
-def counted(typingctx, counters, index):  # type: ignore[no-untyped-def]
+def counted(typingctx, counters, index):
     """counters[index], read anew each time, with all that was written before it was counted up."""
     sig = types.int64(counters, types.int64)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         place = _place(context, builder, signature.args[0], *args)
         return builder.load_atomic(place, "acquire", 8)
 
@@ -65,7 +65,7 @@ def counted(typingctx, counters, index):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def wait_for(done, phase, tasks):  # type: ignore[no-untyped-def]
+def wait_for(done, phase, tasks):
     """Return when `tasks` tasks of a phase are done."""
     looks = 0
     while counted(done, phase) < tasks:
@@ -75,22 +75,22 @@ def wait_for(done, phase, tasks):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+def pointer(typingctx, address):
     """An int64 as a pointer, for `numba.carray`."""
     sig = types.voidptr(types.int64)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
     return sig, codegen
 
 
 @intrinsic
-def call(typingctx, routine, address, number):  # type: ignore[no-untyped-def]
+def call(typingctx, routine, address, number):
     """Call the machine code at `routine`, a `jit.thread_routine`, with two integers."""
     sig = types.void(types.int64, types.int64, types.int64)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         kind = ir.FunctionType(ir.VoidType(), [_I64, _I64])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()

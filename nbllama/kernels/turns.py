@@ -89,7 +89,7 @@ def on_fork(threads_are_lost: Callable[[], bool]) -> None:
 def _free_locks() -> None:
     """In a forked child, which has no thread but the one that forked."""
     for lock in (LOCK, *_of_objects):
-        lock._at_fork_reinit()  # type: ignore[union-attr]
+        lock._at_fork_reinit()
 
 
 def _in_child(function: Callable[[], None]) -> None:

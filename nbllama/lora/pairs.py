@@ -59,6 +59,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
+        """Rank of the pair: rows of A, columns of B."""
         return int(self.a.shape[0])
 
     @property
@@ -86,10 +87,11 @@ class Adapter:
 
     @property
     def n_parameters(self) -> int:
+        """Number of trained values."""
         return sum(pair.a.size + pair.b.size for pair in self.pairs.values())
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """The trained arrays themselves (no copies) as NAME.lora_a, NAME.lora_b, in order."""
+        """Return the trained arrays (no copies) as NAME.lora_a, NAME.lora_b, in order."""
         out = {}
         for name, pair in self.pairs.items():
             out[f"{name}.lora_a"] = pair.a
@@ -97,7 +99,7 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """The first pair that does not fit a base model with tensors of these numpy shapes."""
+        """Describe the first pair that does not fit a base model with tensors of these shapes."""
         for name, pair in self.pairs.items():
             if name not in shapes:
                 return f"{name} has a pair, the base model has no such tensor"
@@ -106,7 +108,7 @@ class Adapter:
         return None
 
     def lowest_layer(self) -> int:
-        """The block at which the backward pass may stop: the first one with a pair.
+        """Return the block at which the backward pass may stop: the first one with a pair.
 
         0 if the embedding has a pair (the gradient must come through every block), `NO_LAYER`
         if no block has one.
@@ -118,7 +120,7 @@ class Adapter:
 
 
 def block_of(name: str) -> int:
-    """Number of the block of a base tensor, -1 outside of them; `KeyError` if it takes no pair."""
+    """Return the block of a base tensor, -1 outside of them; `KeyError` if it takes no pair."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -126,8 +128,9 @@ def block_of(name: str) -> int:
 
 
 def delta(pair: Pair, scale: float) -> np.ndarray:
-    """What the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
-    return np.float32(scale) * (pair.b @ pair.a)
+    """Compute what the pair adds to its base tensor: `scale · B A`, float32 (n_out, n_in)."""
+    added: np.ndarray = np.float32(scale) * (pair.b @ pair.a)
+    return added
 
 
 def init_adapter(
@@ -140,7 +143,7 @@ def init_adapter(
     shapes: Mapping[str, tuple[int, ...]],
     layers: Container[int] | None = None,
 ) -> Adapter:
-    """A new adapter that changes nothing yet: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
+    """Make an adapter that changes nothing: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
     That is the law of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's Philox
     keyed by (seed, tensor index), so that a tensor starts alike whatever else has a pair.

@@ -180,7 +180,7 @@ class Arena:
         self._used = -(self.memory.ctypes.data // 4) % ALIGN
 
     def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """New float32 arrays by name; what is in them is undefined."""
+        """Return new float32 arrays by name; what is in them is undefined."""
         made = {}
         for name, shape in shapes.items():
             end = self._used + math.prod(shape)
@@ -230,15 +230,15 @@ class Activations:
         return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """An array of `shared_shapes`, cut to `n` rows."""
+        """Return an array of `shared_shapes`, cut to `n` rows."""
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
-        """A whole memory pool of `shared_shapes`: panels, hidden or dropped."""
+        """Return a whole memory pool of `shared_shapes`: panels, hidden or dropped."""
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """The set of block `layer`, cut to `n` rows."""
+        """Return the set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
         arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
         cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))

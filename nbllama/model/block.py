@@ -48,8 +48,8 @@ def block_forward(
     layer: int,
     bound: Bound,
     acts: Activations,
-    batch: Batch,
     *,
+    batch: Batch,
     recompute: bool = False,
     cache: CacheExchange | None = None,
     k_offsets: np.ndarray | None = None,
@@ -67,7 +67,7 @@ def block_forward(
 
 
 def block_backward(
-    model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch, lowest: int
+    model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
     """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
 
@@ -112,22 +112,22 @@ class _Block:
     # What the passes are made of
 
     def normed(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
-        """The normed stream `[N, C]`, in memory that the next one overwrites."""
+        """Compute the normed stream `[N, C]`, in memory that the next one overwrites."""
         norm = self.shared("norm")
-        rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, norm, rstd)
+        rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, y=norm, rstd=rstd)
         return norm
 
     def normed_grad(
         self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """dx += the gradient with respect to x; the pair's gradients go to `bound.grads`."""
+        """Add the gradient with respect to x to dx; the pair's gradients go to `bound.grads`."""
         name = self.name(tensor)
         self.bound.add_norm_grad(name, dy, x, rstd)
         if dx is not None:
-            rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx, add=True)
+            rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx=dx, add=True)
 
     def input(self, x: np.ndarray, *linears: str) -> Input:
-        """x `[N, n_in]` as the input of these linear layers."""
+        """Prepare x `[N, n_in]` as the input of these linear layers."""
         group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
@@ -139,29 +139,32 @@ class _Block:
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """y `[N, ...]` = (or += with `add`) the output of linear layer `name`, with its bias."""
+        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
-        self.kept.h[name] = linear(w, self.pairs[name], x, out, memory, add=add)
+        self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
         if bias is not None:
             out += bias
 
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
         dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
         buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))
         w, h = self.model.linear(self.layer, name), self.kept.h.get(name, NO_PANELS)
-        linear_grad(w, self.pairs[name], dy, x, h, out, buffers, add=add, masked=self.masked(name))
+        linear_grad(
+            w, self.pairs[name], dy, x, hp=h, dx=out, buffers=buffers, add=add,
+            masked=self.masked(name),
+        )  # fmt: skip
 
     # What attention and feed-forward add to the stream: `name` is their last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """stream `[N, C]` += the layer's output, normed and scaled where the model does so."""
+        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)
@@ -174,7 +177,7 @@ class _Block:
         if hp.has_post_norms:
             out, w = kept.norms[name], self.model.vectors[self.name(POST_NORMS[name])]
             self.project(name, x, out)
-            rms_norm(out, w, hp.rms_eps, y, kept.norms[f"rstd_{name}"])
+            rms_norm(out, w, hp.rms_eps, y=y, rstd=kept.norms[f"rstd_{name}"])
             self.see(node, out)
             self.see(_POST_NODES[name], y)
         else:
@@ -184,7 +187,7 @@ class _Block:
         stream += y
 
     def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
-        """The gradient with respect to the layer's output, from that of the stream."""
+        """Return the gradient with respect to the layer's output, from that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream
@@ -192,20 +195,20 @@ class _Block:
         np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
         if hp.has_post_norms:
             w = self.model.vectors[self.name(POST_NORMS[name])]
-            rms_norm_grad(dy, kept.norms[name], w, kept.norms[f"rstd_{name}"], dy)
+            rms_norm_grad(dy, kept.norms[name], w, kept.norms[f"rstd_{name}"], dx=dy)
         return dy
 
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """y `[N, heads, D]` = queries or keys: projected, normed where the model has it, turned."""
+        """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
         if self.hp.has_qk_norm:
             raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
             self.project(name, x, raw)
             w = self.model.vectors[self.name(QK_NORMS[name])]
-            d = self.hp.head_dim
-            rms_norm(raw.reshape(-1, d), w, self.hp.rms_eps, y.reshape(-1, d), rstd.reshape(-1))
+            flat, out = (a.reshape(-1, self.hp.head_dim) for a in (raw, y))
+            rms_norm(flat, w, self.hp.rms_eps, y=out, rstd=rstd.reshape(-1))
             self.see(f"{node}_raw", raw)
             self.see(f"{node}_normed", y)
         else:
@@ -215,7 +218,7 @@ class _Block:
         self.see(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
-        """dy `[N, heads, D]` becomes the gradient with respect to the projection's output."""
+        """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
         node = LINEARS[name].node
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
@@ -224,11 +227,11 @@ class _Block:
             w = self.model.vectors[self.name(QK_NORMS[name])]
             rows = dy.reshape(-1, self.hp.head_dim)
             self.see_grad(f"{node}_normed", dy)
-            rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), rows)
+            rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), dx=rows)
         self.see_grad(f"{node}_raw", dy)
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
-        """The stream between attention and feed-forward into `kept.x_mid`."""
+        """Compute the stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
         norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
@@ -239,13 +242,14 @@ class _Block:
         self.project("v", source, kept.v)
         self.see("Vcur", kept.v)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
+        offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
         attention(
-            kept.q, keys, values, self.batch.seq_offsets, k_offsets, self.hp.attn_scale,
-            self.model.slopes, kept.att, kept.lse, self.hp.window_at(self.layer),
-            self.hp.attn_softcap,
+            kept.q, keys, values, **offsets, scale=self.hp.attn_scale, slopes=self.model.slopes,
+            o=kept.att, lse=kept.lse, window=self.hp.window_at(self.layer),
+            cap=self.hp.attn_softcap,
         )  # fmt: skip
         if self.watch is not None:
-            self.watch.attention(self.layer, kept.q, keys, self.batch.seq_offsets, k_offsets)
+            self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
         kept.x_mid[:] = x
         self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
@@ -265,9 +269,9 @@ class _Block:
         self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
         self.see_grad("kqv_out", datt)
         attention_grad(
-            datt, kept.q, kept.k, kept.v, kept.att, kept.lse, self.batch.seq_offsets,
-            self.hp.attn_scale, self.model.slopes, dq, dk, dv, self.hp.window_at(self.layer),
-            self.hp.attn_softcap,
+            datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse, offsets=self.batch.seq_offsets,
+            scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
+            window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
         self.see_grad("Vcur", dv)
         self.heads_grad("q", dq)
@@ -292,7 +296,7 @@ class _Block:
         return act
 
     def feed_forward(self, recompute: bool) -> None:
-        """The block's output; `recompute` leaves it out where the gradient has no use for it."""
+        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
         kept = self.kept
         norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
         self.see("ffn_norm", norm)

@@ -13,14 +13,15 @@ from nbllama.ops.rms_norm import rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter at work on a model: pairs by tensor name, effective norms, and gradients by
-    parameter name. `dropout`: of the inputs of the blocks' pairs; None for all but training.
+    """An adapter at work on a model: pairs by tensor, effective norms, gradients by parameter.
+
+    `dropout`: of the inputs of the blocks' pairs; None except in training.
     """
 
     dropout: Dropout | None = None
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Raises `CheckpointError` for an adapter whose shapes are not the model's."""
+        """Bind `adapter`; `CheckpointError` if its shapes are not the model's."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for another model: {problem}")
         self._model = model
@@ -42,6 +43,7 @@ class Bound:
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
+        """Set all gradients to 0."""
         for g in self.grads.values():
             g.fill(0)
 
@@ -50,16 +52,14 @@ class Bound:
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """The pair of a matrix, with the arrays of its gradients."""
+        """Return the pair of a matrix, with the arrays of its gradients."""
         if self.adapter is None or (found := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
         return LoraPair(found.a, found.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """The pair of a linear layer (`lora.slots.LINEARS`). Where a tensor holds several layers,
-        they share A, and each has its rows of B.
-        """
+        """Return a layer's pair; layers in one tensor share A, and each has its rows of B."""
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:

@@ -21,6 +21,6 @@ def loss_and_gradients(
     acts = model.activations(adapter, batch.n_tokens, batch.n_trained, checkpointing=checkpointing)
     buffers = model.loss_buffers(adapter, batch.n_trained)
     model.forward(bound, acts, batch)
-    total = model.loss(bound, acts, buffers, batch, 1 / batch.n_trained, gradient=True)
+    total = model.loss(bound, acts, buffers, batch, weight=1 / batch.n_trained, gradient=True)
     model.backward(bound, acts, batch)
     return total / batch.n_trained, bound.grads

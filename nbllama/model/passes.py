@@ -53,10 +53,10 @@ class Model(Weights):
         rope_freq_scale: float | None = None,
         pre: str | None = None,
     ) -> M:
-        """Open a GGUF model. Weights stay memory-mapped. Numbers that are given replace the file's
-        (`arch.with_overrides`), and so does `pre`, the name of a pre-tokenizer.
+        """Open a GGUF model; its weights stay memory-mapped.
 
-        Raises `GGUFError` for a file that is damaged or not supported.
+        Numbers that are given replace the file's (`arch.with_overrides`), and so does `pre`, the
+        name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not supported.
         """
         gguf = open_gguf(path)
         hp = hparams_from_gguf(gguf)
@@ -71,7 +71,7 @@ class Model(Weights):
         embed(self.matrix("token_embd"), batch.tokens, x)
         pair = bound.pair("token_embd.weight")
         if pair is not None:
-            embed_lora(batch.tokens, pair.a, pair.b, pair.scale, x)
+            embed_lora(batch.tokens, pair.a, pair.b, scale=pair.scale, x=x)
         if self.hp.embed_scale != 1:
             x *= np.float32(self.hp.embed_scale)
         if self.watch is not None:
@@ -86,7 +86,7 @@ class Model(Weights):
             if self.watch is not None:
                 self.watch.gradient("inp_embd", -1, dx)
             scale = pair.scale * self.hp.embed_scale
-            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale, pair.da, pair.db)
+            embed_lora_grad(dx, batch.tokens, pair.a, pair.b, scale=scale, da=pair.da, db=pair.db)
 
     @own_cores()
     def forward(
@@ -100,7 +100,7 @@ class Model(Weights):
         for layer in range(self.hp.n_layer):
             if check is not None:
                 check()
-            block_forward(self, layer, bound, acts, batch)
+            block_forward(self, layer, bound, acts, batch=batch)
 
     @own_cores()
     def loss(
@@ -109,8 +109,8 @@ class Model(Weights):
         acts: Activations,
         buffers: LossBuffers,
         batch: Batch,
-        weight: float,
         *,
+        weight: float,
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
@@ -128,13 +128,13 @@ class Model(Weights):
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = "output_norm.weight"
         w = bound.norm(name)
-        rms_norm(x, w, self.hp.rms_eps, normed, rstd)
+        rms_norm(x, w, self.hp.rms_eps, y=normed, rstd=rstd)
         head = self.matrix(self.output.name.removesuffix(".weight"))
         scale = np.float32(self.hp.logit_scale)
         normed *= scale
         total = output_loss(
-            head, normed, batch.targets[rows], weight, dnormed if gradient else None,
-            bound.pair(head.name), buffers, floor, self.hp.logit_softcap,
+            head, normed, batch.targets[rows], weight=weight, dx=dnormed if gradient else None,
+            pair=bound.pair(head.name), buffers=buffers, floor=floor, cap=self.hp.logit_softcap,
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
@@ -150,7 +150,7 @@ class Model(Weights):
             dx = acts.shared("dx", n)
             dx.fill(0)
             back = normed
-            rms_norm_grad(dnormed, x, w, rstd, back, add=False)
+            rms_norm_grad(dnormed, x, w, rstd, dx=back, add=False)
             dx[rows] = back
         return total
 
@@ -163,12 +163,12 @@ class Model(Weights):
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
         normed, rstd = np.empty((n, hp.n_embd), np.float32), np.empty(n, np.float32)
-        rms_norm(x, bound.norm("output_norm.weight"), hp.rms_eps, normed, rstd)
+        rms_norm(x, bound.norm("output_norm.weight"), hp.rms_eps, y=normed, rstd=rstd)
         normed *= np.float32(hp.logit_scale)
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
-        linear(head, bound.pair(head.name), Input(normed, panels), out, None)
+        linear(head, bound.pair(head.name), Input(normed, panels), out, hidden=None)
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
         if self.watch is not None:
@@ -188,8 +188,8 @@ class Model(Weights):
             if check is not None:
                 check()
             if acts.recomputes(layer):
-                block_forward(self, layer, bound, acts, batch, recompute=True)
-            block_backward(self, layer, bound, acts, batch, lowest)
+                block_forward(self, layer, bound, acts, batch=batch, recompute=True)
+            block_backward(self, layer, bound, acts, batch=batch, lowest=lowest)
         self.embed_tokens_backward(bound, acts, batch)
 
     def activations(
@@ -214,10 +214,11 @@ class Model(Weights):
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
+        """Allocate the memory of `loss` for `n_trained` trained positions."""
         pair = adapter.pairs.get(self.output.name) if adapter is not None else None
         rank = pair.rank if pair else 0
         cap = self.hp.logit_softcap
-        return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained, cap)
+        return LossBuffers(self.output.shape[0], self.hp.n_embd, rank, n_trained, cap=cap)
 
 
 def layout(

@@ -13,6 +13,7 @@ V n_vocab. `dx` is the gradient of the mean loss with respect to x.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,13 @@ class ReferenceModel:
         batch: Batch,
         params: Parameters,
         scale: float,
+        *,
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Logits `[N, V]` of a batch. `seen` gets every activation under llama.cpp's name (see
-        `nbllama.peek.names`); `change` is added to those that it names.
+        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
+
+        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
         """
         return _Pass(self, batch, params, scale, seen, change).forward()
 
@@ -190,7 +193,7 @@ class _Pass:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
+        """Return (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -206,15 +209,15 @@ class _Pass:
         """W[tok] + s B[tok] A."""
         tokens, pair = self.batch.tokens, self.pair("token_embd")
         x: np.ndarray = self.tensors["token_embd.weight"][tokens]
-        return x if pair is None else embed_lora_ref(x, tokens, *pair, self.scale)
+        return x if pair is None else embed_lora_ref(x, tokens, *pair, scale=self.scale)
 
     def embed_grad(self, dx: np.ndarray) -> None:
         if pair := self.pair("token_embd"):
-            da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, self.scale)
+            da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, scale=self.scale)
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B where a tensor holds several."""
+        """Compute x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B of a part of a tensor."""
         y = matmul_ref(x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             y = y + lora_ref(x, pair[0], pair[1][rows], self.scale)
@@ -227,13 +230,13 @@ class _Pass:
         """dx, and the pair's dA and dB. W is frozen: its own gradient is not used."""
         dx, _ = matmul_grad_ref(dy, x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
-            through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], self.scale)
+            through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], scale=self.scale)
             self.add_grads(name, da, db, rows)
             dx = dx + through
         return dx
 
     def linear(self, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """A linear layer of a block: q, k, v, o, gate, up or down."""
+        """Apply a linear layer of a block: q, k, v, o, gate, up or down."""
         tensor, rows = self.model.linears[linear]
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
@@ -242,7 +245,7 @@ class _Pass:
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
     def norm_weight(self, name: str) -> np.ndarray:
-        """w + s (B A)[0]."""
+        """Compute w + s (B A)[0]."""
         w = self.tensors[f"{name}.weight"]
         pair = self.pair(name)
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
@@ -268,30 +271,31 @@ class _Pass:
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
         cos: np.ndarray = tables[0].astype(self.model.dtype)
         sin: np.ndarray = tables[1].astype(self.model.dtype)
-        return rope_ref(x, positions, cos, sin, halves, inverse)
+        return rope_ref(x, positions, cos, sin, halves=halves, inverse=inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:
-        """Outputs `[N, H, D]`; each sequence sees itself, up to each token."""
+        """Compute outputs `[N, H, D]`; each sequence sees itself, up to each token."""
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         if self.seen is not None:
-            matrices = attention_matrices(q, k, offsets, offsets, *constants)
+            matrices = attention_matrices(q, k, q_offsets=offsets, k_offsets=offsets, **constants)
             for name, matrix in zip(("kq", "kq_soft_max"), matrices, strict=True):
                 self.seen(f"{name}-{layer}", matrix)
-        return attention_ref(q, k, v, offsets, offsets, *constants)
+        return attention_ref(q, k, v, q_offsets=offsets, k_offsets=offsets, **constants)
 
     def attention_grad(
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         q, k, v = (self.kept[f"{name}-{layer}"] for name in ("Qcur", "Kcur", "Vcur"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
-        return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets, *constants)
+        return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 
-    def constants(self, layer: int) -> tuple[float, np.ndarray, int, float]:
-        """Scale, slopes of ALiBi, window and soft-cap of a block's attention."""
-        slopes = alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
-        return self.hp.attn_scale, slopes, self.hp.window_at(layer), self.hp.attn_softcap
+    def constants(self, layer: int) -> dict[str, Any]:
+        """Return the keyword arguments of a block's attention that are not its arrays."""
+        hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
+        window, cap = hp.window_at(layer), hp.attn_softcap
+        return {"scale": hp.attn_scale, "slopes": slopes, "window": window, "cap": cap}
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """An adapter's arrays as float64 copies, to be varied."""
+    """Return an adapter's arrays as float64 copies, to be varied."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

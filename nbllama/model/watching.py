@@ -17,31 +17,34 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """What the passes call. Arrays are theirs: they are overwritten later, and must not be
-    changed. Names are llama.cpp's; `layer` is -1 outside of the blocks.
+    """What the passes call.
+
+    Arrays are theirs: they are overwritten later, and must not be changed. Names are llama.cpp's;
+    `layer` is -1 outside of the blocks.
     """
 
     def begin(self, bound: Any, batch: Batch) -> None:
-        """A forward pass starts, with a `nbllama.model.bound.Bound`."""
+        """Begin a forward pass with a `nbllama.model.bound.Bound`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
         """Whether it is worth computing something that the passes do not need."""
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """A result of the forward pass, one row a token."""
+        """See a result of the forward pass, one row a token."""
 
     def attention(
         self,
         layer: int,
         q: np.ndarray,
         k: np.ndarray,
+        *,
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """Queries `[N, H, D]` and keys `[Nk, G, D]` of a block, sequence by sequence."""
+        """See queries `[N, H, D]` and keys `[Nk, G, D]` of a block, sequence by sequence."""
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """The gradient of the loss with respect to a result of the forward pass."""
+        """See the gradient of the loss with respect to a result of the forward pass."""
 
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
@@ -49,8 +52,9 @@ TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 
 
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float) -> None:
-    """Show the loss of each trained token, and the gradient of `weight` times their sum with
-    respect to the logits `[N, V]`.
+    """Show the loss of each trained token, and the gradient with respect to the logits `[N, V]`.
+
+    That is the gradient of `weight` times the losses' sum.
     """
     z, rows = logits.astype(np.float64), batch.targets >= 0
     targets = batch.targets[rows]

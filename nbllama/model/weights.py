@@ -30,7 +30,7 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """The layers of `LINEARS` in a model, whose file may have several of them in one tensor."""
+    """Return a model's layers of `LINEARS`; its file may have several of them in one tensor."""
     found = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
@@ -69,13 +69,13 @@ class Weights:
         self._parts: dict[tuple[int, str], Weight] = {}
 
     def tensor(self, name: str) -> np.ndarray:
-        """A base tensor decoded to float32, in its numpy shape (reversed ggml `ne`)."""
+        """Decode a base tensor to float32, in its numpy shape (reversed ggml `ne`)."""
         info = self.gguf.tensors[name]
         count = int(np.prod(info.shape))
         return decode(info.type_id, self.gguf.data(name), count).reshape(info.shape)
 
     def matrix(self, name: str) -> Weight:
-        """A weight by its name without `.weight`; its first use looks for NaN and infinities."""
+        """Return a weight by its name without `.weight`, checked for NaN and infinities once."""
         w = self.matrices[name + ".weight"]
         if name not in self._checked:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
@@ -83,7 +83,7 @@ class Weights:
         return w
 
     def linear(self, layer: int, name: str) -> Weight:
-        """The matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
+        """Return the matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
@@ -96,17 +96,19 @@ class Weights:
         return self._parts[layer, name]
 
     def bias(self, layer: int, name: str) -> np.ndarray | None:
-        """The bias of a layer of `LINEARS`, if it has one."""
+        """Return the bias of a layer of `LINEARS`, if it has one."""
         tensor, rows = self.linears[name]
         whole = self.vectors.get(f"blk.{layer}.{tensor}.bias")
         return None if whole is None else whole[rows]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model's file."""
         return tokenizer_from_gguf(self.gguf, self._pre)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
+        """The model's own chat template (`chat_template_for`)."""
         return chat_template_for(self.tokenizer)
 
     @property
@@ -115,7 +117,7 @@ class Weights:
         return {name: info.shape for name, info in self.gguf.tensors.items()}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin `[n_positions or more, n_rot/2]`, grown when a longer context asks for it."""
+        """Return cos and sin `[n_positions or more, n_rot/2]`, grown for a longer context."""
         of = self.hp.rope_at(layer)
         tables = self._ropes.get(of)
         if tables is None or len(tables[0]) < n_positions:

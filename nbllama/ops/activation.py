@@ -61,14 +61,14 @@ def gated_grad_ref(
 
 
 @kernel()
-def silu_row(gate, up, out):  # type: ignore[no-untyped-def]
+def silu_row(gate, up, out):
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = a / (_ONE + exp_f32(-a)) * up[f]
 
 
 @kernel()
-def gelu_row(gate, up, out):  # type: ignore[no-untyped-def]
+def gelu_row(gate, up, out):
     for f in range(gate.shape[0]):
         a = gate[f]
         z = a * (_LINEAR32 + _CUBIC32 * a * a)
@@ -76,7 +76,7 @@ def gelu_row(gate, up, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _silu_row_grad(dout, gate, up):  # type: ignore[no-untyped-def]
+def _silu_row_grad(dout, gate, up):
     for f in range(gate.shape[0]):
         a = gate[f]
         s = _ONE / (_ONE + exp_f32(-a))
@@ -86,7 +86,7 @@ def _silu_row_grad(dout, gate, up):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _gelu_row_grad(dout, gate, up):  # type: ignore[no-untyped-def]
+def _gelu_row_grad(dout, gate, up):
     for f in range(gate.shape[0]):
         a = gate[f]
         s = _ONE / (_ONE + exp_f32(-a * (_LINEAR32 + _CUBIC32 * a * a)))
@@ -97,7 +97,7 @@ def _gelu_row_grad(dout, gate, up):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(gate, up, gelu, out):  # type: ignore[no-untyped-def]
+def _serial(gate, up, gelu, out):
     for n in range(gate.shape[0]):
         if gelu:
             gelu_row(gate[n], up[n], out[n])
@@ -106,7 +106,7 @@ def _serial(gate, up, gelu, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _parallel(gate, up, gelu, out):  # type: ignore[no-untyped-def]
+def _parallel(gate, up, gelu, out):
     for n in prange(gate.shape[0]):
         if gelu:
             gelu_row(gate[n], up[n], out[n])
@@ -115,7 +115,7 @@ def _parallel(gate, up, gelu, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _grad(dout, gate, up, gelu):  # type: ignore[no-untyped-def]
+def _grad(dout, gate, up, gelu):
     for n in prange(gate.shape[0]):
         if gelu:
             _gelu_row_grad(dout[n], gate[n], up[n])

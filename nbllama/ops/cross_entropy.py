@@ -103,10 +103,10 @@ def _scale(zp, factors, lift):
 def cross_entropy(
     zp: np.ndarray,
     targets: np.ndarray,
+    *,
     weight: float,
     losses: np.ndarray,
     floor: float = 0.0,
-    *,
     gradient: bool = True,
 ) -> None:
     """Losses float32 `[M]` of packed logits zp `[P, V, PANEL]`, which become their own gradient
@@ -118,7 +118,7 @@ def cross_entropy(
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
         raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, wanted panels of {m} rows")
     check_output("cross_entropy", "z", zp, (*zp.shape[:2], PANEL))
-    check_array("cross_entropy", "targets", targets, (m,), np.int32)
+    check_array("cross_entropy", "targets", targets, (m,), dtype=np.int32)
     check_output("cross_entropy", "losses", losses, (m,))
     if m == 0:
         return
@@ -163,14 +163,14 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
 
 def _losses(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     losses = np.empty(len(z), np.float32)
-    cross_entropy(packed(z), targets, 1.0, losses, gradient=False)
+    cross_entropy(packed(z), targets, weight=1.0, losses=losses, gradient=False)
     return losses
 
 
 def _gradients(dy: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Gradients:
     check_array("cross_entropy", "dy", dy, z.shape[:1])
     zp, losses = packed(z), np.empty(len(z), np.float32)
-    cross_entropy(zp, targets, 1.0, losses)
+    cross_entropy(zp, targets, weight=1.0, losses=losses)
     return {"z": unpacked(zp, len(z)) * dy[:, None]}
 
 

@@ -40,14 +40,14 @@ from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
 
 
 def embed_lora_ref(
-    x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+    x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> np.ndarray:
     """x + s B[tok] A in plain numpy, in the dtype of x."""
     return x + scale * b[tokens] @ a
 
 
 def embed_lora_grad_ref(
-    dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+    dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(dA, dB) of `embed_lora_ref`; the gradient by its x is dx itself."""
     db = np.zeros_like(b)
@@ -56,20 +56,20 @@ def embed_lora_grad_ref(
 
 
 @kernel(parallel=True)
-def _lora(tokens, a, b, scale, x):  # type: ignore[no-untyped-def]
+def _lora(tokens, a, b, scale, x):
     for n in prange(x.shape[0]):
         for r in range(a.shape[0]):
             _add_scaled(scale * b[tokens[n], r], a[r], x[n])
 
 
 @kernel(fast=True)
-def _add_scaled(factor, row, out):  # type: ignore[no-untyped-def]
+def _add_scaled(factor, row, out):
     for c in range(out.shape[0]):
         out[c] += factor * row[c]
 
 
 @kernel(fast=True)
-def _dot(u, v):  # type: ignore[no-untyped-def]
+def _dot(u, v):
     total = np.float32(0.0)
     for c in range(u.shape[0]):
         total += u[c] * v[c]
@@ -77,14 +77,14 @@ def _dot(u, v):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _project(dx, a, scale, projected):  # type: ignore[no-untyped-def]
+def _project(dx, a, scale, projected):
     for n in prange(dx.shape[0]):
         for r in range(a.shape[0]):
             projected[n, r] = scale * _dot(dx[n], a[r])
 
 
 @kernel()
-def _scatter(projected, tokens, db):  # type: ignore[no-untyped-def]
+def _scatter(projected, tokens, db):
     # tokens repeat, so rows of dB are shared: one thread, in the order of the tokens
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
@@ -110,7 +110,7 @@ def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
 
 
 def embed_lora(
-    tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, x: np.ndarray
+    tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float, x: np.ndarray
 ) -> None:
     """x `[N, C]` += scale * B[tokens] A, with A `[R, C]` and B `[V, R]`.
 
@@ -126,6 +126,7 @@ def embed_lora_grad(
     tokens: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,
+    *,
     scale: float,
     da: np.ndarray,
     db: np.ndarray,
@@ -154,7 +155,7 @@ def _packed(h: np.ndarray) -> np.ndarray:
 
 
 def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
-    check_array(op, "tokens", tokens, np.shape(tokens)[:1], np.int32)
+    check_array(op, "tokens", tokens, np.shape(tokens)[:1], dtype=np.int32)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= n_vocab):
         raise ValueError(f"{op}: tokens {tokens.min()}..{tokens.max()} of {n_vocab}")
 
@@ -193,7 +194,7 @@ def _gradients(
     dx: np.ndarray, x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
 ) -> Gradients:
     da, db = np.zeros_like(a), np.zeros_like(b)
-    embed_lora_grad(dx, tokens, a, b, scale, da, db)
+    embed_lora_grad(dx, tokens, a, b, scale=scale, da=da, db=db)
     return {"x": dx, "a": da, "b": db}
 
 

@@ -34,7 +34,7 @@ class LossBuffers:
     """
 
     def __init__(
-        self, n_vocab: int, n_embd: int, rank: int, most_rows: int, cap: float = 0.0
+        self, n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0
     ) -> None:
         panels = n_panels(min(CHUNK, most_rows))
         self.logits = np.empty(panels * n_vocab * PANEL, np.float32)
@@ -45,7 +45,7 @@ class LossBuffers:
         self.losses = np.empty(panels * PANEL, np.float32)
 
     @staticmethod
-    def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, cap: float = 0.0) -> int:
+    def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0) -> int:
         """Bytes such buffers take (for the memory forecast)."""
         lanes = n_panels(min(CHUNK, most_rows)) * PANEL
         return 4 * lanes * (n_vocab * (2 if cap > 0 else 1) + n_embd + 2 * packed_rows(rank) + 1)
@@ -55,6 +55,7 @@ def output_loss(
     w: Weight,
     x: np.ndarray,
     targets: np.ndarray,
+    *,
     weight: float,
     dx: np.ndarray | None,
     pair: LoraPair | None,
@@ -86,7 +87,9 @@ def output_loss(
             soft_cap(flat, cap)
             capped[:] = flat
         losses = buffers.losses[:m]
-        cross_entropy(logits, wanted, weight, losses, floor, gradient=dx is not None)
+        cross_entropy(
+            logits, wanted, weight=weight, losses=losses, floor=floor, gradient=dx is not None
+        )
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue

@@ -50,7 +50,7 @@ class Op:
 
 
 def check_array(
-    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float32
+    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
     """Raise ValueError unless `array` is a C-contiguous array of exactly this shape and dtype.
 
@@ -67,10 +67,10 @@ def check_array(
 
 
 def check_output(
-    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any = np.float32
+    op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
     """`check_array` for an array that a kernel writes: it must be writable too."""
-    check_array(op, name, array, shape, dtype)
+    check_array(op, name, array, shape, dtype=dtype)
     if not array.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")
 

@@ -49,7 +49,7 @@ def rms_norm_grad_ref(
 
 
 @kernel(fast=True)
-def _sum_of_squares(x):  # type: ignore[no-untyped-def]
+def _sum_of_squares(x):
     total = 0.0  # float64
     for c in range(x.shape[0]):
         total += np.float64(x[c]) * np.float64(x[c])
@@ -57,7 +57,7 @@ def _sum_of_squares(x):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def _sum_of_products(dy, w, x):  # type: ignore[no-untyped-def]
+def _sum_of_products(dy, w, x):
     total = np.float32(0.0)
     for c in range(x.shape[0]):
         total += dy[c] * w[c] * x[c]
@@ -66,7 +66,7 @@ def _sum_of_products(dy, w, x):  # type: ignore[no-untyped-def]
 
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
-def norm_row(x, w, eps, y):  # type: ignore[no-untyped-def]
+def norm_row(x, w, eps, y):
     mean = np.float32(_sum_of_squares(x) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(mean + eps)
     for c in range(x.shape[0]):
@@ -75,7 +75,7 @@ def norm_row(x, w, eps, y):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _row_grad(dy, x, w, rstd, dx, add):  # type: ignore[no-untyped-def]
+def _row_grad(dy, x, w, rstd, dx, add):
     along = _sum_of_products(dy, w, x) * rstd * rstd / np.float32(x.shape[0])
     if add:
         for c in range(x.shape[0]):
@@ -86,31 +86,31 @@ def _row_grad(dy, x, w, rstd, dx, add):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(x, w, eps, y, rstd):  # type: ignore[no-untyped-def]
+def _serial(x, w, eps, y, rstd):
     for n in range(x.shape[0]):
         rstd[n] = norm_row(x[n], w, eps, y[n])
 
 
 @kernel(parallel=True)
-def _parallel(x, w, eps, y, rstd):  # type: ignore[no-untyped-def]
+def _parallel(x, w, eps, y, rstd):
     for n in prange(x.shape[0]):
         rstd[n] = norm_row(x[n], w, eps, y[n])
 
 
 @kernel(parallel=True)
-def _grad(dy, x, w, rstd, dx, add):  # type: ignore[no-untyped-def]
+def _grad(dy, x, w, rstd, dx, add):
     for n in prange(x.shape[0]):
         _row_grad(dy[n], x[n], w, rstd[n], dx[n], add)
 
 
 @kernel()
-def _add_products(dy, x, rstd, sums):  # type: ignore[no-untyped-def]
+def _add_products(dy, x, rstd, sums):
     for c in range(sums.shape[0]):
         sums[c] += dy[c] * x[c] * rstd
 
 
 @kernel(parallel=True)
-def _grad_weight(dy, x, rstd, dw, sums):  # type: ignore[no-untyped-def]
+def _grad_weight(dy, x, rstd, dw, sums):
     width = x.shape[1]
     for task in prange((width + COLUMNS - 1) // COLUMNS):
         first = task * COLUMNS
@@ -124,7 +124,7 @@ def _grad_weight(dy, x, rstd, dw, sums):  # type: ignore[no-untyped-def]
                 dw[c] += sums[c]
 
 
-def rms_norm(x: np.ndarray, w: np.ndarray, eps: float, y: np.ndarray, rstd: np.ndarray) -> None:
+def rms_norm(x: np.ndarray, w: np.ndarray, eps: float, *, y: np.ndarray, rstd: np.ndarray) -> None:
     """Write y `[N, C]` and rstd `[N]` for x `[N, C]` and w `[C]`.
 
     Raises ValueError for arrays that do not fit each other.
@@ -143,8 +143,8 @@ def rms_norm_grad(
     x: np.ndarray,
     w: np.ndarray,
     rstd: np.ndarray,
-    dx: np.ndarray,
     *,
+    dx: np.ndarray,
     add: bool = False,
 ) -> None:
     """dx `[N, C]` = (or += with `add`) the gradient with respect to x, with rstd from `rms_norm`.
@@ -187,15 +187,15 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
 
 def _forward(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
     y = np.empty_like(x)
-    rms_norm(x, w, eps, y, np.empty(len(x), np.float32))
+    rms_norm(x, w, eps, y=y, rstd=np.empty(len(x), np.float32))
     return y
 
 
 def _gradients(dy: np.ndarray, x: np.ndarray, w: np.ndarray, eps: float) -> Gradients:
     rstd = np.empty(len(x), np.float32)
-    rms_norm(x, w, eps, np.empty_like(x), rstd)
+    rms_norm(x, w, eps, y=np.empty_like(x), rstd=rstd)
     dx, dw = np.empty_like(x), np.zeros_like(w)
-    rms_norm_grad(dy, x, w, rstd, dx)
+    rms_norm_grad(dy, x, w, rstd, dx=dx)
     rms_norm_grad_weight(dy, x, rstd, dw)
     return {"x": dx, "w": dw}
 

@@ -68,7 +68,9 @@ def rope_tables(
     f32 = np.float32
     scale, ext, magnitude = f32(freq_scale), f32(ext_factor), f32(attn_factor)
     if ext != 0:
-        low, high = yarn_range(n_rot, n_ctx_orig, freq_base, beta_fast, beta_slow)
+        low, high = yarn_range(
+            n_rot, n_ctx_orig, freq_base, beta_fast=beta_fast, beta_slow=beta_slow
+        )
         magnitude *= f32(1) + f32(0.1) * f32(np.log(np.float64(f32(1) / scale)))
     step = f32(np.float64(f32(freq_base)) ** np.float64(f32(-2.0) / f32(n_rot)))
     theta = np.arange(n_positions, dtype=f32)
@@ -88,7 +90,7 @@ def rope_tables(
 
 
 def yarn_range(
-    n_rot: int, n_ctx_orig: int, freq_base: float, beta_fast: float, beta_slow: float
+    n_rot: int, n_ctx_orig: int, freq_base: float, *, beta_fast: float, beta_slow: float
 ) -> tuple[np.float32, np.float32]:
     """The pairs between which YaRN changes from extrapolation to interpolation.
 
@@ -111,6 +113,7 @@ def rope_ref(
     positions: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
+    *,
     halves: bool,
     inverse: bool = False,
 ) -> np.ndarray:
@@ -127,7 +130,7 @@ def rope_ref(
 
 
 @kernel()
-def turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_halves(x, cos, sin, sign):
     half = cos.shape[0]
     for h in range(x.shape[0]):
         a = x[h, :half]
@@ -141,7 +144,7 @@ def turn_halves(x, cos, sin, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
+def turn_interleaved(x, cos, sin, sign):
     for h in range(x.shape[0]):
         row = x[h]
         for i in range(cos.shape[0]):
@@ -153,7 +156,7 @@ def turn_interleaved(x, cos, sin, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-def]
+def _serial(x, positions, cos, sin, halves, sign):
     for n in range(x.shape[0]):
         p = positions[n]
         if halves:
@@ -163,7 +166,7 @@ def _serial(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-de
 
 
 @kernel(parallel=True)
-def _parallel(x, positions, cos, sin, halves, sign):  # type: ignore[no-untyped-def]
+def _parallel(x, positions, cos, sin, halves, sign):
     for n in prange(x.shape[0]):
         p = positions[n]
         if halves:
@@ -188,7 +191,7 @@ def rope(
     if np.ndim(x) != 3 or np.ndim(cos) != 2 or 2 * cos.shape[1] > x.shape[2]:
         raise ValueError(f"rope: x {np.shape(x)} [N, H, D], cos {np.shape(cos)} [P, n_rot/2]")
     check_output("rope", "x", x, x.shape)
-    check_array("rope", "positions", positions, x.shape[:1], np.int32)
+    check_array("rope", "positions", positions, x.shape[:1], dtype=np.int32)
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:

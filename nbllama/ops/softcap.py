@@ -40,27 +40,27 @@ def soft_cap_grad_ref(dy: np.ndarray, z: np.ndarray, cap: float) -> np.ndarray:
 
 
 @kernel()
-def _cap_row(row, cap):  # type: ignore[no-untyped-def]
+def _cap_row(row, cap):
     for v in range(row.shape[0]):
         e = exp_f32(np.float32(2.0) * row[v] / cap)
         row[v] = cap * (np.float32(1.0) - np.float32(2.0) / (e + np.float32(1.0)))
 
 
 @kernel()
-def _cap_row_grad(row, y, cap):  # type: ignore[no-untyped-def]
+def _cap_row_grad(row, y, cap):
     for v in range(row.shape[0]):
         t = y[v] / cap
         row[v] *= np.float32(1.0) - t * t
 
 
 @kernel(parallel=True)
-def _cap(z, cap):  # type: ignore[no-untyped-def]
+def _cap(z, cap):
     for m in prange(z.shape[0]):
         _cap_row(z[m], cap)
 
 
 @kernel(parallel=True)
-def _cap_grad(dy, y, cap):  # type: ignore[no-untyped-def]
+def _cap_grad(dy, y, cap):
     for m in prange(dy.shape[0]):
         _cap_row_grad(dy[m], y[m], cap)
 

@@ -32,7 +32,7 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
 
 
 def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Views of at most `CHUNK` elements, in order."""
+    """Yield views of at most `CHUNK` elements, in order."""
     flat = x.reshape(-1)
     return (flat[i : i + CHUNK] for i in range(0, flat.size, CHUNK))
 

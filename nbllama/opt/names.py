@@ -24,7 +24,7 @@ class OptimiserRow:
     has_beta2: bool = True  # else beta1 is its momentum, and beta2 has no effect
 
     def load(self) -> type[Optimiser]:
-        """The class."""
+        """Import and return the class."""
         found: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
         return found
 

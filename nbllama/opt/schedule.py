@@ -66,8 +66,9 @@ def _wsd(s: Schedule, step: int) -> float:
 
 
 def _cosine(s: Schedule, step: int) -> float:
-    """Half a cosine from 1 at 0 (as the old tool; with restarts: at `warmup`) down to
-    `cos_decay_min`. A decay over 0 steps (asked for, or shrunk to by restarts) is at its minimum.
+    """Return half a cosine from 1 at 0 (with restarts: at `warmup`) down to `cos_decay_min`.
+
+    A decay over 0 steps (asked for, or shrunk to by restarts) is at its minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:

@@ -21,12 +21,12 @@ _LARGEST = 3.4e38  # float32's
 
 
 def lora_option(*also: str) -> Any:
-    """The field `lora` of a program's options; `also`: its short name."""
+    """Declare the field `lora` of a program's options; `also`: its short name."""
     return _files(Text("FILE,..."), "", "adapters at scale 1", also=also, shown_default="none")
 
 
 def lora_scaled_option(*also: str) -> Any:
-    """The field `lora_scaled`."""
+    """Declare the field `lora_scaled`."""
     text = (
         f"adapters at other scales; `{(*also, '--lora-scaled')[0]} FILE SCALE` is the same for one"
     )

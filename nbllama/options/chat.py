@@ -176,7 +176,7 @@ class MainOptions:
     debug: bool = debug_option()
 
     def sampling(self, seed: int) -> SamplingParams:
-        """The samplers' settings; `seed` takes the place of -1."""
+        """Return the samplers' settings; `seed` replaces -1."""
         values = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
         return SamplingParams(**values | {"seed": self.seed if self.seed >= 0 else seed})
 
@@ -197,7 +197,7 @@ class Main:
 
     @property
     def mode(self) -> str:
-        """ "chat", "interactive" or "predict"."""
+        """Return "chat", "interactive" or "predict"."""
         o = self.options
         typed = o.interactive or o.interactive_first or o.instruct
         chat = o.conversation
@@ -211,6 +211,7 @@ class Main:
 def parse_main(
     argv: Sequence[str],
     kind: type[MainOptions] = MainOptions,
+    *,
     about: str = _ABOUT,
     epilog: str = _EPILOG,
     conversation: bool | None = None,
@@ -253,7 +254,7 @@ def read_escapes(options: MainOptions, text: str, name: str) -> str:
 
 
 def options_page() -> str:
-    """The text of docs/main-options.md."""
+    """Write docs/main-options.md."""
     head = f"""# Options of `{PROG}`
 
 Made by `python -m nbllama.options.chat > docs/main-options.md`; a test compares the two.

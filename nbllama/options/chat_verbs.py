@@ -1,5 +1,6 @@
-"""The command lines of `nbllama chat` and `nbllama generate`: those of `nbllama.main`, where the
-verb decides whether it is a conversation.
+"""The command lines of `nbllama chat` and `nbllama generate`.
+
+They are those of `nbllama.main`, where the verb decides whether it is a conversation.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class GenerateOptions(MainOptions):
 
 def parse_chat(argv: Sequence[str]) -> Main:
     """As `nbllama.options.chat.parse_main`, a conversation unless the words say otherwise."""
-    return parse_main(argv, ChatOptions, _CHAT, _CHAT_END, conversation=True)
+    return parse_main(argv, ChatOptions, about=_CHAT, epilog=_CHAT_END, conversation=True)
 
 
 def parse_generate(argv: Sequence[str]) -> Main:
@@ -57,7 +58,9 @@ def parse_generate(argv: Sequence[str]) -> Main:
 
     Raises `UsageError` too where there is no text to complete.
     """
-    main = parse_main(argv, GenerateOptions, _GENERATE, _GENERATE_END, conversation=False)
+    main = parse_main(
+        argv, GenerateOptions, about=_GENERATE, epilog=_GENERATE_END, conversation=False
+    )
     o = main.options
     if main.mode == "predict" and not (o.prompt or o.file or o.dry_run):
         raise UsageError(

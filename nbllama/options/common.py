@@ -11,18 +11,18 @@ THREADS = Whole(1, 4096)
 
 
 def model_option(what: str, *also: str) -> Any:
-    """The field for the model, such as "base model"; `also`: its other names."""
+    """Declare the field for the model, such as "base model"; `also`: its other names."""
     return option(
         "Files", Text(), "", f"{what}, a GGUF file", also=also, shown_default="must be given"
     )
 
 
 def threads_option(group: str = "Run") -> Any:
-    """The field `threads`."""
+    """Declare the field `threads`."""
     text = "CPU threads"
     return option(group, THREADS, None, text, also=["-t"], shown_default="physical cores")
 
 
 def debug_option(group: str = "Run") -> Any:
-    """The field `debug`."""
+    """Declare the field `debug`."""
     return option(group, None, False, "show the traceback of an error")

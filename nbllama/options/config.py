@@ -20,7 +20,7 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
-    """The options of a file as words of a command line.
+    """Return the options of a file as words of a command line.
 
     Raises `UsageError` naming file and line for a file that is no flat mapping, an unknown or
     doubled key, and a value that the option does not allow.
@@ -115,8 +115,9 @@ _NOT_OF_THE_RUN = {
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """The options of a run by name: what was given, and in place of what was not, what the run
-    took. `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
+    """Return the options of a run by name: what was given, else what the run took.
+
+    `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
     """
     taken = {
         "lora_alpha": settings.alpha,

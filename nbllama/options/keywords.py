@@ -1,5 +1,6 @@
-"""Options as keywords of a Python function: the same names, values and messages as on the command
-line, whose words they become.
+"""Options as keywords of a Python function.
+
+The same names, values and messages as on the command line, whose words they become.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nbllama.options.values import Text
 def keyword_words(
     options: Sequence[Option], given: Mapping[str, Any], familiar: Mapping[str, str]
 ) -> list[str]:
-    """The words of a command line that give the options of `given`, by their Python names.
+    """Return the words of a command line for the options of `given`, by their Python names.
 
     A name is the option's, or one of its other long names, with `_` for `-` and without the dashes.
     None is "not given". Switches take True and False; an option that may be given several times
@@ -60,7 +61,7 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value as one would type it. Numbers keep every bit."""
+    """Write a value as one would type it. Numbers keep every bit."""
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, bool):
@@ -77,7 +78,7 @@ def _python(name: str) -> str:
 
 
 def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) -> UsageError:
-    """What the command line says of such an option, with names as in Python."""
+    """Return the command line's error for such an option, with names as in Python."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
             return UsageError(f"unknown option '{shown(name)}'; give {o.dest}=False")

@@ -77,7 +77,7 @@ def option(
     saved: Saved | None = None,
     without: Any = None,
 ) -> Any:
-    """A dataclass field that is an option; its name is the field's, `_` written as `-`.
+    """Declare a dataclass field that is an option, named as the field with `_` written as `-`.
 
     `also`: further names. `first`: the one of them that help shows first. `shown_default`: what
     help prints where the default itself does not say it. `many`: a tuple of all
@@ -97,8 +97,9 @@ def option(
 
 
 def table(kind: type) -> tuple[Option, ...]:
-    """The options of a dataclass: those of its bases in the order in which they are named, then
-    its own.
+    """Return the options of a dataclass.
+
+    Those of its bases come in the order in which they are named, then its own.
     """
     by_name = {f.name: f for f in fields(kind)}
     rows = []
@@ -146,9 +147,9 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 
 
 def help_text(
-    prog: str, about: str, epilog: str, options: Sequence[Option], forms: Sequence[str] = ("",)
+    prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
-    """The list of options as argparse lays it out; `forms` as for `parse_into`."""
+    """List the options as argparse lays them out; `forms` as for `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -213,7 +214,7 @@ def read(
 
 
 def plain(name: str) -> str:
-    """An option's name as the table has it: `_` counts as `-`."""
+    """Return an option's name as the table has it: `_` counts as `-`."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 
@@ -230,7 +231,7 @@ def parse_into(
     familiar: Mapping[str, str] | None = None,
     forms: Sequence[str] = ("",),
 ) -> T:
-    """An object of the dataclass `kind` from a command line (without the program's name).
+    """Make a `kind` (a dataclass) from a command line (without the program's name).
 
     `prog`: the program's name where it was not started as a verb of `nbllama`. `familiar`: names
     that other programs use, with the answer (see `nbllama.options.unknown`). `forms`: for the
@@ -240,7 +241,7 @@ def parse_into(
     options = table(kind)
     values = read(options, argv, familiar or {})
     if "help" in values:
-        print(help_text(called_as(prog), about, epilog, options, forms), end="")
+        print(help_text(called_as(prog), about, epilog, options, forms=forms), end="")
         raise SystemExit(0)
     if "version" in values:
         print(f"nbllama {__version__}")
@@ -249,7 +250,7 @@ def parse_into(
 
 
 def markdown(options: Sequence[Option]) -> str:
-    """The options as Markdown tables, one a group."""
+    """Write the options as Markdown tables, one a group."""
     lines: list[str] = []
     group = None
     for o in options:

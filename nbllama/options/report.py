@@ -26,7 +26,7 @@ class ReportOptions:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str]:
-    """The log and the name of the page. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Return the log and the page's name. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,

@@ -52,7 +52,7 @@ class ShowOptions(_ShowOptions, RecordOptions):
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:
-    """The options of a command line. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Return a command line's options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     options = parse_into(ShowOptions, argv, prog=PROG, about=ABOUT, familiar=SHOW_DATA)
     for name in ("model_base", "train_data"):
         if not getattr(options, name):

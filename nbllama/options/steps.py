@@ -8,7 +8,7 @@ STEPS = "an iteration (12), several (1,10,100), or a range (1-5), and a pattern 
 
 
 def parse_steps(text: str) -> tuple[frozenset[int], str]:
-    """The iterations and the pattern of `STEP:PATTERN`. Raises `ValueError`."""
+    """Return the iterations and the pattern of `STEP:PATTERN`. Raises `ValueError`."""
     steps, colon, pattern = text.partition(":")
     if not colon or not pattern.strip(", "):
         raise ValueError(text)

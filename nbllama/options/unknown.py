@@ -13,7 +13,7 @@ _ALIKE = 0.76
 
 
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
-    """The error for `name`, which is none of the options `names`.
+    """Return the error for `name`, which is none of the options `names`.
 
     `familiar`: for names of other programs the option that is meant here, or a sentence that
     says what to do instead.

@@ -22,27 +22,31 @@ class Text:
     metavar: str = "FILE"
 
     def parse(self, text: str) -> str:
+        """Return the text as it is."""
         return text
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return "any text"
 
 
 @dataclass(frozen=True)
 class Words(Text):
-    """Text that is read, not the name of a file: UTF-8, whatever the locale says of the command
-    line.
+    """Text that is read, not the name of a file.
+
+    It is in UTF-8, whatever the locale says of the command line.
     """
 
     metavar: str = "TEXT"
 
     def parse(self, text: str) -> str:
-        """The text; raises `ValueError` if it is not UTF-8."""
+        """Return the text; `ValueError` if it is not UTF-8."""
         if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not read
             return os.fsencode(text).decode("utf-8")
         return text
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return "text in UTF-8"
 
 
@@ -55,13 +59,14 @@ class Whole:
     metavar: str = "N"
 
     def parse(self, text: str) -> int:
-        """The number; raises `ValueError` if it is none or out of range."""
+        """Return the number; `ValueError` if it is none or out of range."""
         number = int(text)
         if not self.low <= number <= self.high:
             raise ValueError(text)
         return number
 
     def allowed(self) -> str:
+        """Describe the range, for help and errors."""
         if self.high == 2**31 - 1:
             return "a whole number" if self.low < -1 else f"a whole number, {self.low} or more"
         return f"a whole number from {self.low} to {self.high}"
@@ -78,7 +83,7 @@ class Real:
     metavar: str = "X"
 
     def parse(self, text: str) -> float:
-        """The number; raises `ValueError` if it is none, not finite or out of range."""
+        """Return the number; `ValueError` if it is none, not finite or out of range."""
         number = float(text)
         over = number > self.low if self.above else number >= self.low
         under = number < self.high if self.below else number <= self.high
@@ -87,6 +92,7 @@ class Real:
         return number
 
     def allowed(self) -> str:
+        """Describe the range, for help and errors."""
         if math.isinf(self.low):
             return "a number"
         low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
@@ -103,12 +109,13 @@ class Choice:
     metavar: str = "WORD"
 
     def parse(self, text: str) -> str:
-        """The word; raises `ValueError` for another one."""
+        """Return the word; `ValueError` for another one."""
         if text not in self.words:
             raise ValueError(text)
         return text
 
     def allowed(self) -> str:
+        """List the words, for help and errors."""
         return " or ".join(self.words)
 
 
@@ -119,7 +126,7 @@ class Size:
     metavar: str = "SIZE"
 
     def parse(self, text: str) -> int:
-        """The bytes; raises `ValueError` for anything else."""
+        """Return the bytes; `ValueError` for anything else."""
         unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
         number = float(text[:-1] if unit else text) * (unit or 1.0)
         if not 1 <= number < 2**62:
@@ -127,6 +134,7 @@ class Size:
         return int(number)
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return "a number of bytes, such as 750M or 1.5G"
 
 
@@ -137,10 +145,11 @@ class Day:
     metavar: str = "DATE"
 
     def parse(self, text: str) -> str:
-        """The day as it was written; raises `ValueError` for anything else."""
+        """Return the day as it was written; `ValueError` for anything else."""
         return date.fromisoformat(text).isoformat()
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return "a day as YYYY-MM-DD"
 
 
@@ -151,18 +160,20 @@ class Variables:
     metavar: str = "NAME=VALUE,..."
 
     def parse(self, text: str) -> str:
-        """The text as it was given; raises `ValueError` if it cannot be read."""
+        """Return the text as it was given; `ValueError` if it cannot be read."""
         parse_variables(text)
         return text
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return "NAME=VALUE, or several with commas between them; a value is JSON, or text"
 
 
 def parse_variables(text: str) -> dict[str, Any]:
-    """The variables of `--template-vars`: "a=false,b=[1, 2],c=high". A value is JSON; what is not
-    JSON is text up to the next comma. Raises `ValueError` for another form, for a name that comes
-    twice, and for one that the program itself gives to a template.
+    """Parse the variables of `--template-vars`: "a=false,b=[1, 2],c=high".
+
+    A value is JSON; what is not JSON is text up to the next comma. Raises `ValueError` for another
+    form, for a name that comes twice, and for one that the program itself gives to a template.
     """
     decoder, out, at = json.JSONDecoder(), {}, 0
     while at < len(text.rstrip()):
@@ -195,11 +206,12 @@ class Dumped:
     metavar: str = "STEP:PATTERN"
 
     def parse(self, text: str) -> str:
-        """The text as it was given; raises `ValueError` if it cannot be read."""
+        """Return the text as it was given; `ValueError` if it cannot be read."""
         parse_steps(text)
         return text
 
     def allowed(self) -> str:
+        """Describe the values, for help and errors."""
         return STEPS
 
 

@@ -8,7 +8,7 @@ from nbllama.options.parser import Option, plain
 
 
 def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str], list[str]]:
-    """The words that stand by themselves, and the rest for `nbllama.options.parser.parse_into`.
+    """Return the words that belong to no option, and the rest for `parser.parse_into`.
 
     What follows `--` is words.
     """

@@ -35,7 +35,7 @@ class Dump(Mapping[str, np.ndarray]):
         self.about = about or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Raises `KeyError`."""
+        """Return the array of this name. Raises `KeyError`."""
         if name in self.arrays:
             return self.arrays[name]
         for own in self.arrays:

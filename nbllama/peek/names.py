@@ -27,8 +27,10 @@ from nbllama.errors import UsageError, shown
 
 
 class Node(NamedTuple):
-    """An activation: shape in words (N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
-    V n_vocab, M trained tokens), finetune.cpp's numbers, and what it is.
+    """An activation: its shape in letters, finetune.cpp's numbers for it, and what it is.
+
+    The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
+    tokens.
     """
 
     name: str
@@ -74,7 +76,7 @@ _NODE = re.compile(r"([A-Za-z_]+)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
 
 
 def node_name(name: str, layer: int) -> str:
-    """The full name of a node: with its block's number, where it is in one."""
+    """Return the full name of a node: with its block's number, where it is in one."""
     return name if layer < 0 else f"{name}-{layer}"
 
 
@@ -102,6 +104,7 @@ class Patterns:
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
+        """Whether a pattern fits `name`."""
         found = self._known.get(name)
         if found is None:
             found = self._known[name] = any(self._one(text, name) for text in self.texts)
@@ -115,7 +118,7 @@ class Patterns:
         return bare.endswith(".weight") and fnmatchcase(bare, f"{text}.weight")
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """The patterns that fit none of `names`."""
+        """Return the patterns that fit none of `names`."""
         every = list(names)
         return [t for t in self.texts if not any(self._one(t, name) for name in every)]
 
@@ -145,7 +148,7 @@ def check(patterns: Patterns, names: Iterable[str]) -> None:
 
 
 def kind_of(name: str) -> str:
-    """ "weight", "parameter", "gradient", "moment", "activation" or "batch"."""
+    """Return "weight", "parameter", "gradient", "moment", "activation" or "batch"."""
     bare = name.partition("@")[0]
     if bare.endswith(".grad"):
         return "gradient"

@@ -22,8 +22,9 @@ MOST_BYTES = 8 << 30  # of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
-    """What a file holds and fits a pattern, decoded to float32; of a checkpoint also the moments
-    (`.m`, `.v`).
+    """Read what fits a pattern from a file, decoded to float32; of a checkpoint also the moments.
+
+    The moments are called `NAME.m` and `NAME.v`.
 
     Raises `UsageError` where there is no file or nothing of such a name, `GGUFError` and
     `CheckpointError` for what cannot be read, `NotEnoughMemory` for more than 8 GB at once.
@@ -46,7 +47,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
 
 
 def _gguf(path: str) -> GGUFFile | None:
-    """A GGUF file that is no adapter; None for what `read_stored` reads."""
+    """Open a GGUF file that is no adapter; None for what `read_stored` reads."""
     try:
         f = open_gguf(path)
     except GGUFError:

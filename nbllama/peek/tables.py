@@ -68,8 +68,10 @@ def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> s
 
 
 class Difference(NamedTuple):
-    """Of two arrays of one name. `largest`: max |a - b|; `relative`: that over max |a|; `changed`:
-    numbers that differ. `why`: what makes them not comparable, "" if nothing does.
+    """The difference of two arrays of one name.
+
+    `largest`: max |a - b|; `relative`: that over max |a|; `changed`: numbers that differ. `why`:
+    what makes them not comparable, "" if nothing does.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Difference(NamedTuple):
 
     @property
     def same(self) -> bool:
+        """Whether both arrays can be compared and are equal."""
         return not self.changed and not self.why
 
 
@@ -111,7 +114,7 @@ def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> lis
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:
-    """What differs, and a last line that counts."""
+    """Write what differs, and a last line that counts."""
     rows: list[tuple[str, ...]]
     rows = [("name", "largest difference", "relative", "numbers that differ")]
     for d in found:

@@ -39,6 +39,7 @@ class Watcher:
     # What the passes call
 
     def begin(self, bound: Bound, batch: Batch) -> None:
+        """Note a pass that starts, and copy its batch."""
         self._pass += 1
         self.bound = bound
         parts = (batch.tokens, batch.targets, batch.positions, batch.seq_offsets)
@@ -46,13 +47,16 @@ class Watcher:
             self._keep(name, x)
 
     def wants(self, name: str, layer: int = -1) -> bool:
+        """Whether a pattern fits a node or, with `.grad` behind it, its gradient."""
         bare, dot, rest = name.partition(".")
         return self.patterns(node_name(bare, layer) + dot + rest)
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
+        """Copy an activation if a pattern fits it."""
         self._keep(node_name(name, layer), x)
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
+        """Copy the gradient with respect to an activation if a pattern fits it."""
         self._keep(f"{node_name(name, layer)}.grad", dx)
 
     def attention(
@@ -60,6 +64,7 @@ class Watcher:
         layer: int,
         q: np.ndarray,
         k: np.ndarray,
+        *,
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
@@ -72,8 +77,8 @@ class Watcher:
             return
         hp = self.model.hp
         z, p = attention_matrices(
-            q, k, q_offsets, k_offsets, hp.attn_scale, self.model.slopes, hp.window_at(layer),
-            hp.attn_softcap,
+            q, k, q_offsets=q_offsets, k_offsets=k_offsets, scale=hp.attn_scale,
+            slopes=self.model.slopes, window=hp.window_at(layer), cap=hp.attn_softcap,
         )  # fmt: skip
         self._keep(scores, z)
         self._keep(soft, p)
@@ -81,17 +86,17 @@ class Watcher:
     # What is there before and after
 
     def take_weights(self) -> None:
-        """Base tensors, decoded."""
+        """Decode and keep the base tensors."""
         for name in self.model.gguf.tensors:
             if self.patterns(name) and self._fits(name, int(np.prod(self.model.shapes[name])) * 4):
                 self.into.arrays[name] = self.model.tensor(name)
 
     def take_parameters(self, adapter: Adapter | None, suffix: str = "") -> None:
-        """The adapter's arrays as they are now."""
+        """Copy the adapter's arrays as they are now."""
         self.take({} if adapter is None else adapter.parameters(), suffix)
 
     def take(self, arrays: Mapping[str, np.ndarray], suffix: str) -> None:
-        """Copies of arrays by parameter name."""
+        """Copy arrays by parameter name."""
         for name, x in arrays.items():
             full = name + suffix
             if self.patterns(full) and self._fits(full, x.nbytes):
@@ -138,8 +143,10 @@ def watch(
     opt: Optimiser | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Iterator[Dump]:
-    """While the context is open, everything that the passes of `model` compute and whose name fits
-    a pattern is copied into the `Dump` it gives. What was computed last under a name stays.
+    """Copy what the passes of `model` compute, while the context is open.
+
+    Everything whose name fits a pattern is copied into the `Dump` that the context gives. What was
+    computed last under a name stays.
 
     Weights are there at once. Parameters of `adapter` are those at the beginning, and as
     `NAME.after` those at the end; gradients (`NAME.grad`) and the moments of `opt` are those at the

@@ -110,55 +110,55 @@ def _brain_half(context: Any, builder: Any, field: Any) -> Any:
 
 
 @intrinsic
-def u8(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def u8(typingctx, raw, i):
     """Byte `i` of `raw`, 0..255, as int64."""
     return _load(_I8, _zero_extend, types.int64, raw)
 
 
 @intrinsic
-def i8(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def i8(typingctx, raw, i):
     """Byte `i` of `raw` as a signed number, -128..127, as int64."""
     return _load(_I8, _sign_extend, types.int64, raw)
 
 
 @intrinsic
-def u16(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def u16(typingctx, raw, i):
     """The two bytes from byte `i` of `raw` as int64, 0..65535."""
     return _load(_I16, _zero_extend, types.int64, raw)
 
 
 @intrinsic
-def u32(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def u32(typingctx, raw, i):
     """The four bytes from byte `i` of `raw` as int64, 0..2^32-1."""
     return _load(_I32, _zero_extend, types.int64, raw)
 
 
 @intrinsic
-def f32(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def f32(typingctx, raw, i):
     """The float32 from byte `i` of `raw`."""
     return _load(_I32, lambda context, builder, x: builder.bitcast(x, _F32), types.float32, raw)
 
 
 @intrinsic
-def f16(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def f16(typingctx, raw, i):
     """The IEEE half from byte `i` of `raw` as float32; exact, infinities and NaN stay such."""
     return _load(_I16, _half, types.float32, raw)
 
 
 @intrinsic
-def f16_by_integers(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def f16_by_integers(typingctx, raw, i):
     """`f16` as it is computed on a CPU without such an instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 
 @intrinsic
-def bf16(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def bf16(typingctx, raw, i):
     """The bfloat16 (upper half of a float32) from byte `i` of `raw` as float32."""
     return _load(_I16, _brain_half, types.float32, raw)
 
 
 @intrinsic
-def half_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+def half_of_bits(typingctx, bits):
     """The IEEE half with the 16-bit pattern `bits` (an int64) as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -168,7 +168,7 @@ def half_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+def float_of_bits(typingctx, bits):
     """The float32 whose pattern is the low 32 bits of an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -178,7 +178,7 @@ def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def number(typingctx, integer):  # type: ignore[no-untyped-def]
+def number(typingctx, integer):
     """`integer`, which must fit 32 bits, as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -188,7 +188,7 @@ def number(typingctx, integer):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def put(typingctx, out, i, value):  # type: ignore[no-untyped-def]
+def put(typingctx, out, i, value):
     """`out[i] = value` for a float32 array that does not overlap any `raw`."""
     if not isinstance(out, types.Array) or out.dtype != types.float32 or not out.mutable:
         raise TypeError(f"out must be a writable float32 array, not {out}")

@@ -120,31 +120,31 @@ def _load(lanes: int, raw: Any) -> Any:
 
 
 @intrinsic
-def load4(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def load4(typingctx, raw, i):
     """Bytes i .. i+3 of `raw`."""
     return _load(4, raw)
 
 
 @intrinsic
-def load8(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def load8(typingctx, raw, i):
     """Bytes i .. i+7 of `raw`."""
     return _load(8, raw)
 
 
 @intrinsic
-def load16(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def load16(typingctx, raw, i):
     """Bytes i .. i+15 of `raw`."""
     return _load(16, raw)
 
 
 @intrinsic
-def load32(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def load32(typingctx, raw, i):
     """Bytes i .. i+31 of `raw`."""
     return _load(32, raw)
 
 
 @intrinsic
-def unsigned(typingctx, codes):  # type: ignore[no-untyped-def]
+def unsigned(typingctx, codes):
     """Bytes 0..255 as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -155,7 +155,7 @@ def unsigned(typingctx, codes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def signed(typingctx, codes):  # type: ignore[no-untyped-def]
+def signed(typingctx, codes):
     """Bytes -128..127 as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -166,7 +166,7 @@ def signed(typingctx, codes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def times_over_256(typingctx, codes, factor):  # type: ignore[no-untyped-def]
+def times_over_256(typingctx, codes, factor):
     """(code * factor) // 256 with codes 0..255 and a factor 0..255."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -179,7 +179,7 @@ def times_over_256(typingctx, codes, factor):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def bits16(typingctx, bits):  # type: ignore[no-untyped-def]
+def bits16(typingctx, bits):
     """The 16 low bits of an integer as 16 codes of 0 or 1, lowest bit first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -190,7 +190,7 @@ def bits16(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def two_rows_of_4(typingctx, book, i, k):  # type: ignore[no-untyped-def]
+def two_rows_of_4(typingctx, book, i, k):
     """Bytes i .. i+3 and then k .. k+3 of `book`, as 8 codes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -208,7 +208,7 @@ def two_rows_of_4(typingctx, book, i, k):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def negative_where(typingctx, weights, bits):  # type: ignore[no-untyped-def]
+def negative_where(typingctx, weights, bits):
     """Weights(8) with the sign changed in each lane whose bit (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -219,7 +219,7 @@ def negative_where(typingctx, weights, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def lookup(typingctx, table, codes):  # type: ignore[no-untyped-def]
+def lookup(typingctx, table, codes):
     """`table[code]` for 16 codes, which must be below 16, in a table of 16 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -249,7 +249,7 @@ def lookup(typingctx, table, codes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store(typingctx, out, i, weights):  # type: ignore[no-untyped-def]
+def store(typingctx, out, i, weights):
     """out[i + lane] = weights[lane] for a float32 array that does not overlap any `raw`."""
     if not isinstance(out, types.Array) or out.dtype != types.float32 or not out.mutable:
         raise TypeError(f"out must be a writable float32 array, not {out}")

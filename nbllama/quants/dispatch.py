@@ -29,14 +29,14 @@ def decode_blocks(type_id: int, raw: Any, src: Any, n_blocks: Any, out: Any, dst
 
 
 @overload(decode_blocks, prefer_literal=True)
-def _decode_blocks(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def _decode_blocks(type_id, raw, src, n_blocks, out, dst):
     if not isinstance(type_id, types.IntegerLiteral):
         raise TypingError("decode_blocks: type_id must be a literal integer")
     if type_id.literal_value not in QUANTS:
         raise TypingError(f"decode_blocks: no decoder for weight type {type_id.literal_value}")
     decoder = DECODERS[type_id.literal_value]
 
-    def decode_this_type(type_id, raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+    def decode_this_type(type_id, raw, src, n_blocks, out, dst):
         decoder(raw, np.int64(src), np.int64(n_blocks), out, np.int64(dst))
 
     return decode_this_type

@@ -30,7 +30,7 @@ _MXFP4_TOO_LARGE = 253
 
 
 @kernel()
-def _first_special(raw, at, stride, start, stop, mask):  # type: ignore[no-untyped-def]
+def _first_special(raw, at, stride, start, stop, mask):
     """First i in [start, stop) whose u16 at byte `at + stride * i` has all of `mask`, or -1."""
     for i in range(start, stop):
         if (u16(raw, at + stride * i) & mask) == mask:
@@ -39,7 +39,7 @@ def _first_special(raw, at, stride, start, stop, mask):  # type: ignore[no-untyp
 
 
 @kernel()
-def _special_in_words(raw, n_words, mask, step):  # type: ignore[no-untyped-def]
+def _special_in_words(raw, n_words, mask, step):
     """Whether one number of the first `n_words` u32 (one F32, two F16 or BF16 each) is special.
 
     Adding the exponent's lowest bit `step` to an exponent of all ones, and to no other one, carries
@@ -52,7 +52,7 @@ def _special_in_words(raw, n_words, mask, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _first_special_iq1_m(raw, n):  # type: ignore[no-untyped-def]
+def _first_special_iq1_m(raw, n):
     """First of n IQ1_M blocks whose scale is infinite or NaN; -1 if none is.
 
     The half's sign and exponent are bits 15 .. 10: the top nibble and half of the next one.
@@ -66,7 +66,7 @@ def _first_special_iq1_m(raw, n):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _first_special_mxfp4(raw, n):  # type: ignore[no-untyped-def]
+def _first_special_mxfp4(raw, n):
     """First of n MXFP4 blocks whose scale is NaN or overflows; -1 if none does."""
     for i in range(n):
         if u8(raw, 17 * i) >= _MXFP4_TOO_LARGE:

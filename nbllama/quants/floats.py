@@ -17,21 +17,21 @@ from nbllama.quants._raw import bf16, f16, f32, put
 
 
 @kernel()
-def decode_f32(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_f32(raw, src, n_blocks, out, dst):
     """Copy float32 numbers that may sit at any byte address."""
     for i in range(n_blocks):
         put(out, dst + i, f32(raw, src + 4 * i))
 
 
 @kernel()
-def decode_f16(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_f16(raw, src, n_blocks, out, dst):
     """Half to float; infinities and NaN stay what they are."""
     for i in range(n_blocks):
         put(out, dst + i, f16(raw, src + 2 * i))
 
 
 @kernel()
-def decode_bf16(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_bf16(raw, src, n_blocks, out, dst):
     """bfloat16 to float; infinities and NaN stay what they are."""
     for i in range(n_blocks):
         put(out, dst + i, bf16(raw, src + 2 * i))

@@ -35,7 +35,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 
 @kernel()
-def put_signed(scale, book, at, n, signs, out, to):  # type: ignore[no-untyped-def]
+def put_signed(scale, book, at, n, signs, out, to):
     """out[to + j] = scale * book[at + j], negative where bit j of `signs` is set, j = 0 .. n-1."""
     for j in range(n):
         weight = scale * number(u8(book, at + j))
@@ -43,14 +43,14 @@ def put_signed(scale, book, at, n, signs, out, to):  # type: ignore[no-untyped-d
 
 
 @kernel()
-def put_shifted(scale, at, shift, out, to):  # type: ignore[no-untyped-def]
+def put_shifted(scale, at, shift, out, to):
     """out[to + j] = scale * (row + shift) for the row of 8 from byte `at` of the IQ1 code book."""
     for j in range(8):
         put(out, to + j, scale * (number(i8(_IQ1, at + j)) + shift))
 
 
 @kernel()
-def decode_iq2_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_xxs(raw, src, n_blocks, out, dst):
     """Rows from 256; per group of 32 one u32: four times seven sign bits and a scale on top."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -65,7 +65,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def
 
 
 @kernel()
-def decode_iq2_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_xs(raw, src, n_blocks, out, dst):
     """Rows from 512; a byte of scales serves two times 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
@@ -80,7 +80,7 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq2_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_s(raw, src, n_blocks, out, dst):
     """Rows from 1024 (two high bits in `qh`, one byte of it per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
@@ -96,7 +96,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq3_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq3_xxs(raw, src, n_blocks, out, dst):
     """Rows of 4 from 256; per group of 32 one u32: four times seven sign bits, scale on top."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
@@ -111,7 +111,7 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def
 
 
 @kernel()
-def decode_iq3_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq3_s(raw, src, n_blocks, out, dst):
     """Rows of 4 from 512 (ninth bit in `qh`, one byte of it per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -127,7 +127,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq1_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq1_s(raw, src, n_blocks, out, dst):
     """Rows from 2048; u16 per group: four times three row bits, three of scale, sign of delta."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
@@ -142,7 +142,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def iq1_m_scale(raw, at):  # type: ignore[no-untyped-def]
+def iq1_m_scale(raw, at):
     """d of an IQ1_M block at byte `at`: its four nibbles are on top of the four u16 of `scales`."""
     bits = 0
     for k in range(4):
@@ -151,7 +151,7 @@ def iq1_m_scale(raw, at):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq1_m(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Rows from 2048; half a byte of `qh` per 8 weights (three row bits, sign of delta).
 
     Sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.

@@ -24,7 +24,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 
 @kernel()
-def decode_q2_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q2_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; q has two bits; a byte of scales is scale | min << 4."""
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
@@ -40,7 +40,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def q3_scale(raw, at, g):  # type: ignore[no-untyped-def]
+def q3_scale(raw, at, g):
     """Six-bit scale of group `g` from the 12 bytes at `at`.
 
     The four low bits: low halves of bytes 0..7 for groups 0..7, high halves for groups 8..15.
@@ -51,7 +51,7 @@ def q3_scale(raw, at, g):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q3_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q3_k(raw, src, n_blocks, out, dst):
     """w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -67,7 +67,7 @@ def decode_q3_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def scale_and_min(raw, at, g):  # type: ignore[no-untyped-def]
+def scale_and_min(raw, at, g):
     """Six-bit scale and minimum of group `g` from the 12 bytes at `at` (`get_scale_min_k4`).
 
     Bytes 0..3 have scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low bits
@@ -81,7 +81,7 @@ def scale_and_min(raw, at, g):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q4_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
@@ -96,7 +96,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is the fifth bit of q."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
@@ -112,7 +112,7 @@ def decode_q5_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q6_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q6_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * (q - 32); scales are signed bytes; q has four bits in `ql`, two in `qh`.
 
     Of each half (128 weights), 64 bytes of `ql` hold weights 0..63 in their low and 64..127 in

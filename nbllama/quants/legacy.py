@@ -23,7 +23,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8, u32
 
 
 @kernel()
-def decode_q4_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 8), q of four bits."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
@@ -35,7 +35,7 @@ def decode_q4_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q4_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_1(raw, src, n_blocks, out, dst):
     """w = d * q + m, q of four bits."""
     for b in range(n_blocks):
         at, to = src + 20 * b, dst + 32 * b
@@ -47,7 +47,7 @@ def decode_q4_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 16), q of five bits."""
     for b in range(n_blocks):
         at, to = src + 22 * b, dst + 32 * b
@@ -61,7 +61,7 @@ def decode_q5_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_1(raw, src, n_blocks, out, dst):
     """w = d * q + m, q of five bits."""
     for b in range(n_blocks):
         at, to = src + 24 * b, dst + 32 * b
@@ -75,7 +75,7 @@ def decode_q5_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q8_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q8_0(raw, src, n_blocks, out, dst):
     """w = d * q, q a signed byte."""
     for b in range(n_blocks):
         at, to = src + 34 * b, dst + 32 * b

@@ -22,13 +22,13 @@ _VALUES = _grids.MXFP4
 
 
 @kernel()
-def power_of_two(e):  # type: ignore[no-untyped-def]
+def power_of_two(e):
     """2^(e - 128) for e = 0..255 as float32; the two least ones are subnormal."""
     return float_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
 
 
 @kernel()
-def decode_mxfp4(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_mxfp4(raw, src, n_blocks, out, dst):
     """w = 2^(e - 128) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 17 * b, dst + 32 * b

@@ -23,7 +23,7 @@ from nbllama.quants._raw import f16, number, put, u8
 
 
 @kernel()
-def _digits(raw, at, length, n_digits, d, out, to):  # type: ignore[no-untyped-def]
+def _digits(raw, at, length, n_digits, d, out, to):
     """Weights of `length` bytes with `n_digits` base-3 digits each."""
     power = 1
     for n in range(n_digits):
@@ -34,7 +34,7 @@ def _digits(raw, at, length, n_digits, d, out, to):  # type: ignore[no-untyped-d
 
 
 @kernel()
-def decode_tq1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_tq1_0(raw, src, n_blocks, out, dst):
     """w = d * (digit - 1), five digits a byte."""
     for b in range(n_blocks):
         at, to = src + 54 * b, dst + 256 * b
@@ -45,7 +45,7 @@ def decode_tq1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_tq2_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_tq2_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 1), four codes a byte."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b

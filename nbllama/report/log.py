@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -59,13 +60,16 @@ class EvaluationRecord:
 
 
 class Eta:
-    """Time to the end of the run: the median of the last steps' times, so that one slow step (a
-    save, another program) does not throw it."""
+    """Time to the end of the run, from the median of the last steps' times.
+
+    One slow step (a save, another program) does not change it much.
+    """
 
     def __init__(self, window: int = 11) -> None:
         self._recent: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
+        """Add the time of a step."""
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
@@ -98,20 +102,20 @@ class LossCurve:
             self._per_mean *= 2
 
     def sparkline(self) -> str:
-        """The curve as block characters, the lowest mean as the lowest block."""
+        """Draw the curve in block characters, the lowest mean as the lowest block."""
         if not self._means:
             return ""
         n = len(self._means)
         columns = min(n, self.width)
         cuts = [i * n // columns for i in range(columns + 1)]
-        heights = [sum(self._means[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        heights = [sum(self._means[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
         low, high = min(heights), max(heights)
         scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
         return "".join(_BARS[round((h - low) * scale)] for h in heights)
 
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can hold of a record: None for a number that is not finite."""
+    """Return what JSON can hold of a record: None for a number that is not finite."""
     values = record if isinstance(record, Mapping) else asdict(record)
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
@@ -130,7 +134,7 @@ class MetricsLog:
         self._on_error = on_error
         self._told = False
         try:
-            self._file = open(path, "ab", buffering=0)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as the log)
             self._cut = _ends_inside_line(path)
         except OSError as e:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
@@ -156,6 +160,7 @@ class MetricsLog:
             self._on_error(f"--log {path}: {problem}; training goes on, lines are missing")
 
     def close(self) -> None:
+        """Close the file; an error is reported as those of writing are."""
         try:
             self._file.close()
         except OSError as e:

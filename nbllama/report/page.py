@@ -15,7 +15,7 @@ from nbllama.report.verdict import verdict
 
 
 def page(run: Run) -> str:
-    """The whole file. Whatever a log leaves out is left out of the page."""
+    """Write the whole file. Whatever a log leaves out is left out of the page."""
     parts = [_head(run), verdict(run), _tiles(run), _loss(run), _others(run), _samples(run)]
     parts += [_data(run)]
     parts += [_forecast(run), _evaluations(run), _options(run)]

@@ -13,9 +13,11 @@ Row = dict[str, Any]
 
 @dataclass
 class Run:
-    """Rows as in the log. `run`: the last start; `steps`, `evaluations`: one for each iteration, in
-    order, up to what was done last; `end`: how the last start ended, and `verdict`: what came out,
-    both {} while the run is under way.
+    """Rows as in the log.
+
+    `run`: the last start; `steps`, `evaluations`: one for each iteration, in order, up to what was
+    done last; `end`: how the last start ended, and `verdict`: what came out, both {} while it
+    continues.
     """
 
     run: Row = field(default_factory=dict)
@@ -26,7 +28,7 @@ class Run:
 
 
 def read_log(path: str) -> Run:
-    """The run in a log. Lines that are cut, as a kill leaves them, are passed over.
+    """Read the run in a log. Lines that are cut, as a kill leaves them, are skipped.
 
     Raises `DataError` for a file that cannot be read or holds no iteration and no start of a run.
     """
@@ -71,7 +73,7 @@ def _row(line: str) -> Row | None:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row; None for anything else that may stand there."""
+    """Return a finite number of a row; None for anything else that may be there."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -79,5 +81,5 @@ def number(row: Row, key: str) -> float | None:
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:
-    """(iteration, value) of all rows that have the value."""
+    """Return (iteration, value) of all rows that have the value."""
     return [(float(r["iter"]), v) for r in rows if (v := number(r, key)) is not None]

@@ -1,5 +1,6 @@
-"""The page's style sheet: light and dark by the reader's theme, one column on a phone, light on
-paper.
+"""The page's style sheet.
+
+Light and dark by the reader's theme, one column on a phone, light on paper.
 """
 
 STYLE = """

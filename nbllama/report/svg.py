@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if n <= most:
         return list(points)
     cuts = [i * n // most for i in range(most + 1)]
-    groups = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    groups = [points[a:b] for a, b in itertools.pairwise(cuts)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
@@ -59,7 +60,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def label(value: float) -> str:
-    """A short number."""
+    """Write a short number."""
     if value == 0:
         return "0"
     if abs(value) >= 10000 or abs(value) < 1e-3:
@@ -77,7 +78,7 @@ def chart(
     show: Callable[[float], str] = label,
     from_zero: bool = False,
 ) -> str:
-    """The curves over the iterations; `show` writes a value of the vertical axis.
+    """Draw the curves over the iterations; `show` writes a value of the vertical axis.
 
     The vertical axis leaves out the outermost hundredth of the values of long curves: one bad step
     would hide all others.
@@ -142,8 +143,9 @@ def chart(
 def bars(
     counts: Sequence[tuple[str, int]], title: str, *, width: int = 420, height: int = 190
 ) -> str:
-    """A histogram: (label, count) from left to right; the labels of the first, the middle and the
-    last are written.
+    """Draw a histogram: (label, count) from left to right.
+
+    The labels of the first, the middle and the last are written.
     """
     most = max((n for _, n in counts), default=0)
     if not most:

@@ -13,5 +13,5 @@ _UNSEEN = re.compile(
 
 
 def safe(value: Any) -> str:
-    """A text of the run as HTML."""
+    """Write a text of the run as HTML."""
     return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)

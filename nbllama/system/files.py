@@ -141,6 +141,7 @@ class RunLock:
         self._fd = -1
 
     def acquire(self) -> None:
+        """Take the lock, which no other process may hold."""
         if self._fd >= 0:
             raise RuntimeError(f"{self.lock_path} is already held")
         while True:
@@ -171,6 +172,7 @@ class RunLock:
             return
 
     def release(self) -> None:
+        """Release the lock, if it is held."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1

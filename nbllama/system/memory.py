@@ -41,8 +41,9 @@ def peak_resident() -> int:
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: the system's, or those of its control groups if that is
-    less.
+    """Return the bytes this process may still take.
+
+    That is what the system has, or its control groups allow, whichever is less.
     """
     available = int(psutil.virtual_memory().available)
     for limit, used in _control_groups():
@@ -55,8 +56,9 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """(limit, used) of this process's Linux control groups and of those around them, versions 1
-    and 2. Pages of files, which can be dropped, do not count as used.
+    """Yield (limit, used) of this process's Linux control groups and of those around them.
+
+    Versions 1 and 2. Pages of files, which can be dropped, do not count as used.
     """
     for line in _read(_PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

@@ -10,10 +10,9 @@ from nbllama.system.files import check_writable, sweep_temporary
 
 
 def prepare_output(path: str, inputs: Iterable[str]) -> None:
-    """Refuse an output that is one of the inputs, or a file in a folder that is one, or that cannot
-    be written; remove dead leftovers.
+    """Check that an output can be written and is none of the inputs; remove dead leftovers.
 
-    Raises `UsageError` or `OutputError`.
+    A file in a folder that is an input is refused too. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
@@ -23,7 +22,7 @@ def prepare_output(path: str, inputs: Iterable[str]) -> None:
 
 
 def _files(name: str) -> Iterator[str]:
-    """An input that exists, and what is in it if it is a folder (an adapter of PEFT's format)."""
+    """Yield an input that exists, and the files in it if it is a folder (a PEFT adapter)."""
     if os.path.exists(name):
         yield name
     if os.path.isdir(name):

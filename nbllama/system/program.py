@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 
@@ -43,7 +43,7 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """What to call the program that runs: as it was started, by default `name`."""
+    """Return what to call the program that runs: as it was started, by default `name`."""
     return _name.get() or name
 
 
@@ -65,10 +65,8 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    try:
+    with suppress(OSError, ValueError):  # no one may read it any more; the exit code remains
         print(shown(line, _LINE), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # no one is left to tell; the exit code still does
 
 
 def _close_stdout() -> None:
@@ -77,7 +75,7 @@ def _close_stdout() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the exit)
         os.dup2(sys.stdout.fileno(), 1)
 
 
@@ -97,7 +95,7 @@ def os_error_code(e: OSError) -> int:
 
 
 def _told(e: BaseException) -> tuple[str, int]:
-    """The line and the exit code for an exception."""
+    """Return the line and the exit code for an exception."""
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
@@ -117,8 +115,9 @@ def _told(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the program, so that nothing half done is left; unless it is ignored, or
-    someone else's already.
+    """Let SIGTERM unwind the program, so that nothing half done is left.
+
+    A SIGTERM that is ignored, or that someone else handles already, is left alone.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
@@ -162,7 +161,5 @@ def run_program(
 
 
 def _traceback() -> None:
-    try:
+    with suppress(OSError, ValueError):
         traceback.print_exc(file=sys.stderr)
-    except (OSError, ValueError):
-        pass

@@ -49,11 +49,12 @@ class TooLong(Exception):
 class Generation(Extension):
     """`{% generation %}...{% endgeneration %}` marks an answer; here it is only let through."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return found
 
 
 def _raise_exception(message: object = "") -> None:
@@ -81,7 +82,7 @@ def _no_other(name: str) -> str:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """The environment that templates are written for: that of Hugging Face's chat templates."""
+    """Return the environment that templates are written for: Hugging Face's."""
     env = ImmutableSandboxedEnvironment(
         loader=jinja2.FunctionLoader(_no_other),
         trim_blocks=True,
@@ -94,7 +95,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str] | dict[str, str]]:
-    """The text of every cut of every chat of a render request, or the chat's error."""
+    """Render every cut of every chat of a request, or return the chat's error."""
     now = request["now"]
     moment = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
 
@@ -135,7 +136,7 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]
 
 
 def failure(error: BaseException) -> dict[str, str]:
-    """The answer that tells of `error`."""
+    """Return the answer that describes `error`."""
     kinds: list[tuple[type[BaseException], str]] = [
         (Raised, "raised"),
         (SecurityError, "security"),
@@ -152,8 +153,10 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def limit_memory(extra: int) -> None:
-    """Let this process write no file, and grow by `extra` bytes at most where the system tells how
-    large it is (Linux). Windows has neither limit; the one of time holds everywhere.
+    """Let this process write no file, and grow by at most `extra` bytes.
+
+    The latter where the system says how large it is (Linux). Windows has neither limit; the limit
+    of time holds everywhere.
     """
     try:
         import resource
@@ -169,7 +172,7 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """A function that ends this process after so many seconds, unless it is called with 0.
+    """Return a function that ends this process after so many seconds, unless called with 0.
 
     The parent kills a child that is late; this is for a child whose parent is gone.
     """

@@ -22,8 +22,10 @@ _FEW = 2  # characters of a tail that say something
 
 
 class Part(NamedTuple):
-    """An answer as `head + through[at:]`. head: a thought and its closer, where the prompt opens a
-    thought that F does not show; of it the first `n_thought` characters are the data's own.
+    """An answer as `head + through[at:]`.
+
+    head: a thought and its closer, where the prompt opens a thought that F does not show; its first
+    `n_thought` characters are the data's own.
     """
 
     head: str
@@ -31,16 +33,17 @@ class Part(NamedTuple):
     n_thought: int = 0
 
     def text(self, through: str) -> str:
+        """Return the answer's text; `through`: F."""
         return self.head + through[self.at :]
 
 
 def split_answer(
-    prompt: str, through: str, messages: list[dict[str, Any]], number: int, closer: str = ""
+    prompt: str, through: str, messages: list[dict[str, Any]], number: int, *, closer: str = ""
 ) -> Part:
-    """The answer, message `number` (from 0) of a chat, with what the template writes behind it.
+    """Return the answer, message `number` (from 0), with what the template writes after it.
 
-    prompt: P. through: F. closer: what the template writes between a thought and the words behind
-    it, if that is known. Raises `DataError` where it cannot be told which part of F the model
+    prompt: P. through: F. closer: what the template writes between a thought and the words after
+    it, if that is known. Raises `DataError` where it is not clear which part of F the model
     writes, or where the prompt closes the thought and the data have one.
     """
     if through.startswith(prompt):
@@ -68,7 +71,7 @@ def split_answer(
 
 
 def _behind_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
-    """An answer whose prompt says that there is no thought."""
+    """Return an answer whose prompt says that there is no thought."""
     if thought:
         raise DataError(
             f"message {number + 1}: it has a thought, but the prompt of the chat template closes "
@@ -88,9 +91,7 @@ def _behind_closed(held: Thought, through: str, at: int, thought: str, number: i
 
 
 def held_tail(held: Thought, through: str, at: int) -> int:
-    """How much of the white space at `through[at:]` the white space at the prompt's end stands
-    for.
-    """
+    """Return how much white space at `through[at:]` the prompt's end has already."""
     n_space = len(through[at:]) - len(through[at:].lstrip())
     return min(n_space, held.end - held.start - len(held.opener + held.inner + held.closer))
 
@@ -104,7 +105,7 @@ def _behind_open(
     number: int,
     closer: str,
 ) -> Part:
-    """An answer whose prompt opens a thought, which the answer then has to close."""
+    """Return an answer whose prompt opens a thought, which the answer then has to close."""
     own = opening(through, at)
     if own is not None and own.opener.strip() == held.opener.strip():
         begin = through.index(own.opener, at) + len(own.opener)
@@ -168,13 +169,15 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """The prompt from where it is no longer F, for an error's line."""
+    """Return the prompt from where it is no longer F, for an error's line."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """The character of an answer's text behind the message's own words: its thought, content and
-    calls. Behind it the first token that ends a generation ends the answer.
+    """Return the place in an answer's text after the message's own words.
+
+    Those are its thought, content and calls. After them the first token that ends a generation ends
+    the answer.
     """
     end = 0
     pieces = [thought_of(message), visible(message)]

@@ -1,10 +1,11 @@
-"""Byte-level BPE on Hugging Face `tokenizers`, built from a GGUF's tokens, merges and row of
-`pretokenizers`.
+"""Byte-level BPE on Hugging Face `tokenizers`.
 
-`tokenizers` and llama.cpp merge alike (lowest rank, leftmost on ties). Two things are arranged for:
-a byte whose character is not in the vocabulary is dropped by both, but only llama.cpp lets it keep
-its neighbours apart, so it gets an id past the vocabulary here, which is then dropped; and a merge
-that is listed twice keeps its first rank (`vocab`).
+Built from a GGUF's tokens, merges and row of `pretokenizers`.
+
+`tokenizers` and llama.cpp merge alike (lowest rank, leftmost on ties), with two exceptions: a byte
+whose character is not in the vocabulary is dropped by both, but only llama.cpp lets it keep its
+neighbours apart, so it gets an id past the vocabulary here, which is then dropped; and a merge that
+is listed twice keeps its first rank (`vocab`).
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -87,8 +88,9 @@ class BpeTokenizer(Tokenizer):
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids, without those past the vocabulary, and the characters where they start. (The
-        library has these places too, but making them takes longer than the tokenising.)
+        """Return the ids, without those past the vocabulary, and the characters where they start.
+
+        The library has these places too, but making them takes longer than the tokenising.
         """
         ids = np.array(library_ids, np.int32)
         sizes = self._n_bytes[ids]
@@ -102,8 +104,10 @@ class BpeTokenizer(Tokenizer):
         return ids, places
 
     def _normal_piece(self, text: str) -> bytes:
-        """Bytes of the token's characters; llama.cpp writes a character that stands for no byte
-        as [UNK_BYTE_0x...]."""
+        """Return the bytes of the token's characters.
+
+        llama.cpp writes a character that stands for no byte as [UNK_BYTE_0x...].
+        """
         out = bytearray()
         for c in text:
             byte = _BYTES.get(c)

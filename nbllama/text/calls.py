@@ -15,8 +15,9 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template takes calls: arguments as "object" or "text", or "none" at all. null: only in
-    a message whose content is null, where there is none.
+    """How a template takes calls: arguments as "object" or "text", or "none" at all.
+
+    null: only in a message whose content is null, where there is none.
     """
 
     arguments: str
@@ -101,7 +102,7 @@ def _in_form(message: Message, form: Form) -> Message:
 
 
 def hermes(call: Message) -> str:
-    """A call as the Hermes and Qwen models write it: a line of JSON between two marks."""
+    """Write a call as the Hermes and Qwen models do: a line of JSON between two marks."""
     function = call["function"]
     line = json.dumps(
         {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False
@@ -110,7 +111,7 @@ def hermes(call: Message) -> str:
 
 
 def missing_in(text: str, message: Message) -> str:
-    """The first call of a message, by its name, that the text does not have; "" if all are there.
+    """Name the first call of a message that the text does not have; "" if all are there.
 
     A call is there if its name is, and every key and value of its arguments.
     """

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """Tokens `first` to `last` (included) of a sequence, and their text; a byte that is part of no
-    character is written `\\xHH`.
+    r"""Tokens `first` to `last` (included) of a sequence, and their text.
+
+    A byte that is part of no character is written `\xHH`.
     """
 
     first: int
@@ -22,7 +23,7 @@ class Group(NamedTuple):
 def character_groups(
     tokenizer: Tokenizer, ids: Sequence[int], apart: Sequence[bool] | None = None
 ) -> list[Group]:
-    """The smallest groups of neighbouring tokens that are whole characters.
+    """Return the smallest groups of neighbouring tokens that are whole characters.
 
     A byte-level vocabulary may cut a character such as a Chinese one into several tokens. Groups do
     not reach across a place where `apart` (one flag a token) changes.

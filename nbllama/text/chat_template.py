@@ -79,9 +79,10 @@ class ChatTemplate:
         tools: list[Any] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Text of `messages`; with `add_generation_prompt` up to where the next answer begins, as a
-        server renders it. Without `tools` the template's variable of that name is undefined.
-        `variables` are for this chat alone.
+        """Return the text of `messages`, as a server renders it.
+
+        With `add_generation_prompt` up to where the next answer begins. Without `tools` the
+        template's variable of that name is undefined. `variables` are for this chat alone.
 
         Raises DataError when the template refuses the messages (`raise_exception`), and the
         template's error when it fails or passes a limit.
@@ -93,9 +94,10 @@ class ChatTemplate:
         return found[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
-        """For each (messages, cuts, variables) the texts of its cuts, or what `render` would raise;
-        in one request to the child, which takes a fraction of the time. A cut (n, prompt) is the
-        first n messages, with a prompt for an answer or without.
+        """Return, for each (messages, cuts, variables), the texts of its cuts, or `render`'s error.
+
+        All are one request to the child, which takes a fraction of the time. A cut (n, prompt) is
+        the first n messages, with a prompt for an answer or without.
         """
         try:
             found = self._sandbox.render(chats, self._variables, self._now)
@@ -125,7 +127,7 @@ class ChatTemplate:
 
 
 def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a template gets for one chat alone; no tools, no variable of that name."""
+    """Return what a template gets for one chat alone; no tools, no variable of that name."""
     return {**(variables or {}), **({"tools": tools} if tools else {})}
 
 
@@ -136,8 +138,9 @@ def chat_template_for(
     now: datetime | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """The template to use with `tokenizer`: `source` if given, else the one of the model file, else
-    ChatML if the vocabulary has its tokens. `variables`: see `ChatTemplate`.
+    """Return the template to use with `tokenizer`: `source` if given, else that of the model file.
+
+    Else it is ChatML, if the vocabulary has its tokens. `variables`: see `ChatTemplate`.
 
     Raises UsageError when there is none or the given one is bad, GGUFError when the file's is bad.
     """

@@ -1,11 +1,11 @@
-"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is cut.
+r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is cut.
 
 A row is a tuple of regular expressions. Each one in turn cuts every piece that the ones before it
 left into its matches and the gaps between them, and sees nothing outside that piece. BPE merges
 never cross a cut. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`, `impl::load`) and
 src/unicode.cpp, where the differences from the tokenizers' own expressions come from.
 
-The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\\z` is the end
+The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\z` is the end
 of the piece and `&&` intersects character classes.
 """
 
@@ -49,7 +49,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """The cl100k family, whose members group digits differently."""
+    """Return the expression of the cl100k family, whose members group digits differently."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -57,8 +57,11 @@ def _words(numbers: str) -> str:
 
 
 def _cased_words(numbers: str, contraction: str) -> str:
-    """The o200k family. llama.cpp takes every letter but a-z as "not small", all but A-Z as "not
-    capital": letters outside ASCII are both."""
+    """Return the expression of the o200k family.
+
+    llama.cpp takes every letter but a-z as "not small", all but A-Z as "not capital": letters
+    outside ASCII are both.
+    """
     lead, not_small, not_capital = r"[^\r\n\p{L}\p{N}]?", r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
     return (
         f"{lead}{not_small}*{not_capital}+{contraction}|{lead}{not_small}+{not_capital}*{contraction}"
@@ -181,7 +184,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The row called `name`.
+    """Return the row called `name`.
 
     Raises GGUFError, with the name, when there is none: a guess would give other tokens.
     """

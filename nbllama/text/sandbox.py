@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import IO, Any
 
@@ -62,8 +63,10 @@ class TemplateSandbox:
     def render(
         self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
     ) -> list[list[str] | TemplateFailed]:
-        """For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
-        its cuts, the text of the first n messages; or why the template failed on this chat.
+        """Render `chats`, or say for each why the template failed on it.
+
+        For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
+        its cuts, the text of the first n messages.
 
         Raises TemplateFailed where the request as a whole failed.
         """
@@ -156,7 +159,5 @@ def _kill(process: subprocess.Popen[bytes] | None) -> None:
     process.kill()
     process.wait()
     if process.stdin is not None:
-        try:
+        with suppress(OSError):  # what was still to be written has no reader
             process.stdin.close()
-        except OSError:
-            pass  # what was still to be written has no reader

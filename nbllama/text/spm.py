@@ -118,8 +118,11 @@ class SpmTokenizer(Tokenizer):
 
 
 def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
-    """`text` merged into the tokens of `ids`: always the adjacent pair whose joined text has the
-    best score, the leftmost of equals. Characters that are in no token stay single."""
+    """Merge `text` into the tokens of `ids`.
+
+    Always the adjacent pair whose joined text has the best score, the leftmost of equals.
+    Characters that are in no token stay single.
+    """
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
     left = list(range(-1, len(pieces) - 1))
     right = [*range(1, len(pieces)), -1]
@@ -149,7 +152,7 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 
 
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
-    """A serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
+    """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
     Ids past them: len(texts) is the unknown token, len(texts) + 1 + b the byte b where it is not
     among `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 
 class StreamDecoder:
-    """Decodes tokens as they are generated; a character whose bytes are spread over several tokens
-    comes out with its last one.
+    """Decodes tokens as they are generated.
+
+    A character whose bytes are spread over several tokens comes out with its last one.
 
     `at_start` says that the first token begins a text: a space that the model puts there is left
     out, and all parts together equal `Tokenizer.decode`. A continuation keeps it.
@@ -26,7 +27,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that `token_id` completes; may be empty.
+        """Return the characters that `token_id` completes; may be empty.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -37,5 +38,5 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """Return what is left at the end: U+FFFD for a character that was never completed."""
         return self._utf8.decode(b"", True)

@@ -101,7 +101,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """The layout of a name in `LAYOUTS` (hyphens may be left out), or of a file with a template.
+    """Return a name's layout in `LAYOUTS` (hyphens may be left out), or that of a template's file.
 
     Raises `UsageError` for what is neither, and for a file that cannot be read, is not UTF-8 or is
     larger than a template may be.

@@ -48,8 +48,9 @@ _LONGEST_IN_PROMPT = 400  # characters of a thought that a prompt may hold
 
 
 class Thought(NamedTuple):
-    """A thought that stands in a text: `text[start:end]` is all of it with its marks, `inner` what
-    is between them; `closed` is whether the closer is there.
+    """A thought in a text: `text[start:end]` is all of it with its marks.
+
+    `inner` is what is between them; `closed` is whether the closer is there.
     """
 
     start: int
@@ -65,13 +66,13 @@ def _may_hold_marks(text: str) -> bool:
 
 
 def opening(text: str, at: int = 0) -> Thought | None:
-    """The thought that begins at `text[at:]`, white space in front of it passed over."""
+    """Return the thought that begins at `text[at:]`, after white space or none."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
 
 
 def first_thought(text: str) -> Thought | None:
-    """The first thought of a text that is closed."""
+    """Return the first thought of a text that is closed."""
     if not _may_hold_marks(text):
         return None
     match = _ANY_OPENER.search(text)
@@ -84,8 +85,9 @@ def first_thought(text: str) -> Thought | None:
 
 
 def at_end(prompt: str) -> Thought | None:
-    """The thought that a prompt ends with, open or closed, with the white space behind it; None
-    where it ends with none. A closer alone counts as a closed one.
+    """Return the thought that a prompt ends with, open or closed, with the white space after it.
+
+    None where it ends with none. A closer alone counts as a closed one.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
@@ -103,7 +105,7 @@ def at_end(prompt: str) -> Thought | None:
 
 
 def closer_in(text: str) -> re.Match[str] | None:
-    """The first closer in a text."""
+    """Find the first closer in a text."""
     if not _may_hold_marks(text):
         return None
     return _ANY_CLOSER.search(text)
@@ -120,7 +122,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """The thought of a message: of its key, else of marks in its content; "" where it has none."""
+    """Return a message's thought: of its key, else of marks in its content; "" if there is none."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
@@ -129,7 +131,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """The content of a message without a thought in it and without white space at its ends."""
+    """Return a message's content without a thought in it and without white space at its ends."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]

@@ -78,8 +78,11 @@ class Tokenizer(ABC):
         return self._with_bos_eos(ids) if add_special else ids
 
     def encode_parts(self, text: str, *, parse_special: bool = False) -> Iterator[list[int]]:
-        """The ids of `encode` without bos and eos, in parts of at most about `CHUNK` characters of
-        text, so that the libraries' working memory (some 100 bytes a character) stays small."""
+        """Yield the ids of `encode` without bos and eos, in parts.
+
+        A part has at most about `CHUNK` characters of text, so that the libraries' working memory
+        (some 100 bytes a character) stays small.
+        """
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
                 yield [token_id]
@@ -140,8 +143,9 @@ class Tokenizer(ABC):
         return np.concatenate(parts), np.concatenate(shifted)
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts together that are about to be encoded with `parse_special`, which may be
-        quicker than one by one.
+        """Tokenise texts together that are about to be encoded with `parse_special`.
+
+        This may be quicker than one by one.
         """
         new: dict[str, None] = {}
         self._cuts_before, self._cuts = self._cuts, {}
@@ -164,8 +168,9 @@ class Tokenizer(ABC):
         return found
 
     def _located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """`_locate` as arrays, int32 and int64 [n]; those of the last texts are kept, as the same
-        ones come again in the next prompts.
+        """`_locate` as arrays, int32 and int64 [n].
+
+        Those of the last texts are kept, as the same ones come again in the next prompts.
         """
         found = self._kept.get(text)
         if found is None:
@@ -200,8 +205,11 @@ class Tokenizer(ABC):
         return b"".join(pieces)
 
     def token_bytes(self, token_id: int, *, special: bool = True) -> bytes:
-        """Bytes of one token, as `llama_token_to_piece`; control and unknown tokens are empty
-        unless `special`. Raises ValueError for an id outside the vocabulary."""
+        """Return the bytes of one token, as `llama_token_to_piece`.
+
+        Control and unknown tokens are empty unless `special`. Raises ValueError for an id outside
+        the vocabulary.
+        """
         piece = self._pieces.get(token_id)
         if piece is None:
             if not 0 <= token_id < self.n_vocab:
@@ -212,7 +220,7 @@ class Tokenizer(ABC):
         return piece
 
     def token_text(self, token_id: int) -> str:
-        """The token as the vocabulary writes it ("<|im_end|>", "\\u0120the")."""
+        """Return the token as the vocabulary writes it ("<|im_end|>", "Ġthe")."""
         return self._texts[token_id]
 
     def token_id(self, text: str) -> int | None:
@@ -227,13 +235,11 @@ class Tokenizer(ABC):
         return re.compile("|".join(filter(None, texts)) or r"(?!)")
 
     def may_hold_special(self, text: str) -> bool:
-        """False only where `parse_special` makes no difference to the ids of `text`."""
+        """Return False only where `parse_special` makes no difference to the ids of `text`."""
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
-        """The first text of a control token, or of the unknown token, in `text`; None: there is
-        none.
-        """
+        """Find the first text of a control token, or of the unknown token, in `text`; or None."""
         found = self._on_request.search(text)
         return None if found is None else found[0]
 
@@ -243,13 +249,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """The first place from `at` on where `text` may be cut without a change of its ids, else
-        its end."""
+        """Find the first place from `at` on where a cut does not change the ids; else the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids as `_encode_plain`, int32 [n], and the index in `text` of each one's first character,
-        int64 [n]."""
+        """Return ids as `_encode_plain`, int32 [n], and each one's place in `text`, int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
@@ -275,8 +279,10 @@ class Tokenizer(ABC):
     def _fragments(
         self, text: str, parse_special: bool
     ) -> Iterator[tuple[int | None, str, int, int]]:
-        """`text` cut at its special tokens: (id or None for plain text, what to put in front of
-        the plain text, start, end)."""
+        """Cut `text` at its special tokens.
+
+        Yields (id or None for plain text, what to put in front of the plain text, start, end).
+        """
         try:
             text.encode()
         except UnicodeEncodeError as e:

@@ -68,9 +68,7 @@ class Traits:
 
     @cached_property
     def closer(self) -> str:
-        """What the template writes between a thought and the words behind it; "" if it writes no
-        thought.
-        """
+        """What the template writes between a thought and the words after it; "" for no thought."""
         answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
         text = self._render([_QUESTION, answer]) or ""
         begin = text.rfind("zqthought")
@@ -79,9 +77,7 @@ class Traits:
 
     @cached_property
     def switch(self) -> str:
-        """The variable that, being false, makes the prompt close the thought; "" if there is
-        none.
-        """
+        """The variable that makes the prompt close the thought if it is false; "" if none does."""
         for name in _SWITCHES:
             if name in self._template.source:
                 text = self._render([_QUESTION], prompt=True, variables={name: False})
@@ -92,8 +88,9 @@ class Traits:
 
     @cached_property
     def asks_to_think(self) -> bool:
-        """Whether `enable_thinking` true, which llama.cpp's server sets for such templates, changes
-        how the prompt begins the answer's thought.
+        """Whether `enable_thinking` true changes how the prompt begins the answer's thought.
+
+        llama.cpp's server sets it for such templates.
         """
         if "enable_thinking" not in self._template.source or (
             "enable_thinking" in self._template.variables
@@ -114,7 +111,7 @@ class Traits:
         tools: Any = None,
         variables: dict[str, Any] | None = None,
     ) -> str | None:
-        """The text of a small chat; None where the template fails on it."""
+        """Return the text of a small chat; None where the template fails on it."""
         try:
             return self._template.render(messages, prompt, tools=tools, variables=variables)
         except NbllamaError:

@@ -66,7 +66,7 @@ class Vocab:
 
 
 def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
-    """The vocabulary of `f`, its pre-tokenizer named `pre` instead of as the file says, if given.
+    """Read the vocabulary of `f`; `pre`: the pre-tokenizer's name instead of the file's.
 
     Raises GGUFError when a key is missing, of another type or length, names an id outside the
     vocabulary, or asks for a tokenizer or pre-tokenizer that is not supported; UsageError for a

@@ -1,3 +1,1 @@
-"""Training: one step (`trainer`), what surrounds it, and a whole run from options to files
-(`run`).
-"""
+"""Training: one step (`trainer`), what surrounds it, and a whole run (`run`)."""

@@ -19,8 +19,10 @@ import numpy as np
 
 @dataclass
 class Convergence:
-    """The tests and what they remember. `past_losses` is a ring: evaluation e (from 0, counted
-    since the very first run) lies at e % past, as in the old tool's file.
+    """The tests and what they remember.
+
+    `past_losses` is a ring: evaluation e (from 0, counted since the very first run) is at e % past,
+    as in the old tool's file.
     """
 
     past: int = 0

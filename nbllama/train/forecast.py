@@ -51,7 +51,7 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """The forecast without times, before anything is compiled.
+    """Forecast without times, before anything is compiled.
 
     Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
     """
@@ -87,10 +87,10 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     sizes = layout(model, adapter, most.tokens, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
-    shape = (hp.n_head_kv, hp.head_dim)
+    kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
     passes = (
-        forward_floats(most.longest, most.tokens, rows, *shape),
-        gradient_floats(most.longest, most.tokens, rows, hp.n_head, *shape),
+        forward_floats(most.longest, most.tokens, rows, **kv),
+        gradient_floats(most.longest, most.tokens, rows, n_head=hp.n_head, **kv),
     )
     width = max(
         (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
@@ -103,7 +103,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         checkpointing=trainer.checkpointing,
         chosen=activation_bytes(sizes, checkpointing=trainer.checkpointing, kept=trainer.kept),
         loss=LossBuffers.nbytes(
-            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, hp.logit_softcap
+            hp.n_vocab, hp.n_embd, pair.rank if pair else 0, most.trained, cap=hp.logit_softcap
         ),
         scratch=4 * (threads * own + common + sums) + threads * scratch_bytes(),
         saving=(3 if trainer.opt.has_second_moment else 2) * 4 * adapter.n_parameters,

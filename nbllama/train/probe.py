@@ -37,7 +37,7 @@ def compile_kernels(trainer: Trainer) -> float:
         _one_block(trainer, layer, acts, batch)
     last = trainer.model.hp.n_layer
     acts.x(last, n)[:] = acts.x(0, n)
-    trainer.model.loss(trainer.bound, acts, buffers, batch, 1.0, gradient=True)
+    trainer.model.loss(trainer.bound, acts, buffers, batch, weight=1.0, gradient=True)
     trainer.model.embed_tokens_backward(trainer.bound, acts, batch)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
@@ -47,12 +47,12 @@ def compile_kernels(trainer: Trainer) -> float:
 def _one_block(
     trainer: Trainer, layer: int, acts: Activations, batch: Batch, repeat: bool = False
 ) -> None:
-    """A block's forward pass (twice with `repeat`, as under checkpointing) and backward pass."""
-    block_forward(trainer.model, layer, trainer.bound, acts, batch)
+    """Run a block forward (twice with `repeat`, as under checkpointing) and backward."""
+    block_forward(trainer.model, layer, trainer.bound, acts, batch=batch)
     if repeat:
-        block_forward(trainer.model, layer, trainer.bound, acts, batch, recompute=True)
+        block_forward(trainer.model, layer, trainer.bound, acts, batch=batch, recompute=True)
     acts.shared("dx", batch.n_tokens)[:] = acts.x(layer + 1, batch.n_tokens)
-    block_backward(trainer.model, layer, trainer.bound, acts, batch, 0)
+    block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
 @one_at_a_time
@@ -83,7 +83,7 @@ def step_seconds(trainer: Trainer) -> float:
             trainer.acts,
             trainer.buffers,
             batch,
-            1.0 / batch.n_trained,
+            weight=1.0 / batch.n_trained,
             gradient=True,
         )
         heads.append(time.perf_counter() - start)

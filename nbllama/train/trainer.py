@@ -74,9 +74,7 @@ class StepResult(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch of a data set (tokens, trained positions), its longest sequence, and
-    the means of a sample.
-    """
+    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample."""
 
     tokens: int
     trained: int
@@ -86,18 +84,14 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
-    """Bounds for micro-batches of `batch` rows, whatever their order. `wraps`: batches are always
-    whole, also where the data set has fewer samples.
-    """
+    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
     lengths = dataset.lengths()
     means = (float(counts.mean()) for counts in lengths)
     tokens, trained = dataset.largest(batch, wraps=wraps)
     return Limits(tokens, trained, int(lengths[0].max()), *means)
 
 
-def kept_blocks(
-    model: Model, adapter: Adapter, most: Limits, nbytes: int, dropout: bool = False
-) -> int:
+def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
     """How many blocks can keep their activations for the backward pass within `nbytes` in all.
 
     Raises `UsageError` if not even the inputs of all blocks fit.
@@ -126,8 +120,8 @@ class Trainer:
         adapter: Adapter,
         opt: Optimiser,
         dataset: Dataset,
-        rates: Schedule,
         *,
+        rates: Schedule,
         feed: Feed,
         batch: int,
         grad_acc: int,
@@ -141,7 +135,9 @@ class Trainer:
         seed: int = 0,
         validation: Dataset | None = None,
     ) -> None:
-        """`old_schedule`: an update has the learning rate of the update before it, as in the old
+        """Reserve the memory of training.
+
+        `old_schedule`: an update has the learning rate of the update before it, as in the old
         tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
         decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
         `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
@@ -163,17 +159,17 @@ class Trainer:
         if validation is not None:
             self._add_validation(validation)
         self.bound = Bound(model, adapter, trained=True)
-        self.kept = 0
+        self.kept, drops = 0, dropout > 0
         if activation_memory:
             self.checkpointing = True
-            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout > 0)
+            self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout=drops)
         self.acts = model.activations(
             adapter,
             self.limits.tokens,
             self.limits.trained,
             checkpointing=self.checkpointing,
             kept=self.kept,
-            dropout=dropout > 0,
+            dropout=drops,
         )
         self.buffers = model.loss_buffers(adapter, self.limits.trained)
         self._skipped_in_a_row = 0
@@ -200,9 +196,7 @@ class Trainer:
 
     @one_at_a_time
     def evaluate(self, check: Callable[[], None] | None = None) -> Evaluation:
-        """Loss and gradient of the next samples. Nothing moves on before `update`. `check` is
-        called between layers and may raise `StopRequested`.
-        """
+        """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         trained = sum(b.n_trained for b in batches)
@@ -213,7 +207,7 @@ class Trainer:
             self.set_dropout(micro)
             self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, 1.0 / trained, gradient=True,
+                self.bound, self.acts, self.buffers, batch, weight=1.0 / trained, gradient=True,
                 floor=self.probability_floor,
             )  # fmt: skip
             if not math.isfinite(total):
@@ -241,18 +235,18 @@ class Trainer:
         for batch in self._validation:
             self.model.forward(self.bound, self.acts, batch, check)
             total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, 1.0, gradient=False,
+                self.bound, self.acts, self.buffers, batch, weight=1.0, gradient=False,
                 floor=self.probability_floor,
             )  # fmt: skip
         return total / sum(batch.n_trained for batch in self._validation)
 
     def set_dropout(self, micro: int) -> None:
-        """The masks of micro-batch `micro` of the next iteration, if there is dropout."""
+        """Set the masks of micro-batch `micro` of the next iteration, if there is dropout."""
         if self.dropout:
             self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
-        """The schedule's factor on the rate of update `iteration` (the first is 1)."""
+        """Return the schedule's factor on the rate of update `iteration` (the first is 1)."""
         return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time

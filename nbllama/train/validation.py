@@ -34,7 +34,7 @@ class Validation:
 
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Validation:
-        """What `numbers` of an earlier one hold."""
+        """Return what `numbers` of an earlier one hold."""
         made = cls()
         for f in fields(cls):
             kind = type(getattr(made, f.name))
@@ -42,6 +42,7 @@ class Validation:
         return made
 
     def numbers(self) -> dict[str, float]:
+        """Return all fields as numbers, for a checkpoint."""
         return {k: float(v) for k, v in asdict(self).items()}
 
     def trained(self, loss: float, tokens: int) -> None:
@@ -56,12 +57,11 @@ class Validation:
         return self.sum / self.tokens if self.tokens else math.nan
 
     def improves(self, loss: float) -> bool:
+        """Whether `loss` is the lowest so far."""
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Take in an evaluation (`best`: its adapter was kept as the best one); whether it is the
-        second in a row that shows overfitting.
-        """
+        """Note an evaluation (`best`: its adapter was kept); whether two in a row overfit."""
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0

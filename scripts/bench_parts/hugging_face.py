@@ -64,7 +64,9 @@ def loss_of(model: Model, tokens: np.ndarray) -> float:
     bound, n = Bound(model, None), batch.n_tokens
     acts = model.activations(None, n, n, checkpointing=True)
     model.forward(bound, acts, batch)
-    total = model.loss(bound, acts, model.loss_buffers(None, n), batch, 1 / n, gradient=False)
+    total = model.loss(
+        bound, acts, model.loss_buffers(None, n), batch, weight=1 / n, gradient=False
+    )
     return total / n
 
 

@@ -122,9 +122,30 @@ def attention_case(h: int, g: int, d: int, t: int) -> dict[str, Any]:
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     rounds = interleaved(
         {
-            "forward": lambda: attention(q, k, v, offsets, offsets, d**-0.5, slopes, o, lse),
+            "forward": lambda: attention(
+                q,
+                k,
+                v,
+                q_offsets=offsets,
+                k_offsets=offsets,
+                scale=d**-0.5,
+                slopes=slopes,
+                o=o,
+                lse=lse,
+            ),
             "gradient": lambda: attention_grad(
-                do, q, k, v, o, lse, offsets, d**-0.5, slopes, dq, dk, dv
+                do,
+                q,
+                k,
+                v,
+                o=o,
+                lse=lse,
+                offsets=offsets,
+                scale=d**-0.5,
+                slopes=slopes,
+                dq=dq,
+                dk=dk,
+                dv=dv,
             ),
             "sgemm": lambda: np.matmul(a, a, out=out),
         },
@@ -154,7 +175,9 @@ def bench_loss() -> Iterator[dict[str, Any]]:
         w, buffers = weight(name, c, v), LossBuffers(v, c, 0, m)
         rounds = interleaved(
             {
-                "loss": lambda w=w, b=buffers: output_loss(w, x, targets, 1.0, dx, None, b),
+                "loss": lambda w=w, b=buffers: output_loss(
+                    w, x, targets, weight=1.0, dx=dx, pair=None, buffers=b
+                ),
                 "sgemm": lambda: np.matmul(x, a, out=out),
             },
             SECONDS,

@@ -90,10 +90,8 @@ def main() -> None:
     with np.load(path) as stored:
         tokens = stored["tokens"].astype(np.int64)
     ids = torch.from_numpy(tokens)[: int(batch), : int(ctx) + 1]
-    if form == "NF4":
-        model = nf4_model(path, checkpointing == "1")
-    else:
-        model = float32_model(path)
+    nf4 = form == "NF4"
+    model = nf4_model(path, checkpointing == "1") if nf4 else float32_model(path)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=names))
     if checkpointing == "1":

@@ -223,8 +223,8 @@ def plot(found: dict[str, Rows]) -> str:
     kinds = dict.fromkeys(r["type"] for r in found.get("matmul", []))
     for kind in kinds:
         rows = [r for r in found["matmul"] if r["type"] == kind and r["tokens"] >= 256]
-        for way in ("forward", "gradient"):
-            bars.append((f"{kind} {way}", median(r[way] for r in rows)))
+        ways = ("forward", "gradient")
+        bars += [(f"{kind} {way}", median(r[way] for r in rows)) for way in ways]
     for r in found.get("step", []):
         name = f"step {r['ctx']} x {r['batch']}, {r['threads']} threads"
         bars.append((name + (", checkpointing" if r["checkpointing"] else ""), r["share"]))

@@ -90,7 +90,7 @@ def make_trainer(case: Case) -> Trainer:
     )
     data = Tokens(model.hp.n_vocab, case.ctx)
     return Trainer(
-        model, adapter, AdamW(adapter.parameters()), data, Schedule(warmup=0),
+        model, adapter, AdamW(adapter.parameters()), data, rates=Schedule(warmup=0),
         feed=SeedFeed(data, 1), batch=case.batch, grad_acc=1, checkpointing=case.checkpointing,
     )  # fmt: skip
 

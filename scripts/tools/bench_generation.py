@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes as C
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def memory(path: Path, threads: int) -> None:
             session.feed([3 + token])
         took = private_bytes() - before
         del session
-    told = session_memory(model, None, CONTEXT, CONTEXT, threads)
+    told = session_memory(model, None, CONTEXT, step=CONTEXT, threads=threads)
     print(
         f"| {path.name} | {model.gguf.size / 1e6:.0f} | {told.cache / 1e6:.1f} | "
         f"{told.arena / 1e6:.1f} | {told.private / 1e6:.1f} | {took / 1e6:.1f} | "
@@ -128,7 +129,7 @@ def accuracy(path: Path, text: Path, n: int = 500) -> None:
     ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))[: n + 1]
     exact, fast = Session(model, None, len(ids), exact=True), Session(model, None, len(ids))
     losses, divergence, same = [], [], 0
-    for token, target in zip(ids[:-1], ids[1:], strict=True):
+    for token, target in itertools.pairwise(ids):
         p, q = (log_softmax(s.feed([token])) for s in (exact, fast))
         losses.append((-p[target], -q[target]))
         divergence.append(float((np.exp(p) * (p - q)).sum()))

@@ -96,7 +96,7 @@ def main() -> None:
         for name, data in ways.items():
             adapter = init_adapter(model, 16, 32.0)
             trainer = Trainer(
-                model, adapter, AdamW(adapter.parameters()), data, RATES,
+                model, adapter, AdamW(adapter.parameters()), data, rates=RATES,
                 feed=SeedFeed(data, 1), batch=args.batch, grad_acc=1, checkpointing=True,
             )  # fmt: skip
             if repeat == 0:

@@ -114,7 +114,9 @@ def types_of(s: Shape, kind: str, tied: bool, mix: bool) -> dict[str, str]:
     """Weight type by tensor; what llama.cpp takes instead where a row is not whole blocks."""
     shapes = {f"{name}.weight": shape for name, shape in matrices(s, tied)}
     if mix:
-        return tensor_types(file_type(kind), shapes, s.n_layer, s.n_head, s.n_head_kv)
+        return tensor_types(
+            file_type(kind), shapes, n_layer=s.n_layer, n_head=s.n_head, n_head_kv=s.n_head_kv
+        )
     return {name: fitting(kind, shape[1]) for name, shape in shapes.items()}
 
 

@@ -364,5 +364,5 @@ def test_a_stray_table_of_rope_is_passed_over(toy: Path, tmp_path: Path, name: s
     with pytest.warns(UserWarning, match="is passed over"):
         load_adapter(path, *model(toy))
     norm = {"blk.0.attn_norm.weight": np.ones(64, np.float32)}
-    with pytest.raises(CheckpointError, match="'blk.0.attn_norm': not a half of a LoRA"):
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_norm': not a half of a LoRA"):
         load_adapter(converted(tmp_path / "b.gguf", tensors | norm), *model(toy))

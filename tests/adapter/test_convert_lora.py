@@ -127,7 +127,7 @@ def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
     (note,) = convert(str(tmp_path / "a.bin"), str(tmp_path / "c.gguf"))
     assert "a.bin names no architecture: taken for llama" in note
     assert same_bits(one, read_stored(tmp_path / "c.gguf", Base()))
-    with pytest.raises(UsageError, match="size of a head.*--model-base"):
+    with pytest.raises(UsageError, match=r"size of a head.*--model-base"):
         convert(str(tmp_path / "a.bin"), f"{tmp_path}/q/")
     assert not (tmp_path / "q").exists()
 

@@ -71,7 +71,7 @@ def check_gradients(model: Model, groups: Grouping) -> None:
         moves = {name: rng.standard_normal(grads[name].shape) for name in names}
         length = np.sqrt(sum((m * m).sum() for m in moves.values()))
         direction = {name: m / length for name, m in moves.items()}
-        numeric = slope(reference, batch, params, adapter.scale, direction, STEP)
+        numeric = slope(reference, batch, params, adapter.scale, direction=direction, h=STEP)
         got = sum(float((grads[name] * d).sum()) for name, d in direction.items())
         size = math.hypot(*(length_of(name, grads, params) for name in names))
         # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room

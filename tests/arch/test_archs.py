@@ -69,7 +69,7 @@ def test_other_architectures_are_refused_by_name(arch: str, said: str, tmp_path:
 def test_a_deepseek_with_experts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     MODELS["deepseek, dense"].make(path, keys=DENSE | {"leading_dense_block_count": 1})
-    with pytest.raises(GGUFError, match="leading_dense_block_count'.*mixture-of-experts"):
+    with pytest.raises(GGUFError, match=r"leading_dense_block_count'.*mixture-of-experts"):
         nbllama.load_model(path)
 
 

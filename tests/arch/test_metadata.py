@@ -137,7 +137,7 @@ def test_counts_that_layers_do_not_share(
     values: list[int], said: str, toy: Path, tmp_path: Path
 ) -> None:
     path = edit(toy, tmp_path / "bad.gguf", put=per_layer("attention.head_count_kv", values))
-    with pytest.raises(GGUFError, match="key 'llama.attention.head_count_kv': ") as caught:
+    with pytest.raises(GGUFError, match=r"key 'llama\.attention\.head_count_kv': ") as caught:
         nbllama.load_model(path)
     assert said in str(caught.value)
 

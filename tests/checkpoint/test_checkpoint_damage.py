@@ -88,15 +88,19 @@ def test_two_tensors_exchanged(tmp_path: Path, good: bytes) -> None:
     refused(path, "damaged")
 
 
-def key(name: str, value: Any, kind: ValueType) -> Callable[[dict, dict], None]:
+Table = dict[str, Any]
+Change = Callable[[Table, Table], None]
+
+
+def key(name: str, value: Any, kind: ValueType) -> Change:
     return lambda entries, tensors: entries.update({name: (value, kind)})
 
 
-def drop(name: str) -> Callable[[dict, dict], None]:
+def drop(name: str) -> Change:
     return lambda entries, tensors: (entries if name in entries else tensors).pop(name)
 
 
-def tensor(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict, dict], None]:
+def tensor(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Change:
     return lambda entries, tensors: tensors.update({name: make(tensors[name])})
 
 
@@ -111,7 +115,7 @@ def spoil(value: float) -> Callable[[np.ndarray], np.ndarray]:
 U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 A, B = "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"
 M, V = "optimizer.adam.first_moments", "optimizer.adam.second_moments"
-FORGED: dict[str, tuple[Callable[[dict, dict], None], str]] = {
+FORGED: dict[str, tuple[Change, str]] = {
     "a counter of another type": (key("training.iteration_count", "10", ValueType.STRING), "count"),
     "a negative counter": (key("training.token_count", -1, ValueType.INT64), "token_count"),
     "no counter": (drop("training.shuffle.next_sample"), "next_sample.*missing"),

@@ -74,7 +74,7 @@ def test_what_cannot_be_told_is_refused_and_can_be_given() -> None:
     with pytest.raises(CheckpointError, match="--checkpoint-order left or right"):
         tell(moments, adapter, grads, N_LAYER)
     for direction in ("left", "right"):
-        told = tell(moments, adapter, grads, N_LAYER, direction)
+        told = tell(moments, adapter, grads, N_LAYER, direction=direction)
         assert told.order.startswith(direction)
         names = parameter_order(told.order, N_LAYER)
         wanted = split(moments.first, names, adapter)

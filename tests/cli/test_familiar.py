@@ -179,7 +179,7 @@ def test_a_model_without_its_option() -> None:
     assert line("model.gguf") == (
         "'model.gguf' belongs to no option; a model is given as --model-base"
     )
-    with pytest.raises(UsageError, match="a model is given as --model$"):
+    with pytest.raises(UsageError, match=r"a model is given as --model$"):
         parse_main(["model.gguf"])
 
 

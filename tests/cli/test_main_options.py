@@ -138,5 +138,5 @@ def test_what_cannot_be(argv: str, said: str) -> None:
 def test_escapes_are_read_when_asked_for() -> None:
     assert read_escapes(parse(), r"a\n", "-p") == r"a\n"
     assert read_escapes(parse("-e"), r"a\n\x41", "-p") == "a\nA"
-    with pytest.raises(UsageError, match="--prompt 'a.xff' is not UTF-8"):
+    with pytest.raises(UsageError, match=r"--prompt 'a\\xff' is not UTF-8"):
         read_escapes(parse("-e"), r"a\xff", "--prompt")

@@ -42,7 +42,7 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         alpha=4.0,
         lora_alpha=4.0,
         lora_layers="all",
-        ranks=dict.fromkeys(SEVEN + ["tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
+        ranks=dict.fromkeys([*SEVEN, "tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
         adam_alpha=1e-3,
         adam_beta2=0.999,
         warmup=100,
@@ -174,7 +174,7 @@ def test_a_continued_run_goes_on_with_its_schedule() -> None:
 def test_contradictions_are_refused() -> None:
     with pytest.raises(UsageError, match="nothing to train"):
         settings(" ".join(f"--rank-{s} 0" for s in [*SEVEN, "tok-embd", "out"]))
-    with pytest.raises(UsageError, match="--adam-min-alpha 0.01 is above --adam-alpha 0.001"):
+    with pytest.raises(UsageError, match=r"--adam-min-alpha 0\.01 is above --adam-alpha 0\.001"):
         settings("--adam-min-alpha 0.01")
     with pytest.raises(ValueError, match="samples"):
         settings(n_samples=0)

@@ -242,17 +242,18 @@ def test_template_errors_name_the_line(
     path = write_lines([(U, "q"), (A, "x")], [(S, "s"), (U, "q"), (A, "x")])
     with pytest.raises(DataError, match=r"chats\.jsonl, line 2: .*only user and assistant"):
         load_chat(path, spm, 64, trimming)
-    with ChatTemplate("{{ messages[0]['content'] / 2 }}") as broken:
-        with pytest.raises(GGUFError, match=r"chats\.jsonl, line 1: "):
-            load_chat(path, spm, 64, broken)
+    broken = ChatTemplate("{{ messages[0]['content'] / 2 }}")
+    with broken, pytest.raises(GGUFError, match=r"chats\.jsonl, line 1: "):
+        load_chat(path, spm, 64, broken)
 
 
 def test_template_that_leaves_the_answers_out(
     bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines
 ) -> None:
-    with ChatTemplate("{{ messages[0]['content'] }}") as template:
-        with pytest.raises(DataError, match="message 2: the chat template leaves this answer out"):
-            load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
+    template = ChatTemplate("{{ messages[0]['content'] }}")
+    left_out = "message 2: the chat template leaves this answer out"
+    with template, pytest.raises(DataError, match=left_out):
+        load_chat(write_lines([(U, "q"), (A, "x")]), bpe, 64, template)
 
 
 def test_fingerprint(

@@ -278,11 +278,11 @@ def test_splits(tmp_path: Path) -> None:
         find_splits(tmp_path)
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     (tmp_path / "train.txt").touch()
-    with pytest.raises(DataError, match="has train.jsonl and train.txt: which one is it"):
+    with pytest.raises(DataError, match=r"has train\.jsonl and train\.txt: which one is it"):
         find_splits(tmp_path)
 
 
 def test_the_words_of_options_are_those_of_the_library() -> None:
     assert set(data_options.FORMATS) == set(NAMES)
     assert data_options.ON_LONG == ON_LONG
-    assert data_options.LAYOUTS == tuple(sorted(LAYOUTS))
+    assert tuple(sorted(LAYOUTS)) == data_options.LAYOUTS

@@ -185,7 +185,7 @@ def test_a_prompt_and_what_follows(cases: dict[str, Case]) -> None:
     found = encode_continuation(bpe, Continuation("the", "<|eot_id|> hand"))
     assert bpe.bos_id is not None and bpe.add_bos == (found.ids[0] == bpe.bos_id)
     assert stretches(bpe, found) == [b"<|eot_id|> hand<|eot_id|>"]
-    assert found.ids.tolist().count(bpe.eos_id) == 1  # type: ignore[arg-type]
+    assert found.ids.tolist().count(bpe.eos_id) == 1
 
 
 def load(path: Path, case: Case, n_ctx: int, **options: Any) -> Samples:

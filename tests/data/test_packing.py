@@ -70,7 +70,7 @@ def test_every_sample_comes_once_an_epoch_and_batches_are_full(
             at += b.n_sequences
             if at < n:
                 assert b.n_tokens + sizes[order[at]] > room  # the next one did not fit
-    assert iterations(feed, Position(), 2, batch, grad_acc) == steps
+    assert iterations(feed, Position(), epochs=2, batch=batch, grad_acc=grad_acc) == steps
 
 
 def test_what_is_passed_on() -> None:

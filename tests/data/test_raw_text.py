@@ -43,8 +43,7 @@ def old_tool_rows(data: list[int], n_ctx: int, bos: int) -> list[tuple[list[int]
     padding of a short row.
     """
     windows = [(0, min(n_ctx, len(data)))]
-    for begin in range(1, max(0, len(data) - n_ctx)):
-        windows.append((begin, n_ctx))
+    windows += [(begin, n_ctx) for begin in range(1, max(0, len(data) - n_ctx))]
     rows = []
     for begin, size in windows:
         inputs, targets = [bos], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,7 @@ def old_rows(
 
 def rows_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
     ends = batch.seq_offsets
-    return [
-        (batch.tokens[a:b].tolist(), batch.targets[a:b].tolist())
-        for a, b in zip(ends, ends[1:], strict=False)
-    ]
+    return [(batch.tokens[a:b].tolist(), batch.targets[a:b].tolist()) for a, b in pairwise(ends)]
 
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any)
@@ -208,7 +205,7 @@ def test_iterations_of_epochs() -> None:
     for fill, (batch, grad_acc) in product((True, False), ((1, 1), (2, 1), (2, 3))):
         data = dataset([3, 1, 4, 1, 5, 9, 2], 6, fill_with_next_samples=fill)
         for feed in (SeedFeed(data, 1), OldFeed(data, MT19937.seeded(1).text())):
-            n = iterations(feed, Position(0, 2), 2, batch, grad_acc)
+            n = iterations(feed, Position(0, 2), epochs=2, batch=batch, grad_acc=grad_acc)
             place, count = Position(0, 2), 0
             while place.epoch < 2:
                 place, count = feed.take(place, batch, grad_acc).after, count + 1

@@ -21,7 +21,7 @@ OTHERS = [
         ROOT / "CHANGELOG.md",
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "examples").rglob("*.md")),
-    )  # fmt: skip
+    )
     if page not in PAGES and "```python" in page.read_text(encoding="utf-8")
 ]
 FENCE = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -49,30 +49,33 @@ def shapes(
 
 @pytest.mark.parametrize(("mix", "n_head_kv"), COUNTS)
 def test_counts_of_known_models(mix: str, n_head_kv: int) -> None:
-    types = tensor_types(FILE_TYPES[mix], shapes(32), 32, 32, n_head_kv)
+    types = tensor_types(FILE_TYPES[mix], shapes(32), n_layer=32, n_head=32, n_head_kv=n_head_kv)
     assert Counter(types.values()) == COUNTS[mix, n_head_kv]
     assert types["output.weight"] in ("Q6_K", "Q8_0", "F16", "BF16", "F32")
     assert set(types) == {name for name, shape in shapes(32).items() if len(shape) == 2}
 
 
 def test_which_blocks_get_more_bits() -> None:
-    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(32), 32, 32, 32)
+    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(32), n_layer=32, n_head=32, n_head_kv=32)
     more = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
     for tensor in ("attn_v", "ffn_down"):
         found = [i for i in range(32) if types[f"blk.{i}.{tensor}.weight"] == "Q6_K"]
         assert found == more
-    types = tensor_types(FILE_TYPES["Q3_K_M"], shapes(32), 32, 32, 32)
+    types = tensor_types(FILE_TYPES["Q3_K_M"], shapes(32), n_layer=32, n_head=32, n_head_kv=32)
     for tensor in ("attn_v", "ffn_down"):
         found = [i for i in range(32) if types[f"blk.{i}.{tensor}.weight"] == "Q5_K"]
         assert found == [0, 1]
-    types = tensor_types(FILE_TYPES["Q4_K_S"], shapes(40), 40, 40, 40)
+    types = tensor_types(FILE_TYPES["Q4_K_S"], shapes(40), n_layer=40, n_head=40, n_head_kv=40)
     assert [i for i in range(40) if types[f"blk.{i}.attn_v.weight"] == "Q5_K"] == [0, 1, 2, 3]
     assert [i for i in range(40) if types[f"blk.{i}.ffn_down.weight"] == "Q5_K"] == [0, 1, 2, 3, 4]
 
 
 def test_fused_queries_keys_and_values() -> None:
     fused = {"blk.7.attn_qkv.weight": (192, 4096), "blk.7.ffn_up.weight": (128, 4096)}
-    found = {mix: tensor_types(FILE_TYPES[mix], fused, 32, 32, 32) for mix in FILE_TYPES}
+    found = {
+        mix: tensor_types(FILE_TYPES[mix], fused, n_layer=32, n_head=32, n_head_kv=32)
+        for mix in FILE_TYPES
+    }
     kinds = {mix: types["blk.7.attn_qkv.weight"] for mix, types in found.items()}
     assert kinds == {mix: kind.main for mix, kind in FILE_TYPES.items()} | {
         "Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K",
@@ -82,16 +85,20 @@ def test_fused_queries_keys_and_values() -> None:
 
 def test_the_70b_model_gets_more_bits_for_attn_v() -> None:
     for mix, wanted in (("Q4_K_S", "Q5_K"), ("Q3_K_S", "Q5_K"), ("Q2_K", "Q5_K"), ("Q6_K", "Q6_K")):
-        types = tensor_types(FILE_TYPES[mix], shapes(80), 80, 64, 8)
+        types = tensor_types(FILE_TYPES[mix], shapes(80), n_layer=80, n_head=64, n_head_kv=8)
         assert types["blk.50.attn_v.weight"] == wanted, mix
-    types = tensor_types(FILE_TYPES["Q4_K_S"], shapes(80), 80, 64, 64)  # 65B
+    types = tensor_types(
+        FILE_TYPES["Q4_K_S"], shapes(80), n_layer=80, n_head=64, n_head_kv=64
+    )  # 65B
     assert types["blk.50.attn_v.weight"] == "Q4_K"
 
 
 def test_tied_embeddings_take_the_output_type() -> None:
-    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(2, tied=True), 2, 32, 32)
+    types = tensor_types(
+        FILE_TYPES["Q4_K_M"], shapes(2, tied=True), n_layer=2, n_head=32, n_head_kv=32
+    )
     assert types["token_embd.weight"] == "Q6_K"
-    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(2), 2, 32, 32)
+    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(2), n_layer=2, n_head=32, n_head_kv=32)
     assert (types["token_embd.weight"], types["output.weight"]) == ("Q4_K", "Q6_K")
 
 
@@ -102,7 +109,7 @@ def test_rows_that_are_not_whole_blocks() -> None:
         *(("Q2_K", "Q4_0", "Q8_0"), ("Q3_K_S", "Q4_0", "Q8_0"), ("Q4_K_S", "Q5_0", "Q8_0")),
         *(("Q5_K_S", "Q5_1", "Q8_0"), ("Q6_K", "Q8_0", "Q8_0"), ("Q4_0", "Q4_0", "Q8_0")),
     ):
-        types = tensor_types(FILE_TYPES[mix], small, 1, 9, 3)
+        types = tensor_types(FILE_TYPES[mix], small, n_layer=1, n_head=9, n_head_kv=3)
         assert types["blk.0.attn_q.weight"] == linear, mix
         assert types["token_embd.weight"] == output, mix
     assert fitting("Q4_K", 48) == "F16"
@@ -111,7 +118,9 @@ def test_rows_that_are_not_whole_blocks() -> None:
 
 
 def test_pure() -> None:
-    types = tensor_types(FILE_TYPES["Q4_K_M"], shapes(32), 32, 32, 8, pure=True)
+    types = tensor_types(
+        FILE_TYPES["Q4_K_M"], shapes(32), n_layer=32, n_head=32, n_head_kv=8, pure=True
+    )
     assert set(types.values()) == {"Q4_K"}
 
 

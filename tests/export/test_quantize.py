@@ -34,7 +34,7 @@ def test_file_types(name: str, base: Path, tmp_path: Path) -> None:
     quantized(base, out, name.lower(), "2")
     with open_gguf(base) as f, open_gguf(out) as g:
         shapes = {n: t.shape for n, t in f.tensors.items()}
-        wanted = tensor_types(FILE_TYPES[name], shapes, 2, 4, 2)
+        wanted = tensor_types(FILE_TYPES[name], shapes, n_layer=2, n_head=4, n_head_kv=2)
         for n, t in g.tensors.items():
             assert TENSOR_TYPES[t.type_id].name == wanted.get(n, "F32"), n
             if "_K" not in TENSOR_TYPES[t.type_id].name:

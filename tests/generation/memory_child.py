@@ -55,7 +55,7 @@ def main() -> None:
     before = private_bytes()
     session = fill(path, n_ctx)
     after = private_bytes()
-    told = session_memory(session.model, None, n_ctx, n_ctx, numba.get_num_threads())
+    told = session_memory(session.model, None, n_ctx, step=n_ctx, threads=numba.get_num_threads())
     found = {"before": before, "after": after, "mapped": mapped(path), "held": session.nbytes}
     print(json.dumps(found | told._asdict() | {"private": told.private}))
 

@@ -49,13 +49,13 @@ def test_a_session_s_arrays_are_those_of_the_forecast(
     for _ in range(2):
         session.feed(np.arange(3, 43))
     session.feed(np.arange(3, 23))  # the context is full
-    told = session_memory(model, adapter, 100, 40, numba.get_num_threads())
+    told = session_memory(model, adapter, 100, step=40, threads=numba.get_num_threads())
     assert told.cache == session.cache.k.nbytes + session.cache.v.nbytes
     assert told.activations == session._acts.nbytes
     assert told.scratch >= scratch.own.nbytes + scratch.common.nbytes > 0
     assert told.private == told.cache + told.arena
     # a step longer than the context
-    assert session_memory(model, adapter, 40, 512, 1).activations == told.activations
+    assert session_memory(model, adapter, 40, step=512, threads=1).activations == told.activations
 
 
 def test_the_forecast_is_printed_and_nothing_computed(

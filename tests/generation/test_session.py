@@ -68,9 +68,8 @@ def test_other_models(tmp_path: Path, options: dict[str, Any]) -> None:
 def test_however_the_tokens_come_the_logits_are_those_of_the_whole(model: Model, cut: int) -> None:
     tokens = np.random.default_rng(2).integers(0, 320, 40).tolist()
     wanted = nbllama.logits(model, tokens)
-    session, kept = Session(model, None, 40), []
-    for start in range(0, 40, cut):
-        kept.append(session.feed(tokens[start : start + cut]))
+    session = Session(model, None, 40)
+    kept = [session.feed(tokens[start : start + cut]) for start in range(0, 40, cut)]
     # looked at only now: what was returned must not be overwritten by what came after
     for found, at in zip(kept, range(cut, 40 + cut, cut), strict=True):
         np.testing.assert_allclose(found, wanted[min(at, 40) - 1], rtol=0, atol=TOLERANCE)
@@ -152,7 +151,7 @@ def test_no_prompt_is_refused(model: Model) -> None:
 
 def test_an_adapter_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
     other = toy_adapter(toy_model(tmp_path, n_embd=48, n_head=4, n_head_kv=2))
-    with pytest.raises(CheckpointError, match="another model: the pair of token_embd.weight"):
+    with pytest.raises(CheckpointError, match=r"another model: the pair of token_embd\.weight"):
         nbllama.generate(model, PROMPT, 4, other)
 
 

@@ -109,7 +109,9 @@ def test_a_model_of_many_types_goes_by_the_blocks(
     assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
     cache = KVCache(model, 8)
     with pytest.raises(ValueError, match="0 types, not 1"):
-        TokenProgram(model, Bound(model, None), cache.k, cache.v, np.zeros(64, np.float32), False)
+        TokenProgram(
+            model, Bound(model, None), k=cache.k, v=cache.v, x=np.zeros(64, np.float32), exact=False
+        )
 
 
 def weight(name: str, n_out: int, n_in: int) -> Weight:
@@ -172,7 +174,7 @@ def test_products_with_bias_pair_and_addition(exact: bool) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     cache, x = KVCache(model, 8), np.zeros(model.hp.n_embd, np.float32)
-    program = TokenProgram(model, Bound(model, None), cache.k, cache.v, x, True)
+    program = TokenProgram(model, Bound(model, None), k=cache.k, v=cache.v, x=x, exact=True)
     for position in (-1, 8):
         with pytest.raises(ValueError, match="outside a context of 8"):
             program.run(position)
@@ -184,7 +186,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ]
     for k, v, stream in wrong:
         with pytest.raises(ValueError):
-            TokenProgram(model, Bound(model, None), k, v, stream, True)
+            TokenProgram(model, Bound(model, None), k=k, v=v, x=stream, exact=True)
     for step, types in ((np.zeros(1), [0]), (np.zeros(1, kinds.STEP), [0] * 7)):
         with pytest.raises(ValueError, match="walk"):
             walk(types, True, step, 1)

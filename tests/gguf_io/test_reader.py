@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import numpy as np
@@ -184,12 +186,12 @@ class TestGet:
     @pytest.fixture
     def f(self, path: Path) -> GGUFFile:
         kvs = [kv(f"n{k}", k, struct.pack("<" + c, 1)) for k, c, _ in NUMBERS]
-        kvs += [kv(f"m{k}", k, struct.pack("<" + c, -1)) for k, c, v in NUMBERS if v < 0]  # type: ignore[operator]
+        kvs += [kv(f"m{k}", k, struct.pack("<" + c, -1)) for k, c, v in NUMBERS if v < 0]
         kvs += [kv_array(f"a{k}", k, 1, struct.pack("<" + c, 1)) for k, c, _ in NUMBERS]
         kvs += [kv_str("s", "text"), kv_strings("as", ["x"])]
         return opened(path, Gguf(kvs=kvs).build())
 
-    OF_KIND = {
+    OF_KIND: ClassVar = {
         "uint": {"n0", "n1", "n2", "n3", "n4", "n5", "n10", "n11"},
         "float": {"n6", "n12"},
         "bool": {"n7"},
@@ -253,10 +255,8 @@ class TestClose:
     def test_nothing_stays_open(self, path: Path, raw: bytes) -> None:
         gc.collect()  # what earlier tests left
         before = len(list(Path("/proc/self/fd").iterdir()))
-        try:
+        with contextlib.suppress(GGUFError):
             opened(path, raw).close()
-        except GGUFError:
-            pass
         gc.collect()
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         assert str(path) not in Path("/proc/self/maps").read_text()
@@ -278,7 +278,7 @@ class TestAgainstGguf:
                     assert list(value) == list(want)
                     assert int(f.element_type(key)) == int(field.types[-1])
                 else:
-                    assert value == want or value != value and want != want
+                    assert value == want or (value != value and want != want)
             assert len(f.tensors) == len(theirs.tensors)
             for info, t in zip(f.tensors.values(), theirs.tensors, strict=True):
                 assert info.name == t.name

@@ -19,7 +19,7 @@ def test_scalar_sizes() -> None:
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda t: t.name)
-def test_tensor_types_are_those_of_gguf(kind) -> None:  # type: ignore[no-untyped-def]
+def test_tensor_types_are_those_of_gguf(kind) -> None:
     theirs = gguf.GGMLQuantizationType(kind.id)
     assert theirs.name == kind.name
     assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block_size, kind.type_size)
@@ -28,7 +28,7 @@ def test_tensor_types_are_those_of_gguf(kind) -> None:  # type: ignore[no-untype
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda t: t.name)
-def test_tensor_types_are_those_of_ggml(kind) -> None:  # type: ignore[no-untyped-def]
+def test_tensor_types_are_those_of_ggml(kind) -> None:
     pytest.importorskip("xllamacpp")
     import ctypes as C
 

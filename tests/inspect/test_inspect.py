@@ -160,7 +160,7 @@ def test_malformed_files(
 ) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(build())
-    code, out, err = run(capsys, path)
+    code, _, err = run(capsys, path)
     # 'ggla' begins an adapter, which has its own reader
     assert code == (5 if build()[:4] == b"algg" else 2)
     assert err.startswith("error: ") and err.count("\n") == 1 and err.strip().isprintable()

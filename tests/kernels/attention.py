@@ -127,8 +127,9 @@ class _Sample:
 
     def attend(self) -> Arrays:
         attention(
-            self.q, self.k, self.v, self.offsets, self.offsets, self.scale, self.slopes, self.o,
-            self.lse, self.window, self.cap,
+            self.q, self.k, self.v, q_offsets=self.offsets, k_offsets=self.offsets,
+            scale=self.scale, slopes=self.slopes, o=self.o, lse=self.lse, window=self.window,
+            cap=self.cap,
         )  # fmt: skip
         return {"o": self.o}
 
@@ -138,7 +139,15 @@ def _forward(size: str, kind: dict[str, Any]) -> Run:
 
     def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
         o = attention_ref(
-            q, k, v, s.offsets, s.offsets, s.scale, s.slopes.astype(q.dtype), s.window, s.cap
+            q,
+            k,
+            v,
+            q_offsets=s.offsets,
+            k_offsets=s.offsets,
+            scale=s.scale,
+            slopes=s.slopes.astype(q.dtype),
+            window=s.window,
+            cap=s.cap,
         )
         return {"o": by_heads(o)}
 
@@ -158,14 +167,16 @@ def _gradient(size: str, kind: dict[str, Any]) -> Run:
 
     def ours() -> Arrays:
         attention_grad(
-            s.do, s.q, s.k, s.v, s.o, s.lse, s.offsets, s.scale, s.slopes, dq, dk, dv, s.window,
-            s.cap,
+            s.do, s.q, s.k, s.v, o=s.o, lse=s.lse, offsets=s.offsets, scale=s.scale,
+            slopes=s.slopes, dq=dq, dk=dk, dv=dv, window=s.window, cap=s.cap,
         )  # fmt: skip
         return {"dq": dq, "dk": dk, "dv": dv}
 
     def reference(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
         slopes = s.slopes.astype(q.dtype)
-        found = attention_grad_ref(do, q, k, v, s.offsets, s.scale, slopes, s.window, s.cap)
+        found = attention_grad_ref(
+            do, q, k, v, offsets=s.offsets, scale=s.scale, slopes=slopes, window=s.window, cap=s.cap
+        )
         return dict(zip(("dq", "dk", "dv"), found, strict=True))
 
     def theirs(g: Graph) -> dict[str, Any]:
@@ -206,7 +217,9 @@ def _few(size: str) -> Run:
     slopes, o, lse = alibi_slopes(h, 0), np.empty_like(q), np.empty((n, h), np.float32)
 
     def ours() -> Arrays:
-        attention(q, k, v, q_off, k_off, d**-0.5, slopes, o, lse)
+        attention(
+            q, k, v, q_offsets=q_off, k_offsets=k_off, scale=d**-0.5, slopes=slopes, o=o, lse=lse
+        )
         return {"o": o}
 
     def theirs(graph: Graph) -> dict[str, Any]:
@@ -216,7 +229,13 @@ def _few(size: str) -> Run:
     return Run(
         {"q": q, "k": k, "v": v},
         ours,
-        lambda q, k, v: {"o": by_heads(attention_ref(q, k, v, q_off, k_off, d**-0.5, slopes))},
+        lambda q, k, v: {
+            "o": by_heads(
+                attention_ref(
+                    q, k, v, q_offsets=q_off, k_offsets=k_off, scale=d**-0.5, slopes=slopes
+                )
+            )
+        },
         theirs,
         4 * n * keys * h * d,
         lambda found: {"o": by_heads(found["o"])},

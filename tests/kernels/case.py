@@ -119,7 +119,7 @@ def case(
                 shape,
                 timed_reference,
                 distance,
-            )  # fmt: skip
+            )
         )
         return make
 

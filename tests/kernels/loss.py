@@ -35,7 +35,7 @@ def _cross_entropy(size: str) -> Run:
 
     def ours() -> Arrays:
         np.copyto(zp, packed)
-        cross_entropy(zp, targets, 1 / m, losses)
+        cross_entropy(zp, targets, weight=1 / m, losses=losses)
         return {"losses": losses, "dz": zp}
 
     def reference(z: np.ndarray, targets: np.ndarray) -> Arrays:
@@ -74,7 +74,7 @@ def _output_loss(size: str) -> Run:
     buffers, dx = LossBuffers(v, c, 0, m), np.empty_like(x)
 
     def ours() -> Arrays:
-        total = output_loss(w.ours, x, targets, 1 / m, dx, None, buffers)
+        total = output_loss(w.ours, x, targets, weight=1 / m, dx=dx, pair=None, buffers=buffers)
         return {"mean": np.array([total / m]), "dx": dx}
 
     def reference(x: np.ndarray, w: np.ndarray, targets: np.ndarray) -> Arrays:

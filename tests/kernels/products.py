@@ -91,7 +91,7 @@ def _linear(size: str) -> Run:
     (panels,) = s.memory(panel_floats(s.n, s.k))
 
     def ours() -> Arrays:
-        linear(s.w.ours, pair, Input(s.x, panels, [(pair, hidden)]), y, hidden)
+        linear(s.w.ours, pair, Input(s.x, panels, [(pair, hidden)]), y, hidden=hidden)
         return {"y": y}
 
     def reference(
@@ -116,18 +116,18 @@ def _linear_grad(size: str) -> Run:
     da, db, dx = np.empty_like(s.a), np.empty_like(s.b), np.empty_like(s.x)
     pair = LoraPair(s.a, s.b, s.scale, da, db)
     panels, y, hidden = s.memory(panel_floats(s.n, s.k), s.n * s.n_out, hidden_floats(s.n, s.rank))
-    hp = linear(s.w.ours, pair, Input(s.x, panels), y.reshape(s.dy.shape), hidden)
+    hp = linear(s.w.ours, pair, Input(s.x, panels), y.reshape(s.dy.shape), hidden=hidden)
     gp, dh = s.memory(panel_floats(s.n, s.n_out), hidden_floats(s.n, s.rank))
 
     def ours() -> Arrays:
         da[...], db[...] = 0, 0
-        linear_grad(s.w.ours, pair, s.dy, s.x, hp, dx, (gp, dh))
+        linear_grad(s.w.ours, pair, s.dy, s.x, hp=hp, dx=dx, buffers=(gp, dh))
         return {"dx": dx, "da": da, "db": db}
 
     def reference(
         dy: np.ndarray, x: np.ndarray, w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
     ) -> Arrays:
-        through, da, db = lora_grad_ref(dy, x, a, b, scale)
+        through, da, db = lora_grad_ref(dy, x, a, b, scale=scale)
         return {"dx": dy @ w + through, "da": da, "db": db}
 
     def theirs(g: Graph) -> dict[str, Any]:
@@ -195,7 +195,9 @@ def _pair_gradients(size: str) -> Run:
 
     def ours() -> Arrays:
         da[...], db[...] = 0, 0
-        gp, dhp = pack_with_gradients(s.dy, memory[0], b, s.scale, memory[1], s.x, hp, da, db)
+        gp, dhp = pack_with_gradients(
+            s.dy, memory[0], b, scale=s.scale, dh_memory=memory[1], x=s.x, hp=hp, da=da, db=db
+        )
         return {"da": da, "db": db, "dh": dhp, "dy": gp}
 
     def theirs(g: Graph) -> dict[str, Any]:

@@ -33,7 +33,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no owners and modes"
 PACKAGE = ROOT / "nbllama"
 
 
-def add_one(x):  # type: ignore[no-untyped-def]
+def add_one(x):
     return x + 1
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_compiled_anew(tmp_path: Path, how: str) -> None:
     assert run(tmp_path) == FOUND
 
 
-def minus_one(x):  # type: ignore[no-untyped-def]
+def minus_one(x):
     return x - 1
 
 
@@ -119,7 +119,7 @@ def test_one_kernel_s_file_does_not_serve_another(tmp_path: Path) -> None:
 
 def test_other_constants_and_other_sources_are_other_kernels() -> None:
     def adds(n: int) -> Any:
-        def f(x):  # type: ignore[no-untyped-def]
+        def f(x):
             return x + n
 
         return f

@@ -25,7 +25,7 @@ if sys.platform == "linux":
     )
 
     @kernel(parallel=True)
-    def _read_masks(masks):  # type: ignore[no-untyped-def]
+    def _read_masks(masks):
         for i in prange(masks.shape[0]):
             _get_mask(0, 8 * masks.shape[1], masks[i].ctypes)
 

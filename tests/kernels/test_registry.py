@@ -89,7 +89,7 @@ def test_a_wrong_number_is_found() -> None:
         case = BY_NAME[name]
         right = case.make("odd")
 
-        def reference(run=right, **inputs):  # type: ignore[no-untyped-def]
+        def reference(run=right, **inputs):
             found = run.reference(**inputs)
             first = next(iter(found.values()))
             first.flat[-1] += 1e-4 * np.abs(first).max()
@@ -100,7 +100,7 @@ def test_a_wrong_number_is_found() -> None:
             check(wrong, "odd")
 
 
-def _with(run, reference):  # type: ignore[no-untyped-def]
+def _with(run, reference):
     return type(run)(**{**vars(run), "reference": reference})
 
 

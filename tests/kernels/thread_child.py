@@ -124,7 +124,7 @@ def at_once(run: Callable[[int], None]) -> None:
 
 
 @kernel(parallel=True)
-def double(x, out):  # type: ignore[no-untyped-def]
+def double(x, out):
     for i in prange(x.shape[0]):
         out[i] = x[i] + x[i]
 

@@ -69,7 +69,7 @@ def _embed_lora(size: str) -> Run:
 
     def ours() -> Arrays:
         np.copyto(x, start)
-        embed_lora(tokens, a, b, s, x)
+        embed_lora(tokens, a, b, scale=s, x=x)
         return {"x": x}
 
     def theirs(g: Graph) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _embed_lora_grad(size: str) -> Run:
 
     def ours() -> Arrays:
         da[...], db[...] = 0, 0
-        embed_lora_grad(dx, tokens, a, b, s, da, db)
+        embed_lora_grad(dx, tokens, a, b, scale=s, da=da, db=db)
         return {"da": da, "db": db}
 
     def theirs(g: Graph) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _rms_norm(size: str) -> Run:
     y, rstd = np.empty_like(x), np.empty(len(x), np.float32)
 
     def ours() -> Arrays:
-        rms_norm(x, w, 1e-5, y, rstd)
+        rms_norm(x, w, 1e-5, y=y, rstd=rstd)
         return {"y": y}
 
     return Run(
@@ -148,10 +148,10 @@ def _rms_norm(size: str) -> Run:
 def _rms_norm_grad(size: str) -> Run:
     x, w, dy = _norm(size)
     rstd, dx = np.empty(len(x), np.float32), np.empty_like(x)
-    rms_norm(x, w, 1e-5, np.empty_like(x), rstd)
+    rms_norm(x, w, 1e-5, y=np.empty_like(x), rstd=rstd)
 
     def ours() -> Arrays:
-        rms_norm_grad(dy, x, w, rstd, dx)
+        rms_norm_grad(dy, x, w, rstd, dx=dx)
         return {"dx": dx}
 
     return Run(
@@ -168,7 +168,7 @@ def _rms_norm_grad(size: str) -> Run:
 def _rms_norm_grad_weight(size: str) -> Run:
     x, w, dy = _norm(size)
     rstd, dw = np.empty(len(x), np.float32), np.empty_like(w)
-    rms_norm(x, w, 1e-5, np.empty_like(x), rstd)
+    rms_norm(x, w, 1e-5, y=np.empty_like(x), rstd=rstd)
 
     def ours() -> Arrays:
         dw[:] = 0

@@ -206,7 +206,7 @@ def test_every_matrix_and_norm_of_an_architecture_has_a_slot_or_takes_no_pair() 
     found = set()
     for row in ARCHS.values():
         for tensor in row.block:
-            name, dot, kind = tensor.name.rpartition(".")
+            name, _, kind = tensor.name.rpartition(".")
             if kind == "weight" and name not in no_pair:
                 slot, layer = slots.slot_of(f"blk.0.{tensor.name}") or (None, None)
                 assert slot is not None and layer == 0, tensor.name

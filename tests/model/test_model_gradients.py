@@ -49,7 +49,9 @@ def test_every_gradient_against_finite_differences(
         assert np.abs(g).max() > 0, f"{name}: a gradient of exactly zero proves nothing"
         direction = rng.standard_normal(g.shape)
         direction /= np.linalg.norm(direction)
-        numeric = slope(reference, batch, params, adapter.scale, {name: direction}, STEP)
+        numeric = slope(
+            reference, batch, params, adapter.scale, direction={name: direction}, h=STEP
+        )
         # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room
         assert float((g * direction).sum()) == pytest.approx(
             numeric, abs=1e-4 * float(np.linalg.norm(g)) + 1e-8

@@ -48,7 +48,9 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
         assert size > 0, f"{name}: a gradient of exactly zero proves nothing"
         direction = rng.standard_normal(g.shape)
         direction /= np.linalg.norm(direction)
-        numeric = slope(reference, batch, params, adapter.scale, {name: direction}, STEP)
+        numeric = slope(
+            reference, batch, params, adapter.scale, direction={name: direction}, h=STEP
+        )
         # central differences in float64: some h^2 = 1e-10 of third derivatives, and rounding 1e-11
         assert abs((g * direction).sum() - numeric) < 1e-6 * size + 1e-9, name
         # float32 kernels; a norm's B sums numbers that may cancel

@@ -84,10 +84,10 @@ def test_linear_with_lora(n: int, rank: int) -> None:
     pair = LoraPair(a, b, s, np.zeros_like(a), np.zeros_like(b))
     got = {"y": np.empty((n, N_OUT), np.float32), "dx": np.empty((n, N_IN), np.float32)}
     size = n_panels(n) * PANEL * (N_IN + 64)
-    hp = linear(w, pair, Input(x, np.empty(size, np.float32)), got["y"], None)
+    hp = linear(w, pair, Input(x, np.empty(size, np.float32)), got["y"], hidden=None)
     buffers = (np.empty(size, np.float32), np.empty(size, np.float32))
     for times in (1, 2):
-        linear_grad(w, pair, dy, x, hp, got["dx"], buffers)
+        linear_grad(w, pair, dy, x, hp=hp, dx=got["dx"], buffers=buffers)
         got["da"], got["db"] = pair.da, pair.db  # type: ignore[assignment]
         for key, value in got.items():
             # The gradients of the pair are added to what is there.
@@ -110,9 +110,9 @@ def test_cross_entropy_with_the_floor_of_2023(floor: float) -> None:
     p /= p.sum(axis=1, keepdims=True)
     p = p * (1 - floor) + floor
     losses, plain = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    cross_entropy(packed(z), targets, weight, plain, gradient=False)
+    cross_entropy(packed(z), targets, weight=weight, losses=plain, gradient=False)
     zp = packed(z)
-    cross_entropy(zp, targets, weight, losses, floor)
+    cross_entropy(zp, targets, weight=weight, losses=losses, floor=floor)
     z = unpacked(zp, rows)
     compare("losses", losses, -np.log(p[np.arange(rows), targets]).astype(np.float32), SUM)
     p[np.arange(rows), targets] -= 1
@@ -137,7 +137,7 @@ def test_output_loss(rank: int) -> None:
     dz = oracle.ggml("ggml_cross_entropy_loss_back", one, z, labels)
     dx = np.empty_like(x)
     buffers = LossBuffers(N_OUT, N_IN, rank, m)
-    total = output_loss(w, x, targets, 1 / m, dx, pair, buffers)
+    total = output_loss(w, x, targets, weight=1 / m, dx=dx, pair=pair, buffers=buffers)
     compare("output loss", np.array([total / m]), mean, SUM)
     if pair is None:
         compare("output loss, dx", dx, oracle.mul_mat_back(decoded, dz), SUM)
@@ -146,7 +146,7 @@ def test_output_loss(rank: int) -> None:
         for key, got in (("dx", dx), ("da", pair.da), ("db", pair.db)):
             assert got is not None
             compare(f"output loss with LoRA, {key}", got, wanted[key], SUM)
-    again = output_loss(w, x, targets, 1 / m, None, pair, buffers)
+    again = output_loss(w, x, targets, weight=1 / m, dx=None, pair=pair, buffers=buffers)
     assert again == total
 
 

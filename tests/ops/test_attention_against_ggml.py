@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,12 +60,39 @@ def test_attention(heads: tuple[int, int], window: int, max_bias: float, cap: fl
     q, k, v, do = normal(1, n, h, d) * 2, normal(2, n, g, d), normal(3, n, g, d), normal(4, n, h, d)
     slopes = alibi_slopes(h, max_bias)
     o, lse = np.empty_like(q), np.empty((n, h), np.float32)
-    attention(q, k, v, offsets, offsets, scale, slopes, o, lse, window, cap)
+    attention(
+        q,
+        k,
+        v,
+        q_offsets=offsets,
+        k_offsets=offsets,
+        scale=scale,
+        slopes=slopes,
+        o=o,
+        lse=lse,
+        window=window,
+        cap=cap,
+    )
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    attention_grad(do, q, k, v, o, lse, offsets, scale, slopes, dq, dk, dv, window, cap)
+    attention_grad(
+        do,
+        q,
+        k,
+        v,
+        o=o,
+        lse=lse,
+        offsets=offsets,
+        scale=scale,
+        slopes=slopes,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        window=window,
+        cap=cap,
+    )
 
     wanted = [np.empty_like(x) for x in (o, dq, dk, dv)]
-    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+    for a, b in itertools.pairwise(offsets):
         mask = causal_mask(b - a, b - a, window, max_bias > 0)
         one = of_one_sequence(q[a:b], k[a:b], v[a:b], do[a:b], mask, scale, max_bias, cap)
         for whole, part in zip(wanted, one, strict=True):

@@ -28,9 +28,31 @@ def run(
     k, v = (rng.standard_normal((keys, kv, d)).astype(np.float32) for _ in range(2))
     q_off, k_off = np.array([0, n], np.int32), np.array([0, keys], np.int32)
     slopes, o, lse = alibi_slopes(heads, bias), np.empty_like(q), np.empty((n, heads), np.float32)
-    attention(q, k, v, q_off, k_off, d**-0.5, slopes, o, lse, window, cap)
+    attention(
+        q,
+        k,
+        v,
+        q_offsets=q_off,
+        k_offsets=k_off,
+        scale=d**-0.5,
+        slopes=slopes,
+        o=o,
+        lse=lse,
+        window=window,
+        cap=cap,
+    )
     wide = [x.astype(np.float64) for x in (q, k, v)]
-    want = attention_ref(wide[0], wide[1], wide[2], q_off, k_off, d**-0.5, slopes, window, cap)
+    want = attention_ref(
+        wide[0],
+        wide[1],
+        wide[2],
+        q_offsets=q_off,
+        k_offsets=k_off,
+        scale=d**-0.5,
+        slopes=slopes,
+        window=window,
+        cap=cap,
+    )
     return o, lse, want
 
 
@@ -74,7 +96,17 @@ def test_few_and_many_queries_meet() -> None:
     for part in (q, q[1:]):
         o, lse = np.empty_like(part), np.empty(part.shape[:2], np.float32)
         q_off, k_off = np.array([0, len(part)], np.int32), np.array([0, keys], np.int32)
-        attention(np.ascontiguousarray(part), k, v, q_off, k_off, 0.25, slopes, o, lse)
+        attention(
+            np.ascontiguousarray(part),
+            k,
+            v,
+            q_offsets=q_off,
+            k_offsets=k_off,
+            scale=0.25,
+            slopes=slopes,
+            o=o,
+            lse=lse,
+        )
         outs.append((o, lse))
     for many, few in zip(*outs, strict=True):
         np.testing.assert_allclose(many[1:], few, atol=2e-6)

@@ -137,7 +137,7 @@ def test_every_gradient_is_the_slope_under_the_same_mask(model: Model, checkpoin
         bound.refresh()
         bound.dropout = mask
         model.forward(bound, acts, batch)
-        return model.loss(bound, acts, buffers, batch, 1.0, gradient=gradient)
+        return model.loss(bound, acts, buffers, batch, weight=1.0, gradient=gradient)
 
     loss(True)
     model.backward(bound, acts, batch)

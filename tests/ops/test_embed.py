@@ -49,7 +49,7 @@ def test_pair_is_a_change_of_the_table() -> None:
     a, b = pair(2)
     x = np.empty((len(TOKENS), 64), np.float32)
     embed(w, TOKENS, x)
-    embed_lora(TOKENS, a, b, 0.5, x)
+    embed_lora(TOKENS, a, b, scale=0.5, x=x)
     changed = rows.astype(np.float64) + 0.5 * b.astype(np.float64) @ a.astype(np.float64)
     np.testing.assert_allclose(x, changed[TOKENS], rtol=0, atol=2e-6)  # sums of 4 numbers
 
@@ -59,9 +59,9 @@ def test_gradients_add_and_repeated_tokens_share() -> None:
     dx = np.random.default_rng(4).standard_normal((len(TOKENS), 64)).astype(np.float32)
     da, db = np.ones_like(a), np.ones_like(b)
     for _ in range(2):
-        embed_lora_grad(dx, TOKENS, a, b, 0.5, da, db)
+        embed_lora_grad(dx, TOKENS, a, b, scale=0.5, da=da, db=db)
     wanted_a, wanted_b = embed_lora_grad_ref(
-        dx.astype(float), TOKENS, a.astype(float), b.astype(float), 0.5
+        dx.astype(float), TOKENS, a.astype(float), b.astype(float), scale=0.5
     )
     np.testing.assert_allclose(da, 1 + 2 * wanted_a, rtol=0, atol=1e-5)  # numbers up to 20
     np.testing.assert_allclose(db, 1 + 2 * wanted_b, rtol=0, atol=1e-4)  # numbers up to 50
@@ -76,10 +76,10 @@ def test_b_of_zeros() -> None:
     a, b = pair(5)
     b[:] = 0
     x = np.ones((len(TOKENS), 64), np.float32)
-    embed_lora(TOKENS, a, b, 1.0, x)
+    embed_lora(TOKENS, a, b, scale=1.0, x=x)
     assert (x == 1).all()
     da, db = np.zeros_like(a), np.zeros_like(b)
-    embed_lora_grad(x, TOKENS, a, b, 1.0, da, db)
+    embed_lora_grad(x, TOKENS, a, b, scale=1.0, da=da, db=db)
     assert (da == 0).all() and (db[3] != 0).all()
 
 
@@ -87,8 +87,10 @@ def test_one_token_of_a_long_stream() -> None:
     a, b = pair(6, 300, 576, 16)
     tokens = np.random.default_rng(7).integers(0, 300, 1000).astype(np.int32)
     x = np.zeros((1000, 576), np.float32)
-    embed_lora(tokens, a, b, 0.25, x)
-    wanted = embed_lora_ref(np.zeros(576), tokens[999:], a.astype(float), b.astype(float), 0.25)
+    embed_lora(tokens, a, b, scale=0.25, x=x)
+    wanted = embed_lora_ref(
+        np.zeros(576), tokens[999:], a.astype(float), b.astype(float), scale=0.25
+    )
     np.testing.assert_allclose(x[999], wanted[0], rtol=0, atol=2e-6)
 
 
@@ -101,9 +103,9 @@ def test_tokens_outside_the_vocabulary_are_refused(bad: int) -> None:
     with pytest.raises(ValueError, match="embed: tokens"):
         embed(w, tokens, x)
     with pytest.raises(ValueError, match="embed_lora: tokens"):
-        embed_lora(tokens, a, b, 1.0, x)
+        embed_lora(tokens, a, b, scale=1.0, x=x)
     with pytest.raises(ValueError, match="embed_lora_grad: tokens"):
-        embed_lora_grad(x, tokens, a, b, 1.0, np.zeros_like(a), np.zeros_like(b))
+        embed_lora_grad(x, tokens, a, b, scale=1.0, da=np.zeros_like(a), db=np.zeros_like(b))
     assert (x == 0).all()
 
 
@@ -119,6 +121,8 @@ def test_bad_arrays_are_refused() -> None:
             embed(w, TOKENS, bad)
     a, b = pair(9)
     with pytest.raises(ValueError, match="da has shape"):
-        embed_lora_grad(x, TOKENS, a, b, 1.0, np.zeros((4, 64), np.float32), np.zeros_like(b))
+        embed_lora_grad(
+            x, TOKENS, a, b, scale=1.0, da=np.zeros((4, 64), np.float32), db=np.zeros_like(b)
+        )
     with pytest.raises(ValueError, match="db is float64"):
-        embed_lora_grad(x, TOKENS, a, b, 1.0, np.zeros_like(a), np.zeros((50, 3)))
+        embed_lora_grad(x, TOKENS, a, b, scale=1.0, da=np.zeros_like(a), db=np.zeros((50, 3)))

@@ -29,7 +29,7 @@ def call(routine: Any) -> Any:
     """The routine as a function that can be called from Python."""
 
     @njit
-    def run(*args):  # type: ignore[no-untyped-def]
+    def run(*args):
         return routine(*args)
 
     return run

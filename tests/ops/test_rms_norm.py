@@ -25,7 +25,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 def run(x: np.ndarray, w: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
     y, rstd = np.empty_like(x), np.empty(len(x), np.float32)
-    rms_norm(x, w, eps, y, rstd)
+    rms_norm(x, w, eps, y=y, rstd=rstd)
     return y, rstd
 
 
@@ -37,7 +37,7 @@ def test_worked_example() -> None:
     np.testing.assert_allclose(y, [[3 / 5, 8 / 5]], rtol=1e-7)
     # g = (1, 2), xh = (0.6, 0.8), mean(g xh) = 1.1: dx = ((1, 2) - 1.1 (0.6, 0.8)) / 5
     dx, dw = np.empty_like(x), np.zeros(2, np.float32)
-    rms_norm_grad(np.ones_like(x), x, w, rstd, dx)
+    rms_norm_grad(np.ones_like(x), x, w, rstd, dx=dx)
     np.testing.assert_allclose(dx, [[0.068, 0.224]], rtol=1e-6)
     rms_norm_grad_weight(np.ones_like(x), x, rstd, dw)
     np.testing.assert_allclose(dw, [0.6, 0.8], rtol=1e-6)
@@ -47,10 +47,10 @@ def test_gradients_add() -> None:
     x, dy, w = normal(1, 37, 101), normal(2, 37, 101), normal(3, 101)
     _, rstd = run(x, w)
     alone = np.empty_like(x)
-    rms_norm_grad(dy, x, w, rstd, alone)
+    rms_norm_grad(dy, x, w, rstd, dx=alone)
     added = normal(4, 37, 101)
     before = added.copy()
-    rms_norm_grad(dy, x, w, rstd, added, add=True)
+    rms_norm_grad(dy, x, w, rstd, dx=added, add=True)
     # the same numbers but for one rounding of the sum
     np.testing.assert_allclose(added, before + alone, rtol=0, atol=1e-6)
     once, twice = np.zeros_like(w), np.zeros_like(w)
@@ -64,8 +64,8 @@ def test_dy_may_be_dx() -> None:
     x, dy, w = normal(1, 5, 64), normal(2, 5, 64), normal(3, 64)
     _, rstd = run(x, w)
     dx = np.empty_like(x)
-    rms_norm_grad(dy, x, w, rstd, dx)
-    rms_norm_grad(dy, x, w, rstd, dy)
+    rms_norm_grad(dy, x, w, rstd, dx=dx)
+    rms_norm_grad(dy, x, w, rstd, dx=dy)
     np.testing.assert_allclose(dy, dx, rtol=0, atol=1e-6)
 
 
@@ -135,14 +135,14 @@ def test_outputs_are_checked() -> None:
         (y, np.empty((4, 1), np.float32)),
     ]:
         with pytest.raises(ValueError, match="rms_norm"):
-            rms_norm(x, w, 1e-5, bad_y, bad_rstd)
+            rms_norm(x, w, 1e-5, y=bad_y, rstd=bad_rstd)
     y.flags.writeable = False
     with pytest.raises(ValueError, match="y is read-only"):
-        rms_norm(x, w, 1e-5, y, rstd)
+        rms_norm(x, w, 1e-5, y=y, rstd=rstd)
     with pytest.raises(ValueError, match="dw has shape"):
         rms_norm_grad_weight(x, x, rstd, np.zeros(7, np.float32))
     with pytest.raises(ValueError, match="wanted \\[N, C\\]"):
-        rms_norm(x[0], w, 1e-5, x[0], rstd)
+        rms_norm(x[0], w, 1e-5, y=x[0], rstd=rstd)
 
 
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_linear_scaling_and_factors() -> None:
 def test_yarn() -> None:
     """Quick pairs keep their angle, slow ones are interpolated, all carry the magnitude."""
     n_rot, base, scale, n_ctx = 64, 1e4, 0.25, 2048
-    low, high = yarn_range(n_rot, n_ctx, base, 32.0, 1.0)
+    low, high = yarn_range(n_rot, n_ctx, base, beta_fast=32.0, beta_slow=1.0)
     # pair i turns 2048 * 1e4^(-i/32) / (2 pi) times: 32 times at i = 8.06, once at i = 20.1
     assert (float(low), float(high)) == (8, 21)
     cos, sin = rope_tables(64, n_rot, base, freq_scale=scale, ext_factor=1.0, n_ctx_orig=n_ctx)
@@ -131,7 +131,7 @@ def test_bad_arguments() -> None:
     x, tables = normal(1, 3, 2, 8), rope_tables(10, 8, 1e4)
     positions = np.array([0, 1, 2], np.int32)
     for bad in ([0, 1, 10], [-1, 1, 2]):
-        with pytest.raises(ValueError, match="rope: positions -?[0-9]+..[0-9]+, tables of 10"):
+        with pytest.raises(ValueError, match=r"rope: positions -?[0-9]+\.\.[0-9]+, tables of 10"):
             rope(x, np.array(bad, np.int32), *tables, halves=False)
     with pytest.raises(ValueError, match="x is read-only"):
         rope(np.broadcast_to(x[:1, :1], (1, 1, 8)), positions[:1], *tables, halves=False)

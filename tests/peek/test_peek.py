@@ -58,7 +58,7 @@ def test_activations_are_those_of_the_reference(case: str, tmp_path: Path) -> No
         loss_and_gradients(model, adapter, batch, checkpointing=True)
     wanted: dict[str, np.ndarray] = {}
     reference, params = ReferenceModel(model), parameters64(adapter)
-    reference.logits(batch, params, adapter.scale, wanted.__setitem__)
+    reference.logits(batch, params, adapter.scale, seen=wanted.__setitem__)
     compared = 0
     for node, x in wanted.items():
         if node in seen:
@@ -220,19 +220,19 @@ def test_names() -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
-    with pytest.raises(UsageError, match="nothing is named atn_norm-0"):
-        with nbllama.peek.watch(model, "attn_norm-0", "atn_norm-0"):
-            pass
-    with pytest.raises(NotEnoughMemory, match="result_output"):
-        with nbllama.peek.watch(model, "result_output", most_bytes=5000):
-            nbllama.logits(model, list(range(10)))
+    watch = nbllama.peek.watch
+    misspelt = pytest.raises(UsageError, match="nothing is named atn_norm-0")
+    with misspelt, watch(model, "attn_norm-0", "atn_norm-0"):
+        pass
+    too_much = pytest.raises(NotEnoughMemory, match="result_output")
+    with too_much, watch(model, "result_output", most_bytes=5000):
+        nbllama.logits(model, list(range(10)))
     assert model.watch is None
-    with nbllama.peek.watch(model, "l_out-0"):
-        with pytest.raises(RuntimeError, match="watched already"):
-            with nbllama.peek.watch(model, "l_out-0"):
-                pass
+    twice = pytest.raises(RuntimeError, match="watched already")
+    with watch(model, "l_out-0"), twice, watch(model, "l_out-0"):
+        pass
     assert isinstance(Watcher(model, Patterns(["*"]), Dump()), Watcher)
-    with pytest.raises(UsageError, match="nothing is named blk.9"):
+    with pytest.raises(UsageError, match=r"nothing is named blk\.9"):
         adapter = toy_adapter(model, SLOTS)
         Dumps(["1:blk.9.*"], "x", trainer(model, adapter, random_rows(model, [4])), print)
 

@@ -115,7 +115,7 @@ def test_writable_input_is_not_a_second_compilation(type_id: int) -> None:
     assert raw.flags.writeable
 
 
-def test_memmap(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_memmap(tmp_path) -> None:
     raw = random_blocks(2, 10)
     (tmp_path / "w").write_bytes(b"x" + raw.tobytes())
     mapped = np.memmap(tmp_path / "w", dtype=np.uint8, mode="r")[1:]

@@ -18,36 +18,36 @@ Q4_1 = 3
 
 
 @kernel()
-def _literal(raw, out):  # type: ignore[no-untyped-def]
+def _literal(raw, out):
     decode_blocks(2, raw, 0, out.shape[0] // 32, out, 0)
 
 
 @kernel()
-def _global_constant(raw, out):  # type: ignore[no-untyped-def]
+def _global_constant(raw, out):
     decode_blocks(Q4_1, raw, 0, out.shape[0] // 32, out, 0)
 
 
 @kernel()
-def _unsigned_offsets(raw, out):  # type: ignore[no-untyped-def]
+def _unsigned_offsets(raw, out):
     for b in range(out.shape[0] // 32):
         i = np.uint64(b)
         decode_blocks(2, raw, i * np.uint64(18), np.uint32(1), out, i * np.uint64(32))
 
 
 @kernel()
-def _not_literal(type_id, raw, out):  # type: ignore[no-untyped-def]
+def _not_literal(type_id, raw, out):
     decode_blocks(type_id, raw, 0, 1, out, 0)
 
 
 @kernel()
-def _unknown(raw, out):  # type: ignore[no-untyped-def]
+def _unknown(raw, out):
     decode_blocks(15, raw, 0, 1, out, 0)
 
 
 @pytest.mark.parametrize(
     "entry, type_id", [(_literal, 2), (_global_constant, Q4_1), (_unsigned_offsets, 2)]
 )
-def test_the_literal_picks_the_decoder(entry, type_id: int) -> None:  # type: ignore[no-untyped-def]
+def test_the_literal_picks_the_decoder(entry, type_id: int) -> None:
     raw = random_blocks(type_id, 8)
     out = np.empty(256, np.float32)
     entry(raw, out)

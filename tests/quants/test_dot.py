@@ -50,7 +50,7 @@ def _product_of(type_id: int) -> Any:
     size = QUANTS[type_id].type_size
 
     @kernel()
-    def run(raw, blocks, q, d, sums, y):  # type: ignore[no-untyped-def]
+    def run(raw, blocks, q, d, sums, y):
         for t in range(y.shape[0]):
             for n in range(y.shape[1]):
                 y[t, n] = dot_blocks(

@@ -11,31 +11,31 @@ from nbllama.quants._raw import bf16, f16, f16_by_integers, half_of_bits, i8, u8
 
 
 @kernel()
-def _f16(raw, out):  # type: ignore[no-untyped-def]
+def _f16(raw, out):
     for i in range(out.shape[0]):
         out[i] = f16(raw, 2 * i)
 
 
 @kernel()
-def _f16_by_integers(raw, out):  # type: ignore[no-untyped-def]
+def _f16_by_integers(raw, out):
     for i in range(out.shape[0]):
         out[i] = f16_by_integers(raw, 2 * i)
 
 
 @kernel()
-def _half_of_bits(raw, out):  # type: ignore[no-untyped-def]
+def _half_of_bits(raw, out):
     for i in range(out.shape[0]):
         out[i] = half_of_bits(u16(raw, 2 * i))
 
 
 @kernel()
-def _bf16(raw, out):  # type: ignore[no-untyped-def]
+def _bf16(raw, out):
     for i in range(out.shape[0]):
         out[i] = bf16(raw, 2 * i)
 
 
 @kernel()
-def _integers(raw, i):  # type: ignore[no-untyped-def]
+def _integers(raw, i):
     return u8(raw, i), i8(raw, i), u16(raw, i), u32(raw, i)
 
 
@@ -43,7 +43,7 @@ ALL = np.arange(65536, dtype="<u2")
 
 
 @pytest.mark.parametrize("read", [_f16, _f16_by_integers, _half_of_bits])
-def test_every_half(read) -> None:  # type: ignore[no-untyped-def]
+def test_every_half(read) -> None:
     got = np.empty(65536, np.float32)
     read(as_readonly(ALL.view(np.uint8)), got)
     want = ALL.view("<f2").astype(np.float32)

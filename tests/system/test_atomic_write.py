@@ -46,7 +46,7 @@ class TestAtomicWrite:
 
     def test_an_error_about_another_file_is_not_ours(self, path: Path) -> None:
         with pytest.raises(FileNotFoundError), atomic_write(path):
-            open(path.parent / "missing", "rb")
+            (path.parent / "missing").read_bytes()
         assert os.listdir(path.parent) == []
 
     @POSIX

@@ -17,7 +17,7 @@ Q: dict[str, Any] = {"role": "user", "content": "q"}
 
 def answer(prompt: str, through: str, content: str = "yes", closer: str = "", **more: Any) -> str:
     messages = [Q, {"role": "assistant", "content": content, **more}]
-    return split_answer(prompt, through, messages, 1, closer).text(through)
+    return split_answer(prompt, through, messages, 1, closer=closer).text(through)
 
 
 @pytest.mark.parametrize(

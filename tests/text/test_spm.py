@@ -61,9 +61,11 @@ def test_score_ties(tmp_path: Path, levels: int) -> None:
     rng = random.Random(levels)
     rows = [*HEAD, *BYTES, *((c, -1.0, NORMAL) for c in "abc")]
     for n in (2, 3, 4):
-        for letters in itertools.product("abc", repeat=n):
-            if rng.random() < 0.6:
-                rows.append(("".join(letters), -float(rng.randrange(levels)), NORMAL))
+        rows += [
+            ("".join(letters), -float(rng.randrange(levels)), NORMAL)
+            for letters in itertools.product("abc", repeat=n)
+            if rng.random() < 0.6
+        ]
     check(write(tmp_path / "v.gguf", rows, add_space_prefix=False), words("abc", 600, 14))
 
 

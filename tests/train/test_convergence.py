@@ -95,7 +95,7 @@ def test_reasons_name_their_option() -> None:
         ({"past": 1, "delta": 0.1}, "--opt-past"),
         ({"max_no_improvement": 1}, "--opt-max-no-improvement"),
     ):
-        tests = Convergence(**options)  # type: ignore[arg-type]
+        tests = Convergence(**options)
         reasons = [tests.reached(2.0, i) for i in range(3)]
         assert word in next(filter(None, reasons))
 

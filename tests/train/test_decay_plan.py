@@ -24,7 +24,7 @@ def run_of(
     given = parse(["--model-base", "m", "--seed", "1", *words.split()])
     options, done = completed(given, state), state.iteration if state is not None else 0
     assert options.adam_iter is not None
-    decay = plan(options, given.cos_decay_steps, state, kind, options.adam_iter)
+    decay = plan(options, given.cos_decay_steps, state, data_kind=kind, n_iter=options.adam_iter)
     s = resolve(
         replace(options, cos_decay_steps=decay.end), kind, 1000, missing=(), cores=1, new_seed=1,
         done=done, begin=decay.begin,
@@ -176,7 +176,7 @@ def test_a_run_without_a_rate_is_refused(words: str, part: str, kind: str) -> No
 def test_a_continuation_without_a_rate_is_refused() -> None:
     words = "--adam-iter 20 --lr-decay-steps 15 --lr-decay-min 0 --warmup 2"
     for kind in ("raw", "chat"):
-        with pytest.raises(UsageError, match="decay ended at iteration 15 .* with --force"):
+        with pytest.raises(UsageError, match=r"decay ended at iteration 15 .* with --force"):
             run_of("--adam-iter 5", after(words, 20, kind=kind), kind)
     beyond = after("--adam-iter 20", 20)
     beyond.iteration = 30

@@ -83,7 +83,8 @@ def test_an_old_run_goes_on_in_our_way(tmp_path: Path) -> None:
     run("parts", GOLDEN / "a-chk-10.gguf", 2)
     run("parts", tmp_path / "parts" / "chk-LATEST.gguf", 2)
     rows = [log_rows(tmp_path / f / "log.jsonl") for f in ("whole", "parts")]
-    assert [[r["loss"] for r in log] for log in rows][0] == [r["loss"] for r in rows[1]]
+    losses = [[r["loss"] for r in log] for log in rows]
+    assert losses[0] == losses[1]
     printed = printed_losses(GOLDEN / "a.log")
     assert rows[0][0]["loss"] == pytest.approx(printed[11], rel=LOSSES)
     a, b = (tensors(tmp_path / f / "chk-14.gguf") for f in ("whole", "parts"))

@@ -55,9 +55,8 @@ def board_values(folder: Path, tag: str) -> list[Any]:
             (size,) = struct.unpack_from("<Q", raw, at)
             event = Event.FromString(raw[at + 12 : at + 12 + size])
             at += size + 16
-            for value in event.summary.value:
-                if value.tag == tag:
-                    found.append((event.step, value.simple_value))
+            values = [v.simple_value for v in event.summary.value if v.tag == tag]
+            found += [(event.step, value) for value in values]
     return found
 
 
@@ -82,9 +81,8 @@ def test_answers_are_those_of_the_adapter_as_it_is(folder: Path, run: Run) -> No
     assert run(logged(folder, 4, *more, "--eval-every", "4", "--warmup", "0")).code == 0
     model = load_model(folder / "toy.gguf")
     ids = model.tokenizer.encode("the hen and", add_special=True)
-    said = []
-    for adapter in (None, load_adapter(folder / "lora-4.gguf", model.hp, model.shapes)):
-        said.append(model.tokenizer.decode(nbllama.generate(model, ids, 8, adapter)))
+    adapters = (None, load_adapter(folder / "lora-4.gguf", model.hp, model.shapes))
+    said = [model.tokenizer.decode(nbllama.generate(model, ids, 8, a)) for a in adapters]
     told = [row["samples"][0]["answer"] for row in events(folder / "log.jsonl", "evaluation")]
     assert told == said and said[0] != said[1]
 

@@ -101,7 +101,7 @@ def trainer(model: Model, adapter: Adapter, data: Any, **options: Any) -> Traine
     feed = SeedFeed(data, options.pop("seed", 7))
     standard: dict[str, Any] = dict(feed=feed, batch=2, grad_acc=1, checkpointing=False)
     options = standard | options
-    return Trainer(model, adapter, AdamW(adapter.parameters(), **own), data, rates, **options)
+    return Trainer(model, adapter, AdamW(adapter.parameters(), **own), data, rates=rates, **options)
 
 
 class State(NamedTuple):

@@ -9,8 +9,9 @@ _INSTRUCTION, _RESPONSE = "\n\n### Instruction:\n\n", "\n\n### Response:\n\n"
 
 
 def predict(talk: Talk) -> None:
-    """Go on with the prompt until it ends, its length or context is reached, or a reverse prompt
-    comes.
+    """Continue the prompt until the text ends.
+
+    It ends at its length, a full context or a reverse prompt too.
     """
     talk.open(_prompt(talk))
     stops = talk.stops(slack=2)

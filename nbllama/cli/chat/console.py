@@ -10,7 +10,7 @@ import locale
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from nbllama.errors import shown
@@ -36,14 +36,13 @@ class Console:
         if reconfigure is not None:
             reconfigure(encoding="utf-8", errors="surrogateescape")
         if self.typed and _utf8_locale():
-            try:
+            with suppress(ImportError):
                 import readline  # noqa: F401  # lines can be edited
-            except ImportError:
-                pass
 
     def write(self, text: str, style: str = "") -> None:
-        """Text of the model or of a prompt, at once. On a terminal, characters that would steer it
-        are written as escapes.
+        """Write text of the model or of a prompt, at once.
+
+        On a terminal, characters that would steer it are written as escapes.
         """
         if not text:
             return
@@ -55,11 +54,12 @@ class Console:
         self._clean = text.endswith("\n")
 
     def note(self, line: str) -> None:
-        """A line about the run."""
+        """Write a line about the run."""
         self.end_line()
         print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
+        """End the line, if something is on it, and the colours."""
         self._set("")
         if not self._clean:
             sys.stdout.write("\n")
@@ -67,8 +67,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """A message: a line, and further ones as long as they end with a backslash; None at the end
-        of the input. `prompt` is written where someone types.
+        """Read a message: a line, and further ones as long as they end with a backslash.
+
+        None at the end of the input. `prompt` is written where someone types.
         """
         lines: list[str] = []
         while True:
@@ -108,6 +109,7 @@ class Interrupt:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
+        """Catch SIGINT while the context is open."""
         before = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -124,6 +126,7 @@ class Interrupt:
             self._answering = self._asked = False
 
     def check(self) -> None:
+        """Raise `Stopped` if Ctrl-C was pressed."""
         if self._asked:
             raise Stopped
 

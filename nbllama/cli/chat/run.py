@@ -51,7 +51,7 @@ def run(main: Main, threads: int) -> None:
         parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
         adapter = mix(parts) if parts else None
         n_ctx = context(o.ctx_size, model.hp, o.strict, console)
-        told = session_memory(model, adapter, n_ctx, o.batch_size, threads)
+        told = session_memory(model, adapter, n_ctx, step=o.batch_size, threads=threads)
         if o.dry_run:
             print("\n".join(forecast_lines(model, told, n_ctx, o.batch_size)))
         check_memory(told, n_ctx)
@@ -98,8 +98,10 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 
 
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
-    """The template of `--chat-template`; else the model's, ChatML where the vocabulary has its
-    tokens, and Alpaca's plain text for the rest. `variables`: those of `--template-vars`.
+    """Return the template of `--chat-template`, or else the model's.
+
+    A model without one gets ChatML where the vocabulary has its tokens, and otherwise Alpaca's
+    plain text. `variables`: those of `--template-vars`.
 
     Raises `UsageError` or `GGUFError` for a template that cannot be used.
     """
@@ -125,7 +127,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 
 
 def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """The table of `--dry-run`. What the program holds is measured, all else is added up."""
+    """Write the table of `--dry-run`. What the program holds is measured, all else is added up."""
     model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
     held = resident() - mapped(model.gguf.path)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
@@ -141,7 +143,7 @@ def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) ->
 
 
 def check_memory(told: SessionMemory, n_ctx: int) -> None:
-    """Raises `NotEnoughMemory` for a session that takes more than the system has available."""
+    """Raise `NotEnoughMemory` for a session that takes more than the system has available."""
     available = available_memory()
     if told.private > available:
         raise NotEnoughMemory(

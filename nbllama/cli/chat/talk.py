@@ -41,7 +41,7 @@ class Stops:
 
 
 def read_text(options: MainOptions) -> str:
-    """The text of `--prompt` or `--file`; of a file, a line break at its end is left out.
+    """Return the text of `--prompt` or `--file`; of a file, a line break at its end is left out.
 
     Raises `DataError` for a file that cannot be read, is empty or not UTF-8.
     """
@@ -65,7 +65,7 @@ class Talk:
     seed: int | None = None  # of the draws, if there are any
 
     def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
-        """The reverse prompts of the command line, and `more`."""
+        """Return the reverse prompts of the command line, and `more`."""
         o = self.options
         texts = [read_escapes(o, text, "--reverse-prompt") for text in o.reverse_prompt]
         return Stops(self.tokenizer, [*texts, *more], slack)
@@ -102,8 +102,9 @@ class Talk:
             self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
 
     def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
-        """Write an answer as it is drawn. Returns it, and why it ended: "eog", "stop" (a reverse
-        prompt), "length", "interrupt" or "full".
+        """Write an answer as it is drawn; return it, and why it ended.
+
+        That is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
 
         `stoppable`: Ctrl-C ends the answer, not the program.
         """

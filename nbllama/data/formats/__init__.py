@@ -35,7 +35,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """The format that most of `records` have the keys of; None where none has those of any.
+    """Return the format that most of `records` have the keys of; None where none has those of any.
 
     A key with null counts as missing: tables that were merged have such.
     """

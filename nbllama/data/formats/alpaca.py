@@ -23,7 +23,7 @@ from nbllama.errors import DataError
 
 
 def read(record: Record, style: Style) -> Conversation:
-    """The instruction and its answer as messages. Raises `DataError`."""
+    """Read the instruction and its answer as messages. Raises `DataError`."""
     question = filled(text_of(record, "instruction"), "the instruction")
     more = text_of(record, "input", default="")
     answer = filled(text_of(record, "output"), "the answer (output)")

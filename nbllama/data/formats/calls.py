@@ -13,8 +13,10 @@ _OTHER = ("name", "id", "type", "index", "function", "description", "strict")
 
 
 def calls_of(message: Record, where: str) -> list[Message]:
-    """The calls of a message, each {"id", "type", "function": {"name", "arguments", "text"}} with
-    the arguments as an object, and as they were written where that was JSON text.
+    """Return the calls of a message.
+
+    Each is {"id", "type", "function": {"name", "arguments", "text"}} with the arguments as an
+    object, and as they were written where that was JSON text.
 
     Raises `DataError` with `where` in front.
     """
@@ -57,7 +59,7 @@ def _call(call: Any, where: str) -> Message:
 
 
 def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
-    """The key that holds a call's arguments; None for a call without any."""
+    """Return the key that holds a call's arguments; None for a call without any."""
     given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
     if len(given) > 1:
         raise DataError(

@@ -29,14 +29,16 @@ MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
 
 
 def read(record: Record, style: Style) -> Conversation:
-    """The messages of a chat. Raises `DataError`."""
+    """Read the messages of a chat. Raises `DataError`."""
     messages, silent, told = messages_of(record, "messages")
     return conversation(messages, silent, record, told)
 
 
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
-    """The messages under `key`, the numbers (from 0) of the answers that are not trained, and what
-    there is to tell (see `Conversation`).
+    """Return the messages under `key`.
+
+    With them the numbers (from 0) of the answers that are not trained, and kinds of notices (see
+    `Conversation`).
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
@@ -65,8 +67,9 @@ def _message(message: Any, where: str) -> Message:
 
 
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
-    """What a message has beside role and content: its thought, its calls, the call it answers.
-    Raises `DataError`.
+    """Return what a message has in addition to role and content.
+
+    Its thought, its calls, the call it answers. Raises `DataError`.
     """
     out: Message = {}
     thought = _thought(message, where)
@@ -103,7 +106,7 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """The numbers of the answers that a key takes out of training, and what there is to tell.
+    """Return the numbers of the answers that a key takes out of training, and kinds of notices.
 
     Raises `DataError` for a key with another value than yes or no, for keys that contradict each
     other, and for one that asks to train another message than an answer.

@@ -29,10 +29,11 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 
 
 class Conversation(NamedTuple):
-    """Messages for a chat template. `silent`: numbers (from 0) of assistant messages that are read
-    but not trained. `tools`: as a server gets them, or None. `variables`: of the template, for this
-    chat. `told`: what was read in another way than it is written, as keys of
-    `nbllama.data.notices.READ`.
+    """Messages for a chat template.
+
+    `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
+    server gets them, or None. `variables`: of the template, for this chat. `told`: what was read in
+    another way than it is written, as keys of `nbllama.data.notices.READ`.
     """
 
     messages: list[Message]
@@ -73,8 +74,9 @@ def conversation(
     record: Record | None = None,
     told: tuple[str, ...] = (),
 ) -> Conversation:
-    """A conversation, once there is something in it to train, with the tools and the template's
-    variables of its record. Raises `DataError`.
+    """Make a conversation, once there is something in it to train.
+
+    It has the tools and the template's variables of its record. Raises `DataError`.
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE]
     if not answers:
@@ -90,7 +92,7 @@ def conversation(
 
 
 def tools_of(record: Record) -> list[Any] | None:
-    """The tools of a record, of "tools" or the older "functions": a list, or one as JSON text.
+    """Return a record's tools, of "tools" or the older "functions": a list, or one as JSON text.
 
     A bare function gets the frame {"type": "function", "function": ...} that servers ask for.
     Raises `DataError`.
@@ -122,7 +124,7 @@ def tools_of(record: Record) -> list[Any] | None:
 
 
 def variables_of(record: Record) -> dict[str, Any] | None:
-    """The template's variables for a record, of "chat_template_kwargs". Raises `DataError`."""
+    """Return a record's template variables, of "chat_template_kwargs". Raises `DataError`."""
     value = record.get("chat_template_kwargs")
     if isinstance(value, str) and value.strip():
         try:
@@ -141,7 +143,7 @@ def variables_of(record: Record) -> dict[str, Any] | None:
 
 
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
-    """The text under `key`; null and a missing key count as `default` if there is one.
+    """Return the text under `key`; null and a missing key count as `default` if there is one.
 
     Raises `DataError` for a missing key, another type than text, and half a surrogate pair.
     """
@@ -172,9 +174,7 @@ def check_unicode(value: str, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` for a value that is nested too deeply to be passed on, or holds half a
-    surrogate pair.
-    """
+    """Raise `DataError` for a value that is nested too deeply, or holds half a surrogate pair."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -191,7 +191,7 @@ def check_json(value: Any, what: str) -> None:
 
 
 def kind_of(value: object) -> str:
-    """The JSON name of a value's type."""
+    """Return the JSON name of a value's type."""
     if value is None:
         return "null"
     names: dict[type, str] = {
@@ -206,5 +206,5 @@ def kind_of(value: object) -> str:
 
 
 def keys_of(record: Record) -> str:
-    """A record's keys for an error's line."""
+    """List a record's keys for an error's line."""
     return shown(", ".join(record) or "none", 80)

@@ -45,7 +45,7 @@ ROLES = {
 
 
 def read(record: Record, style: Style) -> Conversation:
-    """The messages of a conversation. Raises `DataError`."""
+    """Read the messages of a conversation. Raises `DataError`."""
     turns = record.get("conversations")
     system = text_of(record, "system", default="")
     first = [{"role": "system", "content": system}] if system.strip() else []
@@ -76,8 +76,9 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _calls(value: str, where: str) -> tuple[list[Message], str]:
-    """The calls of a turn "function_call", whose value is JSON of one or of a list; else its text,
-    which is then an answer as it is.
+    """Return the calls of a turn "function_call", and its text.
+
+    Its value is JSON of one call or of a list; else it is an answer as it is.
     """
     if not value.lstrip().startswith(("{", "[")):
         return [], value

@@ -6,7 +6,7 @@ from nbllama.data.formats.record import Continuation, Format, Record, Style, fil
 
 
 def read(record: Record, style: Style) -> Continuation:
-    """The document. Raises `DataError`."""
+    """Read the document. Raises `DataError`."""
     return Continuation("", filled(text_of(record, "text"), "the text"))
 
 

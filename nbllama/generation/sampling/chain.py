@@ -53,7 +53,7 @@ class Sampler:
         self._random = Random(self._params.seed)
 
     def sample(self, logits: np.ndarray) -> int:
-        """A token by its logits, float32 `[n_vocab]`. Raises `NbllamaError` if they are NaN."""
+        """Draw a token by its logits, float32 `[n_vocab]`; `NbllamaError` if they are NaN."""
         if logits.shape != self._ids.shape:
             raise ValueError(f"{logits.shape} logits for {len(self._ids)} tokens")
         if len(self._banned):
@@ -68,7 +68,7 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """What the chain without mirostat draws from; c holds the whole vocabulary."""
+        """Return what the chain without mirostat draws from; c holds the whole vocabulary."""
         params = self._params
         c = self._penalties.apply(c)
         c = filters.top_k(c, params.top_k)

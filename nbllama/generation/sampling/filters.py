@@ -12,8 +12,9 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """Tokens that may come next: ids int64 `[n]`, logits float32 `[n]`; whether the most likely
-    come first.
+    """Tokens that may come next: ids int64 `[n]`, logits float32 `[n]`.
+
+    `ordered`: whether the most likely ones come first.
     """
 
     ids: np.ndarray
@@ -21,11 +22,12 @@ class Candidates(NamedTuple):
     ordered: bool = False
 
     def take(self, which: np.ndarray | slice, ordered: bool) -> Candidates:
+        """Return the candidates at the places `which`."""
         return Candidates(self.ids[which], self.logits[which], ordered)
 
 
 def in_order(c: Candidates) -> Candidates:
-    """The most likely first; among equals the lower id."""
+    """Sort the most likely ones first; among equals the lower id."""
     if c.ordered:
         return c
     return c.take(np.argsort(-c.logits, kind="stable"), True)
@@ -33,13 +35,15 @@ def in_order(c: Candidates) -> Candidates:
 
 def softmax(c: Candidates) -> np.ndarray:
     """Probabilities float32 `[n]`: exp(l - max l) / sum."""
-    p = np.exp(c.logits - c.logits.max())
-    return p / np.cumsum(p)[-1]
+    p: np.ndarray = np.exp(c.logits - c.logits.max())
+    p /= np.cumsum(p)[-1]
+    return p
 
 
 def top_k(c: Candidates, k: int) -> Candidates:
-    """The k most likely; k 0 or below: all. Fan et al., "Hierarchical Neural Story Generation"
-    (2018).
+    """Keep the k most likely tokens; k 0 or below: all.
+
+    Fan et al., "Hierarchical Neural Story Generation" (2018).
     """
     if k <= 0:
         return c
@@ -52,8 +56,9 @@ def top_k(c: Candidates, k: int) -> Candidates:
 
 
 def top_p(c: Candidates, p: float) -> Candidates:
-    """The most likely ones that reach p together. Holtzman et al., "The Curious Case of Neural Text
-    Degeneration" (2020).
+    """Keep the most likely tokens that reach p together.
+
+    Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020).
     """
     if p >= 1:
         return c
@@ -66,8 +71,9 @@ def top_p(c: Candidates, p: float) -> Candidates:
 
 
 def min_p(c: Candidates, p: float) -> Candidates:
-    """Those at least p times as likely as the most likely one. Nguyen et al., "Turning Up the Heat:
-    Min-p Sampling" (2024).
+    """Keep tokens that are at least p times as likely as the most likely one.
+
+    Nguyen et al., "Turning Up the Heat: Min-p Sampling" (2024).
     """
     if p <= 0:
         return c
@@ -75,8 +81,10 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
 
 def typical(c: Candidates, p: float) -> Candidates:
-    """Those whose surprise -log p_i is nearest to its mean, the entropy, until they reach p
-    together. Meister et al., "Locally Typical Sampling" (2022).
+    """Keep the tokens whose surprise is nearest to its mean, until they reach p together.
+
+    The surprise is -log p_i, its mean the entropy.
+    Meister et al., "Locally Typical Sampling" (2022).
     """
     if p >= 1:
         return c

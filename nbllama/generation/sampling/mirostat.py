@@ -29,10 +29,11 @@ class Mirostat:
         self.mu = f32(2) * self._tau
 
     def reset(self) -> None:
+        """Start again with twice the target surprise."""
         self.mu = f32(2) * self._tau
 
     def choose(self, c: Candidates, random: Random) -> int:
-        """The id of the drawn candidate."""
+        """Return the id of the drawn candidate."""
         c = in_order(c)
         if self._version == 1:
             c = top_k(c, self._count(softmax(c)))
@@ -47,8 +48,10 @@ class Mirostat:
         return int(c.ids[drawn])
 
     def _count(self, p: np.ndarray) -> int:
-        """k from Zipf's law p_i ~ i^-s: equation 9 of the paper, s by least squares over the most
-        likely candidates. A k above 2^31, which llama.cpp turns into 1, is all of them here.
+        """Return k from Zipf's law p_i ~ i^-s: equation 9 of the paper.
+
+        s: by least squares over the most likely candidates. A k above 2^31, which llama.cpp turns
+        into 1, is all of them here.
         """
         n = min(_MOST - 1, len(p) - 1)
         i = np.arange(n, dtype=f32)

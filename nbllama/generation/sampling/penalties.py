@@ -10,7 +10,9 @@ from nbllama.generation.sampling.filters import Candidates
 
 
 class Penalties:
-    """For a token that is n > 0 times among the last `last_n`:
+    """Penalties for tokens that the text has already.
+
+    For a token that is n > 0 times among the last `last_n`:
 
         l' = (l / repeat  if l > 0 else  l * repeat) - n * frequency - presence
 
@@ -24,13 +26,15 @@ class Penalties:
         self._presence = np.float32(presence)
 
     def accept(self, token: int) -> None:
+        """Add a token to the last ones."""
         self._last.append(token)
 
     def reset(self) -> None:
+        """Forget the last tokens."""
         self._last.clear()
 
     def apply(self, c: Candidates) -> Candidates:
-        """c must hold the whole vocabulary in order of ids."""
+        """Apply the penalties to c, which must hold the whole vocabulary in order of ids."""
         if not self.on or not self._last:
             return c
         counts = Counter(self._last)

@@ -14,13 +14,14 @@ class Random:
         self._numbers = MT19937.seeded(seed)
 
     def uniform(self) -> float:
-        """A number in [0, 1): `std::generate_canonical<double, 53>` of libstdc++."""
+        """Draw a number in [0, 1): `std::generate_canonical<double, 53>` of libstdc++."""
         low, high = (int(x) for x in self._numbers.draw(2))
         return min((low + high * 2.0**32) / 2.0**64, 1.0 - 2.0**-53)
 
     def index(self, p: np.ndarray) -> int:
-        """An index with weights p `[n]`: `std::discrete_distribution`, which draws nothing for one
-        weight.
+        """Draw an index with weights p `[n]`: `std::discrete_distribution`.
+
+        For one weight it draws no number.
         """
         if len(p) < 2:
             return 0

@@ -70,7 +70,9 @@ def probabilities(s: np.ndarray) -> np.ndarray:
     return p
 
 
-def _scores(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+def _scores(
+    q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
@@ -82,13 +84,15 @@ def _scores(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
     return np.where(hidden, -np.inf, s), t
 
 
-def _probabilities(q, k, scale, slope, window, cap):  # type: ignore[no-untyped-def]
+def _probabilities(
+    q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
     s, t = _scores(q, k, scale, slope, window, cap)
     return probabilities(s), t
 
 
 def attention_matrices(
-    q: np.ndarray, k: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    q: np.ndarray, k: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy and the dtype of
@@ -106,7 +110,7 @@ def attention_matrices(
 
 
 def attention_ref(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> np.ndarray:  # fmt: skip
     """Plain numpy, any float dtype: q `[N, H, D]`, k, v `[Nk, G, D]` -> o `[N, H, D]`."""
@@ -121,7 +125,7 @@ def attention_ref(
 
 
 def attention_grad_ref(
-    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, offsets: np.ndarray,
+    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """(dq, dk, dv) of `attention_ref` where queries and keys are the same tokens."""
@@ -218,7 +222,7 @@ def _forward(
             task = next_task(counter)
 
 
-def forward_floats(longest: int, n: int, n_seq: int, n_kv: int, d: int) -> tuple[int, int]:
+def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
     """Scratch floats of `attention` for `n` keys in `n_seq` sequences of at most `longest`: of one
     thread, and common to all.
     """
@@ -229,7 +233,7 @@ def forward_floats(longest: int, n: int, n_seq: int, n_kv: int, d: int) -> tuple
 
 @in_turn
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
     window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
@@ -244,12 +248,13 @@ def attention(
     check_output("attention", "lse", lse, q.shape[:2])
     if len(q) <= MOST_QUERIES and len(q_offsets) == 2:
         attention_few(
-            readonly(q), readonly(k), readonly(v), np.float32(scale), readonly(slopes), window,
-            np.float32(cap), o, lse,
+            readonly(q), readonly(k), readonly(v), scale=np.float32(scale),
+            slopes=readonly(slopes), window=window, cap=np.float32(cap), o=o, lse=lse,
         )  # fmt: skip
         return
     longest, most = int(np.diff(k_offsets).max()), int(np.diff(q_offsets).max())
-    scratch = SCRATCH.get(*forward_floats(longest, len(k), len(q_offsets) - 1, *k.shape[1:]))
+    n_kv, d = k.shape[1:]
+    scratch = SCRATCH.get(*forward_floats(longest, len(k), len(q_offsets) - 1, n_kv=n_kv, d=d))
     _forward(
         readonly(q), readonly(k), readonly(v), readonly(q_offsets), readonly(k_offsets), most,
         np.float32(scale), readonly(slopes), window, np.float32(cap), o, lse, *scratch,

@@ -34,7 +34,7 @@ MOST_QUERIES = 4
 
 # Flat arrays and unsigned indices: a slice for every key would cost more than its product.
 @kernel(fast=True)
-def _score_row(q, q0, k, k0, step, d, scale, row, n):  # type: ignore[no-untyped-def]
+def _score_row(q, q0, k, k0, step, d, scale, row, n):
     """row[j] = scale * sum_c q[q0 + c] k[k0 + j*step + c] for j < n."""
     for j in range(n):
         total = np.float32(0.0)
@@ -44,7 +44,7 @@ def _score_row(q, q0, k, k0, step, d, scale, row, n):  # type: ignore[no-untyped
 
 
 @kernel(fast=True)
-def _weigh(p, n, v, v0, step, o, o0, d):  # type: ignore[no-untyped-def]
+def _weigh(p, n, v, v0, step, o, o0, d):
     """o[o0 + c] = sum over j < n of p[j] v[v0 + j*step + c]."""
     for c in range(d):
         o[np.uint64(o0 + c)] = np.float32(0.0)
@@ -64,7 +64,7 @@ def _weigh(p, n, v, v0, step, o, o0, d):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):  # type: ignore[no-untyped-def]
+def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Keys lo <= j < hi of KV head g for a query at key position `at`: m, l and o of each head of
     the group into found `[H, 2 + D]`. The query `[H, D]` begins at q0 of q; k and v `[Nk, G, D]`.
     """
@@ -83,7 +83,7 @@ def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
 
 
 @kernel()
-def join_chunks(found, first, last, o):  # type: ignore[no-untyped-def]
+def join_chunks(found, first, last, o):
     """The chunks first <= c < last of one query and head, found `[C, 2 + D]`, into o `[D]`;
     returns its lse.
     """
@@ -103,7 +103,7 @@ def join_chunks(found, first, last, o):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _task(task, q, k, v, scale, slopes, window, cap, scores, found):  # type: ignore[no-untyped-def]
+def _task(task, q, k, v, scale, slopes, window, cap, scores, found):
     n, n_kv, chunks = q.shape[0], k.shape[1], found.shape[1]
     g = task % n_kv
     c = task // n_kv % chunks
@@ -120,7 +120,7 @@ def _task(task, q, k, v, scale, slopes, window, cap, scores, found):  # type: ig
 
 
 @kernel()
-def _join_all(past, window, found, o, lse):  # type: ignore[no-untyped-def]
+def _join_all(past, window, found, o, lse):
     for i in range(o.shape[0]):
         at = past + i
         first = max(0, at - window + 1) // CHUNK if window > 0 else 0
@@ -129,13 +129,13 @@ def _join_all(past, window, found, o, lse):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _serial(q, k, v, scale, slopes, window, cap, scores, found):  # type: ignore[no-untyped-def]
+def _serial(q, k, v, scale, slopes, window, cap, scores, found):
     for task in range(q.shape[0] * found.shape[1] * k.shape[1]):
         _task(task, q, k, v, scale, slopes, window, cap, scores, found)
 
 
 @kernel(parallel=True)
-def _parallel(q, k, v, scale, slopes, window, cap, scores, found, threads, counter):  # type: ignore[no-untyped-def]
+def _parallel(q, k, v, scale, slopes, window, cap, scores, found, threads, counter):
     tasks = q.shape[0] * found.shape[1] * k.shape[1]
     counter[0] = 0
     for _ in prange(threads):
@@ -152,7 +152,7 @@ _counter = np.zeros(1, np.int64)
 
 @in_turn
 def attention_few(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: np.float32, slopes: np.ndarray,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
     """`attention` of one sequence, q `[N, H, D]` its last N tokens; the caller has checked the

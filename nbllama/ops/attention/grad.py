@@ -226,7 +226,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 
 
 def gradient_floats(
-    longest: int, n: int, n_seq: int, n_head: int, n_kv: int, d: int
+    longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
     """The same as `forward_floats` for `attention_grad`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
@@ -237,7 +237,7 @@ def gradient_floats(
 
 @in_turn
 def attention_grad(
-    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray,
+    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, o: np.ndarray, lse: np.ndarray,
     offsets: np.ndarray, scale: float, slopes: np.ndarray,
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
@@ -253,7 +253,8 @@ def attention_grad(
     check_output("attention_grad", "dk", dk, k.shape)
     check_output("attention_grad", "dv", dv, v.shape)
     n_seq, longest = len(offsets) - 1, int(np.diff(offsets).max())
-    scratch = SCRATCH.get(*gradient_floats(longest, len(k), n_seq, q.shape[1], *k.shape[1:]))
+    sizes = {"n_head": q.shape[1], "n_kv": k.shape[1], "d": k.shape[2]}
+    scratch = SCRATCH.get(*gradient_floats(longest, len(k), n_seq, **sizes))
     _gradient(
         readonly(do), readonly(q), readonly(k), readonly(v), readonly(o), readonly(lse),
         readonly(offsets), n_parts(n_seq, q.shape[1]), np.float32(scale), readonly(slopes), window,
@@ -287,7 +288,10 @@ def _attend(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     o, lse = np.empty_like(q, order="C"), np.empty(q.shape[:2], np.float32)
     slopes = alibi_slopes(q.shape[1], bias)
-    attention(q, k, v, offsets, offsets, scale, slopes, o, lse, window, cap)
+    attention(
+        q, k, v, q_offsets=offsets, k_offsets=offsets, scale=scale, slopes=slopes, o=o, lse=lse,
+        window=window, cap=cap,
+    )  # fmt: skip
     return o, lse
 
 
@@ -302,7 +306,10 @@ def _gradients(
     o, lse = _attend(q, k, v, offsets, scale, bias, window, cap)
     slopes = alibi_slopes(q.shape[1], bias)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    attention_grad(dy, q, k, v, o, lse, offsets, scale, slopes, dq, dk, dv, window, cap)
+    attention_grad(
+        dy, q, k, v, o=o, lse=lse, offsets=offsets, scale=scale, slopes=slopes,
+        dq=dq, dk=dk, dv=dv, window=window, cap=cap,
+    )  # fmt: skip
     return {"q": dq, "k": dk, "v": dv}
 
 

@@ -152,8 +152,8 @@ def check_streams(
         check_array("attention", "k or v", x, kv[0].shape)
     if np.ndim(q_offsets) != 1 or len(q_offsets) < 2:
         raise ValueError("attention: offsets are int32 [S+1], S at least 1")
-    check_array("attention", "q_offsets", q_offsets, q_offsets.shape, np.int32)
-    check_array("attention", "k_offsets", k_offsets, q_offsets.shape, np.int32)
+    check_array("attention", "q_offsets", q_offsets, q_offsets.shape, dtype=np.int32)
+    check_array("attention", "k_offsets", k_offsets, q_offsets.shape, dtype=np.int32)
     # lists, not arrays: this runs for every block of every generated token
     q_ends, k_ends = q_offsets.tolist(), k_offsets.tolist()
     for a, b, c, e in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):

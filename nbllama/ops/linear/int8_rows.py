@@ -61,7 +61,7 @@ def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
 
 
 @kernel()
-def int8_row(x, block, q, d):  # type: ignore[no-untyped-def]
+def int8_row(x, block, q, d):
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
@@ -83,7 +83,7 @@ def int8_row(x, block, q, d):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def int8_sum(q):  # type: ignore[no-untyped-def]
+def int8_sum(q):
     total = np.int32(0)
     for k in range(q.shape[0]):
         total += np.int32(q[k])
@@ -91,7 +91,7 @@ def int8_sum(q):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _rows_32(x, q, d, sums):  # type: ignore[no-untyped-def]
+def _rows_32(x, q, d, sums):
     for n in range(x.shape[0]):
         int8_row(x[n], 32, q[n], d[n])
         for b in range(d.shape[1]):
@@ -99,7 +99,7 @@ def _rows_32(x, q, d, sums):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _rows_256(x, q, d, sums):  # type: ignore[no-untyped-def]
+def _rows_256(x, q, d, sums):
     for n in range(x.shape[0]):
         int8_row(x[n], 256, q[n], d[n])
         for s in range(sums.shape[1]):

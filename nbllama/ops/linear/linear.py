@@ -132,8 +132,8 @@ def linear(
     pair: LoraPair | None,
     x: Input,
     y: np.ndarray,
-    hidden: np.ndarray | None,
     *,
+    hidden: np.ndarray | None,
     add: bool = False,
 ) -> np.ndarray:
     """y `[N, n_out]` = (or += with `add`) the layer's output.
@@ -161,10 +161,10 @@ def linear_grad(
     pair: LoraPair | None,
     dy: np.ndarray,
     x: np.ndarray,
+    *,
     hp: np.ndarray,
     dx: np.ndarray | None,
     buffers: tuple[np.ndarray, np.ndarray],
-    *,
     add: bool = False,
     masked: Masked | None = None,
 ) -> None:
@@ -185,8 +185,9 @@ def linear_grad(
         if pair.da is not None and pair.db is not None:
             seen = x if masked is None else dropped(x, masked.mask, masked.values)
             gp, dhp = pack_with_gradients(
-                dy, buffers[0], pair.b, pair.scale, buffers[1], seen, hp, pair.da, pair.db
-            )
+                dy, buffers[0], pair.b, scale=pair.scale, dh_memory=buffers[1], x=seen, hp=hp,
+                da=pair.da, db=pair.db,
+            )  # fmt: skip
         else:
             gp, (dhp,) = pack_with_hidden(dy, buffers[0], [(pair.b.T, pair.scale, buffers[1])])
     if dx is None:
@@ -234,7 +235,7 @@ def _apply(
     y = np.empty((len(x), w.shape[0]), np.float32)
     pool = np.empty(panel_floats(len(x), w.shape[1]), np.float32)
     source = Input(x, pool, masked=_masked(x, mask))
-    return y, linear(w, LoraPair(a, b, scale, None, None), source, y, None)
+    return y, linear(w, LoraPair(a, b, scale, None, None), source, y, hidden=None)
 
 
 def _gradients(
@@ -245,7 +246,7 @@ def _gradients(
     pair = LoraPair(a, b, scale, np.zeros_like(a), np.zeros_like(b))
     pools = (panel_floats(len(x), w.shape[0]), hidden_floats(len(x), pair.rank))
     dx, pool = np.empty_like(x), [np.empty(p, np.float32) for p in pools]
-    linear_grad(w, pair, dy, x, hp, dx, (pool[0], pool[1]), masked=_masked(x, mask))
+    linear_grad(w, pair, dy, x, hp=hp, dx=dx, buffers=(pool[0], pool[1]), masked=_masked(x, mask))
     assert pair.da is not None and pair.db is not None
     return {"x": dx, "a": pair.da, "b": pair.db}
 
@@ -271,7 +272,7 @@ def _gradients_ref(
 ) -> Gradients:  # fmt: skip
     dx, _ = matmul_grad_ref(dy, x, _matrix(w, x.dtype))
     keep = _keep(x, mask)
-    through, da, db = lora_grad_ref(dy, x * keep, a, b, scale)
+    through, da, db = lora_grad_ref(dy, x * keep, a, b, scale=scale)
     return {"x": dx + through * keep, "a": da, "b": db}
 
 

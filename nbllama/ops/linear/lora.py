@@ -42,7 +42,7 @@ def lora_ref(x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.nd
 
 
 def lora_grad_ref(
-    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+    dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dA, dB) of `lora_ref`."""
     dh = scale * dy @ b

@@ -117,6 +117,7 @@ def pack_with_gradients(
     dy: np.ndarray,
     memory: np.ndarray,
     b: np.ndarray,
+    *,
     scale: float,
     dh_memory: np.ndarray,
     x: np.ndarray,

@@ -73,7 +73,7 @@ def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.nd
 
 
 @cache
-def split(total: int, unit: int, largest: int, chunks: int, threads: int) -> int:
+def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
     """Size of a tile: a multiple of `unit`, at most about `largest`, with equal work for `threads`.
 
     There are ceil(total / tile) tiles for each of `chunks` chunks of tokens; the size with the
@@ -196,7 +196,7 @@ def _forward(
     if n == 0:
         return
     threads, chunk = get_num_threads(), even(len(xp), CHUNK)
-    tile = split(n_out, ROWS, TILE, -(-len(xp) // chunk), threads)
+    tile = split(n_out, ROWS, largest=TILE, chunks=-(-len(xp) // chunk), threads=threads)
     kb = k_block(n_in, QUANTS[w.type_id].block_size)
     ws, cs = SCRATCH.get(threads, tile * (max(kb, ROW_BLOCK) + PAD), tile * chunk * PANEL)
     forward_entry(w.type_id)(
@@ -228,7 +228,7 @@ def matmul_grad(
         return
     threads, chunk = get_num_threads(), even(len(gp), CHUNK)
     unit = QUANTS[w.type_id].block_size
-    tile = split(n_in, unit, COLUMNS, -(-len(gp) // chunk), threads)
+    tile = split(n_in, unit, largest=COLUMNS, chunks=-(-len(gp) // chunk), threads=threads)
     height = -(-tile // ROWS) * ROWS
     ws, cs = SCRATCH.get(threads, ROW_BLOCK * (tile + PAD) + PAD, height * chunk * PANEL)
     gradient_entry(w.type_id)(

@@ -60,7 +60,7 @@ def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any,
 
 
 @overload(row_product, prefer_literal=True, inline="always")
-def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+def _row_product(type_id, exact, raw, src, p, step, row):
     if not isinstance(type_id, types.IntegerLiteral) or not isinstance(exact, types.IntegerLiteral):
         raise TypingError("row_product: type_id and exact must be literal integers")
     number = type_id.literal_value
@@ -68,12 +68,12 @@ def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-unt
         return lambda type_id, exact, raw, src, p, step, row: np.float32(0.0)
     block = 0 if exact.literal_value else int8_block(number)
 
-    def by_32(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+    def by_32(type_id, exact, raw, src, p, step, row):
         n = p.n_in // 32
         q, d, sums = int8_numbers(step.q32, p.n_in), floats(step.d32, n), floats(step.s32, n)
         return dot_blocks(number, raw, src, n, q, d, sums, 0)
 
-    def by_256(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+    def by_256(type_id, exact, raw, src, p, step, row):
         n = p.n_in // 256
         q, d = int8_numbers(step.q256, p.n_in), floats(step.d256, n)
         sums = int16_numbers(step.s256, p.n_in // SUMMED)
@@ -81,7 +81,7 @@ def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-unt
 
     size = QUANTS[number].block_size
 
-    def decoded(type_id, exact, raw, src, p, step, row):  # type: ignore[no-untyped-def]
+    def decoded(type_id, exact, raw, src, p, step, row):
         decode_blocks(number, raw, src, p.n_in // size, row, 0)
         return dot(row, floats(p.x, p.n_in), p.n_in)
 
@@ -90,7 +90,7 @@ def _row_product(type_id, exact, raw, src, p, step, row):  # type: ignore[no-unt
 
 def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: int) -> Any:
     @thread_routine
-    def thread(address, number):  # type: ignore[no-untyped-def]
+    def thread(address, number):
         step = carray(pointer(address), 1, STEP)[0]
         program = carray(pointer(step.program), step.n_phases, PHASE_ROW)
         norms = carray(pointer(step.norms), step.most_rows, NORM_ROW)
@@ -157,7 +157,7 @@ thread_entry = cache(_thread_entry)
 
 
 @kernel(parallel=True)
-def _walk(routine, address, threads):  # type: ignore[no-untyped-def]
+def _walk(routine, address, threads):
     for thread in prange(threads):
         call(routine, address, thread)
 

@@ -23,27 +23,27 @@ CAP_PART = 8192
 
 
 @kernel(inline=True)
-def floats(address, n):  # type: ignore[no-untyped-def]
+def floats(address, n):
     return carray(pointer(address), n, np.float32)
 
 
 @kernel(inline=True)
-def int8_numbers(address, n):  # type: ignore[no-untyped-def]
+def int8_numbers(address, n):
     return carray(pointer(address), n, np.int8)
 
 
 @kernel(inline=True)
-def int16_numbers(address, n):  # type: ignore[no-untyped-def]
+def int16_numbers(address, n):
     return carray(pointer(address), n, np.int16)
 
 
 @kernel(inline=True)
-def raw_bytes(address, n):  # type: ignore[no-untyped-def]
+def raw_bytes(address, n):
     return carray(pointer(address), n, np.uint8)
 
 
 @kernel()
-def to_int8(x, lo, hi, forms, step):  # type: ignore[no-untyped-def]
+def to_int8(x, lo, hi, forms, step):
     """x[lo:hi] as int8 blocks of the wanted forms (`ops.int8_rows`); lo and hi are their ends."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
@@ -60,7 +60,7 @@ def to_int8(x, lo, hi, forms, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def norm_task(p, step):  # type: ignore[no-untyped-def]
+def norm_task(p, step):
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     norm_row(x, w, p.eps, out)
     if p.scale != np.float32(1.0):
@@ -70,7 +70,7 @@ def norm_task(p, step):  # type: ignore[no-untyped-def]
 
 
 @kernel(fast=True)
-def dot(a, b, n):  # type: ignore[no-untyped-def]
+def dot(a, b, n):
     total = np.float32(0.0)
     for k in range(n):
         total += a[k] * b[k]
@@ -78,7 +78,7 @@ def dot(a, b, n):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def hidden_task(pairs, first, task):  # type: ignore[no-untyped-def]
+def hidden_task(pairs, first, task):
     """One number of h, of the pairs from row `first` on."""
     s, r = first, task
     while r >= pairs[s].rank:
@@ -90,7 +90,7 @@ def hidden_task(pairs, first, task):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def part_of(products, first, task):  # type: ignore[no-untyped-def]
+def part_of(products, first, task):
     """Which row of the table, and which part of its `rows` rows of W, a task of a PRODUCT means."""
     s, part = first, task
     parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
@@ -102,7 +102,7 @@ def part_of(products, first, task):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def finish_row(p, n, value):  # type: ignore[no-untyped-def]
+def finish_row(p, n, value):
     """y[n] from the product with row n of W."""
     if p.bias != 0:
         value += floats(p.bias, p.n_out)[n]
@@ -113,7 +113,7 @@ def finish_row(p, n, value):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
+def _turn(row, norm, cos, sin, p):
     """Heads `[n, D]`: normed where there is a norm, then turned."""
     if norm != 0:
         w = floats(norm, p.head_dim)
@@ -127,7 +127,7 @@ def _turn(row, norm, cos, sin, p):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def heads_task(p, g, step):  # type: ignore[no-untyped-def]
+def heads_task(p, g, step):
     """KV head g: its queries, key and value."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
@@ -145,7 +145,7 @@ def heads_task(p, g, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def scores_task(p, task, step):  # type: ignore[no-untyped-def]
+def scores_task(p, task, step):
     """One KV head and one chunk of keys."""
     at = step.at
     g, c = task % p.n_head_kv, task // p.n_head_kv
@@ -163,7 +163,7 @@ def scores_task(p, task, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def join_task(p, step):  # type: ignore[no-untyped-def]
+def join_task(p, step):
     """All heads' chunks joined, and ready for the product."""
     at = step.at
     found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
@@ -178,7 +178,7 @@ def join_task(p, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def branch_task(p):  # type: ignore[no-untyped-def]
+def branch_task(p):
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
@@ -187,7 +187,7 @@ def branch_task(p):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def gate_task(p, task, step):  # type: ignore[no-untyped-def]
+def gate_task(p, task, step):
     gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     if p.gelu:
@@ -198,6 +198,6 @@ def gate_task(p, task, step):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def cap_task(p, task):  # type: ignore[no-untyped-def]
+def cap_task(p, task):
     lo, hi = task * CAP_PART, min((task + 1) * CAP_PART, p.n)
     cap_and_bias(floats(p.y, p.n), lo, hi, p.cap, np.float32(0.0), 0)

@@ -11,7 +11,7 @@ Rows = tuple[tuple[str, str], ...]
 
 
 def answers(*tables: Rows) -> dict[str, str]:
-    """The answer by name; a name has one answer only."""
+    """Return the answer by name; a name has one answer only."""
     rows = [(name, answer) for rows in tables for answer, names in rows for name in names.split()]
     found = dict(rows)
     assert len(found) == len(rows), sorted(name for name, _ in rows)

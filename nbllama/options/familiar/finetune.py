@@ -1,5 +1,6 @@
-"""What trainers call their options: mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and
-llama.cpp; answered by `nbllama finetune`.
+"""What trainers call their options, answered by `nbllama finetune`.
+
+mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp.
 """
 
 from __future__ import annotations

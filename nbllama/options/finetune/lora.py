@@ -19,7 +19,7 @@ _ENDS = "--lora-r for plain text, 0 for chat"
 def _rank(
     name: str, more: str = "", *, also: Sequence[str] = (), shown_default: str | None = None
 ) -> Any:
-    """The option of a slot; a test holds their names to `nbllama.lora.slots.EVERY_SLOT`."""
+    """Declare the option of a slot; a test holds their names to `nbllama.lora.slots.EVERY_SLOT`."""
     slot = SLOT_BY_NAME[name]
     default = "--lora-r" if slot.in_block else _ENDS
     if slot.kind == "norm":

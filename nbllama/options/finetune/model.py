@@ -48,7 +48,7 @@ class ModelOptions:
     )
 
     def constants(self) -> dict[str, Any]:
-        """What takes the place of the model file's own, named as in `nbllama.model.load_model`."""
+        """Return what replaces the model file's own, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,

@@ -59,7 +59,7 @@ OPTIONS = table(Options)
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The options of a command line, without the program's name.
+    """Return the options of a command line, without the program's name.
 
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def page() -> str:
-    """The text of docs/options.md."""
+    """Write docs/options.md."""
     head = (
         "# Options of `python -m nbllama.finetune`\n\n"
         "Made by `python -m nbllama.options.finetune.table > docs/options.md`; a test compares the"

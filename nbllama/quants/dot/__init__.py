@@ -53,12 +53,12 @@ def dot_blocks(
 
 
 @overload(dot_blocks, prefer_literal=True, inline="always")
-def _dot_blocks(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def _dot_blocks(type_id, raw, src, n_blocks, q, d, sums, c):
     if not isinstance(type_id, types.IntegerLiteral):
         raise TypingError("dot_blocks: type_id must be a literal integer")
     kernel = find_dot(type_id.literal_value)
 
-    def dot_this_type(type_id, raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+    def dot_this_type(type_id, raw, src, n_blocks, q, d, sums, c):
         return kernel(raw, np.int64(src), np.int64(n_blocks), q, d, sums, np.int64(c))
 
     return dot_this_type

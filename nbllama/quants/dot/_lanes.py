@@ -123,7 +123,7 @@ def _load(builder: Any, context: Any, kind: Any, array: Any, at: Any, vector: An
 
 
 @intrinsic
-def bytes32(typingctx, q, i):  # type: ignore[no-untyped-def]
+def bytes32(typingctx, q, i):
     """Numbers i .. i+31 of an int8 array as Codes(32)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -133,7 +133,7 @@ def bytes32(typingctx, q, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def join(typingctx, low, high):  # type: ignore[no-untyped-def]
+def join(typingctx, low, high):
     """Two Codes(16) one after the other."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -143,7 +143,7 @@ def join(typingctx, low, high):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def nibbles(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def nibbles(typingctx, raw, i):
     """The 16 bytes from byte i of `raw`: their low halves, then their high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -159,7 +159,7 @@ def nibbles(typingctx, raw, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def bits32(typingctx, bits):  # type: ignore[no-untyped-def]
+def bits32(typingctx, bits):
     """16 in each of 32 lanes whose bit (lowest first) is set, else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -171,7 +171,7 @@ def bits32(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def bytes_of(typingctx, low, high):  # type: ignore[no-untyped-def]
+def bytes_of(typingctx, low, high):
     """The 8 bytes of int64 `low`, then those of `high`, as Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -184,7 +184,7 @@ def bytes_of(typingctx, low, high):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def each_twice(typingctx, codes):  # type: ignore[no-untyped-def]
+def each_twice(typingctx, codes):
     """Codes(16): the first 8 of `codes`, each twice."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -195,7 +195,7 @@ def each_twice(typingctx, codes):  # type: ignore[no-untyped-def]
 
 def _widen(signed: bool) -> Any:
     @intrinsic
-    def widen(typingctx, codes):  # type: ignore[no-untyped-def]
+    def widen(typingctx, codes):
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return (builder.sext if signed else builder.zext)(args[0], _SHORTS)
 
@@ -209,7 +209,7 @@ unsigned_scales, signed_scales = _widen(False), _widen(True)
 
 
 @intrinsic
-def scale_of(typingctx, scales, g):  # type: ignore[no-untyped-def]
+def scale_of(typingctx, scales, g):
     """Scales with factor `g` of `scales` in all lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -220,7 +220,7 @@ def scale_of(typingctx, scales, g):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def scales_of(typingctx, scales, g):  # type: ignore[no-untyped-def]
+def scales_of(typingctx, scales, g):
     """Scales with factor `g` of `scales` in the lower half and factor `g + 1` in the upper one."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -244,25 +244,25 @@ def _dot(signed: bool, scaled: bool) -> Any:
 
 
 @intrinsic
-def dot(typingctx, w, x):  # type: ignore[no-untyped-def]
+def dot(typingctx, w, x):
     """Dots of codes w (0..127) and numbers x of Codes(32)."""
     return DOTS(Codes(32), Codes(32)), _dot(False, False)
 
 
 @intrinsic
-def dot_signed(typingctx, w, x):  # type: ignore[no-untyped-def]
+def dot_signed(typingctx, w, x):
     """Dots of signed codes w (-128..127) and numbers x (-127..127)."""
     return DOTS(Codes(32), Codes(32)), _dot(True, False)
 
 
 @intrinsic
-def dot_scaled(typingctx, w, x, scales):  # type: ignore[no-untyped-def]
+def dot_scaled(typingctx, w, x, scales):
     """Dots of codes w (0..127) and numbers x, each pair of products times its factor."""
     return DOTS(Codes(32), Codes(32), SCALES), _dot(False, True)
 
 
 @intrinsic
-def dot_sums(typingctx, scales, sums, i):  # type: ignore[no-untyped-def]
+def dot_sums(typingctx, scales, sums, i):
     """Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -273,20 +273,20 @@ def dot_sums(typingctx, scales, sums, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def no_dots(typingctx):  # type: ignore[no-untyped-def]
+def no_dots(typingctx):
     """Dots of zeros."""
     return DOTS(), lambda context, builder, signature, args: ir.Constant(_INTS, [0] * 8)
 
 
 @intrinsic
-def zeros8(typingctx):  # type: ignore[no-untyped-def]
+def zeros8(typingctx):
     """Weights(8) of zeros."""
     zeros = ir.Constant(_FLOATS, [0.0] * 8)
     return Weights(8)(), lambda context, builder, signature, args: zeros
 
 
 @intrinsic
-def add_scaled(typingctx, total, dots, d):  # type: ignore[no-untyped-def]
+def add_scaled(typingctx, total, dots, d):
     """total + dots * d in every lane, fused where the CPU has the instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -298,7 +298,7 @@ def add_scaled(typingctx, total, dots, d):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def half8(typingctx, raw, i):  # type: ignore[no-untyped-def]
+def half8(typingctx, raw, i):
     """The IEEE half from byte i of `raw` in 8 lanes.
 
     Spread before it is converted: converting one alone leaves LLVM a register of another sum to
@@ -318,7 +318,7 @@ def half8(typingctx, raw, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def first(typingctx, weights):  # type: ignore[no-untyped-def]
+def first(typingctx, weights):
     """Lane 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -328,7 +328,7 @@ def first(typingctx, weights):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def sum8(typingctx, total):  # type: ignore[no-untyped-def]
+def sum8(typingctx, total):
     """The sum of 8 lanes: lane i with lane i + 4, then i + 2, then i + 1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

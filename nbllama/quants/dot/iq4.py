@@ -24,14 +24,14 @@ _VALUES = _grids.IQ4
 
 
 @kernel()
-def values32(raw, at):  # type: ignore[no-untyped-def]
+def values32(raw, at):
     """The codebook's values of the 16 bytes at `at`: low halves, then high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
 
 @kernel(inline=True)
-def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
     """One scale."""
     total = zeros8()
     for b in range(n_blocks):
@@ -42,7 +42,7 @@ def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-de
 
 
 @kernel(inline=True)
-def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):
     """Groups of 32, signed scales of six bits."""
     total = zeros8()
     for b in range(n_blocks):

@@ -35,7 +35,7 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # of each of four byte
 
 
 @kernel()
-def scales_and_mins(raw, at):  # type: ignore[no-untyped-def]
+def scales_and_mins(raw, at):
     """The eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64
     (`kquants.scale_and_min` says where they are).
     """
@@ -46,7 +46,7 @@ def scales_and_mins(raw, at):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q2_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
     """Groups of 16, no z."""
     total = zeros8()
     for b in range(n_blocks):
@@ -66,7 +66,7 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q3_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
     """Groups of 16, z = 4, signed scales; the third bits are in 32 bytes for all groups."""
     total = zeros8()
     for b in range(n_blocks):
@@ -91,7 +91,7 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q4_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
     """Groups of 32, no z."""
     total = zeros8()
     for b in range(n_blocks):
@@ -111,7 +111,7 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q5_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
     """As Q4_K, and bit g of 32 bytes is the fifth bit of group g."""
     total = zeros8()
     for b in range(n_blocks):
@@ -133,7 +133,7 @@ def dot_q5_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q6_k(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q6_k(raw, src, n_blocks, q, d, sums, c):
     """Groups of 16, z = 32, signed scales."""
     total = zeros8()
     for b in range(n_blocks):

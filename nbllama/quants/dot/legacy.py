@@ -32,7 +32,7 @@ from nbllama.quants.dot._lanes import (
 
 
 @kernel(inline=True)
-def dot_q4_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q4_0(raw, src, n_blocks, q, d, sums, c):
     """z = 8."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
@@ -46,7 +46,7 @@ def dot_q4_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q4_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
     """With a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
@@ -58,7 +58,7 @@ def dot_q4_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q5_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
     """z = 16; the fifth bits are together in four bytes."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
@@ -71,7 +71,7 @@ def dot_q5_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q5_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
     """As Q5_0, with a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
@@ -84,7 +84,7 @@ def dot_q5_1(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
 
 
 @kernel(inline=True)
-def dot_q8_0(raw, src, n_blocks, q, d, sums, c):  # type: ignore[no-untyped-def]
+def dot_q8_0(raw, src, n_blocks, q, d, sums, c):
     """z = 0, signed codes."""
     total = zeros8()
     for b in range(n_blocks):

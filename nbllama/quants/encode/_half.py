@@ -12,7 +12,7 @@ _INFINITE = 0x7C00
 
 
 @kernel(own="quants/encode")
-def half_bits(value):  # type: ignore[no-untyped-def]
+def half_bits(value):
     """The half nearest to a float32 that is a number (ties to even), as its 16 bits in an int64.
 
     From 65520 on that is infinity; below 2^-14 the half has fewer bits (subnormal).
@@ -26,7 +26,7 @@ def half_bits(value):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def put_half(out, at, value):  # type: ignore[no-untyped-def]
+def put_half(out, at, value):
     """Store a float32 as a half at byte `at`; returns the half as float32."""
     bits = half_bits(value)
     out[at] = np.uint8(bits & 255)

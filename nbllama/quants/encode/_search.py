@@ -37,11 +37,11 @@ def affine_scale(
 
 
 @overload(affine_scale, prefer_literal=True)
-def _affine_scale(n, x, w, high, start, step, n_steps, power):  # type: ignore[no-untyped-def]
+def _affine_scale(n, x, w, high, start, step, n_steps, power):
     size, exponent = n.literal_value, power.literal_value
     zero = np.float32(0)
 
-    def search(n, x, w, high, start, step, n_steps, power):  # type: ignore[no-untyped-def]
+    def search(n, x, w, high, start, step, n_steps, power):
         least = most = x[0]
         sum_w = sum_wx = zero
         for i in range(size):
@@ -75,7 +75,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):  # type: ignore[n
 
 
 @kernel(own="quants/encode")
-def extreme(x, n):  # type: ignore[no-untyped-def]
+def extreme(x, n):
     """The element of the first n that is largest in size, with its sign (the first of equals)."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
@@ -85,7 +85,7 @@ def extreme(x, n):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def symmetric_scale(x, w, high):  # type: ignore[no-untyped-def]
+def symmetric_scale(x, w, high):
     """Scale of a group of 16, of either sign: the best of 19 candidates (one is tried twice).
 
     For given codes the best scale is sum(w x q) / sum(w q q); it explains sum(w x q)^2 / sum(w q q)
@@ -107,7 +107,7 @@ def symmetric_scale(x, w, high):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def refined_scale(x, codes, high):  # type: ignore[no-untyped-def]
+def refined_scale(x, codes, high):
     """Scale of a group of 16 with weights x^2: codes are moved one by one while that helps.
 
     `codes`: float32 scratch [16]. For each code in turn, the others' best scale says where it

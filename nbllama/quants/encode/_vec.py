@@ -74,7 +74,7 @@ class _Vectors:
 
 
 @intrinsic(prefer_literal=True)
-def code_sums(typingctx, n, x, w, least, inverse, low, high):  # type: ignore[no-untyped-def]
+def code_sums(typingctx, n, x, w, least, inverse, low, high):
     """(sum of w * q, sum of w * q * q, sum of w * q * x) over the group's codes q."""
     lanes = _lanes(n)
 
@@ -92,7 +92,7 @@ def code_sums(typingctx, n, x, w, least, inverse, low, high):  # type: ignore[no
 
 
 @intrinsic(prefer_literal=True)
-def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):  # type: ignore[no-untyped-def]
+def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
     """Sum of w * |scale * q + offset - x| ** power over codes q of 0..high; power a literal 1 or 2.
 
     `least` and `inverse` make the codes, `scale` and `offset` the weights that they stand for.
@@ -119,7 +119,7 @@ def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power): 
 
 
 @intrinsic
-def bits_of_float(typingctx, value):  # type: ignore[no-untyped-def]
+def bits_of_float(typingctx, value):
     """The 32-bit pattern of a float32 as int64, 0..2^32-1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -17,14 +17,14 @@ _CHUNK = 16384  # weights; a multiple of every block
 
 
 @kernel(own="quants/encode")
-def _span(i, chunk, n_blocks):  # type: ignore[no-untyped-def]
+def _span(i, chunk, n_blocks):
     """First block of chunk i, and how many."""
     first = np.int64(i) * chunk
     return first, min(np.int64(chunk), n_blocks - first)
 
 
 @kernel(parallel=True, own="quants/encode")
-def q4_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q4_0(x, n_blocks, out):
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -32,7 +32,7 @@ def q4_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q4_1(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q4_1(x, n_blocks, out):
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -40,7 +40,7 @@ def q4_1(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q5_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q5_0(x, n_blocks, out):
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -48,7 +48,7 @@ def q5_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q5_1(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q5_1(x, n_blocks, out):
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -56,7 +56,7 @@ def q5_1(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q8_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q8_0(x, n_blocks, out):
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -64,7 +64,7 @@ def q8_0(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q2_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q2_k(x, n_blocks, out):
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -72,7 +72,7 @@ def q2_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q3_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q3_k(x, n_blocks, out):
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -80,7 +80,7 @@ def q3_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q4_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q4_k(x, n_blocks, out):
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -88,7 +88,7 @@ def q4_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q5_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q5_k(x, n_blocks, out):
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -96,7 +96,7 @@ def q5_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def q6_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def q6_k(x, n_blocks, out):
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -104,14 +104,14 @@ def q6_k(x, n_blocks, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True, own="quants/encode")
-def f16(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def f16(x, n_blocks, out):
     for i in numba.prange(-(-n_blocks // _CHUNK)):
         first, n = _span(i, _CHUNK, n_blocks)
         floats.encode_f16(x, first, n, out, 2 * first)
 
 
 @kernel(parallel=True, own="quants/encode")
-def bf16(x, n_blocks, out):  # type: ignore[no-untyped-def]
+def bf16(x, n_blocks, out):
     for i in numba.prange(-(-n_blocks // _CHUNK)):
         first, n = _span(i, _CHUNK, n_blocks)
         floats.encode_bf16(x, first, n, out, 2 * first)

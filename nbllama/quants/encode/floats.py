@@ -13,7 +13,7 @@ from nbllama.quants.encode._vec import bits_of_float
 
 
 @kernel(own="quants/encode")
-def encode_f16(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_f16(x, src, n_blocks, out, dst):
     """float32 to IEEE half; from 65520 on that is infinity."""
     for i in range(n_blocks):
         bits = half_bits(x[np.uint64(src + i)])
@@ -22,7 +22,7 @@ def encode_f16(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_bf16(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_bf16(x, src, n_blocks, out, dst):
     """float32 to its upper half."""
     for i in range(n_blocks):
         bits = bits_of_float(x[np.uint64(src + i)])

@@ -29,7 +29,7 @@ _0 = np.float32(0)
 
 
 @kernel(own="quants/encode")
-def _take(x, at, n, group):  # type: ignore[no-untyped-def]
+def _take(x, at, n, group):
     """Copy n weights from `at` of `x` to the scratch `group`; returns the sum of their squares."""
     squares = _0
     for j in range(n):
@@ -40,7 +40,7 @@ def _take(x, at, n, group):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _affine_codes(x, at, n, scale, low, high, codes, to):  # type: ignore[no-untyped-def]
+def _affine_codes(x, at, n, scale, low, high, codes, to):
     """codes[to ...] = the best q in 0..high for `scale * q - low`; zeros where scale is 0."""
     inverse = np.float32(1) / scale if scale > 0 else _0
     for j in range(n):
@@ -49,7 +49,7 @@ def _affine_codes(x, at, n, scale, low, high, codes, to):  # type: ignore[no-unt
 
 
 @kernel(own="quants/encode")
-def _symmetric_codes(x, at, scale, high, codes, to):  # type: ignore[no-untyped-def]
+def _symmetric_codes(x, at, scale, high, codes, to):
     """codes[to ...] = high + the best q in -high..high-1 for `scale * q`, 16 weights."""
     inverse = np.float32(1) / scale if scale != 0 else _0
     top = high - np.float32(1)
@@ -59,7 +59,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):  # type: ignore[no-untyped-
 
 
 @kernel(own="quants/encode")
-def _round_positive(values, n, high, rounded):  # type: ignore[no-untyped-def]
+def _round_positive(values, n, high, rounded):
     """rounded = values / (their largest / high) as integers; returns largest / high."""
     largest = _0
     for g in range(n):
@@ -71,7 +71,7 @@ def _round_positive(values, n, high, rounded):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q2_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q2_k(x, src, n_blocks, out, dst):
     """Groups of 16, affine, four-bit scales and lows."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales, lows = np.empty(16, np.float32), np.empty(16, np.float32)
@@ -97,7 +97,7 @@ def encode_q2_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _pack_two_bits(codes, out, to):  # type: ignore[no-untyped-def]
+def _pack_two_bits(codes, out, to):
     """256 codes (their two low bits) to 64 bytes."""
     for half in range(2):
         for j in range(32):
@@ -108,7 +108,7 @@ def _pack_two_bits(codes, out, to):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q3_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q3_k(x, src, n_blocks, out, dst):
     """Groups of 16, symmetric, six-bit scales of either sign."""
     group, work = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
@@ -137,7 +137,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _put_signed_scales(scales, high, s, out, at):  # type: ignore[no-untyped-def]
+def _put_signed_scales(scales, high, s, out, at):
     """s = 16 scales as integers in -high..high-1, the largest in size being -high; stores d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
@@ -150,7 +150,7 @@ def _put_signed_scales(scales, high, s, out, at):  # type: ignore[no-untyped-def
 
 
 @kernel(own="quants/encode")
-def encode_q6_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q6_k(x, src, n_blocks, out, dst):
     """Groups of 16, symmetric, eight-bit scales of either sign."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
@@ -180,7 +180,7 @@ def encode_q6_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):  # type: ignore[no-untyped-def]
+def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
     """Scales, lows and codes of 8 affine groups of 32; writes the 16 bytes of d, dmin, scales."""
     group, w, scales, lows = work[0], work[1], work[2], work[3]
     for g in range(8):
@@ -202,7 +202,7 @@ def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):  # type:
 
 
 @kernel(own="quants/encode")
-def _pack_four_bits(codes, out, to):  # type: ignore[no-untyped-def]
+def _pack_four_bits(codes, out, to):
     """256 codes (their four low bits) to 128 bytes."""
     for pair in range(4):
         for j in range(32):
@@ -212,7 +212,7 @@ def _pack_four_bits(codes, out, to):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q4_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q4_k(x, src, n_blocks, out, dst):
     """Groups of 32, affine, six-bit scales and lows."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
@@ -223,7 +223,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q5_k(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q5_k(x, src, n_blocks, out, dst):
     """Groups of 32, affine, six-bit scales and lows; the fifth bits of the codes lie apart."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)

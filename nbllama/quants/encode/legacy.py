@@ -23,20 +23,20 @@ _0, _1, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
 @kernel(own="quants/encode")
-def _take(x, at, group):  # type: ignore[no-untyped-def]
+def _take(x, at, group):
     for j in range(32):
         group[j] = x[np.uint64(at + j)]
 
 
 @kernel(own="quants/encode")
-def _inverse(d):  # type: ignore[no-untyped-def]
+def _inverse(d):
     """1 / d, and 0 where that overflows: such weights are 0 in the file whatever their codes."""
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0
 
 
 @kernel(own="quants/encode")
-def _symmetric(group, high, codes):  # type: ignore[no-untyped-def]
+def _symmetric(group, high, codes):
     """codes = round(x / d) + high, at most 2 high - 1; returns d."""
     d = extreme(group, 32) / -high
     inverse = _inverse(d)
@@ -47,7 +47,7 @@ def _symmetric(group, high, codes):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _affine(group, top, codes):  # type: ignore[no-untyped-def]
+def _affine(group, top, codes):
     """codes = round((x - least) / d), at most `top`; returns d and least."""
     least = most = group[0]
     for j in range(1, 32):
@@ -60,14 +60,14 @@ def _affine(group, top, codes):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def _pack(codes, out, to):  # type: ignore[no-untyped-def]
+def _pack(codes, out, to):
     """32 codes (their four low bits) to 16 bytes."""
     for j in range(16):
         out[np.uint64(to + j)] = np.uint8((codes[j] & 15) | ((codes[j + 16] & 15) << 4))
 
 
 @kernel(own="quants/encode")
-def _put_fifth_bits(codes, out, to):  # type: ignore[no-untyped-def]
+def _put_fifth_bits(codes, out, to):
     for k in range(4):
         byte = np.uint8(0)
         for j in range(8):
@@ -76,7 +76,7 @@ def _put_fifth_bits(codes, out, to):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q4_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q4_0(x, src, n_blocks, out, dst):
     """w = d * (q - 8)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
@@ -87,7 +87,7 @@ def encode_q4_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q4_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q4_1(x, src, n_blocks, out, dst):
     """w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
@@ -100,7 +100,7 @@ def encode_q4_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q5_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q5_0(x, src, n_blocks, out, dst):
     """w = d * (q - 16)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
@@ -112,7 +112,7 @@ def encode_q5_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q5_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q5_1(x, src, n_blocks, out, dst):
     """w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
@@ -126,7 +126,7 @@ def encode_q5_1(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel(own="quants/encode")
-def encode_q8_0(x, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def encode_q8_0(x, src, n_blocks, out, dst):
     """w = d * q."""
     group = np.empty(32, np.float32)
     for b in range(n_blocks):

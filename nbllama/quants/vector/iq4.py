@@ -11,7 +11,7 @@ _VALUES = _grids.IQ4
 
 
 @kernel()
-def decode_iq4_nl(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq4_nl(raw, src, n_blocks, out, dst):
     """w = d * value[q]."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
@@ -21,7 +21,7 @@ def decode_iq4_nl(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq4_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq4_xs(raw, src, n_blocks, out, dst):
     """w = (d * (scale - 32)) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 136 * b, dst + 256 * b

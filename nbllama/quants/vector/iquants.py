@@ -16,7 +16,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 
 @kernel()
-def decode_iq2_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_xxs(raw, src, n_blocks, out, dst):
     """Rows from 256; per group of 32 one u32: four times seven sign bits and a scale on top."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
@@ -32,7 +32,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def
 
 
 @kernel()
-def decode_iq2_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_xs(raw, src, n_blocks, out, dst):
     """Rows from 512; a byte of scales serves two times 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
@@ -47,7 +47,7 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq2_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq2_s(raw, src, n_blocks, out, dst):
     """Rows from 1024 (two high bits in `qh`, one byte of it per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
@@ -64,7 +64,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq3_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq3_xxs(raw, src, n_blocks, out, dst):
     """Rows of 4 from 256; per group of 32 one u32: four times seven sign bits, scale on top."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
@@ -80,7 +80,7 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def
 
 
 @kernel()
-def decode_iq3_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq3_s(raw, src, n_blocks, out, dst):
     """Rows of 4 from 512 (ninth bit in `qh`, one byte of it per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -99,7 +99,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq1_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq1_s(raw, src, n_blocks, out, dst):
     """Rows from 2048; u16 per group: four times three row bits, three of scale, sign of delta."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
@@ -115,7 +115,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_iq1_m(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_iq1_m(raw, src, n_blocks, out, dst):
     """Rows from 2048; half a byte of `qh` per 8 weights (three row bits, sign of delta)."""
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -9,7 +9,7 @@ from nbllama.quants.kquants import q3_scale, scale_and_min
 
 
 @kernel()
-def decode_q2_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q2_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; q has two bits."""
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
@@ -25,7 +25,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q3_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q3_k(raw, src, n_blocks, out, dst):
     """w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
@@ -42,7 +42,7 @@ def decode_q3_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q4_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
@@ -57,7 +57,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is the fifth bit of q."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
@@ -73,7 +73,7 @@ def decode_q5_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q6_k(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q6_k(raw, src, n_blocks, out, dst):
     """w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`."""
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

@@ -8,7 +8,7 @@ from nbllama.quants._vec import bits16, load16, load32, signed, store, unsigned
 
 
 @kernel()
-def decode_q4_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 8), q of four bits."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
@@ -18,7 +18,7 @@ def decode_q4_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q4_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q4_1(raw, src, n_blocks, out, dst):
     """w = d * q + m, q of four bits."""
     for b in range(n_blocks):
         at, to = src + 20 * b, dst + 32 * b
@@ -28,7 +28,7 @@ def decode_q4_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 16), q of five bits."""
     for b in range(n_blocks):
         at, to = src + 22 * b, dst + 32 * b
@@ -38,7 +38,7 @@ def decode_q5_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q5_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q5_1(raw, src, n_blocks, out, dst):
     """w = d * q + m, q of five bits."""
     for b in range(n_blocks):
         at, to = src + 24 * b, dst + 32 * b
@@ -49,7 +49,7 @@ def decode_q5_1(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_q8_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_q8_0(raw, src, n_blocks, out, dst):
     """w = d * q, q a signed byte."""
     for b in range(n_blocks):
         at, to = src + 34 * b, dst + 32 * b

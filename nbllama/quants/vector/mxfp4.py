@@ -12,7 +12,7 @@ _VALUES = _grids.MXFP4
 
 
 @kernel()
-def decode_mxfp4(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_mxfp4(raw, src, n_blocks, out, dst):
     """w = 2^(e - 128) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 17 * b, dst + 32 * b

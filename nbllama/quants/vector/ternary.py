@@ -8,7 +8,7 @@ from nbllama.quants._vec import load4, load16, load32, signed, store, times_over
 
 
 @kernel()
-def decode_tq1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_tq1_0(raw, src, n_blocks, out, dst):
     """w = d * (digit - 1), five digits a byte."""
     for b in range(n_blocks):
         at, to = src + 54 * b, dst + 256 * b
@@ -23,7 +23,7 @@ def decode_tq1_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def decode_tq2_0(raw, src, n_blocks, out, dst):  # type: ignore[no-untyped-def]
+def decode_tq2_0(raw, src, n_blocks, out, dst):
     """w = d * (q - 1), four codes a byte."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b

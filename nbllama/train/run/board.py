@@ -18,7 +18,9 @@ class Board:
     """A folder of event files. What goes wrong with it after the start does not stop training."""
 
     def __init__(self, folder: str) -> None:
-        """Raises `UsageError` if the package is missing, `OutputError` for a folder that cannot be
+        """Open the folder.
+
+        Raises `UsageError` if the package is missing, `OutputError` for a folder that cannot be
         written.
         """
         try:
@@ -33,6 +35,7 @@ class Board:
             raise OutputError(f"--tensorboard {shown(folder, 400)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Write a record's numbers under its iteration."""
         row = as_row(record)
         names = _EVALUATION if isinstance(record, EvaluationRecord) else _STEP
         for key, tag in names.items():
@@ -43,4 +46,5 @@ class Board:
             self._writer.add_text(f"samples/{i + 1}", text, record.iter)
 
     def close(self) -> None:
+        """Write what is left, and close the file."""
         self._writer.close()

@@ -25,8 +25,10 @@ PARAMETER stop "<|im_end|>"
 
 
 class Files(NamedTuple):
-    """The base model and the adapter; `gguf`: whether it is in the format of today's llama.cpp, the
-    only one that llama.cpp and, for every architecture, Ollama read.
+    """The base model and the adapter.
+
+    `gguf`: whether it is in the format of today's llama.cpp, the only one that llama.cpp and, for
+    every architecture, Ollama read.
     """
 
     base: str
@@ -54,8 +56,10 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str) -> str:
-    """For `ollama create NAME -f FILE`. A template is stated for ChatML alone: of other models
-    Ollama knows or reads it by itself.
+    """Write the file for `ollama create NAME -f FILE`.
+
+    A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
+    file.
     """
     lines = [f"# {_MARK}; ollama create NAME -f THIS_FILE\n"]
     if not files.gguf:
@@ -68,8 +72,10 @@ def modelfile(files: Files, chat_template: str) -> str:
 def card(
     run: dict[str, Any], files: Files, fingerprint: str, results: list[tuple[str, str]]
 ) -> str:
-    """The model card in Markdown. `run`: the row that begins a log (`cli.story.begun`); `results`:
-    lines about iterations and losses.
+    """Write the model card in Markdown.
+
+    `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
+    losses.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
@@ -106,8 +112,10 @@ def _cell(text: str) -> str:
 def write_cards(
     session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Card and Modelfile beside the adapter of a run, whose log begins with the row `begun`;
-    (ending, file) of what was written. A failure is a line for the user: the adapter is there.
+    """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
+
+    Returns (ending, file) of what was written. A failure is a line for the user: the adapter is
+    there.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"

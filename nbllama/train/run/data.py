@@ -61,17 +61,21 @@ def load_data(
     options: Options,
     model: Model,
     state: TrainState | None,
+    *,
     seed: int,
     say: Progress | None = None,
     given: Given = NOTHING,
 ) -> tuple[Options, Dataset, Dataset | None]:
-    """Options with the plan that follows from the data; the samples of `--train-data`, a file or a
-    folder with one, and those for validation, if any: `--val-data`, `--val-split`, the folder's
-    own, or what the plan holds out.
+    """Load the samples of `--train-data`, and those for validation, if any.
 
-    `say` gets a line now and then while much text is tokenised. `given`: records in memory take the
-    place of these files. Raises as `_load`, and `UsageError`
-    for validation data of another kind or that are missing.
+    The first value are the options with the plan that follows from the data.
+
+    The former is a file or a folder with one; the latter are of `--val-data`, `--val-split`, or the
+    folder's own.
+
+    `say` gets a line now and then while much text is tokenised. `given`: records in memory that
+    replace these files. Raises as `_load`, and `UsageError` for validation data of another kind or
+    that are missing.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -108,7 +112,7 @@ def _load(
     say: Progress | None,
     records: Records | None,
 ) -> Dataset:
-    """The samples of a file.
+    """Load the samples of a file.
 
     The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
     every file is that. Raises `DataError`, and `UsageError` for options of plain text with records
@@ -150,8 +154,10 @@ def load_file(
     records: Records | None = None,
     keep_texts: bool = False,
 ) -> Dataset:
-    """The samples of any file, read by the options of `--train-data`, or of `records` by the name
-    `path`. `keep_texts`: see `load_samples`. Raises as `load_data`.
+    """Load the samples of any file, read by the options of `--train-data`.
+
+    `records`: of these instead, by the name `path`. `keep_texts`: see `load_samples`. Raises as
+    `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -206,7 +212,7 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """What deals out the data, and where in it the run begins.
+    """Return what deals out the data, and where in it the run begins.
 
     A checkpoint's place is taken up again, unless its data were others (`--force`) or
     `--force-reshuffle` asks for a new order.
@@ -232,13 +238,16 @@ def make_feed(
 def walk(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
-    """For `resolve`: how many iterations a number of epochs takes where that is no plain division,
-    or None.
+    """Return a function that counts the iterations of so many epochs, for `resolve`.
+
+    None where that is a plain division.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
         return cache(
-            lambda epochs: iterations(feed, start, epochs, options.batch, options.grad_acc)
+            lambda epochs: iterations(
+                feed, start, epochs=epochs, batch=options.batch, grad_acc=options.grad_acc
+            )
         )
     if not feed.wraps:
         return None

@@ -47,9 +47,9 @@ class Decay:
 
 
 def plan(
-    options: Options, asked: int | None, state: TrainState | None, data_kind: str, n_iter: int
+    options: Options, asked: int | None, state: TrainState | None, *, data_kind: str, n_iter: int
 ) -> Decay:
-    """The decay of a run of `n_iter` iterations that continues `state`.
+    """Plan the decay of a run of `n_iter` iterations that continues `state`.
 
     `options`: completed from the checkpoint. `asked`: `--lr-decay-steps` as the user gave it.
     """
@@ -100,8 +100,10 @@ def plan(
 
 
 def schedule(settings: Settings, decay: Decay) -> Schedule:
-    """The rates of a run. A new decay has no warm-up: that is for a new adapter and for moments
-    that are empty, and here both are those of the checkpoint.
+    """Return the learning rates of a run.
+
+    A new decay has no warm-up: that is for a new adapter and for moments that are empty, and here
+    both are those of the checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -120,8 +122,9 @@ def schedule(settings: Settings, decay: Decay) -> Schedule:
 def check_rates(
     decay: Decay, settings: Settings, done: int, factor: Callable[[int], float]
 ) -> list[str]:
-    """Lines about iterations at learning rate 0. `factor`: of the rate, by iteration; `done`:
-    iterations of the checkpoint.
+    """Return lines about iterations at learning rate 0.
+
+    `factor`: of the rate, by iteration; `done`: iterations of the checkpoint.
 
     Raises `UsageError` if the rate is 0 in all of them. Not so with --compat, which does as the old
     tool did, and not for the rest of a decay that is under way.

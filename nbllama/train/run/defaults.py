@@ -1,5 +1,6 @@
-"""The defaults that depend on the training data, and what follows from them before a run has its
-settings: the context, the iterations, the ranks.
+"""The defaults that depend on the training data.
+
+And what follows from them before a run has its settings: the context, the iterations, the ranks.
 
 Plain text takes the defaults of the old llama.cpp `finetune`. What follows from the number of
 records is in `nbllama.train.run.plan`.
@@ -68,13 +69,12 @@ def iterations(
     n_samples: int,
     walk: Callable[[int], int] | None = None,
 ) -> int:
-    """Iterations of this run by `--adam-iter`, `--epochs` and the defaults; the lower limit holds.
-    `options` have the plan already.
+    """Return the iterations of this run by `--adam-iter`, `--epochs` and the defaults.
 
-    A pass over the data takes `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass
-    is the end of an iteration, however few samples are left for it. Where that is not so, `walk`
-    tells the iterations of a number of passes. With `--compat` the default of `--adam-iter` holds
-    beside `--epochs`.
+    `options` have the plan already. The lower limit holds. A pass over the data takes `ceil(n_samples / (batch * grad_acc))`
+    iterations: the end of a pass is the end of an iteration, however few samples are left for it.
+    Where that is not so, `walk` returns the iterations of a number of passes. With `--compat` the
+    default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -107,7 +107,7 @@ def with_the_run(total: int, begin: int = 0) -> int:
 
 
 def decay_end(options: Options, data_kind: str, total: int) -> int:
-    """The iteration at which the decay of a fresh run of `total` iterations ends."""
+    """Return the iteration at which the decay of a fresh run of `total` iterations ends."""
     own = DEFAULTS[data_kind].cos_decay_steps if options.lr_schedule == "cosine" else None
     fitted = with_the_run(total) if follows_length(options, data_kind) else total
     return options.cos_decay_steps or own or fitted
@@ -116,6 +116,10 @@ def decay_end(options: Options, data_kind: str, total: int) -> int:
 def slot_ranks(
     options: Options, data_kind: str, lora_r: int, missing: Collection[str]
 ) -> dict[str, int]:
+    """Return the rank of each slot: as given, else the default of this kind of data.
+
+    `missing`: slots that the model has no tensor for.
+    """
     ends = lora_r if DEFAULTS[data_kind].train_ends and "out" not in missing else 0
     norm = 1 if options.compat or options.lora_out.lower().endswith(".bin") else 0
     defaults = {}

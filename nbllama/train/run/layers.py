@@ -45,7 +45,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """The shortest text that `blocks` reads as these: one for a set of blocks, however given."""
+    """Return the shortest text that `blocks` reads as these: one for a set, however given."""
     if len(numbers) == n_layer:
         return "all"
     runs: list[list[int]] = []

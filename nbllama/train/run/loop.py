@@ -129,9 +129,7 @@ class Loop:
                 self.ui.note(f"--report is not written: {e}")
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate where the run's plan says so, once: at its very start, every so many iterations,
-        and at its end.
-        """
+        """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
         now, session = self.trainer.iteration, self.session
         if not (session.validation or session.prompts):
             return
@@ -140,7 +138,9 @@ class Loop:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
         asked, most = session.prompts, session.options.sample_tokens
-        said = answers(asked, session.model, self.trainer.adapter, most, self.stop.check)
+        said = answers(
+            asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
+        )
         mean, overfits = watch.training_loss, False
         if session.validation is not None:
             loss = self.trainer.validation_loss(self.stop.check)
@@ -208,11 +208,9 @@ class Loop:
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return
-        trainer = self.trainer
-        direction = self.session.options.checkpoint_order or ""
-        told = tell(
-            state.moments, trainer.adapter, trainer.gradients, trainer.model.hp.n_layer, direction
-        )
+        trainer, order = self.trainer, self.session.options.checkpoint_order or ""
+        grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
+        told = tell(state.moments, trainer.adapter, grads, n_layer, direction=order)
         trainer.opt.restore(told.m, told.v, state.iteration)
         self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
 
@@ -290,7 +288,7 @@ class Loop:
             self.ui.note(f"{problem}; --keep-last does not hold for it")
 
     def _save_config(self) -> None:
-        """The run's options beside its adapter; a failure does not stop training."""
+        """Save the run's options next to its adapter; a failure does not stop training."""
         try:
             self.outputs.save_config(self._config)
         except (OSError, OutputError) as e:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """The adapter, and the options with rank, alpha and the ranks of all tensors as it has them.
+    """Return the adapter, and the options with rank, alpha and the ranks of all tensors as it has.
 
     Raises `UsageError` if there is no such file or the command line gives other ranks,
     `CheckpointError` if the adapter does not fit.

@@ -69,10 +69,10 @@ class Names:
 
 
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
-    """Raise `UsageError` if an output is an input, or is another output. `outputs`: all files that
-    the run writes, by option.
+    """Raise `UsageError` if an output is an input, or is another output.
 
-    An input is every file that an option is said to read, with the files that are read in a folder.
+    `outputs`: all files that the run writes, by option. An input is every file that an option is
+    said to read, with the files that are read in a folder.
     """
     for option, own in outputs.items():
         for names in own:
@@ -113,5 +113,5 @@ def _base(path: str) -> str:
 
 
 def bare(name: str) -> str:
-    """A folder's name without what ends it."""
+    """Return a folder's name without what ends it."""
     return name.rstrip("/" + os.sep) or name

@@ -34,7 +34,7 @@ class Outputs:
     """Where a run saves: `checkpoint` and `adapter` are names with ITERATION in them, or empty."""
 
     def __init__(self, options: Options) -> None:
-        """Raises `UsageError` for names that cannot work, whatever is on the disk."""
+        """Take the names; `UsageError` for those that cannot work, whatever is on the disk."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
@@ -84,10 +84,9 @@ class Outputs:
         return found
 
     def claim(self, stack: ExitStack) -> None:
-        """Prove that the outputs can be written, lock them until `stack` ends, and remove what
-        killed runs left half written.
+        """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Raises `OutputError`.
+        What killed runs left half written is removed. Raises `OutputError`.
         """
         if self.report:
             check_writable(self.report)
@@ -124,7 +123,7 @@ class Outputs:
                 self.paths["checkpoint"] = name
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """The adapter alone, under its number and as LATEST."""
+        """Save the adapter alone, under its number and as LATEST."""
         stamps = (state.iteration, self._newest)
         for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
             if name:
@@ -132,7 +131,7 @@ class Outputs:
                 self.paths["adapter"] = name
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
-        """The adapter with the lowest validation loss so far. Raises `OutputError`."""
+        """Save the adapter with the lowest validation loss so far. Raises `OutputError`."""
         if self.adapter:
             save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
             self.paths["best"] = self.best_adapter
@@ -156,7 +155,7 @@ class Outputs:
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
     def save_config(self, text: str) -> None:
-        """Raises `OutputError` if it cannot be written."""
+        """Save the options of the run. Raises `OutputError` if they cannot be written."""
         if self.config:
             with atomic_write(self.config) as file:
                 file.write(text.encode())
@@ -198,14 +197,16 @@ class Outputs:
 
     @property
     def latest_checkpoint(self) -> str:
+        """The checkpoint's name with LATEST."""
         return self._latest(self.checkpoint)
 
     @property
     def latest_adapter(self) -> str:
+        """The adapter's name with LATEST."""
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """(what, newest file) for the summary."""
+        """List (what, newest file) for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 
@@ -216,7 +217,7 @@ class Outputs:
         return Names(pattern, self._mark, self._newest)
 
     def _left_over_in_folders(self, pattern: str) -> Iterator[str]:
-        """The files of all folders of `pattern`."""
+        """Yield the files of all folders of `pattern`."""
         parent, shape = os.path.dirname(pattern), self._names(pattern).shape
         for base in sorted(os.listdir(parent or os.curdir)):
             folder = os.path.join(parent, base)

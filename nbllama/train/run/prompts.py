@@ -33,8 +33,10 @@ class Prompt(NamedTuple):
 def load_prompts(
     options: Options, model: Model, data: Dataset, given: Sequence[str] | None = None
 ) -> list[Prompt]:
-    """The lines of `--sample-prompts` that are not blank, or the texts that are `given`; [] without
-    any. Where the training data are chats, each is what a user says; else the model continues it.
+    """Return the lines of `--sample-prompts` that are not blank, or the texts that are `given`.
+
+    [] without any. Where the training data are chats, each is what a user says; else the model
+    continues it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.
@@ -75,11 +77,13 @@ def answers(
     prompts: list[Prompt],
     model: Model,
     adapter: Adapter,
+    *,
     most_tokens: int,
     check: Callable[[], None],
 ) -> tuple[dict[str, str], ...]:
-    """The most likely answers of at most so many tokens. `check` is called after each token and may
-    raise `StopRequested`.
+    """Return the most likely answers of at most so many tokens.
+
+    `check` is called after each token and may raise `StopRequested`.
     """
     found = []
     for prompt in prompts:

@@ -34,6 +34,7 @@ def tune(
     data: str | os.PathLike[str] | Iterable[Mapping[str, Any] | str] | None,
     keywords: Mapping[str, Any],
     screen: Screen,
+    *,
     on_step: Callable[[StepRecord], object] | None = None,
     on_eval: Callable[[EvaluationRecord], object] | None = None,
 ) -> Run:
@@ -64,7 +65,7 @@ def _read(
     on_step: Callable[[StepRecord], object] | None,
     on_eval: Callable[[EvaluationRecord], object] | None,
 ) -> tuple[Options, list[str], Given]:
-    """The options, the same as words of a command line, and what is in memory."""
+    """Return the options, the same as words of a command line, and what is in memory."""
     for name in keywords:
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
@@ -108,7 +109,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """The name of a file; or what stands for it, and the records themselves."""
+    """Return the name of a file; or what stands for it, and the records themselves."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):

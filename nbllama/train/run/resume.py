@@ -53,7 +53,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 def identity(
     settings: Settings, model: Model, data: Dataset, validation: Dataset | None
 ) -> Identity:
-    """What a checkpoint of this run must share with it."""
+    """Return what a checkpoint of this run must share with it."""
     return Identity(
         arch=model.hp.arch,
         lora_r=settings.lora_r,
@@ -75,10 +75,10 @@ def check_resume(
     *,
     new_decay: bool = False,
 ) -> list[str]:
-    """Raise `CheckpointError` unless `wanted` continues the checkpoint; lines about what
-    `--force` let pass.
+    """Raise `CheckpointError` unless `wanted` continues the checkpoint.
 
-    `new_decay`: the end of the decay is another one (`nbllama.train.run.decay`).
+    Returns lines about what `--force` let pass. `new_decay`: the end of the decay is another one
+    (`nbllama.train.run.decay`).
 
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """

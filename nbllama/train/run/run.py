@@ -32,12 +32,12 @@ def train(
     words: Sequence[str] = (),
     given: Given = NOTHING,
 ) -> Run:
-    """Load, forecast, train and save; with `--dry-run` only forecast, with `--only-write-lora` only
-    write an adapter.
+    """Load, forecast, train and save.
 
-    `threads`: how many compute (`nbllama.kernels.cores.use_threads`). `words`: the command line,
-    for the log. `given`: what is in memory already. A run that `stop` ended has saved what it had,
-    and its result says so.
+    With `--dry-run` only forecast, with `--only-write-lora` only write an adapter. `threads`: how
+    many compute (`nbllama.kernels.cores.use_threads`). `words`: the command line, for the log.
+    `given`: what is in memory already. A run that `stop` ended has saved what it had, and its
+    result says so.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.
@@ -55,7 +55,9 @@ def train(
             run = write_lora(options, outputs, ui, given.model)
         else:
             with explained(options, outputs, words):
-                session = Session(options, list(words), threads, outputs, ui, stop, given)
+                session = Session(
+                    options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
+                )
             told = session.forecast()
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)

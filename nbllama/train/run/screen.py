@@ -23,21 +23,32 @@ class Screen(Protocol):
         """Kernels are being compiled; with `seconds`, they are ready."""
 
     def step(self, record: StepRecord) -> None:
-        """An iteration is done."""
+        """Show that an iteration is done."""
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """An evaluation is done."""
+        """Show that an evaluation is done."""
 
     def close(self, pairs: Pairs = ()) -> None:
-        """The run is over; names and values of its summary."""
+        """Show that the run is over; `pairs`: names and values of its summary."""
 
 
 class Silent:
     """A screen that shows nothing."""
 
-    def note(self, text: str) -> None: ...
-    def header(self, pairs: Pairs) -> None: ...
-    def compiling(self, seconds: float | None = None) -> None: ...
-    def step(self, record: StepRecord) -> None: ...
-    def evaluation(self, record: EvaluationRecord) -> None: ...
-    def close(self, pairs: Pairs = ()) -> None: ...
+    def note(self, text: str) -> None:
+        """Drop a line about the run."""
+
+    def header(self, pairs: Pairs) -> None:
+        """Drop what is going to be done."""
+
+    def compiling(self, seconds: float | None = None) -> None:
+        """Drop news of the compiler."""
+
+    def step(self, record: StepRecord) -> None:
+        """Drop an iteration."""
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Drop an evaluation."""
+
+    def close(self, pairs: Pairs = ()) -> None:
+        """Drop the summary."""

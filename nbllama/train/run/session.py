@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -38,7 +39,7 @@ OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """The model of `--model-base`, or the one that is there already.
+    """Return the model of `--model-base`, or the one that is there already.
 
     Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
     """
@@ -57,14 +58,15 @@ class Session:
     def __init__(
         self,
         options: Options,
-        words: list[str],
+        words: Sequence[str],
         threads: int,
+        *,
         outputs: Outputs,
         ui: Recorder,
         stop: StopFlag,
         given: Given,
     ) -> None:
-        self.words, self.outputs, self.ui, self.stop = words, outputs, ui, stop
+        self.words, self.outputs, self.ui, self.stop = list(words), outputs, ui, stop
         self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
@@ -73,11 +75,11 @@ class Session:
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
-        day = self.options.template_date or datetime.now().date().isoformat()
-        options = replace(self.options, template_date=day)
+        date = self.options.template_date or datetime.now().date().isoformat()
+        options = replace(self.options, template_date=date)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
         self.options, self.data, self.validation = load_data(
-            options, self.model, self.state, self.seed, ui.note, given
+            options, self.model, self.state, seed=self.seed, say=ui.note, given=given
         )
         options = self.options
         outputs.keep(options.keep_last or 0, self.state)
@@ -108,7 +110,7 @@ class Session:
         return state
 
     def _start(self) -> Adapter | None:
-        """The adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        """Read the adapter of `--lora-in`, if the run starts from it; its ranks become options."""
         path = self.options.lora_in
         if not path:
             return None
@@ -125,7 +127,7 @@ class Session:
         if state is not None:
             o = self.options = rest_of(o, self.data, self.feed, state, self.outputs)
         n_iter = iterations(o, kind, n_samples, walked)
-        self.decay = plan(o, self._decay_steps, state, kind, n_iter)
+        self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(
             replace(o, cos_decay_steps=self.decay.end),
             kind,
@@ -184,7 +186,7 @@ class Session:
             adapter,
             opt,
             self.data,
-            schedule(s, self.decay),
+            rates=schedule(s, self.decay),
             feed=self.feed,
             batch=o.batch,
             grad_acc=o.grad_acc,

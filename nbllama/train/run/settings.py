@@ -51,16 +51,16 @@ class Settings:
     notes: tuple[str, ...]  # what the user should know about these numbers
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds of the options, by its keys and in their order."""
+        """Return what a checkpoint holds of the options, by its keys and in their order."""
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
         return {row.key or name: self.value(row.key or name) for row, name in rows}
 
     def value(self, name: str) -> Any:
-        """The value of an option in this run: derived, or else as it was given."""
+        """Return the value of an option in this run: derived, or else as it was given."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
-        """What is unusual about the adapter."""
+        """Say what is unusual about the adapter."""
         more = " rank-stabilised" if self.options.rslora else ""
         more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
@@ -141,7 +141,7 @@ def resolve(
     begin: int = 0,
     n_embd: int = WIDTH,
 ) -> Settings:
-    """The settings of a run.
+    """Return the settings of a run.
 
     `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
     model has no tensor for (`out` where the output is the embedding). `cores`: the default of
@@ -162,11 +162,8 @@ def resolve(
     lora_r = d.lora_r if options.lora_r is None else options.lora_r
     alpha = d.alpha_per_r * lora_r if options.lora_alpha is None else options.lora_alpha
     notes = []
-    if options.rslora:
-        # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
-        scaled = alpha * math.sqrt(lora_r)
-    else:
-        scaled = alpha
+    # "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", Kalajdzievski 2023
+    scaled = alpha * math.sqrt(lora_r) if options.rslora else alpha
     if options.compat or unscaled:
         _check_old(options)
         if alpha != lora_r:
@@ -225,5 +222,5 @@ def resolve(
 
 
 def fresh_seed() -> int:
-    """A seed that no one chose, 0 to 2^31 - 1 (what the old tool's `--seed` could also take)."""
+    """Return a seed that no one chose, 0 to 2^31 - 1 (as the old tool's `--seed`)."""
     return secrets.randbelow(2**31)

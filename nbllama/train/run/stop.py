@@ -11,8 +11,10 @@ from nbllama.errors import Interrupted
 
 
 class StopFlag:
-    """What signals do: end the program at once while there is nothing to save (`at_once`), and only
-    leave a mark, looked at between layers, once training has begun.
+    """What signals do.
+
+    They end the program at once while there is nothing to save (`at_once`), and only leave a mark,
+    looked at between layers, once training has begun.
     """
 
     def __init__(self, *names: str) -> None:
@@ -48,6 +50,7 @@ class StopFlag:
             raise KeyboardInterrupt
 
     def check(self) -> None:
+        """Raise `StopRequested` if there was a signal."""
         from nbllama.train.trainer import StopRequested
 
         if self.signum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,7 @@ _BARS = 20  # of the histogram of lengths
 def begun(
     session: Session, told: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
-    """The row `run`: what is to be done after iteration `iter`, and what is expected of it."""
+    """Return the row `run`: what is to be done after iteration `iter`, and what is expected."""
     trainer, hp = session.trainer, session.model.hp
     return {
         "event": "run",
@@ -45,9 +46,7 @@ def data_numbers(session: Session) -> dict[str, Any]:
     tokens, trained = data.lengths()
     edges = np.unique(np.linspace(tokens.min(), tokens.max() + 1, _BARS + 1).astype(np.int64))
     counts, _ = np.histogram(tokens, edges)
-    names = [
-        f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    names = [f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in itertools.pairwise(edges)]
     share = trained.sum() / tokens.sum()
     return {
         "data": os.path.basename(session.options.train_data.rstrip("/" + os.sep)),
@@ -62,6 +61,6 @@ def data_numbers(session: Session) -> dict[str, Any]:
 
 
 def ended(iteration: int, seconds: float, reason: str) -> dict[str, Any]:
-    """The row `end`; `reason`: "" if all iterations were done."""
+    """Return the row `end`; `reason`: "" if all iterations were done."""
     row = {"event": "end", "iter": iteration, "seconds": seconds, "reason": reason}
     return row | {"peak_bytes": peak_resident()}

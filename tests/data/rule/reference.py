@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 class _Generation(Extension):
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)

@@ -56,6 +56,6 @@ def test_frequencies_are_those_of_the_softmax() -> None:
 def test_uniform_numbers() -> None:
     random = Random(3)
     drawn = np.array([random.uniform() for _ in range(20000)])
-    assert 0 <= drawn.min() and drawn.max() < 1
+    assert drawn.min() >= 0 and drawn.max() < 1
     assert abs(drawn.mean() - 0.5) < 0.01
     assert Random(3).uniform() == drawn[0] != Random(4).uniform()
