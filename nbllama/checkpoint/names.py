@@ -46,8 +46,10 @@ def prune(
 def prune_adapters(
     pattern: str, keep_last: int, iteration: int, mark: str, after: int, *, inside: Iterable[str]
 ) -> None:
-    """Remove numbered adapters of `pattern`, files or PEFT folders, all but the newest `keep_last`
-    (0: keep all). Of a folder the files that are named `inside` go, and itself if it is then empty.
+    """Remove numbered adapters of `pattern`, all but the newest `keep_last` (0: keep all).
+
+    They are files or PEFT folders. Of a folder the files that are named `inside` are removed, and
+    the folder itself if it is empty then.
 
     Raises as `prune`.
     """
@@ -63,9 +65,7 @@ def prune_adapters(
 
 
 def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
-    """The names that are there with numbers in (after, iteration], the newest first; none if all
-    are kept.
-    """
+    """List the names with numbers in `within`, the newest first; none if all are kept."""
     low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:

@@ -58,10 +58,7 @@ class ReferenceModel:
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
-
-        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
-        """
+        """Compute logits `[N, V]`; `change` is added to activations, which `seen` gets by name."""
         return _Pass(self, batch, params, scale, seen, change).forward()
 
     def loss(

@@ -7,7 +7,7 @@ from nbllama.report.text import safe
 
 
 def verdict(run: Run) -> str:
-    """The section; "" for a run that has no verdict."""
+    """Write the section; "" for a run that has no verdict."""
     found = run.verdict
     if not found.get("verdict"):
         return ""

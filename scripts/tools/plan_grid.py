@@ -33,7 +33,7 @@ from nbllama.train.run.loop import Loop
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.screen import Silent
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 
 MOST_ASKED = 24
@@ -101,7 +101,7 @@ def runs(
         "--no-checkpointing", "--checkpoint-in=", "--checkpoint-out=", "--lora-out=",
     ])  # fmt: skip
     given = Given(model, data.train, [a.record() for a in data.held])
-    session = Session(
+    session = RunSession(
         options, [], threads, Outputs(options), Recorder(Silent()), StopFlag("SIGINT"), given
     )
     trainer = session.trainer
@@ -140,7 +140,7 @@ def by_default(model: Any, data: Set, threads: int) -> dict[str, Any]:
         "--checkpoint-in=", "--checkpoint-out=", "--lora-out=",
     ])  # fmt: skip
     given = Given(model, data.train)
-    session = Session(
+    session = RunSession(
         options, [], threads, Outputs(options), Recorder(Silent()), StopFlag("SIGINT"), given
     )
     start = time.perf_counter()

@@ -276,8 +276,8 @@ def couplets() -> Set:
         first = "".join(rng.sample(list(OPPOSITE), 4))
         second = "".join(OPPOSITE[c] for c in first)
         rows.append((first, second))
-    asked = [Asked(_chat("对联：" + a), b, b, "exact") for a, b in rows[:24]]
-    held = [Asked(_chat("对联：" + a), b, b) for a, b in rows[24:]]
+    asked = [Asked(_chat("对联 " + a), b, b, "exact") for a, b in rows[:24]]
+    held = [Asked(_chat("对联 " + a), b, b) for a, b in rows[24:]]
     return Set("couplets-24", asked, held)
 
 

@@ -1,5 +1,6 @@
-"""Questions of the training data and of the validation data that are answered before and after a
-run. Nothing of the run changes with them.
+"""Questions of the data that are answered before and after a run.
+
+Nothing of the run changes with them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Asked:
         return self.after.strip() == self.wanted.strip()
 
     def row(self) -> dict[str, Any]:
-        """It as an object of the log."""
+        """Return it as an object of the log."""
         names = ("kind", "question", "wanted", "before", "after", "right")
         return {name: getattr(self, name) for name in names}
 
@@ -53,8 +54,10 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Up to `number` questions of each of the two, spread over the data. Of a record with several
-    answers the last one is asked for. Records without a prompt, or with a long one, are left out.
+    """Choose up to `number` questions of each of the two, spread over the data.
+
+    Of a record with several answers the last one is asked for. Records without a prompt, or with a
+    long one, are left out.
     """
     found = _questions(tokenizer, data, "trained", number)
     if validation is not None:
@@ -83,7 +86,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """The last answer of sample `i` and what stands before it; None if that is nothing, or long."""
+    """Find the last answer of sample `i` and its prompt; None if that is nothing, or long."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)
@@ -102,8 +105,9 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 
 
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
-    """What a prompt asks, without what the chat template puts around it: the last stretch between
-    control tokens that is more than the name of a role.
+    """Return what a prompt asks, without what the chat template puts around it.
+
+    That is the last stretch between control tokens that is more than the name of a role.
     """
     stretches: list[list[int]] = [[]]
     for token in prompt:
@@ -123,7 +127,7 @@ def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
 def answer(
     questions: list[Asked], model: Model, adapter: Adapter, check: Callable[[], None]
 ) -> list[str]:
-    """The most likely answers, all at once. `check` is called after each token, and may raise."""
+    """Answer all questions greedily, together. `check` is called after each token, and may raise."""
     if not questions:
         return []
     most = max(q.most for q in questions)

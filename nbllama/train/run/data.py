@@ -235,7 +235,7 @@ def make_feed(
     return OldFeed(data, state.rng_state, epoch), Position(epoch, state.next_sample)
 
 
-def walk(
+def walk_epochs(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
     """Return a function that counts the iterations of so many epochs, for `resolve`.
@@ -257,19 +257,21 @@ def walk(
 
 
 def rest_of(
-    options: Options, data: Dataset, feed: Feed, state: TrainState, outputs: Outputs
+    options: Options, data: Dataset, feed: Feed, state: TrainState | None, outputs: Outputs
 ) -> Options:
-    """Options with the length of a run that continues `state`.
+    """Return options with the length of a run that continues `state`, if it does.
 
     Without a length of its own, a run on records does what is left of the one that was planned. So
     does a run that found the checkpoint under its own name, whose length is that of the whole.
     Where nothing is left of that one, `outputs.complete_at` is set and the length is one iteration:
     whether it is the same run at all is looked at before it is refused.
     """
+    if state is None:
+        return options
     planned = outputs.unlimited and data.kind != "raw"
     last = int(state.identity.settings.get("last", 0)) if planned else 0
     if outputs.finishes and not last:
-        walked = walk(options, data, feed, Position())
+        walked = walk_epochs(options, data, feed, Position())
         last = run_length(options, data.kind, data.n_samples, walked)
     left = last - state.iteration
     if outputs.finishes and left < 1:

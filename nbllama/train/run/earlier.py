@@ -24,7 +24,7 @@ _OLD_INPUT = "checkpoint.gguf"  # default of the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
-    """Options in which `checkpoint_in` says what is continued; "" is a fresh start.
+    """Return options in which `checkpoint_in` says what is continued; "" is a fresh start.
 
     By default that is the newest checkpoint of the run's own outputs, so that the same command
     finishes a run that was stopped; `outputs.finishes` says that it is so. With `--force` alone it
@@ -71,8 +71,10 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """A checkpoint that was found under the run's own name and does not fit is refused with the two
-    commands that do. Raises `CheckpointError`, and `UsageError` where its run is complete.
+    """Refuse a checkpoint that was found under the run's own name and does not fit.
+
+    The error has the two commands that do. Raises `CheckpointError`, and `UsageError` where the run
+    of the checkpoint is complete.
     """
     try:
         yield
@@ -102,7 +104,7 @@ def complete(checkpoint: str, iteration: int) -> UsageError:
 
 
 def _without(words: Sequence[str], name: str) -> list[str]:
-    """The words without the option `name` and its value."""
+    """Return the words without the option `name` and its value."""
     found: list[str] = []
     skip = False
     for word in words:
@@ -116,7 +118,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """The words with names of outputs that are free."""
+    """Return the words with names of outputs that are free."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

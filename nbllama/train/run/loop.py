@@ -9,21 +9,20 @@ from typing import Any
 from nbllama import __version__
 from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
-from nbllama.checkpoint.legacy_moments import tell
+from nbllama.checkpoint.legacy_moments import place_moments
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
 from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
-from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.story import begun, ended
 from nbllama.train.run.verdict import Ending
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
@@ -35,14 +34,14 @@ class _Ended(Exception):
 
 
 class Loop:
-    """Runs a `Session` to its end.
+    """Runs a `RunSession` to its end.
 
     With `--compat` the order of events at the end is the old tool's: it evaluates once more after
     the last update, so the samples of one more iteration are passed over, and what the tests of an
     early end find in an evaluation holds before its update, not after it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunSession) -> None:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
@@ -117,16 +116,7 @@ class Loop:
 
     def _tell_end(self, reason: str) -> None:
         self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
-        self._report()
-
-    def _report(self) -> None:
-        """Make the page of `--report` again; a failure does not stop training."""
-        if self.outputs.report:
-            try:
-                write_report(self.outputs.log, self.outputs.report)
-                self.outputs.paths["report"] = self.outputs.report
-            except NbllamaError as e:
-                self.ui.note(f"--report is not written: {e}")
+        self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
@@ -156,7 +146,7 @@ class Loop:
         self.ui.evaluation(record)
         if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
             self._reason = self._reason or "on_eval returned True"
-        self._report()
+        self.outputs.write_report(self.ui.note)
         if overfits:
             self.ui.note(
                 f"warning: the training loss falls and the validation loss rises since iteration "
@@ -210,9 +200,9 @@ class Loop:
             return
         trainer, order = self.trainer, self.session.options.checkpoint_order or ""
         grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
-        told = tell(state.moments, trainer.adapter, grads, n_layer, direction=order)
-        trainer.opt.restore(told.m, told.v, state.iteration)
-        self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
+        old = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
+        trainer.opt.restore(old.m, old.v, state.iteration)
+        self.ui.note(f"moments of the old checkpoint: order {old.order}, cosine {old.cosine:.2f}")
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0

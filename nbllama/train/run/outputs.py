@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_ada
 from nbllama.checkpoint.file import save_checkpoint
 from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune, prune_adapters
 from nbllama.checkpoint.state import TrainState
-from nbllama.errors import Diverged, OutputError, UsageError, shown
+from nbllama.errors import Diverged, NbllamaError, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
+from nbllama.report.write import write_report
 from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
 from nbllama.train.run.names import BEST, OWN_CONFIG, Names, bare, check_outputs
 
@@ -161,13 +162,25 @@ class Outputs:
                 file.write(text.encode())
             self.paths["config"] = self.config
 
-    def keep(self, number: int, state: TrainState | None) -> None:
-        """Keep so many numbered files. Where that is only the default, no file goes that was there
-        before the run: the checkpoint `state` and earlier ones.
+    def keep(self, options: Options, state: TrainState | None) -> Options:
+        """Take over how many numbered files are kept, once that is known; the same options.
+
+        Where that is only the default, no file is removed that was there before the run: the
+        checkpoint `state` and earlier ones.
         """
-        self.keep_last = number
+        self.keep_last = options.keep_last or 0
         if state is not None and not self._keeps_as_told:
             self._kept_before = state.iteration
+        return options
+
+    def write_report(self, say: Callable[[str], None]) -> None:
+        """Make the page of `--report` again; a failure does not stop training."""
+        if self.report:
+            try:
+                write_report(self.log, self.report)
+                self.paths["report"] = self.report
+            except NbllamaError as e:
+                say(f"--report is not written: {e}")
 
     def prune(self, iteration: int) -> str:
         """Remove what is not to be kept (`--keep-last`); what failed, or ""."""

@@ -49,12 +49,12 @@ RATE_OF_TEXT = 1e-3
 
 
 def row_of(n_records: int) -> Row:
-    """The row of the table for so many records."""
+    """Find the row of the table for so many records."""
     return next(row for row in TABLE if n_records <= row.records)
 
 
 def rate_of(n_embd: int) -> float:
-    """The learning rate for a model of this width, with two digits.
+    """Return the learning rate for a model of this width, with two digits.
 
     Between the two known widths it is a power of the width; a narrower model has the rate of the
     narrower one.
@@ -67,7 +67,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """The share of the records that is held out; 0 where there are few."""
+    """Return the share of the records that is held out; 0 where there are few."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -82,7 +82,7 @@ def with_plan(
     state: TrainState | None = None,
     validated: bool = False,
 ) -> Options:
-    """Options in which the plan has filled in what was not given.
+    """Return options in which the plan has filled in what was not given.
 
     `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
     checkpoint that is continued, whose values `options` have taken already; its plan is kept.

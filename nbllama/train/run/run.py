@@ -18,7 +18,7 @@ from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.run.write_lora import write_lora
 
@@ -55,7 +55,7 @@ def train(
             run = write_lora(options, outputs, ui, given.model)
         else:
             with explained(options, outputs, words):
-                session = Session(
+                session = RunSession(
                     options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
                 )
             told = session.forecast()

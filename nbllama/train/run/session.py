@@ -20,7 +20,7 @@ from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
-from nbllama.train.run.data import load_data, make_feed, rest_of, walk
+from nbllama.train.run.data import load_data, make_feed, rest_of, walk_epochs
 from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
@@ -52,7 +52,7 @@ def base_model(options: Options, given: Model | None) -> Model:
     return given
 
 
-class Session:
+class RunSession:
     """Everything that a run needs; `nbllama.train.run.loop` runs it."""
 
     def __init__(
@@ -81,8 +81,7 @@ class Session:
         self.options, self.data, self.validation = load_data(
             options, self.model, self.state, seed=self.seed, say=ui.note, given=given
         )
-        options = self.options
-        outputs.keep(options.keep_last or 0, self.state)
+        options = outputs.keep(self.options, self.state)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
@@ -123,9 +122,8 @@ class Session:
 
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
-        walked = walk(o, self.data, self.feed, self.position)
-        if state is not None:
-            o = self.options = rest_of(o, self.data, self.feed, state, self.outputs)
+        walked = walk_epochs(o, self.data, self.feed, self.position)
+        o = self.options = rest_of(o, self.data, self.feed, self.state, self.outputs)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(
@@ -140,7 +138,6 @@ class Session:
             n_layer=self.model.hp.n_layer,
             walk=walked,
             begin=self.decay.begin,
-            n_embd=self.model.hp.n_embd,
         )
         for note in (*self.decay.notes, *settings.notes):
             self.ui.note(note)

@@ -19,7 +19,7 @@ from nbllama.train.run.asked import Asked, answer, find_questions
 
 if TYPE_CHECKING:
     from nbllama.train.run.result import Run
-    from nbllama.train.run.session import Session
+    from nbllama.train.run.session import RunSession
     from nbllama.train.trainer import StepResult
     from nbllama.train.validation import Validation
 
@@ -45,8 +45,9 @@ class Means:
 
 
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
-    """Means over the first and the last epoch of `per_epoch` iterations; over tenths of a run of
-    less than two epochs. None if no iteration counts.
+    """Take means over the first and the last epoch of `per_epoch` iterations.
+
+    In a run of less than two epochs they are over tenths of it. None if no iteration counts.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -77,7 +78,7 @@ class Verdict:
 def verdict_on(
     loss: Means, questions: Sequence[Asked], watch: Validation, *, steps: int, longer: str
 ) -> Verdict:
-    """The verdict on a run on records.
+    """Give the verdict on a run on records.
 
     `steps`: iterations in all. `longer`: options that train longer. `watch`: of the evaluations.
     """
@@ -105,7 +106,7 @@ class Ending:
     rows: (name, value) lines of the summary, once the run was judged.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunSession) -> None:
         self._session = session
         number = session.options.answers or 0
         tokenizer = session.model.tokenizer
@@ -123,8 +124,10 @@ class Ending:
         return answer(self.questions, s.model, s.trainer.adapter, s.stop.check)
 
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
-        """Ask again, and put what came out into `rows` for the summary, into the log and into
-        `run`; the screen gets the answers. Raises `StopRequested`.
+        """Ask again, and say what came out.
+
+        `rows` for the summary, the log and `run` get it, and the screen the answers. Raises
+        `StopRequested`.
         """
         loss = means(results, self._per_epoch())
         if loss is None:
@@ -191,6 +194,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """The command of another verb, called as this program was."""
+    """Return the command of another verb, called as this program was."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"
