@@ -72,9 +72,9 @@ def iterations(
     """Return the iterations of this run by `--adam-iter`, `--epochs` and the defaults.
 
     `options` have the plan already. The lower limit holds. A pass over the data takes
-    `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass is the end of an iteration, however few samples are left for it.
-    Where that is not so, `walk` returns the iterations of a number of passes. With `--compat` the
-    default of `--adam-iter` limits `--epochs` too.
+    `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass is the end of an iteration,
+    however few samples are left for it. Where that is not so, `walk` returns the iterations of a
+    number of passes. With `--compat` the default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
