@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_compat_replaces_as_the_old_tool_did(folder: Path, run: Run) -> None:
 
 
 def test_python_replaces_nothing_either(folder: Path) -> None:
-    rest = dict(adam_iter=1, ctx=16, batch=2, threads=1, lora_out="peft/")
+    rest: dict[str, Any] = dict(adam_iter=1, ctx=16, batch=2, threads=1, lora_out="peft/")
     nbllama.tune("toy.gguf", "text.txt", **rest)
     with pytest.raises(UsageError, match="is there already"):
         nbllama.tune("toy.gguf", "text.txt", **rest)
