@@ -84,6 +84,9 @@ def tune(
             Prompts that are answered at each evaluation.
         seed, threads : int
             The same seed gives the same bits, with any number of threads.
+        live : bool or int
+            Serve the run's page to a browser on this machine, on any free port or on this one. The
+            address is shown, on standard error where nothing else is.
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two becomes the iteration's number.
         checkpoint_in : path
@@ -226,8 +229,8 @@ def trace(
     -------
     dict of str to float32 array
         `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att`
-        `[N, H, D]`, `x_mid` `[N, C]`, `gate`, `up` `[N, F]`, each as `blk.I.NAME`; `x_out` `[N, C]`
-        after the last block, `logits` `[N, V]`.
+        `[N, H, D]`, `x_mid` `[N, C]`, `gate` (empty where there is none), `up` `[N, F]`, each as
+        `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
 
     Raises
     ------

@@ -19,8 +19,9 @@ OTHERWISE = "earlier answers stand otherwise in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer's number in the chat, its prompt and itself as text and as ids. `text` is up to the
-    answer's end, `own.text` may have more.
+    """An answer's number in the chat, its prompt and itself, as text and as ids.
+
+    `text` is up to the answer's end, `own.text` may have more.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Answer(NamedTuple):
 
     @property
     def prompt(self) -> str:
+        """The text of the prompt."""
         return self.before.text
 
 
@@ -57,7 +59,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """The sample of an answer; with places and text if there is a tokenizer."""
+    """Make a sample of an answer; with places and text if there is a tokenizer."""
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

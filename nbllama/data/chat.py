@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 class ChatReader:
-    """Makes samples of chats for one tokenizer and template. `system_as_user`: a system message
-    goes in front of the first question where the template has no such role. `places`: samples come
-    with their texts and the places of tokens in them.
+    """Makes samples of chats for one tokenizer and template.
+
+    `system_as_user`: where the template has no system messages, one goes into the first question.
+    `places`: samples come with their texts and the places of tokens in them.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ChatReader:
                 heads.append((answer, ids, trained))
         self._count(chat, answers, texts, why, line)
         tokenizer = self._tokenizer if self._places else None
-        return [row_of(*head, tokenizer) for head in reversed(heads)]
+        return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
         """Return the prompt for the answer to `messages`, with its tokens. Raises as `rows`."""

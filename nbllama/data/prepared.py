@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat as it is rendered, and the numbers of the answers that are trained. `shift`: how much
-    larger the messages' numbers are in the record.
+    """A chat as it is rendered, and the numbers of the answers that are trained.
+
+    `shift`: how much larger the messages' numbers are in the record.
     """
 
     messages: list[Message]

@@ -17,8 +17,10 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which of them are trained, and the characters of `text` that each one
-    stands for; int32, bool, int64 and int64 [n]. Places and text may be left out.
+    """One sample: its ids, which are trained, and which characters of `text` each is.
+
+    int32, bool, and int64 and int64 [n] for a token's first character and the one after its last.
+    Places and text may be left out.
     """
 
     ids: np.ndarray

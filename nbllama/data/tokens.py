@@ -17,9 +17,10 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
-    """The ids of a text, in whose ranges of characters `plain` no special token is parsed. A prompt
-    has BOS in front where the tokenizer puts it there. `continues`: plain text stands in front. An
-    answer that was cut has fewer ids than its text.
+    """The ids of a text, in whose ranges of characters `plain` no special token is parsed.
+
+    A prompt begins with BOS where the tokenizer adds it. `continues`: the text continues plain
+    text. An answer that was cut has fewer ids than its text.
     """
 
     text: str
@@ -28,7 +29,7 @@ class Tokens(NamedTuple):
     continues: bool = False
 
     def placed(self, tokenizer: Tokenizer) -> Placed:
-        """The ids with the characters that each stands for."""
+        """Return the ids with the characters that each stands for."""
         found = encode_marked(tokenizer, self.text, self.plain, continues=self.continues)
         if self.ids[:1] != found.ids[:1].tolist():
             found = with_bos(tokenizer, found)
@@ -36,8 +37,9 @@ class Tokens(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A prompt that shorter ones are parts of: its ids without BOS, and its special tokens as
-    (start, end, number of ids before).
+    """A prompt that shorter ones are parts of.
+
+    Its ids are without BOS; its special tokens are (start, end, number of ids before).
     """
 
     text: str
@@ -46,8 +48,10 @@ class Whole(NamedTuple):
 
 
 class ChatTokens:
-    """Tokenises the prompts and answers of one chat, the last ones first. `tails`: ids of what
-    prompts end with, from their last special token on; kept for the next chats.
+    """Tokenises the prompts and answers of one chat, the last ones first.
+
+    `tails`: ids of what prompts end with, from their last special token on; kept for the next
+    chats.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
@@ -56,8 +60,10 @@ class ChatTokens:
         self._whole: Whole | None = None
 
     def prompt(self, prompt: str) -> Tokens:
-        """A prompt. Ids of the last one, if that begins with it, are taken over up to its last
-        special token, at which the tokenizer cuts.
+        """Tokenise a prompt.
+
+        If the prompt before this one begins with it, their common ids are used again, up to the
+        last special token, at which the tokenizer cuts.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -69,14 +75,16 @@ class ChatTokens:
         return Tokens(prompt, self._begun(found.ids))
 
     def marked_prompt(self, prompt: str, plain: Ranges) -> Tokens:
-        """A prompt in whose ranges `plain` no special token is parsed."""
+        """Tokenise a prompt in whose ranges `plain` no special token is parsed."""
         return Tokens(prompt, self._begun(self._placed(prompt, plain).ids.tolist()), plain)
 
     def answer(
         self, text: str, words: int, *, plain: Ranges = (), continues: bool = False
     ) -> tuple[Tokens, int]:
-        """An answer up to the first token behind its first `words` characters that ends a
-        generation, and the character where that is. `continues`: plain text stands in front.
+        """Tokenise an answer, and find where it ends.
+
+        It ends at the first token after its first `words` characters that ends a generation; the
+        character there is returned too. `continues`: the answer continues plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []

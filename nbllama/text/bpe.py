@@ -90,7 +90,7 @@ class BpeTokenizer(Tokenizer):
         return [self._known(ids) for ids in self._library_ids(texts)]
 
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
-        """The library's ids of each text.
+        """Return the library's ids of each text.
 
         Words come again and again, and looking them up takes a small part of the time that the
         library needs. So texts are cut into words, and it gets only those that are new.
@@ -112,7 +112,7 @@ class BpeTokenizer(Tokenizer):
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
-        """The ids without those past the vocabulary."""
+        """Leave out the ids past the vocabulary."""
         if self._is_whole:
             return library_ids
         return [i for i in library_ids if i < self.n_vocab]

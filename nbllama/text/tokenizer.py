@@ -141,10 +141,10 @@ class Tokenizer(ABC):
         return np.concatenate(parts), np.concatenate(places)
 
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
-        """The ids of `text` with special tokens parsed, cut at these tokens. `continues`: as in
-        `encode_with_starts`.
+        """Return the ids of `text` with special tokens parsed, cut at these tokens.
 
-        Those of the last texts are kept, as the same ones come again in the next prompts.
+        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
+        come again in the next prompts.
         """
         _check_unicode(text)
         kept = self._kept
@@ -164,8 +164,9 @@ class Tokenizer(ABC):
         return out
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts together that `encode_pieces` is about to be asked for, which may be
-        quicker than one by one.
+        """Tokenise texts that `encode_pieces` will be asked for, together.
+
+        This may be quicker than one by one.
         """
         new: dict[str, None] = {}
         self._cuts_before, self._cuts = self._cuts, {}
@@ -281,8 +282,9 @@ class Tokenizer(ABC):
     def _fragments(
         self, text: str, parse_special: bool
     ) -> Iterator[tuple[int | None, str, int, int]]:
-        """`text` cut at its special tokens: (id or None for plain text, what to put in front of
-        the plain text, start, end).
+        """Cut `text` at its special tokens.
+
+        Yields (id or None for plain text, what to put in front of the plain text, start, end).
         """
         _check_unicode(text)
         prefix = self._prefix

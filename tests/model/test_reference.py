@@ -76,9 +76,9 @@ def test_gradients_of_other_architectures(name: str, tmp_path: Path) -> None:
 
 
 def test_a_planted_error_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbllama.model import reference
+    from nbllama.model import reference_ops
 
-    monkeypatch.setattr(reference, "rope_ref", lambda x, p, c, s, halves, inverse: x)
+    monkeypatch.setattr(reference_ops, "rope_ref", lambda x, p, c, s, halves, inverse: x)
     model = toy_model(tmp_path)
     with pytest.raises(AssertionError):
         check(model, toy_adapter(model), (7, 18))

@@ -90,14 +90,14 @@ def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_names_and_defaults(pre: str, tmp_path: Path) -> None:
     """llama.cpp knows every name, and has the same defaults for it."""
-    tokens = [*"abcdefghijklmn", "ab", "abc", "Ċ"]
+    tokens = [*"abcdefghijklmn", "ab", "abc", "nml", "Ċ"]
     path = tmp_path / "v.gguf"
     write_vocab(path, "gpt2", tokens, merges=["b c", "a b", "ab c"][1:], pre=pre)
     tokenizer = load(path)
     with LlamaVocab(path) as llama:
         assert (tokenizer.bos_id, tokenizer.eos_id) == (llama.bos, llama.eos)
         assert (tokenizer.add_bos, tokenizer.add_eos) == (llama.add_bos, llama.add_eos)
-        for s in ("abc", "cab"):
+        for s in ("abc", "cab", "nml"):  # no merge leads to "nml"
             assert tokenizer.encode(s, add_special=True) == llama.tokenize(s, True, False)
 
 

@@ -131,7 +131,7 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
 
 
 def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """The mask keys of a message, and whether each asks to train it. Raises `DataError`."""
+    """Return the mask keys of a message, and whether each asks to train it. Raises `DataError`."""
     wanted = {}
     for key in MASK_KEYS:
         value = message.get(key)

@@ -29,11 +29,12 @@ RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_toke
 
 
 class Conversation(NamedTuple):
-    """Messages for a chat template. `silent`: numbers (from 0) of assistant messages that are read
-    but not trained. `tools`: as a server gets them, or None. `variables`: of the template, for this
-    chat. `told`: what was read in another way than it is written, as keys of
-    `nbllama.data.notices.READ`. `n_first`: how many messages in front are not in the record's list
-    of messages.
+    """Messages for a chat template.
+
+    `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
+    server gets them, or None. `variables`: of the template, for this chat. `told`: what was read in
+    another way than it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how many of
+    the first messages are not in the record's list of messages.
     """
 
     messages: list[Message]

@@ -10,10 +10,12 @@ from nbllama.kernels.threads import pointer
 from nbllama.ops.activation import gelu_row, silu_row
 from nbllama.ops.attention.few import CHUNK, attend_chunk, join_chunks
 from nbllama.ops.attention.tiles import cap_and_bias
+from nbllama.ops.layer_norm import layer_norm_row
 from nbllama.ops.linear.int8_rows import int8_row, int8_sum
 from nbllama.ops.rms_norm import norm_row
 from nbllama.ops.rope import turn_halves, turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
+from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
@@ -67,7 +69,15 @@ def to_int8(x, lo, hi, forms, step):
 def norm_task(p, step):
     """Normalise a row, and write it in the forms that the weights want."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
-    norm_row(x, w, p.eps, out)
+    if p.centred:
+        layer_norm_row(
+            x, floats(p.w, p.n if p.w else 0), floats(p.b, p.n if p.b else 0), p.eps, out
+        )
+    elif p.w != 0:
+        norm_row(x, w, p.eps, out)
+    else:
+        for c in range(p.n):
+            out[c] = x[c]
     if p.scale != np.float32(1.0):
         for c in range(p.n):
             out[c] *= p.scale
@@ -119,17 +129,25 @@ def finish_row(p, n, value):
 
 
 @kernel()
-def _turn(row, norm, cos, sin, p):
-    """Heads `[n, D]`: normed where there is a norm, then turned."""
+def _norm_heads(row, norm, p):
     if norm != 0:
         w = floats(norm, p.head_dim)
         for h in range(row.shape[0]):
             norm_row(row[h], w, p.eps, row[h])
+
+
+@kernel()
+def _turn(row, norm, cos, sin, p):
+    """Heads `[n, D]`: normed where there is a norm, and turned; with `norm_last` turned first."""
+    if not p.norm_last:
+        _norm_heads(row, norm, p)
     if p.half > 0:
         if p.halves:
             turn_halves(row, cos, sin, np.float32(1.0))
         else:
             turn_interleaved(row, cos, sin, np.float32(1.0))
+    if p.norm_last:
+        _norm_heads(row, norm, p)
 
 
 @kernel()
@@ -142,6 +160,11 @@ def heads_task(p, g, step):
     key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(queries, p.q_norm, cos, sin, p)
     _turn(key, p.k_norm, cos, sin, p)
+    if p.temper != 0:
+        factor = floats(p.temper, p.n_ctx)[at]
+        for h in range(group):
+            for c in range(d):
+                queries[h, c] *= factor
     value = floats(p.v + 4 * g * d, d)
     where = 4 * (at * p.n_head_kv + g) * d
     keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
@@ -202,6 +225,15 @@ def gate_task(p, task, step):
         gelu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
     else:
         silu_row(gate[lo:hi], up[lo:hi], out[lo:hi])
+    to_int8(out, lo, hi, p.forms, step)
+
+
+@kernel()
+def act_task(p, task, step):
+    """Compute a part of the activation of a layer without a gate."""
+    x, out = floats(p.x, p.size), floats(p.out, p.size)
+    lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.size)
+    ungated_row(x[lo:hi], p.code, p.p, p.n, p.beta, p.eps, out[lo:hi])
     to_int8(out, lo, hi, p.forms, step)
 
 

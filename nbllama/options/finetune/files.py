@@ -32,7 +32,8 @@ class FileOptions:
     checkpoint_in: str | None = _files(
         Text(),
         None,
-        "continue from this checkpoint, with more iterations; a missing file is a fresh start",
+        "continue from this checkpoint, or from the newest good one in a folder, with more"
+        " iterations; a missing file is a fresh start",
         shown_default="the newest one of --checkpoint-out: a run that was stopped is finished",
         file="reads",
     )
@@ -49,6 +50,9 @@ class FileOptions:
         "checkpoint-ITERATION.gguf",
         "where checkpoints are saved; empty: nowhere",
         file="writes",
+    )
+    strict_resume: bool = _files(
+        None, False, "refuse a damaged newest checkpoint; else the one before it is continued"
     )
     lora_out: str = _files(
         Text(),

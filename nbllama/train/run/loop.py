@@ -100,9 +100,11 @@ class Loop:
         except _Ended:
             pass
         except StopRequested:
+            if self._reason:
+                self.result.last = trainer.iteration  # it had ended, but for an evaluation
             self._save_at_end()
             self.result.interrupted = True
-            self._reason = f"stopped by signal {self.stop.signum}"
+            self._reason = self.stop.reason
             self._tell_end(self._reason)
             return
         if compat:
@@ -138,6 +140,8 @@ class Loop:
             overfits = watch.evaluated(now, loss, best)
             self._keep(now, loss, best)
         watch.last = now
+        if self._saved == self._last:
+            self._saved = -1  # made up for after the last save: what it found is saved too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,

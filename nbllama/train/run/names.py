@@ -12,11 +12,11 @@ from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
 from nbllama.options.config import is_own_config
 from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.system.part_names import files_of
 
 BEST = "BEST"
 # The one output that may be an input: a checkpoint is continued under its own name.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
-OWN_CONFIG = "the file of the run's options"
 
 
 class Names:
@@ -29,7 +29,7 @@ class Names:
     def __init__(
         self, pattern: str, mark: str = "", newest: str = "", *, folder: bool = False
     ) -> None:
-        self.pattern, self._folder = pattern, folder
+        self.pattern, self.mark, self.folder = pattern, mark, folder
         self.latest = output_name(pattern, newest, mark) if mark else pattern
         base = os.path.basename(pattern)
         before, found, after = base.partition(mark) if mark else (base, "", "")
@@ -43,7 +43,7 @@ class Names:
                 return True
         if not os.path.exists(name):
             return False
-        return any(os.path.samefile(own, name) for own in self._existing())
+        return any(os.path.samefile(own, name) for own in self.existing())
 
     def files(self) -> Iterator[str]:
         """Those that are there; of folders those with an adapter in them."""
@@ -56,7 +56,7 @@ class Names:
     def _parent(self) -> str:
         return _parent(self.pattern)
 
-    def _existing(self) -> Iterator[str]:
+    def existing(self) -> Iterator[str]:
         """Those that are there. Upper and lower case may be the same to the file system."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
@@ -64,7 +64,7 @@ class Names:
         for base in entries:
             if same.fullmatch(base):
                 path = os.path.join(folder, base)
-                files = [os.path.join(path, file) for file in FOLDER_FILES] if self._folder else []
+                files = [os.path.join(path, file) for file in FOLDER_FILES] if self.folder else []
                 yield from filter(os.path.exists, [path, *files])
 
 
@@ -77,7 +77,11 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
     for option, own in outputs.items():
         for names in own:
             for other, name in [*_inputs(options), *_latest(outputs)]:
-                if other == "--config" and option == OWN_CONFIG and is_own_config(name):
+                if (
+                    other == "--config"
+                    and option == "the file of the run's options"
+                    and is_own_config(name)
+                ):
                     continue
                 if other != option and (option, other) != _SAME and names.may_be(name):
                     raise UsageError(
@@ -92,7 +96,7 @@ def _inputs(options: Options) -> Iterator[tuple[str, str]]:
         name = getattr(options, o.dest) if o.file == "reads" else ""
         if not name:
             continue
-        yield o.names[0], name
+        yield from ((o.names[0], file) for file in files_of(name))
         if o.dest in ("train_data", "val_data"):
             yield from ((o.names[0], file) for file in input_files(name))
         elif os.path.isdir(name):
