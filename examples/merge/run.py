@@ -35,7 +35,7 @@ def train(args: argparse.Namespace, text: str, adapter: Path) -> None:
         "adam-alpha": args.rate, "warmup": max(1, args.iterations // 20),
         "cos-decay-steps": args.iterations, "seed": 1, "threads": args.threads,
     }  # fmt: skip
-    program("finetune", *(f"--{name}={value}" for name, value in options.items()))
+    program("finetune", "--force", *(f"--{name}={value}" for name, value in options.items()))
 
 
 def merge(args: argparse.Namespace, adapters: Sequence[Path], merged: Path) -> None:

@@ -67,7 +67,7 @@ def train(args: argparse.Namespace, text: Path, adapter: Path) -> float:
         "--ctx", str(args.ctx), "--batch", str(args.batch), "--adam-iter", str(args.iterations),
         "--lora-r", str(args.rank), "--adam-alpha", str(args.rate),
         "--warmup", str(max(1, args.iterations // 20)), "--cos-decay-steps", str(args.iterations),
-        "--seed", "1",
+        "--seed", "1", "--force",
     ]  # fmt: skip
     start = time.perf_counter()
     subprocess.run(command, check=True)

@@ -53,6 +53,7 @@ def train(model: Path, data: Path, adapter: Path, run: Training) -> list[dict[st
     words = [
         "--model-base", str(model), "--train-data", str(data), "--lora-out", str(adapter),
         "--checkpoint-in", "", "--checkpoint-out", "", "--save-every", "0", "--log", str(log),
+        "--force",
         *run.options(),
     ]  # fmt: skip
     print("python -m nbllama.finetune", shlex.join(words), flush=True)

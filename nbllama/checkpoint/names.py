@@ -1,9 +1,10 @@
-"""Names of numbered checkpoints, and which of them `--keep-last` removes."""
+"""Names of numbered checkpoints and adapters, and which of them `--keep-last` removes."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from nbllama.checkpoint.file import verify
 from nbllama.errors import GGUFError, OutputError, UsageError, shown
@@ -17,15 +18,55 @@ def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
     return pattern.replace(mark, str(stamp), 1)
 
 
-def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER) -> list[str]:
+def prune(
+    pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER, after: int = -1
+) -> list[str]:
     """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
 
-    Looks at numbers up to `iteration` (later ones are not from this run's past) and counts and
+    Looks at numbers above `after` up to `iteration` (later ones are not this run's) and counts and
     removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
 
     Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
     be removed.
     """
+    valid, removed = 0, []
+    for name in _numbered(pattern, keep_last, (after, iteration), mark):
+        try:
+            with open_gguf(name) as f:
+                verify(f)
+        except GGUFError:
+            continue
+        valid += 1
+        if valid > keep_last:
+            _remove(name)
+            removed.append(name)
+    return removed
+
+
+def prune_adapters(
+    pattern: str, keep_last: int, iteration: int, mark: str, after: int, *, inside: Iterable[str]
+) -> None:
+    """Remove numbered adapters of `pattern`, all but the newest `keep_last` (0: keep all).
+
+    They are files or PEFT folders. Of a folder the files that are named `inside` are removed, and
+    the folder itself if it is empty then.
+
+    Raises as `prune`.
+    """
+    for name in _numbered(pattern, keep_last, (after, iteration), mark)[keep_last:]:
+        if not os.path.isdir(name):
+            _remove(name)
+            continue
+        for file in inside:
+            if os.path.exists(path := os.path.join(name, file)):
+                _remove(path)
+        if not os.listdir(name):
+            os.rmdir(name)
+
+
+def _numbered(pattern: str, keep_last: int, within: tuple[int, int], mark: str) -> list[str]:
+    """List the names with numbers in `within`, the newest first; none if all are kept."""
+    low, high = within
     folder, base = os.path.split(pattern)
     if mark in folder and keep_last:
         raise UsageError(f"--keep-last needs {mark} in the file's name, not in a folder's")
@@ -34,20 +75,12 @@ def prune(pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER)
         return []
     shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,18}}){re.escape(after)}")
     matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
-    numbers = sorted((n for m in matches if (n := int(m[1])) <= iteration), reverse=True)
-    valid, removed = 0, []
-    for number in numbers:
-        name = output_name(pattern, number, mark)
-        try:
-            with open_gguf(name) as f:
-                verify(f)
-        except GGUFError:
-            continue
-        valid += 1
-        if valid > keep_last:
-            try:
-                os.unlink(name)
-            except OSError as e:
-                raise OutputError(f"{shown(name, 400)}: cannot be removed: {e.strerror}") from e
-            removed.append(name)
-    return removed
+    numbers = sorted((n for m in matches if low < (n := int(m[1])) <= high), reverse=True)
+    return [output_name(pattern, number, mark) for number in numbers]
+
+
+def _remove(name: str) -> None:
+    try:
+        os.unlink(name)
+    except OSError as e:
+        raise OutputError(f"{shown(name, 400)}: cannot be removed: {e.strerror}") from e

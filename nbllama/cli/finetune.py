@@ -58,6 +58,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"
     left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
     resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
+    words = [word for word in words if word != "--force"]  # what was there is replaced already
     return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
 
 

@@ -31,6 +31,7 @@ def generate_many(
     *,
     at_once: int = AT_ONCE,
     tell: Callable[[int, list[int]], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt greedily.
 
@@ -51,6 +52,8 @@ def generate_many(
         How many prompts are worked on together.
     tell : callable, optional
         Called with (number, tokens) of each answer once its group is ready.
+    check : callable, optional
+        Called before each token; it may raise.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def generate_many(
             raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab}")
     answers: list[list[int]] = []
     for start in range(0, len(prompts), at_once):
-        group = _Group(model, adapter, prompts[start : start + at_once], max_new_tokens)
+        group = _Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check)
         for found in group.run():
             answers.append(found)
             if tell is not None:
@@ -88,8 +91,10 @@ class _Group:
         adapter: Adapter | None,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.model, hp = model, model.hp
+        self._check = check
         self._max_new = max_new_tokens
         self._prompts = [list(p) for p in prompts]
         longest, n = max(map(len, prompts)), len(prompts)
@@ -116,6 +121,8 @@ class _Group:
             self._lengths = [shared] * n
         rows, tokens = list(range(n)), [p[shared:] for p in self._prompts]
         while rows:
+            if self._check is not None:
+                self._check()
             self._feed(rows, tokens)
             best = self._logits(tokens).argmax(axis=1).tolist()
             still = []

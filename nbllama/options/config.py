@@ -19,6 +19,7 @@ from nbllama.system.regular import read_whole
 MAX_BYTES = 1 << 20
 """Largest file that is read: YAML takes seconds for more, and no options are so long."""
 
+_MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -109,6 +110,12 @@ def _is_allowed(o: Option, value: Any) -> bool:
     return True
 
 
+def _is_default(options: Any) -> bool:
+    """Whether `--checkpoint-in` is the newest of `--checkpoint-out`, as it is by default."""
+    newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
+    return bool(newest) and options.checkpoint_in == newest
+
+
 # What decides nothing of the adapter, or was done once.
 _NOT_OF_THE_RUN = {
     "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
@@ -128,7 +135,7 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
     }
     rows = {}
     for o in table:
-        if o.dest in _NOT_OF_THE_RUN:
+        if o.dest in _NOT_OF_THE_RUN or (o.dest == "checkpoint_in" and _is_default(options)):
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
@@ -143,4 +150,13 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
     import yaml
 
     body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
-    return f"# The options of a run of nbllama {version}; read with --config\n{body}"
+    return f"{_MARK} {version}; read with --config\n{body}"
+
+
+def is_own_config(path: str) -> bool:
+    """Whether a run wrote this file, and no person."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().startswith(_MARK)
+    except OSError:
+        return False

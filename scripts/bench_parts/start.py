@@ -23,6 +23,7 @@ def first_step(model: str, cache: str, folder: str) -> tuple[float, bool]:
     text.write_text("once upon a time there was a small bench. " * 2000, encoding="utf-8")
     words = [sys.executable, "-u", "-m", "nbllama.finetune", "--model-base", model]
     words += ["--train-data", str(text), "--ctx", "64", "--batch", "1", "--adam-iter", "1"]
+    words += ["--force"]
     words += ["--lora-out", f"{folder}/out.gguf", "--checkpoint-out", f"{folder}/checkpoint.gguf"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     env |= {"NBLLAMA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}

@@ -39,7 +39,7 @@ NEW = """
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
 --grad-clip --optimizer --loraplus-lr-ratio --rslora --lora-dropout --lora-layers
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
---sample-tokens
+--sample-tokens --answers
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
 --strict-resume
 --train-on-prompt --on-long --skip-bad --parse-special
@@ -232,7 +232,7 @@ def test_the_old_command_line_of_a_user() -> None:
     assert got.model_base == "a.gguf"
     assert got.rank_w2 == 3
     assert (got.threads, got.adam_iter, got.batch, got.ctx, got.seed) == (6, 30, 4, 64, -1)
-    assert got.checkpoint_in == "checkpoint.gguf"
+    assert got.checkpoint_in is None
     assert got.use_checkpointing is True
 
 

@@ -14,6 +14,7 @@ from nbllama.kernels.cores import physical_cores
 from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import Options, parse
 from nbllama.train.run.defaults import context, iterations
+from nbllama.train.run.plan import with_plan
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
@@ -29,10 +30,11 @@ def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: 
 def test_plain_text_takes_the_old_tools_defaults() -> None:
     got = settings()
     derived = {f.name: getattr(got, f.name) for f in dataclasses.fields(got)}
-    assert derived.pop("options") == parse(["--model-base", "m"])
+    assert derived.pop("options") == with_plan(parse(["--model-base", "m"]), "raw", 1000)
     assert derived == dict(
         data_kind="raw",
         n_iter=256,
+        last=256,
         threads=3,
         seed=99,
         ctx=128,
@@ -66,16 +68,16 @@ def test_a_checkpoint_holds_these_settings_in_this_order() -> None:
         ("template_date", ""), ("compat", False), ("optimizer", "adamw"),
         ("lr_schedule", "cosine"), ("wsd_decay", 0.1), ("lora_dropout", 0.0),
         ("lora_layers", "all"), ("loraplus_lr_ratio", 1.0), ("rslora", True), ("alpha", 8.0),
-        ("eval_every", 26),
+        ("eval_every", 26), ("val_split", 0.0), ("early_stop", 0), ("last", 256),
     ]  # fmt: skip
 
 
 def test_chat_takes_todays_defaults() -> None:
     got = settings(kind="chat")
-    assert got.n_iter == 375  # 3 epochs of 1000 samples, 8 each
+    assert got.n_iter == 250  # 2 epochs of 1000 samples, 8 each
     assert (got.lora_r, got.lora_alpha) == (16, 32.0)
     assert got.ranks == dict.fromkeys(SEVEN, 16) | dict.fromkeys(OFF, 0)
-    assert (got.adam_alpha, got.warmup, got.cos_decay_steps) == (2e-4, 12, 375)
+    assert (got.adam_alpha, got.warmup, got.cos_decay_steps) == (1e-3, 8, 250)
     assert (got.cos_decay_min, got.ctx) == (0.0, 512)
     assert got.notes == ()
 
@@ -151,7 +153,7 @@ def test_tied_embeddings() -> None:
 )
 def test_length_of_the_run(words: str, kind: str, n_iter: int) -> None:
     options = parse(["--model-base", "m", *words.split()])
-    assert iterations(options, kind, 1000) == n_iter
+    assert iterations(with_plan(options, kind, 1000), kind, 1000) == n_iter
     assert settings(words, kind).n_iter == n_iter
 
 
@@ -194,7 +196,7 @@ def test_what_is_chosen_is_shown() -> None:
     assert shown["seed"] == "99"
     shown = dict(settings("--enable-restart", "chat").pairs())
     assert shown["adapter"] == "r 16, alpha 32, on wq wk wv wo w1 w2 w3"
-    assert shown["rate"].endswith("at iteration 375, again every 1.1 x as long")
+    assert shown["rate"].endswith("at iteration 250, again every 1.1 x as long")
 
 
 def test_context_is_known_before_the_samples() -> None:
@@ -249,7 +251,7 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
 
 def test_lion_takes_a_tenth_of_the_rate_and_its_own_beta() -> None:
     got = settings("--optimizer lion", kind="chat")
-    assert (got.adam_alpha, got.adam_beta2) == (2e-4 / 10, 0.99)
+    assert (got.adam_alpha, got.adam_beta2) == (1e-3 / 10, 0.99)
     got = settings("--optimizer lion --lr 3e-3 --adam-beta2 0.5")
     assert (got.adam_alpha, got.adam_beta2) == (3e-3, 0.5)
 

@@ -10,7 +10,7 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.errors import UsageError
 from nbllama.options.finetune.table import parse
-from tests.train.runs import Run, logged
+from tests.train.runs import Run, logged, refused
 from tests.train.toy_runs import file_bits
 
 
@@ -48,7 +48,8 @@ threads: 1
     (folder / "a-3.gguf").unlink()
     again = folder / "again.yaml"
     shutil.copy(saved, again)
-    assert run(["--config", str(again)]).code == 0
+    refused(run(["--config", str(again)]), 2, "is there already")
+    assert run(["--config", str(again), "--force"]).code == 0
     assert file_bits(folder / "a-3.gguf") == first
     assert saved.read_text(encoding="utf-8") == text
 

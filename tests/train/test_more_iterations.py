@@ -20,7 +20,8 @@ KEPT = ("iter", "epoch", "loss", "lr", "grad_norm", "tokens")
 def args(folder: Path, *more: str, log: str = "log.jsonl") -> list[str]:
     """A run on six chats, three iterations a pass."""
     mine = ["--train-data", str(toy_chat(folder / "chat.jsonl")), "--chat-template", "chatml"]
-    day = ["--template-date", "2026-01-02", "--lr", "1e-2", "--adam-iter", "999"]
+    day = ["--template-date", "2026-01-02", "--lr", "1e-2", "--adam-iter", "999",
+           "--keep-last", "0"]  # fmt: skip
     return words(folder, *mine, *day, "--log", str(folder / log), *more, ctx=160)
 
 

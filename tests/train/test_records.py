@@ -35,6 +35,7 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
     (data / "train.jsonl").write_text(text + "{broken\n", encoding="utf-8")
     more = ["--train-data", str(data), "--data-columns", "prompt=question,completion=answer"]
     more += ["--packing", "--skip-bad", "--epochs", "2", "--adam-iter", "9999", "--save-every", "3"]
+    more += ["--keep-last", "0"]
     done = run(words(folder, *more, "--log", "log.jsonl", ctx=24))
     assert done.code == 0, done
     assert "1 of 21 records are bad and were skipped; the first: line 21: broken JSON" in done.out

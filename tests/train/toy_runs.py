@@ -151,12 +151,15 @@ def toy_chat(path: Path, n: int = 6) -> Path:
 
 
 def words(folder: Path, *more: str, ctx: int = 16) -> list[str]:
-    """Options of a short run in `folder`, on its toy.gguf and text.txt."""
+    """Options of a short run in `folder`, on its toy.gguf and text.txt. A fresh start replaces what
+    an earlier one left.
+    """
+    fresh = [] if "--checkpoint-in" in more else ["--force"]
     return [
         "--model-base", str(folder / "toy.gguf"), "--train-data", str(folder / "text.txt"),
         "--checkpoint-in", "", "--checkpoint-out", str(folder / "chk-ITERATION.gguf"),
         "--lora-out", str(folder / "lora-ITERATION.gguf"), "--ctx", str(ctx), "--batch", "2",
-        "--adam-iter", "4", "--warmup", "2", "--seed", "11", "--threads", "1", *more,
+        "--adam-iter", "4", "--warmup", "2", "--seed", "11", "--threads", "1", *fresh, *more,
     ]  # fmt: skip
 
 

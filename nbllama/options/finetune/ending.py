@@ -26,22 +26,34 @@ class EndOptions:
         shown_default="none",
         file="reads",
     )
-    val_split: float = _val(
+    val_split: float | None = _val(
         Real(0, 1, below=True),
-        0.0,
-        "hold this share of --train-data out of training, for validation",
-        shown_default="none",
+        None,
+        "hold this share of --train-data out of training, for validation; 0: none",
+        shown_default="none; of 50 records or more a tenth, at most 100 of them",
+        saved=Saved(36, taken=True, may_change=True),
         without=0.0,
     )
     eval_every: int | None = _val(
         Whole(1),
         None,
         "iterations between two evaluations",
-        shown_default="a tenth of the run",
+        shown_default="a tenth of the run, 5 at least",
         saved=Saved(35, taken=True, may_change=True),
     )
-    early_stop: int = _val(
-        Whole(), 0, "end after so many evaluations without a new lowest loss; 0: off"
+    early_stop: int | None = _val(
+        Whole(),
+        None,
+        "end after so many evaluations without a new lowest loss; 0: off",
+        shown_default="off; 4 for records, where --val-split is not given",
+        saved=Saved(37, taken=True, may_change=True),
+    )
+    answers: int | None = _val(
+        Whole(0, 100),
+        None,
+        "questions of the training data, and of the validation data, that are answered before and"
+        " after the run; 0: none",
+        shown_default="3 for records, else 0",
     )
     sample_prompts: str = _val(
         Text(),

@@ -29,11 +29,12 @@ class FileOptions:
         " train.jsonl",
         file="reads",
     )
-    checkpoint_in: str = _files(
+    checkpoint_in: str | None = _files(
         Text(),
-        "checkpoint.gguf",
-        "continue from this checkpoint, or from the newest good one in a folder; a missing file is"
-        " a fresh start",
+        None,
+        "continue from this checkpoint, or from the newest good one in a folder, with more"
+        " iterations; a missing file is a fresh start",
+        shown_default="the newest one of --checkpoint-out: a run that was stopped is finished",
         file="reads",
     )
     lora_in: str = _files(
@@ -74,8 +75,11 @@ class FileOptions:
     save_every: int = _files(
         Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
     )
-    keep_last: int = _files(
-        Whole(), 0, "numbered checkpoints to keep, older ones are deleted", shown_default="all"
+    keep_last: int | None = _files(
+        Whole(),
+        None,
+        "numbered checkpoints and adapters to keep, older ones are deleted; 0: all",
+        shown_default="all for plain text, 2 for records",
     )
     log: str = _files(
         Text(),

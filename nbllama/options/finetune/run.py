@@ -47,7 +47,12 @@ class RunOptions:
         shown_default="off",
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
-    force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
+    force: bool = _run(
+        None,
+        False,
+        "replace the outputs of an earlier run; with --checkpoint-in, continue it although model,"
+        " data or options differ",
+    )
     list_archs: bool = _run(
         None, False, "print the architectures that work and what was checked, then stop"
     )
@@ -58,20 +63,22 @@ class RunOptions:
         None,
         "iterations of this run, added to those of the checkpoint; 0: only the evaluation that is"
         " due after its last one",
-        shown_default="256 for plain text, no limit for chat or with --epochs",
+        shown_default="256 for plain text, no limit for records or with --epochs",
+        saved=Saved(38, "last", may_change=True),
     )
     epochs: int | None = _data(
         Whole(-(2**31)),
         None,
         "passes over the data in this run; 0 or less: no limit",
-        shown_default="no limit for plain text, 3 for chat",
+        shown_default="no limit for plain text, by the number of records else",
     )
-    batch: int = _data(
+    batch: int = _data(  # None up to `nbllama.train.run.plan`
         Whole(1, 65536),
-        8,
+        None,
         "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
         also=["-b"],
-        saved=Saved(1),
+        shown_default="8 for plain text, by the number of records else",
+        saved=Saved(1, taken=True),
     )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration", saved=Saved(2))
     ctx: int | None = _data(

@@ -29,7 +29,7 @@ class StepOptions:
         "learning rate at its highest",
         also=["--lr", "--learning-rate"],
         first="--lr",
-        shown_default=f"0.001 for plain text, 0.0002 for chat{_RATE}",
+        shown_default=f"0.001 for plain text, by the size of the model for records{_RATE}",
         saved=Saved(4, taken=True),
     )
     lr_schedule: str = _rate(

@@ -58,7 +58,7 @@ class Continued:
 
 def continued(options: Options, say: Say) -> Continued | None:
     """`find_checkpoint` for a run, which says what it begins with."""
-    path = options.checkpoint_in
+    path = options.checkpoint_in or ""
     if not path:
         return None
     found = find_checkpoint(options, say)
@@ -75,7 +75,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
     Raises `CheckpointError` for a file that cannot be used, where there is no good one of the same
     run next to it or `--strict-resume` was given, and for a folder without a good one.
     """
-    path = options.checkpoint_in
+    path = options.checkpoint_in or ""
     if os.path.isdir(path):
         return _newest_in(path, options.strict_resume, say)
     try:

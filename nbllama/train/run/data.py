@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -39,11 +40,14 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.options.values import parse_variables
 from nbllama.text import Tokenizer, chat_template_for, find_layout
 from nbllama.train.run.defaults import context
+from nbllama.train.run.defaults import iterations as run_length
 from nbllama.train.run.given import NOTHING, Given, Records
+from nbllama.train.run.plan import with_plan
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.model.passes import Model
+    from nbllama.train.run.outputs import Outputs
 
 _MUCH = 4_000_000  # characters that take more than a moment to tokenise
 
@@ -61,8 +65,10 @@ def load_data(
     seed: int,
     say: Progress | None = None,
     given: Given = NOTHING,
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Options, Dataset, Dataset | None]:
     """Load the samples of `--train-data`, and those for validation, if any.
+
+    The first value are the options with the plan that follows from the data.
 
     The former is a file or a folder with one; the latter are of `--val-data`, `--val-split`, or the
     folder's own.
@@ -77,6 +83,10 @@ def load_data(
     data: Dataset = _load(files.train, options, model, state, say, given.train_data)
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
+    options = with_plan(
+        options, data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
+        validated=bool(other),
+    )  # fmt: skip
     if options.val_split:
         data, validation = hold_out(data, options.val_split, seed)
     elif other:
@@ -91,7 +101,7 @@ def load_data(
         raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
         data = Packed(data)
-    return data, validation
+    return options, data, validation
 
 
 def _load(
@@ -244,3 +254,26 @@ def walk_epochs(
     first = math.ceil((data.n_samples - start.next_sample) / options.batch)
     whole = math.ceil(data.n_samples / options.batch)
     return lambda epochs: math.ceil((first + (epochs - 1) * whole) / options.grad_acc)
+
+
+def rest_of(
+    options: Options, data: Dataset, feed: Feed, state: TrainState | None, outputs: Outputs
+) -> Options:
+    """Return options with the length of a run that continues `state`, if it does.
+
+    Without a length of its own, a run on records does what is left of the one that was planned. So
+    does a run that found the checkpoint under its own name, whose length is that of the whole.
+    Where nothing is left of that one, `outputs.complete_at` is set and the length is one iteration:
+    whether it is the same run at all is looked at before it is refused.
+    """
+    if state is None:
+        return options
+    planned = outputs.unlimited and data.kind != "raw"
+    last = int(state.identity.settings.get("last", 0)) if planned else 0
+    if outputs.finishes and not last:
+        walked = walk_epochs(options, data, feed, Position())
+        last = run_length(options, data.kind, data.n_samples, walked)
+    left = last - state.iteration
+    if outputs.finishes and left < 1:
+        outputs.complete_at, left = state.iteration, 1
+    return replace(options, adam_iter=left, epochs=None) if left > 0 else options

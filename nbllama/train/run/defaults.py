@@ -2,8 +2,8 @@
 
 And what follows from them before a run has its settings: the context, the iterations, the ranks.
 
-Plain text takes the defaults of the old llama.cpp `finetune`; chat takes those that users of
-today's trainers expect.
+Plain text takes the defaults of the old llama.cpp `finetune`. What follows from the number of
+records is in `nbllama.train.run.plan`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ class Defaults:
     lora_r: int
     alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
     train_ends: bool  # token_embd and output carry pairs (where the output is not tied)
-    adam_alpha: float
     cos_decay_min: float
     warmup: int | float  # iterations, or a share of the run
     cos_decay_steps: int | None  # None: the run's last iteration
     adam_iter: int | None
-    epochs: int | None
 
 
 DEFAULTS: dict[str, Defaults] = {
@@ -42,24 +40,20 @@ DEFAULTS: dict[str, Defaults] = {
         lora_r=4,
         alpha_per_r=1,
         train_ends=True,
-        adam_alpha=1e-3,
         cos_decay_min=0.1,
         warmup=100,
         cos_decay_steps=1000,
         adam_iter=256,
-        epochs=None,
     ),
     "chat": Defaults(
         ctx=512,
         lora_r=16,
         alpha_per_r=2,
         train_ends=False,
-        adam_alpha=2e-4,
         cos_decay_min=0.0,
         warmup=0.03,
         cos_decay_steps=None,
         adam_iter=None,
-        epochs=3,
     ),
 }
 
@@ -77,16 +71,15 @@ def iterations(
 ) -> int:
     """Return the iterations of this run by `--adam-iter`, `--epochs` and the defaults.
 
-    The lower limit holds. A pass over the data takes `ceil(n_samples / (batch * grad_acc))`
-    iterations: the end of a pass is the end of an iteration, however few samples are left for it.
-    Where that is not so, `walk` returns the iterations of a number of passes. With `--compat` the
-    default of `--adam-iter` limits `--epochs` too.
+    `options` have the plan already. The lower limit holds. A pass over the data takes
+    `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass is the end of an iteration,
+    however few samples are left for it. Where that is not so, `walk` returns the iterations of a
+    number of passes. With `--compat` the default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
     if adam_iter is None and (options.epochs is None or options.compat):
         adam_iter = DEFAULTS[data_kind].adam_iter
-        epochs = DEFAULTS[data_kind].epochs if options.epochs is None else epochs
     limits = [] if adam_iter is None else [adam_iter]
     if epochs is not None and walk is not None:
         limits.append(walk(epochs))

@@ -16,7 +16,6 @@ from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
 from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
-from nbllama.report.write import write_report
 from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
@@ -25,6 +24,7 @@ from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import RunSession
 from nbllama.train.run.story import begun, ended
+from nbllama.train.run.verdict import Ending
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
 from nbllama.train.validation import Validation, perplexity
 
@@ -55,8 +55,9 @@ class Loop:
         self._begun: dict[str, Any] = {}
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
+        self._ending = Ending(session)
         # of an early end
-        self._reason = self._watch.ended(self.session.options.early_stop)
+        self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
     def run(self, told: Forecast) -> Run:
         """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
@@ -85,6 +86,7 @@ class Loop:
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
+            self._ending.before()
             self._evaluate_if_due()
             while trainer.iteration < self._last and not self._reason:
                 self.stop.check()
@@ -110,21 +112,13 @@ class Loop:
         if self._reason:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
+        self._ending.judge(results, self._watch, self.result)
         self._tell_end(self._reason)
         self._summary(told, results, time.perf_counter() - start)
 
     def _tell_end(self, reason: str) -> None:
         self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
-        self._report()
-
-    def _report(self) -> None:
-        """Make the page of `--report` again; a failure does not stop training."""
-        if self.outputs.report:
-            try:
-                write_report(self.outputs.log, self.outputs.report)
-                self.outputs.paths["report"] = self.outputs.report
-            except Exception as e:  # a page is worth less than the run
-                self.ui.note(f"--report is not written: {shown(e or type(e).__name__, 400)}")
+        self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
@@ -156,14 +150,14 @@ class Loop:
         self.ui.evaluation(record)
         if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
             self._reason = self._reason or "on_eval returned True"
-        self._report()
+        self.outputs.write_report(self.ui.note)
         if overfits:
             self.ui.note(
                 f"warning: the training loss falls and the validation loss rises since iteration "
                 f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
                 "run, and the best adapter is kept"
             )
-        self._reason = self._reason or watch.ended(self.session.options.early_stop)
+        self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
     def _keep(self, iteration: int, loss: float, best: bool) -> None:
         """Put an evaluation into the result of the run."""
@@ -235,11 +229,10 @@ class Loop:
         lines = [("time", f"{duration(seconds)} in all")]
         if results:
             mean = sum(r.seconds for r in results) / len(results)
-            first, last = results[0].loss, results[-1].loss
             lines += [
                 ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
-                ("loss", f"{first:.4f} at first, {last:.4f} at last"),
+                *self._ending.rows,
             ]
         if lost := mostly_lost(self.session.data):
             lines.append(("data", lost))

@@ -10,6 +10,7 @@ from nbllama.adapter.file import FOLDER_FILES
 from nbllama.checkpoint.names import output_name
 from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
+from nbllama.options.config import is_own_config
 from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.system.part_names import files_of
 
@@ -44,6 +45,13 @@ class Names:
             return False
         return any(os.path.samefile(own, name) for own in self.existing())
 
+    def files(self) -> Iterator[str]:
+        """Those that are there; of folders those with an adapter in them."""
+        for name in self._existing():
+            inside = (os.path.join(name, file) for file in FOLDER_FILES)
+            if any(map(os.path.exists, inside)) if self._folder else os.path.isfile(name):
+                yield name
+
     @property
     def _parent(self) -> str:
         return _parent(self.pattern)
@@ -69,6 +77,12 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
     for option, own in outputs.items():
         for names in own:
             for other, name in [*_inputs(options), *_latest(outputs)]:
+                if (
+                    other == "--config"
+                    and option == "the file of the run's options"
+                    and is_own_config(name)
+                ):
+                    continue
                 if other != option and (option, other) != _SAME and names.may_be(name):
                     raise UsageError(
                         f"{option} and {other} are the same file {shown(name, 400)}; choose another"

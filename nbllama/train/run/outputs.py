@@ -8,16 +8,18 @@ adapter for PEFT is a folder.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from nbllama.adapter.file import check_format, is_folder, save_adapter
+from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
 from nbllama.checkpoint.file import save_checkpoint
-from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune
+from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune, prune_adapters
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
+from nbllama.report.write import write_report
 from nbllama.system.files import atomic_write
 from nbllama.train.run.claim import LOG_OF_REPORT, OPTIONS_OF_THE_RUN, check_contents, claim
 from nbllama.train.run.names import BEST, Names, bare, check_outputs
@@ -39,7 +41,11 @@ class Outputs:
         self.log = options.log
         if self.report and not self.log:
             self.log = os.path.splitext(self.report)[0] + ".jsonl"
-        self.keep_last = options.keep_last
+        self.keep_last, self._kept_before = options.keep_last or 0, -1
+        self._keeps_as_told = options.keep_last is not None
+        self.unlimited = options.epochs is None and options.adam_iter is None
+        self.finishes = False  # the newest checkpoint of its own names is continued, to its end
+        self.complete_at = 0  # the iteration at which that end was reached already
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
             self.checkpoint = ""
@@ -143,7 +149,9 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """Its name: BEST for ITERATION; a name without that gets it at its end."""
+        """Its name: BEST for ITERATION; a name without that gets it at its end; "": none."""
+        if not self.adapter:
+            return ""
         if self._mark in self.adapter:
             return output_name(self.adapter, BEST, self._mark)
         if self._folder:
@@ -164,14 +172,54 @@ class Outputs:
                 file.write(text.encode())
             self.paths["config"] = self.config
 
-    def prune(self, iteration: int) -> str:
-        """Remove old numbered checkpoints as `--keep-last` says; what failed, or ""."""
-        if self.checkpoint:
+    def keep(self, options: Options, state: TrainState | None) -> Options:
+        """Take over how many numbered files are kept, once that is known; the same options.
+
+        Where that is only the default, no file is removed that was there before the run: the
+        checkpoint `state` and earlier ones.
+        """
+        self.keep_last = options.keep_last or 0
+        if state is not None and not self._keeps_as_told:
+            self._kept_before = state.iteration
+        return options
+
+    def write_report(self, say: Callable[[str], None]) -> None:
+        """Make the page of `--report` again; a failure does not stop training."""
+        if self.report:
             try:
-                prune(self.checkpoint, self.keep_last, iteration, self._mark)
-            except OutputError as e:
-                return str(e)
+                write_report(self.log, self.report)
+                self.paths["report"] = self.report
+            except Exception as e:  # a page is worth less than the run
+                say(f"--report is not written: {shown(e or type(e).__name__, 400)}")
+
+    def prune(self, iteration: int) -> str:
+        """Remove what is not to be kept (`--keep-last`); what failed, or ""."""
+        try:
+            if self.checkpoint:
+                prune(self.checkpoint, self.keep_last, iteration, self._mark, self._kept_before)
+            if self.adapter:
+                prune_adapters(
+                    bare(self.adapter), self.keep_last, iteration, self._mark,
+                    self._kept_before, inside=FOLDER_FILES,
+                )  # fmt: skip
+        except OutputError as e:
+            return str(e)
         return ""
+
+    def existing(self) -> Iterator[str]:
+        """Checkpoints and adapters of these names that are there."""
+        patterns = dict.fromkeys((*self._named.values(), bare(self.best_adapter or "")))
+        for pattern in filter(None, patterns):
+            folder = self._folder and pattern != self.checkpoint
+            names = Names(pattern, self._mark, self._newest, folder=folder)
+            yield from sorted(names.files())
+
+    def is_own_checkpoint(self, path: str) -> bool:
+        """Whether `path` is a name of `--checkpoint-out`, or the folder of its files."""
+        if os.path.isdir(path):
+            folder = os.path.dirname(self.checkpoint) or os.curdir
+            return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
+        return bool(self.checkpoint) and self._names(self.checkpoint).may_be(path)
 
     @property
     def latest_checkpoint(self) -> str:

@@ -54,6 +54,12 @@ class Run:
         Seconds an iteration and bytes of memory that were foreseen.
     notes : list of str
         What the run had to say, line by line.
+    verdict : str
+        What came out of a run on records: "learned: ...", "hardly learned: ..." or "learned by
+        heart: ..."; "" for plain text.
+    answers : list of dict
+        Questions of the data with "kind" ("trained", "held out"), "question", "wanted", "before",
+        "after" and "right" (whether the answer after the run is the wanted one).
     """
 
     adapter: Adapter
@@ -69,6 +75,8 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     forecast: Forecast | None = None
     notes: list[str] = field(default_factory=list)
+    verdict: str = ""
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         parts = [f"{self.iteration} iterations"]
@@ -77,6 +85,8 @@ class Run:
         if self.best is not None:
             at = f"{self.best.val_loss:.4f} at iteration {self.best.iteration}"
             parts.append(f"best validation {at}")
+        if self.verdict:
+            parts.append(self.verdict.partition(":")[0])
         if self.reason:
             parts.append(self.reason)
         return f"<Run: {', '.join(parts)}>"

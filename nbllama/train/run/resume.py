@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # What a checkpoint from before there was an option means.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
-_MAY_CHANGE = {name for name, o in _SAVED.items() if o.saved and o.saved.may_change}
+_MAY_CHANGE = {
+    key for name, o in _SAVED.items() if o.saved and o.saved.may_change
+    for key in (name, o.saved.key or name)
+}  # fmt: skip
 _NONE = ("eval_every", "template_date")  # 0 and "" stand for no value
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
@@ -34,7 +37,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
     for name, o in _SAVED.items():
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
-            stored[name] = _value(options.checkpoint_in, o, key, same.settings[key])
+            stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
     # --lora-r is the default of all ranks but those of norms.
@@ -96,10 +99,10 @@ def check_resume(
 
     An old checkpoint knows of its base model the sizes only, and of its data their number.
     """
-    path, found = options.checkpoint_in, state.identity
+    path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    settings = _BEFORE | {k: v for k, v in found.settings.items() if k not in free}
+    settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:
         return check_fits(path, found, wanted, force=options.force)

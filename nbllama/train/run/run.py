@@ -12,6 +12,7 @@ from nbllama.adapter.savable import Adapter
 from nbllama.options.finetune.table import Options
 from nbllama.train.live.watching import watching
 from nbllama.train.run.board import Board
+from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
 from nbllama.train.run.outputs import Outputs
@@ -43,6 +44,7 @@ def train(
     `CheckpointError`, `SaveFailed` and `Diverged`.
     """
     outputs = Outputs(options)
+    options = with_input(options, outputs, words)
     with ExitStack() as stack:
         if options.dry_run:
             ui = Recorder(screen)
@@ -54,9 +56,10 @@ def train(
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
-            session = RunSession(
-                options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
-            )
+            with explained(options, outputs, words):
+                session = RunSession(
+                    options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
+                )
             if session.continued is not None and not options.dry_run:
                 session.continued.settle(ui.note)
             ui.attach(session)

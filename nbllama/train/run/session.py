@@ -19,7 +19,7 @@ from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.continued import continued
-from nbllama.train.run.data import load_data, make_feed, walk_epochs
+from nbllama.train.run.data import load_data, make_feed, rest_of, walk_epochs
 from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
@@ -76,11 +76,12 @@ class RunSession:
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
-        options = self.options = replace(self.options, template_date=date)
+        options = replace(self.options, template_date=date)
         self.seed = fresh_seed() if options.seed < 0 else options.seed
-        self.data, self.validation = load_data(
+        self.options, self.data, self.validation = load_data(
             options, self.model, self.state, seed=self.seed, say=ui.note, given=given
         )
+        options = outputs.keep(self.options, self.state)
         for note in (*self.model.hp.warnings, *self.data.notes):
             ui.note(note)
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
@@ -110,6 +111,7 @@ class RunSession:
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
         walked = walk_epochs(o, self.data, self.feed, self.position)
+        o = self.options = rest_of(o, self.data, self.feed, self.state, self.outputs)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(

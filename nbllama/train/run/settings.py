@@ -17,6 +17,9 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.report.log import memory
 from nbllama.train.run.defaults import DEFAULTS, context, decay_end, iterations, slot_ranks
 from nbllama.train.run.layers import as_text, blocks
+from nbllama.train.run.plan import WIDTH, with_plan
+
+MOST_OFTEN = 5  # iterations between two evaluations, at least
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Settings:
     options: Options
     data_kind: str
     n_iter: int  # iterations of this run
+    last: int  # the last of them, counted from the very first
     threads: int
     seed: int
     ctx: int
@@ -135,6 +139,7 @@ def resolve(
     n_layer: int = 1,
     walk: Callable[[int], int] | None = None,
     begin: int = 0,
+    n_embd: int = WIDTH,
 ) -> Settings:
     """Return the settings of a run.
 
@@ -144,13 +149,15 @@ def resolve(
     along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
     scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
     `iterations`. `begin`: the iteration after which the present decay began; only the first one, of
-    0, has a warm-up.
+    0, has a warm-up. `n_embd`: width of the model. A run has applied the plan
+    (`nbllama.train.run.plan`) to `options` already; where that is not so, it is done here.
 
     Raises `UsageError` for options that contradict each other.
     """
     if n_samples < 1:
         raise ValueError("a run needs samples")
     d = DEFAULTS[data_kind]
+    options = with_plan(options, data_kind, n_samples, n_embd=n_embd)
     n_iter = iterations(options, data_kind, n_samples, walk)
     if not n_iter and not done:
         raise UsageError("--adam-iter 0: there is no checkpoint to continue; give 1 or more")
@@ -170,10 +177,8 @@ def resolve(
     ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
-    rate = options.adam_alpha
+    rate = options.adam_alpha or 0.0  # the plan has filled it in
     optimiser = OPTIMISERS[options.optimizer]
-    if rate is None:
-        rate = d.adam_alpha / optimiser.rate_divisor
     beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
     if options.adam_min_alpha > rate:
         raise UsageError(
@@ -198,6 +203,7 @@ def resolve(
         options=options,
         data_kind=data_kind,
         n_iter=n_iter,
+        last=total,
         threads=cores if options.threads is None else options.threads,
         seed=new_seed if options.seed < 0 else options.seed,
         ctx=context(options, data_kind),
@@ -212,7 +218,7 @@ def resolve(
         cos_decay_steps=steps,
         cos_decay_min=floor,
         template_date=(options.template_date or "") if data_kind == "chat" else "",
-        eval_every=options.eval_every or max(1, round(n_iter / 10)),
+        eval_every=options.eval_every or max(MOST_OFTEN, round(n_iter / 10)),
         notes=tuple(notes),
     )
 

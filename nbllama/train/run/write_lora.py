@@ -26,7 +26,7 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | No
     Raises `UsageError` for a checkpoint or output that is missing, `CheckpointError` for one that
     is not of this base model.
     """
-    path = options.checkpoint_in
+    path = options.checkpoint_in or ""
     if not outputs.adapter:
         raise UsageError("--only-write-lora: --lora-out is empty, there is nothing to write")
     found = find_checkpoint(options, ui.note) if path else None

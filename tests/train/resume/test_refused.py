@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def test_what_is_no_checkpoint(done_10: Path, run: Run) -> None:
     (done_10 / "adapter.gguf").write_bytes((done_10 / "lora-10.gguf").read_bytes())
     before = files(done_10)
     for name, why in (("adapter.gguf", "an adapter"), ("toy.gguf", "not a checkpoint")):
-        refused(run(args_in(done_10, 4, "--checkpoint-in", str(done_10 / name))), 5, name, why)
+        more = ["--checkpoint-out", "", "--lora-out", "other.gguf"]
+        path = str(done_10 / name)
+        refused(run(args_in(done_10, 4, "--checkpoint-in", path, *more)), 5, name, why)
     assert files(done_10) == before
 
 
@@ -151,7 +154,9 @@ def test_what_was_not_given_comes_from_the_checkpoint(folder: Path, run: Run) ->
     done = run([*base, "--adam-iter", "2", "--threads", "1"])
     assert done.code == 0, done
     two = load_checkpoint("chk-6.gguf")
-    assert two.identity == one.identity and two.seed == one.seed
+    assert two.identity.settings == {**one.identity.settings, "last": 6}
+    assert replace(two.identity, settings=one.identity.settings) == one.identity
+    assert two.seed == one.seed
     assert two.adapter.pairs["blk.1.attn_q.weight"].rank == 3
     assert "output.weight" not in two.adapter.pairs and two.adapter.scale == 2.5
 

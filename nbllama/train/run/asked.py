@@ -1,0 +1,136 @@
+"""Questions of the data that are answered before and after a run.
+
+Nothing of the run changes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nbllama.data import Packed, Samples
+from nbllama.generation.batch import generate_many
+
+if TYPE_CHECKING:
+    from nbllama.data import Dataset
+    from nbllama.lora.pairs import Adapter
+    from nbllama.model.passes import Model
+    from nbllama.text.tokenizer import Tokenizer
+
+LONGEST_PROMPT = 256  # tokens
+LONGEST_ANSWER = 48
+_ROLES = ("user", "human", "assistant", "model", "system", "tool")
+
+
+@dataclass
+class Asked:
+    """A question, the answer that the data have, and the model's answers.
+
+    kind: "trained" or "held out". `wanted` is cut where an answer would be.
+    """
+
+    kind: str
+    question: str
+    wanted: str
+    prompt: list[int]
+    most: int
+    before: str = ""
+    after: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the last answer is the wanted one."""
+        return self.after.strip() == self.wanted.strip()
+
+    def row(self) -> dict[str, Any]:
+        """Return it as an object of the log."""
+        names = ("kind", "question", "wanted", "before", "after", "right")
+        return {name: getattr(self, name) for name in names}
+
+
+def find_questions(
+    tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
+) -> list[Asked]:
+    """Choose up to `number` questions of each of the two, spread over the data.
+
+    Of a record with several answers the last one is asked for. Records without a prompt, or with a
+    long one, are left out.
+    """
+    found = _questions(tokenizer, data, "trained", number)
+    if validation is not None:
+        found += _questions(tokenizer, validation, "held out", number)
+    return found
+
+
+def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> list[Asked]:
+    samples = data.samples if isinstance(data, Packed) else data
+    if not isinstance(samples, Samples) or not number:
+        return []
+    found: list[Asked] = []
+    seen: set[tuple[int, ...]] = set()
+    n = samples.n_samples
+    step = max(1, n // number)
+    order = [*range(0, n, step)]
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # where some have no short prompt
+    for i in order:
+        one = _question(tokenizer, samples, i, kind)
+        if one is not None and tuple(one.prompt) not in seen:
+            seen.add(tuple(one.prompt))
+            found.append(one)
+        if len(found) == number:
+            break
+    return found
+
+
+def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
+    """Find the last answer of sample `i` and its prompt; None if that is nothing, or long."""
+    part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
+    ids, trained = samples.ids[part], samples.trained[part]
+    on = np.flatnonzero(trained)
+    if not len(on) or on[0] == 0:
+        return None
+    first = int(on[-1])
+    while trained[first - 1]:
+        first -= 1
+    answer = [int(t) for t in ids[first : on[-1] + 1] if int(t) not in tokenizer.eog_ids]
+    if not 0 < first <= LONGEST_PROMPT or not answer:
+        return None
+    most = min(LONGEST_ANSWER, len(answer) + 4)
+    wanted = tokenizer.decode(answer[:most])
+    prompt = [int(t) for t in ids[:first]]
+    return Asked(kind, question_text(tokenizer, prompt), wanted, prompt, most)
+
+
+def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
+    """Return what a prompt asks, without what the chat template puts around it.
+
+    That is the last stretch between control tokens that is more than the name of a role.
+    """
+    stretches: list[list[int]] = [[]]
+    for token in prompt:
+        if tokenizer.token_bytes(token, special=False):
+            stretches[-1].append(token)
+        else:
+            stretches.append([])
+    for stretch in reversed(stretches):
+        lines = tokenizer.decode(stretch).strip().split("\n")
+        if lines[0].strip().lower() in _ROLES:
+            lines = lines[1:]
+        if text := "\n".join(lines).strip():
+            return text
+    return tokenizer.decode(prompt).strip()
+
+
+def answer(
+    questions: list[Asked], model: Model, adapter: Adapter, check: Callable[[], None]
+) -> list[str]:
+    """Answer all questions greedily. `check` is called before each token, and may raise."""
+    if not questions:
+        return []
+    most = max(q.most for q in questions)
+    said = generate_many(model, [q.prompt for q in questions], most, adapter, check=check)
+    decode = model.tokenizer.decode
+    return [decode(ids[: q.most]) for q, ids in zip(questions, said, strict=True)]

@@ -1,0 +1,106 @@
+"""The plan of a run on records: how long, at what rate, in which batches, and what is held out.
+
+It follows from the number of records, and the rate from the width of the model. The numbers come
+from an experiment; docs/results/defaults.md has its table. Every option that is given wins over the
+plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbllama.opt.names import OPTIMISERS
+from nbllama.options.finetune.table import Options
+
+if TYPE_CHECKING:
+    from nbllama.checkpoint.state import TrainState
+
+
+class Row(NamedTuple):
+    """What data of at most `records` records get."""
+
+    records: float
+    batch: int
+    epochs: int
+
+
+# The fewer records there are, the smaller are the batches and the more often each record is seen,
+# so that ten records make sixty steps, and thirty make ninety-six.
+TABLE = (
+    Row(16, batch=2, epochs=12),
+    Row(40, batch=4, epochs=12),
+    Row(150, batch=4, epochs=4),
+    Row(400, batch=8, epochs=3),
+    Row(float("inf"), batch=8, epochs=2),
+)
+# The rate was searched for on a model of this width (SmolLM2-135M). Wider models want a lower one:
+# at 4096, the width of the models with 7 billion parameters, it is the customary 2e-4.
+RATE, WIDTH = 1e-3, 576
+CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
+
+HELD_OUT_FROM = 50  # records; of fewer ones nothing is held out
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
+PATIENCE = 4  # evaluations without a lower validation loss
+KEPT = 2  # numbered checkpoints
+ANSWERS = 3  # questions of each kind
+BATCH_BEFORE = 8  # of plain text, and of checkpoints from before there was a plan
+RATE_OF_TEXT = 1e-3
+
+
+def row_of(n_records: int) -> Row:
+    """Find the row of the table for so many records."""
+    return next(row for row in TABLE if n_records <= row.records)
+
+
+def rate_of(n_embd: int) -> float:
+    """Return the learning rate for a model of this width, with two digits.
+
+    Between the two known widths it is a power of the width; a narrower model has the rate of the
+    narrower one.
+    """
+    from math import floor, log, log10
+
+    power = log(RATE / CUSTOMARY_RATE) / log(CUSTOMARY_WIDTH / WIDTH)
+    rate = RATE * (WIDTH / max(n_embd, WIDTH)) ** power
+    return float(round(rate, 1 - floor(log10(rate))))
+
+
+def held_out_share(n_records: int) -> float:
+    """Return the share of the records that is held out; 0 where there are few."""
+    if n_records < HELD_OUT_FROM:
+        return 0.0
+    return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
+
+
+def with_plan(
+    options: Options,
+    data_kind: str,
+    n_records: int,
+    *,
+    n_embd: int = WIDTH,
+    state: TrainState | None = None,
+    validated: bool = False,
+) -> Options:
+    """Return options in which the plan has filled in what was not given.
+
+    `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
+    checkpoint that is continued, whose values `options` have taken already; its plan is kept.
+    `validated`: there are validation data already. A run whose length is given holds nothing out.
+    """
+    row, chat = row_of(n_records), data_kind == "chat"
+    timed = options.epochs is not None or options.adam_iter is not None
+    planned: dict[str, Any] = {
+        "batch": row.batch if chat and state is None else BATCH_BEFORE,
+        "adam_alpha": (rate_of(n_embd) if chat else RATE_OF_TEXT)
+        / OPTIMISERS[options.optimizer].rate_divisor,
+        "keep_last": KEPT if chat else 0,
+        "answers": ANSWERS if chat and not options.compat else 0,
+    }
+    holds_out = chat and state is None and not timed and not validated
+    share = held_out_share(n_records) if holds_out and options.val_split is None else 0.0
+    planned |= {"val_split": share, "early_stop": PATIENCE if share else 0}
+    if chat and not timed:
+        planned["epochs"] = row.epochs
+    left = {name: value for name, value in planned.items() if getattr(options, name) is None}
+    return replace(options, **left)

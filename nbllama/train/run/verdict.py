@@ -1,0 +1,199 @@
+"""What came out of a run, in plain words.
+
+Mean losses over an epoch, answers before and after, a verdict, and the commands that come next.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbllama.errors import shown
+from nbllama.options.finetune.table import PROG
+from nbllama.system.program import called_as
+from nbllama.train.run.asked import Asked, answer, find_questions
+
+if TYPE_CHECKING:
+    from nbllama.train.run.result import Run
+    from nbllama.train.run.session import RunSession
+    from nbllama.train.trainer import StepResult
+    from nbllama.train.validation import Validation
+
+LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
+KNOWN = 0.25  # nats a token: a text with less is written out almost without a mistake
+FALLEN = 0.5  # of the first loss
+RISEN = 1.1  # times the lowest validation loss
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean losses per trained token, in nats, at the start and at the end of a run.
+
+    over: what they are taken over, such as "epoch".
+    """
+
+    first: float
+    last: float
+    over: str
+
+    def __str__(self) -> str:
+        return f"{self.first:.4f} over the first {self.over}, {self.last:.4f} over the last"
+
+
+def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
+    """Take means over the first and the last epoch of `per_epoch` iterations.
+
+    In a run of less than two epochs they are over tenths of it. None if no iteration counts.
+    """
+    counted = [r for r in results if not r.skipped]
+    if not counted:
+        return None
+    n = per_epoch
+    over = "epoch"
+    if not 0 < n <= len(counted) // 2:
+        n = max(1, len(counted) // 10)
+        over = "iteration" if n == 1 else f"{n} iterations"
+    return Means(_mean(counted[:n]), _mean(counted[-n:]), over)
+
+
+def _mean(results: Sequence[StepResult]) -> float:
+    return sum(r.loss * r.trained for r in results) / max(1, sum(r.trained for r in results))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """word: one of `LEARNED`, `HARDLY`, `BY_HEART`. reason: why, and what may help."""
+
+    word: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.reason}"
+
+
+def verdict_on(
+    loss: Means, questions: Sequence[Asked], watch: Validation, *, steps: int, longer: str
+) -> Verdict:
+    """Give the verdict on a run on records.
+
+    `steps`: iterations in all. `longer`: options that train longer. `watch`: of the evaluations.
+    """
+    trained = [q for q in questions if q.kind == "trained"]
+    right = sum(q.right for q in trained)
+    of = f"{right} of {len(trained)} trained questions answered as in the data" if trained else ""
+    fall = f"training loss {loss.first:.2f} -> {loss.last:.2f}"
+    told = ", ".join(filter(None, (of, fall)))
+    known = loss.last < KNOWN or (bool(trained) and 2 * right > len(trained))
+    if not known and (loss.last > FALLEN * loss.first):
+        return Verdict(HARDLY, f"{steps} iterations, {told}; try {longer}")
+    if watch.best_at >= 0 and watch.previous > RISEN * watch.best and loss.last < watch.best:
+        return Verdict(
+            BY_HEART,
+            f"{told}, but the validation loss rose from {watch.best:.2f} (iteration "
+            f"{watch.best_at}) to {watch.previous:.2f}: new questions are answered worse; the best "
+            "adapter is of that iteration, and more varied data or fewer epochs help",
+        )
+    return Verdict(LEARNED, told)
+
+
+class Ending:
+    """What is found out before and after a run's iterations, and said at its end.
+
+    rows: (name, value) lines of the summary, once the run was judged.
+    """
+
+    def __init__(self, session: RunSession) -> None:
+        self._session = session
+        number = session.options.answers or 0
+        tokenizer = session.model.tokenizer
+        self.questions = find_questions(tokenizer, session.data, session.validation, number)
+        self._first = session.trainer.iteration
+        self.rows: list[tuple[str, str]] = []
+
+    def before(self) -> None:
+        """Ask, with the adapter as it is. Raises `StopRequested`."""
+        for q, text in zip(self.questions, self._answers(), strict=True):
+            q.before = text
+
+    def _answers(self) -> list[str]:
+        s = self._session
+        return answer(self.questions, s.model, s.trainer.adapter, s.stop.check)
+
+    def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
+        """Ask again, and say what came out.
+
+        `rows` for the summary, the log and `run` get it, and the screen the answers. Raises
+        `StopRequested`.
+        """
+        loss = means(results, self._per_epoch())
+        if loss is None:
+            return
+        self.rows.append(("loss", str(loss)))
+        s = self._session
+        if s.data.kind == "raw" or s.options.compat:
+            return
+        for q, text in zip(self.questions, self._answers(), strict=True):
+            q.after = text
+        steps = s.trainer.iteration
+        verdict = verdict_on(loss, self.questions, watch, steps=steps, longer=self._longer())
+        self._show()
+        row: dict[str, Any] = {
+            "event": "verdict", "iter": steps, "verdict": verdict.word, "reason": verdict.reason,
+            "train_loss_first": loss.first, "train_loss_last": loss.last, "over": loss.over,
+            "answers": [q.row() for q in self.questions],
+        }  # fmt: skip
+        s.ui.record(row)
+        run.verdict, run.answers = str(verdict), row["answers"]
+        self.rows.append(("verdict", str(verdict)))
+        self.rows += [("next", command) for command in self._next(verdict, s.outputs.paths)]
+
+    def _per_epoch(self) -> int:
+        s = self._session
+        return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
+
+    def _longer(self) -> str:
+        """Options for more iterations, and a higher rate if this one is low."""
+        s = self._session
+        done = s.trainer.iteration - self._first
+        epochs = max(1, math.ceil(done / self._per_epoch()))
+        text = f"--epochs {3 * epochs}"
+        if s.settings.adam_alpha < 5e-4:
+            text += f" or --lr {2.5 * s.settings.adam_alpha:.2g}"
+        return text
+
+    def _show(self) -> None:
+        note = self._session.ui.note
+        for q in self.questions:
+            note(f"{q.kind}: {_short(q.question)}")
+            note(f"   before: {_short(q.before)}")
+            mark = "as in the data" if q.right else f"wanted: {_short(q.wanted)}"
+            note(f"   after:  {_short(q.after)}  ({mark})")
+
+    def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
+        """Commands: chat and merge, or continue."""
+        o = self._session.options
+        adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
+        if not adapter:
+            return []
+        model = o.model_base
+        if verdict.word == HARDLY and (checkpoint := paths.get("checkpoint")):
+            more = ["--checkpoint-in", checkpoint, *self._longer().split(" or ")[0].split()]
+            return [f"{called_as(PROG)} ... {shlex.join(more)}, with the same other options"]
+        words = ["--model", model, "--lora", adapter]
+        out = os.path.basename(model).removesuffix(".gguf")
+        merged = ["--model-base", model, "--lora", adapter, "--model-out", f"{out}-merged.gguf"]
+        return [_verb("chat", words), _verb("export-lora", merged)]
+
+
+def _short(text: str, most: int = 100) -> str:
+    return shown(" ".join(text.split()), most)
+
+
+def _verb(name: str, words: Sequence[str]) -> str:
+    """Return the command of another verb, called as this program was."""
+    program = called_as(PROG).removesuffix("finetune").rstrip(" .")
+    return f"{program} {name} {shlex.join(words)}"

@@ -1,0 +1,139 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbllama
+from nbllama.report.page import page
+from nbllama.report.records import read_log
+from nbllama.train.run.asked import Asked, find_questions
+from nbllama.train.run.verdict import BY_HEART, HARDLY, LEARNED, Means, means, verdict_on
+from nbllama.train.validation import Validation
+from tests.train.runs import Run
+from tests.train.toy_runs import events, toy_chat
+
+
+def step(loss: float, trained: int = 1, skipped: bool = False) -> Any:
+    return SimpleNamespace(loss=loss, trained=trained, skipped=skipped)
+
+
+def asked(right: bool, kind: str = "trained") -> Asked:
+    return Asked(kind, "q", "yes", [1], 4, after="yes" if right else "no")
+
+
+def test_means_are_over_epochs_and_weighted_by_tokens() -> None:
+    results = [step(4, 1), step(2, 3), step(9), step(9), step(1, 1), step(0.5, 3)]
+    got = means(results, 2)
+    assert got == Means(2.5, 0.625, "epoch")
+    assert str(got) == "2.5000 over the first epoch, 0.6250 over the last"
+    # less than two epochs: a tenth of the run
+    many = [step(float(i)) for i in range(40)]
+    assert means(many, 100) == Means(1.5, 37.5, "4 iterations")
+    assert means([step(3), step(1)], 100) == Means(3, 1, "iteration")
+    # what was skipped does not count
+    assert means([step(np.nan, skipped=True), step(3), step(1)], 1) == Means(3, 1, "epoch")
+    assert means([step(np.nan, skipped=True)], 1) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "right", "watch", "word"),
+    [
+        ((3.0, 2.8), 0, {}, HARDLY),
+        ((3.0, 0.1), 3, {}, LEARNED),
+        ((3.0, 1.2), 0, {}, LEARNED),  # answers may be worded otherwise; the loss has fallen
+        ((3.0, 2.0), 2, {}, LEARNED),  # most answers are right
+        ((3.0, 2.0), 1, {}, HARDLY),
+        ((0.2, 0.19), 0, {}, LEARNED),  # it was known before
+        ((3.0, 0.1), 3, {"best": 1.0, "best_at": 20, "previous": 1.5}, BY_HEART),
+        ((3.0, 0.1), 3, {"best": 1.0, "best_at": 20, "previous": 1.05}, LEARNED),
+    ],
+)
+def test_the_verdict(
+    loss: tuple[float, float], right: int, watch: dict[str, Any], word: str
+) -> None:
+    questions = [asked(i < right) for i in range(3)]
+    got = verdict_on(
+        Means(*loss, "epoch"), questions, Validation(**watch), steps=12, longer="--epochs 30"
+    )
+    assert got.word == word
+    assert f"{right} of 3 trained questions" in got.reason
+    assert ("12 iterations" in got.reason and "try --epochs 30" in got.reason) == (word == HARDLY)
+    assert ("rose from 1.00 (iteration 20) to 1.50" in got.reason) == (word == BY_HEART)
+
+
+def test_questions_are_the_last_of_a_record(demo_model: Path) -> None:
+    """The very tokens of the training data, and the user's words out of them."""
+    from nbllama.data import load_dataset, open_records
+    from nbllama.text import chat_template_for
+
+    model = nbllama.load_model(demo_model)
+    first = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rows = [
+        {"messages": [*first, {"role": "user", "content": f"What is {i}\nand more?"},
+                      {"role": "assistant", "content": f"A number: {i}."}]}
+        for i in range(7)
+    ]  # fmt: skip
+    template = chat_template_for(model.tokenizer, None)
+    try:
+        data = load_dataset(open_records(rows, "rows"), model.tokenizer, 512, template=template)
+    finally:
+        template.close()
+    found = find_questions(model.tokenizer, data, None, 3)
+    assert [q.question for q in found] == [f"What is {i}\nand more?" for i in (0, 2, 4)]
+    assert [q.wanted for q in found] == [f"A number: {i}." for i in (0, 2, 4)]
+    text = model.tokenizer.decode(found[0].prompt, special=True)
+    assert "Hello." in text and text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_run_says_what_came_out(folder: Path, run: Run) -> None:
+    toy_chat(folder / "chat.jsonl", 12)
+    words = [
+        "--model-base", "toy.gguf", "--train-data", "chat.jsonl",
+         "--chat-template", "chatml", "--ctx", "200", "--seed", "3",
+        "--val-split", "0.3", "--adam-iter", "8", "--batch", "2", "--threads", "1",
+        "--log", "log.jsonl", "--report", "page.html", "--lora-out", "my lora.gguf",
+    ]  # fmt: skip
+    done = run(words)
+    assert done.code == 0, done.err
+    assert done.out.count("   before: ") == done.out.count("   after:  ") == 6
+    assert "held out: " in done.out
+    assert "over the first" in done.out
+    (row,) = events(folder / "log.jsonl", "verdict")
+    assert row["verdict"] in (LEARNED, HARDLY, BY_HEART)
+    assert re.search(
+        f"^verdict +{re.escape(row['verdict'] + ': ' + row['reason'])}$", done.out, re.M
+    )
+    html = (folder / "page.html").read_text(encoding="utf-8")
+    assert f"<h2>{row['verdict']}</h2>" in html
+    assert row["answers"][0]["kind"] == "trained"
+    assert page(read_log("log.jsonl")) == html
+    if row["verdict"] == HARDLY:
+        assert "--checkpoint-in checkpoint-LATEST.gguf --epochs" in done.out
+    else:
+        assert "chat --model toy.gguf --lora 'my lora.gguf'" in done.out
+
+
+def test_plain_text_has_means_and_no_verdict(folder: Path) -> None:
+    got = nbllama.tune("toy.gguf", "text.txt", adam_iter=3, ctx=16, batch=2, seed=1, threads=1)
+    assert (got.verdict, got.answers) == ("", [])
+
+
+def test_python_gets_the_same(folder: Path) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": f"say {i}"},
+                      {"role": "assistant", "content": "the hen"}]} for i in range(6)
+    ]  # fmt: skip
+    got = nbllama.tune(
+        "toy.gguf", chats, adam_iter=3, ctx=200, seed=1, threads=1, chat_template="chatml"
+    )
+    assert got.verdict.partition(":")[0] in (LEARNED, HARDLY)
+    # the toy has no token for the end of a turn
+    assert [a["wanted"][:7] for a in got.answers] == ["the hen"] * 3
+    assert got.verdict.partition(":")[0] in repr(got)
