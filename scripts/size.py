@@ -54,7 +54,6 @@ CORE = {
 # Longer than FILE_LIMIT, and why.
 LONG = {
     "ops/attention/grad.py": "one page: three kernels of the gradient, which share their tiles",
-    "ops/layer_norm.py": "one page: LayerNorm and its gradients, with and without weight and bias",
     "ops/linear/linear.py": "one page: a layer with its pair, with and without dropout",
     "text/tokenizer.py": "one class: text to ids and back, and what is kept of the last texts",
     "quants/dot/_lanes.py": "one body for each width of vectors, side by side to be compared",
