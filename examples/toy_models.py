@@ -166,8 +166,8 @@ def make_llama(
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         for slot, shape in linears.items():
-            size = down_size if slot == "ffn_down" else 1.0
-            matrix(f"blk.{i}.{slot}.weight", shape, size / np.sqrt(shape[1]))
+            factor = down_size if slot == "ffn_down" else 1.0
+            matrix(f"blk.{i}.{slot}.weight", shape, factor / np.sqrt(shape[1]))
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
     w.write_header_to_file()

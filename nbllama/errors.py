@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NOT_A_NUMBER = (
     "the model's output is not a number; is the file or an adapter bad, or a scale too large?"
 )
@@ -41,6 +43,19 @@ class DataError(NbllamaError):
     """Training data that cannot be used."""
 
     exit_code = 2
+
+
+class MessageError(DataError):
+    """Some messages of a chat cannot be trained, by their numbers from 0; None: the tools."""
+
+    def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
+        self._numbers, self._reason = tuple(numbers), reason
+        super().__init__(self.counted(0))
+
+    def counted(self, shift: int) -> str:
+        """Return the line, for a record in which the messages' numbers are larger by `shift`."""
+        names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
+        return f"message {', '.join(names)}{self._reason}"
 
 
 class OutputError(NbllamaError):

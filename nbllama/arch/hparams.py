@@ -45,7 +45,8 @@ class Temperature(NamedTuple):
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Return the factors (float32) of positions, rounded as llama.cpp does."""
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
-        return (np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1).astype("f4")
+        factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
+        return np.asarray(factors, np.float32)
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,10 @@ def with_overrides(
             attn_factor=float(given * yarn_attn_factor(scale, old.ext_factor, old.log_mul)),
         )
         hp = replace(hp, rope_freq_scale=float(scale), rope_scaling=new)
+    window = ARCHS[hp.arch].window
+    if window is not None and not window.base_key:  # their blocks have the model's RoPE
+        factor = hp.rope_freq_scale if window.yarn else 1.0
+        hp = replace(hp, window_rope=Rope(hp.rope_freq_base, factor, window.yarn))
     return hp
 
 

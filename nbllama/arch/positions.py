@@ -102,9 +102,9 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
     width = size(f, prefix) if row.window.size is None else f.get(prefix, "uint", row.window.size)
     period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
-    base = positive(
-        f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
-    )
+    base = rope.freq_base if default is None else default
+    if row.window.base_key:
+        base = positive(f, f"{row.name}.rope.freq_base_swa", base)
     scaled = default is None and row.window.yarn
     return int(width), period, Rope(base, rope.freq_scale if scaled else 1.0, row.window.yarn)
 

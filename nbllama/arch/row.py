@@ -30,13 +30,14 @@ class Window(NamedTuple):
 
     Of `period` blocks in a row the last sees everything, the others only the last `size` tokens (0:
     all see everything; None: the file must have the number). `freq_base`: their RoPE base; None:
-    that of the other blocks. `yarn`: whether YaRN changes their RoPE too. `depths`: only models of
-    so many blocks have windows.
+    that of the other blocks. `base_key`: whether the file may say another one. `yarn`: whether YaRN
+    changes their RoPE too. `depths`: only models of so many blocks have windows.
     """
 
     size: int | None
     period: int
     freq_base: float | None
+    base_key: bool = True
     yarn: bool = True
     depths: tuple[int, ...] = ()
 

@@ -31,7 +31,7 @@ that cannot be written, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line but for its three words."""
+    """A parsed command line except for its three words."""
 
     debug: bool = debug_option("Options")
 

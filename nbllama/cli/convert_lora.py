@@ -31,7 +31,7 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line but for the two names."""
+    """A parsed command line except for the two names."""
 
     model_base: str = _files(
         Text(),

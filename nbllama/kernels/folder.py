@@ -64,7 +64,7 @@ def not_trusted(found: os.stat_result) -> str:
 
 @cache
 def kernel_folder(kernels: str) -> KernelFolder:
-    """The folder of the kernels with this hash, made if need be."""
+    """Return the folder of the kernels with this hash, made if need be."""
     root = cache_root()
     path = root / f"{_PREFIX}{kernels}"
     _sweep_temporary()

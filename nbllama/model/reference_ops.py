@@ -98,7 +98,7 @@ class Operations:
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B where a tensor holds several."""
+        """X Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B where a tensor holds several."""
         y = matmul_ref(x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             y = y + lora_ref(x, pair[0], pair[1][rows], self.scale)
@@ -126,7 +126,7 @@ class Operations:
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
     def norm_weight(self, name: str) -> np.ndarray:
-        """w + s (B A)[0]."""
+        """W + s (B A)[0]."""
         w = self.tensors[f"{name}.weight"]
         pair = self.pair(name)
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]

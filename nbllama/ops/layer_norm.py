@@ -36,7 +36,7 @@ _NOTHING.flags.writeable = False
 def layer_norm_ref(
     x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, eps: float
 ) -> np.ndarray:
-    """y in plain numpy, in the dtype of x."""
+    """Y in plain numpy, in the dtype of x."""
     y = _normed_ref(x, eps)[0]
     y = y if w is None else y * w
     return y if b is None else y + b
@@ -99,7 +99,7 @@ def _plain_sums(dy, x, mean):
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """y of one row, w and b of length 0 for none; (mean, rstd)."""
+    """Y of one row, w and b of length 0 for none; (mean, rstd)."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
@@ -201,7 +201,7 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """dx `[N, C]` = (or += with `add`) the gradient with respect to x.
+    """Dx `[N, C]` = (or += with `add`) the gradient with respect to x.
 
     mean and rstd `[N]` are from `layer_norm`. Raises ValueError for arrays that do not fit each
     other.
@@ -219,7 +219,7 @@ def layer_norm_grad(
 def layer_norm_grad_weight(
     dy: np.ndarray, x: np.ndarray, *, mean: np.ndarray, rstd: np.ndarray, dw: np.ndarray
 ) -> None:
-    """dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
+    """Dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
 
     Raises ValueError for arrays that do not fit each other.
     """

@@ -30,8 +30,11 @@ CHUNK = 192  # most rows whose logits are alive together
 class LossBuffers:
     """Reused memory of one chunk: packed logits and input.
 
-    With a soft-cap `cap` there are the logits before and after it.
+    With a soft-cap `cap` there are the logits before and after it. `seen`: None, or a list to which
+    every call with a gradient adds the losses of its rows (float32 `[M]` in pieces).
     """
+
+    seen: list[np.ndarray] | None = None
 
     def __init__(
         self, n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0
@@ -97,6 +100,8 @@ def output_loss(
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue
+        if buffers.seen is not None:
+            buffers.seen.append(losses.copy())
         if cap > 0:
             soft_cap_grad(flat, capped, cap)
         dhp, a = NO_PANELS, NO_PAIR

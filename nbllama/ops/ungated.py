@@ -86,7 +86,7 @@ def ungated_ref(x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS) -> np.nda
 def ungated_grad_ref(
     dout: np.ndarray, x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS
 ) -> np.ndarray:
-    """dx of `ungated_ref`."""
+    """Dx of `ungated_ref`."""
     if kind == "relu2":
         return dout * 2 * np.maximum(x, 0)
     if kind == "gelu":

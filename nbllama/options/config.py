@@ -103,7 +103,7 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 # What decides nothing of the adapter, or was done once.
 _NOT_OF_THE_RUN = {
-    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "only_write_lora",
+    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
 }  # fmt: skip
 
 

@@ -139,6 +139,30 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A port of this machine, 0 for any free one; "on" (also true, yes) is 0, "off" is None."""
+
+    metavar: str = "[PORT]"
+    alone: str = "on"  # what the option means without a value
+
+    def parse(self, text: str) -> int | None:
+        """Return the port; raises `ValueError` for anything else, and for ports of the system."""
+        word = text.lower()
+        if word in ("on", "true", "yes"):
+            return 0
+        if word in ("off", "false", "no"):
+            return None
+        number = int(text)
+        if number and not 1024 <= number <= 65535:
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        """Say what may be given."""
+        return "nothing, or a port from 1024 to 65535"
+
+
+@dataclass(frozen=True)
 class Day:
     """A day, as `YYYY-MM-DD`."""
 
@@ -215,4 +239,4 @@ class Dumped:
         return STEPS
 
 
-Value = Text | Whole | Real | Choice | Day | Size | Variables | Dumped
+Value = Text | Whole | Real | Choice | Day | Size | Port | Variables | Dumped

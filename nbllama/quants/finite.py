@@ -1,4 +1,4 @@
-"""`check_finite`: are all weights of a tensor numbers? (llama.cpp's `--check-tensors`)
+"""`check_finite`, llama.cpp's `--check-tensors`: are all weights of a tensor numbers.
 
 One NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from its cause.
 Codes of a block are always finite, so it is enough to look at the scales: one or two halves per

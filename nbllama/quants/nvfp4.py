@@ -38,7 +38,7 @@ def half_scale(c):
 
 @kernel()
 def decode_nvfp4(raw, src, n_blocks, out, dst):
-    """w = scale(c) / 2 * value[q]."""
+    """W = scale(c) / 2 * value[q]."""
     for b in range(n_blocks):
         at, to = src + 36 * b, dst + 64 * b
         for s in range(4):

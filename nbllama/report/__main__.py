@@ -1,4 +1,4 @@
-"""`python -m nbllama.report`: make the page about a run from its log."""
+"""`python -m nbllama.report`: make the page about a run from its log, or compare runs."""
 
 from __future__ import annotations
 

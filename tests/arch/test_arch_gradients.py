@@ -79,8 +79,8 @@ def check_gradients(model: Model, groups: Grouping) -> None:
         assert got == pytest.approx(numeric, abs=1e-4 * size + 1e-8), names
 
 
-# Deep for the scale of their queries alone, which `test_logits` sees.
-SLOW = ("gemma2, 27B", "gemma3, 27B, text")
+# Deep for the scale of their queries alone, or wide for their heads, which `test_logits` sees.
+SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")
 
 
 @pytest.mark.parametrize("name", kinds(also_slow=SLOW))

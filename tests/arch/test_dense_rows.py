@@ -10,7 +10,7 @@ import pytest
 
 import nbllama
 from examples.toy_archs import MODELS
-from nbllama.arch import Hparams, Rope, Temperature
+from nbllama.arch import Hparams, Rope, Temperature, with_overrides
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import ValueType, open_gguf, write_gguf
 from tests.conftest import ROOT
@@ -65,6 +65,14 @@ def test_windows_as_flags(tmp_path: Path) -> None:
 def test_exaone4_has_windows_by_its_depth(tmp_path: Path) -> None:
     hp = made(tmp_path, "exaone4, 1.2B", {"attention.sliding_window": 20})
     assert hp.window == 0 and hp.rope_at(3) is not None
+
+
+@pytest.mark.parametrize("name", ["olmo2, OLMo 3 (windows)", "cohere2, 7B and 111B"])
+def test_blocks_with_a_window_have_the_model_s_base(name: str, tmp_path: Path) -> None:
+    """As in llama.cpp, which reads `rope.freq_base_swa` and does not use it there."""
+    hp = made(tmp_path, name, {"rope.freq_base_swa": 77.0})
+    assert hp.window_rope.freq_base == hp.rope_freq_base == 10000.0
+    assert with_overrides(hp, rope_freq_base=500.0).window_rope.freq_base == 500.0
 
 
 def test_temperature(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from nbllama.errors import UsageError
 from nbllama.options.finetune.table import OPTIONS, Options, page, parse
-from nbllama.options.values import Choice, Day, Real, Text, Variables, parse_variables
+from nbllama.options.values import Choice, Day, Port, Real, Text, Variables, parse_variables
 from tests.conftest import GOLDEN, ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
@@ -42,6 +42,7 @@ NEW = """
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
+--live
 """.split()
 
 
@@ -141,6 +142,24 @@ def test_every_default_is_a_value_of_its_option() -> None:
             assert o.shown_default not in ("None", ""), o.names
 
 
+def test_a_port_may_be_left_out() -> None:
+    model = ["--model-base", "m"]
+    for words, live, seed in (
+        (["--live"], 0, -1),
+        (["--live", "--seed", "3"], 0, 3),
+        (["--live", "-s", "3"], 0, 3),
+        (["--live", "8080", "-s", "3"], 8080, 3),
+        (["--live=8080"], 8080, -1),
+        (["--live", "--live=off"], None, -1),
+        (["--seed", "3"], None, 3),
+    ):
+        got = parse([*model, *words])
+        assert (got.live, got.seed) == (live, seed), words
+    for words in (["--live", "x"], ["--live="], ["--live", "443"], ["--live=65536"]):
+        with pytest.raises(UsageError, match=r"--live: .*a port from 1024 to 65535"):
+            parse([*model, *words])
+
+
 def test_each_value_lands_in_its_own_field() -> None:
     for o in OPTIONS:
         for name in (*o.names, *o.off):
@@ -160,6 +179,8 @@ def test_each_value_lands_in_its_own_field() -> None:
                 got, want = parse(["--model-base", "m", name, "a=1"]), "a=1"
             elif o.dest == "dump":
                 got, want = parse(["--model-base", "m", name, "1:a", name, "2:b"]), ("1:a", "2:b")
+            elif isinstance(o.value, Port):
+                got, want = parse(["--model-base", "m", name, "8080"]), 8080
             elif o.dest == "n_gpu_layers":
                 got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):

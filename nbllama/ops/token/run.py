@@ -56,8 +56,9 @@ CAP_ROW, ACT_ROW = kinds.CAP_ROW, kinds.ACT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """The dot product of the row of W at byte `src` of `raw` with the input, inside a kernel;
-    nothing is checked. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
+    """Compute the dot product of a row of W with the input, inside a kernel; nothing is checked.
+
+    The row begins at byte `src` of `raw`. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
     """
     raise NotImplementedError("row_product is for kernels")
 

@@ -26,21 +26,25 @@ CAP_PART = 8192
 
 @kernel(inline=True)
 def floats(address, n):
+    """Return n float32 at an address as an array."""
     return carray(pointer(address), n, np.float32)
 
 
 @kernel(inline=True)
 def int8_numbers(address, n):
+    """Return n int8 at an address as an array."""
     return carray(pointer(address), n, np.int8)
 
 
 @kernel(inline=True)
 def int16_numbers(address, n):
+    """Return n int16 at an address as an array."""
     return carray(pointer(address), n, np.int16)
 
 
 @kernel(inline=True)
 def raw_bytes(address, n):
+    """Return n bytes at an address as an array."""
     return carray(pointer(address), n, np.uint8)
 
 
@@ -63,6 +67,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
+    """Normalise a row, and write it in the forms that the weights want."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -81,6 +86,7 @@ def norm_task(p, step):
 
 @kernel(fast=True)
 def dot(a, b, n):
+    """Return the dot product of two float32 rows."""
     total = np.float32(0.0)
     for k in range(n):
         total += a[k] * b[k]
@@ -202,6 +208,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
+    """Add a branch's output to the stream, normed and scaled where the model does so."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
@@ -211,6 +218,7 @@ def branch_task(p):
 
 @kernel()
 def gate_task(p, task, step):
+    """Compute a part of the gated activation."""
     gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     if p.gelu:
@@ -230,5 +238,6 @@ def act_task(p, task, step):
 
 @kernel()
 def cap_task(p, task):
+    """Soft-cap a part of the logits."""
     lo, hi = task * CAP_PART, min((task + 1) * CAP_PART, p.n)
     cap_and_bias(floats(p.y, p.n), lo, hi, p.cap, np.float32(0.0), 0)

@@ -7,7 +7,7 @@ from functools import partial
 
 from nbllama.options.common import debug_option, threads_option
 from nbllama.options.parser import Saved, option
-from nbllama.options.values import Size, Whole
+from nbllama.options.values import Port, Size, Whole
 
 _run = partial(option, "Run")
 _data = partial(option, "Length of the run and batches")
@@ -37,6 +37,13 @@ class RunOptions:
         None,
         "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
         "the others twice; takes the place of --use-checkpointing",
+        shown_default="off",
+    )
+    live: int | None = _run(
+        Port(),
+        None,
+        "serve the run's page to a browser on this machine while it goes on; the address, with a "
+        "secret in it, is printed",
         shown_default="off",
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")

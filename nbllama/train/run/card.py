@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from nbllama.adapter.file import format_of
 from nbllama.errors import OutputError, shown
 from nbllama.system.files import atomic_write
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 
 _MARK = "written by nbllama"
 _CHATML = """TEMPLATE \"\"\"{{ range .Messages }}<|im_start|>{{ .Role }}
@@ -110,7 +110,7 @@ def _cell(text: str) -> str:
 
 
 def write_cards(
-    session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
+    session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
 

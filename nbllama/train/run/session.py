@@ -20,7 +20,7 @@ from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
-from nbllama.train.run.data import load_data, make_feed, walk
+from nbllama.train.run.data import load_data, make_feed, walk_epochs
 from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
@@ -52,7 +52,7 @@ def base_model(options: Options, given: Model | None) -> Model:
     return given
 
 
-class Session:
+class RunSession:
     """Everything that a run needs; `nbllama.train.run.loop` runs it."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Session:
 
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
-        walked = walk(o, self.data, self.feed, self.position)
+        walked = walk_epochs(o, self.data, self.feed, self.position)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(

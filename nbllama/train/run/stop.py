@@ -22,6 +22,17 @@ class StopFlag:
         self._names = names or ("SIGINT", "SIGTERM", "SIGHUP")
         self.signum = 0
         self.at_once = True
+        self.by_page = False
+
+    def from_page(self) -> None:
+        """Stop as Ctrl-C does, asked on the run's page; may be called from any thread."""
+        if not self.signum:
+            self.by_page, self.signum = True, signal.SIGINT
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended, for its log."""
+        return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:
