@@ -42,7 +42,7 @@ class PartsFile(GGUFFile):
         self.tensors = {name: info for part in parts for name, info in part.tensors.items()}
 
     def data(self, name: str) -> np.ndarray:
-        """The tensor's bytes, as `GGUFFile.data` gives them."""
+        """Return the tensor's bytes, as `GGUFFile.data` gives them."""
         return self._part_of.get(name, self._parts[0]).data(name)
 
     def recheck(self) -> None:

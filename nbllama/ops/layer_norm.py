@@ -78,7 +78,7 @@ def _sum_of_squares(x, mean):
 
 @kernel(fast=True)
 def _weighted_sums(dy, w, x, mean):
-    """The sums of g and of g (x - mean)."""
+    """Return the sums of g and of g (x - mean)."""
     total = along = np.float32(0.0)
     for c in range(x.shape[0]):
         g = dy[c] * w[c]

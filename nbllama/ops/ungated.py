@@ -66,7 +66,7 @@ NO_NUMBERS = Xielu()
 
 
 def xielu_numbers(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Xielu:
-    """The numbers of a layer from those that are stored, rounded as llama.cpp does."""
+    """Return the numbers of a layer from those that are stored, rounded as llama.cpp does."""
     f32 = np.float32
     p, n = (f32(a) if a > 20 else np.log(f32(1) + np.exp(f32(a))) for a in (alpha_p, alpha_n))
     return Xielu(float(f32(p)), float(f32(beta) + f32(n)), float(f32(beta)), float(f32(eps)))
@@ -123,6 +123,7 @@ def _xielu_row(x, p, n, beta, eps, out):
 
 @kernel()
 def ungated_row(x, code, p, n, beta, eps, out):
+    """Compute out = act(x) of one row; `code` is of `CODES`."""
     if code == GELU:
         _gelu_row(x, out)
     elif code == RELU2:

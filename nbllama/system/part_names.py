@@ -9,7 +9,7 @@ _PART = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\
 
 
 def part_name(prefix: str, number: int, count: int) -> str:
-    """The name of part `number` (from 1) of `count`, as llama.cpp writes it."""
+    """Return the name of part `number` (from 1) of `count`, as llama.cpp writes it."""
     return f"{prefix}-{number:05}-of-{count:05}.gguf"
 
 
@@ -22,7 +22,7 @@ def part_of(path: str) -> tuple[str, int, int] | None:
 
 
 def part_names(path: str) -> list[str]:
-    """The names of all parts that `path`, the name of one, belongs to; empty for any other name."""
+    """Return the names of all parts that `path` is one of; none for any other name."""
     found = part_of(path)
     if found is None:
         return []
