@@ -8,6 +8,7 @@ from nbllama.arch.hparams import Hparams, expected_tensors
 from nbllama.arch.rows import ROPE_FACTORS
 from nbllama.errors import shown
 from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
@@ -59,6 +60,6 @@ def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
     """bos, eos, pad, unk and the other special ids lie in the vocabulary."""
     for key in f.metadata:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-            value = f.get(key, "uint")
+            value = f.count(key, MAX_COUNT)
             if value >= hp.n_vocab:
                 raise f.error(f"key '{key}'", f"{value}, vocabulary has {hp.n_vocab} tokens")

@@ -26,6 +26,7 @@ from nbllama.arch.rows import (
 )
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
+from nbllama.gguf_io.limits import MAX_COUNT
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _OTHER_FILES = {
@@ -47,7 +48,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     n_layer = size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
     n_embd = size(f, f"{row.name}.embedding_length")
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
-    n_ctx = f.get(f"{row.name}.context_length", "uint")
+    n_ctx = f.count(f"{row.name}.context_length", MAX_COUNT)
     if n_ctx == 0:
         warnings.append(f"{row.name}.context_length is 0: the trained context is unknown")
     freq_scale, scaling = positions.rope_scaling(f, row, n_ctx, warnings)
@@ -116,14 +117,14 @@ def _row(f: GGUFFile) -> ArchRow:
             f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
-    if f.get(f"{name}.expert_count", "uint", 0) > row.idle_experts or moe:
+    if f.count(f"{name}.expert_count", MAX_COUNT, default=0) > row.idle_experts or moe:
         raise f.error(
             f"tensor '{shown(moe)}'" if moe else f"key '{name}.expert_count'",
             "mixture-of-experts models are not supported",
         )
     if row.dense_lead_key:
         lead, blocks = (f"{name}.{k}" for k in ("leading_dense_block_count", "block_count"))
-        if f.get(lead, "uint") < f.get(blocks, "uint"):
+        if f.count(lead, MAX_COUNT) < f.count(blocks, MAX_COUNT):
             raise f.error(f"key '{lead}'", "mixture-of-experts models are not supported")
     if not f.get(f"{name}.attention.causal", "bool", True):
         raise f.error(f"key '{name}.attention.causal'", "only causal models are supported")
@@ -190,7 +191,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
         )
     else:
         head_dim = n_embd // n_head
-    value_length = f.get(f"{prefix}.value_length", "uint", n_embd // n_head)
+    value_length = f.count(f"{prefix}.value_length", MAX_COUNT, default=n_embd // n_head)
     if value_length != head_dim:
         raise f.error(
             f"key '{prefix}.value_length'",
@@ -213,7 +214,7 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
         raise f.error(
             "key 'tokenizer.ggml.tokens'", f"{len(tokens)} tokens, token_embd has {n_vocab} rows"
         )
-    said = f.get(f"{row.name}.vocab_size", "uint", n_vocab)
+    said = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
     if said != n_vocab:
         warnings.append(f"{row.name}.vocab_size is {said}, token_embd has {n_vocab} rows")
     return n_vocab

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch.rows import ARCHS
+from nbllama.errors import UsageError
+
+_TINY = 2.0**-126  # the smallest normal float32
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,17 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return the same model with the user's constants; YaRN's factors follow the new scale."""
+    """Return the same model with the user's constants; YaRN's factors follow the new scale.
+
+    Raises `UsageError` for one that is not a positive normal float32.
+    """
+    constants = (
+        ("rms_eps", rms_eps), ("rope_freq_base", rope_freq_base),
+        ("rope_freq_scale", rope_freq_scale),
+    )  # fmt: skip
+    for name, value in constants:
+        if value is not None and not _TINY <= value <= 1 / _TINY:
+            raise UsageError(f"{name} {value}: must be positive, and so must its float32 value")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:

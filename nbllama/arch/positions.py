@@ -9,10 +9,11 @@ from nbllama.arch.keys import any_number, positive, size, window_period
 from nbllama.arch.row import ArchRow
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
-    """The base of RoPE, stretched by alpha^(D / (D - 2)) where the file says so."""
+    """Read the base of RoPE, stretched by alpha^(D / (D - 2)) where the file says so."""
     base = np.float32(positive(f, f"{row.name}.rope.freq_base", default=10000.0))
     key = f"{row.name}.rope.scaling.alpha"
     if row.rope_alpha and f.get(key, "float", 0.0) > 0 and head_dim > 2:
@@ -24,7 +25,7 @@ def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
 
 
 def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
-    """The largest bias of ALiBi; 0 for RoPE."""
+    """Return the largest bias of ALiBi; 0 for RoPE."""
     if row.alibi_by_depth is None:
         return 0.0
     if n_layer not in row.alibi_by_depth:
@@ -37,8 +38,9 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
+    """Read how many numbers of a head RoPE turns: all of them unless the file says otherwise."""
     key = f"{row.name}.rope.dimension_count"
-    n_rot = int(f.get(key, "uint", head_dim))
+    n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
         raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
     if n_rot != head_dim and not row.partial_rope:
@@ -65,7 +67,7 @@ def rope_scaling(
     scale = np.float32(1) / given if given != 0 and kind != "none" else np.float32(1)
     if not (np.isfinite(scale) and scale > 0):
         raise f.error(f"key '{key}'", f"{given} is out of range")
-    n_ctx_orig = f.get(f"{prefix}.original_context_length", "uint", n_ctx) or n_ctx
+    n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
         raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
     for name in ("fast", "slow"):
@@ -99,7 +101,8 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
-    width = size(f, prefix) if row.window.size is None else f.get(prefix, "uint", row.window.size)
+    known = row.window.size
+    width = size(f, prefix) if known is None else f.count(prefix, MAX_COUNT, default=known)
     period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
     base = rope.freq_base if default is None else default
@@ -110,6 +113,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
+    """Read how queries are scaled by their positions; None where they are not."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None

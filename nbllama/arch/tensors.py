@@ -6,7 +6,7 @@ from nbllama.arch.row import TensorRow
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
-    """The same tensors except for the weights of these names."""
+    """Return the same tensors except for the weights of these names."""
     return tuple(row for row in rows if row.name.removesuffix(".weight") not in names)
 
 

@@ -27,11 +27,12 @@ def _run(words: list[str]) -> None:
     from nbllama.export.merge import merge, merged_types
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     text = read_utf8(options.sample) if options.sample else None
     with open_gguf(options.model_base) as f:
         hp = hparams_from_gguf(f)
-        prepare_output(options.model_out, export.inputs)
+        prepare_output(options.model_out, export.inputs, GGUF)
         note_parts(f, options.model_out)
         shapes = {name: info.shape for name, info in f.tensors.items()}
         parts = load_adapters(export.adapters, hp, shapes, print)

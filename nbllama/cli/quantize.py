@@ -24,6 +24,7 @@ def _run(words: list[str]) -> None:
     from nbllama.export.rewrite import IDS, metadata_for, requantised, rewrite
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     with open_gguf(asked.source) as f:
         hp = hparams_from_gguf(f)
@@ -42,7 +43,7 @@ def _run(words: list[str]) -> None:
                 f"{shown(asked.source, 400)}: {shown(name)} is quantised already; start from an"
                 " F32, F16 or BF16 model, or give --allow-requantize"
             )
-        prepare_output(asked.target, [asked.source])
+        prepare_output(asked.target, [asked.source], GGUF)
         note_parts(f, asked.target)
         with Progress() as progress:
             changes = rewrite(

@@ -122,7 +122,7 @@ class TokenProgram:
         return self.logits
 
     def _reads(self, norm: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """What these weights read of the stream, normed where `norm` is not empty."""
+        """Add what these weights read of the stream, normed where `norm` is not empty."""
         hp, write = self._model.hp, self._write
         w = self._bound.norm(f"{norm}.weight") if norm else None
         bias = self._model.vectors.get(f"{norm}.bias")
@@ -189,7 +189,7 @@ class TokenProgram:
         self._add(layer, "o", self._att)
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """The norm of each head of queries or keys; that of all together has a phase of its own."""
+        """Return the norm of each head of queries or keys; one of all together is a phase."""
         if not self._model.hp.has_qk_norm:
             return None
         w = self._model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]

@@ -27,7 +27,7 @@ class Writer:
         self._codes, self._exact = codes, exact
 
     def floats(self, array: np.ndarray | None, *shape: int) -> int:
-        """The address of a float32 array of this shape; 0 for None."""
+        """Return the address of a float32 array of this shape; 0 for None."""
         if array is None:
             return 0
         check_array("token program", "array", array, shape)
@@ -35,7 +35,7 @@ class Writer:
         return int(array.ctypes.data)
 
     def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
-        """A phase with its rows; SCORES and JOIN take the newest row of HEADS."""
+        """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
         table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
         first = len(table) if rows else len(table) - 1
         table.extend(rows)
@@ -51,8 +51,9 @@ class Writer:
         x: np.ndarray,
         layers: Sequence[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]],
     ) -> None:
-        """Products that share x: of each its weight, pair, bias, output, and whether it is added.
-        The pairs' h in a phase before.
+        """Add products that share x, and the phase before them that computes the pairs' h.
+
+        `layers`: of each product its weight, pair, bias, output, and whether it is added.
         """
         n_in, hidden, rows = len(x), [], []
         per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
@@ -80,7 +81,7 @@ class Writer:
         self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
 
     def tables(self) -> dict[str, np.ndarray]:
-        """The program and its tables, by their names in `STEP`."""
+        """Return the program and its tables, by their names in `STEP`."""
         made = {"program": np.array(self.phases, kinds.PHASE)}
         for kind, (name, dtype) in kinds.TABLES.items():
             made[name] = np.array(self.rows[kind], dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -108,6 +109,27 @@ class GGUFFile:
             elif isinstance(value, int | float):
                 found += f" {value}"
             raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {found}")
+        return value
+
+    def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
+        """Read the count of `key`, from `low` to `at_most`; `default` as it is when there is none.
+
+        Every whole number of a file that becomes a loop, a size or an allocation is read by this.
+
+        Raises `GGUFError` naming the key for another type or number.
+        """
+        if default is not _MISSING and key not in self.metadata:
+            return default
+        value = int(self.get(key, "uint"))
+        if not low <= value <= at_most:
+            raise self.error(f"key '{shown(key)}'", f"{value}, allowed {low}..{at_most}")
+        return value
+
+    def finite(self, key: str) -> float:
+        """Read the number of `key`. Raises `GGUFError` unless it is floating point and finite."""
+        value = float(self.get(key, "float"))
+        if not math.isfinite(value):
+            raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
         return value
 
     def element_type(self, key: str) -> ValueType:

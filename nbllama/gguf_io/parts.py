@@ -14,6 +14,7 @@ import numpy as np
 
 from nbllama.errors import shown
 from nbllama.gguf_io.file import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 from nbllama.gguf_io.reader import open_one
 from nbllama.system.part_names import part_name, part_of
 
@@ -42,7 +43,7 @@ class PartsFile(GGUFFile):
         self.tensors = {name: info for part in parts for name, info in part.tensors.items()}
 
     def data(self, name: str) -> np.ndarray:
-        """Return the tensor's bytes, as `GGUFFile.data` gives them."""
+        """Return the tensor's bytes, as `GGUFFile.data` does."""
         return self._part_of.get(name, self._parts[0]).data(name)
 
     def recheck(self) -> None:
@@ -67,7 +68,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         return given
     opened = [given]
     try:
-        count = given.get(COUNT, "uint")
+        count = given.count(COUNT, 1 << 16)
         return given if count < 2 else PartsFile(_all_parts(given, count, opened))
     except BaseException:
         for f in opened:
@@ -77,7 +78,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
     """All parts in order, proved to be one model; `opened` gets what is opened here."""
-    number = given.get(NUMBER, "uint") + 1
+    number = given.count(NUMBER, 1 << 16) + 1
     one = f"one part of {count} of a split model"
     if count > _MOST or not 1 <= number <= count:
         raise given.error(f"key '{NUMBER}'", f"{number - 1}, and '{COUNT}' is {count}")
@@ -102,14 +103,14 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
         if parts[-1] is not given:
             opened.append(parts[-1])
         _check_belongs(parts[-1], i, count, given)
-    _check_tensors(parts, given.get(TENSORS, "uint"))
+    _check_tensors(parts, given.count(TENSORS, MAX_COUNT))
     return parts
 
 
 def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> None:
     """Raise `GGUFError` unless the keys of `part` are those of part `number`."""
-    theirs = tuple(part.get(key, "uint", None) for key in (NUMBER, COUNT, TENSORS))
-    if theirs != (number - 1, count, given.get(TENSORS, "uint")):
+    theirs = tuple(part.count(key, MAX_COUNT, default=None) for key in (NUMBER, COUNT, TENSORS))
+    if theirs != (number - 1, count, given.count(TENSORS, MAX_COUNT)):
         raise part.error(
             "file",
             f"is no part of the same model as {shown(os.path.basename(given.path))}: "

@@ -24,6 +24,7 @@ from nbllama.gguf_io import limits, no_model
 from nbllama.gguf_io.cursor import Cursor
 from nbllama.gguf_io.file import GGUFFile, TensorInfo
 from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
+from nbllama.system.regular import kind_of
 
 _NOT_GGUF = (
     (b"lmgg", "a GGML file of 2023 (old format: convert it to GGUF)"),
@@ -101,16 +102,7 @@ def _open_regular(name: str) -> tuple[int, os.stat_result]:
 
 
 def _kind(mode: int) -> str:
-    for test, word in (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISCHR, "a character device"),
-        (stat.S_ISBLK, "a block device"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if test(mode):
-            return word
-    return "a special file"
+    return "a directory" if stat.S_ISDIR(mode) else kind_of(mode)
 
 
 def _header(c: Cursor) -> tuple[int, int, int]:

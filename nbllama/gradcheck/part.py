@@ -43,7 +43,7 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
-    """The model of these blocks, in this order."""
+    """Return the model of these blocks, in this order."""
     hp = replace(model.hp, n_layer=len(layers))
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))

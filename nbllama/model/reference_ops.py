@@ -74,7 +74,7 @@ class Operations:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
+        """Return (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -83,22 +83,24 @@ class Operations:
     def add_grads(
         self, name: str, da: np.ndarray, db: np.ndarray, rows: slice = slice(None)
     ) -> None:
+        """Add to the gradients of a tensor's pair; `rows`: those of B."""
         self.grads[f"{name}.weight.lora_a"] += da
         self.grads[f"{name}.weight.lora_b"][rows] += db
 
     def embed(self) -> np.ndarray:
-        """W[tok] + s B[tok] A."""
+        """Compute W[tok] + s B[tok] A."""
         tokens, pair = self.batch.tokens, self.pair("token_embd")
         x: np.ndarray = self.tensors["token_embd.weight"][tokens]
         return x if pair is None else embed_lora_ref(x, tokens, *pair, scale=self.scale)
 
     def embed_grad(self, dx: np.ndarray) -> None:
+        """Add the gradients of the embedding's pair, if it has one."""
         if pair := self.pair("token_embd"):
             da, db = embed_lora_grad_ref(dx, self.batch.tokens, *pair, scale=self.scale)
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """X Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B where a tensor holds several."""
+        """Compute x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B of a part of a tensor."""
         y = matmul_ref(x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             y = y + lora_ref(x, pair[0], pair[1][rows], self.scale)
@@ -108,7 +110,7 @@ class Operations:
     def product_grad(
         self, dy: np.ndarray, x: np.ndarray, name: str, rows: slice = slice(None)
     ) -> np.ndarray:
-        """dx, and the pair's dA and dB. W is frozen: its own gradient is not used."""
+        """Return dx, and add the pair's dA and dB. W is frozen: its own gradient is not used."""
         dx, _ = matmul_grad_ref(dy, x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], scale=self.scale)
@@ -117,16 +119,17 @@ class Operations:
         return dx
 
     def linear(self, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """A linear layer of a block: q, k, v, o, gate, up or down."""
+        """Apply a linear layer of a block: q, k, v, o, gate, up or down."""
         tensor, rows = self.model.linears[linear]
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
+        """Return dx of a linear layer of a block, and add its pair's gradients."""
         tensor, rows = self.model.linears[linear]
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
     def norm_weight(self, name: str) -> np.ndarray:
-        """W + s (B A)[0]."""
+        """Compute w + s (B A)[0]."""
         w = self.tensors[f"{name}.weight"]
         pair = self.pair(name)
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
@@ -140,6 +143,7 @@ class Operations:
         return rms_norm_ref(rows, w, self.hp.rms_eps).reshape(x.shape)
 
     def norm_grad(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
+        """Return dx of `norm`, and add the gradients of the weight's pair."""
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
         grad = layer_norm_grad_ref if self.hp.norm == "layer" else rms_norm_grad_ref
         dx, dw = grad(dy.reshape(rows.shape), rows, w, self.hp.rms_eps)
@@ -149,10 +153,11 @@ class Operations:
         return dx.reshape(x.shape)
 
     def reads(self, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """What is read of the stream: normed, where there is a norm."""
+        """Return what is read of the stream: normed, where there is a norm."""
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
+        """Return the gradient with respect to the stream, from that of `reads`."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -160,6 +165,7 @@ class Operations:
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
+        """Return dx of `norm_of_heads`."""
         rows = x.reshape(-1, len(self.norm_weight(name)))
         return self.norm_grad(dy, rows, name).reshape(x.shape)
 
@@ -168,10 +174,11 @@ class Operations:
         return ungated_ref(x, self.hp.activation, self.model.xielu(layer))
 
     def ungated_grad(self, dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
+        """Return dx of `ungated`."""
         return ungated_grad_ref(dy, x, self.hp.activation, self.model.xielu(layer))
 
     def temper(self, q: np.ndarray) -> np.ndarray:
-        """Queries, or their gradient, times the temperature of their positions."""
+        """Scale queries, or their gradient, by the temperature of their positions."""
         of = self.hp.temperature
         return q if of is None else q * of.at(self.batch.positions)[:, None, None]
 
@@ -186,7 +193,7 @@ class Operations:
         return rope_ref(x, positions, cos, sin, halves=halves, inverse=inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:
-        """Outputs `[N, H, D]`; each sequence sees itself, up to each token."""
+        """Compute outputs `[N, H, D]`; each sequence sees itself, up to each token."""
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         if self.seen is not None:
             matrices = attention_matrices(q, k, q_offsets=offsets, k_offsets=offsets, **constants)
@@ -197,6 +204,7 @@ class Operations:
     def attention_grad(
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return dq, dk and dv of a block's attention, from the gradient of its outputs."""
         q, k, v = (self.kept[f"{name}-{layer}"] for name in ("q", "k", "Vcur"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)

@@ -49,7 +49,7 @@ def embed_lora_ref(
 def embed_lora_grad_ref(
     dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dA, dB) of `embed_lora_ref`; the gradient by its x is dx itself."""
+    """(dA, dB) of `embed_lora_ref`; the gradient with respect to its x is dx."""
     db = np.zeros_like(b)
     np.add.at(db, tokens, scale * dx @ a.T)
     return scale * b[tokens].T @ dx, db

@@ -36,7 +36,7 @@ _NOTHING.flags.writeable = False
 def layer_norm_ref(
     x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, eps: float
 ) -> np.ndarray:
-    """Y in plain numpy, in the dtype of x."""
+    """Compute y in plain numpy, in the dtype of x."""
     y = _normed_ref(x, eps)[0]
     y = y if w is None else y * w
     return y if b is None else y + b
@@ -78,7 +78,7 @@ def _sum_of_squares(x, mean):
 
 @kernel(fast=True)
 def _weighted_sums(dy, w, x, mean):
-    """Return the sums of g and of g (x - mean)."""
+    """Compute the sums of g and of g (x - mean)."""
     total = along = np.float32(0.0)
     for c in range(x.shape[0]):
         g = dy[c] * w[c]
@@ -99,7 +99,7 @@ def _plain_sums(dy, x, mean):
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Y of one row, w and b of length 0 for none; (mean, rstd)."""
+    """Compute y of one row, w and b of length 0 for none; return (mean, rstd)."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
@@ -201,7 +201,7 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Dx `[N, C]` = (or += with `add`) the gradient with respect to x.
+    """Compute dx `[N, C]` = (or += with `add`) the gradient with respect to x.
 
     mean and rstd `[N]` are from `layer_norm`. Raises ValueError for arrays that do not fit each
     other.

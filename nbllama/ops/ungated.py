@@ -86,7 +86,7 @@ def ungated_ref(x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS) -> np.nda
 def ungated_grad_ref(
     dout: np.ndarray, x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS
 ) -> np.ndarray:
-    """Dx of `ungated_ref`."""
+    """Compute dx of `ungated_ref`."""
     if kind == "relu2":
         return dout * 2 * np.maximum(x, 0)
     if kind == "gelu":
@@ -123,7 +123,7 @@ def _xielu_row(x, p, n, beta, eps, out):
 
 @kernel()
 def ungated_row(x, code, p, n, beta, eps, out):
-    """Compute out = act(x) of one row; `code` is of `CODES`."""
+    """Compute out = act(x) of one row; `code` names the activation."""
     if code == GELU:
         _gelu_row(x, out)
     elif code == RELU2:

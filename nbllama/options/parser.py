@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
 from nbllama.options.unknown import unknown
-from nbllama.options.values import Port, Value
+from nbllama.options.values import LARGEST, SMALLEST, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
@@ -203,6 +203,11 @@ def read(
                     value = rest.pop(0)
             try:
                 parsed = found.value.parse(value)
+            except NotInFloat32:
+                raise UsageError(
+                    f"{name}: '{shown(value)}' is not allowed; the program computes in float32:"
+                    f" give a number between {SMALLEST:.1e} and {LARGEST:.1e}"
+                ) from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"

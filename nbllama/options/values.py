@@ -11,6 +11,9 @@ from typing import Any
 
 from nbllama.options.steps import STEPS, parse_steps
 
+SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+"""Smallest and largest positive normal float32."""
+
 # What the program itself gives to a chat template.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
@@ -72,9 +75,16 @@ class Whole:
         return f"a whole number from {self.low} to {self.high}"
 
 
+class NotInFloat32(ValueError):
+    """A number that is infinite or not normal in float32, in which the program computes."""
+
+
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high], or without an end where `above` / `below` says so."""
+    """A finite number in [low, high], or without an end where `above` / `below` says so.
+
+    It must be 0 or a normal number of float32, in which it will be used.
+    """
 
     low: float = 0.0
     high: float = math.inf
@@ -83,12 +93,17 @@ class Real:
     metavar: str = "X"
 
     def parse(self, text: str) -> float:
-        """Return the number; `ValueError` if it is none, not finite or out of range."""
+        """Return the number.
+
+        Raises `ValueError` if it is none, not finite or out of range, and `NotInFloat32`.
+        """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
         under = number < self.high if self.below else number <= self.high
         if not (math.isfinite(number) and over and under):
             raise ValueError(text)
+        if number and not SMALLEST <= abs(number) <= LARGEST:
+            raise NotInFloat32(text)
         return number
 
     def allowed(self) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
-from nbllama.quants._raw import float_of_bits, i8, number, put, u8
+from nbllama.quants._raw import i8, number, put, single_of_bits, u8
 
 _VALUES = _grids.MXFP4
 _LEAST = np.float32(2.0**-10)
@@ -33,12 +33,12 @@ def half_scale(c):
     e, m = (c >> 3) & 15, c & 7
     if c == 127:
         return np.float32(0.0)
-    return float_of_bits(((e + 119) << 23) | (m << 20)) if e > 0 else number(m) * _LEAST
+    return single_of_bits(((e + 119) << 23) | (m << 20)) if e > 0 else number(m) * _LEAST
 
 
 @kernel()
 def decode_nvfp4(raw, src, n_blocks, out, dst):
-    """W = scale(c) / 2 * value[q]."""
+    """Decode w = scale(c) / 2 * value[q]."""
     for b in range(n_blocks):
         at, to = src + 36 * b, dst + 64 * b
         for s in range(4):

@@ -207,6 +207,9 @@ def _verdict(row: Row) -> dict[str, Any] | None:
     return {
         "word": text(row.get("verdict", "")),
         "reason": text(row.get("reason", "")),
+        "first": number(row, "train_loss_first"),
+        "last": number(row, "train_loss_last"),
+        "over": text(row.get("over", "")),
         "answers": [
             {key: text(a.get(key, "")) for key in keys} | {"right": a.get("right") is True}
             for a in (answers if isinstance(answers, list) else [])

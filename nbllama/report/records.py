@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nbllama.errors import DataError, shown
+from nbllama.system.regular import read_whole
 
 Row = dict[str, Any]
+
+MAX_BYTES = 1 << 30
+"""Largest log that is read, a million iterations and more."""
 
 
 @dataclass
@@ -78,12 +83,14 @@ def read_log(path: str) -> Run:
     """
     run = Run()
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if (row := _row(line)) is not None:
-                    run.add(row)
+        content = read_whole(path, MAX_BYTES)
     except OSError as e:
         raise DataError(f"{shown(path, 400)}: {e.strerror or e}") from e
+    except ValueError as e:
+        raise DataError(f"{shown(path, 400)}: {e}") from e
+    for line in io.BytesIO(content):
+        if (row := _row(line.decode("utf-8", "replace"))) is not None:
+            run.add(row)
     if not (run.run or run.steps):
         raise DataError(f"{shown(path, 400)}: no log of a run: no line of it is an iteration")
     return run

@@ -10,18 +10,21 @@ from nbllama.report.page.template import page
 from nbllama.report.payload import payload
 from nbllama.report.records import read_log
 from nbllama.system.files import atomic_write
+from nbllama.system.replaced import PAGE, check_kind
 
 
 def write_report(logs: str | Sequence[str], out: str) -> None:
     """Make the page `out` from a log, or from several that are compared, whole or not at all.
 
-    Raises `DataError` for a log that is none, `OutputError` if the page cannot be written,
-    `UsageError` if the page would replace a log, and for too many logs.
+    Raises `DataError` for a log that is none, `OutputError` if the page cannot be written or would
+    replace a file that is no such page, `UsageError` if the page would replace a log, and for too
+    many logs.
     """
     names = [logs] if isinstance(logs, str) else list(logs)
     for log in names:
         if os.path.exists(out) and os.path.exists(log) and os.path.samefile(log, out):
             raise UsageError(f"{shown(out, 400)}: the page would replace the log")
+    check_kind(out, PAGE)
     runs = [(label, read_log(log)) for label, log in zip(labels(names), names, strict=True)]
     text = page(payload(runs))
     with atomic_write(out) as file:

@@ -22,7 +22,7 @@ def part_of(path: str) -> tuple[str, int, int] | None:
 
 
 def part_names(path: str) -> list[str]:
-    """Return the names of all parts that `path` is one of; none for any other name."""
+    """Return the names of all parts that `path` is one of; empty for any other name."""
     found = part_of(path)
     if found is None:
         return []

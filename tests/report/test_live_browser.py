@@ -82,6 +82,29 @@ def test_news_are_drawn_as_they_come(browser: Any, live: LiveServer) -> None:
     assert browser.get_log("browser") == []
 
 
+def test_what_came_out_is_said_at_the_top(browser: Any, live: LiveServer) -> None:
+    show(browser, live.address, 390, 800)
+    assert text(browser, ".verdict") == ""
+    answer = {"kind": "trained", "question": EVIL, "wanted": "a", "before": "b", "after": "a"}
+    row: dict[str, Any] = {
+        "event": "verdict",
+        "iter": 120,
+        "verdict": "learned",
+        "reason": EVIL,
+        "over": "epoch",
+    }
+    row |= {"train_loss_first": 2.5, "train_loss_last": 0.25, "answers": [answer | {"right": True}]}
+    live.state.add(row)
+    wait_for(lambda: text(browser, ".verdict") == f"learned: {EVIL}")
+    assert "training loss, 2.5000 over the first epoch" in text(browser, ".tile span")
+    cells = browser.execute_script(
+        "return [...document.querySelector('.verdict').nextSibling.querySelectorAll('tbody tr')]"
+        ".map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert cells == [[EVIL, "trained", "a", "b", "a"]]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
 def test_stop_and_save_wants_two_presses(browser: Any, live: LiveServer, stops: Stops) -> None:
     show(browser, live.address, 1280, 900)
     press(browser, "Stop and save")

@@ -28,6 +28,7 @@ from nbllama.peek.watcher import watch
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory, mapped, resident
 from nbllama.system.output_file import prepare_output
+from nbllama.system.replaced import NPZ
 from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
 from nbllama.text.templates import find_layout
 from nbllama.train.run.settings import fresh_seed
@@ -42,7 +43,7 @@ def run(main: Main, threads: int) -> None:
     o = main.options
     text = read_text(o)
     if o.dump:
-        prepare_output(o.dump_out, main.inputs)
+        prepare_output(o.dump_out, main.inputs, NPZ)
     console, interrupt = Console(o.color), Interrupt()
     with ExitStack() as stack:
         stack.enter_context(interrupt.installed())

@@ -64,7 +64,7 @@ class Weight(NamedTuple):
 
 
 def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """X Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
+    """Compute x Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
     return x @ w.T
 
 

@@ -230,7 +230,7 @@ def gate_task(p, task, step):
 
 @kernel()
 def act_task(p, task, step):
-    """Compute a part of an activation without a gate."""
+    """Compute a part of the activation of a layer without a gate."""
     x, out = floats(p.x, p.size), floats(p.out, p.size)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.size)
     ungated_row(x[lo:hi], p.code, p.p, p.n, p.beta, p.eps, out[lo:hi])

@@ -54,9 +54,10 @@ class RunOptions:
     debug: bool = debug_option()
 
     adam_iter: int | None = _data(
-        Whole(1),
+        Whole(0),
         None,
-        "iterations of this run, added to those of the checkpoint",
+        "iterations of this run, added to those of the checkpoint; 0: only the evaluation that is"
+        " due after its last one",
         shown_default="256 for plain text, no limit for chat or with --epochs",
     )
     epochs: int | None = _data(

@@ -9,7 +9,7 @@ from nbllama.quants._vec import bits16, signed, store
 
 @kernel()
 def decode_q1_0(raw, src, n_blocks, out, dst):
-    """W = d * (2 bit - 1)."""
+    """Decode w = d * (2 bit - 1)."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 128 * b
         d = f16(raw, at)

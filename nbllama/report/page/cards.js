@@ -18,7 +18,10 @@ function headCard(run, controls) {
 
 function tiles(run, live) {
   const found = [], losses = run.series.loss[1], validation = values(run, "val_loss");
-  if (losses.length)
+  const {first, last: end, over} = run.verdict || {};
+  if (finite(first) && finite(end))
+    found.push([fixed(end), `training loss, ${fixed(first)} over the first ${over}`]);
+  else if (losses.length)
     found.push([fixed(last(losses)), `training loss, ${fixed(losses[0])} at first`]);
   if (validation.length) {
     const [at, best] = validation.reduce((a, b) => b[1] < a[1] ? b : a);

@@ -6,16 +6,20 @@ Each begins with a mark of ours; a file of that name without it is someone's own
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nbllama.adapter.file import format_of
-from nbllama.errors import OutputError, shown
+from nbllama.errors import OutputError, escaped, shown
 from nbllama.system.files import atomic_write
+from nbllama.system.regular import first_bytes
 from nbllama.train.run.session import RunSession
 
 _MARK = "written by nbllama"
+_ENTITIES = {c: f"&#{ord(c)};" for c in "&<>|`*[]\\"}
+_MARKUP = re.compile("[" + re.escape("".join(_ENTITIES)) + "]")
 _CHATML = """TEMPLATE \"\"\"{{ range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
@@ -60,11 +64,19 @@ def modelfile(files: Files, chat_template: str) -> str:
 
     A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
     file.
+
+    Raises `OutputError` for a path with a control character, which would be another instruction.
     """
+    base, adapter = map(os.path.abspath, (files.base, files.readable))
+    for path in (base, adapter, files.adapter):
+        if not path.isprintable():
+            raise OutputError(
+                f"no Modelfile for {shown(path, 400)}: its name holds a control character; rename"
+                " the file"
+            )
     lines = [f"# {_MARK}; ollama create NAME -f THIS_FILE\n"]
     if not files.gguf:
         lines.append(f"# the adapter must be GGUF; first: {files.conversion}")
-    base, adapter = map(os.path.abspath, (files.base, files.readable))
     lines.append(f"FROM {base}\nADAPTER {adapter}\n")
     return "".join(lines) + (_CHATML if "<|im_start|>" in chat_template else "")
 
@@ -76,14 +88,18 @@ def card(
 
     `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
     losses.
+
+    What comes from outside, such as names of files, is shown as it is: no character of it is
+    Markdown or HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
         f"{shlex.quote(files.base)} --lora {shlex.quote(name)}"
         for name in (files.adapter, files.readable)
     )
+    commands = f"python -m nbllama.main -m {ours}\n{files.conversion}llama-cli -m {theirs}"
     parts = [
-        f"<!-- {_MARK} -->\n# {os.path.basename(_bare(files.adapter))}\n",
+        f"<!-- {_MARK} -->\n# {_cell(os.path.basename(_bare(files.adapter)))}\n",
         "A LoRA adapter.\n",
         "## Base\n",
         _table([("file", run["model"]), ("sha256 of its weights' sample", fingerprint)]),
@@ -94,10 +110,18 @@ def card(
         "## Options\n",
         _table([(k, str(v)) for k, v in run["options"].items() if v != ""]),
         "## Running it\n",
-        f"```\npython -m nbllama.main -m {ours}\n{files.conversion}llama-cli -m {theirs}\n```\n",
-        f"Made by nbllama {run['version']}, {run['started']}.\n",
+        _fenced(commands),
+        f"Made by nbllama {_cell(run['version'])}, {_cell(run['started'])}.\n",
     ]
     return "\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    """Write a block of code whose fence is longer than any row of backticks in it."""
+    longest = max((len(row) for row in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = "\n".join(escaped(line) for line in text.split("\n"))
+    return f"{fence}\n{lines}\n{fence}\n"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -106,7 +130,8 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return shown(text, 400).replace("|", "\\|")
+    """Write a text within a line of Markdown: what would begin markup is escaped."""
+    return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
 def write_cards(
@@ -121,37 +146,34 @@ def write_cards(
     gguf = format_of(outputs.adapter) == "gguf"
     files = Files(session.options.model_base, outputs.latest_adapter, gguf)
     template = session.model.tokenizer.chat_template or ""
-    texts = {
-        "card.md": card(begun, files, session.identity.base, results),
-        "Modelfile": modelfile(files, template),
+    makers: dict[str, Callable[[], str]] = {
+        "card.md": lambda: card(begun, files, session.identity.base, results),
+        "Modelfile": lambda: modelfile(files, template),
     }
     stem = outputs.config.removesuffix(".config.yaml")
-    written = write_all(stem, texts, session.ui.note)
+    written = write_all(stem, makers, session.ui.note)
     outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
     return written
 
 
 def write_all(
-    stem: str, texts: dict[str, str], note: Callable[[str], None]
+    stem: str, makers: dict[str, Callable[[], str]], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Write each text as `stem`.ENDING; (ending, file) of what was written."""
+    """Make and write each text as `stem`.ENDING; (ending, file) of what was written."""
     written = []
-    for ending, text in texts.items():
+    for ending, made in makers.items():
         path = f"{stem}.{ending}"
         try:
-            write(path, text)
+            write(path, made())
             written.append((ending, shown(path, 400)))
-        except (OSError, OutputError) as e:
-            note(f"--card: {e}")
+        except Exception as e:  # a card is worth less than the run
+            note(f"--card: {shown(e, 900)}")
     return written
 
 
 def write(path: str, text: str) -> None:
-    """Atomically. Raises `OutputError` where a file lies that has no mark of ours."""
-    if os.path.lexists(path):
-        with open(path, "rb") as file:
-            ours = _MARK.encode() in file.readline(200)
-        if not ours:
-            raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+    """Write atomically. Raises `OutputError` where a file is that has no mark of ours."""
+    if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
+        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
     with atomic_write(path) as out:
         out.write(text.encode())

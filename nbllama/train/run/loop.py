@@ -98,6 +98,8 @@ class Loop:
         except _Ended:
             pass
         except StopRequested:
+            if self._reason:
+                self.result.last = trainer.iteration  # it had ended, but for an evaluation
             self._save_at_end()
             self.result.interrupted = True
             self._reason = self.stop.reason
@@ -121,8 +123,8 @@ class Loop:
             try:
                 write_report(self.outputs.log, self.outputs.report)
                 self.outputs.paths["report"] = self.outputs.report
-            except NbllamaError as e:
-                self.ui.note(f"--report is not written: {e}")
+            except Exception as e:  # a page is worth less than the run
+                self.ui.note(f"--report is not written: {shown(e or type(e).__name__, 400)}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
@@ -144,6 +146,8 @@ class Loop:
             overfits = watch.evaluated(now, loss, best)
             self._keep(now, loss, best)
         watch.last = now
+        if self._saved == self._last:
+            self._saved = -1  # made up for after the last save: what it found is saved too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,

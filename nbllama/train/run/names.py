@@ -28,7 +28,7 @@ class Names:
     def __init__(
         self, pattern: str, mark: str = "", newest: str = "", *, folder: bool = False
     ) -> None:
-        self.pattern, self._folder = pattern, folder
+        self.pattern, self.mark, self.folder = pattern, mark, folder
         self.latest = output_name(pattern, newest, mark) if mark else pattern
         base = os.path.basename(pattern)
         before, found, after = base.partition(mark) if mark else (base, "", "")
@@ -42,13 +42,13 @@ class Names:
                 return True
         if not os.path.exists(name):
             return False
-        return any(os.path.samefile(own, name) for own in self._existing())
+        return any(os.path.samefile(own, name) for own in self.existing())
 
     @property
     def _parent(self) -> str:
         return _parent(self.pattern)
 
-    def _existing(self) -> Iterator[str]:
+    def existing(self) -> Iterator[str]:
         """Those that are there. Upper and lower case may be the same to the file system."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
@@ -56,7 +56,7 @@ class Names:
         for base in entries:
             if same.fullmatch(base):
                 path = os.path.join(folder, base)
-                files = [os.path.join(path, file) for file in FOLDER_FILES] if self._folder else []
+                files = [os.path.join(path, file) for file in FOLDER_FILES] if self.folder else []
                 yield from filter(os.path.exists, [path, *files])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from nbllama.errors import shown
 from nbllama.report.log import EvaluationRecord, MetricsLog, StepRecord, as_row
 from nbllama.train.run.screen import Pairs, Screen
 
@@ -115,9 +116,9 @@ class Recorder:
         if self._board is not None:
             try:
                 self._board.write(record)
-            except OSError as e:
+            except Exception as e:  # of a package that is not ours
                 self._board = None
-                self.note(f"--tensorboard: {e.strerror or e}; training continues without it")
+                self.note(f"--tensorboard: {_reason(e)}; training continues without it")
 
     def _to_page(self, work: Callable[[Live], None]) -> None:
         """Let the page have something; whatever goes wrong with it is no reason to end a run."""
@@ -141,5 +142,10 @@ class Recorder:
             board, self._board = self._board, None
             try:
                 board.close()
-            except OSError as e:
-                self.note(f"--tensorboard: {e.strerror or e}")
+            except Exception as e:
+                self.note(f"--tensorboard: {_reason(e)}")
+
+
+def _reason(e: Exception) -> str:
+    known = e.strerror if isinstance(e, OSError) else None
+    return shown(known or str(e) or type(e).__name__, 400)

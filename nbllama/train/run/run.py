@@ -57,6 +57,8 @@ def train(
             session = RunSession(
                 options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
             )
+            if session.continued is not None and not options.dry_run:
+                session.continued.settle(ui.note)
             ui.attach(session)
             told = session.forecast()
             if options.dry_run:
