@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbllama.arch.hparams import Rope, RopeScaling, Temperature, yarn_attn_factor
-from nbllama.arch.keys import any_number, positive, window_period
+from nbllama.arch.keys import any_number, positive, size, window_period
 from nbllama.arch.row import ArchRow
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile
@@ -101,14 +101,15 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
-    width = f.count(prefix, MAX_COUNT, default=row.window.size)
+    known = row.window.size
+    width = size(f, prefix) if known is None else f.count(prefix, MAX_COUNT, default=known)
     period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
     base = rope.freq_base if default is None else default
     if row.window.base_key:
         base = positive(f, f"{row.name}.rope.freq_base_swa", base)
     scaled = default is None and row.window.yarn
-    return width, period, Rope(base, rope.freq_scale if scaled else 1.0, row.window.yarn)
+    return int(width), period, Rope(base, rope.freq_scale if scaled else 1.0, row.window.yarn)
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:

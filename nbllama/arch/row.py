@@ -29,12 +29,12 @@ class Window(NamedTuple):
     """Blocks with a sliding window, and the defaults of what the file may say about them.
 
     Of `period` blocks in a row the last sees everything, the others only the last `size` tokens (0:
-    all see everything). `freq_base`: their RoPE base; None: that of the other blocks. `base_key`:
-    whether the file may say another one. `yarn`: whether YaRN changes their RoPE too. `depths`:
-    only models of so many blocks have windows.
+    all see everything; None: the file must have the number). `freq_base`: their RoPE base; None:
+    that of the other blocks. `base_key`: whether the file may say another one. `yarn`: whether YaRN
+    changes their RoPE too. `depths`: only models of so many blocks have windows.
     """
 
-    size: int
+    size: int | None
     period: int
     freq_base: float | None
     base_key: bool = True

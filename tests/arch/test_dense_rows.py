@@ -43,6 +43,12 @@ def test_blocks_without_rope(tmp_path: Path) -> None:
     assert [hp.window_at(i) for i in range(5)] == [20, 20, 20, 0, 20]
 
 
+def test_cohere2_must_say_its_window(tmp_path: Path) -> None:
+    """Without one, which blocks have RoPE would be a guess; llama.cpp demands the key too."""
+    line = refused(tmp_path, "cohere2, 7B and 111B", {"attention.sliding_window": 0})
+    assert "key 'cohere2.attention.sliding_window': 0, allowed 1.." in line
+
+
 def test_windows_as_flags(tmp_path: Path) -> None:
     name, key = "olmo2, OLMo 3 (windows)", "attention.sliding_window_pattern"
     hp = made(tmp_path, name)

@@ -88,7 +88,7 @@ ROWS = (
         norm="layer",
         ffn_norm="attn_norm",
         rope_in_windows=True,
-        window=Window(0, 4, None, base_key=False),
+        window=Window(None, 4, None, base_key=False),
         logit_factor=True,
         scale_keys=("logit",),
         hf_modules=HF_MODULES,
