@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import nbllama
-from nbllama.report.page import page
 from nbllama.report.records import read_log
 from nbllama.train.run.asked import Asked, find_questions
 from nbllama.train.run.verdict import BY_HEART, HARDLY, LEARNED, Means, means, verdict_on
@@ -111,9 +110,9 @@ def test_a_run_says_what_came_out(folder: Path, run: Run) -> None:
         f"^verdict +{re.escape(row['verdict'] + ': ' + row['reason'])}$", done.out, re.M
     )
     html = (folder / "page.html").read_text(encoding="utf-8")
-    assert f"<h2>{row['verdict']}</h2>" in html
+    assert row["verdict"] in html
+    assert read_log("log.jsonl").verdict == row
     assert row["answers"][0]["kind"] == "trained"
-    assert page(read_log("log.jsonl")) == html
     if row["verdict"] == HARDLY:
         assert "--checkpoint-in checkpoint-LATEST.gguf --epochs" in done.out
     else:
