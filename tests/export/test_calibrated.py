@@ -49,14 +49,16 @@ def test_more_is_kept_than_by_nearest_at_the_same_size(
 ) -> None:
     base, lora = base_and_adapter(tmp_path, kind)
     data, found = text_file(tmp_path), {}
-    for name, words in {
+    ways: dict[str, list[str | Path]] = {
         "nearest": ["--nearest"],
         "ours": ["--calibrate", data, "--calibrate-tokens", "800"],
         "again": ["--calibrate", data, "--calibrate-tokens", "800", "-t", "1"],
-    }.items():
+    }
+    for name, words in ways.items():
         out = tmp_path / f"{name}.gguf"
         # all are compared on the same text
-        argv = ["-m", base, "-l", lora, "-o", out, "--sample", data, "--force", *words]
+        argv: list[str | Path] = ["-m", base, "-l", lora, "-o", out, "--sample", data, "--force"]
+        argv += words
         assert export_lora.main([str(w) for w in argv]) == 0
         found[name] = divergence(capsys.readouterr().out)
         assert out.stat().st_size == base.stat().st_size
@@ -142,13 +144,13 @@ def test_second_moments_are_those_of_what_goes_into_each_layer(tmp_path: Path) -
     inputs = BlockInputs(model, adapter, [batch])
     inputs.advance()
     nodes = ("attn_norm", "kqv_out", "ffn_norm", "ffn_swiglu")
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for part in (tokens[:25], tokens[25:]):
         with watch(model, *(f"{n}-0" for n in nodes), adapter=adapter) as seen:
             nbllama.logits(model, part, adapter)
         for i, name in enumerate(nodes):
             x = seen[f"{name}-0"].reshape(len(part), -1).astype(np.float64)
-            found[i] = found.get(i, 0) + x.T @ x
+            found[i] = x.T @ x + found.get(i, np.float64(0))
     for i, wanted in found.items():
         got = np.tril(inputs.moments[i])
         np.testing.assert_allclose(got, np.tril(wanted), atol=1e-4 * np.abs(wanted).max())
