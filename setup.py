@@ -32,6 +32,7 @@ def absolute(text: str, repository: str, ref: str) -> str:
 
 
 def description() -> str:
+    """Return README.md with links that work on a package index."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     repository = project["urls"]["Repository"]
     if "example.org" in repository:

@@ -46,6 +46,28 @@ GEMMA: dict[str, Any] = {"tied": True, "post_norms": True, "head_dim": 24}
 GEMMA3 = GEMMA | {"qk_norm": True, "rope_freq_base": 1e6}
 WIDE_GEMMA = WIDE | {"head_dim": 128}
 
+OLMO2: dict[str, Any] = {"pre_norms": False, "post_norms": True, "qk_norm": "whole"}
+WINDOWS = {
+    "attention.sliding_window": 20,
+    "attention.sliding_window_pattern": [True, True, True, False, True],
+}
+EXAONE4 = OLMO2 | {"qk_norm": True, "rope_freq_base": 1e6, "tokenizer": "bpe"}
+LAYER_NORM: dict[str, Any] = {"layer_norm": True, "norm_biases": True}
+UNGATED_BIASES = (*QKV, "attn_output", "ffn_up", "ffn_down")
+# ggml's GELU is a staircase, and a step taken elsewhere must not show much: a small ffn_down.
+GELU: dict[str, Any] = LAYER_NORM | {
+    "gated": False, "biases": UNGATED_BIASES, "down_size": 0.1, "tokenizer": "bpe",
+}  # fmt: skip
+COHERE: dict[str, Any] = {
+    "layer_norm": True, "second_norm": "", "tied": True, "tokenizer": "bpe",
+}  # fmt: skip
+XIELU = {
+    "xielu.alpha_p": [0.8, 0.3],
+    "xielu.alpha_n": [0.4, 25.0],
+    "xielu.beta": [0.5, 0.4],
+    "xielu.eps": [-1e-6, -1e-3],
+}
+
 BPE: dict[str, Any] = {"rope_freq_base": 1e6, "tokenizer": "bpe"}
 DENSE = {
     "leading_dense_block_count": 2,
@@ -154,6 +176,98 @@ MODELS: dict[str, Thin] = {
         },
     ),
     "granite, without its keys": Thin("granite", {"biases": True, "keys": {"logit_scale": 1.0}}),
+    "smollm3, 3B (no RoPE in every fourth block)": Thin(
+        "smollm3", {"n_layer": 5, "tied": True, "rope_freq_base": 5e6, "tokenizer": "bpe"}
+    ),
+    "gemma, 2B and 7B": Thin("gemma", GEMMA | {"post_norms": False, "n_head_kv": 1}, WIDE_GEMMA),
+    "mistral3, Ministral 3 (YaRN, temperature)": Thin(
+        "mistral3",
+        {
+            "head_dim": 24,
+            "rope_freq_base": 1e6,
+            "rope_scaling": ("yarn", 16.0, 16),
+            "keys": {
+                "attention.temperature_scale": 0.1,
+                "rope.scaling.yarn_beta_fast": 24.0,
+                "rope.scaling.yarn_beta_slow": 2.0,
+                "rope.scaling.yarn_log_multiplier": 0.5,
+            },
+        },
+        WIDE | {"head_dim": 128},
+    ),
+    "mistral3, without them": Thin("mistral3", {"biases": True, "tied": True}),
+    "ernie4_5, 0.3B": Thin("ernie4_5", {"tied": True, "head_dim": 24}, WIDE | {"head_dim": 128}),
+    "ernie4_5, with biases": Thin("ernie4_5", {"biases": QKV}),
+    "seed_oss, 36B": Thin(
+        "seed_oss",
+        BPE | {"biases": QKV, "head_dim": 24, "second_norm": "post_attention_norm"},
+        WIDE | {"head_dim": 128},
+    ),
+    "hunyuan-dense, 0.5B to 7B": Thin(
+        "hunyuan-dense", BPE | {"qk_norm": True, "tied": True, "keys": {"expert_count": 1}}
+    ),
+    "hunyuan-dense, with rope.scaling.alpha": Thin(
+        "hunyuan-dense", {"qk_norm": True, "keys": {"rope.scaling.alpha": 1000.0}}
+    ),
+    "qwen2vl, 2B to 72B, text": Thin(
+        "qwen2vl", BPE | {"biases": QKV, "keys": {"rope.dimension_sections": [2, 3, 3, 0]}}
+    ),
+    "qwen3vl, 2B to 32B, text": Thin(
+        "qwen3vl",
+        BPE | {"qk_norm": True, "head_dim": 24, "keys": {"rope.dimension_sections": [4, 4, 4, 0]}},
+        WIDE | {"head_dim": 128},
+    ),
+    "olmo2, OLMo 2": Thin("olmo2", OLMO2),
+    "olmo2, OLMo 3 (windows)": Thin("olmo2", OLMO2 | {"n_layer": 5, "keys": WINDOWS}),
+    "olmo2, OLMo 3 with YaRN": Thin(
+        "olmo2",
+        OLMO2
+        | {
+            "n_layer": 4,
+            "rope_scaling": ("yarn", 8.0, 64),
+            "keys": {"attention.sliding_window": 20},
+        },
+    ),
+    "exaone4, 1.2B": Thin(
+        "exaone4", EXAONE4 | {"tied": True, "rope_factors": True}, WIDE | {"head_dim": 64}
+    ),
+    "exaone4, 32B (windows)": Thin(
+        "exaone4",
+        EXAONE4
+        | {"n_layer": 64, "n_embd": 32, "n_ff": 48, "keys": {"attention.sliding_window": 20}},
+        WIDE | {"head_dim": 64},
+    ),
+    "glm4, GLM-4-0414 9B and 32B": Thin(
+        "glm4",
+        {"post_norms": True, "fused": "up", "n_rot": 8, "biases": QKV, "tokenizer": "bpe"},
+        WIDE | {"n_rot": 32},
+    ),
+    "arcee, AFM 4.5B": Thin("arcee", {"gated": False, "rope_scaling": ("yarn", 4.0, 128)}),
+    "apertus, 8B and 70B": Thin(
+        "apertus", BPE | {"gated": False, "qk_norm": True, "rope_factors": True, "keys": XIELU}
+    ),
+    "nemotron, Minitron 4B and 8B": Thin(
+        "nemotron", LAYER_NORM | {"gated": False, "n_rot": 8}, WIDE | {"n_rot": 32}
+    ),
+    "starcoder2, 3B to 15B": Thin(
+        "starcoder2",
+        GELU | {"tied": True},
+    ),
+    "stablelm, 3B (a part of the head turns)": Thin(
+        "stablelm", LAYER_NORM | {"n_rot": 4, "n_head_kv": 4}, WIDE | {"n_rot": 16}
+    ),
+    "stablelm, 2 1.6B (biases)": Thin("stablelm", LAYER_NORM | {"biases": QKV}),
+    "phi2, 1, 1.5 and 2": Thin(
+        "phi2",
+        GELU | {"n_rot": 8, "n_head_kv": 4, "second_norm": "", "output_bias": True},
+        WIDE | {"n_rot": 32},
+    ),
+    "command-r, 35B": Thin("command-r", COHERE | {"keys": {"logit_scale": 0.0625}}),
+    "command-r, without a scale of logits": Thin("command-r", COHERE | {"n_head_kv": 4}),
+    "cohere2, 7B and 111B": Thin(
+        "cohere2",
+        COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
+    ),
 }
 
 

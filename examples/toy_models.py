@@ -42,10 +42,17 @@ def make_llama(
     seed: int = 0,
     tokenizer: str = "spm",
     arch: str = "llama",
-    keys: Mapping[str, int | float] | None = None,
-    qk_norm: bool = False,
+    keys: Mapping[str, Any] | None = None,
+    pre_norms: bool = True,
+    second_norm: str = "ffn_norm",
+    qk_norm: bool | str = False,
     post_norms: bool = False,
-    fused: bool = False,
+    fused: bool | str = False,
+    gated: bool = True,
+    layer_norm: bool = False,
+    norm_biases: bool = False,
+    output_bias: bool = False,
+    down_size: float = 1.0,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -56,9 +63,13 @@ def make_llama(
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
     `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
     ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    `keys`: more of the architecture's metadata, without "ARCH.". `qk_norm`: norms of queries and
-    keys; `post_norms`: norms after attention and feed-forward; `fused`: queries, keys and values in
-    one matrix, gate and up in another. The same arguments write the same bytes.
+    `keys`: more of the architecture's metadata, without "ARCH." (those of xIELU have none).
+    `qk_norm`: norms of queries and keys ("whole": of all heads together); `pre_norms`,
+    `second_norm`: norms before attention and feed-forward, and the name of the second;
+    `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
+    another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is of
+    LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; a `second_norm` of ""
+    is none; `down_size`: a factor of ffn_down. The same arguments write the same bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -71,7 +82,10 @@ def make_llama(
     w.add_feed_forward_length(n_ff)
     w.add_head_count(n_head)
     w.add_head_count_kv(n_head_kv)
-    w.add_layer_norm_rms_eps(rms_eps)
+    if layer_norm:
+        w.add_layer_norm_eps(rms_eps)
+    else:
+        w.add_layer_norm_rms_eps(rms_eps)
     w.add_rope_dimension_count(n_rot or head_dim)
     w.add_rope_freq_base(rope_freq_base)
     w.add_vocab_size(n_vocab)
@@ -84,10 +98,15 @@ def make_llama(
         if len(rope_scaling) > 2:
             w.add_rope_scaling_orig_ctx_len(int(rope_scaling[2]))
     for key, value in (keys or {}).items():
+        full = key if key.startswith("xielu.") else f"{arch}.{key}"
         if isinstance(value, float):
-            w.add_float32(f"{arch}.{key}", value)
+            w.add_float32(full, value)
+        elif isinstance(value, list):
+            w.add_array(full, value)
+        elif isinstance(value, str):
+            w.add_string(full, value)
         else:
-            w.add_uint32(f"{arch}.{key}", value)
+            w.add_uint32(full, value)
     add_tokenizer(w, tokenizer, n_vocab)
 
     linears = {
@@ -99,13 +118,17 @@ def make_llama(
         "ffn_up": (n_ff, n_embd),
         "ffn_down": (n_embd, n_ff),
     }
-    if fused:
+    if fused is True:
         linears = {
             "attn_qkv": ((n_head + 2 * n_head_kv) * head_dim, n_embd),
             "attn_output": linears["attn_output"],
             "ffn_up": (2 * n_ff, n_embd),
             "ffn_down": linears["ffn_down"],
         }
+    elif fused == "up":
+        linears["ffn_up"] = (2 * n_ff, n_embd)
+    if fused or not gated:
+        linears.pop("ffn_gate", None)
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
@@ -114,26 +137,37 @@ def make_llama(
     def vector(name: str, size: int, mean: float) -> None:
         w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
 
+    def norm(name: str) -> None:
+        vector(f"{name}.weight", n_embd, 1.0)
+        if norm_biases:
+            vector(f"{name}.bias", n_embd, 0.0)
+
     # A tied matrix also makes the logits, whose size it decides.
     matrix("token_embd.weight", (n_vocab, n_embd), 2 / np.sqrt(n_embd) if tied else 1.0)
-    vector("output_norm.weight", n_embd, 1.0)
+    norm("output_norm")
+    if output_bias:
+        vector("output.bias", n_vocab, 0.0)
     if not tied:
         matrix("output.weight", (n_vocab, n_embd), 1 / np.sqrt(n_embd))
     if rope_factors:
         w.add_tensor("rope_freqs.weight", np.geomspace(1, 8, head_dim // 2, dtype=np.float32))
     for i in range(n_layer):
-        vector(f"blk.{i}.attn_norm.weight", n_embd, 1.0)
-        vector(f"blk.{i}.ffn_norm.weight", n_embd, 1.0)
+        if pre_norms:
+            norm(f"blk.{i}.attn_norm")
+            if second_norm:
+                norm(f"blk.{i}.{second_norm}")
         if qk_norm:
-            vector(f"blk.{i}.attn_q_norm.weight", head_dim, 1.0)
-            vector(f"blk.{i}.attn_k_norm.weight", head_dim, 1.0)
+            heads = (n_head, n_head_kv) if qk_norm == "whole" else (1, 1)
+            vector(f"blk.{i}.attn_q_norm.weight", heads[0] * head_dim, 1.0)
+            vector(f"blk.{i}.attn_k_norm.weight", heads[1] * head_dim, 1.0)
         if post_norms:
             vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
             # Small: ggml's GELU is a staircase, and a step taken elsewhere must not show much.
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         for slot, shape in linears.items():
-            matrix(f"blk.{i}.{slot}.weight", shape, 1 / np.sqrt(shape[1]))
+            factor = down_size if slot == "ffn_down" else 1.0
+            matrix(f"blk.{i}.{slot}.weight", shape, factor / np.sqrt(shape[1]))
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
     w.write_header_to_file()

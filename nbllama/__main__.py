@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from nbllama.cli.command import main
+from nbllama.system.start import Program
+
+main = Program("nbllama.cli.command")
+start = main.start  # the command
 
 if __name__ == "__main__":
-    sys.exit(main(name="python -m nbllama"))
+    sys.exit(Program("nbllama.cli.command", name="python -m nbllama").start())

@@ -84,6 +84,9 @@ def tune(
             Prompts that are answered at each evaluation.
         seed, threads : int
             The same seed gives the same bits, with any number of threads.
+        live : bool or int
+            Serve the run's page to a browser on this machine, on any free port or on this one. The
+            address is shown, on standard error where nothing else is.
         lora_out, checkpoint_out, log, report : path
             Files to write. ITERATION in the first two becomes the iteration's number.
         checkpoint_in : path
@@ -140,9 +143,26 @@ def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
 
 
 def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -> np.ndarray:
-    """Logits float32 `[N, V]` after each token, with an adapter or without.
+    """Compute the logits after each token of a text, with an adapter or without.
 
-    Raises `ValueError` for a token that is not in the vocabulary.
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    tokens : sequence of int
+        Token ids, N of them.
+    adapter : Adapter, optional
+        LoRA pairs to apply.
+
+    Returns
+    -------
+    float32 array [N, V]
+        Row i belongs to the token that follows token i.
+
+    Raises
+    ------
+    ValueError
+        A token is not in the vocabulary.
     """
     batch, bound = _batch(model, tokens), Bound(model, adapter)
     acts = model.forward_activations(adapter, len(tokens))
@@ -158,10 +178,32 @@ def loss_and_gradients(
     *,
     checkpointing: bool = False,
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean loss (nats per trained token) of one sequence, and its gradient by parameter name.
+    """Compute the mean loss of one sequence, and its gradient with respect to each parameter.
 
-    `targets[i]` is the id wanted after token i, -1 for none; by default the next token. The
-    gradients have the shapes of `adapter.parameters()`. Raises `ValueError` if nothing is trained.
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    adapter : Adapter
+        The pairs whose gradients are wanted.
+    tokens : sequence of int
+        Token ids.
+    targets : sequence of int, optional
+        The id wanted after each token, -1 for none; by default the next token.
+    checkpointing : bool
+        Keep the blocks' inputs only and compute the rest twice: less memory, the same bits.
+
+    Returns
+    -------
+    float
+        Loss in nats per trained token.
+    dict of str to float32 array
+        Gradients by parameter name, in the shapes of `adapter.parameters()`.
+
+    Raises
+    ------
+    ValueError
+        A token is not in the vocabulary, or nothing is trained.
     """
     batch = _batch(model, tokens, targets)
     if not batch.n_trained:
@@ -172,11 +214,28 @@ def loss_and_gradients(
 def trace(
     model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None
 ) -> dict[str, np.ndarray]:
-    """Activations of a forward pass by name, float32 copies.
+    """Return the activations of a forward pass by name, as copies.
 
-    `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att` `[N, H, D]`,
-    `x_mid` `[N, C]`, `gate`, `up` `[N, F]`, each as `blk.I.NAME`; `x_out` `[N, C]` after the last
-    block, `logits` `[N, V]`.
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    tokens : sequence of int
+        Token ids, N of them.
+    adapter : Adapter, optional
+        LoRA pairs to apply.
+
+    Returns
+    -------
+    dict of str to float32 array
+        `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att`
+        `[N, H, D]`, `x_mid` `[N, C]`, `gate` (empty where there is none), `up` `[N, F]`, each as
+        `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
+
+    Raises
+    ------
+    ValueError
+        A token is not in the vocabulary.
     """
     n = len(tokens)
     batch, bound = _batch(model, tokens), Bound(model, adapter, trained=adapter is not None)
@@ -225,6 +284,8 @@ def init_adapter(
     ------
     UsageError
         A slot that this model has no tensor for.
+    KeyError
+        A name in `ranks` that is no slot.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
@@ -238,13 +299,49 @@ def init_adapter(
 
 
 def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
-    """Read an adapter of any format. Raises `CheckpointError` if it is damaged or does not fit."""
+    """Read an adapter of any format.
+
+    Parameters
+    ----------
+    path : str or path
+        A GGUF adapter, a `.bin` of llama.cpp's of 2023, or a folder of Hugging Face PEFT.
+    model : Model
+        The base model, which the pairs must fit.
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or does not fit the model.
+    """
     return Adapter.of(adapter_file.load_adapter(path, model.hp, model.shapes), model.hp)
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Model) -> list[str]:
-    """Write an adapter in the format of its name (`.gguf` for llama.cpp, `.bin`, `FOLDER/`).
+    """Write an adapter, whole or not at all.
 
-    Returns lines about what the format's readers will not do as it was trained.
+    Parameters
+    ----------
+    path : str or path
+        The name says the format, as for `Adapter.save`: `.gguf` for llama.cpp, `.bin`, `FOLDER/`.
+    adapter : Adapter
+        The pairs.
+    model : Model
+        The base model.
+
+    Returns
+    -------
+    list of str
+        A line for each thing that readers of this format do not do as trained.
+
+    Raises
+    ------
+    OutputError
+        The path cannot be written.
+    UsageError
+        The format has no place for this adapter.
     """
     return adapter_file.save_adapter(path, adapter, model.hp)

@@ -9,10 +9,12 @@
 | 5 | a checkpoint or adapter that does not fit | `CheckpointError` |
 | 6 | the last save failed | `SaveFailed` |
 | 7 | the run diverged | `Diverged` |
-| 130, 143 | interrupted by SIGINT, SIGTERM | `Interrupted` |
+| 130, 143, 129 | interrupted by SIGINT, SIGTERM, SIGHUP | `Interrupted` |
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 NOT_A_NUMBER = (
     "the model's output is not a number; is the file or an adapter bad, or a scale too large?"
@@ -20,9 +22,15 @@ NOT_A_NUMBER = (
 
 
 class NbllamaError(Exception):
-    """A failure that is told in one line: what, where, what to do."""
+    """A failure that is told in one line: what, where, what to do.
+
+    Control characters in the message, which may come from a file, are escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        super().__init__(escaped(message), *more)
 
 
 class UsageError(NbllamaError):
@@ -41,6 +49,19 @@ class DataError(NbllamaError):
     """Training data that cannot be used."""
 
     exit_code = 2
+
+
+class MessageError(DataError):
+    """Some messages of a chat cannot be trained, by their numbers from 0; None: the tools."""
+
+    def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
+        self._numbers, self._reason = tuple(numbers), reason
+        super().__init__(self.counted(0))
+
+    def counted(self, shift: int) -> str:
+        """Return the line, for a record in which the messages' numbers are larger by `shift`."""
+        names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
+        return f"message {', '.join(names)}{self._reason}"
 
 
 class OutputError(NbllamaError):
@@ -81,9 +102,14 @@ class Interrupted(NbllamaError):
         self.exit_code = 128 + signum
 
 
-def shown(text: object, limit: int = 120) -> str:
-    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
-    out = "".join(
+def escaped(text: object) -> str:
+    """`text` with every character escaped that is not printable, such as those of a terminal."""
+    return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
+    out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

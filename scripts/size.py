@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE_LIMIT, FILE_LIMIT = 3400, 300
+CORE_LIMIT, FILE_LIMIT = 3520, 300
 
 CORE = {
     "which tensors are trained, and how a pair starts": ("lora/slots.py", "lora/pairs.py"),
@@ -53,6 +53,7 @@ CORE = {
 
 # Longer than FILE_LIMIT, and why.
 LONG = {
+    "api.py": "one page: the public functions, most of it their tables of parameters",
     "ops/attention/grad.py": "one page: three kernels of the gradient, which share their tiles",
     "ops/linear/linear.py": "one page: a layer with its pair, with and without dropout",
     "text/tokenizer.py": "one class: text to ids and back, and what is kept of the last texts",

@@ -19,6 +19,7 @@ import numpy as np
 
 from nbllama.adapter.source import Path
 from nbllama.adapter.stored import Base, Stored, joined, rounded
+from nbllama.checkpoint.stored import ALPHAS
 from nbllama.errors import CheckpointError, GGUFError, UsageError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.slots import tensor_index
@@ -89,8 +90,8 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
     if _INVOCATION in f.metadata:
         raise f.error(f"key '{_INVOCATION}'", "an activated LoRA (aLoRA), which is not supported")
     alpha = f.get(_ALPHA, "float")
-    if not 0 < alpha < math.inf:
-        raise f.error(f"key '{_ALPHA}'", f"{alpha}, must be above 0")
+    if not ALPHAS[0] < alpha < ALPHAS[1]:
+        raise f.error(f"key '{_ALPHA}'", f"{alpha}, must be above 0 and finite")
     stray = [name for name in f.tensors if _STRAY.fullmatch(name)]
     notes = _skipped(f.path, stray)
     pairs = {}
@@ -106,10 +107,9 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
         raise f.error("file", "holds more than LoRA pairs")
     if not pairs:
         raise f.error("file", "holds no pair")
-    lora_r = f.get(_LORA_R, "uint", max(pair.rank for pair in pairs.values()))
-    if not 1 <= lora_r <= 1 << 20:
-        raise f.error(f"key '{_LORA_R}'", f"{lora_r}, must be from 1 to 2^20")
-    head_dim = f.get(_HEAD_DIM, "uint", None)
+    largest = max(pair.rank for pair in pairs.values())
+    lora_r = f.count(_LORA_R, 1 << 20, low=1, default=largest)
+    head_dim = f.count(_HEAD_DIM, 1 << 20, low=1, default=None)
     stored = Stored(alpha, lora_r, pairs, dict.fromkeys(pairs, alpha), Base(arch, head_dim), notes)
     return stored.with_one_scale() if _LORA_R in f.metadata else stored
 

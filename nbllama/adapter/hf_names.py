@@ -24,7 +24,7 @@ _GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.i
 # What PEFT, torch.compile, and models with pictures put before a module's name, in any order.
 _WRAPPERS = r"(?:(?:base_model|model|language_model|_orig_mod|module)\.)*"
 _KEY = re.compile(
-    _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z_.]+)"
+    _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z0-9_.]+)"
     r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
 TURNED = ("attn_q", "attn_k")

@@ -10,6 +10,7 @@ from nbllama.adapter.hf_names import bare_module
 from nbllama.adapter.safetensors import parse_json
 from nbllama.adapter.source import Path, Source
 from nbllama.adapter.stored import MAX_RANK, refuse
+from nbllama.checkpoint.stored import ALPHAS
 from nbllama.errors import shown
 
 _MAX_BYTES = 4 << 20
@@ -110,6 +111,6 @@ def _rank(path: Path, key: str, x: Any) -> int:
 
 
 def _alpha(path: Path, key: str, x: Any) -> float:
-    if type(x) not in (int, float) or not 1e-30 < x < 1e30:
+    if type(x) not in (int, float) or not ALPHAS[0] < x < ALPHAS[1]:
         raise refuse(path, f"key '{shown(key)}'", f"{shown(x)}, must be a number above 0")
     return float(x)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import ARCHS, HF_MODULES, ArchRow, Hparams
+from nbllama.checkpoint.stored import ALPHAS
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import pair_shape, slot_of
@@ -39,8 +40,11 @@ class Base(NamedTuple):
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE turns neighbours in this architecture's GGUF files (see `peft`)."""
-        return self._row.rope_pairing == "interleaved"
+        """Whether RoPE turns neighbours in this architecture's GGUF files.
+
+        Hugging Face's turns the two halves of a head (see `peft`).
+        """
+        return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 
     @property
     def hf_modules(self) -> Mapping[str, str]:
@@ -96,7 +100,7 @@ class Stored:
         Raises `ValueError` for what no reader takes: no pair, alpha not above 0, a NaN.
         """
         alpha, r = adapter.alpha, adapter.lora_r
-        if not adapter.pairs or not 0 < float(np.float32(alpha)) < math.inf or r < 1:
+        if not adapter.pairs or not ALPHAS[0] < alpha < ALPHAS[1] or r < 1:
             raise ValueError(f"{len(adapter.pairs)} pairs, alpha {alpha}, lora_r {r}")
         if bad := check_finite(adapter.parameters()):
             raise ValueError(f"{bad} is not finite")

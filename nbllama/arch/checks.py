@@ -8,13 +8,21 @@ from nbllama.arch.hparams import Hparams, expected_tensors
 from nbllama.arch.rows import ROPE_FACTORS
 from nbllama.errors import shown
 from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
 
 
-def check_tensors(f: GGUFFile, hp: Hparams) -> None:
-    """Every required tensor is there, every tensor is known and has the right shape and a type."""
+# Tensors of what turns pictures and sound into embeddings, in files that hold all of a model.
+_OTHER_SENSES = ("v.", "a.", "mm.")
+
+
+def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
+    """Every required tensor is there, every tensor is known and has the right shape and a type.
+
+    Returns what to say about tensors that are left alone.
+    """
     expected = expected_tensors(hp)
     for name, want in expected.items():
         info = f.tensors.get(name)
@@ -28,11 +36,15 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> None:
         kind = TENSOR_TYPES[info.type_id].name
         if kind in _NOT_WEIGHTS or (len(want.shape) == 1 and kind not in _VECTORS):
             raise f.error(f"tensor '{name}'", f"type {kind} is not supported for this tensor")
-    unknown = next((name for name in f.tensors if name not in expected), None)
+    others = [name for name in f.tensors if name not in expected]
+    unknown = next((name for name in others if not name.startswith(_OTHER_SENSES)), None)
     if unknown is not None:
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)
+    if not others:
+        return []
+    return [f"{len(others)} tensors for pictures or sound are left alone: only text is trained"]
 
 
 def _check_rope_factors(f: GGUFFile) -> None:
@@ -48,6 +60,6 @@ def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
     """bos, eos, pad, unk and the other special ids lie in the vocabulary."""
     for key in f.metadata:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-            value = f.get(key, "uint")
+            value = f.count(key, MAX_COUNT)
             if value >= hp.n_vocab:
                 raise f.error(f"key '{key}'", f"{value}, vocabulary has {hp.n_vocab} tokens")

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from nbllama.arch import positions
 from nbllama.arch.checks import check_tensors, check_token_ids
-from nbllama.arch.hparams import Hparams, Rope, RopeScaling, yarn_attn_factor
-from nbllama.arch.keys import per_layer, positive, size
+from nbllama.arch.hparams import Hparams, Rope
+from nbllama.arch.keys import numbers, per_layer, positive, size
 from nbllama.arch.rows import (
     ARCHS,
     REFUSED,
@@ -25,6 +26,7 @@ from nbllama.arch.rows import (
 )
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, StringArray
+from nbllama.gguf_io.limits import MAX_COUNT
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _OTHER_FILES = {
@@ -46,13 +48,13 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     n_layer = size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
     n_embd = size(f, f"{row.name}.embedding_length")
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
-    n_ctx = f.get(f"{row.name}.context_length", "uint")
+    n_ctx = f.count(f"{row.name}.context_length", MAX_COUNT)
     if n_ctx == 0:
         warnings.append(f"{row.name}.context_length is 0: the trained context is unknown")
-    freq_scale, scaling = _rope_scaling(f, row, n_ctx, warnings)
+    freq_scale, scaling = positions.rope_scaling(f, row, n_ctx, warnings)
     scales = _scales(f, row, Sizes(n_layer, n_embd, n_head))
-    freq_base = positive(f, f"{row.name}.rope.freq_base", default=10000.0)
-    window, window_period, window_rope = _window(f, row, Rope(freq_base, freq_scale))
+    freq_base = positions.freq_base(f, row, head_dim)
+    window, period, window_rope = positions.window(f, row, n_layer, Rope(freq_base, freq_scale))
     hp = Hparams(
         arch=row.name,
         n_vocab=_n_vocab(f, row, n_embd, warnings),
@@ -61,10 +63,10 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        n_rot=_n_rot(f, row, head_dim),
+        n_rot=positions.n_rot(f, row, head_dim),
         n_ff=per_layer(f, f"{row.name}.feed_forward_length", n_layer),
         n_ctx_train=n_ctx,
-        rms_eps=positive(f, f"{row.name}.attention.layer_norm_rms_epsilon"),
+        rms_eps=_eps(f, row),
         rope_freq_base=freq_base,
         rope_freq_scale=freq_scale,
         rope_scaling=scaling,
@@ -72,22 +74,30 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         activation=row.activation,
         embed_scale=scales.embedding,
         residual_scale=scales.residual,
-        logit_scale=float(np.float32(1) / np.float32(scales.logit)),
+        logit_scale=_logit_scale(row, scales),
         attn_scale=score_scale(head_dim) if scales.attention is None else scales.attention,
         attn_softcap=_softcap(f, f"{row.name}.attn_logit_softcapping", row.attn_softcap),
         logit_softcap=_softcap(f, f"{row.name}.final_logit_softcapping", row.logit_softcap),
-        alibi_max_bias=_alibi(f, row, n_layer),
+        alibi_max_bias=positions.alibi(f, row, n_layer),
         window=window,
-        window_period=window_period,
+        window_period=period,
         window_rope=window_rope,
         tied_output="output.weight" not in f.tensors,
         has_rope_factors=ROPE_FACTORS in f.tensors,
         has_qk_norm="blk.0.attn_q_norm.weight" in f.tensors,
         has_post_norms="blk.0.post_ffw_norm.weight" in f.tensors,
         fused_qkv="blk.0.attn_qkv.weight" in f.tensors,
-        fused_gate_up="blk.0.ffn_gate.weight" not in f.tensors,
+        fused_gate_up=row.gated and "blk.0.ffn_gate.weight" not in f.tensors,
+        norm=row.norm,
+        attn_norm=row.attn_norm,
+        ffn_norm=row.ffn_norm,
+        qk_norm_last=row.qk_norm_last,
+        rope_period=period if row.rope_in_windows and window else row.rope_period,
+        temperature=positions.temperature(f, row, scaling.n_ctx_orig),
+        gated=row.gated,
+        xielu=_xielu(f, n_layer) if row.activation == "xielu" else (),
     )
-    check_tensors(f, hp)
+    warnings += check_tensors(f, hp)
     check_token_ids(f, hp)
     return replace(hp, warnings=tuple(warnings))
 
@@ -107,34 +117,41 @@ def _row(f: GGUFFile) -> ArchRow:
             f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
-    if f.get(f"{name}.expert_count", "uint", 0) > 0 or moe:
+    if f.count(f"{name}.expert_count", MAX_COUNT, default=0) > row.idle_experts or moe:
         raise f.error(
             f"tensor '{shown(moe)}'" if moe else f"key '{name}.expert_count'",
             "mixture-of-experts models are not supported",
         )
     if row.dense_lead_key:
         lead, blocks = (f"{name}.{k}" for k in ("leading_dense_block_count", "block_count"))
-        if f.get(lead, "uint") < f.get(blocks, "uint"):
+        if f.count(lead, MAX_COUNT) < f.count(blocks, MAX_COUNT):
             raise f.error(f"key '{lead}'", "mixture-of-experts models are not supported")
     if not f.get(f"{name}.attention.causal", "bool", True):
         raise f.error(f"key '{name}.attention.causal'", "only causal models are supported")
     for key, value in row.fixed_keys.items():
         if f.get(f"{name}.{key}", "bool", value) != value:
             raise f.error(f"key '{name}.{key}'", f"{not value} is not supported for {name}")
+    sections = f"{name}.rope.dimension_sections"
+    if not row.sections and f.get(sections, "ints", np.zeros(0, int)).any():
+        raise f.error(f"key '{sections}'", f"multimodal forms of {name} are not supported")
     return row
 
 
-def _alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
-    """Return the largest bias of ALiBi; 0 for RoPE."""
-    if row.alibi_by_depth is None:
-        return 0.0
-    if n_layer not in row.alibi_by_depth:
-        known = ", ".join(str(n) for n in row.alibi_by_depth)
-        raise f.error(
-            f"key '{row.name}.block_count'",
-            f"{n_layer}: how {row.name} places its positions is known for {known} layers only",
-        )
-    return row.alibi_by_depth[n_layer]
+def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
+    """Four numbers a block; their keys have no architecture before them."""
+    names = ("alpha_p", "alpha_n", "beta", "eps")
+    found = (numbers(f, f"xielu.{name}", n_layer) for name in names)
+    return tuple(zip(*found, strict=True))
+
+
+def _eps(f: GGUFFile, row: ArchRow) -> float:
+    key = {"rms": "layer_norm_rms_epsilon", "layer": "layer_norm_epsilon"}[row.norm]
+    return 0.0 if row.no_eps else positive(f, f"{row.name}.attention.{key}")
+
+
+def _logit_scale(row: ArchRow, scales: Scales) -> float:
+    scale = np.float32(scales.logit)
+    return float(scale if row.logit_factor else np.float32(1) / scale)
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
@@ -157,22 +174,6 @@ def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
     return Scales(**found)  # type: ignore[arg-type]
 
 
-def _window(f: GGUFFile, row: ArchRow, rope: Rope) -> tuple[int, int, Rope]:
-    """Size, period and RoPE of the blocks with a sliding window; size 0 without any."""
-    if row.window is None:
-        return 0, 1, rope
-    prefix = f"{row.name}.attention.sliding_window"
-    width = int(f.get(prefix, "uint", row.window.size))
-    period = int(f.get(f"{prefix}_pattern", "uint", row.window.period))
-    if period < 1:
-        raise f.error(f"key '{prefix}_pattern'", f"{period}, must be at least 1")
-    default = row.window.freq_base
-    base = positive(
-        f, f"{row.name}.rope.freq_base_swa", rope.freq_base if default is None else default
-    )
-    return width, period, Rope(base, rope.freq_scale if default is None else 1.0)
-
-
 def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, int, int]:
     """n_head, n_head_kv, head_dim."""
     prefix = f"{row.name}.attention"
@@ -190,23 +191,13 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
         )
     else:
         head_dim = n_embd // n_head
-    value_length = f.get(f"{prefix}.value_length", "uint", n_embd // n_head)
+    value_length = f.count(f"{prefix}.value_length", MAX_COUNT, default=n_embd // n_head)
     if value_length != head_dim:
         raise f.error(
             f"key '{prefix}.value_length'",
             f"{value_length}, but keys have {head_dim}; different sizes are not supported",
         )
     return n_head, n_head_kv, head_dim
-
-
-def _n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    key = f"{row.name}.rope.dimension_count"
-    n_rot = int(f.get(key, "uint", head_dim))
-    if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
-        raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
-    if n_rot != head_dim and not row.partial_rope:
-        raise f.error(f"key '{key}'", f"{n_rot}, must be the head size {head_dim} for {row.name}")
-    return n_rot
 
 
 def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int:
@@ -223,49 +214,7 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
         raise f.error(
             "key 'tokenizer.ggml.tokens'", f"{len(tokens)} tokens, token_embd has {n_vocab} rows"
         )
-    said = f.get(f"{row.name}.vocab_size", "uint", n_vocab)
+    said = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
     if said != n_vocab:
         warnings.append(f"{row.name}.vocab_size is {said}, token_embd has {n_vocab} rows")
     return n_vocab
-
-
-def _rope_scaling(
-    f: GGUFFile, row: ArchRow, n_ctx: int, warnings: list[str]
-) -> tuple[float, RopeScaling]:
-    """rope_freq_scale and the rest of it, computed in float32 as llama.cpp does."""
-    prefix = f"{row.name}.rope.scaling"
-    kind = f.get(f"{prefix}.type", "str", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise f.error(
-            f"key '{prefix}.type'", f"'{shown(kind)}' is not supported; none, linear and yarn are"
-        )
-    key = f"{prefix}.factor"
-    if key not in f.metadata:
-        key = f"{row.name}.rope.scale_linear"  # the key of 2023
-    given = np.float32(f.get(key, "float", 0.0))
-    if not (np.isfinite(given) and given >= 0):
-        raise f.error(f"key '{key}'", f"{given}, must be positive and finite")
-    scale = np.float32(1) / given if given != 0 and kind != "none" else np.float32(1)
-    if not (np.isfinite(scale) and scale > 0):
-        raise f.error(f"key '{key}'", f"{given} is out of range")
-    n_ctx_orig = f.get(f"{prefix}.original_context_length", "uint", n_ctx) or n_ctx
-    if kind == "yarn" and n_ctx_orig == 0:
-        raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
-    for name in ("fast", "slow"):
-        beta_key = f"{prefix}.yarn_beta_{name}"
-        if kind == "yarn" and beta_key in f.metadata:
-            warnings.append(f"{beta_key} is ignored for {row.name}, as in llama.cpp")
-    ext_factor = 1.0 if kind == "yarn" else 0.0
-    attn_factor = np.float32(positive(f, f"{prefix}.attn_factor", default=1.0))
-    attn_factor *= yarn_attn_factor(scale, ext_factor)
-    if not (np.isfinite(attn_factor) and attn_factor > 0):
-        raise f.error(f"key '{key}'", f"{given} is out of range for YaRN")
-    if kind == "linear" and scale == 1:
-        kind = "none"
-    return float(scale), RopeScaling(
-        kind=kind,
-        factor=float(np.float32(1) / scale),
-        n_ctx_orig=n_ctx_orig,
-        ext_factor=ext_factor,
-        attn_factor=float(attn_factor),
-    )

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch.rows import ARCHS
+from nbllama.errors import UsageError
+
+_TINY = 2.0**-126  # the smallest normal float32
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,28 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_mul: float = 0.0  # of the magnitude that YaRN gives all numbers of a head; 0: none
 
 
 class Rope(NamedTuple):
-    """What `ggml_rope_ext` calls freq_base and freq_scale."""
+    """What `ggml_rope_ext` calls freq_base and freq_scale, and whether the model's YaRN applies."""
 
     freq_base: float
     freq_scale: float
+    yarn: bool = True
+
+
+class Temperature(NamedTuple):
+    """Queries at position p are multiplied by 1 + scale ln(1 + floor(p / length))."""
+
+    scale: float
+    length: int
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the factors (float32) of positions, rounded as llama.cpp does."""
+        steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
+        factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
+        return np.asarray(factors, np.float32)
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,15 @@ class Hparams:
     has_post_norms: bool
     fused_qkv: bool
     fused_gate_up: bool
+    norm: str = "rms"  # or "layer": LayerNorm
+    attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
+    ffn_norm: str = "ffn_norm"  # of what feed-forward reads
+    qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
+    rope_period: int = 0  # of so many blocks in a row the last has no RoPE; 0: all have it
+    temperature: Temperature | None = None  # of the queries
+    gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
+    # alpha_p, alpha_n, beta and eps of each block, where that is the activation
+    xielu: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
 
     def window_at(self, layer: int) -> int:
@@ -79,8 +106,15 @@ class Hparams:
         """
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
-    def rope_at(self, layer: int) -> Rope:
-        """Return base and scale of a block's RoPE."""
+    @property
+    def side_by_side(self) -> bool:
+        """Whether attention and feed-forward read the same, and both add to the block's input."""
+        return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
+
+    def rope_at(self, layer: int) -> Rope | None:
+        """Return a block's RoPE; None where it has none."""
+        if self.alibi_max_bias or (self.rope_period and (layer + 1) % self.rope_period == 0):
+            return None
         if self.window_at(layer):
             return self.window_rope
         return Rope(self.rope_freq_base, self.rope_freq_scale)
@@ -120,21 +154,36 @@ def with_overrides(
     rope_freq_base: float | None = None,
     rope_freq_scale: float | None = None,
 ) -> Hparams:
-    """Return the same model with the user's constants; YaRN's factors follow the new scale."""
+    """Return the same model with the user's constants; YaRN's factors follow the new scale.
+
+    Raises `UsageError` for one that is not a positive normal float32.
+    """
+    constants = (
+        ("rms_eps", rms_eps), ("rope_freq_base", rope_freq_base),
+        ("rope_freq_scale", rope_freq_scale),
+    )  # fmt: skip
+    for name, value in constants:
+        if value is not None and not _TINY <= value <= 1 / _TINY:
+            raise UsageError(f"{name} {value}: must be positive, and so must its float32 value")
     if rms_eps is not None:
         hp = replace(hp, rms_eps=float(np.float32(rms_eps)))
     if rope_freq_base is not None:
         hp = replace(hp, rope_freq_base=float(np.float32(rope_freq_base)))
     if rope_freq_scale is not None:
         old, scale = hp.rope_scaling, np.float32(rope_freq_scale)
-        given = old.attn_factor / yarn_attn_factor(np.float32(hp.rope_freq_scale), old.ext_factor)
+        was = yarn_attn_factor(np.float32(hp.rope_freq_scale), old.ext_factor, old.log_mul)
+        given = old.attn_factor / was
         new = replace(
             old,
             kind="linear" if old.kind == "none" and scale != 1 else old.kind,
             factor=float(np.float32(1) / scale),
-            attn_factor=float(given * yarn_attn_factor(scale, old.ext_factor)),
+            attn_factor=float(given * yarn_attn_factor(scale, old.ext_factor, old.log_mul)),
         )
         hp = replace(hp, rope_freq_scale=float(scale), rope_scaling=new)
+    window = ARCHS[hp.arch].window
+    if window is not None and not window.base_key:  # their blocks have the model's RoPE
+        factor = hp.rope_freq_scale if window.yarn else 1.0
+        hp = replace(hp, window_rope=Rope(hp.rope_freq_base, factor, window.yarn))
     return hp
 
 
@@ -145,15 +194,18 @@ def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
     return []
 
 
-def yarn_attn_factor(scale: np.float32, ext_factor: float) -> np.float32:
+def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0) -> np.float32:
     """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
 
     YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not
-    for f < 1; `ggml_rope_ext` multiplies by 1 + 0.1 ln f in any case. This is m(f) over that.
+    for f < 1; `ggml_rope_ext` multiplies by 1 + 0.1 ln f in any case. This is m(f) over that. A
+    file may say that all of a head has the magnitude 1 + 0.1 `log_mul` ln f, which is taken back.
     """
     if ext_factor == 0:
         return np.float32(1)
     factor = np.float32(1) / scale
     by_ggml: np.float32 = np.float32(1) + np.float32(0.1) * np.log(factor)
-    wanted = by_ggml if factor > 1 else np.float32(1)
+    wanted: np.float32 = by_ggml if factor > 1 else np.float32(1)
+    if log_mul and factor > 1:
+        wanted /= np.float32(0.1) * np.float32(log_mul) * np.log(factor) + np.float32(1)
     return np.float32(wanted * (np.float32(1) / by_ggml))

@@ -7,14 +7,12 @@ import math
 import numpy as np
 
 from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 
 
-def size(f: GGUFFile, key: str, at_most: int = 1 << 31) -> int:
+def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
     """Read a count of at least one."""
-    value = f.get(key, "uint")
-    if not 1 <= value <= at_most:
-        raise f.error(f"key '{key}'", f"{value}, allowed 1..{at_most}")
-    return int(value)
+    return int(f.count(key, at_most, low=1))
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
@@ -27,8 +25,8 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
     first = int(values[0])
     if not (values == values[0]).all():
         raise f.error(f"key '{key}'", "differs between layers, which is not supported")
-    if not 1 <= first <= 1 << 31:
-        raise f.error(f"key '{key}'", f"{first}, allowed 1..{1 << 31}")
+    if not 1 <= first <= MAX_COUNT:
+        raise f.error(f"key '{key}'", f"{first}, allowed 1..{MAX_COUNT}")
     return first
 
 
@@ -40,3 +38,40 @@ def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
     if not (math.isfinite(value) and value > 0):
         raise f.error(f"key '{key}'", f"{value}, must be positive and finite")
     return value
+
+
+def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
+    """Read a finite number, rounded to float32."""
+    value = float(np.float32(f.get(key, "float", default)))
+    if not math.isfinite(value):
+        raise f.error(f"key '{key}'", f"{value}, must be finite")
+    return value
+
+
+def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
+    """Read a finite number for each layer, given once or once a layer."""
+    if not isinstance(f.metadata.get(key), np.ndarray):
+        f.get(key, "float")  # which must be there
+        return [any_number(f, key)] * n_layer
+    values = f.get(key, "floats")
+    if len(values) != n_layer:
+        raise f.error(f"key '{key}'", f"{len(values)} values for {n_layer} layers")
+    if not np.isfinite(values).all():
+        raise f.error(f"key '{key}'", "must be finite")
+    return [float(v) for v in values.astype(np.float32)]
+
+
+def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
+    """Of how many blocks in a row the last has no window: as a count, or a flag for each block."""
+    if not isinstance(f.metadata.get(key), np.ndarray):
+        period = int(f.count(key, MAX_COUNT, default=default))
+        if period < 1:
+            raise f.error(f"key '{key}'", f"{period}, must be at least 1")
+        return period
+    flags = f.get(key, "flags")
+    if len(flags) != n_layer:
+        raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")
+    for period in range(1, n_layer + 2):
+        if all(bool(flag) == (i % period < period - 1) for i, flag in enumerate(flags)):
+            return period
+    raise f.error(f"key '{key}'", "blocks with and without a window do not take turns regularly")

@@ -28,7 +28,7 @@ from nbllama.checkpoint.state import (
     split,
     vector,
 )
-from nbllama.checkpoint.stored import Entry
+from nbllama.checkpoint.stored import ALPHAS, MAX_PAST, MAX_RANK, Entry
 from nbllama.errors import CheckpointError, Diverged, GGUFError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter
@@ -119,7 +119,7 @@ def verify(f: GGUFFile) -> None:
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
         raise f.error("file", "not a checkpoint of a LoRA run")
-    if (version := f.get("nbllama.checkpoint_version", "uint")) > VERSION:
+    if (version := f.count("nbllama.checkpoint_version", 1 << 31)) > VERSION:
         raise f.error("file", f"of format {version}, by a newer nbllama; known is {VERSION}")
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
     tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())
@@ -140,13 +140,13 @@ def _clean(f: GGUFFile) -> bool:
 def _read(f: GGUFFile) -> TrainState:
     found = stored.values(f, Identity)
     arch, lora_r, alpha = found["arch"], found["lora_r"], found["lora_alpha"]
-    if lora_r < 1 or not 0 < alpha < np.inf:
+    if lora_r < 1 or not ALPHAS[0] < alpha < ALPHAS[1]:
         raise f.error("keys 'nbllama.lora_r' and '.lora_alpha'", f"{lora_r} and {alpha}")
     others = (FIRST, SECOND, PAST_LOSSES)
     tensors = {name: array(f, name) for name in f.tensors if name not in others}
     adapter = Adapter(arch, alpha, lora_r, pairs(f, tensors))
-    ranks = {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
-    ranks |= {slot.name: f.get(_RANK + slot.tensor, "uint", 0) for slot in FUSED_SLOTS}
+    ranks = {slot.name: f.count(_RANK + slot.tensor, MAX_RANK) for slot in SLOTS}
+    ranks |= {slot.name: f.count(_RANK + slot.tensor, MAX_RANK, default=0) for slot in FUSED_SLOTS}
     model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
     # sgd and lion have no second moments; the settings say which of them it was
     kind = f.get("optimizer.type", "str")
@@ -156,7 +156,7 @@ def _read(f: GGUFFile) -> TrainState:
     v = _moments(f, SECOND, adapter) if kind == "adam" else {}
     for x in v.values():
         check_moments(f, x)
-    n_past = f.get("optimizer.convergence_past_count", "uint")
+    n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     identity = Identity(ranks=ranks, model=model, **found)
     numbers = stored.values(f, TrainState)

@@ -46,7 +46,7 @@ class Identity:
     """What two runs must share for one to continue the other; empty = not known, not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
-    lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32)
+    lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
     lora_alpha: float = stored_key("nbllama.lora_alpha", ValueType.FLOAT64)
     ranks: Mapping[str, int]  # by slot name; 0 = no pair
     base: str = stored_key("nbllama.base", ValueType.STRING, "")  # `model_fingerprint`

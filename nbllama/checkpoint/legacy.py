@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.arch.from_gguf import MAX_LAYERS
 from nbllama.checkpoint.identity import MODEL_KEYS, Identity
 from nbllama.checkpoint.state import (
     FIRST,
@@ -26,9 +27,11 @@ from nbllama.checkpoint.state import (
     pairs,
     vector,
 )
+from nbllama.checkpoint.stored import MAX_ITERATION, MAX_PAST, MAX_RANK, MOST
 from nbllama.data.mt19937 import MT19937
-from nbllama.errors import DataError
+from nbllama.errors import DataError, shown
 from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.lora.slots import SLOTS, base_names, slot_of
 
@@ -63,9 +66,9 @@ def read_old(f: GGUFFile) -> TrainState:
     Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or that cannot be.
     """
     arch = f.get("general.architecture", "str")
-    if (kind := f.get("general.file_type", "uint")) != 0:
+    if (kind := f.count("general.file_type", 1 << 31)) != 0:
         raise f.error("key 'general.file_type'", f"{kind}, an old checkpoint has 0 (all F32)")
-    ranks = {slot.name: f.get(_RANK + slot.tensor, "uint") for slot in SLOTS}
+    ranks = {slot.name: f.count(_RANK + slot.tensor, MAX_RANK) for slot in SLOTS}
     stored = {}
     for name in f.tensors:
         if name not in (FIRST, SECOND, PAST_LOSSES):
@@ -81,7 +84,7 @@ def read_old(f: GGUFFile) -> TrainState:
     linear = [ranks[slot.name] for slot in SLOTS if slot.kind != "norm"]
     lora_r = max(set(linear), key=linear.count)
     adapter = Adapter(arch, float(lora_r), lora_r, found)
-    ctx = f.get(f"{arch}.context_length", "uint", 0)
+    ctx = f.count(f"{arch}.context_length", 1 << 24, default=0)
     settings = {"ctx": ctx} if ctx else {}
     identity = Identity(
         arch=arch, lora_r=lora_r, lora_alpha=float(lora_r), ranks=ranks, model=model,
@@ -89,7 +92,7 @@ def read_old(f: GGUFFile) -> TrainState:
     )  # fmt: skip
     numbers = _counters(f) | _optimiser(f)
     n = adapter.n_parameters
-    if (stated := f.get("optimizer.parameter_count", "uint")) != n:
+    if (stated := f.count("optimizer.parameter_count", 1 << 53)) != n:
         raise f.error("key 'optimizer.parameter_count'", f"{stated}, its tensors have {n}")
     moments = FlatMoments(vector(f, FIRST, n), vector(f, SECOND, n))
     check_moments(f, moments.second)
@@ -111,25 +114,29 @@ def _model(f: GGUFFile, arch: str) -> dict[str, float]:
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
         if key in _REQUIRED or full in f.metadata:
-            kind: Any = "float" if MODEL_KEYS[key].name.startswith("FLOAT") else "uint"
-            model[key] = f.get(full, kind)
+            if MODEL_KEYS[key].name.startswith("FLOAT"):
+                model[key] = f.get(full, "float")
+            else:
+                at_most = MAX_LAYERS if key == "block_count" else MAX_COUNT
+                model[key] = f.count(full, at_most)
     return model
 
 
 def _counters(f: GGUFFile) -> dict[str, Any]:
-    version = f.get("training.file_version", "uint")
+    version = f.count("training.file_version", 1 << 31)
     if version > 1:
         raise f.error("key 'training.file_version'", f"{version}, known are 0 and 1")
     names = ("iteration", "sample", "token") + (("epoch",) if version else ())
-    counts = {name: f.get(f"training.{name}_count", "uint") for name in names}
+    counts = {name: f.count(f"training.{name}_count", MOST) for name in names}
+    f.count("training.iteration_count", MAX_ITERATION)
     rng_state = f.get(_SHUFFLE + "rng_state", "str", "")
     if rng_state:
         try:
             MT19937.parse(rng_state)
         except DataError as e:
             raise f.error(f"key '{_SHUFFLE}rng_state'", str(e)) from None
-    n_samples = f.get(_SHUFFLE + "sample_count", "uint", 0)
-    next_sample = f.get(_SHUFFLE + "next_sample", "uint", 0)
+    n_samples = f.count(_SHUFFLE + "sample_count", MOST, default=0)
+    next_sample = f.count(_SHUFFLE + "next_sample", MOST, default=0)
     if rng_state and not next_sample < n_samples:
         stated = f"{next_sample}, there are {n_samples} samples"
         raise f.error(f"key '{_SHUFFLE}next_sample'", stated)
@@ -145,18 +152,18 @@ def _counters(f: GGUFFile) -> dict[str, Any]:
 
 
 def _optimiser(f: GGUFFile) -> dict[str, Any]:
-    if (version := f.get("optimizer.file_version", "uint")) != 0:
+    if (version := f.count("optimizer.file_version", 1 << 31)) != 0:
         raise f.error("key 'optimizer.file_version'", f"{version}, known is 0")
     if (kind := f.get("optimizer.type", "str")) != "adam":
-        raise f.error("key 'optimizer.type'", f"{kind}, only adam can be continued")
-    n_past = f.get("optimizer.convergence_past_count", "uint")
+        raise f.error("key 'optimizer.type'", f"{shown(kind)}, only adam can be continued")
+    n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
     # Best and previous loss and the counter have no effect in the old tool, but a wrong type has.
-    f.get("optimizer.iteration_count", "uint")
+    f.count("optimizer.iteration_count", MOST)
     f.get("optimizer.just_initialized", "bool")
     return {
         "best_loss": f.get("optimizer.adam.best_loss", "float"),
         "previous_loss": f.get("optimizer.adam.previous_loss", "float"),
-        "no_improvement": f.get("optimizer.adam.no_improvement_count", "uint"),
+        "no_improvement": f.count("optimizer.adam.no_improvement_count", MAX_ITERATION),
         "past_losses": tuple(past.tolist()),
     }

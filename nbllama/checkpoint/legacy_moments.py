@@ -55,7 +55,7 @@ def parameter_order(order: str, n_layer: int) -> list[str]:
     return [f"{name}.weight.{half}" for name in names for half in halves]
 
 
-class Told(NamedTuple):
+class PlacedMoments(NamedTuple):
     """Moments by parameter name in our orientation, the order they had, and the mean cosine."""
 
     m: dict[str, np.ndarray]
@@ -81,14 +81,14 @@ def agreement(
     return float(np.mean(cosines)) if cosines else 0.0
 
 
-def tell(
+def place_moments(
     moments: FlatMoments,
     adapter: Adapter,
     grads: Mapping[str, np.ndarray],
     n_layer: int,
     *,
     direction: str = "",
-) -> Told:
+) -> PlacedMoments:
     """Put the moments of an old checkpoint in their places.
 
     `grads`: the gradient of the first batch after loading. `direction` "left" or "right": only
@@ -101,17 +101,17 @@ def tell(
     for order in ORDERS:
         if order.startswith(direction):
             m, v = (split(x, parameter_order(order, n_layer), adapter) for x in moments)
-            rows.append(Told(m, v, order, agreement(m, grads, m)))
-    best = max(rows, key=lambda told: told.cosine)
+            rows.append(PlacedMoments(m, v, order, agreement(m, grads, m)))
+    best = max(rows, key=lambda row: row.cosine)
     if direction or not moments.first.any():
         return best
     for other in rows:
         moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
-        mine, its = (agreement(told.m, grads, moved) for told in (best, other))
+        mine, its = (agreement(row.m, grads, moved) for row in (best, other))
         # "not above" and not "below": a NaN stands out from nothing
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
-                "the order of the moments in the old checkpoint cannot be told from its data "
+                "the order of the moments in the old checkpoint does not follow from its data "
                 f"({best.order} {mine:.2f}, {other.order} {its:.2f}); look for "
                 "'evaluation order' in the old log and give --checkpoint-order left or right"
             )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.checkpoint.identity import Identity
-from nbllama.checkpoint.stored import stored_group, stored_key
+from nbllama.checkpoint.stored import MAX_ITERATION, stored_group, stored_key
 from nbllama.errors import shown
 from nbllama.gguf_io import GGUFFile, ValueType
 from nbllama.lora.pairs import Adapter, Pair
@@ -55,17 +55,19 @@ class TrainState:
     adapter: Adapter
     m: dict[str, np.ndarray]
     v: dict[str, np.ndarray]
-    seed: int = stored_key("nbllama.seed", U64)
+    seed: int = stored_key("nbllama.seed", U64, at_most=(1 << 64) - 1)
     n_samples: int = stored_key("training.shuffle.sample_count", U64)
-    iteration: int = stored_key("training.iteration_count", U64, 0)
+    iteration: int = stored_key("training.iteration_count", U64, 0, at_most=MAX_ITERATION)
     sample_count: int = stored_key("training.sample_count", U64, 0)
     token_count: int = stored_key("training.token_count", U64, 0)
     epoch: int = stored_key("training.epoch_count", U64, 0)
     next_sample: int = stored_key("training.shuffle.next_sample", U64, 0)
-    decay_begin: int = stored_key("nbllama.decay_begin", U64, 0, optional=True)
-    decay_last: int = stored_key("nbllama.decay_last", U64, 0, optional=True)
+    decay_begin: int = stored_key("nbllama.decay_begin", U64, 0, optional=True, at_most=1 << 32)
+    decay_last: int = stored_key("nbllama.decay_last", U64, 0, optional=True, at_most=1 << 32)
     rng_state: str = stored_key("training.shuffle.rng_state", ValueType.STRING, "", optional=True)
-    no_improvement: int = stored_key("optimizer.adam.no_improvement_count", U32, 0)
+    no_improvement: int = stored_key(
+        "optimizer.adam.no_improvement_count", U32, 0, at_most=MAX_ITERATION
+    )
     best_loss: float = stored_key("optimizer.adam.best_loss", F32, 0.0)
     previous_loss: float = stored_key("optimizer.adam.previous_loss", F32, 0.0)
     environment: dict[str, str] = stored_group("nbllama.environment.", ValueType.STRING)

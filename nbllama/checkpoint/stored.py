@@ -16,13 +16,9 @@ _BY_TYPE = {
     float: ValueType.FLOAT64,
     str: ValueType.STRING,
 }
-_READ_AS = {
-    ValueType.UINT32: "uint",
-    ValueType.UINT64: "uint",
-    ValueType.FLOAT32: "float",
-    ValueType.FLOAT64: "float",
-    ValueType.STRING: "str",
-}
+# Largest numbers that are read. A checkpoint is continued: what is added to them must still fit.
+MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
+ALPHAS = (1e-30, 1e30)  # alpha lies between them: its scale is a float32
 
 
 class Key(NamedTuple):
@@ -31,6 +27,7 @@ class Key(NamedTuple):
     name: str
     kind: ValueType
     optional: bool  # not in the file where it has its default
+    at_most: int  # of a whole number
 
 
 class Group(NamedTuple):
@@ -41,14 +38,15 @@ class Group(NamedTuple):
 
 
 def stored_key(
-    name: str, kind: ValueType, default: Any = MISSING, *, optional: bool = False
-) -> Any:
+    name: str, kind: ValueType, default: Any = MISSING, *, optional: bool = False,
+    at_most: int = MOST,
+) -> Any:  # fmt: skip
     """Declare a field that is stored under `name`.
 
     `optional`: only where it differs from its default. A field that older checkpoints do not have
     must be optional.
     """
-    return field(default=default, metadata={"stored": Key(name, kind, optional)})
+    return field(default=default, metadata={"stored": Key(name, kind, optional, at_most)})
 
 
 def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
@@ -80,12 +78,18 @@ def _value(f: GGUFFile, x: Field[Any]) -> Any:
     if isinstance(row, Key):
         if row.optional and row.name not in f.metadata:
             return x.default
-        return f.get(row.name, _READ_AS[row.kind])
+        return _single(f, row.name, row.kind, row.at_most)
     found = items(f, row.prefix)
     if row.kind is None:
         return found
-    convert = str if row.kind == ValueType.STRING else float
-    return {name: convert(item) for name, item in found.items()}
+    return {name: _single(f, row.prefix + name, row.kind) for name in found}
+
+
+def _single(f: GGUFFile, key: str, kind: ValueType, at_most: int = MOST) -> Any:
+    if kind == ValueType.STRING:
+        return f.get(key, "str")
+    floats = (ValueType.FLOAT32, ValueType.FLOAT64)
+    return f.finite(key) if kind in floats else f.count(key, at_most)
 
 
 def items(f: GGUFFile, prefix: str) -> dict[str, Any]:

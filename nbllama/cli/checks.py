@@ -32,6 +32,7 @@ from nbllama.model.passes import Model, load_model
 from nbllama.options.verify import Verify
 from nbllama.quants import nbytes
 from nbllama.report.log import memory
+from nbllama.system.regular import first_bytes
 
 NOTHING = 1e-7  # nats a token: far below what any reader of the text could tell
 ROUNDING = 1e-4  # nats a token: llama.cpp rounds activations to 8 bits beside quantised weights
@@ -147,7 +148,7 @@ def llama_check(
     apart as without it, and a tenth of the effect further.
     """
     few = _few(rows)
-    path = asked.options.model
+    path = model.gguf.path  # of a model in parts the first
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
         there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)
@@ -192,10 +193,7 @@ def _gguf_files(
 
 
 def _is_gguf(path: str) -> bool:
-    if os.path.isdir(path):
-        return False
-    with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"
+    return os.path.isfile(path) and first_bytes(path, 4) == b"GGUF"
 
 
 def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:

@@ -31,7 +31,7 @@ that cannot be written, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line but for its three words."""
+    """A parsed command line except for its three words."""
 
     debug: bool = debug_option("Options")
 
@@ -95,14 +95,16 @@ def _run(words: list[str]) -> None:
 
 def _convert(source: str, target: str, old: str, new: str) -> None:
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.merge import Progress, note_parts, print_result
     from nbllama.export.rewrite import rewrite
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     with open_gguf(source) as f:
         check(f, hparams_from_gguf(f), old, new)
-        prepare_output(target, [source])
+        prepare_output(target, [source], GGUF)
+        note_parts(f, target)
         with Progress() as progress:
             changes = rewrite(f, target, {}, {}, metadata=renamed(f, old, new), progress=progress)
     print_result(target, changes, progress.seconds)

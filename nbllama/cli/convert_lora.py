@@ -31,7 +31,7 @@ _files = partial(option, "Options")
 
 @dataclass(frozen=True)
 class Options:
-    """A parsed command line but for the two names."""
+    """A parsed command line except for the two names."""
 
     model_base: str = _files(
         Text(),
@@ -74,11 +74,16 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     from nbllama.adapter.stored import Base
     from nbllama.arch import OLD_TOOL_ARCH, hparams_from_gguf
     from nbllama.gguf_io import open_gguf
+    from nbllama.system.part_names import files_of
+    from nbllama.system.replaced import GGLA, GGUF, check_kind
 
     check_format(target)
     for what, name in (("IN", source), ("--model-base", model_base)):
-        if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
-            raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same")
+        for file in filter(os.path.exists, files_of(name)):
+            if os.path.exists(target) and os.path.samefile(file, target):
+                raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same")
+    if (kind := format_of(target)) != "peft":
+        check_kind(target, GGLA if kind == "bin" else GGUF)
     base, notes, tied = Base(), [], False
     if model_base:
         with open_gguf(model_base) as f:

@@ -27,7 +27,7 @@ def _run(words: list[str]) -> None:
     from nbllama.arch import hparams_from_gguf
     from nbllama.cli.calibration import find_sample
     from nbllama.cli.lora_files import load_adapters
-    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.merge import Progress, note_parts, print_result
     from nbllama.cli.scores import read_utf8
     from nbllama.evaluate.merge_sample import TOO_MUCH, print_change
     from nbllama.export.auto import plan, spool_beside
@@ -39,11 +39,13 @@ def _run(words: list[str]) -> None:
     from nbllama.lora.mix import mix
     from nbllama.model.passes import Model
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     text = read_utf8(options.sample) if options.sample else None
     with open_gguf(options.model_base) as f, ExitStack() as stack:
         hp = hparams_from_gguf(f)
-        prepare_output(options.model_out, export.inputs)
+        prepare_output(options.model_out, export.inputs, GGUF)
+        note_parts(f, options.model_out)
         shapes = {name: info.shape for name, info in f.tensors.items()}
         parts = load_adapters(export.adapters, hp, shapes, print)
         types, lines = merged_types(f, hp, parts, kind)

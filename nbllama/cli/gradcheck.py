@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nbllama.errors import NbllamaError, NotEnoughMemory, UsageError, shown
 from nbllama.options.gradcheck import GradcheckOptions, parse
 from nbllama.system.program import run_program
+from nbllama.system.regular import first_bytes
 
 if TYPE_CHECKING:
     from nbllama.data.batch import Batch
@@ -111,8 +112,7 @@ def _batch(model: Model, o: GradcheckOptions) -> Batch:
     text = _TEXT * (1 + o.tokens // 16)
     if o.data:
         try:
-            with open(o.data, "rb") as file:
-                text = file.read(64 * o.tokens).decode("utf-8", "ignore")
+            text = first_bytes(o.data, 64 * o.tokens).decode("utf-8", "ignore")
         except OSError as e:
             raise DataError(f"{shown(o.data, 400)}: cannot be read: {e.strerror}") from e
     ids = np.array(model.tokenizer.encode(text, add_special=False)[: o.tokens + 1], np.int32)

@@ -8,6 +8,7 @@ import time
 
 from nbllama.errors import shown
 from nbllama.export.rewrite import Changes
+from nbllama.gguf_io import GGUFFile
 from nbllama.report.log import duration
 
 
@@ -57,6 +58,12 @@ def table(changes: Changes) -> list[str]:
             row += f" {'unchanged':>10}"
         lines.append(row)
     return lines
+
+
+def note_parts(f: GGUFFile, target: str) -> None:
+    """Say that a model in parts is written as one file."""
+    if len(f.paths) > 1:
+        print(f"the model is in {len(f.paths)} files; {shown(target, 400)} is one")
 
 
 def print_result(path: str, changes: Changes, seconds: float) -> None:

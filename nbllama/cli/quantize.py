@@ -20,10 +20,11 @@ def _run(words: list[str]) -> None:
     kind = file_type(asked.type)
     use_threads(asked.threads)
     from nbllama.arch import hparams_from_gguf
-    from nbllama.cli.merge import Progress, print_result
+    from nbllama.cli.merge import Progress, note_parts, print_result
     from nbllama.export.rewrite import IDS, metadata_for, requantised, rewrite
     from nbllama.gguf_io import open_gguf
     from nbllama.system.output_file import prepare_output
+    from nbllama.system.replaced import GGUF
 
     with open_gguf(asked.source) as f:
         hp = hparams_from_gguf(f)
@@ -42,7 +43,8 @@ def _run(words: list[str]) -> None:
                 f"{shown(asked.source, 400)}: {shown(name)} is quantised already; start from an"
                 " F32, F16 or BF16 model, or give --allow-requantize"
             )
-        prepare_output(asked.target, [asked.source])
+        prepare_output(asked.target, [asked.source], GGUF)
+        note_parts(f, asked.target)
         with Progress() as progress:
             changes = rewrite(
                 f, asked.target, types, {}, metadata=metadata_for(f, kind.id), progress=progress

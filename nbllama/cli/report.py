@@ -1,16 +1,20 @@
-"""The program: `python -m nbllama.report LOG OUT.html`, the page about a run from its log."""
+"""The program `python -m nbllama.report`: the page about a run from its log, or about several."""
 
 from __future__ import annotations
 
 from functools import partial
 
+from nbllama.errors import shown
 from nbllama.options.report import parse
 from nbllama.report.write import write_report
 from nbllama.system.program import run_program
 
 
 def _run(words: list[str]) -> None:
-    write_report(*parse(words))
+    logs, page = parse(words)
+    write_report(logs, page)
+    if page not in words:
+        print(shown(page, 400))
 
 
 main = partial(run_program, _run)

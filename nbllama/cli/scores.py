@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 import time
 from statistics import median
@@ -12,7 +10,7 @@ import numpy as np
 
 from nbllama.arch import context_warnings
 from nbllama.cli.lora_files import load_adapters
-from nbllama.data.text_file import decode_text
+from nbllama.data.text_file import MAX_BYTES, decode_text
 from nbllama.errors import UsageError, shown
 from nbllama.evaluate.scores import (
     Compared,
@@ -28,6 +26,7 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model, load_model
 from nbllama.options.perplexity import Perplexity
 from nbllama.report.log import duration
+from nbllama.system.regular import read_whole
 
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
@@ -35,15 +34,13 @@ PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 def read_utf8(path: str) -> str:
     """Read the text of a file, without a byte-order mark. Raises `UsageError` or `DataError`."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise UsageError(f"{shown(path, 400)}: cannot be read: a device, not a regular file")
-        with open(path, "rb") as file:
-            raw = file.read()
+        raw = read_whole(path, MAX_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{shown(path, 400)}: there is no such file") from None
     except OSError as e:
         raise UsageError(f"{shown(path, 400)}: cannot be read: {e.strerror or e}") from None
+    except ValueError as e:
+        raise UsageError(f"{shown(path, 400)}: cannot be read: {e}") from None
     return decode_text(raw, path)
 
 

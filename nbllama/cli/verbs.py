@@ -6,7 +6,7 @@ from __future__ import annotations
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
     "show-data": ("nbllama.cli.show_data", "show what is trained in a file of training data"),
-    "report": ("nbllama.cli.report", "make the page about a run from its log"),
+    "report": ("nbllama.cli.report", "make the page about a run from its log, or compare runs"),
     "chat": ("nbllama.cli.chat.converse", "chat with a model, with or without adapters"),
     "generate": ("nbllama.cli.chat.generate", "complete a text"),
     "verify": ("nbllama.cli.verify", "check what an adapter does, also in llama.cpp"),

@@ -15,7 +15,7 @@ from nbllama.data.encoding import Progress
 from nbllama.data.feed import Feed, OldFeed, SeedFeed
 from nbllama.data.formats import Continuation, Conversation, Style
 from nbllama.data.mt19937 import MT19937
-from nbllama.data.order import Order, Position
+from nbllama.data.order import Position
 from nbllama.data.packing import Packed
 from nbllama.data.raw_text import RawText, Rules, load_raw_text
 from nbllama.data.records import open_data, open_records
@@ -38,7 +38,6 @@ __all__ = [
     "Dataset",
     "Feed",
     "OldFeed",
-    "Order",
     "Packed",
     "Position",
     "Progress",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nbllama.data.row import Row
-from nbllama.data.spans import Placed
+from nbllama.data.tokens import Tokens
 from nbllama.text.thoughts import at_end, closer_in, opening
+
+if TYPE_CHECKING:
+    from nbllama.text.tokenizer import Tokenizer
 
 THOUGHTS = "earlier answers lose their thoughts in later prompts"
 TOKENS = "earlier answers have other token ids in later prompts"
@@ -16,18 +19,20 @@ OTHERWISE = "earlier answers stand otherwise in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer's number in the chat, its prompt and itself as text and as ids."""
+    """An answer's number in the chat, its prompt and itself, as text and as ids.
+
+    `text` is up to the answer's end, `own.text` may have more.
+    """
 
     number: int
-    prompt: str
     text: str
-    placed_prompt: Placed
-    placed: Placed
+    before: Tokens
+    own: Tokens
 
     @property
-    def ids(self) -> np.ndarray:
-        """Token ids of the prompt and the answer, int32 [n]."""
-        return np.concatenate([self.placed_prompt.ids, self.placed.ids])
+    def prompt(self) -> str:
+        """The text of the prompt."""
+        return self.before.text
 
 
 def begins_empty(answer: Answer) -> bool:
@@ -53,9 +58,12 @@ def why_apart(answer: Answer, head: Answer) -> str:
     return OTHERWISE
 
 
-def row_of(answer: Answer, ids: np.ndarray, trained: np.ndarray) -> Row:
-    """Make a sample of an answer; `ids`, `trained`: of the prompt and the answer together."""
+def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
+    """Make a sample of an answer; with places and text if there is a tokenizer."""
+    if tokenizer is None:
+        return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)
-    starts = np.concatenate([answer.placed_prompt.starts, answer.placed.starts + n])
-    ends = np.concatenate([answer.placed_prompt.ends, answer.placed.ends + n])
-    return Row(ids, trained, starts, ends, answer.prompt + answer.text)
+    before, own = answer.before.placed(tokenizer), answer.own.placed(tokenizer)
+    starts = np.concatenate([before.starts, own.starts + n])
+    ends = np.concatenate([before.ends, own.ends + n])
+    return Row(np.array(ids, np.int32), trained, starts, ends, answer.prompt + answer.text)

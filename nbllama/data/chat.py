@@ -9,7 +9,6 @@ sample of its own.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,13 +25,12 @@ from nbllama.data.row import Row
 from nbllama.data.spans import (
     Placed,
     any_special,
-    encode_marked,
     encode_rendered,
     holds_special,
     special_spans,
-    with_bos,
 )
-from nbllama.errors import DataError, NbllamaError
+from nbllama.data.tokens import ChatTokens
+from nbllama.errors import DataError, MessageError, NbllamaError
 from nbllama.text.answers import split_answer, words_end
 from nbllama.text.calls import NONE, with_arguments
 from nbllama.text.thoughts import thought_of
@@ -42,17 +40,21 @@ if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
-_TAILS = 1000
-
 
 class ChatReader:
     """Makes samples of chats for one tokenizer and template.
 
     `system_as_user`: where the template has no system messages, one goes into the first question.
+    `places`: samples come with their texts and the places of tokens in them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, *, system_as_user: bool = False
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        system_as_user: bool = False,
+        places: bool = True,
     ) -> None:
         self.notices = Notices()
         self._tokenizer = tokenizer
@@ -60,7 +62,8 @@ class ChatReader:
         self._traits = Traits(template)
         self._lost = LostPieces(template)
         self._system_as_user = system_as_user
-        self._tails: dict[str, Placed] = {}  # of prompts, from their last special token on
+        self._places = places
+        self._tails: dict[str, list[int]] = {}
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
         """Prompts and texts of the chats' answers, or why there are none."""
@@ -109,19 +112,21 @@ class ChatReader:
             raise rendered
         chat, texts = rendered
         marked = any_special(self._tokenizer, chat.messages, chat.tools)
-        answers: list[Answer] = []
-        whole: tuple[str, Placed] | None = None  # the last prompt, which others are parts of
-        for n in reversed(range(len(chat.numbers))):
-            answer = self._answer(chat, n, texts, marked, whole)
-            whole = whole or (answer.prompt, answer.placed_prompt)
-            answers.append(answer)
-        heads: list[tuple[Answer, np.ndarray, np.ndarray]] = []
+        tokens = ChatTokens(self._tokenizer, self._tails)
+        try:
+            answers = [
+                self._answer(chat, n, texts, tokens, marked)
+                for n in reversed(range(len(chat.numbers)))
+            ]
+        except MessageError as e:
+            raise DataError(e.counted(chat.shift)) from None
+        heads: list[tuple[Answer, list[int], np.ndarray]] = []
         why: Counter[str] = Counter()
         for answer in answers:
-            ids = answer.ids
-            first = len(answer.placed_prompt.ids)
+            ids = answer.before.ids + answer.own.ids
+            first = len(answer.before.ids)
             for _, of, trained in heads:
-                if len(of) >= len(ids) and np.array_equal(of[: len(ids)], ids):
+                if of[: len(ids)] == ids:
                     trained[first : len(ids)] = True
                     break
             else:
@@ -131,15 +136,19 @@ class ChatReader:
                 trained[first:] = True
                 heads.append((answer, ids, trained))
         self._count(chat, answers, texts, why, line)
-        return [row_of(*head) for head in reversed(heads)]
+        tokenizer = self._tokenizer if self._places else None
+        return [row_of(answer, ids, on, tokenizer) for answer, ids, on in reversed(heads)]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[str, Placed]:
         """Return the prompt for the answer to `messages`, with its tokens. Raises as `rows`."""
         prepared = self._traits.prepare(list(messages), self._system_as_user)[0]
         text = self._template.render(prepared, True)
-        return text, encode_rendered(
-            self._tokenizer, self._template, prepared, text, add_generation_prompt=True
-        )
+        try:
+            return text, encode_rendered(
+                self._tokenizer, self._template, prepared, text, add_generation_prompt=True
+            )
+        except MessageError as e:
+            raise DataError(e.counted(len(messages) - len(prepared))) from None
 
     def notes(self, n_records: int, n_samples: int) -> list[str]:
         """Return lines for the user about all chats that were read."""
@@ -179,15 +188,10 @@ class ChatReader:
                 found["null"] += sum(m["content"] is None for m in messages)
         if chat.variables and not self._traits.names.issuperset(chat.variables):
             found["variables"] += 1
-        return Prepared(messages, numbers, chat.tools, chat.variables, found)
+        return Prepared(messages, numbers, chat.tools, chat.variables, found, -shift - chat.n_first)
 
     def _answer(
-        self,
-        chat: Prepared,
-        n: int,
-        texts: list[str],
-        marked: bool,
-        whole: tuple[str, Placed] | None,
+        self, chat: Prepared, n: int, texts: list[str], tokens: ChatTokens, marked: bool
     ) -> Answer:
         number, (prompt, through) = chat.numbers[n], texts[2 * n : 2 * n + 2]
         message = chat.messages[number]
@@ -195,7 +199,7 @@ class ChatReader:
         part = split_answer(prompt, through, chat.messages, number, closer=closer)
         text = part.text(through)
         if not text.strip():
-            raise DataError(f"message {number + 1}: the chat template leaves this answer out")
+            raise MessageError([number], ": the chat template leaves this answer out")
         plain: list[tuple[int, int]] = []
         if marked:
             shift = len(part.head) - part.at
@@ -204,22 +208,13 @@ class ChatReader:
             for start, end in self._special(chat, number + 1, through, False):
                 if end > part.at:
                     plain.append((max(start, part.at) + shift, end + shift))
-        placed_prompt = self._prompt_tokens(chat, number, prompt, marked, whole)
-        last = placed_prompt.ids[-1:].tolist()
-        continues = bool(last) and last[0] not in self._tokenizer.special_ids
-        placed = encode_marked(self._tokenizer, text, plain, continues=continues)
-        text, placed = self._cut(text, placed, words_end(text, message))
-        return Answer(number, prompt, text, placed_prompt, placed)
-
-    def _cut(self, text: str, placed: Placed, words: int) -> tuple[str, Placed]:
-        """Cut an answer after the first token behind its words that ends a generation."""
-        eog = self._tokenizer.eog_ids
-        begin = bisect_left(placed.starts, words)
-        for i, token in enumerate(placed.ids[begin:].tolist(), begin):
-            if token in eog:
-                end = int(placed.starts[i]) + len(self._tokenizer.token_text(token))
-                return text[:end], Placed(*(half[: i + 1] for half in placed))
-        return text, placed
+        if marked:
+            before = tokens.marked_prompt(prompt, self._special(chat, number, prompt, True))
+        else:
+            before = tokens.prompt(prompt)
+        continues = bool(before.ids) and before.ids[-1] not in self._tokenizer.special_ids
+        own, end = tokens.answer(text, words_end(text, message), plain=plain, continues=continues)
+        return Answer(number, text[:end], before, own)
 
     def _special(
         self, chat: Prepared, n: int, text: str, add_generation_prompt: bool
@@ -228,39 +223,6 @@ class ChatReader:
             self._tokenizer, self._template, chat.messages[:n], text,
             add_generation_prompt=add_generation_prompt, tools=chat.tools, variables=chat.variables,
         )  # fmt: skip
-
-    def _prompt_tokens(
-        self,
-        chat: Prepared,
-        number: int,
-        prompt: str,
-        marked: bool,
-        whole: tuple[str, Placed] | None,
-    ) -> Placed:
-        """Return the tokens of a prompt, from a longer one up to its last special token."""
-        if not marked and whole is not None and whole[0].startswith(prompt):
-            placed = whole[1]
-            special = self._tokenizer.special_ids
-            n = bisect_left(placed.starts, len(prompt)) - 1
-            while n > 0 and not (
-                int(placed.ids[n]) in special
-                and placed.starts[n] + len(self._tokenizer.token_text(int(placed.ids[n])))
-                <= len(prompt)
-            ):
-                n -= 1
-            if n > 0:
-                at = int(placed.starts[n])
-                tail = self._tails.get(prompt[at:])
-                if tail is None:
-                    tail = encode_marked(self._tokenizer, prompt[at:])
-                    if len(self._tails) < _TAILS:
-                        self._tails[prompt[at:]] = tail
-                moved = Placed(tail.ids, tail.starts + at, tail.ends + at)
-                return Placed(
-                    *(np.concatenate([a[:n], b]) for a, b in zip(placed, moved, strict=True))
-                )
-        plain = self._special(chat, number, prompt, True) if marked else []
-        return with_bos(self._tokenizer, encode_marked(self._tokenizer, prompt, plain))
 
     def _count(
         self,
@@ -276,7 +238,10 @@ class ChatReader:
         empty = 0
         for answer in answers:
             message = chat.messages[answer.number]
-            lost_of_answer(answer.text, message, answer.number, found)
+            try:
+                lost_of_answer(answer.text, message, answer.number, found)
+            except MessageError as e:
+                raise DataError(e.counted(chat.shift)) from None
             if begins_empty(answer) and not thought_of(message):
                 empty += 1
                 notices.switch = notices.switch or self._traits.switch

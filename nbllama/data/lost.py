@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbllama.data.formats import Message
 from nbllama.data.formats.record import ANSWERING_ROLE
-from nbllama.errors import DataError, NbllamaError, shown
+from nbllama.errors import MessageError, NbllamaError, shown
 from nbllama.text.calls import missing_in
 from nbllama.text.chat_template import chat_variables
 from nbllama.text.thoughts import thought_of, visible
@@ -25,13 +25,14 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 
     By the kinds of `nbllama.data.notices.READ`.
 
-    Raises `DataError` for a call that is not there: an empty answer would be trained.
+    Raises `MessageError` for a call that is not there: an empty answer would be trained.
     """
     name = missing_in(text, message)
     if name:
-        raise DataError(
-            f"message {number + 1}: the call of '{shown(name, 40)}' is not in the rendered text: "
-            "the chat template leaves it out or changes it"
+        raise MessageError(
+            [number],
+            f": the call of '{shown(name, 40)}' is not in the rendered text: "
+            "the chat template leaves it out or changes it",
         )
     thought, words = thought_of(message), visible(message)
     place = _place(text, words, text.rfind(words)) if words else None

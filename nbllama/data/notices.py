@@ -16,8 +16,9 @@ READ = {
         "rendered as system messages"
     ),
     "folded": (
-        "system messages were put in front of the first question (--system-as-user): ask the "
-        "trained model in the same way"
+        "system messages were put in front of the first question, with an empty line between "
+        "(--system-as-user): ask the trained model in the same way, as llama.cpp's server puts "
+        "only a line feed there"
     ),
     "first": (
         "answers stand first in their chat: no prompt comes before them, so they are context and "

@@ -68,11 +68,7 @@ def check_position(position: Position, n_samples: int) -> None:
 
 
 class Order:
-    """Deals out sample numbers, every sample exactly once an epoch.
-
-    The last batch of an epoch is short: it never goes on into the next epoch, so that no sample
-    is seen twice before another was seen once, and the end of an epoch is the end of a step.
-    """
+    """The orders of a seed's epochs, of which the last one asked for is kept."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples
@@ -81,29 +77,8 @@ class Order:
         self._shuffled = shuffled(n_samples, seed, 0)
 
     def epoch(self, epoch: int) -> Shuffled:
-        """One epoch's order; the last one asked for is kept."""
+        """Return one epoch's order."""
         if epoch != self._epoch:
             self._shuffled = shuffled(self.n_samples, self.seed, epoch)
             self._epoch = epoch
         return self._shuffled
-
-    def take(self, position: Position, n: int) -> tuple[np.ndarray, Position]:
-        """At most `n` sample numbers (int64 [1..n]) from `position` on, and where to go on.
-
-        Fewer than n come only at the end of an epoch; the new position is then the start of the
-        next one. The result depends on the arguments alone, whatever was taken before.
-
-        Raises `DataError` for a position that is not in this data (a state saved with other
-        data), `ValueError` for n < 1.
-        """
-        if n < 1:
-            raise ValueError("take at least one sample")
-        check_position(position, self.n_samples)
-        epoch, first = position
-        taken = self.epoch(epoch).order[first : first + n].copy()
-        after = first + len(taken)
-        return taken, Position(epoch + 1) if after == self.n_samples else Position(epoch, after)
-
-    def n_batches(self, n: int) -> int:
-        """How many `take(..., n)` make one epoch."""
-        return -(-self.n_samples // n)

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat as it is rendered, and the numbers of the answers that are trained."""
+    """A chat as it is rendered, and the numbers of the answers that are trained.
+
+    `shift`: how much larger the messages' numbers are in the record.
+    """
 
     messages: list[Message]
     numbers: list[int]
     tools: list[Any] | None
     variables: dict[str, Any] | None
     found: Counter[str]
+    shift: int = 0
 
     @property
     def request(self) -> Chat:

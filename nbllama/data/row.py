@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_NONE = np.zeros(0, np.int64)
+
 
 class Encoded(NamedTuple):
     """One sample as token ids: ids int32 [n], trained bool [n] (part of an answer)."""
@@ -18,13 +20,14 @@ class Row(NamedTuple):
     """One sample: its ids, which are trained, and which characters of `text` each is.
 
     int32, bool, and int64 and int64 [n] for a token's first character and the one after its last.
+    Places and text may be left out.
     """
 
     ids: np.ndarray
     trained: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    text: str
+    starts: np.ndarray = _NONE
+    ends: np.ndarray = _NONE
+    text: str = ""
 
     def characters(self) -> list[tuple[int, int]]:
         """Return the trained characters: (start, end) of each unbroken stretch of tokens."""
@@ -43,4 +46,4 @@ class Row(NamedTuple):
         if n >= len(self.ids):
             return self
         ids, trained, starts, ends = (part[:n] for part in self[:4])
-        return Row(ids, trained, starts, ends, self.text[: int(ends[-1])] if n else "")
+        return Row(ids, trained, starts, ends, self.text[: int(ends[-1])] if len(ends) else "")

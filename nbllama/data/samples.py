@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 ON_LONG = ("cut", "refuse", "skip")
-_NONE = np.zeros(0, np.int64)
 
 
 class SampleText(NamedTuple):
@@ -144,7 +143,7 @@ def load_samples(
     bad, kept = list(data.bad), []
     n_cut = n_dropped = n_long = n_good = n_rows = 0
     reader = None if template is None else ChatReader(
-        tokenizer, template, system_as_user=system_as_user
+        tokenizer, template, system_as_user=system_as_user, places=keep_texts
     )  # fmt: skip
     for number, line, found in encoded(
         data, tokenizer, reader, progress=progress, parse_special=parse_special
@@ -178,7 +177,7 @@ def load_samples(
                 continue
             n_cut += n_tokens > n_ctx
             if not keep_texts:  # places and text are large
-                cut = Row(cut.ids, cut.trained, _NONE, _NONE, "")
+                cut = Row(cut.ids, cut.trained)
             kept.append((line, number, cut))
     bad.sort()
     n_all = n_rows + len(bad)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nbllama.errors import DataError
+from nbllama.errors import MessageError
 
 if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
@@ -64,7 +64,7 @@ def encode_rendered(
     `tokenizer.encode(text, parse_special=True)`. BOS is put in front if the tokenizer adds one and
     the text does not begin with it.
 
-    Raises `DataError` when a message holds a special token's text and the template changes the
+    Raises `MessageError` when a message holds a special token's text and the template changes the
     message in such a way that it cannot be found again; and what `template.render` raises.
     """
     spans = special_spans(
@@ -193,7 +193,7 @@ def find_contents(
     ends (many templates trim). A content that the template leaves out has no range, one that it
     repeats has several.
 
-    Raises `DataError` when the texts do not agree, and what `template.render` raises.
+    Raises `MessageError` when the texts do not agree, and what `template.render` raises.
     """
     paths: list[Path] = [(i, "content") for i in which]
     return _find(template, [*messages, []], paths, text, add_generation_prompt, None)
@@ -234,12 +234,10 @@ def _find(
         if at < 0:
             break
     if at != len(text):
-        numbers = ", ".join(
-            str(path[0] + 1) if path[0] < len(messages) else "with the tools" for path in which
-        )
-        raise DataError(
-            f"message {numbers} holds the text of a special token, and the chat template changes "
-            "messages so that it cannot be kept apart; take that text out"
+        raise MessageError(
+            [path[0] if path[0] < len(messages) else None for path in which],
+            " holds the text of a special token, and the chat template changes messages so that "
+            "it cannot be kept apart; take that text out",
         )
     return spans
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-import select
-import stat
 
 from nbllama.data.magic import binary_kind, guessed_encoding
 from nbllama.errors import DataError, shown
+from nbllama.system.regular import read_whole
 
 MAX_BYTES = 4 << 30
 """Largest file that is read, and most that is taken from a pipe."""
 
-_PIPE_SECONDS = 10.0  # without a byte from a pipe before it is given up
-_CHUNK = 1 << 20
 _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -32,51 +29,13 @@ def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> byt
     """
     name = shown(os.fspath(path), 400)
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise DataError(f"cannot read {what} {name}: {_kind(mode)}, not a regular file")
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        fd = os.open(path, flags)
-        try:
-            content = _all_of(fd, stat.S_ISFIFO(mode))
-        finally:
-            os.close(fd)
+        content = read_whole(path, MAX_BYTES)
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         raise DataError(f"cannot read {what} {name}: {reason}") from e
     if not content:
         raise DataError(f"{what} {name} is empty")
     return content
-
-
-def _all_of(fd: int, pipe: bool) -> bytes:
-    """Everything from an open file. Raises `ValueError` for what has no end in sight."""
-    if not pipe and (size := os.fstat(fd).st_size) > MAX_BYTES:
-        raise ValueError(f"{size} bytes, at most {MAX_BYTES} are read; split it")
-    parts: list[bytes] = []
-    total = 0
-    while True:
-        if pipe and not select.select([fd], [], [], _PIPE_SECONDS)[0]:
-            raise ValueError(f"a pipe from which nothing came for {_PIPE_SECONDS:.0f} s")
-        part = os.read(fd, _CHUNK)
-        if not part:
-            return b"".join(parts)
-        total += len(part)
-        if total > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes, which is the limit")
-        parts.append(part)
-
-
-def _kind(mode: int) -> str:
-    for test, word in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISCHR, "a character device"),
-        (stat.S_ISBLK, "a block device"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if test(mode):
-            return word
-    return "a special file"
 
 
 def decode_text(

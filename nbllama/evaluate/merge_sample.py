@@ -1,5 +1,6 @@
-"""What merging has changed: the merged model against base and adapters, on a short text or on
-records that the merge was not calibrated on.
+"""What merging has changed: the merged model against base and adapters.
+
+On a short text, or on records that the merge was not calibrated on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ TOO_MUCH = 0.5  # of the effect: what makes a merge fail
 
 
 class Change(NamedTuple):
-    """`found`: the merged model against base and adapters. `effect`: KL divergence of base and
+    """What merging changed.
+
+    `found`: the merged model against base and adapters. `effect`: KL divergence of base and
     adapters from the base, nats a token.
     """
 
@@ -100,9 +103,9 @@ def print_change(
     held: Sequence[Batch] = (),
     advice: str,
 ) -> Change | None:
-    """Print one line on the model in the file `merged` against `base` with its adapters; and a
-    warning where rounding took more than `LOST` of what the adapters do, with `advice`.
+    """Print how the model in the file `merged` differs from `base` with its adapters.
 
+    A warning with `advice` follows where rounding took more than `LOST` of what the adapters do.
     Compared on records `held` if there are any and no text is given, else as `change_on_text`. A
     model without a tokenizer cannot be compared, the line says so, and None is returned.
     """
@@ -127,5 +130,5 @@ def print_change(
 
 
 def kept(change: Change) -> str:
-    """The part of the effect that is kept, in per cent."""
+    """Give the part of the effect that is kept, in per cent."""
     return f"{max(0.0, 1 - change.lost):.1%}"

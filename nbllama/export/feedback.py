@@ -65,8 +65,9 @@ def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
 
 
 def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
-    """Round w float32 `[R, n]` onto a grid with error feedback. Raises ValueError for shapes that
-    do not fit each other.
+    """Round w float32 `[R, n]` onto a grid with error feedback.
+
+    Raises ValueError for shapes that do not fit each other.
     """
     rows, n = w.shape
     if len(factor.order) != n or grid.scale.shape != (rows, n // grid.group):

@@ -36,7 +36,9 @@ class Grid(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """`scales(blocks)` gives scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
+    """How a type keeps its numbers.
+
+    `scales(blocks)` gives scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
     writes codes uint8 `[blocks, block_size]`, counted from `first` on, into the blocks.
     """
 

@@ -39,8 +39,10 @@ class Whole(Protocol):
         ...
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]`: uint8 `[nbytes]`. `base`: the tensor's bytes in the file that
-        is read, where the type stays. Raises ValueError for weights that cannot be encoded.
+        """Encode w float32 `[R, n]`: uint8 `[nbytes]`.
+
+        `base`: the tensor's bytes in the file that is read, where the type stays. Raises
+        ValueError for weights that cannot be encoded.
         """
         ...
 
@@ -153,7 +155,7 @@ def rewrite(
 
 
 def _block(name: str) -> int:
-    """Number of the block that a tensor is in, -1 outside of them."""
+    """Find the number of the block that a tensor is in, -1 outside of them."""
     found = _IN_BLOCK.match(name)
     return int(found[1]) if found else -1
 

@@ -32,12 +32,35 @@ def generate_many(
     at_once: int = AT_ONCE,
     tell: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuation of each prompt, without the end-of-generation token, in their order.
+    """Continue each prompt greedily.
 
-    `at_once` prompts are worked on side by side; `tell(number, tokens)` sees each answer once its
-    group is ready. Computes in float32, as `generation.Session(exact=True)`; near ties apart, the
-    answers are that session's. Raises `UsageError` for an empty prompt or a token outside the
-    vocabulary.
+    Computes in float32, as `generation.Session(exact=True)`; near ties apart, the answers are that
+    session's.
+
+    Parameters
+    ----------
+    model : Model
+        The base model.
+    prompts : sequence of sequences of int
+        Token ids of each prompt, at least one.
+    max_new_tokens : int
+        The most tokens of an answer.
+    adapter : Adapter, optional
+        LoRA pairs to apply.
+    at_once : int
+        How many prompts are worked on together.
+    tell : callable, optional
+        Called with (number, tokens) of each answer once its group is ready.
+
+    Returns
+    -------
+    list of list of int
+        The answers in the prompts' order, without the end-of-generation token.
+
+    Raises
+    ------
+    UsageError
+        An empty prompt, or a token outside the vocabulary.
     """
     if at_once < 1 or max_new_tokens < 0:
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")

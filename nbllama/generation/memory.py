@@ -46,7 +46,7 @@ def session_memory(
     """Of `generation.Session(model, adapter, n_ctx, step=step)` with `threads` threads."""
     hp, step = model.hp, min(step, n_ctx)
     own, common = forward_floats(n_ctx, n_ctx, 1, n_kv=hp.n_head_kv, d=hp.head_dim)
-    ropes = {hp.rope_at(layer) for layer in range(hp.n_layer)} if hp.alibi_max_bias == 0 else ()
+    ropes = {hp.rope_at(layer) for layer in range(hp.n_layer)} - {None}
     rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
     return SessionMemory(
         cache=4 * 2 * hp.n_layer * n_ctx * hp.n_head_kv * hp.head_dim,

@@ -238,8 +238,8 @@ def generate(
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
     """Rotate y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
-    if model.hp.alibi_max_bias == 0:
-        cos, sin = (table[count : count + 1] for table in model.rope_tables(count + 1, layer))
+    if tables := model.rope_tables(count + 1, layer):
+        cos, sin = (table[count : count + 1] for table in tables)
         size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already
         none = np.zeros(len(y), np.int32)
         halves = model.hp.rope_pairing == "halves"

@@ -11,90 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nbllama.generation.token_writer import Writer
 from nbllama.model.block import POST_NORMS, QK_NORMS
 from nbllama.model.bound import Bound
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.linear.linear import LoraPair
 from nbllama.ops.linear.matmul import Weight
-from nbllama.ops.op import check_array, check_output
+from nbllama.ops.op import check_output
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.run import MOST_TYPES, n_threads, walk
-from nbllama.ops.token.tasks import CAP_PART, GATE_PART, LEAST_ROWS, MOST_ROWS, TASKS
-from nbllama.quants.dot import SUMMED, int8_block
-
-Row = tuple[float, ...]
-
-
-class _Writer:
-    """Rows of the tables, as they are added; and every array that they point into."""
-
-    def __init__(self, codes: dict[int, int], exact: bool) -> None:
-        self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}
-        self.phases: list[tuple[int, int, int, int]] = []
-        self.kept: list[np.ndarray] = []
-        self._codes, self._exact = codes, exact
-
-    def floats(self, array: np.ndarray | None, *shape: int) -> int:
-        """Return the address of a float32 array of this shape; 0 for None."""
-        if array is None:
-            return 0
-        check_array("token program", "array", array, shape)
-        self.kept.append(array)
-        return int(array.ctypes.data)
-
-    def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
-        """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
-        table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
-        first = len(table) if rows else len(table) - 1
-        table.extend(rows)
-        self.phases.append((kind, first, len(rows), tasks))
-
-    def forms(self, ws: Sequence[Weight]) -> int:
-        """In which int8 blocks these weights want their input."""
-        blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
-        return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
-
-    def products(
-        self,
-        x: np.ndarray,
-        layers: Sequence[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]],
-    ) -> None:
-        """Add products that share x, and the phase before them that computes the pairs' h.
-
-        `layers`: of each product its weight, pair, bias, output, and whether it is added.
-        """
-        n_in, hidden, rows = len(x), [], []
-        per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
-        per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)
-        for w, pair, bias, y, add in layers:
-            n_out = w.shape[0]
-            if w.shape[1] != n_in or w.raw.size != n_out * w.row_bytes:
-                raise ValueError(f"{w.name}: {w.raw.size} bytes, {w.shape}, for {n_in} inputs")
-            check_output(w.name, "y", y, (n_out,))
-            self.kept.append(w.raw)
-            h = b = rank = 0
-            if pair is not None and pair.rank:
-                rank, memory = pair.rank, np.empty(pair.rank, np.float32)
-                a, b_rows = np.ascontiguousarray(pair.a), np.ascontiguousarray(pair.b)
-                h, b = self.floats(memory, rank), self.floats(b_rows, n_out, rank)
-                at = (self.floats(a, rank, n_in), self.floats(x, n_in), h)
-                hidden.append((*at, rank, n_in, pair.scale))
-            rows.append((
-                w.raw.ctypes.data, w.row_bytes, w.raw.size, self._codes[w.type_id], n_out, n_in,
-                self.floats(x, n_in), self.floats(y, n_out), add, self.floats(bias, n_out), h, b,
-                rank, per_task,
-            ))  # fmt: skip
-        if hidden:
-            self.phase(kinds.HIDDEN, sum(row[3] for row in hidden), hidden)
-        self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
-
-    def tables(self) -> dict[str, np.ndarray]:
-        """Return the program and its tables, by their names in `STEP`."""
-        made = {"program": np.array(self.phases, kinds.PHASE)}
-        for kind, (name, dtype) in kinds.TABLES.items():
-            made[name] = np.array(self.rows[kind], dtype)
-        return made
+from nbllama.ops.token.tasks import CAP_PART, GATE_PART
+from nbllama.ops.ungated import CODES
+from nbllama.quants.dot import SUMMED
 
 
 class TokenProgram:
@@ -125,7 +54,7 @@ class TokenProgram:
         types = _types(model)
         if len(types) > MOST_TYPES:
             raise ValueError(f"a token's program holds {MOST_TYPES} types, not {len(types)}")
-        self._write = _Writer({t: i for i, t in enumerate(types)}, exact)
+        self._write = Writer({t: i for i, t in enumerate(types)}, exact)
         self._k, self._v, self._n_ctx = k, v, k.shape[1]
         for cache in (k, v):
             shape = (hp.n_layer, self._n_ctx, hp.n_head_kv, hp.head_dim)
@@ -138,6 +67,9 @@ class TokenProgram:
         self._new_k, self._new_v = np.empty(n_kv, np.float32), np.empty(n_kv, np.float32)
         self._gate, self._up, self._act = (np.empty(hp.n_ff, np.float32) for _ in range(3))
         self._branch = np.empty(hp.n_embd, np.float32)
+        self._temper: np.ndarray | None = None
+        if hp.temperature is not None:
+            self._temper = hp.temperature.at(np.arange(self._n_ctx))
         for layer in range(hp.n_layer):
             self._attention(layer)
             self._feed_forward(layer)
@@ -189,11 +121,14 @@ class TokenProgram:
         walk(self._types, self._exact, self._step, threads)
         return self.logits
 
-    def _normed(self, name: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """Normalise the stream into the forms that these weights want."""
+    def _reads(self, norm: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
+        """Add what these weights read of the stream, normed where `norm` is not empty."""
         hp, write = self._model.hp, self._write
-        at = [write.floats(a, hp.n_embd) for a in (self._x, self._bound.norm(name), self._norm)]
-        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, hp.rms_eps, scale, write.forms(ws))])
+        w = self._bound.norm(f"{norm}.weight") if norm else None
+        bias = self._model.vectors.get(f"{norm}.bias")
+        at = [write.floats(a, hp.n_embd) for a in (self._x, w, bias, self._norm)]
+        centred = bool(norm) and hp.norm == "layer"
+        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, centred, hp.rms_eps, scale, write.forms(ws))])
 
     def _layers(
         self, layer: int, add: bool, **outputs: np.ndarray
@@ -222,24 +157,25 @@ class TokenProgram:
     def _attention(self, layer: int) -> None:
         model, hp, write = self._model, self._model.hp, self._write
         outputs = {"q": self._q, "k": self._new_k, "v": self._new_v}
+        if hp.side_by_side:
+            outputs |= self._feed_forward_outputs()
         layers = self._layers(layer, False, **outputs)
-        self._normed(f"blk.{layer}.attn_norm.weight", [item[0] for item in layers])
+        self._reads(hp.attn_norm and f"blk.{layer}.{hp.attn_norm}", [item[0] for item in layers])
         write.products(self._norm, layers)
         cos = sin = None
         half = rows = 0
-        if hp.alibi_max_bias == 0:
-            cos, sin = model.rope_tables(self._n_ctx, layer)
+        if tables := model.rope_tables(self._n_ctx, layer):
+            cos, sin = tables
             rows, half = cos.shape
-        norms: list[np.ndarray | None] = [None, None]
-        if hp.has_qk_norm:
-            norms = [model.vectors[f"blk.{layer}.{QK_NORMS[slot]}"] for slot in "qk"]
+        norms = [self._head_norm(layer, *item) for item in (("q", self._q), ("k", self._new_k))]
         d, size = hp.head_dim, hp.n_head * hp.head_dim
         kv = hp.n_head_kv * d
         last = model.linear(layer, "o")
         write.phase(kinds.HEADS, hp.n_head_kv, [(
             write.floats(self._q, size), write.floats(self._new_k, kv),
             write.floats(self._new_v, kv), write.floats(norms[0], d), write.floats(norms[1], d),
-            hp.rms_eps, write.floats(cos, rows, half), write.floats(sin, rows, half),
+            hp.qk_norm_last, hp.rms_eps, write.floats(self._temper, self._n_ctx),
+            write.floats(cos, rows, half), write.floats(sin, rows, half),
             half, hp.rope_pairing == "halves", rows,
             write.floats(self._k[layer], self._n_ctx, hp.n_head_kv, d),
             write.floats(self._v[layer], self._n_ctx, hp.n_head_kv, d),
@@ -252,22 +188,44 @@ class TokenProgram:
         write.phase(kinds.JOIN, 1)
         self._add(layer, "o", self._att)
 
+    def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
+        """Return the norm of each head of queries or keys; one of all together is a phase."""
+        if not self._model.hp.has_qk_norm:
+            return None
+        w = self._model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
+        if len(w) == self._model.hp.head_dim:
+            return w
+        at = [self._write.floats(a, len(x)) for a in (x, w, None, x)]
+        self._write.phase(kinds.NORM, 1, [(*at, len(x), 0, self._model.hp.rms_eps, 1.0, 0)])
+        return None
+
+    def _feed_forward_outputs(self) -> dict[str, np.ndarray]:
+        gate = {"gate": self._gate} if self._model.hp.gated else {}
+        return gate | {"up": self._up}
+
     def _feed_forward(self, layer: int) -> None:
         hp, write = self._model.hp, self._write
-        layers = self._layers(layer, False, gate=self._gate, up=self._up)
-        self._normed(f"blk.{layer}.ffn_norm.weight", [item[0] for item in layers])
-        write.products(self._norm, layers)
-        at = [write.floats(a, hp.n_ff) for a in (self._gate, self._up, self._act)]
+        if not hp.side_by_side:
+            layers = self._layers(layer, False, **self._feed_forward_outputs())
+            self._reads(hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}", [item[0] for item in layers])
+            write.products(self._norm, layers)
         forms = write.forms([self._model.linear(layer, "down")])
         tasks = -(-hp.n_ff // GATE_PART)
-        write.phase(kinds.GATE, tasks, [(*at, hp.n_ff, hp.activation == "gelu", forms)])
+        gate, up, act = (write.floats(a, hp.n_ff) for a in (self._gate, self._up, self._act))
+        if hp.gated:
+            write.phase(
+                kinds.GATE, tasks, [(gate, up, act, hp.n_ff, hp.activation == "gelu", forms)]
+            )
+        else:
+            code, numbers = CODES[hp.activation], self._model.xielu(layer)
+            write.phase(kinds.ACT, tasks, [(up, act, hp.n_ff, code, *numbers, forms)])
         self._add(layer, "down", self._act)
 
     def _output(self) -> None:
         hp, write, head = self._model.hp, self._write, self._head
-        self._normed("output_norm.weight", [head], hp.logit_scale)
+        self._reads("output_norm", [head], hp.logit_scale)
         pair = self._bound.pair(head.name)
-        write.products(self._norm, [(head, pair, None, self.logits, False)])
+        write.products(self._norm, [(head, pair, self._model.output_bias, self.logits, False)])
         if hp.logit_softcap > 0:
             n = len(self.logits)
             row = (write.floats(self.logits, n), n, hp.logit_softcap)

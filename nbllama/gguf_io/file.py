@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _KINDS = {
     "strings": "an array of strings",
     "floats": "an array of floating point numbers",
     "ints": "an array of integers",
+    "flags": "an array of booleans",
 }
 
 
@@ -55,6 +57,7 @@ class GGUFFile:
         tensors: dict[str, TensorInfo],
     ) -> None:
         self.path = path
+        self.paths: tuple[str, ...] = (path,)  # more than one: a model in parts
         self._absolute = os.path.abspath(path)  # the working directory may change
         self.size = info.st_size
         self.version = version
@@ -89,6 +92,7 @@ class GGUFFile:
         | "strings" | array of strings | `StringArray` |
         | "floats" | array of f32, f64 | numpy array, as stored |
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
+        | "flags" | array of bool or integers | numpy array, as stored |
 
         Raises `GGUFError` naming the key if its type is another, or if it is absent and there is
         no default.
@@ -105,6 +109,27 @@ class GGUFFile:
             elif isinstance(value, int | float):
                 found += f" {value}"
             raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {found}")
+        return value
+
+    def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
+        """Read the count of `key`, from `low` to `at_most`; `default` as it is when there is none.
+
+        Every whole number of a file that becomes a loop, a size or an allocation is read by this.
+
+        Raises `GGUFError` naming the key for another type or number.
+        """
+        if default is not _MISSING and key not in self.metadata:
+            return default
+        value = int(self.get(key, "uint"))
+        if not low <= value <= at_most:
+            raise self.error(f"key '{shown(key)}'", f"{value}, allowed {low}..{at_most}")
+        return value
+
+    def finite(self, key: str) -> float:
+        """Read the number of `key`. Raises `GGUFError` unless it is floating point and finite."""
+        value = float(self.get(key, "float"))
+        if not math.isfinite(value):
+            raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
         return value
 
     def element_type(self, key: str) -> ValueType:
@@ -178,4 +203,6 @@ def _matches(value: object, kind: str) -> bool:
             return isinstance(value, np.ndarray) and value.dtype.kind == "f"
         case "ints":
             return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+        case "flags":
+            return isinstance(value, np.ndarray) and value.dtype.kind in "biu"
     raise ValueError(f"unknown kind {kind!r}")

@@ -17,6 +17,7 @@ MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME - 1
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_DIM = 1 << 31
+MAX_COUNT = 1 << 31  # of a key that states a size
 MAX_STRING_BYTES = 16 << 20
 MAX_TEXT_BYTES = 16 << 20  # keys and single strings of one file together
 MAX_METADATA_BYTES = 48 << 20

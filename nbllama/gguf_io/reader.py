@@ -1,6 +1,6 @@
 """Open a GGUF file (version 2 or 3, little endian) without trusting it.
 
-`open_gguf` maps the file read-only, parses the header with bounds on everything, and proves each
+`open_one` maps the file read-only, parses the header with bounds on everything, and proves each
 tensor's byte range against the real size of the file, because the kernels that read those bytes
 check nothing. The rules are those of ggml's own reader (`gguf.cpp`), and stricter where no real
 model needs the looser one: no arrays of arrays, no zero dimension, no control characters in names,
@@ -24,6 +24,7 @@ from nbllama.gguf_io import limits, no_model
 from nbllama.gguf_io.cursor import Cursor
 from nbllama.gguf_io.file import GGUFFile, TensorInfo
 from nbllama.gguf_io.types import TENSOR_TYPES, UNSUPPORTED_TYPES, ValueType
+from nbllama.system.regular import kind_of
 
 _NOT_GGUF = (
     (b"lmgg", "a GGML file of 2023 (old format: convert it to GGUF)"),
@@ -36,7 +37,7 @@ _NOT_GGUF = (
 )
 
 
-def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+def open_one(path: str | os.PathLike[str]) -> GGUFFile:
     """Open `path` and prove its header; raises `GGUFError` with one line that says what and where.
 
     Costs less than a second and 200 MB for any file, whatever its header claims.
@@ -101,16 +102,7 @@ def _open_regular(name: str) -> tuple[int, os.stat_result]:
 
 
 def _kind(mode: int) -> str:
-    for test, word in (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISCHR, "a character device"),
-        (stat.S_ISBLK, "a block device"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if test(mode):
-            return word
-    return "a special file"
+    return "a directory" if stat.S_ISDIR(mode) else kind_of(mode)
 
 
 def _header(c: Cursor) -> tuple[int, int, int]:
@@ -162,12 +154,6 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
         metadata[key] = c.value(type_id, what)
         types[key] = ValueType(type_id)
     c.cap = c.end
-    parts = metadata.get("split.count", 1)
-    if isinstance(parts, int) and parts > 1:
-        raise c.error(
-            "key 'split.count'",
-            f"one part of {parts} of a split model; join them first (llama-gguf-split --merge)",
-        )
     return metadata, types
 
 

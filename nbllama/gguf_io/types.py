@@ -93,6 +93,8 @@ TENSOR_TYPES: dict[int, TensorType] = {
         TensorType("TQ1_0", 34, 256, 54, "ternary", (52,)),
         TensorType("TQ2_0", 35, 256, 66, "ternary", (64,)),
         TensorType("MXFP4", 39, 32, 17, "mxfp4"),
+        TensorType("NVFP4", 40, 64, 36, "nvfp4"),
+        TensorType("Q1_0", 41, 128, 18, "binary", (0,)),
         # never a weight
         TensorType("Q8_K", 15, 256, 292),
         TensorType("I8", 24, 1, 1),
@@ -117,8 +119,6 @@ UNSUPPORTED_TYPES: dict[int, str] = {
     36: "IQ4_NL_4_4 (removed from ggml)",
     37: "IQ4_NL_4_8 (removed from ggml)",
     38: "IQ4_NL_8_8 (removed from ggml)",
-    40: "NVFP4",
-    41: "Q1_0",
 }
 """Types that ggml knows or knew and that are refused by name."""
 

@@ -19,7 +19,8 @@ class PartOfFile(GGUFFile):
     """The tensors of some blocks under new numbers; nothing is copied."""
 
     def __init__(self, whole: GGUFFile, layers: Sequence[int]) -> None:
-        self.path, self.metadata, self._whole = whole.path, whole.metadata, whole
+        self.path, self.paths = whole.path, whole.paths
+        self.metadata, self._whole = whole.metadata, whole
         self.old_names = {}
         for name in whole.tensors:
             new = renamed(name, layers)
@@ -43,7 +44,10 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
     """Return the model of these blocks, in this order."""
-    return Model(PartOfFile(model.gguf, layers), replace(model.hp, n_layer=len(layers)))
+    hp = replace(model.hp, n_layer=len(layers))
+    if hp.xielu:
+        hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
+    return Model(PartOfFile(model.gguf, layers), hp)
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
@@ -58,8 +62,9 @@ def usual_layers(model: Model) -> list[int]:
     Where blocks differ by their place, the first ones up to a whole period are among them.
     """
     hp = model.hp
-    if hp.window and hp.window_period <= hp.n_layer:
-        return list(range(hp.window_period))
+    period = max(hp.window_period if hp.window else 0, hp.rope_period)
+    if 0 < period <= hp.n_layer:
+        return list(range(period))
     kinds: dict[tuple[int, ...], int] = {}
     for layer in range(hp.n_layer):
         kinds.setdefault(model.block_types(layer), layer)

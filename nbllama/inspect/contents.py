@@ -73,12 +73,14 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         position += f", base {hp.rope_freq_base:g}, pairs {hp.rope_pairing}"
         if hp.rope_scaling.kind != "none":
             position += f", {hp.rope_scaling.kind} scaling by {hp.rope_scaling.factor:g}"
+        if hp.rope_period:
+            position += f", none in every {hp.rope_period}th block"
     facts: dict[str, str | int | float] = {
         "architecture": hp.arch,
         "blocks": hp.n_layer,
         "width": hp.n_embd,
         "heads": f"{hp.n_head} of {hp.head_dim}, over {hp.n_head_kv} of keys and values",
-        "feed-forward": f"{hp.n_ff}, {hp.activation}",
+        "feed-forward": f"{hp.n_ff}, {hp.activation}{'' if hp.gated else ' without a gate'}",
         "positions": position,
         "trained context": hp.n_ctx_train,
         "output": "tied to token_embd" if hp.tied_output else "a matrix of its own",

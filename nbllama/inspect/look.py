@@ -10,6 +10,7 @@ from nbllama.errors import GGUFError, UsageError
 from nbllama.gguf_io import GGUFFile, open_gguf
 from nbllama.inspect.contents import adapter, checkpoint, model
 from nbllama.inspect.found import Found, Key, stated
+from nbllama.system.regular import first_bytes
 
 
 def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
@@ -34,7 +35,8 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         adapter(found, base)
         return found
     with open_gguf(path) as f:
-        found = Found(path, size, kind_of(f), f"GGUF version {f.version}")
+        parts = f", in {len(f.paths)} files" if len(f.paths) > 1 else ""
+        found = Found(path, f.size, kind_of(f), f"GGUF version {f.version}{parts}")
         found.metadata = [Key(k, _type_name(f, k, t.name), v) for k, v, t in f.entries()]
         if found.kind == "adapter":
             adapter(found, base)
@@ -65,7 +67,6 @@ def _type_name(f: GGUFFile, key: str, name: str) -> str:
 
 def _magic(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(4)
+        return first_bytes(path, 4)
     except OSError as e:
         raise GGUFError(f"{path}: cannot be opened: {e.strerror or e}") from e

@@ -56,8 +56,9 @@ class KernelCache(_Cache):
     """The cache of one function, as Numba's dispatchers and callbacks want it."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
-        """`folder` is asked when the first kernel is compiled, not when it is defined. What was
-        typed at a prompt is not cached.
+        """Ask for `folder` when the first kernel is compiled, not when it is defined.
+
+        What was typed at a prompt is not cached.
         """
         self._function, self._folder = function, folder
         self._source = _source_hash(function.__code__.co_filename)
@@ -65,12 +66,15 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
+        """The folder of the kernels, "" without one."""
         return str(self._folder().path or "")
 
     def enable(self) -> None:
+        """Use the cache, if the function has a source file."""
         self._enabled = bool(self._source)
 
     def disable(self) -> None:
+        """Neither load nor save kernels."""
         self._enabled = False
 
     def flush(self) -> None:
@@ -89,7 +93,7 @@ class KernelCache(_Cache):
         return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.kernel"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled kernel for a signature; None if it must be compiled."""
+        """Return the compiled kernel for a signature; None if it must be compiled."""
         target_context.refresh()
         folder = self._folder()
         if not self._enabled or folder.path is None:
@@ -124,7 +128,7 @@ class KernelCache(_Cache):
 
 
 def _load(path: Path, target_context: Any, key: str) -> Any:
-    """The kernel of a file; None if there is none, or none that is good."""
+    """Load the kernel of a file; None if there is none, or none that is good."""
     payload = _read(path)
     if payload is None:
         return None
@@ -137,7 +141,7 @@ def _load(path: Path, target_context: Any, key: str) -> Any:
 
 
 def _read(path: Path) -> bytes | None:
-    """The pickle of a file; None if there is none that is whole and may be trusted."""
+    """Read the pickle of a file; None if there is none that is whole and may be trusted."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     except OSError:

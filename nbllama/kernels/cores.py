@@ -7,11 +7,16 @@ import sys
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: never more than its CPU affinity allows."""
+    """Count the physical cores that this process may use.
+
+    Never more than its CPU affinity and the quota of its control group (a container's limit) allow.
+    """
     import psutil
 
+    from nbllama.system.quota import processor_quota
+
     count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(count, processors()))
+    return max(1, min(count, processors(), processor_quota() or count))
 
 
 def processors() -> int:

@@ -24,6 +24,7 @@ if sys.platform != "win32":
 
 KEPT = 8  # folders, the last used ones
 LATELY = 7 * 86400.0  # seconds since its last use in which a folder is kept, whatever their number
+_HALF_WRITTEN = 3600.0  # seconds after which a temporary file is a leftover
 _IN_USE = "in-use"  # the locked file; its time is that of the folder's last use
 _PREFIX = "kernels-"
 
@@ -64,7 +65,7 @@ def not_trusted(found: os.stat_result) -> str:
 
 @cache
 def kernel_folder(kernels: str) -> KernelFolder:
-    """The folder of the kernels with this hash, made if need be."""
+    """Return the folder of the kernels with this hash, made if need be."""
     root = cache_root()
     path = root / f"{_PREFIX}{kernels}"
     _sweep_temporary()
@@ -86,6 +87,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
         return KernelFolder(None, f"{e.filename or path}: {e.strerror}")
     if new:
         _prune(root, path)
+    _sweep_half_written(path)
     return KernelFolder(path, "")
 
 
@@ -154,6 +156,14 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(gone, ignore_errors=True)
     finally:
         os.close(fd)
+
+
+def _sweep_half_written(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote a kernel."""
+    for file in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - file.lstat().st_mtime > _HALF_WRITTEN:
+                file.unlink()
 
 
 def _sweep_temporary() -> None:

@@ -109,7 +109,7 @@ class _ParallelKernel(_Kernel):
 def kernel(
     *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator for every compiled function of the package (see the module's text).
+    """Decorate a compiled function of the package (see the module's text).
 
     `own`: the folder of the package whose kernels are cached apart; empty for all others.
     `inline`: copied into its caller before types are known, for what is called once a row: an
@@ -133,8 +133,10 @@ def kernel(
 
 
 def thread_routine(function: Callable[[int, int], None]) -> Any:
-    """Decorator for what each of several threads runs, called by its `address`: the parallel loop
-    around it then need not be compiled again with every such routine. Takes two int64.
+    """Decorate what each of several threads runs, called by its `address`.
+
+    The parallel loop around it then need not be compiled again with every such routine. Takes two
+    int64.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

@@ -39,7 +39,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """The processors of one physical core, as Linux writes them; all different where it is mute."""
+    """Return the processors of one physical core, as Linux writes them; else a name for each."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -58,8 +58,9 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 
 @cache
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Masks that give each thread a core (or a processor) of its own, and those that give each
-    thread all of them; None where there are more cores or processors than threads.
+    """Return masks that give each thread its own core (or processor), and masks of all of them.
+
+    None where there are more cores or processors than threads.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -74,9 +75,10 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Bind Numba's threads, this one among them, to a core each until the end of the block: what
-    this thread starts later (another program, a library's threads) runs on the same cores as it.
-    Other Python threads that come to such a block wait until this one has left its own.
+    """Bind Numba's threads, this one among them, to a core each until the end of the block.
+
+    What this thread starts later (another program, a library's threads) runs on the same cores as
+    it. Other Python threads that come to such a block wait until this one has left its own.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -57,7 +57,7 @@ def row_max(row, start, n):
 
 @kernel()
 def exp_f32(x):
-    """exp of a float32; 0 below -87, clamped to exp(88.02) above, NaN stays NaN."""
+    """Compute exp of a float32; 0 below -87, clamped to exp(88.02) above, NaN stays NaN."""
     if x < _SMALLEST:
         return np.float32(0.0)
     return np.float32(np.exp(_LARGEST if x > _LARGEST else x))

@@ -1,8 +1,7 @@
-"""Vector code that Numba's loops cannot express, built as llvmlite IR: the one module of
-intrinsics.
+"""Vector code that Numba's loops cannot express: the one module of intrinsics.
 
-Everything heavy in this package is a product of two matrices, and every such product runs through
-one small routine, the *micro-kernel*:
+They are built as llvmlite IR. Everything heavy in this package is a product of two matrices, and
+every such product runs through one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
@@ -16,8 +15,8 @@ The sizes (`nbllama.kernels.lanes`) follow the host's registers.
 Each number of C is one lane's own sum in the order of k. No size of tile, panel or thread count
 changes its bits. `llvm.fmuladd` becomes a fused multiply-add where the CPU has one.
 
-What each routine computes stands as plain loops in `nbllama.kernels.plain`, which take their place
-with `NBLLAMA_KERNELS=plain`.
+`nbllama.kernels.plain` has plain loops for what each routine computes, which replace them with
+`NBLLAMA_KERNELS=plain`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 
 @intrinsic
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
-    """The micro-kernel: C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers of C.
+    """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
 
     With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
 
@@ -173,7 +172,7 @@ def next_task(typingctx, counter):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c in float32, fused where the CPU has the instruction; loops over it vectorise."""
+    """Compute a * b + c in float32, fused where the CPU has it; loops over it vectorise."""
     sig = types.float32(types.float32, types.float32, types.float32)
 
     def codegen(context, builder, signature, args):
@@ -187,7 +186,7 @@ def fma(typingctx, a, b, c):
 
 @intrinsic
 def float_of_bits(typingctx, bits):
-    """The float32 whose bit pattern is the given int32."""
+    """Return the float32 whose bit pattern is the given int32."""
     sig = types.float32(types.int32)
 
     def codegen(context, builder, signature, args):
@@ -198,7 +197,7 @@ def float_of_bits(typingctx, bits):
 
 @intrinsic
 def bits_of_float(typingctx, number):
-    """The bit pattern of a float32 as int32."""
+    """Return the bit pattern of a float32 as int32."""
     sig = types.int32(types.float32)
 
     def codegen(context, builder, signature, args):
@@ -209,10 +208,10 @@ def bits_of_float(typingctx, number):
 
 @intrinsic
 def row_max(typingctx, row, start, n):
-    """Largest of `row[start : start + n]` (float32, n >= 1). A NaN is passed over: test sums, not
-    this.
+    """Return the largest of `row[start : start + n]` (float32, n >= 1).
 
-    LLVM vectorises such a loop only where it may assume that no NaN exists.
+    A NaN is passed over: test sums, not this. LLVM vectorises such a loop only where it may assume
+    that no NaN exists.
     """
     sig = types.float32(row, types.int64, types.int64)
 
@@ -266,7 +265,7 @@ _ZERO = np.float32(0.0)
 
 @kernel()
 def exp_f32(x):
-    """exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
+    """Compute exp of a float32, by range reduction and a polynomial; a loop over it vectorises.
 
     Relative error below 2.7e-7 on [-87, 88]; 0 below -87; clamped to exp(88.02) above; NaN stays
     NaN.

@@ -97,8 +97,9 @@ BOUND = _Bound()
 
 @contextmanager
 def at_large() -> Iterator[None]:
-    """A block in which this thread is not bound to a core: Numba may count the processors anew when
-    it compiles, and would count one.
+    """Unbind this thread from its core inside of the block.
+
+    Numba may count the processors anew when it compiles, and would count one.
     """
     if BOUND.processors is None:
         yield

@@ -34,8 +34,9 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 @intrinsic
 def count_more(typingctx, counters, index, more):
-    """counters[index] += more as one indivisible step; the number before it. What this thread
-    wrote before is seen by whoever sees the new number.
+    """Compute counters[index] += more as one indivisible step; return the number before it.
+
+    What this thread wrote before is seen by whoever sees the new number.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -76,7 +77,7 @@ def wait_for(done, phase, tasks):
 
 @intrinsic
 def pointer(typingctx, address):
-    """An int64 as a pointer, for `numba.carray`."""
+    """Return an int64 as a pointer, for `numba.carray`."""
     sig = types.voidptr(types.int64)
 
     def codegen(context, builder, signature, args):

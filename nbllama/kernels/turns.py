@@ -40,7 +40,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: only one thread at a time is inside of such functions."""
+    """Let only one thread at a time be inside of functions with this decorator."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,17 +51,17 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """An RLock for `one_at_a_time`, free in a forked child whoever held it."""
+    """Return an RLock for `one_at_a_time`, free in a forked child whoever held it."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of methods, and of functions whose first argument is an object.
+    """Let only one thread at a time be inside of the decorated methods of one object.
 
-    The object has a `turn` (`new_turn`). Only one thread at a time is inside of those of one
-    object. Other objects have their turns in between.
+    Also for functions whose first argument is an object. The object has a `turn` (`new_turn`).
+    Other objects have their turns in between.
     """
 
     @wraps(method)

@@ -80,11 +80,16 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "att": (n, heads, d),
         "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
-        "gate": (n, hp.n_ff),
+        "gate": (n, hp.n_ff if hp.gated else 0),
         "up": (n, hp.n_ff),
-        "rstd_att": (n,),
-        "rstd_ffn": (n,),
+        "rstd_att": norm_numbers(hp, n),
+        "rstd_ffn": norm_numbers(hp, n),
     }
+
+
+def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
+    """Shape of what a norm of `n` rows leaves for its gradient: rstd, with LayerNorm's mean."""
+    return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
@@ -128,7 +133,7 @@ def shared_shapes(layout: Layout) -> Shapes:
         "top_x": (trained, hp.n_embd),
         "top_norm": (trained, hp.n_embd),
         "top_dnorm": (trained, hp.n_embd),
-        "top_rstd": (trained,),
+        "top_rstd": norm_numbers(hp, trained),
     }
     if layout.dropout:
         shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}

@@ -1,8 +1,15 @@
 """A block of the model, forwards and backwards: attention and feed-forward.
 
-Each reads a normed copy of the residual stream and adds its output to the stream. What differs
-between models comes from `Hparams`: norms of queries and keys, RoPE or ALiBi, a sliding window, a
-soft-cap, and norms and a scale of what is added to the stream.
+Each reads the residual stream, in most models a normed copy of it, and adds its output to the
+stream. What differs between models comes from `Hparams`, and each step below asks it:
+
+| step | what differs |
+|---|---|
+| `reads` | the norm of what is read, if any; whether feed-forward reads what attention read |
+| `heads` | norms of queries and keys, before or after RoPE, of heads or of all of them; RoPE |
+| `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
+| `activation` | with a gate or without one, and which function |
+| `branch` | norm and scale of what is added to the stream |
 
 The block is written three times. This file is for training: many tokens, forwards and backwards.
 `nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token, as
@@ -29,14 +36,14 @@ from nbllama.ops.attention.attention import attention
 from nbllama.ops.attention.grad import attention_grad
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
-from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
+from nbllama.ops.ungated import ungated, ungated_grad
 
 # The norms that only some models have, by the layer they come after. They carry no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
-ACTIVATION_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
+GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -88,8 +95,10 @@ class _Block:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
-        self.pairs = {name: bound.linear_pair(layer, name) for name in LINEARS}
+        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears}
         self.watch = model.watch
+        kind = self.hp.activation
+        self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
 
     def see(self, name: str, x: np.ndarray) -> None:
         if self.watch is not None:
@@ -111,20 +120,22 @@ class _Block:
 
     # What the passes are made of
 
-    def normed(self, x: np.ndarray, tensor: str, rstd: np.ndarray) -> np.ndarray:
-        """Compute the normed stream `[N, C]`, in memory that the next one overwrites."""
-        norm = self.shared("norm")
-        rms_norm(x, self.bound.norm(self.name(tensor)), self.hp.rms_eps, y=norm, rstd=rstd)
-        return norm
+    def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
+        """Return what is read of the stream x: normed, until the next call, or x itself."""
+        if not norm:
+            return x
+        y = self.shared("norm")
+        self.bound.normed(self.name(f"{norm}.weight"), x, y, rstd)
+        return y
 
-    def normed_grad(
-        self, dy: np.ndarray, x: np.ndarray, tensor: str, rstd: np.ndarray, dx: np.ndarray | None
+    def reads_grad(
+        self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; the pair's gradients go to `bound.grads`."""
-        name = self.name(tensor)
-        self.bound.add_norm_grad(name, dy, x, rstd)
-        if dx is not None:
-            rms_norm_grad(dy, x, self.bound.norm(name), rstd, dx=dx, add=True)
+        """Add the gradient with respect to x to dx; a pair's gradients go to `bound.grads`."""
+        if norm:
+            self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
+        elif dx is not None:
+            dx += dy
 
     def input(self, x: np.ndarray, *linears: str) -> Input:
         """Prepare x `[N, n_in]` as the input of these linear layers."""
@@ -175,9 +186,9 @@ class _Block:
             return
         y = self.shared("branch")
         if hp.has_post_norms:
-            out, w = kept.norms[name], self.model.vectors[self.name(POST_NORMS[name])]
+            out = kept.norms[name]
             self.project(name, x, out)
-            rms_norm(out, w, hp.rms_eps, y=y, rstd=kept.norms[f"rstd_{name}"])
+            self.bound.normed(self.name(POST_NORMS[name]), out, y, kept.norms[f"rstd_{name}"])
             self.see(node, out)
             self.see(_POST_NODES[name], y)
         else:
@@ -194,8 +205,8 @@ class _Block:
         dy = self.shared("branch")
         np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
         if hp.has_post_norms:
-            w = self.model.vectors[self.name(POST_NORMS[name])]
-            rms_norm_grad(dy, kept.norms[name], w, kept.norms[f"rstd_{name}"], dx=dy)
+            norm, rstd = self.name(POST_NORMS[name]), kept.norms[f"rstd_{name}"]
+            self.bound.normed_grad(norm, dy, kept.norms[name], rstd, dx=dy)
         return dy
 
     # Attention
@@ -203,44 +214,59 @@ class _Block:
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
         """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
+        raw = self.kept.norms[name] if self.hp.has_qk_norm else y
+        self.project(name, x, raw)
+        self.see(f"{node}_raw", raw)
+        if self.hp.qk_norm_last:
+            self.turn(node, raw)
         if self.hp.has_qk_norm:
-            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
-            self.project(name, x, raw)
-            w = self.model.vectors[self.name(QK_NORMS[name])]
-            flat, out = (a.reshape(-1, self.hp.head_dim) for a in (raw, y))
-            rms_norm(flat, w, self.hp.rms_eps, y=out, rstd=rstd.reshape(-1))
-            self.see(f"{node}_raw", raw)
+            norm, rows, rstd = self.norm_of_heads(name, raw)
+            self.bound.normed(norm, rows, y.reshape(rows.shape), rstd)
             self.see(f"{node}_normed", y)
-        else:
-            self.project(name, x, y)
-            self.see(f"{node}_raw", y)
-        self.model.rotate(self.layer, y, self.batch.positions)
-        self.see(node, y)
+        if not self.hp.qk_norm_last:
+            self.turn(node, y)
 
     def heads_grad(self, name: str, dy: np.ndarray) -> None:
         """Turn dy `[N, heads, D]` into the gradient with respect to the projection's output."""
         node = LINEARS[name].node
+        if not self.hp.qk_norm_last:
+            self.turn_grad(node, dy)
+        if self.hp.has_qk_norm:
+            self.see_grad(f"{node}_normed", dy)
+            norm, rows, rstd = self.norm_of_heads(name, self.kept.norms[name])
+            d = dy.reshape(rows.shape)
+            self.bound.normed_grad(norm, d, rows, rstd, dx=d)
+        if self.hp.qk_norm_last:
+            self.turn_grad(node, dy)
+        self.see_grad(f"{node}_raw", dy)
+
+    def turn(self, node: str, y: np.ndarray) -> None:
+        self.model.rotate(self.layer, y, self.batch.positions)
+        self.see(node, y)
+
+    def turn_grad(self, node: str, dy: np.ndarray) -> None:
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
-        if self.hp.has_qk_norm:
-            raw, rstd = self.kept.norms[name], self.kept.norms[f"rstd_{name}"]
-            w = self.model.vectors[self.name(QK_NORMS[name])]
-            rows = dy.reshape(-1, self.hp.head_dim)
-            self.see_grad(f"{node}_normed", dy)
-            rms_norm_grad(rows, raw.reshape(rows.shape), w, rstd.reshape(-1), dx=rows)
-        self.see_grad(f"{node}_raw", dy)
+
+    def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+        """Return the norm's name, x in rows as long as its weight (a head, or all), their rstd."""
+        norm = self.name(QK_NORMS[name])
+        rows = x.reshape(-1, len(self.model.vectors[norm]))
+        return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
 
     def attention_forward(self, cache: CacheExchange | None, k_offsets: np.ndarray) -> None:
         """Compute the stream between attention and feed-forward into `kept.x_mid`."""
         kept, n = self.kept, self.n
         x = self.acts.x(self.layer, n)
-        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
-        self.see("attn_norm", norm)
-        source = self.input(norm, "q", "k", "v")
+        read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
+        if self.hp.attn_norm:
+            self.see("attn_norm", read)
+        source = self.input(read, "q", "k", "v")
         self.heads("q", source, kept.q)
         self.heads("k", source, kept.k)
         self.project("v", source, kept.v)
         self.see("Vcur", kept.v)
+        self.model.temper(kept.q, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
         offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
         attention(
@@ -261,6 +287,7 @@ class _Block:
         Without `below` only what this block's own pairs need is computed.
         """
         kept, n = self.kept, self.n
+        side_by_side = self.hp.side_by_side  # then dnorm has feed-forward's part
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -274,41 +301,64 @@ class _Block:
             window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
         self.see_grad("Vcur", dv)
+        self.model.temper(dq, self.batch.positions)
         self.heads_grad("q", dq)
         self.heads_grad("k", dk)
         x = self.acts.x(self.layer, n)
-        norm = self.normed(x, "attn_norm.weight", kept.rstd_att)
+        read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
         out = dnorm if below or norm_trained else None
-        self.project_grad("q", dq, norm, out)
-        self.project_grad("k", dk, norm, out, add=True)
-        self.project_grad("v", dv, norm, out, add=True)
+        self.project_grad("q", dq, read, out, add=side_by_side)
+        self.project_grad("k", dk, read, out, add=True)
+        self.project_grad("v", dv, read, out, add=True)
         if out is not None:
             self.see_grad("attn_norm", out)
-            down = dx if below else None
-            self.normed_grad(out, x, "attn_norm.weight", kept.rstd_att, down)
+            self.reads_grad(out, x, self.hp.attn_norm, kept.rstd_att, dx if below else None)
 
     # Feed-forward
 
+    def source(self) -> tuple[np.ndarray, str, np.ndarray]:
+        """Return the stream that feed-forward reads, the norm of that, and its rstd."""
+        if self.hp.side_by_side:
+            return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
+        return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
+
     def activation(self) -> np.ndarray:
-        """act(gate) * up `[N, F]`, in shared memory."""
-        act = self.shared("act")
-        gated(self.kept.gate, self.kept.up, act, gelu=self.hp.activation == "gelu")
+        """Compute act(gate) * up `[N, F]`, or act(up), in shared memory."""
+        act, kind = self.shared("act"), self.hp.activation
+        if self.hp.gated:
+            gated(self.kept.gate, self.kept.up, act, gelu=kind == "gelu")
+        else:
+            ungated(self.kept.up, act, kind=kind, numbers=self.model.xielu(self.layer))
         return act
+
+    def activation_grad(self, dact: np.ndarray) -> None:
+        """Overwrite `kept.gate` and `kept.up` with their gradients."""
+        kind = self.hp.activation
+        if self.hp.gated:
+            gated_grad(dact, self.kept.gate, self.kept.up, gelu=kind == "gelu")
+            self.see_grad("ffn_gate", self.kept.gate)
+        else:
+            ungated_grad(dact, self.kept.up, kind=kind, numbers=self.model.xielu(self.layer))
+        self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
         """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
-        kept = self.kept
-        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
-        self.see("ffn_norm", norm)
-        source = self.input(norm, "gate", "up")
-        self.project("gate", source, kept.gate)
-        self.see("ffn_gate", kept.gate)
+        kept, hp = self.kept, self.hp
+        read = self.reads(*self.source())
+        if hp.ffn_norm and not hp.side_by_side:
+            self.see("ffn_norm", read)
+        if hp.gated:
+            source = self.input(read, "gate", "up")
+            self.project("gate", source, kept.gate)
+            self.see("ffn_gate", kept.gate)
+        else:
+            source = self.input(read, "up")
         self.project("up", source, kept.up)
         self.see("ffn_up", kept.up)
         act = self.activation()
-        self.see(ACTIVATION_NODES[self.hp.activation], act)
+        self.see(self.act_node, act)
         source, pair = self.input(act, "down"), self.pairs["down"]
-        if recompute and not self.hp.has_post_norms:
+        if recompute and not hp.has_post_norms:
             if pair is not None:
                 kept.h["down"] = source.hidden(pair, kept.h_memory.get("down"))
             return
@@ -319,17 +369,18 @@ class _Block:
 
     def feed_forward_backward(self) -> None:
         """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
-        kept = self.kept
+        kept, hp = self.kept, self.hp
         dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
         self.see_grad("l_out", dx)
         self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
-        self.see_grad(ACTIVATION_NODES[self.hp.activation], dact)
-        gated_grad(dact, kept.gate, kept.up, gelu=self.hp.activation == "gelu")
-        self.see_grad("ffn_gate", kept.gate)
-        self.see_grad("ffn_up", kept.up)
-        norm = self.normed(kept.x_mid, "ffn_norm.weight", kept.rstd_ffn)
-        self.project_grad("gate", kept.gate, norm, dnorm)
-        self.project_grad("up", kept.up, norm, dnorm, add=True)
-        self.see_grad("ffn_norm", dnorm)
-        self.normed_grad(dnorm, kept.x_mid, "ffn_norm.weight", kept.rstd_ffn, dx)
+        self.see_grad(self.act_node, dact)
+        self.activation_grad(dact)
+        x, norm, rstd = self.source()
+        read = self.reads(x, norm, rstd)
+        if hp.gated:
+            self.project_grad("gate", kept.gate, read, dnorm)
+        self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
+        if not hp.side_by_side:  # else attention adds its part first
+            self.see_grad("ffn_norm", dnorm)
+            self.reads_grad(dnorm, x, norm, rstd, dx)
         self.see_grad("ffn_inp", dx)

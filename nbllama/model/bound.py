@@ -8,8 +8,9 @@ from nbllama.errors import CheckpointError
 from nbllama.lora.pairs import Adapter
 from nbllama.model.weights import Weights
 from nbllama.ops.dropout import Dropout
+from nbllama.ops.layer_norm import layer_norm, layer_norm_grad, layer_norm_grad_weight
 from nbllama.ops.linear.linear import LoraPair
-from nbllama.ops.rms_norm import rms_norm_grad_weight
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
@@ -71,10 +72,45 @@ class Bound:
         """Norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""
         return self._norms.get(name, self._model.vectors[name])
 
+    def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+        """Write y `[N, C]`, the norm with this weight of x `[N, C]`, and what its gradient needs.
+
+        That is rstd `[N]`, of LayerNorm its mean too, in memory `[N, 2]`
+        (`activations.norm_numbers`).
+        """
+        w, hp = self.norm(name), self._model.hp
+        if hp.norm == "layer":
+            bias = self._model.vectors.get(name.replace(".weight", ".bias"))
+            mean, rstd = rstd.reshape(2, -1)
+            layer_norm(x, w, bias, hp.rms_eps, y=y, mean=mean, rstd=rstd)
+        else:
+            rms_norm(x, w, hp.rms_eps, y=y, rstd=rstd)
+
+    def normed_grad(
+        self,
+        name: str,
+        dy: np.ndarray,
+        x: np.ndarray,
+        rstd: np.ndarray,
+        *,
+        dx: np.ndarray | None,
+        add: bool = False,
+    ) -> None:
+        """Compute dx `[N, C]` = (or += with `add`) the gradient by x, and add the pair's own."""
+        self.add_norm_grad(name, dy, x, rstd)
+        if dx is None:
+            return
+        w = self.norm(name)
+        if self._model.hp.norm == "layer":
+            mean, rstd = rstd.reshape(2, -1)
+            layer_norm_grad(dy, x, w, mean=mean, rstd=rstd, dx=dx, add=add)
+        else:
+            rms_norm_grad(dy, x, w, rstd, dx=dx, add=add)
+
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
         """Add the gradient of a norm's pair, if it has one that is trained.
 
-        dy and x `[N, C]` are the norm's output gradient and input, rstd `[N]` from `rms_norm`. With
+        dy and x `[N, C]` are the norm's output gradient and input, rstd from `normed`. With
         dw `[C]` the gradient with respect to the effective weight:
 
             dA += s Bᵀ dw        dB += s dw Aᵀ
@@ -82,7 +118,11 @@ class Bound:
         if self.adapter is None or not self.trains(name):
             return
         dw = np.zeros(x.shape[1], np.float32)
-        rms_norm_grad_weight(dy, x, rstd, dw)
+        if self._model.hp.norm == "layer":
+            mean, rstd = rstd.reshape(2, -1)
+            layer_norm_grad_weight(dy, x, mean=mean, rstd=rstd, dw=dw)
+        else:
+            rms_norm_grad_weight(dy, x, rstd, dw)
         pair, s = self.adapter.pairs[name], np.float32(self.adapter.scale)
         self.grads[name + ".lora_a"] += s * pair.b[0][:, None] * dw[None, :]
         self.grads[name + ".lora_b"] += s * (pair.a * dw[None, :]).sum(axis=1)[None, :]

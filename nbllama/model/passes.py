@@ -25,7 +25,7 @@ from nbllama.gguf_io import open_gguf
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import LINEARS
-from nbllama.model.activations import Activations, ForwardActivations, Layout
+from nbllama.model.activations import Activations, ForwardActivations, Layout, norm_numbers
 from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.watching import TOP_NODES, show_loss
@@ -34,7 +34,6 @@ from nbllama.ops.embed import embed, embed_lora, embed_lora_grad
 from nbllama.ops.linear.linear import Input, linear
 from nbllama.ops.linear.panels import panel_floats
 from nbllama.ops.loss import LossBuffers, output_loss
-from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.softcap import soft_cap
 
 M = TypeVar("M", bound="Model")
@@ -127,14 +126,14 @@ class Model(Weights):
         # "clip": with the default mode numpy fills a copy first
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
         name = "output_norm.weight"
-        w = bound.norm(name)
-        rms_norm(x, w, self.hp.rms_eps, y=normed, rstd=rstd)
+        bound.normed(name, x, normed, rstd)
         head = self.matrix(self.output.name.removesuffix(".weight"))
         scale = np.float32(self.hp.logit_scale)
         normed *= scale
         total = output_loss(
             head, normed, batch.targets[rows], weight=weight, dx=dnormed if gradient else None,
             pair=bound.pair(head.name), buffers=buffers, floor=floor, cap=self.hp.logit_softcap,
+            bias=self.output_bias,
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
@@ -146,11 +145,10 @@ class Model(Weights):
                 self.watch.gradient("result_norm", -1, whole)
         if gradient:
             dnormed *= scale
-            bound.add_norm_grad(name, dnormed, x, rstd)
             dx = acts.shared("dx", n)
             dx.fill(0)
             back = normed
-            rms_norm_grad(dnormed, x, w, rstd, dx=back, add=False)
+            bound.normed_grad(name, dnormed, x, rstd, dx=back)
             dx[rows] = back
         return total
 
@@ -162,13 +160,16 @@ class Model(Weights):
         """
         hp, n = self.hp, len(x)
         head = self.matrix(self.output.name.removesuffix(".weight"))
-        normed, rstd = np.empty((n, hp.n_embd), np.float32), np.empty(n, np.float32)
-        rms_norm(x, bound.norm("output_norm.weight"), hp.rms_eps, y=normed, rstd=rstd)
+        normed = np.empty((n, hp.n_embd), np.float32)
+        rstd = np.empty(norm_numbers(hp, n), np.float32)
+        bound.normed("output_norm.weight", x, normed, rstd)
         normed *= np.float32(hp.logit_scale)
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
         out = np.empty((n, head.shape[0]), np.float32)
         linear(head, bound.pair(head.name), Input(normed, panels), out, hidden=None)
+        if self.output_bias is not None:
+            out += self.output_bias
         if hp.logit_softcap > 0:
             soft_cap(out, hp.logit_softcap)
         if self.watch is not None:

@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch import ROPE_FACTORS, Hparams, Rope
+from nbllama.arch import ROPE_FACTORS, Hparams, Rope, expected_tensors
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.slots import LINEARS
 from nbllama.model.watching import Watcher
 from nbllama.ops.attention.attention import alibi_slopes
 from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.rope import rope, rope_tables
+from nbllama.ops.ungated import NO_NUMBERS, Xielu, xielu_numbers
 from nbllama.quants import as_readonly, check_finite, decode
 from nbllama.text import Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
+
+Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
 class Linear(NamedTuple):
@@ -39,6 +42,8 @@ def linears(hp: Hparams) -> dict[str, Linear]:
     if hp.fused_gate_up:
         found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
         found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+    if not hp.gated:
+        del found["gate"]
     return found
 
 
@@ -53,7 +58,10 @@ class Weights:
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, np.ndarray] = {}
+        known = expected_tensors(hp)
         for name, info in gguf.tensors.items():
+            if name not in known:
+                continue  # of another sense than text
             if len(info.shape) == 2:
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
@@ -62,9 +70,10 @@ class Weights:
                 check_finite(info.type_id, as_readonly(gguf.data(name)), info.shape[0], name)
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
+        self.output_bias = self.vectors.get("output.bias")
         self.slopes = alibi_slopes(hp.n_head, hp.alibi_max_bias)
         self.linears = linears(hp)
-        self._ropes: dict[Rope, tuple[np.ndarray, np.ndarray]] = {}
+        self._ropes: dict[Rope, Tables] = {}
         self._checked: set[str] = set()
         self._parts: dict[tuple[int, str], Weight] = {}
 
@@ -116,9 +125,14 @@ class Weights:
         """Numpy shape of every base tensor."""
         return {name: info.shape for name, info in self.gguf.tensors.items()}
 
-    def rope_tables(self, n_positions: int, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return cos and sin `[n_positions or more, n_rot/2]`, grown for a longer context."""
+    def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
+        """Return cos and sin `[n_positions or more, n_rot/2]`, grown for a longer context.
+
+        None in a block without RoPE.
+        """
         of = self.hp.rope_at(layer)
+        if of is None:
+            return None
         tables = self._ropes.get(of)
         if tables is None or len(tables[0]) < n_positions:
             scaling = self.hp.rope_scaling
@@ -127,8 +141,8 @@ class Weights:
                 self.hp.n_rot,
                 of.freq_base,
                 freq_scale=of.freq_scale,
-                ext_factor=scaling.ext_factor,
-                attn_factor=scaling.attn_factor,
+                ext_factor=scaling.ext_factor if of.yarn else 0.0,
+                attn_factor=scaling.attn_factor if of.yarn else 1.0,
                 beta_fast=scaling.beta_fast,
                 beta_slow=scaling.beta_slow,
                 n_ctx_orig=scaling.n_ctx_orig,
@@ -139,11 +153,19 @@ class Weights:
     def rotate(
         self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
     ) -> None:
-        """RoPE of a block on y `[N, heads, D]` in place, unless positions come in by ALiBi."""
-        if self.hp.alibi_max_bias == 0:
-            cos, sin = self.rope_tables(int(positions.max()) + 1, layer)
+        """Turn y `[N, heads, D]` in place by the block's RoPE, where it has one."""
+        if tables := self.rope_tables(int(positions.max()) + 1, layer):
             halves = self.hp.rope_pairing == "halves"
-            rope(y, positions, cos, sin, halves=halves, inverse=inverse)
+            rope(y, positions, *tables, halves=halves, inverse=inverse)
+
+    def temper(self, q: np.ndarray, positions: np.ndarray) -> None:
+        """Multiply queries `[N, H, D]`, or their gradient, by their positions' temperature."""
+        if self.hp.temperature is not None:
+            q *= self.hp.temperature.at(positions)[:, None, None]
+
+    def xielu(self, layer: int) -> Xielu:
+        """Return the numbers of a block's activation, where it needs some."""
+        return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:
         """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 PAGES = (
     "embed",
     "rms_norm",
+    "layer_norm",
     "rope",
     "activation",
+    "ungated",
     "linear.linear",
     "attention.grad",
     "softcap",

@@ -62,6 +62,7 @@ def gated_grad_ref(
 
 @kernel()
 def silu_row(gate, up, out):
+    """Compute out = silu(gate) * up of one row."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = a / (_ONE + exp_f32(-a)) * up[f]
@@ -69,6 +70,7 @@ def silu_row(gate, up, out):
 
 @kernel()
 def gelu_row(gate, up, out):
+    """Compute out = gelu(gate) * up of one row, gelu in its tanh form."""
     for f in range(gate.shape[0]):
         a = gate[f]
         z = a * (_LINEAR32 + _CUBIC32 * a * a)

@@ -90,7 +90,7 @@ def _blocks(zp, tops, sums):
 
 @kernel(parallel=True)
 def _scale(zp, factors, lift):
-    """zp = zp * factors of the block + lift."""
+    """Compute zp = zp * factors of the block + lift."""
     n_blocks = factors.shape[1]
     for task in prange(factors.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -109,10 +109,10 @@ def cross_entropy(
     floor: float = 0.0,
     gradient: bool = True,
 ) -> None:
-    """Losses float32 `[M]` of packed logits zp `[P, V, PANEL]`, which become their own gradient
-    times `weight`, zeros past row M; without `gradient` they are of no more use.
+    """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
-    `targets` int32 `[M]`; `floor`: see the module's text.
+    The logits become their own gradient times `weight`, zeros past row M; without `gradient` they
+    are of no more use. `targets` int32 `[M]`; `floor`: see the module's text.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
@@ -146,12 +146,12 @@ def cross_entropy(
 
 
 def packed(z: np.ndarray) -> np.ndarray:
-    """A packed copy of row-major logits `[M, V]`."""
+    """Return a packed copy of row-major logits `[M, V]`."""
     return pack(z, np.empty(panel_floats(len(z), z.shape[-1]), np.float32))
 
 
 def unpacked(zp: np.ndarray, m: int) -> np.ndarray:
-    """The first m rows of panels, row-major `[m, V]`."""
+    """Return the first m rows of panels, row-major `[m, V]`."""
     return np.ascontiguousarray(zp.transpose(0, 2, 1).reshape(-1, zp.shape[1])[:m])
 
 

@@ -33,8 +33,10 @@ _SITES = 8  # inputs of pairs in a block, rounded up
 
 @dataclass(frozen=True)
 class Dropout:
-    """Which values are left out: probability `p`, two 32-bit `key` words of (seed, step), the
-    number of the micro-batch, and the `site`, which tells the inputs of one pass apart.
+    """Which values are left out.
+
+    Probability `p`, two 32-bit `key` words of (seed, step), the number of the micro-batch, and the
+    `site`, which distinguishes the inputs of one pass.
     """
 
     p: float
@@ -43,12 +45,12 @@ class Dropout:
     site: int = 0
 
     def at(self, layer: int, place: int) -> Dropout:
-        """The same for input number `place` of a block."""
+        """Return the same for input number `place` of a block."""
         return replace(self, site=layer * _SITES + place)
 
 
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
-    """The masks of a micro-batch. `p` is from 0 to 1, 1 excluded."""
+    """Return the masks of a micro-batch. `p` is from 0 to 1, 1 excluded."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout {p} is not in [0, 1)")
     word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
@@ -73,7 +75,7 @@ def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def keep_ref(mask: Dropout, n: int, width: int) -> np.ndarray:
-    """keep / (1 - p) as float64 `[n, width]`."""
+    """Compute keep / (1 - p) as float64 `[n, width]`."""
     fours = -(-width // 4)
     t, k = (a.reshape(-1) for a in np.indices((n, fours)))
     rest = np.full((2, len(t)), [[mask.site], [mask.micro]])
@@ -137,13 +139,13 @@ def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
 
 
 def _words(mask: Dropout) -> tuple[Any, ...]:
-    """The kernels' arguments."""
+    """Return the kernels' arguments."""
     words = [np.uint64(w) for w in (mask.site, mask.micro, *mask.key, _threshold(mask.p))]
     return (*words, np.float32(1 / (1 - mask.p)))
 
 
 def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
-    """x' `[N, K]` of x float32 `[N, K]`, in the start of float32 `memory`."""
+    """Compute x' `[N, K]` of x float32 `[N, K]`, in the start of float32 `memory`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
         raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")
@@ -154,7 +156,7 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
 
 
 def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -> None:
-    """dx `[N, K]` += (dh A) keep / (1 - p): dh packed `[P, R6, PANEL]`, a `[R, K]`."""
+    """Add (dh A) keep / (1 - p) to dx `[N, K]`: dh packed `[P, R6, PANEL]`, a `[R, K]`."""
     check_array("add_dropped", "dh", dhp, (n_panels(len(dx)), np.shape(dhp)[1], PANEL))
     check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
     check_output("add_dropped", "dx", dx, dx.shape)

@@ -42,14 +42,14 @@ from nbllama.quants import DECODERS, as_readonly, nbytes, quant_type
 def embed_lora_ref(
     x: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> np.ndarray:
-    """x + s B[tok] A in plain numpy, in the dtype of x."""
+    """Compute x + s B[tok] A in plain numpy, in the dtype of x."""
     return x + scale * b[tokens] @ a
 
 
 def embed_lora_grad_ref(
     dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dA, dB) of `embed_lora_ref`; the gradient by its x is dx itself."""
+    """(dA, dB) of `embed_lora_ref`; the gradient with respect to its x is dx."""
     db = np.zeros_like(b)
     np.add.at(db, tokens, scale * dx @ a.T)
     return scale * b[tokens].T @ dx, db
@@ -112,7 +112,7 @@ def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
 def embed_lora(
     tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float, x: np.ndarray
 ) -> None:
-    """x `[N, C]` += scale * B[tokens] A, with A `[R, C]` and B `[V, R]`.
+    """Add scale * B[tokens] A to x `[N, C]`, with A `[R, C]` and B `[V, R]`.
 
     Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
     """
@@ -131,7 +131,7 @@ def embed_lora_grad(
     da: np.ndarray,
     db: np.ndarray,
 ) -> None:
-    """da `[R, C]` += and db `[V, R]` += the pair's gradients for dx `[N, C]`.
+    """Add the pair's gradients for dx `[N, C]` to da `[R, C]` and db `[V, R]`.
 
     Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
     """
@@ -147,7 +147,7 @@ def embed_lora_grad(
 
 
 def _packed(h: np.ndarray) -> np.ndarray:
-    """h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
+    """Return h `[N, R]` in the panels `[P, R6, PANEL]` that `outer_product` reads."""
     n, rank = h.shape
     lanes = np.zeros((n_panels(n) * PANEL, packed_rows(rank)), np.float32)
     lanes[:n, :rank] = h

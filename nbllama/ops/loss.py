@@ -30,8 +30,11 @@ CHUNK = 192  # most rows whose logits are alive together
 class LossBuffers:
     """Reused memory of one chunk: packed logits and input.
 
-    With a soft-cap `cap` there are the logits before and after it.
+    With a soft-cap `cap` there are the logits before and after it. `seen`: None, or a list to which
+    every call with a gradient adds the losses of its rows (float32 `[M]` in pieces).
     """
+
+    seen: list[np.ndarray] | None = None
 
     def __init__(
         self, n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0
@@ -62,12 +65,14 @@ def output_loss(
     buffers: LossBuffers,
     floor: float = 0.0,
     cap: float = 0.0,
+    bias: np.ndarray | None = None,
 ) -> float:
     """Sum of the rows' losses, unweighted.
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` becomes the gradient of
     `weight` times that sum; with None only the loss is computed. `floor`: see `ops.cross_entropy`.
-    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made.
+    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made. `bias`
+    `[V]` is added to the logits before it.
     """
     total = 0.0
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1
@@ -82,6 +87,8 @@ def output_loss(
         if pair is not None:
             hp, b = thin_product(pair.a, xp, pair.scale, buffers.hp), pair.b
         matmul_packed(w, xp, logits, hp=hp, b=b)
+        if bias is not None:
+            logits += bias[:, None]
         capped = buffers.capped[:size].reshape(flat.shape) if cap > 0 else flat
         if cap > 0:
             soft_cap(flat, cap)
@@ -93,6 +100,8 @@ def output_loss(
         total += float(losses.sum(dtype=np.float64))
         if dx is None:
             continue
+        if buffers.seen is not None:
+            buffers.seen.append(losses.copy())
         if cap > 0:
             soft_cap_grad(flat, capped, cap)
         dhp, a = NO_PANELS, NO_PAIR

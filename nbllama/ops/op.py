@@ -76,7 +76,7 @@ def check_output(
 
 
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
-    """A writable copy with the strides of `array` (numpy's copies are contiguous).
+    """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
     For ops that work in place: their `Op.forward` must refuse what the wrapper refuses.
     """
@@ -88,7 +88,7 @@ def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
 
 
 def readonly(array: np.ndarray) -> np.ndarray:
-    """A read-only view. Inputs go into kernels so: writable ones would compile a second version."""
+    """Return a read-only view, as kernels take inputs: writable ones would compile once more."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -35,7 +35,7 @@ TOKENS = 64  # tokens summed to a partial sum before it joins dw
 
 
 def rms_norm_ref(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
-    """y in plain numpy, in the dtype of x."""
+    """Compute y in plain numpy, in the dtype of x."""
     return w * x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
 
 
@@ -67,6 +67,7 @@ def _sum_of_products(dy, w, x):
 # Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
 @kernel()
 def norm_row(x, w, eps, y):
+    """Compute one row y; return its rstd."""
     mean = np.float32(_sum_of_squares(x) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(mean + eps)
     for c in range(x.shape[0]):
@@ -147,7 +148,7 @@ def rms_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """dx `[N, C]` = (or += with `add`) the gradient with respect to x, with rstd from `rms_norm`.
+    """Compute dx `[N, C]` = (or += with `add`) the gradient with respect to x; rstd as computed.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -161,7 +162,7 @@ def rms_norm_grad(
 
 
 def rms_norm_grad_weight(dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, dw: np.ndarray) -> None:
-    """dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
+    """Add the gradient with respect to w to dw `[C]`, summed over tokens in ascending order.
 
     Raises ValueError for arrays that do not fit each other.
     """

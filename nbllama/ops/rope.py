@@ -92,7 +92,7 @@ def rope_tables(
 def yarn_range(
     n_rot: int, n_ctx_orig: int, freq_base: float, *, beta_fast: float, beta_slow: float
 ) -> tuple[np.float32, np.float32]:
-    """The pairs between which YaRN changes from extrapolation to interpolation.
+    """Return the pairs between which YaRN changes from extrapolation to interpolation.
 
     Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context; the
     range ends where that is `beta_fast` and `beta_slow` (llama.cpp: ggml_rope_yarn_corr_dims).
@@ -117,7 +117,7 @@ def rope_ref(
     halves: bool,
     inverse: bool = False,
 ) -> np.ndarray:
-    """y in plain numpy, in the dtype of x; the gradient is the same with `inverse`."""
+    """Compute y in plain numpy, in the dtype of x; the gradient is the same with `inverse`."""
     half = cos.shape[1]
     a = slice(0, half) if halves else slice(0, 2 * half, 2)
     b = slice(half, 2 * half) if halves else slice(1, 2 * half, 2)
@@ -131,6 +131,7 @@ def rope_ref(
 
 @kernel()
 def turn_halves(x, cos, sin, sign):
+    """Rotate the pairs (i, i + n_rot/2) of one token's heads, in place."""
     half = cos.shape[0]
     for h in range(x.shape[0]):
         a = x[h, :half]
@@ -145,6 +146,7 @@ def turn_halves(x, cos, sin, sign):
 
 @kernel()
 def turn_interleaved(x, cos, sin, sign):
+    """Rotate the pairs (2i, 2i + 1) of one token's heads, in place."""
     for h in range(x.shape[0]):
         row = x[h]
         for i in range(cos.shape[0]):

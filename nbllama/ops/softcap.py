@@ -30,12 +30,12 @@ from nbllama.ops.op import (
 
 
 def soft_cap_ref(z: np.ndarray, cap: float) -> np.ndarray:
-    """y in plain numpy, in the dtype of z."""
+    """Compute y in plain numpy, in the dtype of z."""
     return cap * np.tanh(z / cap)
 
 
 def soft_cap_grad_ref(dy: np.ndarray, z: np.ndarray, cap: float) -> np.ndarray:
-    """The gradient by z."""
+    """Compute the gradient with respect to z."""
     return dy * (1 - np.tanh(z / cap) ** 2)
 
 
@@ -66,7 +66,7 @@ def _cap_grad(dy, y, cap):
 
 
 def soft_cap(z: np.ndarray, cap: float) -> None:
-    """z `[M, V]` becomes y. Raises ValueError for what is no such array, or a cap not above 0."""
+    """Turn z `[M, V]` into y. Raises ValueError for another array, or a cap not above 0."""
     if np.ndim(z) != 2 or not cap > 0:
         raise ValueError(f"soft_cap: z {np.shape(z)} is not [M, V], or cap {cap} is not above 0")
     check_output("soft_cap", "z", z, z.shape)
@@ -74,7 +74,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
 
 
 def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
-    """dy `[M, V]` becomes the gradient by z; y is what `soft_cap` made of z.
+    """Turn dy `[M, V]` into the gradient with respect to z; y is what `soft_cap` made of z.
 
     Raises ValueError for arrays that do not fit each other, or a cap not above 0.
     """

@@ -74,8 +74,9 @@ def _cosine(s: Schedule, step: int) -> float:
     if s.enable_restart:
         step -= s.warmup
         while 0 < length < step:
-            step -= length
-            length = int(s.cos_decay_restart * length)
+            before, length = length, int(s.cos_decay_restart * length)
+            # of equal lengths all at once
+            step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
         return s.cos_decay_min  # the limit of ever shorter decays; the formula itself is 0 / 0
     t = min(step, length) / length

@@ -14,6 +14,10 @@ from nbllama.errors import UsageError, shown
 from nbllama.options.parser import Option, read
 from nbllama.options.unknown import unknown
 from nbllama.options.values import Text
+from nbllama.system.regular import read_whole
+
+MAX_BYTES = 1 << 20
+"""Largest file that is read: YAML takes seconds for more, and no options are so long."""
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
@@ -27,12 +31,16 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
     import yaml
 
     try:
-        with open(path, encoding="utf-8") as file:
-            root = yaml.compose(file, Loader=yaml.SafeLoader)
+        text = read_whole(path, MAX_BYTES).decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as e:
         raise UsageError(f"--config {shown(path)}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
         raise UsageError(f"--config {shown(path)}: not UTF-8") from e
+    except RecursionError:
+        raise UsageError(f"--config {shown(path)}: nested too deeply") from None
+    except ValueError as e:
+        raise UsageError(f"--config {shown(path)}: {e}") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -103,7 +111,7 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 # What decides nothing of the adapter, or was done once.
 _NOT_OF_THE_RUN = {
-    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "only_write_lora",
+    "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
 }  # fmt: skip
 
 

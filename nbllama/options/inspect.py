@@ -25,7 +25,7 @@ _show = partial(option, "Show")
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """A parsed command line, but for FILE."""
+    """A parsed command line, except for FILE."""
 
     json: bool = _show(None, False, "everything as one JSON document")
     all: bool = _show(None, False, "every tensor and key, not groups and the first ones of them")

@@ -37,7 +37,7 @@ not fit, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A parsed command line of `export_lora`, but for the adapters."""
+    """A parsed command line of `export_lora`, except for the adapters."""
 
     model_base: str = model_option("base model", "-m", "--model")
     model_out: str = _files(
@@ -130,7 +130,7 @@ enough memory, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """The options of `quantize`, but for IN, OUT and TYPE."""
+    """The options of `quantize`, except for IN, OUT and TYPE."""
 
     pure: bool = _run(None, False, "one type for all matrices, no mix")
     allow_requantize: bool = _run(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from nbllama import __version__
 from nbllama.errors import UsageError, shown
 from nbllama.options.unknown import unknown
-from nbllama.options.values import Value
+from nbllama.options.values import LARGEST, SMALLEST, NotInFloat32, Port, Value
 from nbllama.system.program import called_as
 
 _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
@@ -194,11 +194,20 @@ def read(
         found = by_name[name]
         if found is not None and found.value is not None:
             if not equals:
-                if not rest or plain(rest[0].partition("=")[0]) in by_name:
+                alone = found.value.alone if isinstance(found.value, Port) else None
+                if alone is not None and (not rest or rest[0].startswith("-")):
+                    value = alone
+                elif not rest or plain(rest[0].partition("=")[0]) in by_name:
                     raise UsageError(f"{name} needs a value: {found.value.allowed()}")
-                value = rest.pop(0)
+                else:
+                    value = rest.pop(0)
             try:
                 parsed = found.value.parse(value)
+            except NotInFloat32:
+                raise UsageError(
+                    f"{name}: '{shown(value)}' is not allowed; the program computes in float32:"
+                    f" give a number between {SMALLEST:.1e} and {LARGEST:.1e}"
+                ) from None
             except ValueError:
                 raise UsageError(
                     f"{name}: '{shown(value)}' is not allowed; give {found.value.allowed()}"

@@ -28,7 +28,7 @@ _diff = partial(option, "diff")
 
 @dataclass(frozen=True)
 class PeekOptions:
-    """A parsed command line, but for its words."""
+    """A parsed command line, except for its words."""
 
     values: int = _show(Whole(), 0, "print so many of each array's first numbers", also=["-n"])
     picture: str = _show(

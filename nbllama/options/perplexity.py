@@ -28,7 +28,7 @@ that does not fit, 130 stopped by Ctrl-C"""
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """A parsed command line of `perplexity`, but for the adapters."""
+    """A parsed command line of `perplexity`, except for the adapters."""
 
     model: str = model_option("model", "-m", "--model-base")
     file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbllama.errors import UsageError
+from nbllama.errors import UsageError, shown
 from nbllama.options.common import debug_option
 from nbllama.options.parser import parse_into, table
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.report"
-ABOUT = """Make the page about a run from its log, the file of --log. OUT.html is one file without a
-script that needs nothing else."""
-EPILOG = "exit codes: 0 done, 2 bad usage or a bad log, 3 path that cannot be written"
-_WORDS = "give the files as words: LOG OUT.html"
+ABOUT = """Make the page about a run from its log, the file of --log, or one page that compares
+several runs. The page is one file that needs nothing else."""
+EPILOG = """A word that ends in .html is the page. Without one the page lies next to the first log:
+RUN.html, or A-vs-B.html; a page that is there already is only replaced when it is named.
+
+exit codes: 0 done, 2 bad usage or a bad log, 3 path that cannot be written"""
+_WORDS = "give the files as words: LOG OUT.html, or LOG LOG ... OUT.html"
 _FAMILIAR = dict.fromkeys(("--log", "--output", "-o", "--out", "--report", "--input"), _WORDS)
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """A parsed command line, except for its two words."""
+    """A parsed command line, except for its words."""
 
     debug: bool = debug_option("Options")
 
 
-def parse(argv: Sequence[str]) -> tuple[str, str]:
-    """Return the log and the page's name. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+def parse(argv: Sequence[str]) -> tuple[list[str], str]:
+    """Return the logs and the page's name. Raises `UsageError`; `--help`: `SystemExit(0)`."""
     names, rest = take_words(argv, table(ReportOptions))
     parse_into(
         ReportOptions, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=_FAMILIAR,
-        forms=["LOG OUT.html"],
+        forms=["LOG [OUT.html]", "LOG LOG ... [OUT.html]"],
     )  # fmt: skip
-    if len(names) != 2 or not all(names):
-        raise UsageError("give a log and the name of the page: LOG OUT.html")
-    return names[0], names[1]
+    pages = [name for name in names if is_page(name)]
+    logs = [name for name in names if not is_page(name)]
+    if not logs or not all(names):
+        raise UsageError("give a log, and the name of the page: LOG OUT.html")
+    if len(pages) > 1:
+        raise UsageError(f"{shown(pages[0])} and {shown(pages[1])}: there is one page, from logs")
+    for i, log in enumerate(logs):
+        if os.path.realpath(log) in map(os.path.realpath, logs[:i]):
+            raise UsageError(f"{shown(log, 400)} is given twice")
+    return logs, pages[0] if pages else _new_page(logs)
+
+
+def is_page(name: str) -> bool:
+    """Whether a word is the name of a page."""
+    return name.lower().endswith((".html", ".htm"))
+
+
+def _new_page(logs: Sequence[str]) -> str:
+    """Make a name next to the first log. Raises `UsageError` if there is such a file."""
+    stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
+    name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
+    if os.path.lexists(name):
+        raise UsageError(f"{shown(name, 400)} is there already; give its name to replace it")
+    return name

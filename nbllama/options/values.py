@@ -11,6 +11,9 @@ from typing import Any
 
 from nbllama.options.steps import STEPS, parse_steps
 
+SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+"""Smallest and largest positive normal float32."""
+
 # What the program itself gives to a chat template.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
@@ -72,9 +75,16 @@ class Whole:
         return f"a whole number from {self.low} to {self.high}"
 
 
+class NotInFloat32(ValueError):
+    """A number that is infinite or not normal in float32, in which the program computes."""
+
+
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high], or without an end where `above` / `below` says so."""
+    """A finite number in [low, high], or without an end where `above` / `below` says so.
+
+    It must be 0 or a normal number of float32, in which it will be used.
+    """
 
     low: float = 0.0
     high: float = math.inf
@@ -83,12 +93,17 @@ class Real:
     metavar: str = "X"
 
     def parse(self, text: str) -> float:
-        """Return the number; `ValueError` if it is none, not finite or out of range."""
+        """Return the number.
+
+        Raises `ValueError` if it is none, not finite or out of range, and `NotInFloat32`.
+        """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
         under = number < self.high if self.below else number <= self.high
         if not (math.isfinite(number) and over and under):
             raise ValueError(text)
+        if number and not SMALLEST <= abs(number) <= LARGEST:
+            raise NotInFloat32(text)
         return number
 
     def allowed(self) -> str:
@@ -136,6 +151,30 @@ class Size:
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
         return "a number of bytes, such as 750M or 1.5G"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of this machine, 0 for any free one; "on" (also true, yes) is 0, "off" is None."""
+
+    metavar: str = "[PORT]"
+    alone: str = "on"  # what the option means without a value
+
+    def parse(self, text: str) -> int | None:
+        """Return the port; raises `ValueError` for anything else, and for ports of the system."""
+        word = text.lower()
+        if word in ("on", "true", "yes"):
+            return 0
+        if word in ("off", "false", "no"):
+            return None
+        number = int(text)
+        if number and not 1024 <= number <= 65535:
+            raise ValueError(text)
+        return number
+
+    def allowed(self) -> str:
+        """Say what may be given."""
+        return "nothing, or a port from 1024 to 65535"
 
 
 @dataclass(frozen=True)
@@ -215,4 +254,4 @@ class Dumped:
         return STEPS
 
 
-Value = Text | Whole | Real | Choice | Day | Size | Variables | Dumped
+Value = Text | Whole | Real | Choice | Day | Size | Port | Variables | Dumped

@@ -29,7 +29,7 @@ written, 4 not enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """A parsed command line of `verify`, but for the adapters."""
+    """A parsed command line of `verify`, except for the adapters."""
 
     model: str = model_option("base model", "-m", "--model-base")
     lora: str = lora_option()

@@ -18,6 +18,7 @@ from nbllama.errors import GGUFError, UsageError, shown
 from nbllama.peek.names import Patterns, aliases
 from nbllama.peek.tables import table
 from nbllama.system.files import atomic_write
+from nbllama.system.regular import first_bytes
 
 ABOUT = "__about__"
 MOST_BYTES = 1 << 34  # of an archive's arrays together
@@ -73,8 +74,7 @@ class Dump(Mapping[str, np.ndarray]):
 def is_dump(path: Path) -> bool:
     """Whether a file begins as an `.npz` archive does."""
     try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
+        return first_bytes(path, 4) == b"PK\x03\x04"
     except OSError:
         return False
 

@@ -66,13 +66,16 @@ BLOCK = (
     Node("ffn_gate", "[N, F]", ("t26",), "gate projection"),
     Node("ffn_swiglu", "[N, F]", ("t28",), "silu(gate) * up (models with silu)"),
     Node("ffn_geglu", "[N, F]", ("t28",), "gelu(gate) * up (models with gelu)"),
+    Node("ffn_gelu", "[N, F]", ("t28",), "gelu(up) (models without a gate)"),
+    Node("ffn_relu2", "[N, F]", ("t28",), "relu(up)^2 (models without a gate)"),
+    Node("ffn_xielu", "[N, F]", ("t28",), "xielu(up) (models without a gate)"),
     Node("ffn_out", "[N, C]", ("t29",), "what feed-forward adds to the stream", False),
     Node("ffn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
     Node("l_out", "[N, C]", ("t30",), "the block's output"),
 )
 BATCH = ("tokens", "targets", "positions", "offsets")
 _NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK}
-_NODE = re.compile(r"([A-Za-z_]+)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
+_NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
 
 
 def node_name(name: str, layer: int) -> str:

@@ -17,6 +17,7 @@ from nbllama.gguf_io import GGUFFile, open_gguf
 from nbllama.peek.dump import Dump, is_dump, load
 from nbllama.peek.names import Patterns
 from nbllama.quants import QUANTS, decode
+from nbllama.system.regular import first_bytes
 
 MOST_BYTES = 8 << 30  # of one file's decoded tensors
 
@@ -51,9 +52,8 @@ def _gguf(path: str) -> GGUFFile | None:
     try:
         f = open_gguf(path)
     except GGUFError:
-        with open(path, "rb") as file:
-            if file.read(4) == b"algg":  # a .bin adapter
-                return None
+        if os.path.isfile(path) and first_bytes(path, 4) == b"algg":  # a .bin adapter
+            return None
         raise
     if f.metadata.get("general.type") == "adapter":
         f.close()

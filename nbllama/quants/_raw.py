@@ -31,7 +31,7 @@ intrinsic: Any = _intrinsic  # its own annotations show callers the first argume
 
 
 def _raw_scope(builder: Any) -> Any:
-    """The alias scope of all bytes read here, as LLVM metadata."""
+    """Return the alias scope of all bytes read here, as LLVM metadata."""
     module = builder.module
     domain = module.add_metadata(["nbllama.quants"])
     return module.add_metadata([module.add_metadata(["nbllama.quants.raw", domain])])
@@ -123,25 +123,25 @@ def i8(typingctx, raw, i):
 
 @intrinsic
 def u16(typingctx, raw, i):
-    """The two bytes from byte `i` of `raw` as int64, 0..65535."""
+    """Read the two bytes from byte `i` of `raw` as int64, 0..65535."""
     return _load(_I16, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def u32(typingctx, raw, i):
-    """The four bytes from byte `i` of `raw` as int64, 0..2^32-1."""
+    """Read the four bytes from byte `i` of `raw` as int64, 0..2^32-1."""
     return _load(_I32, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def f32(typingctx, raw, i):
-    """The float32 from byte `i` of `raw`."""
+    """Read the float32 from byte `i` of `raw`."""
     return _load(_I32, lambda context, builder, x: builder.bitcast(x, _F32), types.float32, raw)
 
 
 @intrinsic
 def f16(typingctx, raw, i):
-    """The IEEE half from byte `i` of `raw` as float32; exact, infinities and NaN stay such."""
+    """Read the IEEE half from byte `i` of `raw` as float32; exact, infinities and NaN stay such."""
     return _load(_I16, _half, types.float32, raw)
 
 
@@ -153,13 +153,13 @@ def f16_by_integers(typingctx, raw, i):
 
 @intrinsic
 def bf16(typingctx, raw, i):
-    """The bfloat16 (upper half of a float32) from byte `i` of `raw` as float32."""
+    """Read the bfloat16 (upper half of a float32) from byte `i` of `raw` as float32."""
     return _load(_I16, _brain_half, types.float32, raw)
 
 
 @intrinsic
 def half_of_bits(typingctx, bits):
-    """The IEEE half with the 16-bit pattern `bits` (an int64) as float32."""
+    """Return the IEEE half with the 16-bit pattern `bits` (an int64) as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _half(context, builder, builder.trunc(args[0], _I16))
@@ -168,8 +168,8 @@ def half_of_bits(typingctx, bits):
 
 
 @intrinsic
-def float_of_bits(typingctx, bits):
-    """The float32 whose pattern is the low 32 bits of an int64."""
+def single_of_bits(typingctx, bits):
+    """Return the float32 whose pattern is the low 32 bits of an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(builder.trunc(args[0], _I32), _F32)

@@ -60,7 +60,7 @@ class _VectorModel(PrimitiveModel):
 
 
 def _spread(builder: Any, scalar: Any, lanes: int) -> Any:
-    """A vector with `scalar` in every lane."""
+    """Return a vector with `scalar` in every lane."""
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
     zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
@@ -180,7 +180,7 @@ def times_over_256(typingctx, codes, factor):
 
 @intrinsic
 def bits16(typingctx, bits):
-    """The 16 low bits of an integer as 16 codes of 0 or 1, lowest bit first."""
+    """Return the 16 low bits of an integer as 16 codes of 0 or 1, lowest bit first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = builder.bitcast(builder.trunc(args[0], _I16), ir.VectorType(ir.IntType(1), 16))

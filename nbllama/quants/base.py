@@ -26,7 +26,7 @@ QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.fa
 
 
 def quant_type(type_id: int) -> TensorType:
-    """The row of a type; GGUFError for a type that cannot be decoded."""
+    """Return the row of a type; GGUFError for a type that cannot be decoded."""
     try:
         return QUANTS[type_id]
     except KeyError:
@@ -51,7 +51,7 @@ if KERNEL_SET not in ("vector", "plain"):
 
 @cache
 def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
-    """The kernel `decode(raw, src, n_blocks, out, dst)` of a type; KeyError if there is none."""
+    """Return the kernel `decode(raw, src, n_blocks, out, dst)` of a type; KeyError for none."""
     t = QUANTS[type_id]
     name = f"decode_{t.name.lower()}"  # decode_q4_1 in nbllama.quants.legacy, for example
     if kernel_set == "vector" and find_spec(f"nbllama.quants.vector.{t.family}"):

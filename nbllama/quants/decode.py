@@ -12,7 +12,7 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """A read-only view of bytes [n]: kernels compile once, for read-only input.
+    """Return a read-only view of bytes [n]: kernels compile once, for read-only input.
 
     Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
     """

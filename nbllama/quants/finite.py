@@ -1,4 +1,4 @@
-"""`check_finite`: are all weights of a tensor numbers? (llama.cpp's `--check-tensors`)
+"""`check_finite`, llama.cpp's `--check-tensors`: are all weights of a tensor numbers.
 
 One NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from its cause.
 Codes of a block are always finite, so it is enough to look at the scales: one or two halves per
@@ -8,8 +8,9 @@ An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN whe
 exponent are set, so one kernel serves them all: a 16-bit field every `stride` bytes, and a mask.
 The plain formats are first read in words of four bytes, which is as fast as memory.
 
-Two types differ. IQ1_M spreads its scale over four fields. The scale of MXFP4 is an exponent: 255
-is NaN by its specification, and 253 and 254 overflow float32 together with the largest codes.
+Three types differ. Every scale of NVFP4 is a number (llama.cpp reads its NaN as 0). IQ1_M spreads
+its scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and
+253 and 254 overflow float32 together with the largest codes.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def iq1_m_scale(raw, at):
-    """d of an IQ1_M block at byte `at`: its four nibbles are on top of the four u16 of `scales`."""
+    """Return d of an IQ1_M block at byte `at`: its four nibbles top the four u16 of `scales`."""
     bits = 0
     for k in range(4):
         bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)

@@ -25,7 +25,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 @kernel()
 def decode_q2_k(raw, src, n_blocks, out, dst):
-    """w = (d * scale) * q - dmin * min; q has two bits; a byte of scales is scale | min << 4."""
+    """Decode w = (d * scale) * q - dmin * min; q has two bits; a scales byte: scale | min << 4."""
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
         d, dmin = f16(raw, at + 80), f16(raw, at + 82)
@@ -52,7 +52,7 @@ def q3_scale(raw, at, g):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -82,7 +82,7 @@ def scale_and_min(raw, at, g):
 
 @kernel()
 def decode_q4_k(raw, src, n_blocks, out, dst):
-    """w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
+    """Decode w = (d * scale) * q - dmin * min; groups 2p and 2p + 1 are the halves of 32 bytes."""
     for b in range(n_blocks):
         at, to = src + 144 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -97,7 +97,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is the fifth bit of q."""
+    """Decode w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is q's fifth."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -113,10 +113,10 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q6_k(raw, src, n_blocks, out, dst):
-    """w = (d * scale) * (q - 32); scales are signed bytes; q has four bits in `ql`, two in `qh`.
+    """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
 
-    Of each half (128 weights), 64 bytes of `ql` hold weights 0..63 in their low and 64..127 in
-    their high halves, and 32 bytes of `qh` hold four two-bit fields.
+    Scales are signed bytes. Of each half (128 weights), 64 bytes of `ql` hold weights 0..63 in
+    their low and 64..127 in their high halves, and 32 bytes of `qh` hold four two-bit fields.
     """
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

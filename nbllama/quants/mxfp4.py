@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from nbllama.kernels.jit import kernel
 from nbllama.quants import _grids
-from nbllama.quants._raw import float_of_bits, i8, number, put, u8
+from nbllama.quants._raw import i8, number, put, single_of_bits, u8
 
 _VALUES = _grids.MXFP4
 
@@ -24,12 +24,12 @@ _VALUES = _grids.MXFP4
 @kernel()
 def power_of_two(e):
     """2^(e - 128) for e = 0..255 as float32; the two least ones are subnormal."""
-    return float_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
+    return single_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
 
 
 @kernel()
 def decode_mxfp4(raw, src, n_blocks, out, dst):
-    """w = 2^(e - 128) * value[q]."""
+    """Decode w = 2^(e - 128) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 17 * b, dst + 32 * b
         d = power_of_two(u8(raw, at))

@@ -1,5 +1,6 @@
-"""The page about a run, made from its log: `--report`, and `python -m nbllama.report LOG OUT.html`.
+"""The page about a run, from its log or served while it goes on.
 
-One self-contained file without a script: curves are drawn here as SVG, colours follow the reader's
-light or dark theme, and every text of the run is escaped.
+`--report` and `python -m nbllama.report LOG OUT.html` write it as a file, `--live` serves it.
+`records` reads a log, `payload` makes one object of it, `page` puts that into one self-contained
+file, and `live` serves the same file and what is new.
 """

@@ -1,12 +1,14 @@
-"""`python -m nbllama.report`: make the page about a run from its log."""
+"""`python -m nbllama.report`: make the page about a run from its log, or compare runs."""
 
 from __future__ import annotations
 
 import sys
 
-from nbllama.cli.report import main
+from nbllama.system.start import Program
 
 __all__ = ["main"]
 
+main = Program("nbllama.cli.report")
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main.start())

@@ -9,10 +9,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from io import FileIO
 from statistics import median
 from typing import Any
 
 from nbllama.errors import OutputError, shown
+from nbllama.system.files import try_lock
+from nbllama.system.regular import open_own
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -134,7 +137,7 @@ class MetricsLog:
         self._on_error = on_error
         self._told = False
         try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (as long as the log)
+            self._file = _opened(path)
             self._cut = _ends_inside_line(path)
         except OSError as e:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
@@ -165,6 +168,18 @@ class MetricsLog:
             self._file.close()
         except OSError as e:
             self._on_error(f"--log {shown(self.path)}: {e.strerror or e}")
+
+
+def _opened(path: str) -> FileIO:
+    """Open the file to append to, locked: two runs would mix their lines."""
+    fd = open_own(path, os.O_WRONLY | os.O_APPEND)
+    file = FileIO(fd, "ab")
+    if not try_lock(fd):
+        file.close()
+        raise OutputError(
+            f"--log {shown(path)}: another run is writing it; wait for it, or choose another name"
+        )
+    return file
 
 
 def _ends_inside_line(path: str) -> bool:

@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nbllama.errors import DataError, shown
+from nbllama.system.regular import read_whole
 
 Row = dict[str, Any]
+
+MAX_BYTES = 1 << 30
+"""Largest log that is read, a million iterations and more."""
 
 
 @dataclass
 class Run:
-    """Rows as in the log.
+    """Rows as in the log, in order of their iterations, up to what was done last.
 
-    `run`: the last start; `steps`, `evaluations`: one for each iteration, in order, up to what was
-    done last; `end`: how the last start ended, {} while it continues.
+    `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
+    `questions`: what a run with `--live` measured and was asked. `verdict`, `end`: what came out,
+    and how the last start ended; {} while it continues.
     """
 
     run: Row = field(default_factory=dict)
     steps: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
     end: Row = field(default_factory=dict)
+    norms: list[Row] = field(default_factory=list)
+    texts: list[Row] = field(default_factory=list)
+    questions: list[Row] = field(default_factory=list)
+    verdict: Row = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        """Take in a row; one of an event that is not known is left out."""
+        event = row.get("event", "step")
+        if event == "run":
+            # It continues after iteration `iter`: what another one did later was lost.
+            for rows in self._lists().values():
+                while rows and rows[-1]["iter"] > row["iter"]:
+                    rows.pop()
+            self.run, self.end, self.verdict = row, {}, {}
+        elif event == "end":
+            self.end = row
+        elif event == "verdict":
+            self.verdict = row
+        elif event in (lists := self._lists()):
+            _put(lists[event], row, several=event in ("tokens", "question"))
+
+    def copy(self) -> Run:
+        """Copy the lists; the rows are the same."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies: dict[str, Any] = {
+            k: list(v) if isinstance(v, list) else v for k, v in parts.items()
+        }
+        return Run(**copies)
+
+    def _lists(self) -> dict[str, list[Row]]:
+        return {
+            "step": self.steps, "evaluation": self.evaluations, "norms": self.norms,
+            "tokens": self.texts, "question": self.questions,
+        }  # fmt: skip
+
+
+def _put(rows: list[Row], row: Row, *, several: bool) -> None:
+    """Add a row in the place of its iteration; without `several` it replaces one that is there."""
+    at = len(rows)
+    while at and rows[at - 1]["iter"] > row["iter"]:
+        at -= 1
+    if at and rows[at - 1]["iter"] == row["iter"] and not several:
+        rows[at - 1] = row
+    else:
+        rows.insert(at, row)
 
 
 def read_log(path: str) -> Run:
@@ -30,29 +81,16 @@ def read_log(path: str) -> Run:
 
     Raises `DataError` for a file that cannot be read or holds no iteration and no start of a run.
     """
+    run = Run()
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            rows = [row for line in file if (row := _row(line)) is not None]
+        content = read_whole(path, MAX_BYTES)
     except OSError as e:
         raise DataError(f"{shown(path, 400)}: {e.strerror or e}") from e
-    run = Run()
-    steps: dict[int, Row] = {}
-    evaluations: dict[int, Row] = {}
-    for row in rows:
-        at = row["iter"]
-        if row.get("event") == "run":
-            # It goes on after iteration `at`: what another one did later was lost.
-            steps = {i: r for i, r in steps.items() if i <= at}
-            evaluations = {i: r for i, r in evaluations.items() if i <= at}
-            run.run, run.end = row, {}
-        elif row.get("event") == "evaluation":
-            evaluations[at] = row
-        elif row.get("event") == "end":
-            run.end = row
-        elif "event" not in row:
-            steps[at] = row
-    run.steps = [steps[i] for i in sorted(steps)]
-    run.evaluations = [evaluations[i] for i in sorted(evaluations)]
+    except ValueError as e:
+        raise DataError(f"{shown(path, 400)}: {e}") from e
+    for line in io.BytesIO(content):
+        if (row := _row(line.decode("utf-8", "replace"))) is not None:
+            run.add(row)
     if not (run.run or run.steps):
         raise DataError(f"{shown(path, 400)}: no log of a run: no line of it is an iteration")
     return run
@@ -63,17 +101,29 @@ def _row(line: str) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or type(row.get("iter")) is not int or row["iter"] < 0:
+    if not isinstance(row, dict) or type(row.get("iter")) is not int:
         return None
-    return row
+    if not 0 <= row["iter"] < 1 << 53:
+        return None
+    return row if isinstance(row.get("event", "step"), str) else None
+
+
+def text(value: Any) -> str:
+    """Return whatever is in a log as text."""
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
+        return "\N{HORIZONTAL ELLIPSIS}"
 
 
 def number(row: Row, key: str) -> float | None:
-    """Return a finite number of a row; None for anything else that may be there."""
+    """Return a finite number of a row, 0 for one that is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e300 else None
+    if not abs(value) < 1e300:
+        return None
+    return float(value) if abs(value) > 1e-300 else 0.0
 
 
 def points(rows: list[Row], key: str) -> list[tuple[float, float]]:

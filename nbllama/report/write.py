@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from nbllama.errors import UsageError, shown
-from nbllama.report.page import page
+from nbllama.report.page.template import page
+from nbllama.report.payload import payload
 from nbllama.report.records import read_log
 from nbllama.system.files import atomic_write
+from nbllama.system.replaced import PAGE, check_kind
 
 
-def write_report(log: str, out: str) -> None:
-    """Make the page `out` from the log, whole or not at all.
+def write_report(logs: str | Sequence[str], out: str) -> None:
+    """Make the page `out` from a log, or from several that are compared, whole or not at all.
 
-    Raises `DataError` for a log that is none, `OutputError` if the page cannot be written,
-    `UsageError` if both are the same file.
+    Raises `DataError` for a log that is none, `OutputError` if the page cannot be written or would
+    replace a file that is no such page, `UsageError` if the page would replace a log, and for too
+    many logs.
     """
-    if os.path.exists(out) and os.path.exists(log) and os.path.samefile(log, out):
-        raise UsageError(f"{shown(out, 400)}: the page would take the place of the log")
-    text = page(read_log(log))
+    names = [logs] if isinstance(logs, str) else list(logs)
+    for log in names:
+        if os.path.exists(out) and os.path.exists(log) and os.path.samefile(log, out):
+            raise UsageError(f"{shown(out, 400)}: the page would replace the log")
+    check_kind(out, PAGE)
+    runs = [(label, read_log(log)) for label, log in zip(labels(names), names, strict=True)]
+    text = page(payload(runs))
     with atomic_write(out) as file:
         file.write(text.encode("utf-8", "replace"))
+
+
+def labels(logs: Sequence[str]) -> list[str]:
+    """Short names for logs, all different: their files' names, with folders where these agree."""
+    paths = [os.path.splitext(log)[0].replace(os.sep, "/").split("/") for log in logs]
+    for n in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-n:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({i})" for i, name in enumerate(names, 1)]

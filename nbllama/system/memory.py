@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import psutil
 
 
-def mapped(path: str | os.PathLike[str]) -> int:
-    """Bytes of a mapped file that are in memory now; 0 where the system does not tell."""
+def mapped(*paths: str | os.PathLike[str]) -> int:
+    """Bytes of mapped files that are in memory now; 0 where the system does not say."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
         return 0
-    name = os.path.realpath(path)
-    return sum(int(m.rss) for m in maps if m.path == name)
+    names = {os.path.realpath(path) for path in paths}
+    return sum(int(m.rss) for m in maps if m.path in names)
 
 
 def resident() -> int:
@@ -51,7 +51,7 @@ def available_memory() -> int:
     return available
 
 
-_PROC_CGROUP, _SYS_CGROUP = "/proc/self/cgroup", "/sys/fs/cgroup"
+PROC_CGROUP, SYS_CGROUP = "/proc/self/cgroup", "/sys/fs/cgroup"
 _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 
 
@@ -60,24 +60,25 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 
     Versions 1 and 2. Pages of files, which can be dropped, do not count as used.
     """
-    for line in _read(_PROC_CGROUP).splitlines():
+    for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
-        root, names = (f"{_SYS_CGROUP}/memory", _V1) if kinds else (_SYS_CGROUP, _V2)
+        root, names = (f"{SYS_CGROUP}/memory", _V1) if kinds else (SYS_CGROUP, _V2)
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for n in range(len(parts), -1, -1):
             folder = "/".join([root, *parts[:n], "memory."])
-            limit, used = (_read(folder + name) for name in names)
+            limit, used = (read(folder + name) for name in names)
             if limit.isdigit() and used.isdigit():
-                rows = (row.split() for row in _read(folder + "stat").splitlines())
+                rows = (row.split() for row in read(folder + "stat").splitlines())
                 stat = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
                 total = "total_" if kinds else ""
                 files = sum(stat.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
                 yield int(limit), int(used) - files
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """Read a file of the system; "" if it cannot be read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().strip()

@@ -7,24 +7,28 @@ from collections.abc import Iterable, Iterator
 
 from nbllama.errors import UsageError, shown
 from nbllama.system.files import check_writable, sweep_temporary
+from nbllama.system.part_names import files_of
+from nbllama.system.replaced import Kind, check_kind
 
 
-def prepare_output(path: str, inputs: Iterable[str]) -> None:
+def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
     """Check that an output can be written and is none of the inputs; remove dead leftovers.
 
-    A file in a folder that is an input is refused too. Raises `UsageError` or `OutputError`.
+    A file in a folder that is an input is refused too, and one that would replace a file of another
+    `kind`. Raises `UsageError` or `OutputError`.
     """
     for file in inputs:
         if os.path.exists(path) and any(os.path.samefile(path, each) for each in _files(file)):
             raise UsageError(f"{shown(path, 400)}: is an input too; choose another output name")
+    if kind is not None:
+        check_kind(path, kind)
     check_writable(path)
     sweep_temporary(path)
 
 
 def _files(name: str) -> Iterator[str]:
-    """Yield an input that exists, and the files in it if it is a folder (a PEFT adapter)."""
-    if os.path.exists(name):
-        yield name
+    """Yield an input that exists, the other parts of a model in parts, and a folder's files."""
+    yield from filter(os.path.exists, files_of(name))
     if os.path.isdir(name):
         with os.scandir(name) as entries:
             yield from (entry.path for entry in entries if entry.is_file())

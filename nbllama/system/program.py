@@ -4,8 +4,7 @@
 |---|---|
 | `NbllamaError` | its own code (see `nbllama.errors`) |
 | no memory | 4 |
-| Ctrl-C outside of training | 130 |
-| SIGTERM outside of training | 143 |
+| SIGINT (Ctrl-C), SIGTERM, SIGHUP outside of training | 130, 143, 129 |
 | a path that cannot be read | 2 |
 | a path that cannot be written | 3 |
 | anything else, which is a bug | 1 |
@@ -15,16 +14,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from types import FrameType
 
 from nbllama.errors import Interrupted, NbllamaError, shown
+from nbllama.system.start import Stopped, Unwinding, unwinding
 
 _LINE = 4000  # characters; a line that tells how to resume holds a whole command
 _WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
@@ -100,6 +98,8 @@ def _told(e: BaseException) -> tuple[str, int]:
         return str(e), e.exit_code
     if isinstance(e, NbllamaError):
         return f"error: {e}", e.exit_code
+    if isinstance(e, Stopped):
+        return str(e), 128 + e.signum
     if isinstance(e, KeyboardInterrupt):
         return "stopped by SIGINT", 130
     if isinstance(e, MemoryError):
@@ -114,24 +114,16 @@ def _told(e: BaseException) -> tuple[str, int]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the program, so that nothing half done is left.
+def _stoppable() -> Iterator[Unwinding]:
+    """Let signals unwind the program, so that nothing half done is left.
 
-    A SIGTERM that is ignored, or that someone else handles already, is left alone.
+    Outside of the main thread, which has them all, nothing is changed.
     """
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM", signum)
-
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        with unwinding() as handler:
+            yield handler
+    else:
+        yield Unwinding()
 
 
 def run_program(
@@ -144,20 +136,33 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
+    with _stoppable() as handler:
+        try:
+            code = _ended(program, words, handler)
+        except Stopped as e:  # between the program's end and what is done about it
+            _say(str(e))
+            code = 128 + e.signum
+        handler.over = True
+        _close_stdout()
+    return code
+
+
+def _ended(program: Callable[[list[str]], int | None], words: list[str], handler: Unwinding) -> int:
+    """Run the program and tell how it ended; the exit code."""
     try:
-        with _terminable():
-            code = program(words) or 0
+        return program(words) or 0
     except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+        handler.over = True
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException as e:
+        handler.over = True
         line, code = _told(e)
         if "--debug" in words:
             _traceback()
         elif line.startswith("internal"):
             line += " (run again with --debug to see where)"
         _say(line)
-    _close_stdout()
-    return code
+        return code
 
 
 def _traceback() -> None:

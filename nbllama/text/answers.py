@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from nbllama.errors import DataError, shown
+from nbllama.errors import MessageError, shown
 from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_of, visible
 
 _DEFAULT_CLOSER = "\n</think>\n\n"
@@ -42,8 +42,8 @@ def split_answer(
 ) -> Part:
     """Return the answer, message `number` (from 0), with what the template writes after it.
 
-    prompt: P. through: F. closer: what the template writes between a thought and the words after
-    it, if that is known. Raises `DataError` where it is not clear which part of F the model
+    prompt: P. through: F. closer: what the template writes between a thought and the words behind
+    it, if that is known. Raises `MessageError` where it cannot be told which part of F the model
     writes, or where the prompt closes the thought and the data have one.
     """
     if through.startswith(prompt):
@@ -57,10 +57,11 @@ def split_answer(
         words = _words_at(through, messages[number])
         at = common if words is not None and not through[common:words].strip() else None
     if at is None:
-        raise DataError(
-            f"message {number + 1}: what the chat template writes before this answer when it asks "
+        raise MessageError(
+            [number],
+            f": what the chat template writes before this answer when it asks "
             f"for it, '{shown(_rest(prompt, through), 60)}', is not there once it is given, so it "
-            "is not known what the model has to write"
+            "is not known what the model has to write",
         )
     if held is None:
         return Part("", at)
@@ -73,10 +74,11 @@ def split_answer(
 def _behind_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
     """Return an answer whose prompt says that there is no thought."""
     if thought:
-        raise DataError(
-            f"message {number + 1}: it has a thought, but the prompt of the chat template closes "
+        raise MessageError(
+            [number],
+            ": it has a thought, but the prompt of the chat template closes "
             "the thought before the answer begins; give --template-vars that ask for thoughts, if "
-            "the template has them, or take the thoughts out"
+            "the template has them, or take the thoughts out",
         )
     own = opening(through, at)
     if own is not None and own.closed and not own.inner.strip():
@@ -116,9 +118,10 @@ def _behind_open(
     if mark is not None and mark.group() == held.closer:  # the closer alone
         return Part("", at)
     if mark is not None:
-        raise DataError(
-            f"message {number + 1}: its thought is in other marks ('{mark.group()}') than those of "
-            f"the chat template ('{held.opener.strip()}'); put it under \"reasoning_content\""
+        raise MessageError(
+            [number],
+            f": its thought is in other marks ('{mark.group()}') than those of "
+            f"the chat template ('{held.opener.strip()}'); put it under \"reasoning_content\"",
         )
     if not closer:
         own_mark = held.closer

@@ -101,6 +101,11 @@ _DIGITS_GPT2 = PreTokenizer((r"\p{N}", _GPT2_WORDS))
 _CL100K = PreTokenizer((_words(r"\p{N}{1,3}"),))
 _LLAMA3 = _CL100K._replace(ignore_merges=True, add_bos=True)
 _QWEN2 = PreTokenizer((_words(r"\p{N}"),))
+_QWEN35_WORDS = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
+_GLM4 = _CL100K._replace(has_bos=False)
 _O200K = PreTokenizer((_cased_words(r"\p{N}{1,3}", f"{_CONTRACTION}?"),))
 _DEEPSEEK3 = PreTokenizer((r"\p{N}{1,3}", _KANA_HAN, _DEEPSEEK3_WORDS))
 _BLOOM = PreTokenizer((f" ?[^(\\s|.,!?{_POINTS})]+",))
@@ -138,12 +143,15 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "lfm2": _LLAMA3,
     "dbrx": _CL100K,
     "smaug-bpe": _CL100K,
-    "glm4": _CL100K._replace(has_bos=False),
-    "chatglm-bpe": _CL100K._replace(has_bos=False),
+    "chatglm-bpe": _GLM4,
+    "glm4": _GLM4._replace(ignore_merges=True),
+    "glm5": _GLM4._replace(ignore_merges=True),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "kormo": _QWEN2,
     "megrez": _QWEN2,
+    "qwen35": PreTokenizer((_QWEN35_WORDS,)),
+    "minicpm5": PreTokenizer((r"\p{N}{1,3}", _words(r"\p{N}+")), ignore_merges=True),
     "stablelm2": _QWEN2,
     "hunyuan": _QWEN2,
     "grok-2": _QWEN2,
@@ -151,6 +159,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "tekken": PreTokenizer((_cased_words(r"\p{N}", ""),), ignore_merges=True, add_bos=True),
     "gpt-4o": _O200K,
     "llama4": _O200K,
+    "talkie": _O200K,
     "kanana2": _O200K,
     "minimax-m2": _O200K,
     "deepseek-llm": PreTokenizer(
@@ -169,6 +178,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "deepseek-v3": _DEEPSEEK3,
     "hunyuan-dense": _DEEPSEEK3,
     "joyai-llm": _DEEPSEEK3,
+    "hy_v4": _DEEPSEEK3,
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2_WORDS, "[0-9][0-9][0-9]")),
     "bloom": _BLOOM,
     "poro-chat": _BLOOM,

@@ -11,6 +11,7 @@ import os
 from typing import NamedTuple
 
 from nbllama.errors import UsageError, shown
+from nbllama.system.regular import read_whole
 from nbllama.text.sandbox import MAX_SOURCE_BYTES
 
 
@@ -113,10 +114,11 @@ def find_layout(name: str) -> Layout:
     if not os.path.exists(name):
         raise UsageError(f"{what}: no such file, and not one of {', '.join(LAYOUTS)}")
     try:
-        with open(name, "rb") as file:
-            content = file.read(MAX_SOURCE_BYTES + 1)
+        content = read_whole(name, MAX_SOURCE_BYTES)
         return Layout(content.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as e:
         raise UsageError(f"{what}: not UTF-8 at offset {e.start}") from e
     except OSError as e:
         raise UsageError(f"{what}: {e.strerror or e}") from e
+    except ValueError as e:
+        raise UsageError(f"{what}: {e}") from e

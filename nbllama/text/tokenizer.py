@@ -20,8 +20,13 @@ from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, 
 from nbllama.text.vocab import Vocab, byte_value
 
 _SPACES = " \t\n\v\f\r"
-_FIRST = np.zeros(1, np.int64)
 _KEPT = 1_000_000  # characters of texts whose ids are kept
+
+
+Piece = tuple[int, int | None, list[int]]
+"""A special token of a text, or what stands between two of them: the index of its first character,
+the token's id (None: plain text), and the ids.
+"""
 
 
 class Tokenizer(ABC):
@@ -39,7 +44,6 @@ class Tokenizer(ABC):
         self.bos_id = vocab.roles.get("bos")
         self.eos_id = vocab.roles.get("eos")
         self.eot_id = vocab.roles.get("eot")
-        self.unk_id = vocab.roles.get("unk")
         self.pad_id = vocab.roles.get("pad")
         self.add_bos = vocab.add_bos
         self.add_eos = vocab.add_eos
@@ -57,12 +61,11 @@ class Tokenizer(ABC):
         self._special = [(i, self._texts[i]) for i in special]
         self.special_ids = frozenset(special)
         self._pieces: dict[int, bytes] = {}
-        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
         # Texts of the last two calls of `warm`, cut at their special tokens.
         self._cuts: dict[str, list[tuple[int, int, int | None]]] = {}
         self._cuts_before: dict[str, list[tuple[int, int, int | None]]] = {}
-        self._singles: dict[int, np.ndarray] = {}
         self._prefix = ""  # of plain text at the beginning and after a special token
 
     def encode(
@@ -123,27 +126,45 @@ class Tokenizer(ABC):
         """`encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
         parts: list[np.ndarray] = []
         places: list[np.ndarray] = []
-        begins: list[int] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
-                parts.append(self._single(token_id))
-                places.append(_FIRST)
+                parts.append(np.array([token_id], np.int32))
+                places.append(np.array([start], np.int64))
             else:
                 if continues and start == 0:
                     prefix = ""
-                ids, at = self._located(prefix + text[start:end])
+                ids, at = self._locate(prefix + text[start:end])
                 parts.append(ids)
-                places.append(np.maximum(at - len(prefix), 0) if prefix else at)
-            begins.append(start)
+                places.append((np.maximum(at - len(prefix), 0) if prefix else at) + start)
         if not parts:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
-        if len(parts) == 1:
-            return parts[0], places[0] + begins[0]
-        shifted = [at + begin for at, begin in zip(places, begins, strict=True)]
-        return np.concatenate(parts), np.concatenate(shifted)
+        return np.concatenate(parts), np.concatenate(places)
+
+    def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
+        """Return the ids of `text` with special tokens parsed, cut at these tokens.
+
+        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
+        come again in the next prompts.
+        """
+        _check_unicode(text)
+        kept = self._kept
+        out: list[Piece] = []
+        prefix = "" if continues else self._prefix
+        for start, end, token in self._cut(text):
+            if token is not None:
+                out.append((start, token, [token]))
+                prefix = self._prefix
+                continue
+            plain = prefix + text[start:end]
+            ids = kept.get(plain)
+            if ids is None:
+                ids = self._keep(plain, self._encode_plain(plain))
+            out.append((start, None, ids))
+            prefix = ""
+        return out
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts together that are about to be encoded with `parse_special`.
+        """Tokenise texts that `encode_pieces` will be asked for, together.
 
         This may be quicker than one by one.
         """
@@ -154,38 +175,20 @@ class Tokenizer(ABC):
             for start, end, token_id in parts:
                 if token_id is None and (plain := self._prefix + text[start:end]) not in self._kept:
                     new[plain] = None
-        for plain, (ids, places) in zip(new, self._locate_all(list(new)), strict=True):
-            self._keep(plain, ids, places)
+        for plain, ids in zip(new, self._encode_all(list(new)), strict=True):
+            self._keep(plain, ids)
 
-    def _locate_all(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`_locate` of each text."""
-        return [self._locate(text) for text in texts]
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`_encode_plain` of each text."""
+        return [self._encode_plain(text) for text in texts]
 
-    def _single(self, token_id: int) -> np.ndarray:
-        found = self._singles.get(token_id)
-        if found is None:
-            found = self._singles[token_id] = np.array([token_id], np.int32)
-        return found
-
-    def _located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """`_locate` as arrays, int32 and int64 [n].
-
-        Those of the last texts are kept, as the same ones come again in the next prompts.
-        """
-        found = self._kept.get(text)
-        if found is None:
-            found = self._keep(text, *self._locate(text))
-        return found
-
-    def _keep(
-        self, text: str, ids: np.ndarray, places: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _keep(self, text: str, ids: list[int]) -> list[int]:
         self._kept_size += len(text)
         if self._kept_size > _KEPT:
-            self._kept.clear()
+            self._kept = {}
             self._kept_size = len(text)
-        self._kept[text] = ids, places
-        return ids, places
+        self._kept[text] = ids
+        return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
@@ -283,20 +286,16 @@ class Tokenizer(ABC):
 
         Yields (id or None for plain text, what to put in front of the plain text, start, end).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise DataError(
-                f"text is not Unicode: lone surrogate U+{ord(text[e.start]):04X} "
-                f"at character {e.start}"
-            ) from None
+        _check_unicode(text)
         prefix = self._prefix
-        parts = None
-        if parse_special:
-            parts = self._cuts.get(text) or self._cuts_before.get(text)
-        for start, end, token_id in parts or self._partition(text, parse_special):
+        parts = self._cut(text) if parse_special else self._partition(text, False)
+        for start, end, token_id in parts:
             yield token_id, prefix, start, end
             prefix = "" if token_id is None else self._prefix
+
+    def _cut(self, text: str) -> list[tuple[int, int, int | None]]:
+        """`_partition` with special tokens parsed; that of the texts of `warm` is there already."""
+        return self._cuts.get(text) or self._cuts_before.get(text) or self._partition(text, True)
 
     def _partition(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
         """`text` cut at its special tokens: (start, end, id or None for plain text).
@@ -325,3 +324,14 @@ class Tokenizer(ABC):
                     cut.append((start, end, of))
             parts = cut
         return parts
+
+
+def _check_unicode(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"text is not Unicode: lone surrogate U+{ord(text[e.start]):04X} at character {e.start}"
+        ) from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbllama.errors import GGUFError, UsageError, shown
+from nbllama.gguf_io.limits import MAX_COUNT
 from nbllama.text.pretokenizers import PreTokenizer, pre_tokenizer
 from nbllama.text.special_tokens import (
     ATTR_OF_TYPE,
@@ -166,7 +167,8 @@ def byte_value(text: str) -> int | None:
 
 
 def _scores(f: GGUFFile, n: int) -> np.ndarray:
-    scores = np.asarray(f.get("tokenizer.ggml.scores", "floats"), np.float32)
+    with np.errstate(over="ignore"):  # what is infinite in float32 is refused below
+        scores = np.asarray(f.get("tokenizer.ggml.scores", "floats"), np.float32)
     if len(scores) != n:
         raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
     wrong = np.flatnonzero(~np.isfinite(scores))
@@ -202,7 +204,7 @@ def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
     keys = [(role, key) for role, key in _MAIN_IDS.items()]
     keys += [(role, f"tokenizer.ggml.{k}") for role, (names, _) in ROLES.items() for k in names]
     for role, key in keys:
-        i = f.get(key, "uint", None)
+        i = f.count(key, MAX_COUNT, default=None)
         if i is None:
             continue
         if i >= n:

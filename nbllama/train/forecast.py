@@ -98,7 +98,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
-        held=resident() - mapped(model.gguf.path),
+        held=resident() - mapped(*model.gguf.paths),
         activations={on: activation_bytes(sizes, checkpointing=on) for on in (True, False)},
         checkpointing=trainer.checkpointing,
         chosen=activation_bytes(sizes, checkpointing=trainer.checkpointing, kept=trainer.kept),

@@ -15,15 +15,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # so that it runs from anywhere
 
 from examples.toy_models import add_tokenizer  # noqa: E402
+from nbllama.arch import ARCHS  # noqa: E402
 from nbllama.errors import UsageError  # noqa: E402
 from nbllama.export.file_types import file_type, fitting, tensor_types  # noqa: E402
 from nbllama.quants import nbytes  # noqa: E402
@@ -54,35 +55,73 @@ SHAPES = {
     "70b": Shape(8192, 80, 64, 8, 28672),
     "baichuan2-7b": Shape(4096, 32, 32, 32, 11008, 125696),
     "baichuan2-13b": Shape(5120, 40, 40, 40, 13696, 125696),
+    "smollm3-3b": Shape(2048, 36, 16, 4, 11008, 128256, 5e6),
+    "gemma-2b": Shape(2048, 18, 8, 1, 16384, 256000),
+    "exaone4-1.2b": Shape(2048, 30, 32, 8, 4096, 102400, 1e6),
+    "starcoder2-3b": Shape(3072, 30, 24, 2, 12288, 49152, 1e6),
+    "olmo2-7b": Shape(4096, 32, 32, 32, 11008, 100352, 5e5),
+    "glm4-9b": Shape(4096, 40, 32, 2, 13696, 151552),
+    "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
 }
-BIASES = {"baichuan": (), "llama": (), "qwen2": ("attn_q", "attn_k", "attn_v")}
+QKV = ("attn_q", "attn_k", "attn_v")
+XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
+UNGATED = (*QKV, "attn_output", "ffn_up", "ffn_down")
+BIASES = {"qwen2": QKV, "qwen2vl": QKV, "seed_oss": QKV, "phi2": UNGATED}
+# Keys that these cannot do without, after "ARCH." except for those of xIELU.
+KEYS: dict[str, dict[str, Any]] = {
+    "apertus": {f"xielu.{k}": v for k, v in XIELU.items()},
+    "granite": {"logit_scale": 1.0},
+    "cohere2": {"attention.sliding_window": 4096, "logit_scale": 0.25},
+    "qwen2vl": {"rope.dimension_sections": [16, 24, 24, 0]},
+    "qwen3vl": {"rope.dimension_sections": [24, 20, 20, 0]},
+}
+ORDER = (
+    *("token_embd", "output", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("ffn_gate", "ffn_up", "ffn_down"),
+)
 
 
-def matrices(s: Shape, tied: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name and shape of every matrix, in the order of the file."""
-    kv = s.n_embd // s.n_head * s.n_head_kv
-    yield "token_embd", (s.n_vocab, s.n_embd)
-    if not tied:
-        yield "output", (s.n_vocab, s.n_embd)
+def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of what a model of this architecture must have, and its usual biases."""
+    d = s.n_embd // s.n_head
+    sizes = {
+        "n_vocab": s.n_vocab,
+        "n_embd": s.n_embd,
+        "n_q": s.n_embd,
+        "n_kv": d * s.n_head_kv,
+        "n_qkv": s.n_embd + 2 * d * s.n_head_kv,
+        "head_dim": d,
+        "n_ff": s.n_ff,
+        "n_gate_up": 2 * s.n_ff,
+    }
+    usual = {f"{name}.bias" for name in BIASES.get(arch, ())} | {"output.weight"}
+    row = ARCHS[arch]
+    named = [(t.name, t) for t in row.tensors]
     for i in range(s.n_layer):
-        yield f"blk.{i}.attn_q", (s.n_embd, s.n_embd)
-        yield f"blk.{i}.attn_k", (kv, s.n_embd)
-        yield f"blk.{i}.attn_v", (kv, s.n_embd)
-        yield f"blk.{i}.attn_output", (s.n_embd, s.n_embd)
-        yield f"blk.{i}.ffn_gate", (s.n_ff, s.n_embd)
-        yield f"blk.{i}.ffn_up", (s.n_ff, s.n_embd)
-        yield f"blk.{i}.ffn_down", (s.n_embd, s.n_ff)
+        named += [(f"blk.{i}.{t.name}", t) for t in row.block]
+    for name, t in named:
+        if t.required or t.name in usual:
+            yield name, tuple(sizes[size] for size in t.shape)
+
+
+def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and shape of every matrix, without ".weight", in the order of the file."""
+
+    def place(name: str) -> tuple[int, int]:
+        *block, tensor = name.split(".")
+        return (int(block[1]) if block else -1), ORDER.index(tensor)
+
+    found = {n.removesuffix(".weight"): x for n, x in tensors(s, arch) if len(x) == 2}
+    for name in sorted(found, key=place):
+        if not (tied and name == "output"):
+            yield name, (found[name][0], found[name][1])
 
 
 def vectors(s: Shape, arch: str) -> Iterator[tuple[str, int, float]]:
     """Name, size and mean of every vector."""
-    yield "output_norm.weight", s.n_embd, 1.0
-    for i in range(s.n_layer):
-        yield f"blk.{i}.attn_norm.weight", s.n_embd, 1.0
-        yield f"blk.{i}.ffn_norm.weight", s.n_embd, 1.0
-        for name in BIASES[arch]:
-            heads = s.n_head if name == "attn_q" else s.n_head_kv
-            yield f"blk.{i}.{name}.bias", s.n_embd // s.n_head * heads, 0.0
+    for name, shape in tensors(s, arch):
+        if len(shape) == 1:
+            yield name, shape[0], 1.0 if name.endswith(".weight") else 0.0
 
 
 class Blocks:
@@ -110,9 +149,9 @@ class Blocks:
             yield raw
 
 
-def types_of(s: Shape, kind: str, tied: bool, mix: bool) -> dict[str, str]:
+def types_of(s: Shape, arch: str, kind: str, tied: bool, mix: bool) -> dict[str, str]:
     """Weight type by tensor; what llama.cpp takes instead where a row is not whole blocks."""
-    shapes = {f"{name}.weight": shape for name, shape in matrices(s, tied)}
+    shapes = {f"{name}.weight": shape for name, shape in matrices(s, arch, tied)}
     if mix:
         return tensor_types(
             file_type(kind), shapes, n_layer=s.n_layer, n_head=s.n_head, n_head_kv=s.n_head_kv
@@ -126,14 +165,22 @@ def write(
     """Write the model; returns the bytes of the file."""
     rng = np.random.default_rng(seed)
     w = GGUFWriter(None, arch)
-    w.add_name(f"random {arch}")
+    # llama.cpp looks for tokens of Phi-3 in a model of that name
+    w.add_name("random" if arch == "phi3" else f"random {arch}")
     w.add_block_count(s.n_layer)
     w.add_context_length(4096)
     w.add_embedding_length(s.n_embd)
     w.add_feed_forward_length(s.n_ff)
     w.add_head_count(s.n_head)
     w.add_head_count_kv(s.n_head_kv)
-    w.add_layer_norm_rms_eps(1e-5)
+    if ARCHS[arch].norm == "layer":
+        w.add_layer_norm_eps(1e-5)
+    else:
+        w.add_layer_norm_rms_eps(1e-5)
+    for key, value in KEYS.get(arch, {}).items():
+        full = key if key.startswith("xielu.") else f"{arch}.{key}"
+        plain = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
+        w.add_key_value(full, value, plain)
     w.add_rope_dimension_count(s.n_embd // s.n_head)
     w.add_rope_freq_base(s.rope_freq_base)
     w.add_vocab_size(s.n_vocab)
@@ -144,7 +191,7 @@ def write(
         x = (mean + 0.1 * rng.standard_normal(n)).astype(np.float32)
         w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
         bodies.append((x.nbytes, iter([x.view(np.uint8)])))
-    for name, shape in matrices(s, tied):
+    for name, shape in matrices(s, arch, tied):
         kind = GGMLQuantizationType[types[f"{name}.weight"]]
         row = nbytes(int(kind), shape[1])
         size = shape[0] * row
@@ -177,7 +224,7 @@ def write(
 def options() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("out", metavar="OUT.gguf")
-    p.add_argument("--arch", choices=sorted(BIASES), default="llama")
+    p.add_argument("--arch", choices=sorted(ARCHS), default="llama")
     p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
     p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="of all matrices")
     p.add_argument(
@@ -200,13 +247,13 @@ def main() -> None:
     if min(s) < 1 or s.n_embd % s.n_head or s.n_head % s.n_head_kv or s.n_embd // s.n_head % 2:
         p.error(f"these sizes make no model: {s._asdict()}")
     try:
-        types = types_of(s, given.type, given.tied, given.mix)
+        types = types_of(s, given.arch, given.type, given.tied, given.mix)
         size = write(
             given.out, s, given.arch, types, tied=given.tied, seed=given.seed, sparse=given.sparse
         )
     except (ValueError, OSError, UsageError) as e:
         sys.exit(f"error: {e}")
-    parameters = sum(n * k for _, (n, k) in matrices(s, given.tied))
+    parameters = sum(n * k for _, (n, k) in matrices(s, given.arch, given.tied))
     kind = f"{given.type} mix" if given.mix else given.type
     print(f"{given.out}: {parameters / 1e9:.2f}e9 weights {kind}, {size / 1e6:.0f} MB")
 

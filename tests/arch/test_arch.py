@@ -28,6 +28,7 @@ from nbllama.arch import (
 from nbllama.arch.rows import SCALE_KEYS, Scales
 from nbllama.errors import GGUFError
 from nbllama.gguf_io import open_gguf
+from nbllama.ops.ungated import CODES
 from tests.arch.files import C, D, F, G, H, L, Model, V, read, refused
 from tests.conftest import GOLDEN
 from tests.gguf_io import build as b
@@ -267,7 +268,9 @@ class TestRows:
             for t in (*row.tensors, *row.block):
                 assert set(t.shape) <= sizes
             assert row.rope_pairing in ("interleaved", "halves")
-            assert row.activation in ("silu", "gelu")
+            assert row.activation in (("silu", "gelu") if row.gated else CODES)
+            norms = {t.name.removesuffix(".weight") for t in row.block} | {""}
+            assert {row.attn_norm, row.ffn_norm} <= norms
             assert set(row.scale_keys) <= set(Scales._fields) == set(SCALE_KEYS)
 
 

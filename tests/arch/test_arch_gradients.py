@@ -16,6 +16,7 @@ from nbllama.gradcheck.check import Parameters, slope
 from nbllama.model.gradients import loss_and_gradients
 from nbllama.model.passes import Model
 from nbllama.model.reference import ReferenceModel, parameters64
+from tests.arch.kinds import kinds
 from tests.train.toy_runs import random_batch
 
 STEP = 1e-5
@@ -78,14 +79,11 @@ def check_gradients(model: Model, groups: Grouping) -> None:
         assert got == pytest.approx(numeric, abs=1e-4 * size + 1e-8), names
 
 
-# Deep for the scale of their queries alone, which `test_logits` sees.
-SLOW = ("gemma2, 27B", "gemma3, 27B, text")
+# Deep for the scale of their queries alone, or wide for their heads, which `test_logits` sees.
+SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS],
-)
+@pytest.mark.parametrize("name", kinds(also_slow=SLOW))
 def test_gradients(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "toy.gguf")
     check_gradients(nbllama.load_model(tmp_path / "toy.gguf"), by_kind)

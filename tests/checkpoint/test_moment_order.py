@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nbllama.checkpoint.file import load_checkpoint
-from nbllama.checkpoint.legacy_moments import ORDERS, agreement, parameter_order, tell
+from nbllama.checkpoint.legacy_moments import ORDERS, agreement, parameter_order, place_moments
 from nbllama.checkpoint.state import FlatMoments, split
 from nbllama.errors import CheckpointError
 from nbllama.lora.slots import base_names
@@ -72,23 +72,23 @@ def test_what_cannot_be_told_is_refused_and_can_be_given() -> None:
     moments = FlatMoments(vectors[0], vectors[1])
     grads = {k: rng.standard_normal(x.shape).astype(np.float32) for k, x in m.items()}
     with pytest.raises(CheckpointError, match="--checkpoint-order left or right"):
-        tell(moments, adapter, grads, N_LAYER)
+        place_moments(moments, adapter, grads, N_LAYER)
     for direction in ("left", "right"):
-        told = tell(moments, adapter, grads, N_LAYER, direction=direction)
-        assert told.order.startswith(direction)
-        names = parameter_order(told.order, N_LAYER)
+        placed = place_moments(moments, adapter, grads, N_LAYER, direction=direction)
+        assert placed.order.startswith(direction)
+        names = parameter_order(placed.order, N_LAYER)
         wanted = split(moments.first, names, adapter)
-        assert all(np.array_equal(told.m[k], wanted[k]) for k in wanted)
+        assert all(np.array_equal(placed.m[k], wanted[k]) for k in wanted)
     grads = {k: np.full_like(x, np.nan) for k, x in grads.items()}
-    with pytest.raises(CheckpointError, match="cannot be told"):
-        tell(moments, adapter, grads, N_LAYER)
+    with pytest.raises(CheckpointError, match="does not follow"):
+        place_moments(moments, adapter, grads, N_LAYER)
 
 
 def test_moments_of_no_update_lie_right_in_any_order() -> None:
     adapter, m, _ = random_state()
     zero = np.zeros(adapter.n_parameters, np.float32)
-    told = tell(FlatMoments(zero, zero), adapter, m, N_LAYER)
-    assert not any(x.any() for x in told.m.values())
+    placed = place_moments(FlatMoments(zero, zero), adapter, m, N_LAYER)
+    assert not any(x.any() for x in placed.m.values())
 
 
 def test_real_moments_fit_the_movement() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of the old tool: both layouts are read, and what is wrong with one is told."""
+"""Checkpoints of the old tool: both layouts are read, and what is wrong with one is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nbllama.checkpoint.file import load_checkpoint
-from nbllama.checkpoint.legacy_moments import ORDERS, parameter_order, tell
+from nbllama.checkpoint.legacy_moments import ORDERS, parameter_order, place_moments
 from nbllama.checkpoint.state import FlatMoments, TrainState
 from nbllama.errors import CheckpointError
 from nbllama.gguf_io import ValueType
@@ -91,10 +91,10 @@ def test_both_layouts(tmp_path: Path, drop_ones: bool, order: str) -> None:
     # A gradient with a little of the moments in it tells the order.
     rng = np.random.default_rng(9)
     grads = {n: (x + 2 * rng.standard_normal(x.shape)).astype(np.float32) for n, x in m.items()}
-    told = tell(flat(state), state.adapter, grads, N_LAYER)
-    assert told.order == order
-    assert 0.3 < told.cosine < 0.6  # 1 / √5
-    for found, wanted_moments in ((told.m, m), (told.v, v)):
+    placed = place_moments(flat(state), state.adapter, grads, N_LAYER)
+    assert placed.order == order
+    assert 0.3 < placed.cosine < 0.6  # 1 / √5
+    for found, wanted_moments in ((placed.m, m), (placed.v, v)):
         assert list(found) == list(wanted)
         for name in wanted:
             np.testing.assert_array_equal(found[name], wanted_moments[name])

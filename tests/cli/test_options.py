@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from nbllama.errors import UsageError
 from nbllama.options.finetune.table import OPTIONS, Options, page, parse
-from nbllama.options.values import Choice, Day, Real, Text, Variables, parse_variables
+from nbllama.options.values import Choice, Day, Port, Real, Text, Variables, parse_variables
 from tests.conftest import GOLDEN, ROOT
 
 # All options of the old tool (finetune of November 2023 and July 2024), and the spellings of the
@@ -40,8 +41,10 @@ NEW = """
 --val-data --val-split --eval-every --early-stop --report --tensorboard --sample-prompts
 --sample-tokens
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
+--strict-resume
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
+--live
 """.split()
 
 
@@ -141,7 +144,26 @@ def test_every_default_is_a_value_of_its_option() -> None:
             assert o.shown_default not in ("None", ""), o.names
 
 
-def test_each_value_lands_in_its_own_field() -> None:
+def test_a_port_may_be_left_out() -> None:
+    model = ["--model-base", "m"]
+    for words, live, seed in (
+        (["--live"], 0, -1),
+        (["--live", "--seed", "3"], 0, 3),
+        (["--live", "-s", "3"], 0, 3),
+        (["--live", "8080", "-s", "3"], 8080, 3),
+        (["--live=8080"], 8080, -1),
+        (["--live", "--live=off"], None, -1),
+        (["--seed", "3"], None, 3),
+    ):
+        got = parse([*model, *words])
+        assert (got.live, got.seed) == (live, seed), words
+    for words in (["--live", "x"], ["--live="], ["--live", "443"], ["--live=65536"]):
+        with pytest.raises(UsageError, match=r"--live: .*a port from 1024 to 65535"):
+            parse([*model, *words])
+
+
+def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
+    (nothing := tmp_path / "empty.yaml").touch()
     for o in OPTIONS:
         for name in (*o.names, *o.off):
             if o.value is None:
@@ -151,7 +173,7 @@ def test_each_value_lands_in_its_own_field() -> None:
                 word = o.value.words[-1]
                 got, want = parse(["--model-base", "m", name, word]), word
             elif o.dest == "config":
-                got, want = parse(["--model-base", "m", name, os.devnull]), os.devnull
+                got, want = parse(["--model-base", "m", name, str(nothing)]), str(nothing)
             elif o.dest == "early_stop":  # it needs validation data, and is tested with them
                 continue
             elif isinstance(o.value, Day):
@@ -160,6 +182,8 @@ def test_each_value_lands_in_its_own_field() -> None:
                 got, want = parse(["--model-base", "m", name, "a=1"]), "a=1"
             elif o.dest == "dump":
                 got, want = parse(["--model-base", "m", name, "1:a", name, "2:b"]), ("1:a", "2:b")
+            elif isinstance(o.value, Port):
+                got, want = parse(["--model-base", "m", name, "8080"]), 8080
             elif o.dest == "n_gpu_layers":
                 got, want = parse(["--model-base", "m", name, "0"]), 0
             elif isinstance(o.value, Text):

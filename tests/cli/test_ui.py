@@ -111,7 +111,8 @@ def test_the_metrics_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_the_metrics_file_is_said_once() -> None:
+def test_a_full_disk_under_the_metrics_file_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbllama.report.log._opened", lambda path: io.FileIO(path, "ab"))
     out = io.StringIO()
     run(Recorder(Display(out), "/dev/full"))
     lines = out.getvalue().splitlines()

@@ -19,6 +19,7 @@ import pytest
 from nbllama.data import DataFile, Samples, load_dataset, open_data, text_file, unpack
 from nbllama.data.splits import data_files, find_splits
 from nbllama.errors import DataError
+from nbllama.system import regular
 from nbllama.text import Tokenizer
 
 CASES = Path(__file__).parent / "cases" / "files"
@@ -251,7 +252,7 @@ class TestPathsThatAreNoFiles:
         os.close(write)
         assert len(open_data(f"/dev/fd/{read}").samples) == 1
         os.close(read)
-        monkeypatch.setattr(text_file, "_PIPE_SECONDS", 0.1)
+        monkeypatch.setattr(regular, "_PIPE_SECONDS", 0.1)
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(DataError, match="a pipe from which nothing came for 0 s"):
             open_data(tmp_path / "fifo")

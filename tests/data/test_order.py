@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbllama.data import Order, Position
-from nbllama.data.order import permutation
+from nbllama.data.order import Order, Position, check_position, permutation
 from nbllama.errors import DataError
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -47,80 +46,25 @@ def test_every_place_gets_every_sample() -> None:
     assert all(abs(count - 500) < 102 for count in counts.values()), counts
 
 
-@given(n=st.integers(1, 40), seed=SEEDS, sizes=st.lists(st.integers(1, 50), min_size=1))
-def test_a_batch_ends_with_the_epoch(n: int, seed: int, sizes: list[int]) -> None:
-    order = Order(n, seed)
-    position = Position()
-    epochs: dict[int, list[int]] = {}
-    for size in sizes:
-        left = n - position.next_sample
-        taken, after = order.take(position, size)
-        assert len(taken) == min(size, left)
-        epochs.setdefault(position.epoch, []).extend(taken.tolist())
-        ended = len(taken) == left
-        assert after == (Position(position.epoch + 1, 0) if ended else (position.epoch, after[1]))
-        assert ended or after.next_sample == position.next_sample + len(taken)
-        position = after
-    for epoch, samples in epochs.items():
-        assert samples == permutation(n, seed, epoch).tolist()[: len(samples)]
-    assert all(len(epochs[e]) == n for e in range(position.epoch))
-
-
-@given(
-    n=st.integers(1, 30),
-    seed=SEEDS,
-    sizes=st.lists(st.integers(1, 12), min_size=2, max_size=30),
-    stop=st.integers(0, 29),
-)
-def test_a_resumed_stream_goes_on_alike(n: int, seed: int, sizes: list[int], stop: int) -> None:
-    whole, position = [], Position()
-    order = Order(n, seed)
-    places = [position]
-    for size in sizes:
-        taken, position = order.take(position, size)
-        whole.append(taken.tolist())
-        places.append(position)
-    stop = min(stop, len(sizes))
-    resumed, position = [], Position(*map(int, places[stop]))
-    other = Order(n, seed)
-    for size in sizes[stop:]:
-        taken, position = other.take(position, size)
-        resumed.append(taken.tolist())
-    assert resumed == whole[stop:]
-    assert position == places[-1]
-
-
-def test_take_depends_on_its_arguments_alone() -> None:
+def test_an_epoch_depends_on_seed_and_number_alone() -> None:
     order = Order(20, 3)
-    first = order.take(Position(2, 5), 4)
-    order.take(Position(0, 0), 20)
-    again = order.take(Position(2, 5), 4)
-    assert first[0].tolist() == again[0].tolist() and first[1] == again[1] == Position(2, 9)
-
-
-def test_what_was_taken_is_a_copy() -> None:
-    order = Order(5, 0)
-    taken, _ = order.take(Position(), 5)
-    taken[:] = -1
-    assert sorted(order.take(Position(), 5)[0].tolist()) == [0, 1, 2, 3, 4]
-
-
-def test_batches_of_an_epoch() -> None:
-    assert [Order(n, 0).n_batches(8) for n in (1, 7, 8, 9, 16, 17)] == [1, 1, 1, 2, 2, 3]
+    first = order.epoch(2)
+    order.epoch(0)
+    again = order.epoch(2)
+    assert np.array_equal(first.order, again.order) and np.array_equal(first.unit, again.unit)
+    assert first.order.tolist() == permutation(20, 3, 2).tolist()
 
 
 @pytest.mark.parametrize("position", [(0, 5), (0, 6), (0, -1), (-1, 0), (2**64, 0)])
-def test_a_position_outside_the_data_is_told(position: tuple[int, int]) -> None:
+def test_a_position_outside_the_data_is_reported(position: tuple[int, int]) -> None:
     with pytest.raises(DataError, match="outside the data, which has 5 samples"):
-        Order(5, 0).take(Position(*position), 1)
+        check_position(Position(*position), 5)
 
 
 def test_bad_arguments() -> None:
     for n_samples, seed in ((0, 0), (5, -1), (5, 2**64)):
         with pytest.raises(ValueError):
             Order(n_samples, seed)
-    with pytest.raises(ValueError):
-        Order(5, 0).take(Position(), 0)
 
 
 PINNED = {

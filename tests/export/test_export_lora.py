@@ -127,7 +127,13 @@ def test_the_next_wider_type() -> None:
     for name, row, wanted in (
         *(("Q4_0", 256, "Q4_0"), ("IQ1_S", 256, "Q2_K"), ("IQ2_S", 256, "Q2_K")),
         *(("IQ3_S", 256, "Q4_K"), ("IQ4_XS", 256, "Q4_K"), ("IQ4_NL", 256, "Q5_K")),
-        *(("IQ4_NL", 96, "Q5_0"), ("MXFP4", 96, "Q4_0"), ("TQ2_0", 256, "Q2_K")),
+        *(
+            ("IQ4_NL", 96, "Q5_0"),
+            ("MXFP4", 96, "Q4_0"),
+            ("TQ2_0", 256, "Q2_K"),
+            ("NVFP4", 64, "Q5_0"),
+            ("Q1_0", 256, "Q2_K"),
+        ),
     ):
         assert rewrite.writable_type(ids[name], row) == ids[wanted], name
 
@@ -210,12 +216,12 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_sum_that_overflows_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, lora = toy(tmp_path, types="Q8_0")
     out = tmp_path / "m.gguf"
-    out.write_bytes(b"old")
+    out.write_bytes(b"GGUF, old")
     for scale, said in (("3e38", "infinite or not a number"), ("1e9", "too large for Q8_0")):
         words = ["-m", base, "-o", out, "-s", lora, scale]
         code, line = refusal_with_progress(words, capsys)
         assert code == 2 and said in line and "blk.0.attn_q.weight" in line, line
-        assert out.read_bytes() == b"old"
+        assert out.read_bytes() == b"GGUF, old"
 
 
 def refusal_with_progress(words: list[Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -268,7 +274,7 @@ def test_a_signal_leaves_no_partial_file(name: str, tmp_path: Path) -> None:
     signum = getattr(signal, name)
     base, lora = toy(tmp_path, n_layer=40, n_ff=1024)
     out = tmp_path / "m.gguf"
-    out.write_bytes(b"old")
+    out.write_bytes(b"GGUF, old")
     words = ["-m", base, "-o", out, "-l", lora, "--outtype", "q8_0"]
     # at the first tensor, where a temporary file is open
     code = (
@@ -288,4 +294,4 @@ def test_a_signal_leaves_no_partial_file(name: str, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (128 + signum, f"stopped by {name}\n"), done
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.gguf", "lora.gguf", "m.gguf"]
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == b"GGUF, old"

@@ -125,7 +125,9 @@ def test_a_shifted_context_is_llama_cpp_s(tmp_path: Path, options: dict[str, Any
     session.feed(text[:50])
     session.shift(3, 20)
     # llama.cpp's shift multiplies all keys by YaRN's magnitude once more
-    cos, sin = (table[:1] for table in model.rope_tables(1))
+    tables = model.rope_tables(1)
+    assert tables is not None
+    cos, sin = (table[:1] for table in tables)
     session.cache.k[:, :30] *= np.hypot(cos, sin)[0, 0]
     found = session.feed(text[50:])
     with LlamaModel(tmp_path / "base.gguf") as llama:

@@ -18,11 +18,14 @@ from nbllama.lora.pairs import Adapter
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, load_model
 from nbllama.ops.attention.few import CHUNK
+from nbllama.ops.layer_norm import layer_norm_ref
 from nbllama.ops.linear.int8_rows import int8_product_ref, int8_rows
 from nbllama.ops.linear.linear import LoraPair
 from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.run import walk
+from nbllama.ops.token.tasks import GATE_PART
+from nbllama.ops.ungated import CODES, ungated_ref, xielu_numbers
 from nbllama.quants import QUANTS, as_readonly, decode
 from nbllama.quants.dot import int8_block
 from tests import oracle
@@ -121,9 +124,51 @@ def weight(name: str, n_out: int, n_in: int) -> Weight:
     return Weight(name, type_id, as_readonly(np.frombuffer(data, np.uint8)), (n_out, n_in))
 
 
+def walk_through(write: Any, types: list[int], exact: bool, n: int) -> None:
+    """Run a program of at most 4 phases and vectors of n numbers on two threads."""
+    arrays = write.tables() | {
+        "scratch": np.empty((2, n), np.float32),
+        "q32": np.empty(n, np.int8), "d32": np.empty(n, np.float32),
+        "s32": np.empty(n, np.float32), "q256": np.empty(n, np.int8),
+        "d256": np.empty(n, np.float32), "s256": np.empty(n, np.int16),
+        "drawn": np.zeros(4, np.int64), "done": np.zeros(4, np.int64),
+    }  # fmt: skip
+    step = np.zeros(1, kinds.STEP)
+    for name, array in arrays.items():
+        step[name] = array.ctypes.data
+    step["n_phases"], step["most_rows"], step["width"] = len(arrays["program"]), 4, n
+    walk(types, exact, step, 2)
+
+
+@pytest.mark.parametrize("has_w, has_b", [(True, True), (True, False), (False, False)])
+def test_layer_norm_and_ungated_activations(has_w: bool, has_b: bool) -> None:
+    """The rows of LayerNorm and of layers without a gate, in the entry that the next test has."""
+    from nbllama.generation.token_writer import Writer
+
+    rng, n = np.random.default_rng(3), 1536
+    x, w, b = (rng.standard_normal(n).astype(np.float32) for _ in range(3))
+    w_, b_ = w if has_w else None, b if has_b else None
+    normed, numbers = np.empty(n, np.float32), xielu_numbers(0.3, -0.4, 0.5, -1e-6)
+    types = [oracle.QUANT_TYPES[name] for name in ("Q4_1", "Q6_K", "IQ3_S")]
+    write = Writer({t: i for i, t in enumerate(types)}, True)
+    at = [write.floats(array, n) for array in (x, w_, b_, normed)]
+    write.phase(kinds.NORM, 1, [(*at, n, 1, 1e-5, 1.0, 0)])
+    outs = {kind: np.empty(n, np.float32) for kind in CODES}
+    for kind, out in outs.items():
+        row = (write.floats(normed, n), write.floats(out, n), n, CODES[kind], *numbers, 0)
+        write.phase(kinds.ACT, -(-n // GATE_PART), [row])
+    walk_through(write, types, True, n)
+    wide_w, wide_b = (None if a is None else a.astype(float) for a in (w_, b_))
+    wanted = layer_norm_ref(x[None].astype(float), wide_w, wide_b, 1e-5)[0]
+    np.testing.assert_allclose(normed, wanted, rtol=0, atol=3e-6)
+    for kind, out in outs.items():
+        wanted = ungated_ref(normed.astype(float), kind, numbers)
+        np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_products_with_bias_pair_and_addition(exact: bool) -> None:
-    from nbllama.generation.token_program import _Writer
+    from nbllama.generation.token_writer import Writer
 
     rng, n = np.random.default_rng(2), 768
     x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
@@ -133,27 +178,16 @@ def test_products_with_bias_pair_and_addition(exact: bool) -> None:
     bias = rng.standard_normal(45).astype(np.float32)
     normed = np.empty(n, np.float32)
     types = [w.type_id for w in ws]
-    write = _Writer({t: i for i, t in enumerate(types)}, exact)
-    at = [write.floats(array, n) for array in (x, w_norm, normed)]
-    write.phase(kinds.NORM, 1, [(*at, n, 1e-5, 2.0, write.forms(ws))])
+    write = Writer({t: i for i, t in enumerate(types)}, exact)
+    at = [write.floats(array, n) for array in (x, w_norm, None, normed)]
+    write.phase(kinds.NORM, 1, [(*at, n, 0, 1e-5, 2.0, write.forms(ws))])
     ys = [np.full(w.shape[0], 7, np.float32) for w in ws]
     write.products(
         normed,
         [(ws[0], pair, None, ys[0], False), (ws[1], None, None, ys[1], True),
          (ws[2], None, bias, ys[2], False)],
     )  # fmt: skip
-    arrays = write.tables() | {
-        "scratch": np.empty((2, n), np.float32),
-        "q32": np.empty(n, np.int8), "d32": np.empty(n, np.float32),
-        "s32": np.empty(n, np.float32), "q256": np.empty(n, np.int8),
-        "d256": np.empty(n, np.float32), "s256": np.empty(n, np.int16),
-        "drawn": np.zeros(3, np.int64), "done": np.zeros(3, np.int64),
-    }  # fmt: skip
-    step = np.zeros(1, kinds.STEP)
-    for name, array in arrays.items():
-        step[name] = array.ctypes.data
-    step["n_phases"], step["most_rows"], step["width"] = len(arrays["program"]), 4, n
-    walk(types, exact, step, 2)
+    walk_through(write, types, exact, n)
 
     mean = np.mean(x.astype(np.float64) ** 2)
     np.testing.assert_allclose(normed, 2 * w_norm * x / np.sqrt(mean + 1e-5), rtol=1e-5)

@@ -199,8 +199,13 @@ def shapes() -> Iterator[Case]:
         yield f"G48{name}", shaped((32,), kind), f"type {kind % (1 << 32)} at byte"
     yield "G49a", shaped((32,), 4), "type Q4_2 (removed from ggml) is not supported; supported are"
     yield "G49b", shaped((32,), 5), "type Q4_3 (removed from ggml) is not supported"
-    yield "G49c", shaped((64,), 40), "type NVFP4 is not supported; supported are F32 F16 BF16 Q4_0"
+    yield (
+        "G49c",
+        shaped((32,), 36),
+        "type IQ4_NL_4_4 (removed from ggml) is not supported",
+    )
     yield "G49d", shaped((32,), 9), "type Q8_1 (an intermediate, never stored) is not supported"
+    yield "G49e", shaped((96,), 40), "row of 96 is not a multiple of the NVFP4 block 64"
     yield "G50a", shaped((33,), TYPE_Q4_0), "row of 33 is not a multiple of the Q4_0 block 32"
     yield "G50b", shaped((16, 2), TYPE_Q4_0), "row of 16 is not a multiple of the Q4_0 block 32"
     yield "G50c", shaped((128,), 12), "row of 128 is not a multiple of the Q4_K block 256"
@@ -237,6 +242,7 @@ def names() -> Iterator[Case]:
 
 
 def ends() -> Iterator[Case]:
+    of_two = kv_u32("split.count", 2), kv_u32("split.no", 1)
     span = f"'blk.0.attn_norm.weight': needs bytes {ENDS[2] - 20}..{ENDS[2]}, file has"
     yield "G60", lambda: GOOD[: ENDS[2] - 1], f"{span} {ENDS[2] - 1} (truncated?)"
     yield "G61", lambda: GOOD[: ENDS[1] - 9], "'blk.0.attn_q.weight': needs bytes"
@@ -245,8 +251,10 @@ def ends() -> Iterator[Case]:
     yield "G63a", lambda: GOOD + b"\0", f"end of file: at byte {len(GOOD) + 1}, the last tensor"
     yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, the last ten"
     yield "G63c", lambda: Gguf(tail=b"x" * 100).build(), "end of file: at byte 132"
-    yield "G66a", lambda: with_kv(kv("split.count", 2, b"\3\0")), "one part of 3 of a split model"
-    yield "G66b", lambda: with_kv(kv_u32("split.count", 2)), "one part of 2 of a split model"
+    yield "G66a", lambda: with_kv(kv("split.count", 2, b"\3\0")), "key 'split.no': is missing"
+    yield "G66b", lambda: with_kv(*of_two), "one part of 2 of a split model, and only a name like"
+    yield "G66c", lambda: with_kv(kv_u32("split.count", 2), kv_u32("split.no", 2)), "'split.no': 2,"
+    yield "G66d", lambda: with_kv(kv_str("split.count", "2")), "'split.count': must be a count"
 
 
 CASES: list[Case] = [

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import nbllama.ops
-from tests.kernels import attention, elements, loss, products, tokens, weights
+from tests.kernels import attention, dense, elements, loss, products, tokens, weights
 from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
-assert all((tokens, elements, attention, products, loss, weights))  # their cases have joined
+assert all((tokens, elements, dense, attention, products, loss, weights))  # their cases have joined
 
 GROUPS = (
     *("small", "attention", "products"),
@@ -40,6 +40,7 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
+    "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",
     "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",

@@ -39,6 +39,7 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
     assert ours == pytest.approx(loss, rel=1e-5)
     assert list(wanted) == list(grads)
     rng = np.random.default_rng(4)
+    looked_at = {"0", "1", str(model.hp.n_layer - 1)}  # a difference costs two passes of the model
     for name, g in wanted.items():
         if lengths == (1,) and ("attn_q" in name or "attn_k" in name):
             # one key: its probability is 1 whatever the score
@@ -46,6 +47,10 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
             continue
         size = float(np.linalg.norm(g))
         assert size > 0, f"{name}: a gradient of exactly zero proves nothing"
+        # float32 kernels; a norm's B sums numbers that may cancel
+        assert np.linalg.norm(grads[name] - g) < 1e-4 * size + 1e-7, name
+        if name.startswith("blk.") and name.split(".")[1] not in looked_at:
+            continue
         direction = rng.standard_normal(g.shape)
         direction /= np.linalg.norm(direction)
         numeric = slope(
@@ -53,8 +58,6 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
         )
         # central differences in float64: some h^2 = 1e-10 of third derivatives, and rounding 1e-11
         assert abs((g * direction).sum() - numeric) < 1e-6 * size + 1e-9, name
-        # float32 kernels; a norm's B sums numbers that may cancel
-        assert np.linalg.norm(grads[name] - g) < 1e-4 * size + 1e-7, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -73,9 +76,9 @@ def test_gradients_of_other_architectures(name: str, tmp_path: Path) -> None:
 
 
 def test_a_planted_error_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbllama.model import reference
+    from nbllama.model import reference_ops
 
-    monkeypatch.setattr(reference, "rope_ref", lambda x, p, c, s, halves, inverse: x)
+    monkeypatch.setattr(reference_ops, "rope_ref", lambda x, p, c, s, halves, inverse: x)
     model = toy_model(tmp_path)
     with pytest.raises(AssertionError):
         check(model, toy_adapter(model), (7, 18))

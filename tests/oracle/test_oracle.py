@@ -29,6 +29,8 @@ LARGEST_ERROR = {
     "IQ4_NL": 0.12,
     "IQ4_XS": 0.12,
     "MXFP4": 0.16,
+    "NVFP4": 0.16,
+    "Q1_0": 0.7,
     "Q3_K": 0.25,
     "IQ3_S": 0.25,
     "IQ3_XXS": 0.3,
@@ -56,6 +58,8 @@ def test_quantise_and_decode(name: str, normal_rows: np.ndarray) -> None:
     back = oracle.dequantize(type_id, raw, normal_rows.size).reshape(normal_rows.shape)
     error = np.sqrt(np.mean((back - normal_rows) ** 2))
     assert error <= LARGEST_ERROR[name]
+    if name == "Q1_0":  # gguf has no code for it; tests/quants compares it with numpy's
+        return
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(len(normal_rows), -1)
     if name in ("F32", "F16"):
         rows = rows.view({"F32": np.float32, "F16": np.float16}[name])

@@ -15,6 +15,7 @@ from examples.toy_models import decode_to_f32
 from nbllama.arch import Hparams
 from nbllama.peek.names import BLOCK, ENDS
 from tests import oracle
+from tests.arch.kinds import by_table, kinds
 from tests.differences import record, relative
 
 # float32 on both sides, each sum in its own order; relative to the largest number of the node.
@@ -29,10 +30,29 @@ ALWAYS = {
 }
 # Nodes that llama.cpp calls otherwise or has in another form; everything else is compared wherever
 # the names are equal.
-ANOTHER = {"phi3": {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}}
-SCALED_QUERIES = {"gemma3", "phi3"}  # their scores are products of queries that have the scale
+FUSED = {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}
+ANOTHER = {
+    "phi3": FUSED,
+    "glm4": FUSED,
+    "apertus": {
+        "Qcur": "Qcur_pos there, Qcur is as projected",
+        "Kcur": "Kcur_pos there",
+        "ffn_out": "ffn_down there",
+    },
+    "seed_oss": {"ffn_norm": "attn_post_norm there"},
+    "gemma": {"ffn_inp": "sa_out there"},
+    "olmo2": {"attn_norm": "none", "ffn_norm": "none"},
+    "exaone4": {"attn_norm": "none", "ffn_norm": "none"},
+    "nemotron": {"ffn_out": "unnamed there"},
+    "starcoder2": {"ffn_up": "without its bias there", "ffn_out": "unnamed there"},
+    "phi2": {"ffn_up": "without its bias there", "ffn_norm": "none"},
+    "command-r": {"ffn_norm": "none"},
+    "cohere2": {"ffn_norm": "none"},
+}
+# Their scores are products of queries that have the scale.
+SCALED_QUERIES = {"gemma", "gemma3", "phi2", "phi3"}
 # Our names that llama.cpp's graph has no node for.
-ONLY_OURS = {"Qcur_raw", "Kcur_raw", "loss"}
+ONLY_OURS = {"Qcur_raw", "Kcur_raw", "ffn_relu2", "loss"}
 TOKENS = list(range(3, 36))
 TEXT = (
     "The capital of France is Paris. The river that runs through it is the Seine, and its bridges"
@@ -91,12 +111,12 @@ def compare_nodes(path: Path, what: str, bound: float, tokens: Sequence[int] = T
 
 
 def bound_of(name: str) -> float:
-    return BY_TABLE if name.startswith("gemma") else BOUND
+    return BY_TABLE if by_table(name) else BOUND
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if m.deep else n for n, m in MODELS.items()],
+    kinds(also_slow=[n for n, m in MODELS.items() if m.deep]),
 )
 def test_nodes_of_every_architecture(name: str, tmp_path: Path) -> None:
     MODELS[name].make(tmp_path / "m.gguf")
@@ -107,8 +127,14 @@ def test_nodes_of_every_architecture(name: str, tmp_path: Path) -> None:
 def test_each_of_our_names_is_compared_somewhere(tmp_path: Path) -> None:
     """A name that llama.cpp had nowhere would be no name of llama.cpp's."""
     found = set()
-    for name in ("llama, 7B to 30B", "qwen3, all dense sizes", "gemma3, without a window",
-                 "gemma2, without its keys"):  # fmt: skip
+    for name in (
+        "llama, 7B to 30B",
+        "qwen3, all dense sizes",
+        "gemma3, without a window",
+        "gemma2, without its keys",
+        "apertus, 8B and 70B",
+        "starcoder2, 3B to 15B",
+    ):
         MODELS[name].make(tmp_path / "m.gguf")
         found |= compare_nodes(tmp_path / "m.gguf", f"nodes of {MODELS[name].arch}", bound_of(name))
     assert found == {node.name for node in (*ENDS, *BLOCK)} - ONLY_OURS

@@ -38,6 +38,8 @@ ERRORS = {
     "TQ1_0": 0.0002,
     "TQ2_0": 0.0002,
     "MXFP4": 0.116,
+    "NVFP4": 0.1,
+    "Q1_0": 0.61,
 }
 
 
@@ -87,6 +89,8 @@ def even_blocks(type_id: int, n_blocks: int, seed: int = 0) -> np.ndarray:
     raw = np.array(random_blocks(type_id, n_blocks, seed)).reshape(n_blocks, t.type_size)
     if t.name == "MXFP4":
         raw[:, 0] = rng.integers(119, 122, n_blocks)
+    if t.name == "NVFP4":
+        raw[:, :4] = rng.integers(8, 16, (n_blocks, 4))
     for offset in t.scales or ((None,) if t.name == "IQ1_M" else ()):
         sizes = rng.uniform(0.005, 0.01, n_blocks) * rng.choice([-1, 1], n_blocks)
         _set_scales(raw, offset, sizes.astype("<f2"))
@@ -107,7 +111,12 @@ def _set_scales(raw: np.ndarray, offset: int | None, scales: np.ndarray) -> None
 
 
 def reference(type_id: int, raw: np.ndarray) -> np.ndarray:
-    """gguf-py's decoding of whole blocks, float32."""
+    """gguf-py's decoding of whole blocks, float32; Q1_0, which it does not have, in numpy."""
+    if QUANTS[type_id].name == "Q1_0":
+        blocks = np.array(raw).reshape(-1, 18)
+        d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+        bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little")
+        return np.where(bits, d, -d).reshape(-1)
     return dequantize(np.array(raw), gguf.GGMLQuantizationType(type_id))
 
 

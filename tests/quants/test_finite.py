@@ -12,7 +12,7 @@ from tests.quants.blocks import TYPE_IDS, random_blocks, type_name
 
 SPECIAL_HALVES = [np.inf, -np.inf, np.nan, -np.nan]
 SPECIAL_PATTERNS = [0x7C01, 0xFFFF]  # a signalling NaN and the largest pattern
-MXFP4, IQ1_M = 39, 29
+MXFP4, NVFP4, IQ1_M = 39, 40, 29
 
 
 def _damage(type_id: int, raw: np.ndarray, block: int, field: int, half: np.ndarray) -> None:
@@ -49,7 +49,7 @@ def test_finite_blocks_pass(type_id: int) -> None:
     check_finite(type_id, raw[:0], 0, "empty")
 
 
-@pytest.mark.parametrize("type_id", TYPE_IDS, ids=type_name)
+@pytest.mark.parametrize("type_id", [i for i in TYPE_IDS if i != NVFP4], ids=type_name)
 @pytest.mark.parametrize("block", [0, 1, 1023, 2500])
 def test_every_special_scale_is_found(type_id: int, block: int) -> None:
     t = QUANTS[type_id]
@@ -80,6 +80,13 @@ def test_mxfp4_scales_that_overflow() -> None:
         overflows = not np.isfinite(decode(MXFP4, raw, 32)).all()
         assert found == (0 if e >= 253 else -1)
         assert overflows == (e >= 253)
+
+
+def test_every_scale_of_nvfp4_is_a_number() -> None:
+    raw = np.tile(np.arange(256, dtype=np.uint8), 4).reshape(256, 4)
+    blocks = np.concatenate([raw, np.full((256, 32), 0x77, np.uint8)], axis=1).reshape(-1)
+    assert np.isfinite(decode(NVFP4, blocks, 256 * 64)).all()
+    assert first_special(NVFP4, blocks, 256 * 64) == -1
 
 
 def test_message_names_tensor_type_and_block() -> None:

@@ -134,3 +134,17 @@ def test_mxfp4(decoded) -> None:
     # e = 129: scale 2^(129 - 127) = 4. Codes: 0b0111 is +6 -> 24; 0b1001 is -0.5 -> -2.
     got = decoded("MXFP4", [129] + [0x97] * 16)
     assert (got == np.array([24.0] * 16 + [-2.0] * 16)).all()
+
+
+def test_nvfp4(decoded) -> None:
+    # Scales, halved: 0x38 is 1 -> 1/2, 0x4C is 1.5 * 4 -> 3, 0x03 is 3/8 * 2^-6 -> 3/1024, and 0x7F
+    # is 0. Codes: 0b0111 is +6, doubled 12; 0b1001 is -0.5, doubled -1.
+    got = decoded("NVFP4", [0x38, 0x4C, 0x03, 0x7F] + [0x97] * 32).reshape(4, 2, 8)
+    assert (got[:, 0] == np.array([6, 36, 36 / 1024, 0])[:, None]).all()
+    assert (got[:, 1] == np.array([-0.5, -3, -3 / 1024, 0])[:, None]).all()
+
+
+def test_q1_0(decoded) -> None:
+    # d = 0.5; 0x05 sets weights 0 and 2 of each 8.
+    got = decoded("Q1_0", HALF + [0x05] * 16).reshape(16, 8)
+    assert (got == 0.5 * np.array([1, -1, 1, -1, -1, -1, -1, -1])).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -108,7 +109,8 @@ def test_a_metrics_file_that_cannot_be_opened_is_told_before_training(tmp_path: 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_told_once_and_does_not_stop() -> None:
+def test_a_full_disk_is_told_once_and_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbllama.report.log._opened", lambda path: io.FileIO(path, "ab"))
     told: list[str] = []
     log = MetricsLog("/dev/full", told.append)
     for _ in range(3):

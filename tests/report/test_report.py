@@ -1,22 +1,32 @@
-"""The page about a run: what it reads, what it shows, and what it must not let through."""
+"""The page about a run: what it reads, what is in it, and what it must not let through.
+
+What is seen of it: `tests/report/test_browser.py`.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nbllama.errors import DataError
+from nbllama.errors import DataError, UsageError
 from nbllama.report.__main__ import main
-from nbllama.report.page import page
+from nbllama.report.page.template import SCRIPTS, page
+from nbllama.report.payload import MOST_POINTS, commands, payload, thinned
 from nbllama.report.records import Run, read_log
-from nbllama.report.svg import Line, chart, label, smoothed, thinned, ticks
+from nbllama.report.write import labels
+from tests.report.live_story import live_rows
 from tests.report.story import CHINESE, EVIL, evaluation_row, rows, run_row, step_row, write_log
 
-VOID = {"meta", "link", "line", "circle", "path", "rect", "br"}
+VOID = {"meta", "link"}
+FORBIDDEN = re.compile(
+    r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|</script|import"
+)
 
 
 class Reader(HTMLParser):
@@ -25,9 +35,9 @@ class Reader(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.texts: list[str] = []
         self.open: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
+        self.inside: dict[str, str] = {}
         self.feed(text)
         assert self.open == []
 
@@ -37,53 +47,91 @@ class Reader(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self.open:
+            tag = self.open[-1]
+            self.inside[tag] = self.inside.get(tag, "") + data
 
 
-def made(tmp_path: Path, lines: list[dict[str, object]] | None = None) -> str:
-    return page(read_log(str(write_log(tmp_path / "log.jsonl", lines))))
+def made(tmp_path: Path, lines: list[dict[str, Any]] | None = None) -> str:
+    return page(payload([("", read_log(str(write_log(tmp_path / "log.jsonl", lines))))]))
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """The JSON that lies in a page."""
+    found: dict[str, Any] = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    return found
+
+
+def run_of(text: str) -> dict[str, Any]:
+    (run,) = data_of(text)["runs"]
+    assert isinstance(run, dict)
+    return run
 
 
 def test_everything_is_in_the_page(tmp_path: Path) -> None:
-    text = made(tmp_path)
-    seen = "".join(Reader(text).texts)
-    for part in (
-        CHINESE, EVIL, "诗.jsonl", "适配器.gguf", "巍巍长庆寺，巍巍大兴宫。第120步",
-        "iteration 120 of 120", "finished", "Learning rate", "Gradient norm", "Tokens a second",
-        "Memory", "Forecast and truth", "1.40 s", "1.50 s", "900 MB", "850 MB", "before",
-        "(nothing)", "line one\n\n  line two\tand", "nbllama 9.9", "1-50", "lora-r",
-    ):  # fmt: skip
-        assert part in seen, part
-    assert text.count('class="curve') == 2 * 3 + 4 + 1  # loss twice, four others, the forecast
+    run = run_of(made(tmp_path, live_rows()))
+    assert run["name"] == f"SmolLM2 {EVIL}.gguf" and run["state"] == "finished"
+    assert (run["iter"], run["n_iter"], run["steps"]) == (120, 120, 120)
+    assert run["seconds"] == pytest.approx(180.0) and run["tokens"] == 108_000
+    assert run["forecast"] == {"seconds": 1.4, "peak_bytes": 9e8} and run["peak_bytes"] == 8.5e8
+    assert run["series"]["loss"] == [
+        list(range(1, 121)),
+        [step_row(i)["loss"] for i in range(1, 121)],
+    ]
+    assert [e["iter"] for e in run["evaluations"]] == [0, 30, 60, 90, 120]
+    assert run["evaluations"][0]["samples"][0] == {"prompt": CHINESE, "answer": EVIL}
+    assert ["data", "诗.jsonl"] in run["data"] and run["lengths"][0] == ["1-50", 3]
+    assert ["sample-start", EVIL] in run["options"] and run["version"] == "9.9"
+    assert len(run["norms"]) == 12 and run["norms"][0]["gradient"]["attn_q"][1] == 0.2
+    assert run["texts"][0]["pieces"][4] == EVIL and run["texts"][0]["losses"][0] is None
+    assert run["questions"][0]["answer"] == EVIL
 
 
 def test_nothing_of_a_run_becomes_markup_and_nothing_is_fetched(tmp_path: Path) -> None:
-    text = made(tmp_path)
+    text = made(tmp_path, live_rows())
     reader = Reader(text)
-    assert not {"script", "img", "iframe", "object", "embed", "base", "form"} & set(reader.tags)
+    tags = "html head meta meta meta meta link title style body main noscript h1 p script script"
+    assert reader.tags == tags.split()
     for name, value in reader.attributes:
-        assert not name.startswith("on")
+        assert not name.startswith("on") and name != "style"
         if name in ("src", "href"):
             assert value == "data:,"
-    assert "http:" not in text and "https:" not in text and "url(" not in text
-    assert "<script" not in text and EVIL not in text
+    assert EVIL not in text and "@" not in reader.inside["title"]
+    assert reader.inside["title"] == f"Training run: SmolLM2 {EVIL}.gguf"
+    # the only address is the name of SVG's elements
+    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "url(" not in text and "@import" not in text
 
 
-def test_characters_that_turn_or_hide_a_text_are_shown_as_such(tmp_path: Path) -> None:
+def test_the_policy_allows_the_pages_own_script_alone(tmp_path: Path) -> None:
+    text = made(tmp_path)
+    (policy,) = (v for n, v in Reader(text).attributes if v and v.startswith("default-src"))
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["connect-src"] == rules["base-uri"] == "'none'"
+    assert re.fullmatch("'sha256-[A-Za-z0-9+/=]{44}'", rules["script-src"])
+    assert re.fullmatch("'sha256-[A-Za-z0-9+/=]{44}'", rules["style-src"])
+
+
+def test_the_script_makes_no_markup_from_text() -> None:
+    folder = Path(page.__code__.co_filename).parent
+    assert {p.stem for p in folder.glob("*.js")} == set(SCRIPTS)
+    for name in SCRIPTS:
+        text = (folder / f"{name}.js").read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300
+        assert not FORBIDDEN.search(text), name
+
+
+def test_characters_that_turn_or_hide_a_title_are_shown_as_such(tmp_path: Path) -> None:
     lines = [run_row(model="a\u202eb\x00c\x1bd\u2066e"), step_row(1)]
-    assert "a\ufffdb\ufffdc\ufffdd\ufffde" in made(tmp_path, lines)
+    assert "<title>Training run: a\ufffdb\ufffdc\ufffdd\ufffde</title>" in made(tmp_path, lines)
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps(run_row(model="x\ud800y")) + "\n")
-    page(read_log(str(log))).encode()
+    page(payload([("", read_log(str(log)))])).encode()
 
 
 @pytest.mark.parametrize(
@@ -97,12 +145,36 @@ def test_characters_that_turn_or_hide_a_text_are_shown_as_such(tmp_path: Path) -
         [run_row(data={"lengths": [["a"], 3, ["b", 2]]}, forecast={"seconds": "x"}), step_row(1)],
         [run_row(), {"event": "evaluation", "iter": 4, "samples": [3, {}], "val_loss": 1e308}],
         [{"iter": 1, "loss": True, "lr": "x", "tokens": [], "seconds": 1e400}],
+        [run_row(), {"event": "norms", "iter": 1, "gradient": [1], "update": {"a": 3, "b": ["x"]}}],
+        [run_row(), {"event": "tokens", "iter": 1, "pieces": 3}, {"event": 5, "iter": 1}],
+        [run_row(), {"event": "tokens", "iter": 1, "pieces": ["a", 2], "losses": ["x"]}],
+        [run_row(), {"event": "question", "iter": 1}, {"event": "later", "iter": 2, "x": 1}],
+        [run_row(), {"event": "verdict", "iter": 1, "answers": [1, {"question": 3}]}],
     ],
 )
 def test_what_is_missing_or_odd_is_left_out(tmp_path: Path, lines: list[dict[str, object]]) -> None:
     text = made(tmp_path, lines)
     Reader(text)
-    assert not re.search(r"\bnan\b|\binf\b|None", text)
+    data = json.dumps(data_of(text))
+    assert not re.search(r"\bNaN\b|\bInfinity\b|None|1e\+?308", data)
+
+
+VALUES: list[Any] = [
+    None, True, -1, 0, 10**400, 2**63, 1e308, -1e308, 1e-320, "", "<script>x</script>", "\x1b[31m",
+    [], [1], [[1, "x"], [2, 1e308], ["a", -5]], {}, {"a": [1]}, {"prompt": 5, "answer": [1]},
+]  # fmt: skip
+
+
+def test_any_value_at_any_place(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    ours = [row for row in live_rows() if row["iter"] % 30 == 0 or row["iter"] < 3]
+    for i, row in enumerate(ours):
+        for key in row:
+            changed = json.loads(json.dumps(ours))
+            changed[i][key] = rng.choice(VALUES)
+            text = made(tmp_path, changed)
+            assert text.count("<script") == 2 and text.count("</script>") == 2
+            data_of(text)
 
 
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
@@ -133,70 +205,80 @@ def test_files_that_are_no_log(tmp_path: Path) -> None:
 def test_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log, out = write_log(tmp_path / "l.jsonl"), tmp_path / "out.html"
     assert main([str(log), str(out)]) == 0
-    assert out.read_text(encoding="utf-8") == page(read_log(str(log)))
+    assert out.read_text(encoding="utf-8") == page(payload([("", read_log(str(log)))]))
     for words, code in (
-        ([], 2), ([str(log)], 2), ([str(log), str(log)], 2), (["none", str(out)], 2),
-        ([str(log), str(tmp_path / "none" / "x.html")], 3), (["--help"], 0),
+        ([], 2), ([str(log), str(log), str(out)], 2), (["none", str(out)], 2), ([str(out)], 2),
+        ([str(log), str(out), str(out)], 2), ([str(log), str(tmp_path / "none" / "x.html")], 3),
+        (["--help"], 0), ([str(log), "not-there.jsonl", str(out)], 2),
     ):  # fmt: skip
         assert main(words) == code, words
     assert "Traceback" not in capfd.readouterr().err
     assert read_log(str(log)).steps  # the log is still there
 
 
-# Drawing
-
-
-def test_ticks_are_round_and_within() -> None:
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(1, 120, 5) == [50, 100]
-    assert ticks(3, 3) == [3]
-    for low, high in ((1e-5, 2e-4), (-3, 12), (2.3001, 2.3002), (0, 7e9)):
-        found = ticks(low, high)
-        assert 2 <= len(found) <= 7
-        assert low - 1e-9 * abs(low) <= found[0] and found[-1] <= high * (1 + 1e-9)
-
-
-def test_long_curves_are_thinned_to_means() -> None:
-    points = [(float(i), float(i % 2)) for i in range(6000)]
-    found = thinned(points)
-    assert len(found) == 600 and all(y == 0.5 for _, y in found)
-    assert thinned(points[:600]) == points[:600]
-
-
-def test_smoothing_keeps_a_straight_line_and_takes_out_a_wave() -> None:
-    points = [(float(i), 2.0 * i + 1) for i in range(50)]
-    assert smoothed(points)[2:-2] == points[2:-2]
-    wave = smoothed([(float(i), (-1.0) ** i) for i in range(400)])
-    assert max(abs(y) for _, y in wave) < 0.12
-    assert smoothed([(1.0, 5.0)]) == [(1.0, 5.0)]
-
-
-def test_points_lie_where_they_belong() -> None:
-    text = chart([Line("a", [(0, 0.0), (10, 1.0), (20, 0.5)], "other")], "t", width=420, height=230)
-    found = re.search(r'class="curve other" d="M([^"]*)"', text)
-    assert found is not None
-    xy = [tuple(map(float, part.split(","))) for part in found[1].split("L")]
-    assert [x for x, _ in xy] == pytest.approx([58, 232, 406], abs=0.1)
-    heights = [y for _, y in xy]
-    assert heights[0] > heights[2] > heights[1]
-    assert heights[2] == pytest.approx((heights[0] + heights[1]) / 2, abs=0.1)
-
-
-def test_one_bad_step_does_not_hide_the_others() -> None:
-    points = [(float(i), 1.0 + i / 1000) for i in range(500)]
-    points[250] = (250.0, 1e6)
-    text = chart([Line("a", points, "raw")], "t")
-    assert "1.2" in text and "1e6" not in text and "5e5" not in text
-
-
-def test_labels() -> None:
-    assert [label(v) for v in (0, 2e-4, 1.5e-4, 0.5, 12345.0, 1.25, -3)] == [
-        "0", "2e-4", "1.5e-4", "0.5", "1.2e4", "1.25", "-3",
+def test_a_page_without_a_name_lies_next_to_its_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write_log(tmp_path / "a.jsonl"), write_log(tmp_path / "b.jsonl")
+    assert main([str(a)]) == 0 and main([str(a), str(b)]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        str(tmp_path / "a.html"), str(tmp_path / "a-vs-b.html"),
     ]  # fmt: skip
+    before = (tmp_path / "a.html").read_bytes()
+    assert main([str(a)]) == 2 and "is there already" in capfd.readouterr().err
+    assert main([str(a), str(tmp_path / "a.html")]) == 0
+    assert (tmp_path / "a.html").read_bytes() == before
+    assert read_log(str(b)).steps  # a second log is no page
+
+
+def test_a_comparison(tmp_path: Path) -> None:
+    other = [run_row(options={"lora-r": 8, "lr": 1e-3}), *map(step_row, range(1, 50))]
+    logs = [write_log(tmp_path / "a.jsonl"), write_log(tmp_path / "b.jsonl", other)]
+    out = tmp_path / "both.html"
+    assert main([*map(str, logs), str(out)]) == 0
+    data = data_of(out.read_text(encoding="utf-8"))
+    assert data["title"] == "Training run: a, b, compared"
+    assert [(run["name"], run["iter"]) for run in data["runs"]] == [("a", 120), ("b", 49)]
+    with pytest.raises(UsageError, match="at most 8"):
+        payload([("x", Run())] * 9)
+
+
+def test_labels_of_logs_are_different() -> None:
+    assert labels(["a.jsonl", "x/b.jsonl"]) == ["a", "b"]
+    assert labels(["one/log.jsonl", "two/log.jsonl"]) == ["one/log", "two/log"]
+    assert labels(["log.jsonl", "two/log.jsonl"]) == ["log", "two/log"]
+    assert labels(["a.x", "a.y"]) == ["a (1)", "a (2)"]
+
+
+def test_what_to_do_next() -> None:
+    options = {
+        "model-base": "my model.gguf", "lora-out": "out/lora-ITERATION.gguf",
+        "checkpoint-out": "chk-ITERATION.gguf",
+    }  # fmt: skip
+    words = ["--model-base", "my model.gguf", "--adam-iter", "120"]
+    run = Run(run_row(options=options, words=words), [step_row(100)])
+    found = dict(commands(run))
+    chat = "nbllama chat --model 'my model.gguf' --lora out/lora-LATEST.gguf"
+    assert found["talk to the model with the adapter"] == chat
+    assert found["do the iterations that are left"] == (
+        "nbllama finetune --model-base 'my model.gguf' --adam-iter 120 --checkpoint-in"
+        " chk-LATEST.gguf --adam-iter 20 --epochs 0"
+    )
+    run.steps = [step_row(120)]
+    assert "do the iterations that are left" not in dict(commands(run))
+    assert commands(Run(run_row(options=None))) == commands(Run()) == []
+
+
+def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
+    found = thinned([(float(i), float(i % 2)) for i in range(20_000)])
+    assert len(found) == MOST_POINTS and all(y == 0.5 for _, y in found)
+    lines = [run_row(), *(step_row(i) for i in range(1, 5001))]
+    run = run_of(made(tmp_path, lines))
+    assert len(run["series"]["loss"][0]) == MOST_POINTS and run["steps"] == 5000
 
 
 def test_an_empty_run() -> None:
-    Reader(page(Run()))
+    Reader(page(payload([("", Run())])))
 
 
 def test_rows_are_what_the_tests_say() -> None:

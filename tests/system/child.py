@@ -20,7 +20,8 @@ from typing import Any
 
 from nbllama.errors import OutputError
 from nbllama.system import files
-from nbllama.system.files import RunLock, atomic_write, sweep_temporary
+from nbllama.system.files import atomic_write, sweep_temporary
+from nbllama.system.run_lock import RunLock
 
 CHUNK = 64 << 10
 

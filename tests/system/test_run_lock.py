@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbllama.errors import OutputError
-from nbllama.system.files import RunLock
+from nbllama.system.run_lock import RunLock
 from tests.system.writers import POSIX, start
 
 

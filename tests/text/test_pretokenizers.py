@@ -11,6 +11,7 @@ import pytest
 from nbllama.errors import GGUFError, UsageError
 from nbllama.gguf_io import open_gguf
 from nbllama.text import Tokenizer, tokenizer_from_gguf
+from nbllama.text.bpe import BpeTokenizer
 from nbllama.text.pretokenizers import PRE_TOKENIZERS, pre_tokenizer
 from tests.oracle import LlamaVocab
 from tests.text.conftest import load
@@ -46,6 +47,21 @@ def test_ids(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("pre", DISTINCT)
+def test_words_change_nothing(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
+    """The library gets word by word what it would cut itself: whole texts give the same ids."""
+    tokenizer = load(write(tmp_path, bpe_parts, pre))
+    assert isinstance(tokenizer, BpeTokenizer)
+    rng = random.Random(9)
+    parts = ["a", "B", "x's", " ", "  ", "\n", "\r\n", "\t", ".", "(", "3", "12345", "\u00e9"]
+    parts += ["\u4e2d\u6587", "|", "$", "'", "\n\n", " a", " 7", " (", "\u3000", "\x1c", "\xa0"]
+    texts = ["".join(rng.choices(parts, k=rng.randint(2, 14))) for _ in range(600)]
+    texts += test_strings(100, [], seed=10, size=6)
+    for text in texts:
+        whole = tokenizer._library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == [i for i in whole if i < tokenizer.n_vocab], text
+
+
+@pytest.mark.parametrize("pre", DISTINCT)
 def test_chunks_change_nothing(
     pre: str, tmp_path: Path, bpe_parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,14 +90,14 @@ def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_names_and_defaults(pre: str, tmp_path: Path) -> None:
     """llama.cpp knows every name, and has the same defaults for it."""
-    tokens = [*"abcdefghijklmn", "ab", "abc", "Ċ"]
+    tokens = [*"abcdefghijklmn", "ab", "abc", "nml", "Ċ"]
     path = tmp_path / "v.gguf"
     write_vocab(path, "gpt2", tokens, merges=["b c", "a b", "ab c"][1:], pre=pre)
     tokenizer = load(path)
     with LlamaVocab(path) as llama:
         assert (tokenizer.bos_id, tokenizer.eos_id) == (llama.bos, llama.eos)
         assert (tokenizer.add_bos, tokenizer.add_eos) == (llama.add_bos, llama.add_eos)
-        for s in ("abc", "cab"):
+        for s in ("abc", "cab", "nml"):  # no merge leads to "nml"
             assert tokenizer.encode(s, add_special=True) == llama.tokenize(s, True, False)
 
 

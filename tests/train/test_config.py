@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from examples.toy_models import make_llama
+from nbllama.errors import UsageError
+from nbllama.options.finetune.table import parse
 from tests.train.runs import Run, logged
 from tests.train.toy_runs import file_bits
 
@@ -102,3 +104,18 @@ def test_the_example_is_a_run_that_can_be_made(folder: Path, run: Run) -> None:
     for name in ("adapter-LATEST.gguf", "adapter-BEST.gguf", "checkpoint-LATEST.gguf"):
         assert (folder / name).exists(), name
     assert (folder / "adapter-LATEST.config.yaml").exists()
+
+
+def test_a_file_that_is_too_deep_or_too_large(tmp_path: Path) -> None:
+    for name, text in (
+        ("deep.yaml", "ctx: " + "[" * 1000),
+        ("maps.yaml", "ctx: " + "{a: " * 1000),
+        ("blocks.yaml", "".join(" " * i + "- \n" for i in range(1000))),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError, match=f"--config .*{name}.*: "):
+            parse(["--config", str(tmp_path / name)])
+    (tmp_path / "large.yaml").write_text("ctx: " + "1" * (1 << 20))
+    for path, why in ((tmp_path / "large.yaml", "at most"), ("/dev/zero", "a character device")):
+        with pytest.raises(UsageError, match=why):
+            parse(["--config", str(path)])

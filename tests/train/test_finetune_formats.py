@@ -111,7 +111,7 @@ def test_what_is_refused_before_anything_is_done(
 
 
 def test_a_folder_is_locked_and_swept(toy: Path) -> None:
-    from nbllama.system.files import RunLock
+    from nbllama.system.run_lock import RunLock
 
     Path("out").mkdir()
     left = Path("out/.adapter_config.json.0123456789ab.nbllama-tmp")

@@ -102,8 +102,8 @@ def test_control_groups_limit_what_is_available(
         )
         root = root / "memory"
     own.write_text(line + "\n")
-    monkeypatch.setattr(system_memory, "_PROC_CGROUP", str(own))
-    monkeypatch.setattr(system_memory, "_SYS_CGROUP", str(tmp_path / "fs"))
+    monkeypatch.setattr(system_memory, "PROC_CGROUP", str(own))
+    monkeypatch.setattr(system_memory, "SYS_CGROUP", str(tmp_path / "fs"))
     everything = psutil.virtual_memory().available
 
     def group(folder: str, most: str, now: str, files: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 import nbllama
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.options.finetune.table import PROG
-from nbllama.system.files import RunLock
+from nbllama.system.run_lock import RunLock
 from tests.train.runs import Run, listing
 from tests.train.toy_runs import file_bits, log_rows, run_child, words
 

@@ -9,6 +9,7 @@ import pytest
 
 from nbllama.adapter.file import load_adapter
 from nbllama.model.passes import load_model
+from tests.report.test_report import data_of
 from tests.train.runs import Run, copy_of, logged
 from tests.train.toy_runs import events, file_bits, words
 
@@ -26,8 +27,10 @@ def test_a_report_with_samples_and_event_files(folder: Path, run: Run) -> None:
     assert rows[0]["options"]["val-split"] == 0.3 and rows[0]["data"]["samples"] > 10
     assert [s["prompt"] for s in rows[1]["samples"]] == ["the hen", "你好 <b>"]
     page = (folder / "out.html").read_text(encoding="utf-8")
-    assert "你好 &lt;b&gt;" in page and "iteration 4 of 4" in page and "finished" in page
-    assert f"{rows[-2]['val_loss']:.4f}" in page
+    (shown,) = data_of(page)["runs"]
+    assert (shown["iter"], shown["n_iter"], shown["state"]) == (4, 4, "finished")
+    assert shown["evaluations"][-1]["samples"][1]["prompt"] == "你好 <b>"
+    assert shown["evaluations"][-1]["val_loss"] == rows[-2]["val_loss"]
 
     from nbllama.report.__main__ import main as report
 
@@ -102,8 +105,9 @@ def test_a_stopped_run_says_so_in_its_report(
     monkeypatch.setattr(Trainer, "step", stops)
     done = run(logged(folder, 4, "--report", "r.html"))
     assert done.code == 128, done
-    page = (folder / "r.html").read_text(encoding="utf-8")
-    assert "iteration 2 of 4" in page and "ended: stopped by signal" in page
+    (shown,) = data_of((folder / "r.html").read_text(encoding="utf-8"))["runs"]
+    assert (shown["iter"], shown["n_iter"]) == (2, 4)
+    assert shown["state"].startswith("ended: stopped by signal")
 
 
 @pytest.mark.parametrize(

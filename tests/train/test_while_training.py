@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import resource
@@ -170,7 +171,10 @@ def test_a_reader_that_goes_away(folder: Path) -> None:
     assert load_checkpoint(folder / "chk-LATEST.gguf").iteration == 6
 
 
-def test_a_log_that_fails_does_not_stop_training(folder: Path, run: Run) -> None:
+def test_a_log_that_fails_does_not_stop_training(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbllama.report.log._opened", lambda path: io.FileIO(path, "ab"))
     done = run(words(folder, "--log", "/dev/full"))
     assert done.code == 0 and "--log /dev/full: No space left on device" in done.out
     assert load_checkpoint(folder / "chk-LATEST.gguf").iteration == 4

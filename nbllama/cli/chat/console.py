@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from nbllama.errors import shown
+from nbllama.system.start import Stopped as Ended
 
 _STYLES = {"": "\x1b[0m", "prompt": "\x1b[33m", "input": "\x1b[1m\x1b[32m"}
 _PLAIN = "\n\t"
@@ -132,5 +133,5 @@ class Interrupt:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._asked or not self._answering:
-            raise KeyboardInterrupt
+            raise Ended(signum)
         self._asked = True

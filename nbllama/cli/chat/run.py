@@ -28,6 +28,7 @@ from nbllama.peek.watcher import watch
 from nbllama.report.log import memory
 from nbllama.system.memory import available_memory, mapped, resident
 from nbllama.system.output_file import prepare_output
+from nbllama.system.replaced import NPZ
 from nbllama.text import ChatTemplate, Tokenizer, chat_template_for
 from nbllama.text.templates import find_layout
 from nbllama.train.run.settings import fresh_seed
@@ -42,7 +43,7 @@ def run(main: Main, threads: int) -> None:
     o = main.options
     text = read_text(o)
     if o.dump:
-        prepare_output(o.dump_out, main.inputs)
+        prepare_output(o.dump_out, main.inputs, NPZ)
     console, interrupt = Console(o.color), Interrupt()
     with ExitStack() as stack:
         stack.enter_context(interrupt.installed())
@@ -129,7 +130,7 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
 def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
     """Write the table of `--dry-run`. What the program holds is measured, all else is added up."""
     model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
-    held = resident() - mapped(model.gguf.path)
+    held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
     rows = [
         ("model file", file),

@@ -6,7 +6,7 @@ of messages they are one chat, of which the answers in "completion" are trained.
 
 from __future__ import annotations
 
-from nbllama.data.formats.messages import messages_of
+from nbllama.data.formats.messages import messages_of, wanted_by
 from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,
@@ -18,6 +18,7 @@ from nbllama.data.formats.record import (
     filled,
     text_of,
 )
+from nbllama.errors import DataError
 
 
 def read(record: Record, style: Style) -> Sample:
@@ -25,6 +26,13 @@ def read(record: Record, style: Style) -> Sample:
     if isinstance(record.get("prompt"), list):
         asked, _, told = messages_of(record, "prompt")
         answered, silent, more = messages_of(record, "completion")
+        for i, message in enumerate(record["prompt"], 1):
+            for key, wanted in wanted_by(message, f"message {i}: ").items():
+                if wanted:
+                    raise DataError(
+                        f'message {i} of "prompt": "{key}" asks to train it; only answers in '
+                        '"completion" are trained'
+                    )
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
         silent = frozenset(given | {n + i for i in silent})

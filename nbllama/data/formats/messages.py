@@ -114,14 +114,7 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
     silent = set()
     told: tuple[str, ...] = ()
     for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
-        wanted = {}
-        for key in MASK_KEYS:
-            value = message.get(key)
-            if value is None:
-                continue
-            if isinstance(value, str) or value not in (0, 1):
-                raise DataError(f'message {i + 1}: "{key}" must be 0 or 1')
-            wanted[key] = bool(value) != (key == "masked")
+        wanted = wanted_by(message, f"message {i + 1}: ")
         if role != ANSWERING_ROLE:
             if any(wanted.values()):
                 key = next(key for key, on in wanted.items() if on)
@@ -135,6 +128,19 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
         elif wanted and not any(wanted.values()):
             silent.add(i)
     return frozenset(silent), told
+
+
+def wanted_by(message: Record, where: str) -> dict[str, bool]:
+    """Return the mask keys of a message, and whether each asks to train it. Raises `DataError`."""
+    wanted = {}
+    for key in MASK_KEYS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str) or value not in (0, 1):
+            raise DataError(f'{where}"{key}" must be 0 or 1')
+        wanted[key] = bool(value) != (key == "masked")
+    return wanted
 
 
 FORMAT = Format("chat", ("messages",), read)

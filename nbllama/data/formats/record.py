@@ -33,7 +33,8 @@ class Conversation(NamedTuple):
 
     `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
     server gets them, or None. `variables`: of the template, for this chat. `told`: what was read in
-    another way than it is written, as keys of `nbllama.data.notices.READ`.
+    another way than it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how many of
+    the first messages are not in the record's list of messages.
     """
 
     messages: list[Message]
@@ -41,6 +42,7 @@ class Conversation(NamedTuple):
     tools: list[Any] | None = None
     variables: dict[str, Any] | None = None
     told: tuple[str, ...] = ()
+    n_first: int = 0
 
 
 class Continuation(NamedTuple):
@@ -73,6 +75,8 @@ def conversation(
     silent: frozenset[int] = frozenset(),
     record: Record | None = None,
     told: tuple[str, ...] = (),
+    *,
+    n_first: int = 0,
 ) -> Conversation:
     """Make a conversation, once there is something in it to train.
 
@@ -83,12 +87,12 @@ def conversation(
         raise DataError(f'there is no message of the role "{ANSWERING_ROLE}" to train on')
     for i in answers:
         if not messages[i]["content"].strip() and not messages[i].get("tool_calls"):
-            raise DataError(f"message {i + 1}: the answer is empty")
+            raise DataError(f"message {i + 1 - n_first}: the answer is empty")
     if silent.issuperset(answers):
         raise DataError("every answer has the weight 0: nothing to train on")
     tools = tools_of(record) if record is not None else None
     variables = variables_of(record) if record is not None else None
-    return Conversation(messages, silent, tools, variables, told)
+    return Conversation(messages, silent, tools, variables, told, n_first)
 
 
 def tools_of(record: Record) -> list[Any] | None:

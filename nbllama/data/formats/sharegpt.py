@@ -59,7 +59,8 @@ def read(record: Record, style: Style) -> Conversation:
             raise DataError(f'"conversations" must be a list of messages, not {what}')
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
         silent, told = silent_ones(turns, [m["role"] for m in messages])
-    return conversation(first + messages, frozenset(i + len(first) for i in silent), record, told)
+    silent = frozenset(i + len(first) for i in silent)
+    return conversation(first + messages, silent, record, told, n_first=len(first))
 
 
 def _turn(turn: Any, where: str) -> Message:

@@ -1,3 +1,4 @@
-"""Attention: the forward pass (`attention`), its gradient (`grad`), the form for few queries
-(`few`), and the pieces that they share (`tiles`).
+"""Attention: `attention`, its gradient (`grad`), the form for few queries (`few`), `tiles`.
+
+`tiles` holds the pieces that they share.
 """

@@ -95,8 +95,9 @@ def attention_matrices(
     q: np.ndarray, k: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy and the dtype of
-    q. Where a token is of another sequence or later they are -inf and 0.
+    """Compute scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy.
+
+    In the dtype of q. Where a token is of another sequence or later they are -inf and 0.
     """
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     z = np.full((heads, len(q), len(k)), -np.inf, q.dtype)
@@ -223,8 +224,9 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Scratch floats of `attention` for `n` keys in `n_seq` sequences of at most `longest`: of one
-    thread, and common to all.
+    """Return the scratch floats of `attention`: of one thread, and common to all.
+
+    For `n` keys in `n_seq` sequences of at most `longest`.
     """
     wide = round_up(d, PANEL)
     own = BLOCK * (d + wide + round_up(longest, PANEL) + PANEL)
@@ -237,10 +239,24 @@ def attention(
     scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
     window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Attention of each sequence into `o` `[N, H, D]`, `lse` `[N, H]`; offsets int32 `[S+1]`,
-    slopes `[H]`.
+    """Compute the attention of each sequence.
 
-    Keys may be longer than queries (a KV cache): the queries are then the last ones.
+    Parameters
+    ----------
+    q : float32 array [N, H, D]
+        Queries. Keys may be longer (a KV cache): the queries are then the last ones.
+    k, v : float32 arrays [Nk, G, D]
+        Keys and values; G divides H.
+    q_offsets, k_offsets : int32 arrays [S + 1]
+        Where the sequences begin and end.
+    scale : float
+        Factor of the raw scores.
+    slopes : float32 array [H]
+        Of ALiBi; zeros for none.
+    o, lse : float32 arrays [N, H, D] and [N, H]
+        Overwritten with the outputs, and the log of the sum of exp(score).
+    window, cap
+        See the module's text; 0 for none.
     """
     check_streams(q, (k, v), q_offsets, k_offsets)
     check_array("attention", "slopes", slopes, q.shape[1:2])

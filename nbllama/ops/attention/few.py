@@ -65,8 +65,10 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 
 @kernel()
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
-    """Keys lo <= j < hi of KV head g for a query at key position `at`: m, l and o of each head of
-    the group into found `[H, 2 + D]`. The query `[H, D]` begins at q0 of q; k and v `[Nk, G, D]`.
+    """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
+
+    m, l and o of each head of the group go into found `[H, 2 + D]`. The query `[H, D]` begins at q0
+    of q; k and v `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv
@@ -84,8 +86,9 @@ def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
 
 @kernel()
 def join_chunks(found, first, last, o):
-    """The chunks first <= c < last of one query and head, found `[C, 2 + D]`, into o `[D]`;
-    returns its lse.
+    """Join the chunks first <= c < last of one query and head into o `[D]`; return its lse.
+
+    found `[C, 2 + D]`.
     """
     top = found[first, 0]
     for c in range(first, last):
@@ -155,8 +158,9 @@ def attention_few(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: np.float32, slopes: np.ndarray,
     window: int, cap: np.float32, o: np.ndarray, lse: np.ndarray,
 ) -> None:  # fmt: skip
-    """`attention` of one sequence, q `[N, H, D]` its last N tokens; the caller has checked the
-    arrays.
+    """Compute `attention` of one sequence, whose last N tokens are q `[N, H, D]`.
+
+    The caller has checked the arrays.
     """
     global _scores, _found
     n, h, d = q.shape

@@ -52,9 +52,7 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """In place: p becomes the probabilities, dp the gradient of the raw scores; zeros outside
-    lo..hi.
-    """
+    """Turn p into the probabilities, dp into the gradient of the raw scores; 0 outside lo..hi."""
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -91,8 +89,7 @@ def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
 def _block(
     do, q, o, lse, h, t0, i0, n, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h, mine
 ):
-    """dq of n queries of head h, from t0 + i0 on; their share of dk and dv is added to dk_h,
-    dv_h."""
+    """Compute dq of n queries of head h, from t0 + i0 on; add their share to dk_h and dv_h."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -220,15 +217,17 @@ def _gradient(
 
 
 def n_parts(n_seq: int, n_head: int) -> int:
-    """Tasks that a head's queries are cut into: by shape alone, never by threads, as the cuts
-    decide the order of the sums."""
+    """Return how many tasks a head's queries are cut into.
+
+    By shape alone, never by threads, as the cuts decide the order of the sums.
+    """
     return -(-TASKS // (n_seq * n_head))
 
 
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """The same as `forward_floats` for `attention_grad`."""
+    """Return the same as `forward_floats` for `attention_grad`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
@@ -241,8 +240,9 @@ def attention_grad(
     offsets: np.ndarray, scale: float, slopes: np.ndarray,
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
 ) -> None:  # fmt: skip
-    """Gradients into dq `[N, H, D]`, dk, dv `[N, G, D]` (overwritten); o and lse are what the
-    forward pass gave.
+    """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
+
+    o and lse are the results of the forward pass.
     """
     check_streams(q, (k, v, dk, dv), offsets, offsets)
     for name, x in (("do", do), ("o", o)):

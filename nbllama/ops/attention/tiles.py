@@ -1,5 +1,4 @@
-"""Pieces of attention that its forward pass and its gradient share: packing, scores, scratch,
-checks.
+"""Pieces that attention's forward pass and its gradient share: packing, scores, scratch, checks.
 
 A block of `BLOCK` queries has its score rows alive together, `[BLOCK, ld]`, whole rows from the
 first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
@@ -73,8 +72,9 @@ def copy_block(x, t0, n, head, d, scale, out):
 
 @kernel()
 def scores(rows, d, panels, first, last, past, n, s, ld):
-    """s[i, first:] = rows[i] . column of `panels`, for the key panels first//PANEL .. of each
-    row group.
+    """Compute s[i, first:] = rows[i] . column of `panels`, for a row group's visible key panels.
+
+    Those are first//PANEL and the following ones.
     """
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
@@ -87,8 +87,9 @@ def scores(rows, d, panels, first, last, past, n, s, ld):
 
 @kernel(fast=True)
 def cap_and_bias(row, lo, hi, cap, slope, at):
-    """row[j] (j = 0 is key `at` positions before the query) becomes the soft-capped, biased
-    score.
+    """Turn row[j] into the soft-capped, biased score.
+
+    j = 0 is the key `at` positions before the query.
     """
     if cap > 0:
         for j in range(lo, hi):
@@ -114,8 +115,9 @@ def exp_sum(row, lo, hi, top):
 
 
 class Scratch:
-    """Memory of the kernels, kept between calls and grown when needed: `own` `[threads, floats]`,
-    `common` `[floats]`, and the counter of tasks.
+    """Memory of attention's kernels, kept between calls and grown when needed.
+
+    `own` `[threads, floats]`, `common` `[floats]`, and the counter of tasks.
     """
 
     def __init__(self) -> None:
@@ -124,6 +126,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `own`, `common` and the counter, with so many floats at least."""
         threads = get_num_threads()
         if self.own.shape[0] < threads or self.own.shape[1] < own:
             self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)
@@ -136,6 +139,7 @@ SCRATCH = Scratch()
 
 
 def round_up(n: int, unit: int) -> int:
+    """Return the least multiple of `unit` that is not below n."""
     return -(-n // unit) * unit
 
 

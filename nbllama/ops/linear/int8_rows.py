@@ -62,6 +62,7 @@ def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
 
 @kernel()
 def int8_row(x, block, q, d):
+    """Quantise one row in blocks: codes into q, scales into d."""
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
@@ -84,6 +85,7 @@ def int8_row(x, block, q, d):
 
 @kernel()
 def int8_sum(q):
+    """Return the sum of codes."""
     total = np.int32(0)
     for k in range(q.shape[0]):
         total += np.int32(q[k])
@@ -107,7 +109,7 @@ def _rows_256(x, q, d, sums):
 
 
 def int8_rows(x: np.ndarray, block: int) -> Int8Rows:
-    """x float32 `[N, K]` in blocks of `block` (32 or 256).
+    """Quantise x float32 `[N, K]` in blocks of `block` (32 or 256).
 
     Raises ValueError for another array or a row that is not whole blocks.
     """

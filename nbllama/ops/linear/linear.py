@@ -52,6 +52,7 @@ class LoraPair(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """Rank of the pair: rows of A."""
         return int(self.a.shape[0])
 
 
@@ -89,7 +90,7 @@ class Input:
 
     @property
     def panels(self) -> np.ndarray:
-        """x packed `[P, K, PANEL]`."""
+        """Return x packed `[P, K, PANEL]`."""
         if self._panels is None:
             if self._group:
                 factors = []
@@ -104,7 +105,7 @@ class Input:
         return self._panels
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
-        """h = s x Aᵀ of a pair, packed; from the group or, outside of it, by itself."""
+        """Return h = s x Aᵀ of a pair, packed, from the group or else computed for it alone."""
         if self._dropped is not None:
             return self._dropped.hidden(pair, memory)
         panels = self.panels
@@ -136,7 +137,7 @@ def linear(
     hidden: np.ndarray | None,
     add: bool = False,
 ) -> np.ndarray:
-    """y `[N, n_out]` = (or += with `add`) the layer's output.
+    """Compute y `[N, n_out]` = (or += with `add`) the layer's output.
 
     Returns h packed, empty without a pair. `hidden` is float32 memory of at least
     `hidden_floats(N, R)` for h, which the gradient needs.
@@ -168,7 +169,7 @@ def linear_grad(
     add: bool = False,
     masked: Masked | None = None,
 ) -> None:
-    """Adds the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (or += with `add`) dy W + dh A.
+    """Add the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (`add`: +=) dy W + dh A.
 
     x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is
     computed. `buffers`: memory for dy packed and for dh packed. `masked`: as in the forward pass.
@@ -200,7 +201,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """A float32 weight of fixed random numbers, as a file would hold it."""
+    """Return a float32 weight of fixed random numbers, as a file would hold it."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

@@ -37,7 +37,7 @@ def packed_rows(rank: int) -> int:
 
 
 def lora_ref(x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """s (x Aᵀ) Bᵀ in plain numpy: x `[N, n_in]` -> `[N, n_out]`."""
+    """Compute s (x Aᵀ) Bᵀ in plain numpy: x `[N, n_in]` -> `[N, n_out]`."""
     return scale * (x @ a.T) @ b.T
 
 
@@ -67,8 +67,9 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 
 @kernel(parallel=True)
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
-    """Pack a panel of x, and while it is in the cache multiply it by all rows of m, which go to h0,
-    h1 and h2 in this order.
+    """Pack a panel of x, and while it is in the cache multiply it by all rows of m.
+
+    The products go to h0, h1 and h2 in this order.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -161,7 +162,7 @@ def _add_hidden(hp, b, y):
 
 
 def add_hidden(hp: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
-    """y `[N, n_out]` += h Bᵀ for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
+    """Add h Bᵀ to y `[N, n_out]` for a few tokens: hp packed `[P, R6, PANEL]`, b `[n_out, R]`."""
     if b.shape[0] != y.shape[1] or hp.shape[1] < b.shape[1] or hp.shape[0] != n_panels(len(y)):
         raise ValueError(f"h {hp.shape} and b {b.shape} do not fit an output {y.shape}")
     check_array("add_hidden", "h", hp, hp.shape)
@@ -174,8 +175,9 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """float32 memory `shape` that the next call with this name takes again: no step after the first
-    allocates.
+    """Return float32 memory `shape` that the next call with this name takes again.
+
+    No step after the first allocates.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:
@@ -191,11 +193,14 @@ def _tiles(size: int) -> np.ndarray:
 def thin_product(
     m: np.ndarray, xp: np.ndarray, scale: float, out: np.ndarray, *, transposed: bool = False
 ) -> np.ndarray:
-    """scale * X Mᵀ, packed: m `[R, K]` (or `[K, R]` with `transposed`), xp `[P, K, PANEL]` -> `[P,
-    R6, PANEL]`.
+    """Compute scale * X Mᵀ, packed: xp `[P, K, PANEL]` -> `[P, R6, PANEL]`.
 
-    h = thin_product(A, xp, s, ...); dh = thin_product(B, gp, s, ..., transposed=True). `out`
-    float32, flat or not, is filled from its start; the view is returned.
+    m `[R, K]`, or `[K, R]` with `transposed`:
+
+        h  = thin_product(A, xp, s, ...)
+        dh = thin_product(B, gp, s, ..., transposed=True)
+
+    `out` float32, flat or not, is filled from its start; the view is returned.
     """
     check_array("thin_product", "m", m, m.shape)
     check_array("thin_product", "panels", xp, xp.shape)
@@ -212,10 +217,12 @@ def thin_product(
 
 
 def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
-    """sum over tokens of h[t, :]ᵀ x[t, :]: hp packed `[P, R6, PANEL]`, x `[N, C]` -> float32
-    `[rank, C]`.
+    """Compute the sum over tokens of h[t, :]ᵀ x[t, :], float32 `[rank, C]`.
 
-    dA = outer_product(dhp, x, R); dBᵀ = outer_product(hp, dy, R).
+    hp packed `[P, R6, PANEL]`, x `[N, C]`:
+
+        dA  = outer_product(dhp, x, R)
+        dBᵀ = outer_product(hp, dy, R)
     """
     check_outer(hp, x, rank)
     n, width = x.shape
@@ -225,6 +232,7 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
 
 def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
+    """Raise `ValueError` for arrays that `outer_product` does not take."""
     check_array("outer product", "x", x, x.shape)
     check_array("outer product", "h", hp, hp.shape)
     if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
@@ -233,7 +241,7 @@ def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
 
 @in_turn
 def add_outer_packed(gp: np.ndarray, hp: np.ndarray, db: np.ndarray) -> None:
-    """db `[V, R]` += dyᵀ h, from dy packed `[P, V, PANEL]` and h packed `[P, R6, PANEL]`."""
+    """Add dyᵀ h to db `[V, R]`, from dy packed `[P, V, PANEL]` and h packed `[P, R6, PANEL]`."""
     check_array("outer product", "dy", gp, gp.shape)
     check_array("outer product", "h", hp, hp.shape)
     check_output("outer product", "db", db, (gp.shape[1], db.shape[1]))

@@ -77,7 +77,7 @@ def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
 
 @kernel(parallel=True)
 def _add_groups(sums_a, sums_b, da, db):
-    """da `[R, n_in]` and dbᵀ `[R, n_out]` += the groups' sums, COLUMNS columns a task."""
+    """Add the groups' sums to da `[R, n_in]` and dbᵀ `[R, n_out]`, COLUMNS columns a task."""
     n_groups, n_out = sums_a.shape[0], db.shape[0]
     of_a = (da.shape[1] + COLUMNS - 1) // COLUMNS
     of_b = (n_out + COLUMNS - 1) // COLUMNS
@@ -108,7 +108,7 @@ def sum_floats(n: int, rank: int, width: int) -> int:
 
 
 def n_groups(n: int) -> int:
-    """Groups of `n` tokens."""
+    """Return the number of groups of `n` tokens."""
     return max(1, min(MOST_GROUPS, n // LEAST, n_panels(n)))
 
 

@@ -58,12 +58,13 @@ class Weight(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         q = QUANTS[self.type_id]
         return self.shape[1] // q.block_size * q.type_size
 
 
 def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """X Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
+    """Compute x Wᵀ in plain numpy: x `[N, K]`, w `[n_out, K]` -> `[N, n_out]`."""
     return x @ w.T
 
 
@@ -102,9 +103,10 @@ def even(panels: int, largest: int) -> int:
     return -(-panels // -(-panels * PANEL // largest))
 
 
-class Scratch:
-    """Per-thread tiles of the two drivers, allocated once and grown when needed: `w`, `c`
-    [threads, size]; and the counter of tasks.
+class ThreadTiles:
+    """Per-thread tiles of the two drivers, allocated once and grown when needed.
+
+    `w`, `c` [threads, size]; and the counter of tasks.
     """
 
     def __init__(self) -> None:
@@ -113,6 +115,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, threads: int, w_size: int, c_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return `w` and `c` with so many floats a thread at least."""
         if self.w.shape[0] < threads or self.w.shape[1] < w_size:
             self.w = np.empty((threads, max(w_size, self.w.shape[1])), np.float32)
         if self.c.shape[0] < threads or self.c.shape[1] < c_size:
@@ -120,7 +123,7 @@ class Scratch:
         return self.w, self.c
 
 
-SCRATCH = Scratch()
+TILES = ThreadTiles()
 
 
 def scratch_bytes() -> int:
@@ -162,8 +165,9 @@ def matmul(
     b: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ; xp is X packed, hp is s X Aᵀ packed, b
-    `[n_out, R]`.
+    """Compute y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ.
+
+    xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`.
     """
     n = _check(w, xp, w.shape[1], y, w.shape[0])
     _forward(w, xp, n, y, NO_PANELS, hp, b, add)
@@ -177,7 +181,7 @@ def matmul_packed(
     hp: np.ndarray = NO_PANELS,
     b: np.ndarray = NO_PAIR,
 ) -> None:
-    """yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed as xp `[P, n_in, PANEL]` is."""
+    """Compute yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed as xp `[P, n_in, PANEL]` is."""
     check_output(w.name, "output", yp, (len(xp), w.shape[0], PANEL))
     no_rows = np.empty((len(xp) * PANEL, 0), np.float32)
     _check(w, xp, w.shape[1], no_rows, 0)
@@ -198,10 +202,10 @@ def _forward(
     threads, chunk = get_num_threads(), even(len(xp), CHUNK)
     tile = split(n_out, ROWS, largest=TILE, chunks=-(-len(xp) // chunk), threads=threads)
     kb = k_block(n_in, QUANTS[w.type_id].block_size)
-    ws, cs = SCRATCH.get(threads, tile * (max(kb, ROW_BLOCK) + PAD), tile * chunk * PANEL)
+    ws, cs = TILES.get(threads, tile * (max(kb, ROW_BLOCK) + PAD), tile * chunk * PANEL)
     forward_entry(w.type_id)(
         w.raw, w.row_bytes, n_out, n_in, readonly(xp), n, readonly(hp), readonly(b),
-        y, yp, add, tile, chunk, kb, ws, cs, SCRATCH.counter,
+        y, yp, add, tile, chunk, kb, ws, cs, TILES.counter,
     )  # fmt: skip
 
 
@@ -215,8 +219,9 @@ def matmul_grad(
     a: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """dx `[N, n_in]` = (or += with `add`) dY W + dH A; gp is dY packed, dhp is s dY B packed, a
-    `[R, n_in]`.
+    """Compute dx `[N, n_in]` = (or += with `add`) dY W + dH A.
+
+    gp is dY packed, dhp is s dY B packed, a `[R, n_in]`.
     """
     n_out, n_in = w.shape
     n = _check(w, gp, n_out, dx, n_in)
@@ -230,8 +235,8 @@ def matmul_grad(
     unit = QUANTS[w.type_id].block_size
     tile = split(n_in, unit, largest=COLUMNS, chunks=-(-len(gp) // chunk), threads=threads)
     height = -(-tile // ROWS) * ROWS
-    ws, cs = SCRATCH.get(threads, ROW_BLOCK * (tile + PAD) + PAD, height * chunk * PANEL)
+    ws, cs = TILES.get(threads, ROW_BLOCK * (tile + PAD) + PAD, height * chunk * PANEL)
     gradient_entry(w.type_id)(
         w.raw, w.row_bytes, n_out, n_in, readonly(gp), n, readonly(dhp), readonly(a),
-        dx, add, tile, chunk, ws, cs, SCRATCH.counter,
+        dx, add, tile, chunk, ws, cs, TILES.counter,
     )  # fmt: skip

@@ -1,5 +1,6 @@
-"""Y = X Wᵀ for one or a few tokens: generation, where packing panels of tokens would be mostly
-padding.
+"""Y = X Wᵀ for one or a few tokens: generation.
+
+Packing panels of so few tokens would be mostly padding.
 
 A task decodes its rows of W one at a time into a scratch row and takes the dot product with each
 token. The order of each sum is fixed by the vector width alone, so threads do not change bits.
@@ -60,7 +61,7 @@ _rows = np.empty((0, 0), np.float32)
 
 @in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
-    """y `[N, n_out]` = (or += with `add`) x Wᵀ, x float32 `[N, n_in]`, for small N."""
+    """Compute y `[N, n_out]` = (or += with `add`) x Wᵀ, x float32 `[N, n_in]`, for small N."""
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):

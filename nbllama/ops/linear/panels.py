@@ -54,7 +54,7 @@ def panel_floats(n: int, k: int) -> int:
 
 
 def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """The start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
+    """Return the start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
     if np.ndim(x) != 2:
         raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
     check_array("pack", "x", x, x.shape)

@@ -1,8 +1,7 @@
-"""The kernels under `nbllama.ops.linear.matmul`: one task of each direction, and the loops over
-tasks.
+"""The kernels under `nbllama.ops.linear.matmul`: one task of each direction, and their loops.
 
 A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk of
-tokens. Its sums lie in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache; a piece of W
+tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache; a piece of W
 is decoded into `w`, multiplied with every panel of the chunk, and overwritten by the next piece.
 Threads draw tasks from a counter, so that a slow core does not hold up the others.
 

@@ -22,6 +22,7 @@ from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.tasks import (
+    act_task,
     branch_task,
     cap_task,
     dot,
@@ -45,16 +46,19 @@ MOST_TYPES = 6
 NO_TYPE = -1  # in the place of a type that a model does not have
 
 NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
-SCORES, JOIN, BRANCH, GATE = kinds.SCORES, kinds.JOIN, kinds.BRANCH, kinds.GATE
+SCORES, JOIN, BRANCH, GATE, ACT = (
+    kinds.SCORES, kinds.JOIN, kinds.BRANCH, kinds.GATE, kinds.ACT
+)  # fmt: skip
 PHASE_ROW, STEP = kinds.PHASE, kinds.STEP
 NORM_ROW, HIDDEN_ROW, PRODUCT_ROW = kinds.NORM_ROW, kinds.HIDDEN_ROW, kinds.PRODUCT_ROW
 HEADS_ROW, BRANCH_ROW, GATE_ROW = kinds.HEADS_ROW, kinds.BRANCH_ROW, kinds.GATE_ROW
-CAP_ROW = kinds.CAP_ROW
+CAP_ROW, ACT_ROW = kinds.CAP_ROW, kinds.ACT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """The dot product of the row of W at byte `src` of `raw` with the input, inside a kernel;
-    nothing is checked. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
+    """Compute the dot product of a row of W with the input, inside a kernel; nothing is checked.
+
+    The row begins at byte `src` of `raw`. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
     """
     raise NotImplementedError("row_product is for kernels")
 
@@ -100,6 +104,7 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
         branches = carray(pointer(step.branches), step.most_rows, BRANCH_ROW)
         gates = carray(pointer(step.gates), step.most_rows, GATE_ROW)
         caps = carray(pointer(step.caps), step.most_rows, CAP_ROW)
+        acts = carray(pointer(step.acts), step.most_rows, ACT_ROW)
         drawn = carray(pointer(step.drawn), step.n_phases, np.int64)
         done = carray(pointer(step.done), step.n_phases, np.int64)
         row = floats(step.scratch + 4 * number * step.width, step.width)
@@ -143,6 +148,8 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
                     branch_task(branches[first])
                 elif phase.kind == GATE:
                     gate_task(gates[first], task, step)
+                elif phase.kind == ACT:
+                    act_task(acts[first], task, step)
                 else:
                     cap_task(caps[first], task)
                 mine, task = mine + 1, count(drawn, i)

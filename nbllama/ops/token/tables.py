@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP = range(9)
+NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 
 INT8_32, INT8_256 = 1, 2  # bits of `forms`: in which int8 blocks the next products want their input
 
@@ -23,9 +23,18 @@ def _table(**fields: type) -> np.dtype:
 
 PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
 
-# out[c] = x[c] * rstd * w[c] * scale
+# out[c] = x[c] * rstd * w[c] * scale, or with `centred` LayerNorm: (x[c] - mean) rstd w[c] + b[c];
+# without either, w 0: x[c] * scale
 NORM_ROW = _table(
-    x=_address, w=_address, out=_address, n=_size, eps=_float, scale=_float, forms=_size
+    x=_address,
+    w=_address,
+    b=_address,
+    out=_address,
+    n=_size,
+    centred=_size,
+    eps=_float,
+    scale=_float,
+    forms=_size,
 )
 
 # h[r] = scale * sum_k a[r, k] x[k]
@@ -37,9 +46,11 @@ PRODUCT_ROW = _table(
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
 )  # fmt: skip
 
-# queries and keys normed and turned in place, then key and value into the cache [n_ctx, G, D]
+# queries and keys normed and turned in place (with `norm_last` turned first), queries times
+# `temper` [n_ctx] where there is one, then key and value into the cache [n_ctx, G, D]
 HEADS_ROW = _table(
-    q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, eps=_float,
+    q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
+    eps=_float, temper=_address,
     cos=_address, sin=_address, half=_size, halves=_size, n_positions=_size,
     k_cache=_address, v_cache=_address, n_ctx=_size, n_head=_size, n_head_kv=_size, head_dim=_size,
     scale=_float, cap=_float, window=_size, slopes=_address, out=_address, forms=_size,
@@ -51,6 +62,12 @@ BRANCH_ROW = _table(y=_address, w=_address, x=_address, n=_size, eps=_float, sca
 # out = act(gate) * up
 GATE_ROW = _table(gate=_address, up=_address, out=_address, n=_size, gelu=_size, forms=_size)
 
+# out = act(x), of a feed-forward layer without a gate: `ops.ungated`
+ACT_ROW = _table(
+    x=_address, out=_address, size=_size, code=_size, p=_float, n=_float, beta=_float, eps=_float,
+    forms=_size,
+)  # fmt: skip
+
 # y = cap tanh(y / cap)
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
@@ -60,7 +77,7 @@ CAP_ROW = _table(y=_address, n=_size, cap=_float)
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,
-    gates=_address, caps=_address, scores=_address, found=_address, scratch=_address,
+    gates=_address, caps=_address, acts=_address, scores=_address, found=_address, scratch=_address,
     q32=_address, d32=_address, s32=_address, q256=_address, d256=_address, s256=_address,
     drawn=_address, done=_address,
 )  # fmt: skip
@@ -73,5 +90,6 @@ TABLES = {
     BRANCH: ("branches", BRANCH_ROW),
     GATE: ("gates", GATE_ROW),
     CAP: ("caps", CAP_ROW),
+    ACT: ("acts", ACT_ROW),
 }
 """SCORES and JOIN read the row of HEADS that they follow."""

@@ -10,10 +10,12 @@ from nbllama.kernels.threads import pointer
 from nbllama.ops.activation import gelu_row, silu_row
 from nbllama.ops.attention.few import CHUNK, attend_chunk, join_chunks
 from nbllama.ops.attention.tiles import cap_and_bias
+from nbllama.ops.layer_norm import layer_norm_row
 from nbllama.ops.linear.int8_rows import int8_row, int8_sum
 from nbllama.ops.rms_norm import norm_row
 from nbllama.ops.rope import turn_halves, turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
+from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
 LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
@@ -24,21 +26,25 @@ CAP_PART = 8192
 
 @kernel(inline=True)
 def floats(address, n):
+    """Return n float32 at an address as an array."""
     return carray(pointer(address), n, np.float32)
 
 
 @kernel(inline=True)
 def int8_numbers(address, n):
+    """Return n int8 at an address as an array."""
     return carray(pointer(address), n, np.int8)
 
 
 @kernel(inline=True)
 def int16_numbers(address, n):
+    """Return n int16 at an address as an array."""
     return carray(pointer(address), n, np.int16)
 
 
 @kernel(inline=True)
 def raw_bytes(address, n):
+    """Return n bytes at an address as an array."""
     return carray(pointer(address), n, np.uint8)
 
 
@@ -61,8 +67,17 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
+    """Normalise a row, and write it in the forms that the weights want."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
-    norm_row(x, w, p.eps, out)
+    if p.centred:
+        layer_norm_row(
+            x, floats(p.w, p.n if p.w else 0), floats(p.b, p.n if p.b else 0), p.eps, out
+        )
+    elif p.w != 0:
+        norm_row(x, w, p.eps, out)
+    else:
+        for c in range(p.n):
+            out[c] = x[c]
     if p.scale != np.float32(1.0):
         for c in range(p.n):
             out[c] *= p.scale
@@ -71,6 +86,7 @@ def norm_task(p, step):
 
 @kernel(fast=True)
 def dot(a, b, n):
+    """Return the dot product of two float32 rows."""
     total = np.float32(0.0)
     for k in range(n):
         total += a[k] * b[k]
@@ -113,17 +129,25 @@ def finish_row(p, n, value):
 
 
 @kernel()
-def _turn(row, norm, cos, sin, p):
-    """Heads `[n, D]`: normed where there is a norm, then turned."""
+def _norm_heads(row, norm, p):
     if norm != 0:
         w = floats(norm, p.head_dim)
         for h in range(row.shape[0]):
             norm_row(row[h], w, p.eps, row[h])
+
+
+@kernel()
+def _turn(row, norm, cos, sin, p):
+    """Heads `[n, D]`: normed where there is a norm, and turned; with `norm_last` turned first."""
+    if not p.norm_last:
+        _norm_heads(row, norm, p)
     if p.half > 0:
         if p.halves:
             turn_halves(row, cos, sin, np.float32(1.0))
         else:
             turn_interleaved(row, cos, sin, np.float32(1.0))
+    if p.norm_last:
+        _norm_heads(row, norm, p)
 
 
 @kernel()
@@ -136,6 +160,11 @@ def heads_task(p, g, step):
     key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(queries, p.q_norm, cos, sin, p)
     _turn(key, p.k_norm, cos, sin, p)
+    if p.temper != 0:
+        factor = floats(p.temper, p.n_ctx)[at]
+        for h in range(group):
+            for c in range(d):
+                queries[h, c] *= factor
     value = floats(p.v + 4 * g * d, d)
     where = 4 * (at * p.n_head_kv + g) * d
     keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
@@ -179,6 +208,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
+    """Add a branch's output to the stream, normed and scaled where the model does so."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)
@@ -188,6 +218,7 @@ def branch_task(p):
 
 @kernel()
 def gate_task(p, task, step):
+    """Compute a part of the gated activation."""
     gate, up, out = floats(p.gate, p.n), floats(p.up, p.n), floats(p.out, p.n)
     lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.n)
     if p.gelu:
@@ -198,6 +229,16 @@ def gate_task(p, task, step):
 
 
 @kernel()
+def act_task(p, task, step):
+    """Compute a part of the activation of a layer without a gate."""
+    x, out = floats(p.x, p.size), floats(p.out, p.size)
+    lo, hi = task * GATE_PART, min((task + 1) * GATE_PART, p.size)
+    ungated_row(x[lo:hi], p.code, p.p, p.n, p.beta, p.eps, out[lo:hi])
+    to_int8(out, lo, hi, p.forms, step)
+
+
+@kernel()
 def cap_task(p, task):
+    """Soft-cap a part of the logits."""
     lo, hi = task * CAP_PART, min((task + 1) * CAP_PART, p.n)
     cap_and_bias(floats(p.y, p.n), lo, hi, p.cap, np.float32(0.0), 0)

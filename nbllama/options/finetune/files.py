@@ -32,7 +32,8 @@ class FileOptions:
     checkpoint_in: str = _files(
         Text(),
         "checkpoint.gguf",
-        "continue from this checkpoint; a missing file is a fresh start",
+        "continue from this checkpoint, or from the newest good one in a folder; a missing file is"
+        " a fresh start",
         file="reads",
     )
     lora_in: str = _files(
@@ -48,6 +49,9 @@ class FileOptions:
         "checkpoint-ITERATION.gguf",
         "where checkpoints are saved; empty: nowhere",
         file="writes",
+    )
+    strict_resume: bool = _files(
+        None, False, "refuse a damaged newest checkpoint; else the one before it is continued"
     )
     lora_out: str = _files(
         Text(),

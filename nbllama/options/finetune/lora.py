@@ -39,7 +39,7 @@ class LoraOptions:
         shown_default="4 for plain text, 16 for chat",
     )
     lora_alpha: float | None = _lora(
-        Real(above=True),
+        Real(1e-6, 1e6),
         None,
         "the adapter is scaled by alpha / r",
         shown_default="r for plain text, 2 r for chat",

@@ -29,13 +29,13 @@ class ModelOptions:
     )
 
     norm_rms_eps: float | None = _model(
-        Real(above=True), None, "epsilon of the RMS norms", shown_default="the model's"
+        Real(0, 1, above=True), None, "epsilon of the RMS norms", shown_default="the model's"
     )
     rope_freq_base: float | None = _model(
-        Real(above=True), None, "base frequency of RoPE", shown_default="the model's"
+        Real(1, 1e12), None, "base frequency of RoPE", shown_default="the model's"
     )
     rope_freq_scale: float | None = _model(
-        Real(above=True),
+        Real(1e-6, 1e6),
         None,
         "factor on RoPE's positions, 1 / factor of a stretched context",
         shown_default="the model's",

@@ -7,7 +7,7 @@ from functools import partial
 
 from nbllama.options.common import debug_option, threads_option
 from nbllama.options.parser import Saved, option
-from nbllama.options.values import Size, Whole
+from nbllama.options.values import Port, Size, Whole
 
 _run = partial(option, "Run")
 _data = partial(option, "Length of the run and batches")
@@ -39,6 +39,13 @@ class RunOptions:
         "the others twice; takes the place of --use-checkpointing",
         shown_default="off",
     )
+    live: int | None = _run(
+        Port(),
+        None,
+        "serve the run's page to a browser on this machine while it goes on; the address, with a "
+        "secret in it, is printed",
+        shown_default="off",
+    )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(None, False, "continue a checkpoint although model, data or options differ")
     list_archs: bool = _run(
@@ -47,9 +54,10 @@ class RunOptions:
     debug: bool = debug_option()
 
     adam_iter: int | None = _data(
-        Whole(1),
+        Whole(0),
         None,
-        "iterations of this run, added to those of the checkpoint",
+        "iterations of this run, added to those of the checkpoint; 0: only the evaluation that is"
+        " due after its last one",
         shown_default="256 for plain text, no limit for chat or with --epochs",
     )
     epochs: int | None = _data(

@@ -24,7 +24,7 @@ class StepOptions:
     """The learning rate over the iterations, and from a gradient to a step."""
 
     adam_alpha: float | None = _rate(
-        Real(above=True),
+        Real(0, 1e3, above=True),
         None,
         "learning rate at its highest",
         also=["--lr", "--learning-rate"],
@@ -46,14 +46,14 @@ class StepOptions:
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
-        Real(above=True),
+        Real(1e-6, 1e6),
         1.0,
         "rate of the Bs of all pairs / rate of their As (LoRA+)",
         saved=Saved(32),
         without=1.0,
     )
     adam_min_alpha: float = _rate(
-        Real(), 0.0, "lowest learning rate, also during warm-up", saved=Saved(5)
+        Real(0, 1e3), 0.0, "lowest learning rate, also during warm-up", saved=Saved(5)
     )
     warmup: int | None = _rate(
         Whole(),
@@ -88,7 +88,7 @@ class StepOptions:
         saved=Saved(15),
     )
     cos_decay_restart: float = _rate(
-        Real(1), 1.1, "factor on the decay's length at each restart", saved=Saved(14)
+        Real(1, 1e3), 1.1, "factor on the decay's length at each restart", saved=Saved(14)
     )
 
     optimizer: str = _adam(
@@ -99,7 +99,7 @@ class StepOptions:
         without="adamw",
     )
     adam_decay: float = _adam(
-        Real(),
+        Real(0, 1e3),
         0.1,
         "weight decay, a factor on the learning rate",
         also=["--weight-decay"],

@@ -34,8 +34,8 @@ words). Training continues from --checkpoint-in
 if that file exists.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
-enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run diverged, 130 and
-143 stopped by SIGINT and SIGTERM"""
+enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run diverged, 130, 143
+and 129 stopped by SIGINT, SIGTERM and SIGHUP"""
 
 # What people type who come from other trainers.
 FAMILIAR = FINETUNE

@@ -39,7 +39,7 @@ def int8_block(type_id: int) -> int:
 
 
 def find_dot(type_id: int) -> Any:
-    """The kernel of a type; KeyError if it has none."""
+    """Return the kernel of a type; KeyError if it has none."""
     name = QUANTS[type_id].name
     module = import_module(f"nbllama.quants.dot.{_FAMILY[name]}")
     return getattr(module, f"dot_{name.lower()}")
@@ -48,7 +48,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """The product of `n_blocks` blocks, inside a kernel; nothing is checked."""
+    """Compute the product of `n_blocks` blocks, inside a kernel; nothing is checked."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

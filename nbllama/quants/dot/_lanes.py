@@ -89,7 +89,7 @@ def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _neighbours(builder: Any, products: Any) -> Any:
-    """Sums of lanes 2i and 2i + 1."""
+    """Add lanes 2i and 2i + 1."""
     n = products.type.count
     even = _lanes(builder, products, products, list(range(0, n, 2)))
     return builder.add(even, _lanes(builder, products, products, list(range(1, n, 2))))
@@ -144,7 +144,7 @@ def join(typingctx, low, high):
 
 @intrinsic
 def nibbles(typingctx, raw, i):
-    """The 16 bytes from byte i of `raw`: their low halves, then their high halves."""
+    """Read the 16 bytes from byte i of `raw`: their low halves, then their high halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -172,7 +172,7 @@ def bits32(typingctx, bits):
 
 @intrinsic
 def bytes_of(typingctx, low, high):
-    """The 8 bytes of int64 `low`, then those of `high`, as Codes(16)."""
+    """Return the 8 bytes of int64 `low`, then those of `high`, as Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
@@ -287,7 +287,7 @@ def zeros8(typingctx):
 
 @intrinsic
 def add_scaled(typingctx, total, dots, d):
-    """total + dots * d in every lane, fused where the CPU has the instruction."""
+    """Compute total + dots * d in every lane, fused where the CPU has the instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, dots, d = args
@@ -299,7 +299,7 @@ def add_scaled(typingctx, total, dots, d):
 
 @intrinsic
 def half8(typingctx, raw, i):
-    """The IEEE half from byte i of `raw` in 8 lanes.
+    """Read the IEEE half from byte i of `raw` into 8 lanes.
 
     Spread before it is converted: converting one alone leaves LLVM a register of another sum to
     insert it in, and each block would wait for the one before.
@@ -329,7 +329,7 @@ def first(typingctx, weights):
 
 @intrinsic
 def sum8(typingctx, total):
-    """The sum of 8 lanes: lane i with lane i + 4, then i + 2, then i + 1."""
+    """Add the 8 lanes: lane i with lane i + 4, then i + 2, then i + 1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = args[0]

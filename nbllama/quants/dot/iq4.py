@@ -25,7 +25,7 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def values32(raw, at):
-    """The codebook's values of the 16 bytes at `at`: low halves, then high halves."""
+    """Look up the codebook's values of the 16 bytes at `at`: low halves, then high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
@@ -43,7 +43,7 @@ def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_iq4_xs(raw, src, n_blocks, q, d, sums, c):
-    """Groups of 32, signed scales of six bits."""
+    """Multiply IQ4_XS: groups of 32, signed scales of six bits."""
     total = zeros8()
     for b in range(n_blocks):
         at, dots = src + 136 * b, no_dots()

@@ -36,8 +36,9 @@ _LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # of each of four byte
 
 @kernel()
 def scales_and_mins(raw, at):
-    """The eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64
-    (`kquants.scale_and_min` says where they are).
+    """Return the eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64.
+
+    `kquants.scale_and_min` says where they are.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -47,7 +48,7 @@ def scales_and_mins(raw, at):
 
 @kernel(inline=True)
 def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
-    """Groups of 16, no z."""
+    """Multiply Q2_K: groups of 16, no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 84 * b
@@ -67,7 +68,7 @@ def dot_q2_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
-    """Groups of 16, z = 4, signed scales; the third bits are in 32 bytes for all groups."""
+    """Multiply Q3_K: groups of 16, z = 4, signed scales; 32 bytes hold all groups' third bits."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 110 * b
@@ -92,7 +93,7 @@ def dot_q3_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
-    """Groups of 32, no z."""
+    """Multiply Q4_K: groups of 32, no z."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 144 * b
@@ -134,7 +135,7 @@ def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q6_k(raw, src, n_blocks, q, d, sums, c):
-    """Groups of 16, z = 32, signed scales."""
+    """Multiply Q6_K: groups of 16, z = 32, signed scales."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 210 * b

@@ -6,18 +6,18 @@ import numpy as np
 
 from nbllama.kernels.jit import kernel
 from nbllama.quants._raw import half_of_bits
-from nbllama.quants.encode._vec import bits_of_float
+from nbllama.quants.encode._vec import single_bits
 
 _INFINITE = 0x7C00
 
 
 @kernel(own="quants/encode")
 def half_bits(value):
-    """The half nearest to a float32 that is a number (ties to even), as its 16 bits in an int64.
+    """Round a float32 that is a number to the nearest half (ties to even), 16 bits in an int64.
 
     From 65520 on that is infinity; below 2^-14 the half has fewer bits (subnormal).
     """
-    bits = bits_of_float(np.float32(value))
+    bits = single_bits(np.float32(value))
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
     if size < 0x38800000:
         return sign | np.int64(np.rint(abs(np.float32(value)) * np.float32(2.0**24)))

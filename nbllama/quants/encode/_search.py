@@ -76,7 +76,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """The element of the first n that is largest in size, with its sign (the first of equals)."""
+    """Return the element of the first n that is largest in size, with its sign (the first one)."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:

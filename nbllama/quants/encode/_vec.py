@@ -119,8 +119,8 @@ def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
 
 
 @intrinsic
-def bits_of_float(typingctx, value):
-    """The 32-bit pattern of a float32 as int64, 0..2^32-1."""
+def single_bits(typingctx, value):
+    """Return the 32-bit pattern of a float32 as int64, 0..2^32-1."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.zext(builder.bitcast(args[0], _I32), ir.IntType(64))

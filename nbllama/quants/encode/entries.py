@@ -25,6 +25,7 @@ def _span(i, chunk, n_blocks):
 
 @kernel(parallel=True, own="quants/encode")
 def q4_0(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q4_0."""
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -33,6 +34,7 @@ def q4_0(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q4_1(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q4_1."""
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -41,6 +43,7 @@ def q4_1(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q5_0(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q5_0."""
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -49,6 +52,7 @@ def q5_0(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q5_1(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q5_1."""
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -57,6 +61,7 @@ def q5_1(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q8_0(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q8_0."""
     chunk = _CHUNK // 32
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -65,6 +70,7 @@ def q8_0(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q2_k(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q2_K."""
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -73,6 +79,7 @@ def q2_k(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q3_k(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q3_K."""
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -81,6 +88,7 @@ def q3_k(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q4_k(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q4_K."""
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -89,6 +97,7 @@ def q4_k(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q5_k(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q5_K."""
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -97,6 +106,7 @@ def q5_k(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def q6_k(x, n_blocks, out):
+    """Encode n_blocks blocks of x as Q6_K."""
     chunk = _CHUNK // 256
     for i in numba.prange(-(-n_blocks // chunk)):
         first, n = _span(i, chunk, n_blocks)
@@ -105,6 +115,7 @@ def q6_k(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def f16(x, n_blocks, out):
+    """Round n_blocks numbers of x to F16."""
     for i in numba.prange(-(-n_blocks // _CHUNK)):
         first, n = _span(i, _CHUNK, n_blocks)
         floats.encode_f16(x, first, n, out, 2 * first)
@@ -112,6 +123,7 @@ def f16(x, n_blocks, out):
 
 @kernel(parallel=True, own="quants/encode")
 def bf16(x, n_blocks, out):
+    """Round n_blocks numbers of x to BF16."""
     for i in numba.prange(-(-n_blocks // _CHUNK)):
         first, n = _span(i, _CHUNK, n_blocks)
         floats.encode_bf16(x, first, n, out, 2 * first)

@@ -9,7 +9,7 @@ import numpy as np
 
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._half import half_bits
-from nbllama.quants.encode._vec import bits_of_float
+from nbllama.quants.encode._vec import single_bits
 
 
 @kernel(own="quants/encode")
@@ -25,7 +25,7 @@ def encode_f16(x, src, n_blocks, out, dst):
 def encode_bf16(x, src, n_blocks, out, dst):
     """float32 to its upper half."""
     for i in range(n_blocks):
-        bits = bits_of_float(x[np.uint64(src + i)])
+        bits = single_bits(x[np.uint64(src + i)])
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         out[np.uint64(dst + 2 * i)] = np.uint8(bits & 255)
         out[np.uint64(dst + 2 * i + 1)] = np.uint8(bits >> 8)

@@ -60,7 +60,7 @@ def _symmetric_codes(x, at, scale, high, codes, to):
 
 @kernel(own="quants/encode")
 def _round_positive(values, n, high, rounded):
-    """rounded = values / (their largest / high) as integers; returns largest / high."""
+    """Round values / (their largest / high) to integers in `rounded`; return largest / high."""
     largest = _0
     for g in range(n):
         largest = max(largest, values[g])
@@ -72,7 +72,7 @@ def _round_positive(values, n, high, rounded):
 
 @kernel(own="quants/encode")
 def encode_q2_k(x, src, n_blocks, out, dst):
-    """Groups of 16, affine, four-bit scales and lows."""
+    """Encode Q2_K: groups of 16, affine, four-bit scales and lows."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales, lows = np.empty(16, np.float32), np.empty(16, np.float32)
     s, m = np.empty(16, np.uint8), np.empty(16, np.uint8)
@@ -109,7 +109,7 @@ def _pack_two_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q3_k(x, src, n_blocks, out, dst):
-    """Groups of 16, symmetric, six-bit scales of either sign."""
+    """Encode Q3_K: groups of 16, symmetric, six-bit scales of either sign."""
     group, work = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
     s = np.empty(16, np.int64)
@@ -138,7 +138,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """s = 16 scales as integers in -high..high-1, the largest in size being -high; stores d."""
+    """Round 16 scales to s in -high..high-1, the largest in size being -high; store d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -151,7 +151,7 @@ def _put_signed_scales(scales, high, s, out, at):
 
 @kernel(own="quants/encode")
 def encode_q6_k(x, src, n_blocks, out, dst):
-    """Groups of 16, symmetric, eight-bit scales of either sign."""
+    """Encode Q6_K: groups of 16, symmetric, eight-bit scales of either sign."""
     group, w = np.empty(16, np.float32), np.empty(16, np.float32)
     scales = np.empty(16, np.float32)
     s = np.empty(16, np.int64)
@@ -213,7 +213,7 @@ def _pack_four_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q4_k(x, src, n_blocks, out, dst):
-    """Groups of 32, affine, six-bit scales and lows."""
+    """Encode Q4_K: groups of 32, affine, six-bit scales and lows."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):
@@ -224,7 +224,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Groups of 32, affine, six-bit scales and lows; the fifth bits of the codes lie apart."""
+    """Encode Q5_K: groups of 32, affine, six-bit scales and lows; fifth bits are apart."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

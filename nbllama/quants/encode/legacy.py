@@ -37,7 +37,7 @@ def _inverse(d):
 
 @kernel(own="quants/encode")
 def _symmetric(group, high, codes):
-    """codes = round(x / d) + high, at most 2 high - 1; returns d."""
+    """Compute codes = round(x / d) + high, at most 2 high - 1; return d."""
     d = extreme(group, 32) / -high
     inverse = _inverse(d)
     middle, top = high + _HALF, high + high - _1
@@ -48,7 +48,7 @@ def _symmetric(group, high, codes):
 
 @kernel(own="quants/encode")
 def _affine(group, top, codes):
-    """codes = round((x - least) / d), at most `top`; returns d and least."""
+    """Compute codes = round((x - least) / d), at most `top`; return d and least."""
     least = most = group[0]
     for j in range(1, 32):
         least, most = min(least, group[j]), max(most, group[j])
@@ -77,7 +77,7 @@ def _put_fifth_bits(codes, out, to):
 
 @kernel(own="quants/encode")
 def encode_q4_0(x, src, n_blocks, out, dst):
-    """w = d * (q - 8)."""
+    """Encode w = d * (q - 8)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 18 * b
@@ -88,7 +88,7 @@ def encode_q4_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q4_1(x, src, n_blocks, out, dst):
-    """w = d * q + m."""
+    """Encode w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 20 * b
@@ -101,7 +101,7 @@ def encode_q4_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_0(x, src, n_blocks, out, dst):
-    """w = d * (q - 16)."""
+    """Encode w = d * (q - 16)."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 22 * b
@@ -113,7 +113,7 @@ def encode_q5_0(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_1(x, src, n_blocks, out, dst):
-    """w = d * q + m."""
+    """Encode w = d * q + m."""
     group, codes = np.empty(32, np.float32), np.empty(32, np.uint8)
     for b in range(n_blocks):
         to = dst + 24 * b
@@ -127,7 +127,7 @@ def encode_q5_1(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q8_0(x, src, n_blocks, out, dst):
-    """w = d * q."""
+    """Encode w = d * q."""
     group = np.empty(32, np.float32)
     for b in range(n_blocks):
         to = dst + 34 * b

@@ -12,7 +12,7 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def decode_iq4_nl(raw, src, n_blocks, out, dst):
-    """w = d * value[q]."""
+    """Decode w = d * value[q]."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
         d, qs = f16(raw, at), load16(raw, at + 2)
@@ -22,7 +22,7 @@ def decode_iq4_nl(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq4_xs(raw, src, n_blocks, out, dst):
-    """w = (d * (scale - 32)) * value[q]."""
+    """Decode w = (d * (scale - 32)) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 136 * b, dst + 256 * b
         d, high = f16(raw, at), u16(raw, at + 2)

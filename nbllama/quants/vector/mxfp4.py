@@ -13,7 +13,7 @@ _VALUES = _grids.MXFP4
 
 @kernel()
 def decode_mxfp4(raw, src, n_blocks, out, dst):
-    """w = 2^(e - 128) * value[q]."""
+    """Decode w = 2^(e - 128) * value[q]."""
     for b in range(n_blocks):
         at, to = src + 17 * b, dst + 32 * b
         d, qs = power_of_two(u8(raw, at)), load16(raw, at + 1)

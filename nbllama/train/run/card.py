@@ -6,20 +6,24 @@ Each begins with a mark of ours; a file of that name without it is someone's own
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from nbllama.adapter.file import format_of
-from nbllama.errors import NbllamaError, OutputError, shown
+from nbllama.errors import NbllamaError, OutputError, escaped, shown
 from nbllama.options.values import parse_variables
 from nbllama.system.files import atomic_write
+from nbllama.system.regular import first_bytes
 from nbllama.text import chat_template_for, find_layout
 from nbllama.text.chat_template import ChatTemplate
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 
 _MARK = "written by nbllama"
+_ENTITIES = {c: f"&#{ord(c)};" for c in "&<>|`*[]\\"}
+_MARKUP = re.compile("[" + re.escape("".join(_ENTITIES)) + "]")
 _CHATML = """TEMPLATE \"\"\"{{ range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
@@ -70,8 +74,16 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
     A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
     file. `system`: what the chat template puts in front of a chat that has no system message. The
     older form, with the adapter next to its base, is there as comments.
+
+    Raises `OutputError` for a path with a control character, which would be another instruction.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
+    for path in (base, adapter):
+        if not path.isprintable():
+            raise OutputError(
+                f"no Modelfile for {shown(path, 400)}: its name holds a control character; rename"
+                " the file"
+            )
     words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
     lines = [
         f"# {_MARK}; ollama create NAME -f THIS_FILE\n",
@@ -113,14 +125,18 @@ def card(
 
     `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
     losses.
+
+    What comes from outside, such as names of files, is shown as it is: no character of it is
+    Markdown or HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
         f"{shlex.quote(files.base)} --lora {shlex.quote(name)}"
         for name in (files.adapter, files.readable)
     )
+    commands = f"python -m nbllama.main -m {ours}\n{files.conversion}llama-cli -m {theirs}"
     parts = [
-        f"<!-- {_MARK} -->\n# {os.path.basename(_bare(files.adapter))}\n",
+        f"<!-- {_MARK} -->\n# {_cell(os.path.basename(_bare(files.adapter)))}\n",
         "A LoRA adapter.\n",
         "## Base\n",
         _table([("file", run["model"]), ("sha256 of its weights' sample", fingerprint)]),
@@ -131,10 +147,18 @@ def card(
         "## Options\n",
         _table([(k, str(v)) for k, v in run["options"].items() if v != ""]),
         "## Running it\n",
-        f"```\npython -m nbllama.main -m {ours}\n{files.conversion}llama-cli -m {theirs}\n```\n",
-        f"Made by nbllama {run['version']}, {run['started']}.\n",
+        _fenced(commands),
+        f"Made by nbllama {_cell(run['version'])}, {_cell(run['started'])}.\n",
     ]
     return "\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    """Write a block of code whose fence is longer than any row of backticks in it."""
+    longest = max((len(row) for row in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = "\n".join(escaped(line) for line in text.split("\n"))
+    return f"{fence}\n{lines}\n{fence}\n"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -143,11 +167,12 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return shown(text, 400).replace("|", "\\|")
+    """Write a text within a line of Markdown: what would begin markup is escaped."""
+    return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
 def write_cards(
-    session: Session, begun: dict[str, Any], results: list[tuple[str, str]]
+    session: RunSession, begun: dict[str, Any], results: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
 
@@ -158,17 +183,17 @@ def write_cards(
     gguf = format_of(outputs.adapter) == "gguf"
     files = Files(session.options.model_base, outputs.latest_adapter, gguf)
     source, system = _template(session)
-    texts = {
-        "card.md": card(begun, files, session.identity.base, results),
-        "Modelfile": modelfile(files, source, system),
+    makers: dict[str, Callable[[], str]] = {
+        "card.md": lambda: card(begun, files, session.identity.base, results),
+        "Modelfile": lambda: modelfile(files, source, system),
     }
     stem = outputs.config.removesuffix(".config.yaml")
-    written = write_all(stem, texts, session.ui.note)
+    written = write_all(stem, makers, session.ui.note)
     outputs.paths |= {ending: f"{stem}.{ending}" for ending, _ in written}
     return written
 
 
-def _template(session: Session) -> tuple[str, str]:
+def _template(session: RunSession) -> tuple[str, str]:
     """Find the chat template of a run on chats, and its system line; else the model's, and none."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
@@ -188,26 +213,23 @@ def _template(session: Session) -> tuple[str, str]:
 
 
 def write_all(
-    stem: str, texts: dict[str, str], note: Callable[[str], None]
+    stem: str, makers: dict[str, Callable[[], str]], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Write each text as `stem`.ENDING; (ending, file) of what was written."""
+    """Make and write each text as `stem`.ENDING; (ending, file) of what was written."""
     written = []
-    for ending, text in texts.items():
+    for ending, made in makers.items():
         path = f"{stem}.{ending}"
         try:
-            write(path, text)
+            write(path, made())
             written.append((ending, shown(path, 400)))
-        except (OSError, OutputError) as e:
-            note(f"--card: {e}")
+        except Exception as e:  # a card is worth less than the run
+            note(f"--card: {shown(e, 900)}")
     return written
 
 
 def write(path: str, text: str) -> None:
-    """Atomically. Raises `OutputError` where a file lies that has no mark of ours."""
-    if os.path.lexists(path):
-        with open(path, "rb") as file:
-            ours = _MARK.encode() in file.readline(200)
-        if not ours:
-            raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+    """Write atomically. Raises `OutputError` where a file is that has no mark of ours."""
+    if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
+        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
     with atomic_write(path) as out:
         out.write(text.encode())

@@ -225,7 +225,7 @@ def make_feed(
     return OldFeed(data, state.rng_state, epoch), Position(epoch, state.next_sample)
 
 
-def walk(
+def walk_epochs(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
     """Return a function that counts the iterations of so many epochs, for `resolve`.

@@ -71,7 +71,7 @@ def plan(
     under_way = done < max(found, last) or options.enable_restart
     first = begin + 1 if under_way else done + 1
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
-    if follows and with_run and done >= last:
+    if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
         # the same end again, as in the file of a run's options, asks for nothing else
         again = asked == found and done <= found < total
@@ -130,6 +130,8 @@ def check_rates(
     tool did, and not for the rest of a decay that is under way.
     """
     options, total = settings.options, done + settings.n_iter
+    if not settings.n_iter:
+        return []  # an evaluation alone
     # The rate is 0 at the end, or in between at a single iteration. The old tool's first is 0 too.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):

@@ -9,7 +9,7 @@ from typing import Any
 from nbllama import __version__
 from nbllama.adapter.savable import Adapter
 from nbllama.checkpoint.environment import environment
-from nbllama.checkpoint.legacy_moments import tell
+from nbllama.checkpoint.legacy_moments import place_moments
 from nbllama.checkpoint.state import TrainState
 from nbllama.data.text_checks import mostly_lost
 from nbllama.errors import NbllamaError, OutputError, SaveFailed, shown
@@ -23,7 +23,7 @@ from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.story import begun, ended
 from nbllama.train.trainer import Evaluation, StepResult, StopRequested
 from nbllama.train.validation import Validation, perplexity
@@ -34,14 +34,14 @@ class _Ended(Exception):
 
 
 class Loop:
-    """Runs a `Session` to its end.
+    """Runs a `RunSession` to its end.
 
     With `--compat` the order of events at the end is the old tool's: it evaluates once more after
     the last update, so the samples of one more iteration are passed over, and what the tests of an
     early end find in an evaluation holds before its update, not after it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunSession) -> None:
         self.session = session
         self.trainer, self.settings = session.trainer, session.settings
         self.ui, self.outputs, self.stop = session.ui, session.outputs, session.stop
@@ -98,9 +98,11 @@ class Loop:
         except _Ended:
             pass
         except StopRequested:
+            if self._reason:
+                self.result.last = trainer.iteration  # it had ended, but for an evaluation
             self._save_at_end()
             self.result.interrupted = True
-            self._reason = f"stopped by signal {self.stop.signum}"
+            self._reason = self.stop.reason
             self._tell_end(self._reason)
             return
         if compat:
@@ -121,8 +123,8 @@ class Loop:
             try:
                 write_report(self.outputs.log, self.outputs.report)
                 self.outputs.paths["report"] = self.outputs.report
-            except NbllamaError as e:
-                self.ui.note(f"--report is not written: {e}")
+            except Exception as e:  # a page is worth less than the run
+                self.ui.note(f"--report is not written: {shown(e or type(e).__name__, 400)}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
@@ -144,6 +146,8 @@ class Loop:
             overfits = watch.evaluated(now, loss, best)
             self._keep(now, loss, best)
         watch.last = now
+        if self._saved == self._last:
+            self._saved = -1  # made up for after the last save: what it found is saved too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -206,9 +210,9 @@ class Loop:
             return
         trainer, order = self.trainer, self.session.options.checkpoint_order or ""
         grads, n_layer = trainer.gradients, trainer.model.hp.n_layer
-        told = tell(state.moments, trainer.adapter, grads, n_layer, direction=order)
-        trainer.opt.restore(told.m, told.v, state.iteration)
-        self.ui.note(f"moments of the old checkpoint: order {told.order}, cosine {told.cosine:.2f}")
+        old = place_moments(state.moments, trainer.adapter, grads, n_layer, direction=order)
+        trainer.opt.restore(old.m, old.v, state.iteration)
+        self.ui.note(f"moments of the old checkpoint: order {old.order}, cosine {old.cosine:.2f}")
 
     def _epochs_done(self) -> bool:
         epochs = self.session.options.epochs or 0

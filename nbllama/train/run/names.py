@@ -11,6 +11,7 @@ from nbllama.checkpoint.names import output_name
 from nbllama.data.splits import input_files
 from nbllama.errors import UsageError, shown
 from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.system.part_names import files_of
 
 BEST = "BEST"
 # The one output that may be an input: a checkpoint is continued under its own name.
@@ -27,7 +28,7 @@ class Names:
     def __init__(
         self, pattern: str, mark: str = "", newest: str = "", *, folder: bool = False
     ) -> None:
-        self.pattern, self._folder = pattern, folder
+        self.pattern, self.mark, self.folder = pattern, mark, folder
         self.latest = output_name(pattern, newest, mark) if mark else pattern
         base = os.path.basename(pattern)
         before, found, after = base.partition(mark) if mark else (base, "", "")
@@ -41,13 +42,13 @@ class Names:
                 return True
         if not os.path.exists(name):
             return False
-        return any(os.path.samefile(own, name) for own in self._existing())
+        return any(os.path.samefile(own, name) for own in self.existing())
 
     @property
     def _parent(self) -> str:
         return _parent(self.pattern)
 
-    def _existing(self) -> Iterator[str]:
+    def existing(self) -> Iterator[str]:
         """Those that are there. Upper and lower case may be the same to the file system."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
@@ -55,7 +56,7 @@ class Names:
         for base in entries:
             if same.fullmatch(base):
                 path = os.path.join(folder, base)
-                files = [os.path.join(path, file) for file in FOLDER_FILES] if self._folder else []
+                files = [os.path.join(path, file) for file in FOLDER_FILES] if self.folder else []
                 yield from filter(os.path.exists, [path, *files])
 
 
@@ -81,7 +82,7 @@ def _inputs(options: Options) -> Iterator[tuple[str, str]]:
         name = getattr(options, o.dest) if o.file == "reads" else ""
         if not name:
             continue
-        yield o.names[0], name
+        yield from ((o.names[0], file) for file in files_of(name))
         if o.dest in ("train_data", "val_data"):
             yield from ((o.names[0], file) for file in input_files(name))
         elif os.path.isdir(name):

@@ -8,26 +8,25 @@ adapter for PEFT is a folder.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from nbllama.adapter.file import FOLDER_FILES, check_format, is_folder, save_adapter
+from nbllama.adapter.file import check_format, is_folder, save_adapter
 from nbllama.checkpoint.file import save_checkpoint
 from nbllama.checkpoint.names import PLACEHOLDER, output_name, prune
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import Diverged, OutputError, UsageError, shown
 from nbllama.opt.arrays import check_finite
 from nbllama.options.finetune.table import Options
-from nbllama.system.files import RunLock, atomic_write, check_writable, make_folder, sweep_temporary
+from nbllama.system.files import atomic_write
+from nbllama.train.run.claim import LOG_OF_REPORT, OPTIONS_OF_THE_RUN, check_contents, claim
 from nbllama.train.run.names import BEST, Names, bare, check_outputs
 
 if TYPE_CHECKING:
     from nbllama.arch import Hparams
     from nbllama.lora.pairs import Adapter
 
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
+CARD_FILES = ("card.md", "Modelfile")
 
 
 class Outputs:
@@ -60,7 +59,8 @@ class Outputs:
                 )
         if self._newest == BEST:
             raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
-        check_outputs(options, self._all(options))
+        self._every = self._all(options)
+        check_outputs(options, self._every)
 
     def _all(self, options: Options) -> dict[str, list[Names]]:
         """All files that the run writes, by option."""
@@ -70,9 +70,12 @@ class Outputs:
                 Names(bare(name), self._mark, self._newest, folder=self._folder)
                 for name in (self.adapter, self.best_adapter)
             ]
-            found["the file of the run's options"] = [Names(self.config)]
+            found[OPTIONS_OF_THE_RUN] = [Names(self.config)]
+        if self.adapter and options.card:
+            stem = self.config.removesuffix(".config.yaml")
+            found["--card"] = [Names(f"{stem}.{ending}") for ending in CARD_FILES]
         if self.log:
-            found["--log" if options.log else "the log of --report"] = [Names(self.log)]
+            found["--log" if options.log else LOG_OF_REPORT] = [Names(self.log)]
         if self.report:
             found["--report"] = [Names(self.report)]
         if options.dump:
@@ -84,19 +87,7 @@ class Outputs:
 
         What killed runs left half written is removed. Raises `OutputError`.
         """
-        if self.report:
-            check_writable(self.report)
-        for option, pattern in self._named.items():
-            latest = self._latest(pattern)
-            left_over = self._left_over
-            if option == "--lora-out" and self._folder:
-                make_folder(latest)
-                latest = os.path.join(latest, FOLDER_FILES[-1])
-                left_over = self._left_over_in_folders
-            check_writable(latest)
-            stack.enter_context(RunLock(latest))
-            for name in left_over(pattern):
-                sweep_temporary(name)
+        claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
         """Adapter and checkpoint, each under its number and as LATEST.
@@ -105,30 +96,48 @@ class Outputs:
         checkpoint and writes the same adapter again, while a checkpoint of the last iteration
         without its adapter would leave nothing to do and no result.
 
-        Raises `OutputError` if one cannot be written, `Diverged` if the state is not finite.
+        Raises `OutputError` if one cannot be written, or after the others were written for one
+        that would replace a file of another kind; `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
                 what = f"{bad} or its moments are not finite"
                 raise Diverged(f"iteration {state.iteration} is not saved: {what}")
-        self.save_adapter(state, hp)
-        stamps = (state.iteration, self._newest)
-        for name in dict.fromkeys(output_name(self.checkpoint, s, self._mark) for s in stamps):
-            if name:
+        kept = self._save_adapter(state, hp)
+        for name in self._stamped(self.checkpoint, state.iteration):
+            if not (problem := _other("--checkpoint-out", name)):
                 save_checkpoint(name, state)
                 self.paths["checkpoint"] = name
+            kept = kept or problem
+        if kept:
+            raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter alone, under its number and as LATEST."""
-        stamps = (state.iteration, self._newest)
-        for name in dict.fromkeys(output_name(self.adapter, s, self._mark) for s in stamps):
-            if name:
+        """Save the adapter alone, under its number and as LATEST. Raises as `save`."""
+        if kept := self._save_adapter(state, hp):
+            raise kept
+
+    def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
+        """Save it; what is returned is about a file of another kind, which was kept."""
+        kept = None
+        for name in self._stamped(self.adapter, state.iteration):
+            if not (problem := _other("--lora-out", name)):
                 save_adapter(name, state.adapter, hp, july_2024=self._old_layout)
                 self.paths["adapter"] = name
+            kept = kept or problem
+        return kept
+
+    def _stamped(self, pattern: str, iteration: int) -> list[str]:
+        """Return the names of one save: with the iteration's number, and as LATEST."""
+        stamps = (iteration, self._newest)
+        names = (output_name(pattern, stamp, self._mark) for stamp in stamps)
+        return [name for name in dict.fromkeys(names) if name]
 
     def save_best(self, adapter: Adapter, hp: Hparams) -> None:
         """Save the adapter with the lowest validation loss so far. Raises `OutputError`."""
         if self.adapter:
+            if problem := _other("--lora-out", self.best_adapter):
+                raise problem
             save_adapter(self.best_adapter, adapter, hp, july_2024=self._old_layout)
             self.paths["best"] = self.best_adapter
 
@@ -185,17 +194,11 @@ class Outputs:
     def _names(self, pattern: str) -> Names:
         return Names(pattern, self._mark, self._newest)
 
-    def _left_over_in_folders(self, pattern: str) -> Iterator[str]:
-        """Yield the files of all folders of `pattern`."""
-        parent, shape = os.path.dirname(pattern), self._names(pattern).shape
-        for base in sorted(os.listdir(parent or os.curdir)):
-            folder = os.path.join(parent, base)
-            if shape.fullmatch(base) and os.path.isdir(folder):
-                yield from (os.path.join(folder, file) for file in FOLDER_FILES)
 
-    def _left_over(self, pattern: str) -> Iterator[str]:
-        """Files of `pattern` of which a temporary file is there."""
-        folder, shape = os.path.dirname(pattern), self._names(pattern).shape
-        found = map(_TEMPORARY.fullmatch, os.listdir(folder or os.curdir))
-        for base in sorted({m[1] for m in found if m and shape.fullmatch(m[1])}):
-            yield os.path.join(folder, base)
+def _other(option: str, name: str) -> OutputError | None:
+    """Make the line about a file of another kind at an output's name; None if there is none."""
+    try:
+        check_contents(option, name)
+    except OutputError as e:
+        return e
+    return None

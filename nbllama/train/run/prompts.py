@@ -54,6 +54,16 @@ def load_prompts(
             f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; give 1 to {MOST}, one a"
             " line"
         )
+    return encode_prompts(options, model, data, texts)
+
+
+def encode_prompts(
+    options: Options, model: Model, data: Dataset, texts: Sequence[str]
+) -> list[Prompt]:
+    """Make what the model sees of each text.
+
+    It goes through the chat template where the training data are chats.
+    """
     if getattr(data, "format", "raw") not in _ASKED:
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
     layout = find_layout(options.chat_template) if options.chat_template else None

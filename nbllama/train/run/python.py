@@ -53,7 +53,8 @@ def tune(
         more = ""
         if "checkpoint" in run.paths:
             more = f"; checkpoint_in={run.paths['checkpoint']!r} continues it"
-        text = f"Ctrl-C ended the run after iteration {run.iteration} of {run.last}{more}"
+        who = "its page" if stop.by_page else "Ctrl-C"
+        text = f"{who} ended the run after iteration {run.iteration} of {run.last}{more}"
         warnings.warn(text, stacklevel=3)
     return run
 

@@ -5,10 +5,11 @@ Nothing that goes wrong with these files stops training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from nbllama.report.log import EvaluationRecord, MetricsLog, StepRecord
+from nbllama.errors import shown
+from nbllama.report.log import EvaluationRecord, MetricsLog, StepRecord, as_row
 from nbllama.train.run.screen import Pairs, Screen
 
 
@@ -24,13 +25,41 @@ class Board(Protocol):
         ...
 
 
+class Live(Protocol):
+    """The page of a run that is going on (`nbllama.train.live.watching`)."""
+
+    def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Take a `Session` whose parts are loaded; `keep` takes rows for the log."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show a row of the log."""
+
+    def note(self, text: str) -> None:
+        """Show a line for the user."""
+
+    def step_done(self, iteration: int) -> None:
+        """Do what is done between two iterations."""
+
+    def answer(self, iteration: int) -> None:
+        """Answer the questions that wait."""
+
+    def close(self) -> None:
+        """End the page."""
+
+
 class Recorder:
     """A `Screen` in front of another one. `notes`: every line for the user so far."""
 
-    def __init__(self, screen: Screen, log: str = "", board: Board | None = None) -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        log: str = "",
+        board: Board | None = None,
+        live: Live | None = None,
+    ) -> None:
         """Open the metrics file `log` ("" for none). Raises `OutputError` if that fails."""
         self.notes: list[str] = []
-        self._screen, self._board = screen, board
+        self._screen, self._board, self._live = screen, board, live
         self._log = MetricsLog(log, self.note) if log else None
 
     def __enter__(self) -> Recorder:
@@ -43,6 +72,11 @@ class Recorder:
         """Keep a line about the run, and show it."""
         self.notes.append(text)
         self._screen.note(text)
+        self._to_page(lambda live: live.note(text))
+
+    def attach(self, session: Any) -> None:
+        """Give the page the run's parts (a `nbllama.train.run.session.Session`)."""
+        self._to_page(lambda live: live.attach(session, self.record))
 
     def header(self, pairs: Pairs) -> None:
         """Show what is going to be done."""
@@ -56,16 +90,19 @@ class Recorder:
         """Keep an iteration, write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.step(record)
+        self._to_page(lambda live: live.step_done(record.iter))
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Keep an evaluation, write it to the log and the board, and show it."""
         self._keep(record)
         self._screen.evaluation(record)
+        self._to_page(lambda live: live.answer(record.iter))
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Append a line of another kind to the log; it has a key `event`."""
         if self._log is not None:
             self._log.write(row)
+        self._to_page(lambda live: live.row(as_row(row)))
 
     def close(self, pairs: Pairs = ()) -> None:
         """End the run; `pairs`: names and values of its summary."""
@@ -75,14 +112,29 @@ class Recorder:
     def _keep(self, record: StepRecord | EvaluationRecord) -> None:
         if self._log is not None:
             self._log.write(record)
+        self._to_page(lambda live: live.row(as_row(record)))
         if self._board is not None:
             try:
                 self._board.write(record)
-            except OSError as e:
+            except Exception as e:  # of a package that is not ours
                 self._board = None
-                self.note(f"--tensorboard: {e.strerror or e}; training continues without it")
+                self.note(f"--tensorboard: {_reason(e)}; training continues without it")
+
+    def _to_page(self, work: Callable[[Live], None]) -> None:
+        """Let the page have something; whatever goes wrong with it is no reason to end a run."""
+        if self._live is None:
+            return
+        try:
+            work(self._live)
+        except Exception as e:
+            live, self._live = self._live, None
+            live.close()
+            self.note(f"--live: {type(e).__name__}: {e}; training continues without the page")
 
     def _close_files(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.close()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -90,5 +142,10 @@ class Recorder:
             board, self._board = self._board, None
             try:
                 board.close()
-            except OSError as e:
-                self.note(f"--tensorboard: {e.strerror or e}")
+            except Exception as e:
+                self.note(f"--tensorboard: {_reason(e)}")
+
+
+def _reason(e: Exception) -> str:
+    known = e.strerror if isinstance(e, OSError) else None
+    return shown(known or str(e) or type(e).__name__, 400)

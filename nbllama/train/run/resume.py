@@ -9,6 +9,7 @@ from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint,
 from nbllama.errors import CheckpointError, shown
 from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import OPTIONS, Options
+from nbllama.options.parser import Option
 from nbllama.train.run.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # What a checkpoint from before there was an option means.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
 _MAY_CHANGE = {name for name, o in _SAVED.items() if o.saved and o.saved.may_change}
+_NONE = ("eval_every", "template_date")  # 0 and "" stand for no value
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
@@ -32,7 +34,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
     for name, o in _SAVED.items():
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
-            stored[name] = same.settings[key]
+            stored[name] = _value(options.checkpoint_in, o, key, same.settings[key])
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
     # --lora-r is the default of all ranks but those of norms.
@@ -45,6 +47,21 @@ def completed(options: Options, state: TrainState | None) -> Options:
     if options.seed < 0 and not state.old and not options.force_reshuffle:
         left["seed"] = state.seed
     return replace(options, **left)
+
+
+def _value(path: str, o: Option, key: str, found: Any) -> Any:
+    """Check a stored value of an option, which must be one that the command line may give."""
+    if not found and o.dest in _NONE:
+        return found
+    try:
+        if o.value is None:
+            return {True: True, False: False}[found]
+        return o.value.parse(str(found))
+    except (KeyError, ValueError):
+        raise CheckpointError(
+            f"{shown(path, 400)}: key 'nbllama.settings.{shown(key)}': {shown(found)} is not a"
+            f" value of {o.names[0]}"
+        ) from None
 
 
 def identity(

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from nbllama.adapter.savable import Adapter
 from nbllama.options.finetune.table import Options
+from nbllama.train.live.watching import watching
 from nbllama.train.run.board import Board
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
@@ -17,7 +18,7 @@ from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.run.write_lora import write_lora
 
@@ -48,13 +49,17 @@ def train(
         else:
             outputs.claim(stack)
             board = Board(options.tensorboard) if options.tensorboard else None
-            ui = stack.enter_context(Recorder(screen, outputs.log, board))
+            live = None if options.only_write_lora else watching(options, screen, stop)
+            ui = stack.enter_context(Recorder(screen, outputs.log, board, live))
         if options.only_write_lora:
             run = write_lora(options, outputs, ui, given.model)
         else:
-            session = Session(
+            session = RunSession(
                 options, words, threads, outputs=outputs, ui=ui, stop=stop, given=given
             )
+            if session.continued is not None and not options.dry_run:
+                session.continued.settle(ui.note)
+            ui.attach(session)
             told = session.forecast()
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)

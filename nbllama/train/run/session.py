@@ -8,8 +8,6 @@ from datetime import datetime
 
 from nbllama.adapter.file import adapter_notes
 from nbllama.checkpoint.environment import environment_notes
-from nbllama.checkpoint.file import load_checkpoint
-from nbllama.checkpoint.state import TrainState
 from nbllama.data.statistics import utilisation
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
@@ -20,7 +18,8 @@ from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
-from nbllama.train.run.data import load_data, make_feed, walk
+from nbllama.train.run.continued import continued
+from nbllama.train.run.data import load_data, make_feed, walk_epochs
 from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
@@ -52,7 +51,7 @@ def base_model(options: Options, given: Model | None) -> Model:
     return given
 
 
-class Session:
+class RunSession:
     """Everything that a run needs; `nbllama.train.run.loop` runs it."""
 
     def __init__(
@@ -70,7 +69,8 @@ class Session:
         self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
             ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
-        self.state = self._resume(options)
+        self.continued = continued(options, ui.note)
+        self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # as it was given
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
@@ -90,22 +90,10 @@ class Session:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
         self.identity = identity(self.settings, self.model, self.data, self.validation)
         self.trainer = self._trainer()
-        done = self.trainer.iteration
-        for note in check_rates(self.decay, self.settings, done, self.trainer.factor):
+        rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
+        for note in check_rates(*rates):
             ui.note(note)
         self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
-
-    def _resume(self, options: Options) -> TrainState | None:
-        path = options.checkpoint_in
-        if not path:
-            return None
-        try:
-            state = load_checkpoint(path)
-        except FileNotFoundError:
-            self.ui.note(f"no checkpoint {shown(path)}: a fresh start")
-            return None
-        self.ui.note(f"continuing {shown(path)} after iteration {state.iteration}")
-        return state
 
     def _start(self) -> Adapter | None:
         """Read the adapter of `--lora-in`, if the run starts from it; its ranks become options."""
@@ -121,7 +109,7 @@ class Session:
 
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
-        walked = walk(o, self.data, self.feed, self.position)
+        walked = walk_epochs(o, self.data, self.feed, self.position)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(

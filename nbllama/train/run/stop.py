@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nbllama.errors import Interrupted
+from nbllama.system.start import NAMES, Unwinding, signals
 
 
 class StopFlag:
@@ -19,20 +20,29 @@ class StopFlag:
 
     def __init__(self, *names: str) -> None:
         """`names` of the signals; without any, SIGINT, SIGTERM and SIGHUP."""
-        self._names = names or ("SIGINT", "SIGTERM", "SIGHUP")
+        self._names = names or NAMES
         self.signum = 0
         self.at_once = True
+        self._unwind = Unwinding()
+        self.by_page = False
+
+    def from_page(self) -> None:
+        """Stop as Ctrl-C does, asked on the run's page; may be called from any thread."""
+        if not self.signum:
+            self.by_page, self.signum = True, signal.SIGINT
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended, for its log."""
+        return "stopped from its page" if self.by_page else f"stopped by signal {self.signum}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle signals; what a signal broke off while `at_once` ends as `Interrupted`."""
         before = {}
-        for name in self._names:
-            signum = getattr(signal, name, None)
-            # nohup lets programs outlive their terminal by having them ignore SIGHUP
-            if signum is None or (name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN):
-                continue
-            before[signum] = signal.signal(signum, self._set)
+        for signum in signals():
+            if signum.name in self._names:
+                before[signum] = signal.signal(signum, self._set)
         try:
             yield
         except BaseException:
@@ -42,12 +52,14 @@ class StopFlag:
             raise
         finally:
             for signum, handler in before.items():
+                if isinstance(handler, Unwinding):
+                    handler.over = True  # this is the end of the program
                 signal.signal(signum, handler)
 
     def _set(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
         if self.at_once:
-            raise KeyboardInterrupt
+            self._unwind(signum, frame)
 
     def check(self) -> None:
         """Raise `StopRequested` if there was a signal."""

@@ -12,13 +12,13 @@ import numpy as np
 from nbllama import __version__
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import Forecast
-from nbllama.train.run.session import Session
+from nbllama.train.run.session import RunSession
 
 _BARS = 20  # of the histogram of lengths
 
 
 def begun(
-    session: Session, told: Forecast, options: dict[str, Any], words: list[str]
+    session: RunSession, told: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
     """Return the row `run`: what is to be done after iteration `iter`, and what is expected."""
     trainer, hp = session.trainer, session.model.hp
@@ -40,7 +40,7 @@ def begun(
     }
 
 
-def data_numbers(session: Session) -> dict[str, Any]:
+def data_numbers(session: RunSession) -> dict[str, Any]:
     """Sizes of the training data, and how many samples have which length."""
     data, other = session.data, session.validation
     tokens, trained = data.lengths()

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from nbllama.adapter.file import adapter_notes
 from nbllama.adapter.savable import Adapter
-from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.generation.model import Model
 from nbllama.options.finetune.table import Options
+from nbllama.train.run.continued import find_checkpoint
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
@@ -29,10 +29,10 @@ def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | No
     path = options.checkpoint_in
     if not outputs.adapter:
         raise UsageError("--only-write-lora: --lora-out is empty, there is nothing to write")
-    try:
-        state = load_checkpoint(path)
-    except FileNotFoundError:
-        raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}") from None
+    found = find_checkpoint(options, ui.note) if path else None
+    if found is None:
+        raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}")
+    path, state = found.path, found.state
     model = base_model(options, given)
     same = state.identity
     base, numbers = model_fingerprint(model.gguf), model_numbers(model.hp)

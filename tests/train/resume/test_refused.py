@@ -12,7 +12,7 @@ import pytest
 from examples.toy_models import make_llama
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.model.passes import load_model
-from nbllama.system.files import RunLock
+from nbllama.system.run_lock import RunLock
 from tests.checkpoint.run_states import forge
 from tests.train.resume.runs import args_in
 from tests.train.runs import Run, refused
@@ -63,8 +63,6 @@ def test_what_is_no_checkpoint(done_10: Path, run: Run) -> None:
     before = files(done_10)
     for name, why in (("adapter.gguf", "an adapter"), ("toy.gguf", "not a checkpoint")):
         refused(run(args_in(done_10, 4, "--checkpoint-in", str(done_10 / name))), 5, name, why)
-    done = run(args_in(done_10, 4, "--checkpoint-in", str(done_10)))
-    assert done.code in (2, 5) and len(done.err.splitlines()) == 1
     assert files(done_10) == before
 
 

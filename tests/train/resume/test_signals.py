@@ -17,11 +17,12 @@ import pytest
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.errors import Interrupted
 from nbllama.options.finetune.table import PROG
+from nbllama.system.start import Stopped, Unwinding
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.trainer import StopRequested, Trainer
 from tests.train.resume.runs import args_in, results
-from tests.train.runs import Run, copy_of
-from tests.train.toy_runs import Child, log_rows
+from tests.train.runs import Run, copy_of, refused
+from tests.train.toy_runs import Child, _by_default, events, log_rows
 
 
 @pytest.mark.parametrize(
@@ -223,3 +224,119 @@ def the_flag() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+
+
+def _signal_in_evaluation(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
+    """SIGINT in the evaluation after an iteration."""
+    real = Trainer.validation_loss
+
+    def evaluating(self: Trainer, *args: Any) -> Any:
+        if self.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "validation_loss", evaluating)
+
+
+EVALUATED = ["--val-split", "0.5", "--eval-every", "3", "--adam-iter", "6", "--report", "page.html"]
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    rows = events(folder / "log.jsonl", "evaluation")
+    return [(row["iter"], row["val_loss"]) for row in rows]
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_a_signal_in_an_evaluation(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The printed command makes up for it, also after the last iteration, and gives the same."""
+    assert run(args_in(folder, 6, *EVALUATED)).code == 0
+    there = copy_of(folder, "stopped")
+    monkeypatch.chdir(there)
+    with monkeypatch.context() as patch:
+        _signal_in_evaluation(patch, at)
+        done = run(args_in(there, 6, *EVALUATED))
+    assert done.code == 130 and f"stopped after iteration {at}; " in done.err
+    command = shlex.split(done.err.partition(f"{PROG} ")[2])
+    if at == 6:
+        assert command[-6:-2] == ["--adam-iter", "0", "--epochs", "0"]
+        with monkeypatch.context() as patch:  # and once more
+            _signal_in_evaluation(patch, at)
+            again = run(command)
+        assert again.code == 130 and "start again with: " in again.err
+    again = run(command)
+    assert again.code == 0 and not again.err
+    for name in ("chk-6.gguf", "chk-LATEST.gguf", "lora-6.gguf", "lora-BEST.gguf"):
+        assert (there / name).read_bytes() == (folder / name).read_bytes(), name
+    assert evaluations(there) == evaluations(folder)
+    assert (there / "page.html").exists()
+
+
+def test_a_signal_after_the_reason_to_end(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that had ended early is not trained further by the printed command."""
+    more = [
+        *EVALUATED,
+        "--opt-max-no-improvement",
+        "1",
+        "--adam-alpha",
+        "1e-30",
+        "--eval-every",
+        "5",
+    ]
+    assert run(args_in(folder, 40, *more, "--adam-iter", "40")).code == 0
+    last = log_rows(folder / "log.jsonl")[-1]["iter"]
+    assert last % 5
+    there = copy_of(folder, "stopped")
+    monkeypatch.chdir(there)
+    with monkeypatch.context() as patch:
+        _signal_in_evaluation(patch, last)
+        done = run(args_in(there, 40, *more, "--adam-iter", "40"))
+    command = shlex.split(done.err.partition(f"{PROG} ")[2])
+    assert done.code == 130 and run(command).code == 0
+    assert results(there, last)[1:] == results(folder, last)[1:]
+    assert evaluations(there) == evaluations(folder)
+
+
+def test_no_iterations_are_only_for_a_checkpoint(folder: Path, run: Run) -> None:
+    refused(run(args_in(folder, 0)), 2, "--adam-iter 0: there is no checkpoint to continue")
+
+
+def test_a_second_signal_does_not_break_off_the_first() -> None:
+    handler = Unwinding()
+    with pytest.raises(Stopped) as e:
+        handler(signal.SIGTERM, None)
+    assert e.value.signum == signal.SIGTERM
+    handler(signal.SIGINT, None)  # within the second: cleaning up goes on
+    handler._last -= 2
+    with pytest.raises(Stopped):
+        handler(signal.SIGINT, None)
+    handler._last, handler.over = -1.0, True
+    handler(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("module", ["numba", "nbllama.options.finetune.table"])
+def test_a_signal_among_the_imports(folder: Path, name: str, module: str) -> None:
+    """From the first line of ours on, and also where the import goes through `exec`."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys, os, signal, types\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        f"            exec('os.kill(os.getpid(), signal.{name})')\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    path = os.pathsep.join(
+        [str(folder), str(Path(sys.modules["nbllama"].__file__ or "").parents[1])]
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "nbllama.finetune", *args_in(folder, 3)],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=folder,
+        preexec_fn=_by_default,
+    )  # fmt: skip
+    assert done.returncode == 128 + getattr(signal, name), done
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("stopped b"), done
+    assert not list(folder.glob("chk*")) and not list(folder.glob(".*"))

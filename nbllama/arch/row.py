@@ -1,0 +1,111 @@
+"""What a row of the table of architectures can say.
+
+The numbers come from the file's keys (`llama.embedding_length`, ...), and what is optional (biases,
+a separate output matrix, norms of queries and keys, RoPE factors, projections fused into one
+matrix) from which tensors exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TensorRow(NamedTuple):
+    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
+
+    The name of a block's tensor is without `blk.N.`.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    required: bool = True
+
+
+class Window(NamedTuple):
+    """Blocks with a sliding window, and the defaults of what the file may say about them.
+
+    Of `period` blocks in a row the last sees everything, the others only the last `size` tokens (0:
+    all see everything). `freq_base`: their RoPE base; None: that of the other blocks. `base_key`:
+    whether the file may say another one. `yarn`: whether YaRN changes their RoPE too. `depths`:
+    only models of so many blocks have windows.
+    """
+
+    size: int
+    period: int
+    freq_base: float | None
+    base_key: bool = True
+    yarn: bool = True
+    depths: tuple[int, ...] = ()
+
+
+class Scales(NamedTuple):
+    """Factors of a model, where the file has no key for them (`SCALE_KEYS`)."""
+
+    embedding: float = 1.0  # on the embeddings
+    residual: float = 1.0  # on what attention and feed-forward add to the stream
+    logit: float = 1.0  # divisor of the logits (with `logit_factor` their factor)
+    attention: float | None = None  # on the scores; None: 1 / sqrt(size of a head)
+
+
+SCALE_KEYS = {
+    "embedding": "embedding_scale",
+    "residual": "residual_scale",
+    "logit": "logit_scale",
+    "attention": "attention.scale",
+}
+"""Keys of `Scales` in a file, after "ARCH."."""
+
+
+class Sizes(NamedTuple):
+    """What the defaults of `Scales` depend on."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+
+
+@dataclass(frozen=True)
+class ArchRow:
+    """What an architecture's name decides; everything else is read from the file."""
+
+    name: str
+    tensors: tuple[TensorRow, ...]
+    block: tuple[TensorRow, ...]
+    norm: str = "rms"  # or "layer": LayerNorm, with a bias where there is one
+    attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
+    ffn_norm: str = "ffn_norm"  # of what feed-forward reads; "attn_norm": side by side
+    qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
+    rope_pairing: str = "interleaved"  # or "halves"
+    partial_rope: bool = False  # may rope.dimension_count be less than the head size?
+    rope_period: int = 0  # of so many blocks in a row the last has no RoPE; 0: all have it
+    rope_in_windows: bool = False  # where there are windows, only their blocks have RoPE
+    yarn_keys: bool = False  # are the keys of YaRN's details read?
+    rope_alpha: bool = False  # may rope.scaling.alpha change the base?
+    temperature: bool = False  # may queries grow with their position?
+    gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
+    activation: str = "silu"  # or "gelu"; without a gate "gelu", "relu2" or "xielu"
+    no_eps: bool = False  # llama.cpp does not read the eps of the norms: it is 0
+    scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
+    logit_factor: bool = False  # logit_scale is a factor, not a divisor
+    scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose key the file may have
+    fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported
+    attn_softcap: float | None = None  # default of attn_logit_softcapping; None: no such key
+    logit_softcap: float | None = None  # default of final_logit_softcapping; None: no such key
+    window: Window | None = None
+    alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
+    dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
+    idle_experts: int = 0  # an expert_count up to this means a dense model
+    same_as: str = ""  # the row whose models compute the same where both have RoPE
+    hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
+    sections: bool = True  # may heads turn by sections (models that see)? text has one position
+    hf_turned: bool = True  # are rows of q and k in another order at Hugging Face (interleaved)?
+    checked: tuple[str, ...] = ()  # kinds of models that the tests go through
+
+
+def score_scale(width: int) -> float:
+    """Compute 1 / sqrt(width) in float32 steps, as llama.cpp does."""
+    return float(np.float32(1) / np.sqrt(np.float32(width)))

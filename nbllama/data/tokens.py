@@ -1,0 +1,134 @@
+"""Ids of the prompts and answers of chats, without tokenising again what prompts share."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.data.spans import Placed, encode_marked, with_bos
+
+if TYPE_CHECKING:
+    from nbllama.text.tokenizer import Tokenizer
+
+_TAILS = 1000
+
+Ranges = Sequence[tuple[int, int]]
+
+
+class Tokens(NamedTuple):
+    """The ids of a text, in whose ranges of characters `plain` no special token is parsed.
+
+    A prompt begins with BOS where the tokenizer adds it. `continues`: the text continues plain
+    text. An answer that was cut has fewer ids than its text.
+    """
+
+    text: str
+    ids: list[int]
+    plain: Ranges = ()
+    continues: bool = False
+
+    def placed(self, tokenizer: Tokenizer) -> Placed:
+        """Return the ids with the characters that each stands for."""
+        found = encode_marked(tokenizer, self.text, self.plain, continues=self.continues)
+        if self.ids[:1] != found.ids[:1].tolist():
+            found = with_bos(tokenizer, found)
+        return Placed(*(half[: len(self.ids)] for half in found))
+
+
+class Whole(NamedTuple):
+    """A prompt that shorter ones are parts of.
+
+    Its ids are without BOS; its special tokens are (start, end, number of ids before).
+    """
+
+    text: str
+    ids: list[int]
+    special: list[tuple[int, int, int]]
+
+
+class ChatTokens:
+    """Tokenises the prompts and answers of one chat, the last ones first.
+
+    `tails`: ids of what prompts end with, from their last special token on; kept for the next
+    chats.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
+        self._tokenizer = tokenizer
+        self._tails = tails
+        self._whole: Whole | None = None
+
+    def prompt(self, prompt: str) -> Tokens:
+        """Tokenise a prompt.
+
+        If the prompt before this one begins with it, their common ids are used again, up to the
+        last special token, at which the tokenizer cuts.
+        """
+        whole = self._whole
+        if whole is not None and whole.text.startswith(prompt):
+            for start, end, n in reversed(whole.special):
+                if end <= len(prompt):
+                    return Tokens(prompt, self._begun(whole.ids[:n] + self._tail(prompt[start:])))
+        found = self._cut_whole(prompt)
+        self._whole = whole or found
+        return Tokens(prompt, self._begun(found.ids))
+
+    def marked_prompt(self, prompt: str, plain: Ranges) -> Tokens:
+        """Tokenise a prompt in whose ranges `plain` no special token is parsed."""
+        return Tokens(prompt, self._begun(self._placed(prompt, plain).ids.tolist()), plain)
+
+    def answer(
+        self, text: str, words: int, *, plain: Ranges = (), continues: bool = False
+    ) -> tuple[Tokens, int]:
+        """Tokenise an answer, and find where it ends.
+
+        It ends at the first token after its first `words` characters that ends a generation; the
+        character there is returned too. `continues`: the answer continues plain text.
+        """
+        eog = self._tokenizer.eog_ids
+        ids: list[int] = []
+        pieces = [] if plain else self._tokenizer.encode_pieces(text, continues=continues)
+        for start, token, of in pieces:
+            if token is None and not eog.isdisjoint(of):
+                break  # such a token in plain text: its place is needed
+            ids += of
+            if token is not None and start >= words and token in eog:
+                end = start + len(self._tokenizer.token_text(token))
+                return Tokens(text, ids, plain, continues), end
+        else:
+            if not plain:
+                return Tokens(text, ids, plain, continues), len(text)
+        placed = self._placed(text, plain, continues)
+        ids = placed.ids.tolist()
+        for i in range(bisect_left(placed.starts, words), len(ids)):
+            if ids[i] in eog:
+                end = int(placed.starts[i]) + len(self._tokenizer.token_text(ids[i]))
+                return Tokens(text, ids[: i + 1], plain, continues), end
+        return Tokens(text, ids, plain, continues), len(text)
+
+    def _cut_whole(self, prompt: str) -> Whole:
+        ids: list[int] = []
+        special = []
+        for start, token, of in self._tokenizer.encode_pieces(prompt):
+            if token is not None:
+                special.append((start, start + len(self._tokenizer.token_text(token)), len(ids)))
+            ids += of
+        return Whole(prompt, ids, special)
+
+    def _placed(self, text: str, plain: Ranges, continues: bool = False) -> Placed:
+        return encode_marked(self._tokenizer, text, plain, continues=continues)
+
+    def _tail(self, text: str) -> list[int]:
+        found = self._tails.get(text)
+        if found is None:
+            found = [i for _, _, of in self._tokenizer.encode_pieces(text) for i in of]
+            if len(self._tails) < _TAILS:
+                self._tails[text] = found
+        return found
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        bos = self._tokenizer.bos_id
+        if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids

@@ -1,0 +1,88 @@
+"""How the phases of a token's program come into its tables: `nbllama.generation.token_program`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbllama.ops.linear.linear import LoraPair
+from nbllama.ops.linear.matmul import Weight
+from nbllama.ops.op import check_array, check_output
+from nbllama.ops.token import tables as kinds
+from nbllama.ops.token.run import n_threads
+from nbllama.ops.token.tasks import LEAST_ROWS, MOST_ROWS, TASKS
+from nbllama.quants.dot import int8_block
+
+Row = tuple[float, ...]
+
+
+class Writer:
+    """Rows of the tables, as they are added; and every array that they point into."""
+
+    def __init__(self, codes: dict[int, int], exact: bool) -> None:
+        self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}
+        self.phases: list[tuple[int, int, int, int]] = []
+        self.kept: list[np.ndarray] = []
+        self._codes, self._exact = codes, exact
+
+    def floats(self, array: np.ndarray | None, *shape: int) -> int:
+        """Return the address of a float32 array of this shape; 0 for None."""
+        if array is None:
+            return 0
+        check_array("token program", "array", array, shape)
+        self.kept.append(array)
+        return int(array.ctypes.data)
+
+    def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
+        """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
+        table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
+        first = len(table) if rows else len(table) - 1
+        table.extend(rows)
+        self.phases.append((kind, first, len(rows), tasks))
+
+    def forms(self, ws: Sequence[Weight]) -> int:
+        """In which int8 blocks these weights want their input."""
+        blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
+        return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
+
+    def products(
+        self,
+        x: np.ndarray,
+        layers: Sequence[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]],
+    ) -> None:
+        """Add products that share x, and the phase before them that computes the pairs' h.
+
+        `layers`: of each product its weight, pair, bias, output, and whether it is added.
+        """
+        n_in, hidden, rows = len(x), [], []
+        per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
+        per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)
+        for w, pair, bias, y, add in layers:
+            n_out = w.shape[0]
+            if w.shape[1] != n_in or w.raw.size != n_out * w.row_bytes:
+                raise ValueError(f"{w.name}: {w.raw.size} bytes, {w.shape}, for {n_in} inputs")
+            check_output(w.name, "y", y, (n_out,))
+            self.kept.append(w.raw)
+            h = b = rank = 0
+            if pair is not None and pair.rank:
+                rank, memory = pair.rank, np.empty(pair.rank, np.float32)
+                a, b_rows = np.ascontiguousarray(pair.a), np.ascontiguousarray(pair.b)
+                h, b = self.floats(memory, rank), self.floats(b_rows, n_out, rank)
+                at = (self.floats(a, rank, n_in), self.floats(x, n_in), h)
+                hidden.append((*at, rank, n_in, pair.scale))
+            rows.append((
+                w.raw.ctypes.data, w.row_bytes, w.raw.size, self._codes[w.type_id], n_out, n_in,
+                self.floats(x, n_in), self.floats(y, n_out), add, self.floats(bias, n_out), h, b,
+                rank, per_task,
+            ))  # fmt: skip
+        if hidden:
+            self.phase(kinds.HIDDEN, sum(row[3] for row in hidden), hidden)
+        self.phase(kinds.PRODUCT, sum(-(-row[4] // per_task) for row in rows), rows)
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """Return the program and its tables, by their names in `STEP`."""
+        made = {"program": np.array(self.phases, kinds.PHASE)}
+        for kind, (name, dtype) in kinds.TABLES.items():
+            made[name] = np.array(self.rows[kind], dtype)
+        return made

@@ -1,0 +1,134 @@
+"""A model in several files, as llama.cpp's `gguf-split` writes it, read as if it were one.
+
+The first part has the metadata; the others have only `split.no` (from 0), `split.count` and
+`split.tensors.count`, and their tensors. A file's name says which part it is. All of this is proved
+before anything is read: the parts of two models are easily mixed in one folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbllama.errors import shown
+from nbllama.gguf_io.file import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
+from nbllama.gguf_io.reader import open_one
+from nbllama.system.part_names import part_name, part_of
+
+NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+_MOST = 99_999  # what five digits can name
+
+
+class PartsFile(GGUFFile):
+    """All parts as one file: the metadata of the first, the tensors of all, in their order.
+
+    `path` is the first part's, which llama.cpp must be given; `size` is of all. A tensor's `offset`
+    is in its own part.
+    """
+
+    def __init__(self, parts: Sequence[GGUFFile]) -> None:
+        """`parts` in order, as `open_gguf` has proved them; they are closed with this one."""
+        first = parts[0]
+        self._parts = tuple(parts)
+        self._part_of = {name: part for part in parts for name in part.tensors}
+        self.path, self.paths = first.path, tuple(part.path for part in parts)
+        self.size = sum(part.size for part in parts)
+        self.version, self.alignment = first.version, first.alignment
+        own = (NUMBER, COUNT, TENSORS)
+        self.metadata = {key: v for key, v in first.metadata.items() if key not in own}
+        self._types = first._types
+        self.tensors = {name: info for part in parts for name, info in part.tensors.items()}
+
+    def data(self, name: str) -> np.ndarray:
+        """Return the tensor's bytes, as `GGUFFile.data` does."""
+        return self._part_of.get(name, self._parts[0]).data(name)
+
+    def recheck(self) -> None:
+        """Raise `GGUFError` if any part has changed since it was opened."""
+        for part in self._parts:
+            part.recheck()
+
+    def close(self) -> None:
+        """Close all parts."""
+        for part in self._parts:
+            part.close()
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open `path` and prove its header; where it is one part of a model, all of its parts.
+
+    Raises `GGUFError` with one line that says what and where, also for parts that are missing or
+    do not belong together. A header costs less than a second and 200 MB, whatever it claims.
+    """
+    given = open_one(path)
+    if COUNT not in given.metadata:
+        return given
+    opened = [given]
+    try:
+        count = given.count(COUNT, 1 << 16)
+        return given if count < 2 else PartsFile(_all_parts(given, count, opened))
+    except BaseException:
+        for f in opened:
+            f.close()
+        raise
+
+
+def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
+    """All parts in order, proved to be one model; `opened` gets what is opened here."""
+    number = given.count(NUMBER, 1 << 16) + 1
+    one = f"one part of {count} of a split model"
+    if count > _MOST or not 1 <= number <= count:
+        raise given.error(f"key '{NUMBER}'", f"{number - 1}, and '{COUNT}' is {count}")
+    named = part_of(given.path)
+    if named is None:
+        wanted = part_name("NAME", number, count)
+        raise given.error("file", f"{one}, and only a name like {wanted} says where the others are")
+    prefix = named[0]
+    if named[1:] != (number, count):
+        says = f"its name says part {named[1]} of {named[2]}, its keys {number} of {count}"
+        raise given.error("file", says)
+    names = [part_name(prefix, i, count) for i in range(1, count + 1)]
+    missing = [i for i, name in enumerate(names, 1) if not os.path.exists(name)]
+    if missing:
+        which = ", ".join(map(str, missing[:9])) + (", ..." if len(missing) > 9 else "")
+        are = "parts {} are" if len(missing) > 1 else "part {} is"
+        absent = shown(names[missing[0] - 1], 400)
+        raise given.error("file", f"{one}; {are.format(which)} missing: there is no {absent}")
+    parts = []
+    for i, name in enumerate(names, 1):
+        parts.append(given if i == number else open_one(name))
+        if parts[-1] is not given:
+            opened.append(parts[-1])
+        _check_belongs(parts[-1], i, count, given)
+    _check_tensors(parts, given.count(TENSORS, MAX_COUNT))
+    return parts
+
+
+def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> None:
+    """Raise `GGUFError` unless the keys of `part` are those of part `number`."""
+    theirs = tuple(part.count(key, MAX_COUNT, default=None) for key in (NUMBER, COUNT, TENSORS))
+    if theirs != (number - 1, count, given.count(TENSORS, MAX_COUNT)):
+        raise part.error(
+            "file",
+            f"is no part of the same model as {shown(os.path.basename(given.path))}: "
+            f"'{NUMBER}', '{COUNT}', '{TENSORS}' are {theirs[0]}, {theirs[1]}, {theirs[2]}, not "
+            f"{number - 1}, {count}, {given.get(TENSORS, 'uint')}",
+        )
+
+
+def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
+    """Raise `GGUFError` for a tensor that is in two parts, or another number of them."""
+    where: dict[str, GGUFFile] = {}
+    for part in parts:
+        for name in part.tensors:
+            if name in where:
+                raise part.error(
+                    f"tensor '{shown(name)}'",
+                    f"is in {shown(os.path.basename(where[name].path))} too",
+                )
+            where[name] = part
+    if len(where) != wanted:
+        raise parts[0].error("file", f"its parts have {len(where)} tensors, not {wanted}")

@@ -1,0 +1,24 @@
+"""Q1_0: 128 weights of one bit each and one scale, w = d where the bit is set, else -d.
+
+A block has 18 bytes (llama.cpp: `block_q1_0`): the half d at 0, bits at 2..17; weight i is bit
+i % 8 (lowest first) of byte i // 8.
+
+llama.cpp: `dequantize_row_q1_0`. Results are bit-equal with it.
+"""
+
+from __future__ import annotations
+
+from nbllama.kernels.jit import kernel
+from nbllama.quants._raw import f16, number, put, u8
+
+
+@kernel()
+def decode_q1_0(raw, src, n_blocks, out, dst):
+    """Decode w = d * (2 bit - 1)."""
+    for b in range(n_blocks):
+        at, to = src + 18 * b, dst + 128 * b
+        d = f16(raw, at)
+        for j in range(16):
+            bits = u8(raw, at + 2 + j)
+            for k in range(8):
+                put(out, to + 8 * j + k, d * number(2 * ((bits >> k) & 1) - 1))

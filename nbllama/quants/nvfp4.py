@@ -1,0 +1,49 @@
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1), an eight-bit float for each 16.
+
+A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
+eight of group s has weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
+
+    w = scale(c) / 2 * value[q]
+    scale(c) = (1 + m / 8) 2^(e - 7)  for e > 0,  m / 8 * 2^-6  for e = 0
+
+with the mantissa m in the lowest three bits of c and the exponent e in the next four; the highest
+bit has no meaning. The table `value` has the float's values doubled, as in `quants.mxfp4`, hence
+the half. As in llama.cpp, c = 127 is 0, where the format of the scale has its NaN.
+
+A model may also have a scale for each whole tensor (`NAME.scale`); such a file is refused.
+
+llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. Results are bit-equal with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.kernels.jit import kernel
+from nbllama.quants import _grids
+from nbllama.quants._raw import i8, number, put, single_of_bits, u8
+
+_VALUES = _grids.MXFP4
+_LEAST = np.float32(2.0**-10)
+
+
+@kernel()
+def half_scale(c):
+    """scale(c) / 2 as float32."""
+    e, m = (c >> 3) & 15, c & 7
+    if c == 127:
+        return np.float32(0.0)
+    return single_of_bits(((e + 119) << 23) | (m << 20)) if e > 0 else number(m) * _LEAST
+
+
+@kernel()
+def decode_nvfp4(raw, src, n_blocks, out, dst):
+    """Decode w = scale(c) / 2 * value[q]."""
+    for b in range(n_blocks):
+        at, to = src + 36 * b, dst + 64 * b
+        for s in range(4):
+            d = half_scale(u8(raw, at + s))
+            for j in range(8):
+                q = u8(raw, at + 4 + 8 * s + j)
+                put(out, to + 16 * s + j, d * number(i8(_VALUES, q & 15)))
+                put(out, to + 16 * s + 8 + j, d * number(i8(_VALUES, q >> 4)))

@@ -1,0 +1,211 @@
+"""A small HTTP server for one page, on the loopback address only.
+
+Who may read: whoever knows the secret in the address, which is printed once. A page of another
+origin may not, even where a browser on this machine opens it: the names in `Host` and `Origin` must
+be this server's own (no DNS rebinding), and only a request of type application/json can ask or stop
+(which browsers send to another origin only where that agrees; this server never does). All else
+gets 403 (no or another secret, another origin) or 404 (any other path), and an empty body.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from nbllama.report.live.state import LiveState
+from nbllama.report.page.template import policy
+
+HOST = "127.0.0.1"
+WAIT = 20.0  # seconds that a request for news stays open
+MOST_BODY = 16_384  # bytes
+MOST_CONNECTIONS = 16
+MOST_LINE = 2048  # bytes of the line with the path
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_NEWS = re.compile(r"data\?after=(0|[1-9][0-9]{0,15})")
+_SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
+
+
+class LiveServer:
+    """Serves a `LiveState` until `close`; its threads end with the program.
+
+    `address`: for a browser, with the secret. Raises `OSError` for a port that is not free.
+    """
+
+    def __init__(self, state: LiveState, port: int = 0) -> None:
+        self.state = state
+        self.secret = secrets.token_urlsafe(24)
+        self._server = _Server(state, self.secret, port)
+        self.port = int(self._server.server_address[1])
+        self.address = f"http://{HOST}:{self.port}/{self.secret}/"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="nbllama-live", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tell the readers that the run is over, and listen no more."""
+        self.state.end()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(self, state: LiveState, secret: str, port: int) -> None:
+        self.state, self.secret = state, secret
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__((HOST, port), _Handler)
+        own = self.server_address[1]
+        self.hosts = {f"{name}:{own}" for name in (HOST, "localhost")}
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for this machine's name."""
+        if os.name == "posix":  # elsewhere it would let another program listen there too
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = HOST, int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """One thread a connection, and a bound on both."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing into the run's display: a reader who went away is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10  # seconds for a request to arrive
+
+    def handle_one_request(self) -> None:
+        """One request a connection."""
+        try:
+            line = self.rfile.readline(MOST_LINE + 1)
+            self.raw_requestline = line
+            if not line or len(line) > MOST_LINE:
+                self.requestline, self.request_version, self.command = "", "HTTP/1.0", ""
+                self._answer(404)
+                return
+            if self.parse_request():
+                self._serve()
+            self.wfile.flush()
+        except (TimeoutError, ConnectionError):
+            pass  # the reader's side: it may come again
+        finally:
+            self.close_connection = True
+
+    def _serve(self) -> None:
+        """Who asks, and for what."""
+        found = _SECRET_PATH.fullmatch(self.path)
+        given = found[1] if found else ""
+        known = hmac.compare_digest(given.encode(), self.server.secret.encode())
+        if not known or not self._own_origin():
+            self._answer(403)
+        elif self.command == "GET":
+            self._get(found[2] if found else "")
+        elif self.command == "POST":
+            self._post(found[2] if found else "")
+        else:
+            self._answer(404)
+
+    def _own_origin(self) -> bool:
+        """Whether the request is from the page itself, or from the address line."""
+        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+        if len(hosts) != 1 or hosts[0] not in self.server.hosts:
+            return False
+        wanted = [f"http://{hosts[0]}"]
+        if origins != wanted and (origins or self.command == "POST"):
+            return False
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        return site in ("none", "same-origin")
+
+    def _get(self, name: str) -> None:
+        if name == "":
+            self._answer(200, self.server.state.page().encode(), "text/html; charset=utf-8")
+        elif found := _NEWS.fullmatch(name):
+            news = self.server.state.since(int(found[1]), WAIT)
+            self._json(news)
+            self.server.state.delivered(news["version"])
+        else:
+            self._answer(404)
+
+    def _post(self, name: str) -> None:
+        if name not in ("ask", "stop"):
+            self._answer(404)
+            return
+        if self.headers.get("Content-Type") != "application/json":
+            self._answer(403)
+            return
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,6}", length) or int(length) > MOST_BODY:
+            self._answer(413)
+            return
+        try:
+            body = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            self._answer(400)
+            return
+        problem = self._ask(body) if name == "ask" else self.server.state.stop()
+        self._answer(409 if problem else 200, problem.encode(), "text/plain; charset=utf-8")
+
+    def _ask(self, body: Mapping[str, Any]) -> str:
+        prompt = body.get("prompt")
+        return self.server.state.ask(prompt) if isinstance(prompt, str) else "no question"
+
+    def _json(self, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        self._answer(200, text.encode(), "application/json")
+
+    def _answer(self, code: int, body: bytes = b"", kind: str = "text/plain") -> None:
+        self.send_response_only(code)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Security-Policy", f"{policy(True)}; frame-ancestors 'none'")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what http.server itself finds wrong with a request."""
+        self.command = getattr(self, "command", None) or ""
+        self._answer(404)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing into the run's display."""

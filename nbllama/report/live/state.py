@@ -1,0 +1,191 @@
+"""What a served page shows: the run so far, news since then, and what its readers ask for.
+
+The run's thread puts rows in; the server's threads read, and put questions. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from nbllama.report.page.template import page
+from nbllama.report.payload import event, payload, run_object
+from nbllama.report.records import Row, Run
+
+NEWS = 400  # rows that are kept for readers; one who is further behind gets the whole run
+MOST_WAITING = 4  # questions
+MOST_LETTERS = 4000  # of a question
+
+
+class Question(NamedTuple):
+    """What a reader asked; `id` counts from 1."""
+
+    id: int
+    prompt: str
+
+
+class _Now(NamedTuple):
+    """The run at one moment: what a log has, lines for the user, and questions that are open."""
+
+    run: Run
+    notes: list[str]
+    questions: list[Row]
+    going: bool
+
+    def whole(self) -> dict[str, Any]:
+        """Make the object of the page."""
+        made = run_object(self.run)
+        made["notes"] = self.notes
+        made["questions"] += [event(row) for row in self.questions]
+        if self.going:
+            made["state"] = "running"
+        return made
+
+
+class LiveState:
+    """The run as its page shows it. All methods may be called from any thread.
+
+    `stop`: called once, from a server's thread, when a reader asks the run to stop.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._changed = threading.Condition()
+        self._run = Run()
+        self._notes: list[str] = []
+        self._version = 0
+        self._whole_from = 0  # readers before this version need the whole run
+        self._news: deque[tuple[int, dict[str, Any]]] = deque(maxlen=NEWS)
+        self._waiting: deque[Question] = deque()
+        self._open: dict[int, Row] = {}  # questions without an answer, or with the start of one
+        self._asked = 0
+        self._over = False
+        self._delivered = 0
+        self._last_read = 0.0
+
+    # The run's side
+
+    def begin(self, earlier: Run) -> None:
+        """Show what the log of a run that is continued has; call it before `add`."""
+        with self._changed:
+            self._run = earlier
+            self._publish(None)
+
+    def add(self, row: Row, *, keep: bool = True) -> None:
+        """Show a row. `keep` False: readers see it now, later ones do not."""
+        with self._changed:
+            unanswered = row.get("event") == "question" and row.get("done") is False
+            if unanswered:
+                self._open[row["id"]] = row
+            elif keep:
+                self._open.pop(row.get("id", 0), None)
+                self._run.add(row)
+            whole = row.get("event") in ("run", "verdict", "end")
+            shown = None if whole else event(row)
+            if whole or shown is not None:
+                self._publish(shown, passing=not keep)
+
+    def note(self, text: str) -> None:
+        """Show a line for the user."""
+        with self._changed:
+            self._notes = [*self._notes[-19:], text]
+            self._publish({"event": "note", "text": text})
+
+    def next_question(self) -> Question | None:
+        """Take out the one that waits longest."""
+        with self._changed:
+            return self._waiting.popleft() if self._waiting else None
+
+    def end(self, patience: float = 2.0) -> None:
+        """End the run, and wait until its last reader knows, at most `patience` seconds."""
+        with self._changed:
+            for row in self._open.values():
+                answer = str(row.get("answer", "")) or "(the run ended before an answer)"
+                self._run.add(row | {"answer": answer, "done": True})
+            self._open.clear()
+            self._waiting.clear()
+            self._over = True
+            self._publish(None)
+            read_lately = time.monotonic() - self._last_read < 5
+            until = time.monotonic() + (patience if read_lately else 0.0)
+            while self._delivered < self._version and time.monotonic() < until:
+                self._changed.wait(until - time.monotonic())
+
+    def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
+        """Make a new version, with the lock held; None: readers get the whole run."""
+        self._version += 1
+        if news is None:
+            self._whole_from = self._version
+        else:
+            self._news.append((self._version, news | {"passing": True} if passing else news))
+        self._changed.notify_all()
+
+    # The readers' side
+
+    def page(self) -> str:
+        """Return the page with the run so far in it."""
+        with self._changed:
+            live = {"version": self._version, "over": self._over}
+            now = self._now()
+        data = payload([("", now.run)], live)
+        data["runs"] = [now.whole()]
+        return page(data)
+
+    def since(self, version: int, timeout: float) -> dict[str, Any]:
+        """Return what is new after `version`; wait for it, at most `timeout` seconds.
+
+        `version`: what the answer leads to. `events`: rows. `run`: None, or the whole run, to
+        which no events are then added. `over`: nothing more will come.
+        """
+        with self._changed:
+            self._last_read = time.monotonic()
+            self._changed.wait_for(lambda: self._version > version or self._over, timeout)
+            self._last_read = time.monotonic()
+            behind = version < self._whole_from or version > self._version
+            oldest = self._news[0][0] if self._news else 0
+            behind = behind or (version + 1 < oldest and self._version > version)
+            now = self._now() if behind else None
+            events = [] if behind else [news for v, news in self._news if v > version]
+            found = {"version": self._version, "events": events, "over": self._over}
+        return found | {"run": now.whole() if now is not None else None}
+
+    def delivered(self, version: int) -> None:
+        """Note that a reader has got everything up to `version`."""
+        with self._changed:
+            self._delivered = max(self._delivered, version)
+            self._changed.notify_all()
+
+    def ask(self, prompt: str) -> str:
+        """Put a question. Returns why it is refused, "" if it is not."""
+        text = prompt.strip()
+        with self._changed:
+            if self._over:
+                return "the run is over"
+            if not text or len(text) > MOST_LETTERS:
+                return f"a question has 1 to {MOST_LETTERS} letters"
+            if len(self._waiting) >= MOST_WAITING:
+                return f"{MOST_WAITING} questions wait already"
+            self._asked += 1
+            question = Question(self._asked, text)
+            self._waiting.append(question)
+            at = self._run.steps[-1]["iter"] if self._run.steps else 0
+            row = {"event": "question", "iter": at, "id": question.id, "prompt": text}
+            self._open[question.id] = row | {"done": False}
+            self._publish(event(self._open[question.id]))
+        return ""
+
+    def stop(self) -> str:
+        """Ask the run to stop and save. Returns why that cannot be, "" if it can."""
+        with self._changed:
+            if self._over:
+                return "the run is over"
+        self._stop()
+        return ""
+
+    def _now(self) -> _Now:
+        """Take all that is shown, with the lock held."""
+        going = not self._over and not self._run.end
+        return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

@@ -1,0 +1,35 @@
+"""The names of a model's files where it is in parts: NAME-00001-of-00005.gguf and so on."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_PART = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+
+
+def part_name(prefix: str, number: int, count: int) -> str:
+    """Return the name of part `number` (from 1) of `count`, as llama.cpp writes it."""
+    return f"{prefix}-{number:05}-of-{count:05}.gguf"
+
+
+def part_of(path: str) -> tuple[str, int, int] | None:
+    """(prefix, number, count) of the name of a part; None for any other name."""
+    found = _PART.fullmatch(path)
+    if found is None or not 1 <= int(found["number"]) <= int(found["count"]):
+        return None
+    return found["prefix"], int(found["number"]), int(found["count"])
+
+
+def part_names(path: str) -> list[str]:
+    """Return the names of all parts that `path` is one of; empty for any other name."""
+    found = part_of(path)
+    if found is None:
+        return []
+    prefix, _, count = found
+    return [part_name(prefix, number, count) for number in range(1, count + 1)]
+
+
+def files_of(path: str) -> list[str]:
+    """`path`, and the other parts of the same model that are there."""
+    return [path, *(name for name in part_names(path) if name != path and os.path.exists(name))]

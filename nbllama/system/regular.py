@@ -1,0 +1,94 @@
+"""Files that are opened only if they are what they seem: regular files, and pipes to read from."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+
+_PIPE_SECONDS = 10.0  # without a byte from a pipe before it is given up
+_CHUNK = 1 << 20
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """Say what a file is that is not regular, for an error's line."""
+    return next((word for test, word in _KINDS if test(mode)), "a special file")
+
+
+def open_own(name: str, flags: int) -> int:
+    """Open a regular file of one's own, which is made if it is not there; its descriptor.
+
+    `flags`: `os.O_RDWR` or `os.O_WRONLY`, with `os.O_APPEND` or without. No link is followed, and
+    neither a FIFO nor a device is opened. Raises `OSError` with a reason.
+    """
+    before = _mode(name)
+    if before is not None and not stat.S_ISREG(before):
+        raise OSError(errno.EINVAL, f"{kind_of(before)}, not a regular file", name)
+    more = [getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
+    fd = os.open(name, flags | os.O_CREAT | sum(more), 0o666)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):  # it was exchanged in between
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", name)
+    return fd
+
+
+def _mode(name: str) -> int | None:
+    try:
+        return os.lstat(name).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
+    """Read all bytes of a regular file or a pipe.
+
+    Raises `OSError`, and `ValueError` with a reason for a folder or a device, for more than
+    `at_most` bytes, and for a pipe from which nothing came for 10 seconds.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        raise ValueError(f"{kind_of(mode)}, not a regular file")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    fd = os.open(path, flags)
+    try:
+        return _all_of(fd, stat.S_ISFIFO(mode), at_most)
+    finally:
+        os.close(fd)
+
+
+def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
+    if not pipe and (size := os.fstat(fd).st_size) > at_most:
+        raise ValueError(f"{size} bytes, at most {at_most} are read")
+    parts: list[bytes] = []
+    total = 0
+    while True:
+        if pipe and not select.select([fd], [], [], _PIPE_SECONDS)[0]:
+            raise ValueError(f"a pipe from which nothing came for {_PIPE_SECONDS:.0f} s")
+        part = os.read(fd, _CHUNK)
+        if not part:
+            return b"".join(parts)
+        total += len(part)
+        if total > at_most:
+            raise ValueError(f"more than {at_most} bytes, which is the limit")
+        parts.append(part)
+
+
+def first_bytes(path: str | os.PathLike[str], n: int) -> bytes:
+    """Read the first `n` bytes of a regular file, fewer if it is shorter.
+
+    Raises `OSError`, also for what is not a regular file.
+    """
+    if not stat.S_ISREG(mode := os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
+    with open(path, "rb") as file:
+        return file.read(n)

@@ -1,0 +1,51 @@
+"""What an output may replace: nothing, a file of its own kind, or an empty one.
+
+A file of zero bytes, as a power cut may leave it, counts as empty.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from nbllama.errors import OutputError, shown
+from nbllama.system.regular import first_bytes
+
+_LOOKED_AT = 2048  # bytes from the start of a file
+
+
+class Kind(NamedTuple):
+    """How files of a kind begin, and what stands near their start."""
+
+    name: str
+    begin: tuple[bytes, ...]
+    hold: bytes = b""
+
+
+GGUF = Kind("a GGUF file", (b"GGUF",))
+GGLA = Kind("a .bin adapter", (b"algg",))
+NPZ = Kind("an .npz file", (b"PK\x03\x04", b"PK\x05\x06"))
+PAGE = Kind("a page about a run", (b"<!DOCTYPE html>",), b"<title>Training run: ")
+OPTIONS_FILE = Kind("a file of a run's options", (b"# The options of a run of nbllama ",))
+LOG = Kind("a log of a run", (b"{", b"\n{"))
+
+
+def check_kind(path: str, kind: Kind) -> None:
+    """Raise `OutputError` if there is a file of another kind, which would be lost.
+
+    What cannot be read, or is not a regular file, is left to the writer.
+    """
+    try:
+        start = first_bytes(path, _LOOKED_AT)
+    except OSError:
+        return
+    if start.strip(b"\0") and not (start.startswith(kind.begin) and kind.hold in start):
+        raise other_kind(path, f"is not {kind.name}")
+
+
+def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
+    """Make the line about a file that is not replaced."""
+    return OutputError(
+        f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
+        " or move the file"
+    )

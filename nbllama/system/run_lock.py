@@ -1,0 +1,127 @@
+"""The lock that keeps two runs from writing the same files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+from nbllama.errors import OutputError, shown
+from nbllama.system.files import Path, cannot_write, split_name, try_lock
+from nbllama.system.regular import open_own
+
+_held: set[int] = set()  # descriptors of locks, closed in forked children
+
+
+class RunLock:
+    """Exclusive right to write `path`, for as long as the process lives.
+
+    The lock is the kernel's (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
+    it; the file left behind does not matter. Over NFS it holds between machines only where the
+    server supports locks. Use as a context manager; a second holder gets `OutputError` naming the
+    first one's process and host. A lock file that is a link, is not a regular file, or belongs to
+    another user is refused, and nothing is written to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fsdecode(os.fspath(path))
+        folder, base = split_name(self.path)
+        self.lock_path = os.path.join(folder, f".{base}.lock")
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take the lock, which no other process may hold."""
+        if self._fd >= 0:
+            raise RuntimeError(f"{self.lock_path} is already held")
+        while True:
+            try:
+                fd = open_own(self.lock_path, os.O_RDWR)
+            except OSError as e:
+                raise cannot_write(self.lock_path, e) from e
+            try:
+                _check_ours(fd, self.lock_path)
+                lock_or_refuse(fd, self.path)
+                if not _same_file(fd, self.lock_path):  # the holder before us removed it
+                    os.close(fd)
+                    continue
+                os.lseek(fd, 0, os.SEEK_SET)
+                os.ftruncate(fd, 0)
+                os.write(fd, _identity().encode())
+            except OSError as e:
+                os.close(fd)
+                raise cannot_write(self.lock_path, e) from e
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd = fd
+            _held.add(fd)
+            return
+
+    def release(self) -> None:
+        """Release the lock, if it is held."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        _held.discard(fd)
+        with suppress(OSError):
+            os.unlink(self.lock_path)
+        os.close(fd)
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def lock_or_refuse(fd: int, name: str) -> None:
+    """Lock an open file for this process. Raises `OutputError` naming `name` if another has it."""
+    if not try_lock(fd, strict=True):
+        raise OutputError(
+            f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait for it, or choose"
+            " another output name"
+        )
+
+
+def _check_ours(fd: int, name: str) -> None:
+    """Refuse to write into what may be another file of the user's, or a file of another user."""
+    found = os.fstat(fd)
+    if found.st_nlink > 1:
+        raise OutputError(
+            f"{shown(name, 400)}: the lock file has another name too (a hard link); remove it"
+        )
+    if hasattr(os, "getuid") and os.getuid() not in (0, found.st_uid):
+        raise OutputError(f"{shown(name, 400)}: the lock file belongs to another user; remove it")
+
+
+def _same_file(fd: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(name))
+    except OSError:
+        return False
+
+
+def _identity() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def _holder(fd: int) -> str:
+    try:
+        text = os.pread(fd, 300, 0) if hasattr(os, "pread") else b""
+    except OSError:
+        text = b""
+    line = text.decode("utf-8", "replace").strip()
+    return shown(line) if line.startswith("process ") else "process unknown"
+
+
+def _close_in_child() -> None:
+    # A forked child shares the lock; it must not keep it when the parent dies.
+    for fd in _held:
+        with suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,110 @@
+"""What is measured around the iterations of a run, within a budget of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nbllama.train.live.norms import Norms
+from nbllama.train.live.texts import Texts, sequences
+from nbllama.train.trainer import Trainer
+
+SHARE = 0.005  # of the run's time
+CREDIT = 30.0  # seconds of a run without work that later work may use
+MOST_COLUMNS = 400  # of the norms in a run
+MOST_PASSING = 20  # texts of a run that the log keeps, without those that are followed
+
+Row = dict[str, Any]
+
+
+class Budget:
+    """Lets work be done when all of it has taken at most `share` of the time since the start.
+
+    What the work takes is the time of its own thread, so that other programs do not count.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._share, self._clock = share, clock
+        self._next = clock()
+
+    @property
+    def allows(self) -> bool:
+        """True where enough time has passed."""
+        return self._clock() >= self._next
+
+    def took(self, seconds: float) -> None:
+        """Count work that has been done. What was not used stays, up to `CREDIT`."""
+        self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
+
+
+class Measures:
+    """Looks at a trainer between its iterations; its passes and updates are left as they are.
+
+    `keep` gets rows for the log and the page, `show` those for the page alone. `n_iter`: how many
+    iterations there will be.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        n_iter: int,
+        keep: Callable[[Row], None],
+        show: Callable[[Row], None],
+    ) -> None:
+        self._trainer, self._keep, self._show = trainer, keep, show
+        self._norms = Norms(trainer.adapter, trainer.model.hp.n_layer)
+        self._texts = Texts(trainer.model.tokenizer)
+        self._stride = max(1, -(-n_iter // MOST_COLUMNS))
+        self._pass_stride = max(1, -(-n_iter // MOST_PASSING))
+        self._kept_passing = -self._pass_stride
+        self._position = trainer.position
+        self._first, self._iteration = trainer.iteration, -1
+        self._with_norms = False
+        self.budget = Budget(SHARE)
+
+    def before(self) -> None:
+        """Call it before an iteration, when nothing else of the run uses the trainer any more."""
+        start, trainer = time.thread_time(), self._trainer
+        self._position, self._iteration = trainer.position, trainer.iteration
+        trainer.buffers.seen = []
+        due = (trainer.iteration - self._first) % self._stride == 0
+        self._with_norms = due and self.budget.allows
+        if self._with_norms:
+            self._norms.take_before()
+            self.budget.took(time.thread_time() - start)
+
+    def after(self) -> None:
+        """Call it after the iteration."""
+        trainer, start = self._trainer, time.thread_time()
+        seen, trainer.buffers.seen = trainer.buffers.seen, None
+        if seen is None or trainer.iteration != self._iteration + 1:
+            return
+        if self._with_norms:
+            self._keep(self._norms.row(trainer.iteration, trainer.gradients))
+        self._text(np.concatenate(seen) if seen else np.empty(0, np.float32))
+        self.budget.took(time.thread_time() - start)
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._trainer.buffers.seen = None
+
+    def _text(self, losses: np.ndarray) -> None:
+        trainer = self._trainer
+        taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
+        if len(losses) != sum(batch.n_trained for batch in taken.batches):
+            return  # a step that was broken off where its loss was not finite
+        found = list(sequences(taken.batches, losses))
+        rows = list(self._texts.followed(trainer.iteration, found))
+        for row in rows:
+            self._keep(row)
+        if rows or not self._with_norms:
+            return
+        row = self._texts.passing(trainer.iteration, found)
+        if trainer.iteration - self._kept_passing >= self._pass_stride:
+            self._kept_passing = trainer.iteration
+            self._keep(row)
+        else:
+            self._show(row)

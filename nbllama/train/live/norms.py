@@ -1,0 +1,72 @@
+"""Norms of the gradient and of the update, tensor by tensor and block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import slot_of
+
+
+def _square(x: np.ndarray) -> float:
+    flat = x.reshape(-1)
+    # in one thread and without a copy; float32 is enough for a colour
+    return float(np.einsum("i,i->", flat, flat))
+
+
+class Norms:
+    """Measures the adapter's pairs between two moments.
+
+    `take_before`: copies of the parameters, made into the same memory each time; `row` compares
+    with them.
+    """
+
+    def __init__(self, adapter: Adapter, n_layer: int) -> None:
+        self._adapter, self._n_layer = adapter, n_layer
+        self._before: dict[str, np.ndarray] = {}
+
+    def take_before(self) -> None:
+        """Keep the parameters as they are now."""
+        for name, x in self._adapter.parameters().items():
+            if name in self._before:
+                np.copyto(self._before[name], x)
+            else:
+                self._before[name] = x.copy()
+
+    def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Make the row `norms` of an iteration, before which `take_before` was called.
+
+        By kind of tensor a list of L2 norms of both halves of a pair together, one for each block;
+        a tensor outside of the blocks is the last of `blocks` + 1. The gradient is that before
+        clipping.
+        """
+        gradient: dict[str, list[float | None]] = {}
+        update: dict[str, list[float | None]] = {}
+        parameters = self._adapter.parameters()
+        for base in self._adapter.pairs:
+            names = [f"{base}.lora_{half}" for half in "ab"]
+            g = math.sqrt(sum(_square(gradients[name]) for name in names))
+            for name in names:
+                np.subtract(parameters[name], self._before[name], out=self._before[name])
+            u = math.sqrt(sum(_square(self._before[name]) for name in names))
+            kind, block = self._place(base)
+            for rows, value in ((gradient, g), (update, u)):
+                row = rows.setdefault(kind, [])
+                row += [None] * (block + 1 - len(row))
+                row[block] = float(f"{value:.4g}") if math.isfinite(value) else None
+        return {
+            "event": "norms", "iter": iteration, "blocks": self._n_layer,
+            "gradient": gradient, "update": update,
+        }  # fmt: skip
+
+    def _place(self, base: str) -> tuple[str, int]:
+        """Return the kind of a tensor, such as attn_q, and its row."""
+        found = slot_of(base)
+        bare = base.removesuffix(".weight")
+        if found is not None and found[0].in_block:
+            return bare.split(".", 2)[2], found[1]
+        return bare, self._n_layer

@@ -1,0 +1,73 @@
+"""Questions that a reader of the page asks the adapter as it is, answered between iterations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nbllama.errors import NbllamaError, UsageError
+from nbllama.generation.model import Model
+from nbllama.generation.session import stream
+from nbllama.lora.pairs import Adapter
+from nbllama.report.live.state import LiveState, Question
+from nbllama.system.memory import available_memory
+from nbllama.train.run.prompts import Prompt
+
+MOST_TOKENS = 200  # of an answer
+MOST_SECONDS = 60.0
+_SHOWN_EVERY = 0.5  # seconds between two pieces of an answer on the page
+
+Row = dict[str, Any]
+
+
+class Questions:
+    """Answers the questions of a `LiveState`, greedily, with memory of its own.
+
+    `encode`: the ids of a question, as those of `--sample-prompts`. `stopped`: whether the run is
+    to stop, which ends an answer. `keep` gets the row `question` of a finished answer.
+    """
+
+    def __init__(
+        self,
+        state: LiveState,
+        model: Model,
+        adapter: Adapter,
+        *,
+        encode: Callable[[str], Prompt],
+        stopped: Callable[[], bool],
+        keep: Callable[[Row], None],
+    ) -> None:
+        self._state, self._model, self._adapter = state, model, adapter
+        self._encode, self._stopped, self._keep = encode, stopped, keep
+
+    def answer(self, iteration: int) -> None:
+        """Answer all that wait. A question that cannot be answered gets the reason instead."""
+        while not self._stopped() and (question := self._state.next_question()) is not None:
+            row: Row = {"event": "question", "iter": iteration, "id": question.id}
+            row["prompt"] = question.prompt
+            try:
+                text = self._write(question, row)
+            except (NbllamaError, MemoryError) as e:
+                text = f"(not answered: {e or 'not enough memory'})"
+            self._keep(row | {"answer": text})
+
+    def _write(self, question: Question, row: Row) -> str:
+        ids = self._encode(question.prompt).ids
+        hp = self._model.hp
+        needed = 8 * hp.n_layer * (len(ids) + MOST_TOKENS) * hp.n_head_kv * hp.head_dim
+        if needed > available_memory() / 2:
+            raise UsageError("there is not enough free memory for a question of this length")
+        said: list[int] = []
+        start = shown = time.monotonic()
+        for token in stream(self._model, ids, MOST_TOKENS, self._adapter):
+            said.append(token)
+            now = time.monotonic()
+            if now - shown > _SHOWN_EVERY:
+                shown = now
+                text = self._model.tokenizer.decode(said)
+                self._state.add(row | {"answer": text, "done": False})
+            if self._stopped() or now - start > MOST_SECONDS:
+                return self._model.tokenizer.decode(said) + " \N{HORIZONTAL ELLIPSIS}"
+        more = " \N{HORIZONTAL ELLIPSIS}" if len(said) == MOST_TOKENS else ""
+        return self._model.tokenizer.decode(said) + more

@@ -1,0 +1,88 @@
+"""The training text with the loss of each token, from the losses that a step computes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbllama.data.batch import NOT_TRAINED, Batch
+from nbllama.text.characters import character_groups
+from nbllama.text.tokenizer import Tokenizer
+
+MOST_TOKENS = 700  # of a text that is shown
+FOLLOWED = 4  # samples that are shown each time they come
+MOST_VISITS = 60
+
+
+class Scored(NamedTuple):
+    """One sequence of a step: tokens, targets and losses `[n]`; NaN where nothing is trained."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    losses: np.ndarray
+
+
+def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
+    """Cut a step's micro-batches into sequences, with the losses of all trained tokens in order.
+
+    Raises `ValueError` if these are not as many as there are trained tokens.
+    """
+    if len(losses) != sum(batch.n_trained for batch in batches):
+        raise ValueError(f"{len(losses)} losses are not those of this step")
+    at = 0
+    for batch in batches:
+        rows = np.flatnonzero(batch.targets != NOT_TRAINED)
+        every = np.full(batch.n_tokens, np.nan, np.float32)
+        every[rows] = losses[at : at + len(rows)]
+        at += len(rows)
+        for a, b in pairwise(batch.seq_offsets):
+            yield Scored(batch.tokens[a:b], batch.targets[a:b], every[a:b])
+
+
+class Texts:
+    """Chooses sequences and makes the rows `tokens` of a log.
+
+    The first sequences of the first steps are followed: there is a row each time they come again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._followed: dict[bytes, list[int]] = {}  # tokens -> number, visits
+        self._turn = 0
+
+    def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+        """Make rows of the followed samples among the sequences of a step."""
+        for i, one in enumerate(found):
+            name = one.tokens.tobytes()
+            if i == 0 and len(self._followed) < FOLLOWED:
+                self._followed.setdefault(name, [len(self._followed) + 1, 0])
+            known = self._followed.get(name)
+            if known is not None and known[1] < MOST_VISITS:
+                known[1] += 1
+                yield self._row(iteration, one, known[0])
+
+    def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
+        """Make the row of one sequence of a step, each time another one of its batch."""
+        self._turn += 1
+        return self._row(iteration, found[self._turn % len(found)], 0)
+
+    def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
+        # the last target lies behind the input
+        ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
+        losses = np.array([np.nan, *one.losses])
+        if one.targets[-1] == NOT_TRAINED:
+            ids, losses = ids[:-1], losses[:-1]
+        trained = np.flatnonzero(~np.isnan(losses))
+        first = max(0, min(int(trained[0]) - 100, len(ids) - MOST_TOKENS)) if len(trained) else 0
+        ids, losses = ids[first : first + MOST_TOKENS], losses[first : first + MOST_TOKENS]
+        apart = (~np.isnan(losses)).tolist()
+        groups = character_groups(self._tokenizer, ids, apart)
+        means = [losses[g.first : g.last + 1].mean() for g in groups]
+        return {
+            "event": "tokens", "iter": iteration, "sample": sample,
+            "pieces": [g.text for g in groups],
+            "losses": [float(f"{m:.4g}") if np.isfinite(m) else None for m in means],
+        }  # fmt: skip

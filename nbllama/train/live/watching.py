@@ -1,0 +1,102 @@
+"""The page of a run: served from its start, fed by its `Recorder`, closed at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from nbllama.errors import DataError
+from nbllama.options.finetune.table import Options
+from nbllama.report.live.server import LiveServer
+from nbllama.report.live.state import LiveState
+from nbllama.report.records import read_log
+from nbllama.train.live.measures import Measures
+from nbllama.train.live.questions import Questions
+from nbllama.train.run.prompts import encode_prompts
+from nbllama.train.run.screen import Screen, Silent
+from nbllama.train.run.stop import StopFlag
+
+if TYPE_CHECKING:
+    from nbllama.train.run.session import RunSession
+
+Row = dict[str, Any]
+
+
+class Watching:
+    """What a `nbllama.train.run.recorder.Recorder` calls: each method from the run's own thread."""
+
+    def __init__(self, stop: StopFlag, port: int) -> None:
+        """Serve. Raises `OSError` if the port cannot be had."""
+        self._stop = stop
+        self.state = LiveState(stop.from_page)
+        self.server = LiveServer(self.state, port)
+        self.measures: Measures | None = None
+        self._questions: Questions | None = None
+
+    def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
+        """Everything is loaded. `keep`: takes rows for the log, and gives them to `row`."""
+        trainer, model, log = session.trainer, session.model, session.outputs.log
+        if session.state is not None and log:
+            with suppress(DataError):  # a log that is new has no earlier iterations
+                self.state.begin(read_log(log))
+        n_iter = session.settings.n_iter
+        self.measures = Measures(trainer, n_iter, keep, lambda row: self.state.add(row, keep=False))
+        self._questions = Questions(
+            self.state,
+            model,
+            trainer.adapter,
+            encode=lambda text: encode_prompts(session.options, model, session.data, [text])[0],
+            stopped=lambda: self._stop.signum != 0,
+            keep=keep,
+        )
+
+    def row(self, row: Row) -> None:
+        """Show what the log gets."""
+        self.state.add(row)
+        if row.get("event") == "run" and self.measures is not None:
+            self.measures.before()
+
+    def note(self, text: str) -> None:
+        """Show a line for the user."""
+        self.state.note(text)
+
+    def step_done(self, iteration: int) -> None:
+        """Measure, answer, and get ready for the next iteration."""
+        if self.measures is not None:
+            self.measures.after()
+        self.answer(iteration)
+        if self.measures is not None:
+            self.measures.before()
+
+    def answer(self, iteration: int) -> None:
+        """Answer the questions that wait."""
+        if self._questions is not None:
+            self._questions.answer(iteration)
+
+    def close(self) -> None:
+        """Measure and serve no more."""
+        if self.measures is not None:
+            self.measures.close()
+        self.server.close()
+
+
+def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
+    """Serve the page of `--live`, and show its address once.
+
+    None where nobody asked for it or it cannot be served, which does not stop the run.
+    """
+    if options.live is None:
+        return None
+    try:
+        made = Watching(stop, options.live)
+        text = f"the page of this run, for browsers on this machine: {made.server.address}"
+    except OSError as e:
+        made = None
+        text = f"--live {options.live}: {e.strerror or e}; training continues without the page"
+    if getattr(type(screen), "note", None) is Silent.note:
+        print(text, file=sys.stderr, flush=True)  # the address is nowhere else
+    else:
+        screen.note(text)
+    return made

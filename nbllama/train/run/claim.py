@@ -1,0 +1,103 @@
+"""The right to write a run's outputs: nothing of another kind is lost, no other run writes them.
+
+It is taken before anything slow is done, and held until the run ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+from nbllama.adapter.file import FOLDER_FILES, format_of
+from nbllama.checkpoint.legacy import is_old
+from nbllama.checkpoint.names import PLACEHOLDER, output_name
+from nbllama.errors import GGUFError
+from nbllama.gguf_io import open_gguf
+from nbllama.system.files import check_writable, make_folder, sweep_temporary
+from nbllama.system.replaced import GGLA, GGUF, LOG, NPZ, OPTIONS_FILE, PAGE, check_kind, other_kind
+from nbllama.system.run_lock import RunLock
+from nbllama.train.run.names import Names
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.nbllama-tmp")
+OPTIONS_OF_THE_RUN = "the file of the run's options"
+LOG_OF_REPORT = "the log of --report"
+_LOCKED = ("--checkpoint-out", "--lora-out", "--report")
+_KINDS = {
+    "--report": PAGE, "--dump-out": NPZ, OPTIONS_OF_THE_RUN: OPTIONS_FILE, "--log": LOG,
+    LOG_OF_REPORT: LOG,
+}  # fmt: skip
+
+
+def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
+    """Check that the outputs can be written, and lock them until `stack` ends.
+
+    What killed runs left half written is removed, and a file of another kind is refused.
+
+    `outputs`: all files that the run writes, by option; of several names the one that is locked
+    comes first. A log is locked by who writes it.
+
+    Raises `OutputError`.
+    """
+    for option, own in outputs.items():
+        for names in own:
+            check_contents(option, names.latest)
+    for option, own in outputs.items():
+        if option in _LOCKED:
+            _lock(own[0], stack)
+        for names in own:
+            for name in _left_over(names):
+                sweep_temporary(name)
+
+
+def _lock(names: Names, stack: ExitStack) -> None:
+    """Lock the newest file's name, and the pattern: `--fn-latest` may differ from run to run."""
+    newest = names.latest
+    if names.folder:
+        make_folder(newest)
+        newest = os.path.join(newest, FOLDER_FILES[-1])
+    check_writable(newest)
+    pattern = output_name(names.pattern, PLACEHOLDER, names.mark) if names.mark else names.pattern
+    for name in dict.fromkeys((newest, pattern)):
+        stack.enter_context(RunLock(name))
+
+
+def check_contents(option: str, path: str) -> None:
+    """Raise `OutputError` if the file at the name of an output of `option` is of another kind."""
+    if os.path.isdir(path):
+        return  # of PEFT's two files, whose names say what they are
+    if option in _KINDS:
+        check_kind(path, _KINDS[option])
+    elif option == "--lora-out" and format_of(path) == "bin":
+        check_kind(path, GGLA)
+    elif option in ("--checkpoint-out", "--lora-out"):
+        check_kind(path, GGUF)
+        found = contents(path)
+        if found not in ("", "a checkpoint" if option == "--checkpoint-out" else "an adapter"):
+            raise other_kind(path, f"is {found}")
+
+
+def contents(path: str) -> str:
+    """Say what a GGUF file holds; "" for a damaged one."""
+    try:
+        with open_gguf(path) as f:
+            if "training.type" in f.metadata or is_old(f):
+                return "a checkpoint"
+            return "an adapter" if f.metadata.get("general.type") == "adapter" else "a model"
+    except GGUFError:
+        return ""
+
+
+def _left_over(names: Names) -> Iterator[str]:
+    """Files of `names` of which a temporary file is there."""
+    folder = os.path.dirname(names.pattern) or os.curdir
+    if names.folder:
+        for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            path = os.path.join(folder, base)
+            if names.shape.fullmatch(base) and os.path.isdir(path):
+                yield from (os.path.join(path, file) for file in FOLDER_FILES)
+    elif os.path.isdir(folder):
+        found = map(_TEMPORARY.fullmatch, os.listdir(folder))
+        for base in sorted({m[1] for m in found if m and names.shape.fullmatch(m[1])}):
+            yield os.path.join(folder, base)

@@ -1,0 +1,149 @@
+"""Which checkpoint a run continues: the one that is named, or the newest good one next to it.
+
+Where the newest file (LATEST) is damaged, the run goes back to the numbered checkpoint before it
+and says so; the damaged file is kept under another name. A folder stands for the newest good
+checkpoint in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from nbllama.checkpoint.file import load_checkpoint
+from nbllama.checkpoint.state import TrainState
+from nbllama.errors import CheckpointError, GGUFError, NbllamaError, OutputError, shown
+from nbllama.gguf_io import open_gguf
+from nbllama.options.finetune.table import Options
+from nbllama.system.files import atomic_write
+from nbllama.system.regular import first_bytes
+from nbllama.train.run.claim import contents
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A checkpoint that can be used. `damaged`: the file that was named, if it could not be."""
+
+    state: TrainState
+    path: str
+    damaged: str = ""
+
+    def settle(self, say: Say) -> None:
+        """Keep the damaged file under another name, and put the good one in its place.
+
+        So the same command line finds the good one again. What fails is a line for the user.
+        """
+        if not self.damaged:
+            return
+        try:
+            kept = _free_name(f"{self.damaged}.damaged")
+            with open(self.path, "rb") as source:
+                try:
+                    os.link(self.damaged, kept, follow_symlinks=False)
+                except OSError:  # a file system without hard links
+                    os.rename(self.damaged, kept)
+                with atomic_write(self.damaged) as target:
+                    shutil.copyfileobj(source, target)
+        except (OSError, OutputError) as e:
+            say(f"warning: {shown(self.damaged, 400)} is still damaged: {e}")
+            return
+        say(f"the damaged file is kept as {shown(kept, 400)}")
+
+
+def continued(options: Options, say: Say) -> Continued | None:
+    """`find_checkpoint` for a run, which says what it begins with."""
+    path = options.checkpoint_in
+    if not path:
+        return None
+    found = find_checkpoint(options, say)
+    if found is None:
+        say(f"no checkpoint {shown(path)}: a fresh start")
+    else:
+        say(f"continuing {shown(found.path)} after iteration {found.state.iteration}")
+    return found
+
+
+def find_checkpoint(options: Options, say: Say) -> Continued | None:
+    """Find the checkpoint of `--checkpoint-in`; None if there is no file of that name.
+
+    Raises `CheckpointError` for a file that cannot be used, where there is no good one of the same
+    run next to it or `--strict-resume` was given, and for a folder without a good one.
+    """
+    path = options.checkpoint_in
+    if os.path.isdir(path):
+        return _newest_in(path, options.strict_resume, say)
+    try:
+        return Continued(load_checkpoint(path), path)
+    except FileNotFoundError:
+        return None
+    except CheckpointError as e:
+        damage = e
+    if options.strict_resume or contents(path) not in ("", "a checkpoint"):
+        raise damage
+    for other in _numbered(path, options.fn_latest):
+        with suppress(CheckpointError, FileNotFoundError):
+            state = load_checkpoint(other)
+            say(f"warning: {damage}")
+            return Continued(state, other, damaged=path)
+    raise damage
+
+
+def _numbered(path: str, newest: str) -> Iterator[str]:
+    """Numbered files next to the newest one, the last first; none if `path` is not the newest."""
+    folder, base = os.path.split(path)
+    before, found, after = base.partition(newest)
+    if not found:
+        return
+    shape = re.compile(rf"{re.escape(before)}(0|[1-9][0-9]{{0,9}}){re.escape(after)}")
+    matches = [m for m in map(shape.fullmatch, os.listdir(folder or os.curdir)) if m]
+    for match in sorted(matches, key=lambda m: int(m[1]), reverse=True):
+        yield os.path.join(folder, match[0])
+
+
+def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
+    """Find the good checkpoint of a folder with the most iterations.
+
+    A GGUF file that cannot be opened may have been a newer one.
+    """
+    found: list[tuple[int, int, str]] = []
+    problems: list[NbllamaError] = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.startswith(".") or not os.path.isfile(path) or first_bytes(path, 4) != b"GGUF":
+            continue
+        try:
+            with open_gguf(path) as f:
+                iteration = f.metadata.get("training.iteration_count")
+        except GGUFError as e:
+            problems.append(e)
+            continue
+        if type(iteration) is int:
+            found.append((iteration, os.stat(path).st_mtime_ns, path))
+    for _, _, path in sorted(found, reverse=True):
+        if strict and problems:
+            break
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError as e:
+            problems.append(e)
+            continue
+        for problem in problems:
+            say(f"warning: {problem}")
+        return Continued(state, path)
+    if problems:
+        raise CheckpointError(f"{problems[0]}; the checkpoint cannot be used")
+    raise CheckpointError(f"{shown(folder, 400)}: the folder holds no checkpoint")
+
+
+def _free_name(wanted: str) -> str:
+    name, n = wanted, 1
+    while os.path.lexists(name):
+        n += 1
+        name = f"{wanted}-{n}"
+    return name

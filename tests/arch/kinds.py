@@ -1,0 +1,44 @@
+"""Which kinds of models the default suite takes through everything, and which the slow one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from examples.toy_archs import MODELS
+
+ALIKE = {
+    "smollm3, 3B (no RoPE in every fourth block)",
+    "gemma, 2B and 7B",
+    "mistral3, without them",
+    "ernie4_5, 0.3B",
+    "ernie4_5, with biases",
+    "seed_oss, 36B",
+    "hunyuan-dense, with rope.scaling.alpha",
+    "qwen2vl, 2B to 72B, text",
+    "qwen3vl, 2B to 32B, text",
+    "olmo2, OLMo 2",
+    "olmo2, OLMo 3 with YaRN",
+    "exaone4, 1.2B",
+    "exaone4, 32B (windows)",
+    "nemotron, Minitron 4B and 8B",
+    "stablelm, 3B (a part of the head turns)",
+    "stablelm, 2 1.6B (biases)",
+    "command-r, 35B",
+    "command-r, without a scale of logits",
+}
+"""Kinds that compute nothing which no other kind does: the default suite compares their logits, and
+a token's program."""
+
+
+def kinds(names: Iterable[str] = MODELS, also_slow: Iterable[str] = ()) -> list[Any]:
+    """Parameters of a test: these kinds, those that are alike marked slow."""
+    slow = ALIKE | set(also_slow)
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in names]
+
+
+def by_table(name: str) -> bool:
+    """Whether the kind has GELU, which ggml looks up in a table of halves."""
+    return name.startswith(("gemma", "starcoder2", "phi2"))
