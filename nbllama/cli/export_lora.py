@@ -57,7 +57,14 @@ def _run(words: list[str]) -> None:
             model = Model(f, hp)
             sample = find_sample(export, model)
             if sample is not None:
-                whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
+                inputs = BlockInputs(model, mix(parts), sample.batches)
+                whole = rounder = Rounder(inputs)
+                blind = [n for n, t in types.items() if rounds(n, t) and not inputs.sees(n)]
+                if blind:
+                    print(
+                        f"{len(blind)} matrices such as {blind[0]} are rounded to nearest: their"
+                        " inputs cannot be watched in this architecture"
+                    )
         if auto:
             if rounder is None:
                 raise UsageError("--outtype auto chooses by a sample: give --calibrate DATA")

@@ -48,7 +48,7 @@ class Rounder:
 
     def takes(self, name: str, type_id: int) -> bool:
         """Whether a tensor that becomes this type is rounded here."""
-        return rounds(name, type_id)
+        return rounds(name, type_id) and self._inputs.sees(name)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         """Encode w float32 `[R, n]`: uint8 `[nbytes]`; arguments and errors as of `encode`."""

@@ -15,7 +15,7 @@ from nbllama.data.batch import Batch
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import slot_of
-from nbllama.model.block import ACTIVATION_NODES, block_forward
+from nbllama.model.block import GATED_NODES, block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 from nbllama.ops.linear.matmul import Weight, matmul
@@ -24,9 +24,6 @@ from nbllama.quants import as_readonly
 
 _STRIP = 1024  # rows of the second moments that are computed at a time
 _F32 = 0  # ggml's id
-_SOURCES = {"attn_norm": 0, "kqv_out": 1, "ffn_norm": 2} | dict.fromkeys(
-    ACTIVATION_NODES.values(), 3
-)
 _FUSED = {"attn_qkv": 0}
 
 
@@ -65,6 +62,13 @@ class BlockInputs:
     def __init__(self, model: Model, adapter: Adapter | None, batches: Sequence[Batch]) -> None:
         if not batches:
             raise ValueError("no batches to read")
+        hp = model.hp
+        act = GATED_NODES[hp.activation] if hp.gated else f"ffn_{hp.activation}"
+        self._sources = {"kqv_out": 1, act: 3}
+        if hp.attn_norm:
+            self._sources["attn_norm"] = 0
+        if hp.ffn_norm and not hp.side_by_side:
+            self._sources["ffn_norm"] = 2
         self.layer = -1
         self.moments: dict[int, np.ndarray] = {}
         self._model, self._batches = model, batches
@@ -74,6 +78,15 @@ class BlockInputs:
         for batch in batches:
             model.embed_tokens(self._bound, self._acts, batch)
             self._streams.append(self._acts.x(0, batch.n_tokens).copy())
+
+    def sees(self, name: str) -> bool:
+        """Whether what goes into a base tensor is shown by the forward pass of this model.
+
+        Without a norm in front of a layer, or with attention and feed-forward side by side, it is
+        not.
+        """
+        where = input_of(name)
+        return where is not None and where[1] in self._sources.values()
 
     @property
     def n_tokens(self) -> int:
@@ -101,7 +114,7 @@ class BlockInputs:
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
         """Add what goes into a layer to its second moments."""
-        source = _SOURCES.get(name)
+        source = self._sources.get(name)
         if source is None:
             return
         x = x.reshape(len(x), -1)
