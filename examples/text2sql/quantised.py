@@ -88,7 +88,8 @@ def rows_of(
     merged, again = out / "merged.gguf", out / "merged-again.gguf"
     for way, target in ((WAYS[2], original), (WAYS[4], path)):
         merged.unlink(missing_ok=True)
-        program("export_lora", "-m", str(target), "-l", str(adapter), "-o", str(merged))
+        words = ["-m", str(target), "-l", str(adapter), "-o", str(merged), "--nearest", "--force"]
+        program("export_lora", *words)
         yield about | {"way": way, **judge(merged, None, data, n_test)}
         if way == WAYS[2] and base != "f16":
             again.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from nbllama.export.calibrated import Rounder, rounds
+from nbllama.export.calibrated import Rounder
 from nbllama.export.rewrite import IDS
 from nbllama.gguf_io import GGUFFile
 from nbllama.gguf_io.types import TENSOR_TYPES
@@ -89,7 +89,7 @@ def plan(
     types: dict[str, int] = {}
     effects = losses = 0.0
     size = sum(info.nbytes for info in f.tensors.values())
-    names = [name for name in adapter.pairs if rounds(name, IDS["Q8_0"])]
+    names = [name for name in adapter.pairs if rounder.takes(name, IDS["Q8_0"])]
     names.sort(key=lambda name: int(name.split(".")[1]))
     for i, name in enumerate(names):
         progress(i, len(names), name)

@@ -251,9 +251,10 @@ def test_what_merging_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     for kind, sample in (("f32", []), ("q8_0", ["--sample", str(tmp_path / "t.txt")])):
         words = ["-m", str(base), "-o", str(tmp_path / "m.gguf"), "-l", str(lora)]
         assert export_lora.main([*words, "--outtype", kind, *sample]) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
-        assert line.startswith("merged against unmerged: KL divergence "), line
-        found.append(float(line.split()[5]))
+        line, effect = capsys.readouterr().out.splitlines()[-2:]
+        assert line.startswith("merged against unmerged, on a short text: KL divergence "), line
+        assert effect.startswith("the adapters' own effect: KL divergence ")
+        found.append(float(line.partition("KL divergence ")[2].split()[0]))
     assert found[0] < 1e-8 < 1e-6 < found[1] < 0.1
 
 
@@ -262,7 +263,7 @@ def test_a_merge_that_rounds_the_adapter_away_is_told(
 ) -> None:
     base, lora = toy(tmp_path, adapter=dict(strength=0.002))
     for kind, warned in (("f32", False), ("q8_0", True)):
-        words = ["-m", base, "-o", tmp_path / "m.gguf", "-l", lora, "--outtype", kind]
+        words = ["-m", base, "-o", tmp_path / "m.gguf", "-l", lora, "--outtype", kind, "--force"]
         assert export_lora.main([str(w) for w in words]) == 0
         said = capsys.readouterr().out.splitlines()[-1]
         assert said.startswith("warning: that is ") == warned, said
