@@ -47,7 +47,7 @@ class Names:
 
     def files(self) -> Iterator[str]:
         """Those that are there; of folders those with an adapter in them."""
-        for name in self._existing():
+        for name in self.existing():
             inside = (os.path.join(name, file) for file in FOLDER_FILES)
             if any(map(os.path.exists, inside)) if self._folder else os.path.isfile(name):
                 yield name
