@@ -64,7 +64,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
     """Of how many blocks in a row the last has no window: as a count, or a flag for each block."""
     if not isinstance(f.metadata.get(key), np.ndarray):
-        period = f.count(key, MAX_COUNT, default=default)
+        period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:
             raise f.error(f"key '{key}'", f"{period}, must be at least 1")
         return period

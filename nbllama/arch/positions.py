@@ -39,7 +39,7 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
     key = f"{row.name}.rope.dimension_count"
-    n_rot = f.count(key, MAX_COUNT, default=head_dim)
+    n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
         raise f.error(f"key '{key}'", f"{n_rot}, must be even, from 2 to the head size {head_dim}")
     if n_rot != head_dim and not row.partial_rope:
