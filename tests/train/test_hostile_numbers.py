@@ -37,6 +37,7 @@ def test_real_bounds(name: str) -> None:
 @pytest.mark.parametrize("name", ["rms_eps", "rope_freq_base", "rope_freq_scale"])
 def test_constants_from_python(tmp_path: Path, name: str) -> None:
     toy_model(tmp_path)
+    value: Any
     for value in (0.0, -1.0, 1e39, 1e-40, float("nan"), float("inf")):
         constant: dict[str, Any] = {name: value}
         with pytest.raises(UsageError, match=f"{name} .*must be positive"):
