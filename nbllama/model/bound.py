@@ -96,7 +96,7 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Compute dx `[N, C]` = (or += with `add`) the gradient by x, and add the pair's own."""
+        """Compute dx `[N, C]` (+= with `add`), the gradient with respect to x; add the pair's."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return

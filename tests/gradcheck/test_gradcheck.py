@@ -51,14 +51,17 @@ def test_a_right_model(toy: Path, capsys: Capture) -> None:
     assert "blk.2.ffn_up" in run(capsys, "-m", toy, "--all", "--layers", "2")[1]
 
 
-def flipped(index: int, *, key: str = "") -> Callable[[Any], Any]:
-    """A gradient function whose output argument `index` (or the keyword `key`) comes out with the
-    wrong sign.
+def flipped(output: int | str, *, of: str = "") -> Callable[[Any], Any]:
+    """A gradient function whose output, an argument by number or keyword, has the wrong sign.
+
+    `of`: only for calls whose first argument after self is this name.
     """
 
     def wrap(real: Any) -> Any:
         def wrong(*args: Any, **more: Any) -> Any:
-            out = more[key] if key else args[index]
+            out = more[output] if isinstance(output, str) else args[output]
+            if of and args[1] != of:
+                out = None
             before = None if out is None else out.copy()
             result = real(*args, **more)
             if before is not None:
@@ -90,19 +93,19 @@ def flipped_pair(half: str) -> Callable[[Any], Any]:
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
-    "rms_norm, dx": (block, "rms_norm_grad", flipped(4)),
+    "rms_norm, dx": (bound, "rms_norm_grad", flipped("dx")),
     "rms_norm, dw": (bound, "rms_norm_grad_weight", flipped(3)),
-    "attention, dq": (block, "attention_grad", flipped(9)),
-    "attention, dk": (block, "attention_grad", flipped(10)),
-    "attention, dv": (block, "attention_grad", flipped(11)),
+    "attention, dq": (block, "attention_grad", flipped("dq")),
+    "attention, dk": (block, "attention_grad", flipped("dk")),
+    "attention, dv": (block, "attention_grad", flipped("dv")),
     "gate": (block, "gated_grad", flipped(1)),
     "up": (block, "gated_grad", flipped(2)),
-    "linear, dx": (block, "linear_grad", flipped(5)),
+    "linear, dx": (block, "linear_grad", flipped("dx")),
     "linear, dA": (block, "linear_grad", flipped_pair("da")),
     "linear, dB": (block, "linear_grad", flipped_pair("db")),
-    "last norm": (model, "rms_norm_grad", flipped(4)),
-    "embedding, dB": (model, "embed_lora_grad", flipped(6)),
-    "output, dx": (model, "output_loss", flipped(4)),
+    "last norm": (Bound, "normed_grad", flipped("dx", of="output_norm.weight")),
+    "embedding, dB": (model, "embed_lora_grad", flipped("db")),
+    "output, dx": (model, "output_loss", flipped("dx")),
 }
 
 
