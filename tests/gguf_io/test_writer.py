@@ -134,7 +134,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ([], [("t", np.zeros(2, ">f4"))], "dtype >f4 has no GGUF type"),
     ([], [("t", RawTensor((32,), 2, bytes(17)))], "17 bytes, shape and type need 18"),
     ([], [("t", RawTensor((33,), 2, bytes(18)))], "row of 33, Q4_0 block is 32"),
-    ([], [("t", RawTensor((32,), 40, bytes(18)))], "type 40 is not supported"),
+    ([], [("t", RawTensor((32,), 99, bytes(18)))], "type 99 is not supported"),
 ]
 
 
