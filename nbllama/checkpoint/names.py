@@ -19,7 +19,7 @@ def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
 
 
 def prune(
-    pattern: str, keep_last: int, iteration: int, mark: str = PLACEHOLDER, after: int = -1
+    pattern: str, keep_last: int, iteration: int, *, mark: str = PLACEHOLDER, after: int = -1
 ) -> list[str]:
     """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
 
@@ -44,7 +44,7 @@ def prune(
 
 
 def prune_adapters(
-    pattern: str, keep_last: int, iteration: int, mark: str, after: int, *, inside: Iterable[str]
+    pattern: str, keep_last: int, iteration: int, *, mark: str, after: int, inside: Iterable[str]
 ) -> None:
     """Remove numbered adapters of `pattern`, all but the newest `keep_last` (0: keep all).
 

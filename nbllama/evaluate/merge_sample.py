@@ -20,6 +20,7 @@ from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
 LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
+HARDLY = 1e-6  # nats a token: an effect that rounding of float32 may have too
 TOO_MUCH = 0.5  # of the effect: what makes a merge fail
 
 
@@ -35,8 +36,8 @@ class Change(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """The part of the effect that merging took; 0 where there is no effect."""
-        return float(self.found.kl.mean()) / self.effect if self.effect > 0 else 0.0
+        """The part of the effect that merging took; 0 where there is hardly an effect."""
+        return float(self.found.kl.mean()) / self.effect if self.effect > HARDLY else 0.0
 
 
 def told(c: Compared) -> str:
@@ -131,5 +132,7 @@ def print_change(
 
 
 def kept(change: Change) -> str:
-    """Return the part of the effect that is kept, in per cent."""
+    """Describe the part of the effect that is kept, in per cent."""
+    if change.effect <= HARDLY:
+        return "there is hardly anything to keep"
     return f"{max(0.0, 1 - change.lost):.1%}"

@@ -93,7 +93,7 @@ def test_names_and_files(tmp_path: Path) -> None:
     assert find_layout(str(path)).source == "天{{ messages }}"
     with pytest.raises(UsageError, match=r"--chat-template nix: no such file, and not one of alpa"):
         find_layout("nix")
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="a folder, not a regular file"):
         find_layout(str(tmp_path))
     path.write_bytes(b"ab\xff")
     with pytest.raises(UsageError, match="not UTF-8 at offset 2"):

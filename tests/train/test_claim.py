@@ -121,7 +121,7 @@ def test_a_page_never_stops_training(
     def broken(log: str, out: str) -> None:
         raise TypeError("a bug\x1b[31m")
 
-    monkeypatch.setattr("nbllama.train.run.loop.write_report", broken)
+    monkeypatch.setattr("nbllama.train.run.outputs.write_report", broken)
     done = run(words(folder, *more))
     assert done.code == 0 and not done.err
     assert "--report is not written: a bug\\x1b[31m\n" in done.out

@@ -70,7 +70,7 @@ def test_what_a_checkpoint_states(folder: Path, run: Run) -> None:
         forge(bad, lambda entries, tensors, new=changed: entries.update(new))  # type: ignore[misc]
         before = listing(folder)
         refused(
-            run(words(folder, *more, "--checkpoint-in", str(bad))),
+            run(words(folder, *more, "--checkpoint-in", str(bad), "--force")),
             5,
             "bad.gguf",
             key.split(".")[-1],

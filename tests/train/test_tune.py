@@ -302,7 +302,7 @@ def test_ctrl_c_gives_back_the_run_so_far(folder: Path) -> None:
 
 
 def test_ctrl_c_before_the_first_iteration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any) -> None:
+    def load(*args: Any, **more: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("nbllama.train.run.session.load_data", load)

@@ -257,7 +257,7 @@ def walk_epochs(
 
 
 def rest_of(
-    options: Options, data: Dataset, feed: Feed, state: TrainState | None, outputs: Outputs
+    options: Options, data: Dataset, feed: Feed, state: TrainState | None, *, outputs: Outputs
 ) -> Options:
     """Return options with the length of a run that continues `state`, if it does.
 

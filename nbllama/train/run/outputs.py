@@ -196,11 +196,14 @@ class Outputs:
         """Remove what is not to be kept (`--keep-last`); what failed, or ""."""
         try:
             if self.checkpoint:
-                prune(self.checkpoint, self.keep_last, iteration, self._mark, self._kept_before)
+                prune(
+                    self.checkpoint, self.keep_last, iteration, mark=self._mark,
+                    after=self._kept_before,
+                )  # fmt: skip
             if self.adapter:
                 prune_adapters(
-                    bare(self.adapter), self.keep_last, iteration, self._mark,
-                    self._kept_before, inside=FOLDER_FILES,
+                    bare(self.adapter), self.keep_last, iteration, mark=self._mark,
+                    after=self._kept_before, inside=FOLDER_FILES,
                 )  # fmt: skip
         except OutputError as e:
             return str(e)

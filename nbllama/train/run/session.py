@@ -111,7 +111,7 @@ class RunSession:
     def _settings(self) -> Settings:
         state, o, kind, n_samples = self.state, self.options, self.data.kind, self.data.n_samples
         walked = walk_epochs(o, self.data, self.feed, self.position)
-        o = self.options = rest_of(o, self.data, self.feed, self.state, self.outputs)
+        o = self.options = rest_of(o, self.data, self.feed, self.state, outputs=self.outputs)
         n_iter = iterations(o, kind, n_samples, walked)
         self.decay = plan(o, self._decay_steps, state, data_kind=kind, n_iter=n_iter)
         settings = resolve(

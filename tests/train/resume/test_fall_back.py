@@ -67,11 +67,11 @@ def test_a_run_that_is_stopped_before_its_first_save(done: Path, run: Run) -> No
     """The good one is in the place of the damaged one from the start on."""
     (done / "chk-LATEST.gguf").write_bytes(b"GGUF")
     good = (done / "chk-6.gguf").read_bytes()
-    assert again(run, done, 1, "--save-every", "0", "--checkpoint-out", "").code == 0
+    assert again(run, done, 1, "--save-every", "0", "--checkpoint-out", "", "--force").code == 0
     assert (done / "chk-LATEST.gguf").read_bytes() == good
     assert (done / "chk-LATEST.gguf.damaged").read_bytes() == b"GGUF"
     (done / "chk-LATEST.gguf").write_bytes(b"GGUF2")
-    assert again(run, done, 1, "--checkpoint-out", "").code == 0
+    assert again(run, done, 1, "--checkpoint-out", "", "--force").code == 0
     assert (done / "chk-LATEST.gguf.damaged-2").read_bytes() == b"GGUF2"
 
 
@@ -83,7 +83,8 @@ def test_where_there_is_no_good_one(done: Path, run: Run) -> None:
     assert listing(done) == before
     refused(again(run, done, 2, "--checkpoint-in", str(done)), 5, "cannot be used")
     (done / "none").mkdir()
-    refused(again(run, done, 2, "--checkpoint-in", "none"), 5, "the folder holds no checkpoint")
+    empty = ["--checkpoint-in", "none", "--force"]
+    refused(again(run, done, 2, *empty), 5, "the folder holds no checkpoint")
 
 
 def test_what_is_no_damage_is_refused(done: Path, run: Run) -> None:
@@ -91,7 +92,7 @@ def test_what_is_no_damage_is_refused(done: Path, run: Run) -> None:
     for name, code, why in (("lora-6.gguf", 5, "an adapter"), ("toy.gguf", 5, "not a checkpoint")):
         shutil.copy(done / name, done / "chk-LATEST.gguf")
         before = listing(done)
-        refused(again(run, done, 2, "--checkpoint-out", "c.gguf"), code, why)
+        refused(again(run, done, 2, "--checkpoint-out", "c.gguf", "--force"), code, why)
         assert listing(done) == before
     (done / "chk-LATEST.gguf").write_bytes(b"GGUF")
     before = listing(done)
@@ -102,7 +103,7 @@ def test_what_is_no_damage_is_refused(done: Path, run: Run) -> None:
 def test_a_folder_stands_for_its_newest_good_one(done: Path, run: Run) -> None:
     whole = (done / "chk-6.gguf").read_bytes()
     there = ["--checkpoint-in", str(done)]
-    shown = run(args_in(done, 1, *there, "--checkpoint-out", "other.gguf"))
+    shown = run(args_in(done, 1, *there, "--checkpoint-out", "other.gguf", "--force"))
     assert shown.code == 0 and "after iteration 6\n" in shown.out
     for name in ("chk-6.gguf", "chk-LATEST.gguf"):
         (done / name).write_bytes(whole[:-100])
@@ -110,6 +111,6 @@ def test_a_folder_stands_for_its_newest_good_one(done: Path, run: Run) -> None:
     before = listing(done)
     refused(run(args_in(done, 1, *there, "--strict-resume")), 5)
     assert listing(done) == before
-    shown = run(args_in(done, 1, *there, "--checkpoint-out", ""))
+    shown = run(args_in(done, 1, *there, "--checkpoint-out", "", "--force"))
     assert shown.code == 0 and "chk-4.gguf after iteration 4\n" in shown.out
     assert shown.out.count("warning: ") == 2
