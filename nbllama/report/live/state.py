@@ -142,7 +142,8 @@ class LiveState:
         """
         with self._changed:
             self._last_read = time.monotonic()
-            self._changed.wait_for(lambda: self._version > version or self._over, timeout)
+            # a version that is not ours yet is of an earlier run on this port: no wait for that
+            self._changed.wait_for(lambda: self._version != version or self._over, timeout)
             self._last_read = time.monotonic()
             behind = version < self._whole_from or version > self._version
             oldest = self._news[0][0] if self._news else 0
