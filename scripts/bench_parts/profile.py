@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import nbllama.model.block
+import nbllama.model.bound
 import nbllama.model.passes
 import nbllama.ops.linear.linear
 from bench_parts.step import Case, make_trainer
@@ -25,7 +26,7 @@ KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
     "attention, gradient": [(nbllama.model.block, "attention_grad")],
     "packing with h = s x Aᵀ": [(nbllama.ops.linear.linear, "pack_with_hidden")],
     "packing with dh, dA, dB": [(nbllama.ops.linear.linear, "pack_with_gradients")],
-    "norms": [(nbllama.model.block, "rms_norm"), (nbllama.model.block, "rms_norm_grad")],
+    "norms": [(nbllama.model.bound, "rms_norm"), (nbllama.model.bound, "rms_norm_grad")],
     "SwiGLU": [(nbllama.model.block, "gated"), (nbllama.model.block, "gated_grad")],
 }
 PRODUCTS = ("matmul", "matmul_grad", "output_loss")
