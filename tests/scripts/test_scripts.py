@@ -108,7 +108,7 @@ def test_the_venv_is_made_once_and_again_when_the_project_changes(bare: Path) ->
 
     log.unlink()
     assert run(script, **env).returncode == 0
-    assert log.read_text() == "-m pytest\n"
+    assert log.read_text() == "-m pytest -n 2 --dist loadfile\n"
 
     with (repo / "pyproject.toml").open("a") as f:
         f.write("# changed\n")
