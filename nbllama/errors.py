@@ -22,7 +22,7 @@ NOT_A_NUMBER = (
 
 
 class NbllamaError(Exception):
-    """A failure that is told in one line: what, where, what to do.
+    """A failure that is reported in one line: what, where, what to do.
 
     Control characters in the message, which may come from a file, are escaped.
     """

@@ -4,7 +4,7 @@
 
 TARGET is one of `TARGETS`, or `all`, which shares the time. A file may take 2 seconds, and
 300 MB more than the one before it; what is read must be finite and lie inside the file. A file that
-is found wrong is kept in build/fuzz, and its name tells target, seed and number. Exits with 1 if
+is found wrong is kept in build/fuzz; its name has target, seed and number. Exits with 1 if
 there was one.
 """
 

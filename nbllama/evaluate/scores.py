@@ -32,7 +32,7 @@ def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.nd
     """Return the token ids int32 of a text, with what the model wants around it, for `chunks`.
 
     `name`: of the text's file. Raises `DataError` if there are fewer than two chunks, as llama.cpp
-    does: less says nothing.
+    does: the perplexity of less has no meaning.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:

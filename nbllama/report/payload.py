@@ -27,7 +27,7 @@ Point = tuple[float, float]
 def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make the object of a page about one run, or about several that are compared.
 
-    `runs`: a name for each, and what its log says. `live`: what a served page is told of itself
+    `runs`: a name for each, and the content of its log. `live`: the state of a served page
     (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
     """
     if len(runs) > MOST_RUNS:
