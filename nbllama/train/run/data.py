@@ -100,7 +100,7 @@ def load_data(
     elif options.early_stop:
         raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
-        data = Packed(data)
+        data = Packed(data, bool(options.share_prompts))
     return options, data, validation
 
 
