@@ -34,6 +34,15 @@ class SampleOptions:
         saved=Saved(39, taken=True, may_change=True),
         without=False,
     )
+    group_prompts: bool = record_option(
+        None,
+        False,
+        "put samples that begin alike into the same batches, so that more of them is shared",
+        off=["--no-group-prompts"],
+        saved=Saved(40),
+        only="records",
+        without=False,
+    )
 
     sample_start: str = _text(
         Words(),
