@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
     keys: int
 
 
-def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int, wraps: bool) -> Sizes:
+def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
     """Return bounds for batches of `n_rows` rows whose samples share; `tokens`: if they do not.
 
     Of data other than records what is saved is not known beforehand.

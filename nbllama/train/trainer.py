@@ -95,12 +95,11 @@ class Limits(NamedTuple):
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
     """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
     lengths = dataset.lengths()
-    means = (float(counts.mean()) for counts in lengths)
+    means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)
-    sizes = Sizes(tokens, tokens)
-    if shares:
-        sizes = largest_shared(dataset, batch, tokens=tokens, wraps=wraps)
-    return Limits(tokens, trained, int(lengths[0].max()), *means, *sizes)
+    sizes = largest_shared(dataset, batch, tokens=tokens) if shares else Sizes(tokens, tokens)
+    longest = int(lengths[0].max())
+    return Limits(tokens, trained, longest, means[0], means[1], sizes.computed, sizes.keys)
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:

@@ -135,7 +135,7 @@ def test_packing_counts_computed_tokens() -> None:
 def test_what_records_can_save_is_known() -> None:
     prompt = list(range(50))
     data = samples([[*prompt, 60 + i, 5] for i in range(9)], 99)
-    assert largest_shared(data, 4, tokens=4 * 52, wraps=False) == (50 + 4 * 2, 4 * 52)
+    assert largest_shared(data, 4, tokens=4 * 52) == (50 + 4 * 2, 4 * 52)
     assert limits(data, 4).computed == limits(data, 4).tokens == 4 * 52
 
 
