@@ -69,6 +69,7 @@ def test_a_checkpoint_holds_these_settings_in_this_order() -> None:
         ("lr_schedule", "cosine"), ("wsd_decay", 0.1), ("lora_dropout", 0.0),
         ("lora_layers", "all"), ("loraplus_lr_ratio", 1.0), ("rslora", True), ("alpha", 8.0),
         ("eval_every", 26), ("val_split", 0.0), ("early_stop", 0), ("last", 256),
+        ("share_prompts", True), ("group_prompts", False),
     ]  # fmt: skip
 
 
