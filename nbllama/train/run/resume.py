@@ -38,6 +38,8 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
+    if options.lora_dropout:  # refused, or with --force: nothing is shared from now on
+        stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
     # --lora-r is the default of all ranks but those of norms.
