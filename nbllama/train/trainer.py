@@ -22,19 +22,17 @@ from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
 from nbllama.data.shared import share
-from nbllama.errors import Diverged, UsageError
+from nbllama.errors import Diverged
 from nbllama.kernels.own_cores import own_cores
 from nbllama.kernels.turns import new_turn, one_at_a_time
 from nbllama.lora.pairs import Adapter
-from nbllama.model.activations import activation_bytes, set_bytes
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model, layout
+from nbllama.model.passes import Model
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
-from nbllama.report.log import memory
-from nbllama.train.sharing import Sizes, largest_shared
+from nbllama.train.limits import kept_blocks, limits
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -75,47 +73,6 @@ class StepResult(NamedTuple):
     seconds: float
     skipped: bool
     computed: int
-
-
-class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample.
-
-    `computed`: rows that are computed, `keys`: tokens that they see, if samples share.
-    """
-
-    tokens: int
-    trained: int
-    longest: int
-    mean_tokens: float
-    mean_trained: float
-    computed: int
-    keys: int
-
-
-def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
-    lengths = dataset.lengths()
-    means = [float(counts.mean()) for counts in lengths]
-    tokens, trained = dataset.largest(batch, wraps=wraps)
-    sizes = largest_shared(dataset, batch, tokens=tokens) if shares else Sizes(tokens, tokens)
-    longest = int(lengths[0].max())
-    return Limits(tokens, trained, longest, means[0], means[1], sizes.computed, sizes.keys)
-
-
-def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
-
-    Raises `UsageError` if not even the inputs of all blocks fit.
-    """
-    sizes = layout(model, adapter, most.computed, most.trained, dropout=dropout)
-    least = activation_bytes(sizes, checkpointing=True)
-    if least > nbytes:
-        raise UsageError(
-            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
-            "give more, or a smaller --batch or --ctx"
-        )
-    fit = (nbytes - least) // set_bytes(sizes)
-    return min(int(fit), model.hp.n_layer - 1)
 
 
 class Trainer:

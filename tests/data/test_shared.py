@@ -15,8 +15,8 @@ from nbllama.data.packing import MOST_TOKENS
 from nbllama.data.shared import FEWEST_ROWS, LEAST, most_rows, share
 from nbllama.ops.attention.few import MOST_QUERIES
 from nbllama.ops.linear.matvec import MOST_TOKENS as MOST_OF_A_PRODUCT_WITHOUT_PANELS
+from nbllama.train.limits import limits
 from nbllama.train.sharing import largest_shared
-from nbllama.train.trainer import limits
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 BATCHES = st.lists(TOKENS, min_size=1, max_size=7)
