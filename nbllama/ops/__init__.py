@@ -22,6 +22,7 @@ PAGES = (
     "ungated",
     "linear.linear",
     "attention.grad",
+    "attention.tree",
     "softcap",
     "cross_entropy",
 )
