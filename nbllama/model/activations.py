@@ -44,11 +44,20 @@ class Layout(NamedTuple):
     tokens: int  # of the largest micro-batch
     trained: int = 0  # positions with a target, of the largest micro-batch
     dropout: bool = False
+    expert_rank: int = 0  # of the pairs of experts
 
     @property
     def widest(self) -> int:
         """Floats a token of the widest input of a linear layer."""
-        return max(self.hp.n_embd, self.hp.n_ff, self.hp.n_head * self.hp.head_dim)
+        return max(self.hp.n_embd, self.ff_input, self.hp.n_head * self.hp.head_dim)
+
+    @property
+    def ff_input(self) -> int:
+        """Floats a token of the widest input of a feed-forward layer's last matrix."""
+        e = self.hp.experts
+        if e is None:
+            return self.hp.n_ff
+        return max(e.n_ff, e.n_ff_shared, e.count, self.hp.n_ff if e.first else 0)
 
 
 @dataclass
@@ -68,6 +77,7 @@ class BlockSet:
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass made there
+    mixture: dict[str, np.ndarray]  # of a mixture of experts: `model.mixture.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -80,11 +90,35 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "att": (n, heads, d),
         "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
-        "gate": (n, hp.n_ff if hp.gated else 0),
-        "up": (n, hp.n_ff),
+        "gate": (n, hp.ff_width if hp.gated else 0),
+        "up": (n, hp.ff_width),
         "rstd_att": norm_numbers(hp, n),
         "rstd_ffn": norm_numbers(hp, n),
     }
+
+
+def kept_shapes(hp: Hparams, n: int) -> Shapes:
+    """Shapes of `BlockSet.mixture`: scores, choice and weights; of the shared expert gate and up.
+
+    `chosen` holds int32. `shared_weight` is what the shared expert's output is multiplied by.
+    """
+    if hp.experts is None:
+        return {}
+    e = hp.experts
+    shapes: Shapes = {"scores": (n, e.count), "chosen": (n, e.used), "weights": (n, e.used)}
+    if e.n_ff_shared:
+        shapes |= {"gate_shexp": (n, e.n_ff_shared), "up_shexp": (n, e.n_ff_shared)}
+        shapes["shared_weight"] = (n,)
+    return shapes
+
+
+def mixture_shapes(layout: Layout) -> Shapes:
+    """Shapes of what the mixtures share: input, output and LoRA products of one expert's tokens."""
+    hp, n = layout.hp, layout.tokens
+    if hp.experts is None:
+        return {}
+    h = 2 * hidden_floats(n, layout.expert_rank) if layout.expert_rank else 0
+    return {"routed_x": (n, hp.n_embd), "routed_y": (n, hp.n_embd), "routed_h": (h,)}
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
@@ -107,25 +141,29 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 def forward_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
-    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
-    return branch | {
-        "norm": (n, hp.n_embd),
-        "act": (n, hp.n_ff),
-        "panels": (panel_floats(n, layout.widest),),
-    }
+    return (
+        branch
+        | mixture_shapes(layout)
+        | {
+            "norm": (n, hp.n_embd),
+            "act": (n, layout.ff_input),
+            "panels": (panel_floats(n, layout.widest),),
+        }
+    )
 
 
 def shared_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
-    top_rank = max(layout.ranks.values(), default=0)
+    top_rank = max(layout.expert_rank, *layout.ranks.values())
     shapes = forward_shapes(layout) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
         "dnorm": (n, hp.n_embd),
-        "dact": (n, hp.n_ff),
+        "dact": (n, layout.ff_input),
         "datt": (n, hp.n_head, hp.head_dim),
         "dq": (n, hp.n_head, hp.head_dim),
         "dk": (n, hp.n_head_kv, hp.head_dim),
@@ -135,6 +173,8 @@ def shared_shapes(layout: Layout) -> Shapes:
         "top_dnorm": (trained, hp.n_embd),
         "top_rstd": norm_numbers(hp, trained),
     }
+    if hp.experts is not None:
+        shapes |= {"routed_dx": (n, hp.n_embd)}
     if layout.dropout:
         shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return shapes
@@ -157,7 +197,8 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def set_bytes(layout: Layout) -> int:
     """Bytes of one block's own set."""
     hp, n = layout.hp, layout.tokens
-    return 4 * sum(map(_floats, (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))))
+    groups = (block_shapes(hp, n), norm_shapes(hp, n), kept_shapes(hp, n), h_shapes(layout))
+    return 4 * sum(map(_floats, groups))
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
@@ -213,7 +254,7 @@ class Activations:
         self._arena = Arena(nbytes)
         self._stream = list(self._arena.arrays(stream).values())
         self._shared = self._arena.arrays(shared)
-        groups = (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))
+        groups = (block_shapes(hp, n), norm_shapes(hp, n), kept_shapes(hp, n), h_shapes(layout))
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = [
             (*map(self._arena.arrays, groups), {}) for _ in range(1 + self.kept)
         ]
@@ -245,9 +286,9 @@ class Activations:
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
-        cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
-        return BlockSet(**next(cut), norms=next(cut), h_memory=h_memory, h=h)
+        found = self._sets[own if own > 0 and layer < self._top else 0]
+        arrays, norms, mixture = ({k: a[:n] for k, a in group.items()} for group in found[:3])
+        return BlockSet(**arrays, norms=norms, mixture=mixture, h_memory=found[3], h=found[4])
 
 
 class ForwardActivations(Activations):

@@ -20,8 +20,12 @@ PAGES = (
     "rope",
     "activation",
     "ungated",
+    "experts.router",
+    "experts.gate",
+    "experts.rows",
     "linear.linear",
     "attention.grad",
+    "attention.sinks",
     "softcap",
     "cross_entropy",
 )

@@ -93,9 +93,13 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         gradient_floats(most.longest, most.tokens, rows, n_head=hp.n_head, **kv),
     )
     width = max(
-        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+        (
+            *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
+            *(sum(w[0].shape) for w in model.experts.values()),
+        ),
+        default=0,
     )
-    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
+    sums = sum_floats(most.tokens, max(sizes.expert_rank, *sizes.ranks.values()), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(*model.gguf.paths),
