@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
+from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
@@ -77,7 +78,7 @@ class BlockSet:
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass made there
-    mixture: dict[str, np.ndarray]  # of a mixture of experts: `model.mixture.kept_shapes`
+    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -95,30 +96,6 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "rstd_att": norm_numbers(hp, n),
         "rstd_ffn": norm_numbers(hp, n),
     }
-
-
-def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of `BlockSet.mixture`: scores, choice and weights; of the shared expert gate and up.
-
-    `chosen` holds int32. `shared_weight` is what the shared expert's output is multiplied by.
-    """
-    if hp.experts is None:
-        return {}
-    e = hp.experts
-    shapes: Shapes = {"scores": (n, e.count), "chosen": (n, e.used), "weights": (n, e.used)}
-    if e.n_ff_shared:
-        shapes |= {"gate_shexp": (n, e.n_ff_shared), "up_shexp": (n, e.n_ff_shared)}
-        shapes["shared_weight"] = (n,)
-    return shapes
-
-
-def mixture_shapes(layout: Layout) -> Shapes:
-    """Shapes of what the mixtures share: input, output and LoRA products of one expert's tokens."""
-    hp, n = layout.hp, layout.tokens
-    if hp.experts is None:
-        return {}
-    h = 2 * hidden_floats(n, layout.expert_rank) if layout.expert_rank else 0
-    return {"routed_x": (n, hp.n_embd), "routed_y": (n, hp.n_embd), "routed_h": (h,)}
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
@@ -145,7 +122,7 @@ def forward_shapes(layout: Layout) -> Shapes:
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
     return (
         branch
-        | mixture_shapes(layout)
+        | mixture_shapes(hp, n, layout.expert_rank)
         | {
             "norm": (n, hp.n_embd),
             "act": (n, layout.ff_input),

@@ -11,7 +11,7 @@ The router is frozen. The gradient of its weights goes through it to what the bl
 
 Shapes: N tokens, C n_embd, E experts of which a token takes K, F width of an expert, M tokens of
 one expert. Kept for the backward pass: gate and up `[N K, F]` sorted by expert, and what
-`activations.kept_shapes` lists.
+`mixture_shapes.kept_shapes` lists.
 """
 
 from __future__ import annotations
