@@ -94,9 +94,14 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
     )
     width = max(
-        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+        (
+            *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
+            *(sum(w[0].shape) for w in model.experts.values()),
+        ),
+        default=0,
     )
-    sums = sum_floats(most.computed, max(sizes.ranks.values(), default=0), width)
+    ranks = (sizes.expert_rank, *sizes.ranks.values())
+    sums = sum_floats(most.computed, max(ranks), width)
     sums += path_floats(most.keys, **kv) if trainer.shares else 0
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(

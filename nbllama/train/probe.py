@@ -69,12 +69,15 @@ def step_seconds(trainer: Trainer) -> float:
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
+    experts = trainer.model.hp.experts
+    usual = 0 if experts is None else experts.first
+    trainer.acts.x(usual, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
     blocks, heads = [], []
     for _ in range(2):
         spent = []
         for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
             start = time.perf_counter()
-            _one_block(trainer, 0, trainer.acts, batch, repeat=twice)
+            _one_block(trainer, usual, trainer.acts, batch, repeat=twice)
             spent.append(time.perf_counter() - start)
         again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
         share = again / max(1, layers - lowest)

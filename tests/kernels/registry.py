@@ -13,12 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import nbllama.ops
-from tests.kernels import attention, dense, elements, loss, products, tokens, weights
+from tests.kernels import (
+    attention,
+    dense,
+    elements,
+    experts,
+    loss,
+    products,
+    tokens,
+    weights,
+)
 from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
-assert all((tokens, elements, dense, attention, products, loss, weights))  # their cases have joined
+assert all(
+    (tokens, elements, dense, experts, attention, products, loss, weights)
+)  # their cases have joined
 
 GROUPS = (
     *("small", "attention", "products"),

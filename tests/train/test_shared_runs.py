@@ -119,7 +119,7 @@ def test_runs_log_resume_and_switch(folder: Path, run: Run) -> None:
     done = run(words(folder, *more, ctx=99))
     assert done.code == 0 and "computed: shared beginnings once" in done.out, done
     rows = log_rows(folder / "log.jsonl")
-    assert all(0 < 2 * row["computed_tokens"] < row["tokens"] for row in rows)
+    assert all(0 < row["computed_tokens"] < 0.7 * row["tokens"] for row in rows)
 
     parts = ["--cos-decay-steps", "4", "--adam-iter", "2", "--train-data", more[1]]
     for again in ([], ["--checkpoint-in", str(there / "chk-LATEST.gguf")]):
