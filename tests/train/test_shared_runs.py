@@ -114,14 +114,14 @@ def records(folder: Path) -> list[str]:
 
 
 def test_runs_log_resume_and_switch(folder: Path, run: Run) -> None:
-    more = [*records(folder), "--log", "log.jsonl", "--adam-iter", "4"]
+    more = [*records(folder), "--log", "log.jsonl", "--adam-iter", "4", "--cos-decay-steps", "4"]
     there = copy_of(folder, "parts")
     done = run(words(folder, *more, ctx=99))
     assert done.code == 0 and "computed: shared beginnings once" in done.out, done
     rows = log_rows(folder / "log.jsonl")
     assert all(0 < row["computed_tokens"] < 0.7 * row["tokens"] for row in rows)
 
-    parts = ["--cos-decay-steps", "4", "--adam-iter", "2", "--train-data", more[1]]
+    parts = ["--adam-iter", "2", "--train-data", more[1]]
     for again in ([], ["--checkpoint-in", str(there / "chk-LATEST.gguf")]):
         done = run(words(there, *more, *parts, *again, ctx=99))
         assert done.code == 0, done
