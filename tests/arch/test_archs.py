@@ -178,6 +178,22 @@ def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
     check_quantised(name, types, tmp_path)
 
 
+def test_gpt_oss_as_it_ships(tmp_path: Path) -> None:
+    """MXFP4 experts, everything else in 8 bits; with and without an adapter."""
+    name, path, lora = "gpt-oss, 20B and 120B", tmp_path / "toy.gguf", tmp_path / "lora.gguf"
+    routed = dict.fromkeys(("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"), "MXFP4")
+    thin, tokens = MODELS[name], tokens_of(33)
+    thin.make(path, types=routed | {"*": "Q8_0"}, **thin.wide)
+    model = nbllama.load_model(path)
+    adapter = random_adapter(model, norms=False)
+    nbllama.save_adapter(lora, adapter, model)
+    decode_to_f32(path, tmp_path / "f32.gguf")
+    with oracle.LlamaModel(tmp_path / "f32.gguf") as theirs:
+        for own, more in ((None, []), (adapter, [(lora, 1.0)])):
+            wanted = theirs.logits(tokens, lora=more)
+            compare(f"{name}, MXFP4", nbllama.logits(model, tokens, own), wanted, 2e-5)
+
+
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("name", kinds())
 def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
