@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nbllama
+import nbllama.peek
 from examples.toy_archs import MODELS, random_adapter
 from nbllama.data.batch import Batch
 from nbllama.model.bound import Bound
