@@ -33,7 +33,7 @@ class ExpertsRow(NamedTuple):
 class Experts(NamedTuple):
     """Sizes and constants of a model's experts."""
 
-    count: int
+    total: int
     used: int  # of them by a token
     n_ff: int  # of one expert
     n_ff_shared: int  # 0: there is no shared expert

@@ -61,7 +61,7 @@ class ReferenceMixture:
         keep(f"ffn_moe_probs-{i}", p)
         w = keep(f"ffn_moe_weights-{i}", w)
         out = np.zeros_like(h)
-        for expert in range(self.e.count):
+        for expert in range(self.e.total):
             rows, k = np.nonzero(chosen == expert)
             gate, up = (self.linear(h[rows], name, expert) for name in ("gate", "up"))
             act = expert_gate_ref(gate, up, np.ones(len(rows)), self.e.kind)
@@ -85,7 +85,7 @@ class ReferenceMixture:
         i, run, kept = self.layer, self.run, self.run.kept
         dh, chosen, w = np.zeros_like(h), kept[f"chosen-{i}"], kept[f"ffn_moe_weights-{i}"]
         dw = np.zeros_like(w)
-        for expert in range(self.e.count):
+        for expert in range(self.e.total):
             rows, k = np.nonzero(chosen == expert)
             x, ones = h[rows], np.ones(len(rows))
             gate, up = (self.linear(x, name, expert) for name in ("gate", "up"))
