@@ -149,6 +149,10 @@ def test_logits(name: str, tmp_path: Path) -> None:
 ROUNDED = {"F16": 5e-3, "Q8_0": 0.05, "Q4_K": 0.05, "Q2_K": 0.05}
 
 
+def model_has_experts(name: str) -> bool:
+    return "experts" in MODELS[name].options
+
+
 def check_quantised(name: str, types: str, folder: Path) -> None:
     path, tokens = folder / "toy.gguf", tokens_of(33)
     MODELS[name].make_wide(path, types)
@@ -158,8 +162,8 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
         compare(f"{name}, {types}", got, theirs.logits(tokens), bound_of(name))
     with oracle.LlamaModel(path) as theirs:
         direct = relative(got, theirs.logits(tokens))
-    # forty layers of rounding add up
-    bound = ROUNDED[types] * (6 if MODELS[name].deep else 1)
+    # forty layers of rounding add up; and where experts nearly tie, rounding chooses another one
+    bound = ROUNDED[types] * (6 if MODELS[name].deep else 10 if model_has_experts(name) else 1)
     record(f"{name}, {types}, llama.cpp's rounded activations", direct, bound)
 
 
