@@ -96,7 +96,8 @@ def test_what_is_given_is_kept() -> None:
         )
         assert got.ranks == {
             "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
-            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6, **dict.fromkeys(DENSE, 0),
+            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6,
+            **dict.fromkeys(DENSE, 0),
         }  # fmt: skip
         assert (got.lora_alpha, got.adam_alpha, got.options.adam_min_alpha) == (9.0, 0.01, 0.001)
         assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
