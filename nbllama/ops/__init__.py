@@ -25,6 +25,7 @@ PAGES = (
     "experts.rows",
     "linear.linear",
     "attention.grad",
+    "attention.tree",
     "attention.sinks",
     "softcap",
     "cross_entropy",
