@@ -85,7 +85,7 @@ def mixture(count: int, used: int, n_ff: int, **more: Any) -> dict[str, Any]:
 
 
 QWEN3_MOE = BPE | {"qk_norm": True, "head_dim": 24}
-GRANITE = {"embedding_scale": 12.0, "residual_scale": 0.4, "logit_scale": 8.0}
+GRANITE = {"embedding_scale": 12.0, "residual_scale": 0.9, "logit_scale": 8.0}
 GRANITE_MOE = GRANITE | {"attention.scale": 0.1}
 
 GLM_MOE: dict[str, Any] = {

@@ -33,7 +33,7 @@ class ExpertsRow(NamedTuple):
 class Experts(NamedTuple):
     """Sizes and constants of a model's experts."""
 
-    count: int
+    total: int
     used: int  # of them by a token
     n_ff: int  # of one expert
     n_ff_shared: int  # 0: there is no shared expert
@@ -95,7 +95,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
     key = f"{arch}.expert_shared_feed_forward_length"
     count = f"{arch}.expert_shared_count"
     if row.shared == "count":
-        return n_ff * f.count(count, MAX_COUNT)
+        return n_ff * int(f.count(count, MAX_COUNT))
     width = f.count(key, MAX_COUNT, default=0)
     if width and not row.shared:
         raise f.error(f"key '{key}'", f"a shared expert is not supported for {arch}")

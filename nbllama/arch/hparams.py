@@ -158,7 +158,7 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         "n_head": hp.n_head,
     }
     if e := hp.experts:
-        sizes |= {"n_expert": e.count, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
+        sizes |= {"n_expert": e.total, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
     named = [(t.name, t) for t in row.tensors]
     for i in range(hp.n_layer):
         own = block_rows(row.block, row.experts, hp.experts, i)

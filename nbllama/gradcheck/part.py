@@ -47,6 +47,9 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     hp = replace(model.hp, n_layer=len(layers))
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
+    if hp.experts:
+        dense = sum(not hp.experts.at(layer) for layer in layers)  # which come first
+        hp = replace(hp, experts=hp.experts._replace(first=dense), next_blocks=0)
     return Model(PartOfFile(model.gguf, layers), hp)
 
 

@@ -87,7 +87,7 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
     }
     if e := hp.experts:
         facts["experts"] = (
-            f"{e.used} of {e.count} a token, {e.n_ff} wide, weights by {e.gating}"
+            f"{e.used} of {e.total} a token, {e.n_ff} wide, weights by {e.gating}"
             + (f"; a shared one, {e.n_ff_shared} wide" if e.n_ff_shared else "")
             + (f"; from block {e.first} on" if e.first else "")
         )

@@ -58,7 +58,7 @@ class Layout(NamedTuple):
         e = self.hp.experts
         if e is None:
             return self.hp.n_ff
-        return max(e.n_ff, e.n_ff_shared, e.count, self.hp.n_ff if e.first else 0)
+        return max(e.n_ff, e.n_ff_shared, e.total, self.hp.n_ff if e.first else 0)
 
 
 @dataclass

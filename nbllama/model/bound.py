@@ -32,7 +32,7 @@ class Bound:
         if adapter is not None and trained:
             self.grads = {k: np.zeros_like(p) for k, p in adapter.parameters().items()}
         if trained and (experts := model.hp.experts) is not None:
-            self.load = np.zeros((model.hp.n_layer, experts.count), np.int64)
+            self.load = np.zeros((model.hp.n_layer, experts.total), np.int64)
         self._norms: dict[str, np.ndarray] = {}
         self.refresh()
 

@@ -148,7 +148,7 @@ class Mixture:
         route(z, self.chosen, self.weights, gating=self.gating, bias=select)
         block.see("ffn_moe_probs", z)
         block.see("ffn_moe_weights", self.weights)
-        return Groups(self.chosen, self.experts.count)
+        return Groups(self.chosen, self.experts.total)
 
     def forward(self, recompute: bool) -> None:
         """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
@@ -191,7 +191,7 @@ class Mixture:
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())
-        groups = Groups(self.chosen, e.count)
+        groups = Groups(self.chosen, e.total)
         sorted_weights = groups.sorted(self.weights)
         dw = np.empty(len(sorted_weights), np.float32)
         dread.fill(0)

@@ -16,7 +16,7 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
     if hp.experts is None:
         return {}
     e = hp.experts
-    shapes: Shapes = {"scores": (n, e.count), "chosen": (n, e.used), "weights": (n, e.used)}
+    shapes: Shapes = {"scores": (n, e.total), "chosen": (n, e.used), "weights": (n, e.used)}
     if e.n_ff_shared:
         shapes |= {"gate_shexp": (n, e.n_ff_shared), "up_shexp": (n, e.n_ff_shared)}
         shapes["shared_weight"] = (n,)

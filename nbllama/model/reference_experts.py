@@ -61,7 +61,7 @@ class ReferenceMixture:
         keep(f"ffn_moe_probs-{i}", p)
         w = keep(f"ffn_moe_weights-{i}", w)
         out = np.zeros_like(h)
-        for expert in range(self.e.count):
+        for expert in range(self.e.total):
             rows, k = np.nonzero(chosen == expert)
             gate, up = (self.linear(h[rows], name, expert) for name in ("gate", "up"))
             act = expert_gate_ref(gate, up, np.ones(len(rows)), self.e.kind)
@@ -85,7 +85,7 @@ class ReferenceMixture:
         i, run, kept = self.layer, self.run, self.run.kept
         dh, chosen, w = np.zeros_like(h), kept[f"chosen-{i}"], kept[f"ffn_moe_weights-{i}"]
         dw = np.zeros_like(w)
-        for expert in range(self.e.count):
+        for expert in range(self.e.total):
             rows, k = np.nonzero(chosen == expert)
             x, ones = h[rows], np.ones(len(rows))
             gate, up = (self.linear(x, name, expert) for name in ("gate", "up"))
@@ -99,13 +99,15 @@ class ReferenceMixture:
             dh += self.shared_grad(dy, h)
         z = kept[f"ffn_moe_logits-{i}"] if self.e.gating == "chosen" else kept[f"ffn_moe_probs-{i}"]
         dz = route_grad_ref(dw, z, chosen, self.gating)
-        return dh + dz @ run.tensors[f"blk.{i}.ffn_gate_inp.weight"]
+        dh += dz @ run.tensors[f"blk.{i}.ffn_gate_inp.weight"]
+        return dh
 
     def shared_grad(self, dy: np.ndarray, h: np.ndarray) -> np.ndarray:
         """Return the gradient through the shared expert."""
         i, run = self.layer, self.run
         gate, up = run.kept[f"shared-{i}"]
-        act, dh = gated_ref(gate, up, False), np.zeros_like(h)
+        act = gated_ref(gate, up, False)
+        dh: np.ndarray = np.zeros_like(h)
         w = self.weight("ffn_gate_inp_shexp.weight")
         if w is not None:
             m = 1 / (1 + np.exp(-(h @ w)))[:, None]
@@ -114,4 +116,5 @@ class ReferenceMixture:
         dact = run.linear_grad(dy, act, i, "down_shexp")
         dgate, dup = gated_grad_ref(dact, gate, up, False)
         dh = dh + run.linear_grad(dgate, h, i, "gate_shexp")
-        return dh + run.linear_grad(dup, h, i, "up_shexp")
+        dh += run.linear_grad(dup, h, i, "up_shexp")
+        return dh

@@ -149,6 +149,10 @@ def test_logits(name: str, tmp_path: Path) -> None:
 ROUNDED = {"F16": 5e-3, "Q8_0": 0.05, "Q4_K": 0.05, "Q2_K": 0.05}
 
 
+def model_has_experts(name: str) -> bool:
+    return "experts" in MODELS[name].options
+
+
 def check_quantised(name: str, types: str, folder: Path) -> None:
     path, tokens = folder / "toy.gguf", tokens_of(33)
     MODELS[name].make_wide(path, types)
@@ -158,8 +162,8 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
         compare(f"{name}, {types}", got, theirs.logits(tokens), bound_of(name))
     with oracle.LlamaModel(path) as theirs:
         direct = relative(got, theirs.logits(tokens))
-    # forty layers of rounding add up
-    bound = ROUNDED[types] * (6 if MODELS[name].deep else 1)
+    # forty layers of rounding add up; and where experts nearly tie, rounding chooses another one
+    bound = ROUNDED[types] * (6 if MODELS[name].deep else 10 if model_has_experts(name) else 1)
     record(f"{name}, {types}, llama.cpp's rounded activations", direct, bound)
 
 
@@ -176,6 +180,22 @@ def test_quantised(name: str, types: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
     check_quantised(name, types, tmp_path)
+
+
+def test_gpt_oss_as_it_ships(tmp_path: Path) -> None:
+    """MXFP4 experts, everything else in 8 bits; with and without an adapter."""
+    name, path, lora = "gpt-oss, 20B and 120B", tmp_path / "toy.gguf", tmp_path / "lora.gguf"
+    routed = dict.fromkeys(("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"), "MXFP4")
+    thin, tokens = MODELS[name], tokens_of(33)
+    thin.make(path, types=routed | {"*": "Q8_0"}, **thin.wide)
+    model = nbllama.load_model(path)
+    adapter = random_adapter(model, norms=False)
+    nbllama.save_adapter(lora, adapter, model)
+    decode_to_f32(path, tmp_path / "f32.gguf")
+    with oracle.LlamaModel(tmp_path / "f32.gguf") as theirs:
+        for own, more in ((None, []), (adapter, [(lora, 1.0)])):
+            wanted = theirs.logits(tokens, lora=more)
+            compare(f"{name}, MXFP4", nbllama.logits(model, tokens, own), wanted, 2e-5)
 
 
 @pytest.mark.usefixtures("table")

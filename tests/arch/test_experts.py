@@ -38,7 +38,7 @@ def test_refused_in_one_line(name: str, keys: dict[str, Any], said: str, tmp_pat
 
 def test_constants(tmp_path: Path) -> None:
     e = made(tmp_path, QWEN).experts
-    assert e is not None and (e.count, e.used, e.n_ff, e.n_ff_shared, e.first) == (24, 5, 40, 0, 0)
+    assert e is not None and (e.total, e.used, e.n_ff, e.n_ff_shared, e.first) == (24, 5, 40, 0, 0)
     assert (e.gating, e.normed, e.scale, e.kind) == ("softmax", True, 1.0, "silu")
     e = made(tmp_path, AIR).experts
     assert e is not None and (e.gating, e.normed, e.scale, e.first) == ("sigmoid", True, 1.5, 1)

@@ -87,7 +87,7 @@ def _attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, offsets: np.ndarray, sinks: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     o, lse = np.empty_like(q, order="C"), np.empty(q.shape[:2], np.float32)
-    both = {"q_offsets": offsets, "k_offsets": offsets}
+    both: dict[str, Any] = {"q_offsets": offsets, "k_offsets": offsets}
     attention(q, k, v, **both, **_constants(q), o=o, lse=lse)
     add_sinks(o, lse, np.array(sinks, np.float32))
     return o, lse
@@ -107,7 +107,7 @@ def _gradients(
 def _forward_ref(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, offsets: np.ndarray, sinks: tuple[float, ...]
 ) -> np.ndarray:
-    both = {"q_offsets": offsets, "k_offsets": offsets}
+    both: dict[str, Any] = {"q_offsets": offsets, "k_offsets": offsets}
     return attention_ref(q, k, v, **both, **_constants(q), sinks=np.array(sinks))
 
 
