@@ -132,7 +132,7 @@ def make_llama(
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
-        _add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
+        add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
 
     def vector(name: str, size: int, mean: float) -> None:
         w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
@@ -183,9 +183,10 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
     gguf_file.decode_to_f32(src, dst)
 
 
-def _add_matrix(
+def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
+    """Add a matrix in the type that `types` (see `make_llama`) says for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":

@@ -36,15 +36,21 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
         kind = TENSOR_TYPES[info.type_id].name
         if kind in _NOT_WEIGHTS or (len(want.shape) == 1 and kind not in _VECTORS):
             raise f.error(f"tensor '{name}'", f"type {kind} is not supported for this tensor")
-    others = [name for name in f.tensors if name not in expected]
+    idle = tuple(f"blk.{hp.n_layer + i}." for i in range(hp.n_idle))
+    others = [n for n in f.tensors if n not in expected and not (idle and n.startswith(idle))]
     unknown = next((name for name in others if not name.startswith(_OTHER_SENSES)), None)
     if unknown is not None:
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)
-    if not others:
-        return []
-    return [f"{len(others)} tensors for pictures or sound are left alone: only text is trained"]
+    said = []
+    if others:
+        said += [
+            f"{len(others)} tensors for pictures or sound are left alone: only text is trained"
+        ]
+    if idle:
+        said += [f"blocks that predict further tokens are left alone: {hp.n_idle}, the last ones"]
+    return said
 
 
 def _check_rope_factors(f: GGUFFile) -> None:

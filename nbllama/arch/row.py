@@ -17,12 +17,14 @@ import numpy as np
 class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
-    The name of a block's tensor is without `blk.N.`.
+    The name of a block's tensor is without `blk.N.`. `mixer`: it is in blocks of this kind alone
+    (`Hparams.mixer_at`); "": in all.
     """
 
     name: str
     shape: tuple[str, ...]
     required: bool = True
+    mixer: str = ""
 
 
 class Window(NamedTuple):
@@ -99,6 +101,9 @@ class ArchRow:
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
     idle_experts: int = 0  # an expert_count up to this means a dense model
+    mixer: str = ""  # what some blocks have in place of attention: "conv" or "delta"
+    attn_gate: bool = False  # does each number of attention's output have a gate?
+    output_norm: str = "output_norm"  # the name of the last norm
     same_as: str = ""  # the row whose models compute the same where both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # may heads turn by sections (models that see)? text has one position

@@ -77,7 +77,8 @@ def file_type(name: str) -> FileType:
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor takes the file's type at all (numpy shape)."""
-    return len(shape) >= 2 and name.endswith("weight") and "_norm.weight" not in name
+    kept = ("_norm.weight", "ssm_conv1d.weight", "shortconv.conv.weight")
+    return len(shape) >= 2 and name.endswith("weight") and not name.endswith(kept)
 
 
 def fitting(kind: str, row: int) -> str:

@@ -54,15 +54,24 @@ SLOTS = (
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
 # Of models that have several linears in one matrix (the old tool knew none of them).
-FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True),)
-EVERY_SLOT = SLOTS + FUSED_SLOTS
+FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),)
+# Of blocks without attention.
+MIXER_SLOTS = (
+    Slot("conv_in", "shortconv.in_proj", "linear", True, "conv_in", "conv_in", 0),
+    Slot("conv_out", "shortconv.out_proj", "linear", True, "conv_out", "conv_out", 1),
+    Slot("attn_gate", "attn_gate", "linear", True, "z", "delta_z", 0),
+    Slot("ssm_alpha", "ssm_alpha", "linear", True, "alpha", "delta_alpha", 0),
+    Slot("ssm_beta", "ssm_beta", "linear", True, "beta", "delta_beta", 0),
+    Slot("ssm_out", "ssm_out", "linear", True, "ssm_out", "ssm_out", 1),
+)
+EVERY_SLOT = SLOTS + FUSED_SLOTS + MIXER_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
-LINEARS = {slot.linear: slot for slot in SLOTS if slot.linear}
-"""The seven linear layers of a block, by the name that the passes have for them."""
+LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
+"""The linear layers of blocks, by the name that the passes have for them."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
-_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.weight")
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
@@ -78,8 +87,8 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 def tensor_index(name: str) -> int:
     """Place of a base tensor in the old tool's order.
 
-    Three outside of the blocks come first, then nine a block, then those of `FUSED_SLOTS`. Raises
-    `KeyError` for a tensor that takes no pair.
+    Three outside of the blocks come first, then nine a block, then those of `FUSED_SLOTS`, then
+    those of `MIXER_SLOTS`. Raises `KeyError` for a tensor that takes no pair.
     """
     found = slot_of(name)
     if found is None:
@@ -87,9 +96,11 @@ def tensor_index(name: str) -> int:
     slot, layer = found
     if not slot.in_block:
         return _ENDS.index(slot)
-    if slot in FUSED_SLOTS:
-        after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
-        return after + layer * len(FUSED_SLOTS) + FUSED_SLOTS.index(slot)
+    after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
+    for group in (FUSED_SLOTS, MIXER_SLOTS):
+        if slot in group:
+            return after + layer * len(group) + group.index(slot)
+        after += _MAX_LAYERS * len(group)
     return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
 
 
@@ -110,4 +121,5 @@ def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """Names of the slots that a model with these tensors does not have."""
-    return {slot.name for slot in EVERY_SLOT if slot.base_name() not in shapes}
+    found = {of[0] for name in shapes if (of := slot_of(name))}
+    return {slot.name for slot in EVERY_SLOT if slot not in found}

@@ -22,6 +22,11 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
+# Linear layers of blocks without attention, by their kind.
+CONV = ("conv_in", "conv_out")
+DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
+
+
 class Linear(NamedTuple):
     """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
 
@@ -44,7 +49,9 @@ def linears(hp: Hparams) -> dict[str, Linear]:
         found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
     if not hp.gated:
         del found["gate"]
-    return found
+    others = {"conv": CONV, "delta": DELTA}
+    unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
+    return {name: of for name, of in found.items() if name not in unused}
 
 
 class Weights:
@@ -76,6 +83,7 @@ class Weights:
         self._ropes: dict[Rope, Tables] = {}
         self._checked: set[str] = set()
         self._parts: dict[tuple[int, str], Weight] = {}
+        self._taps: dict[str, np.ndarray] = {}
 
     def tensor(self, name: str) -> np.ndarray:
         """Decode a base tensor to float32, in its numpy shape (reversed ggml `ne`)."""
@@ -90,6 +98,18 @@ class Weights:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
             self._checked.add(name)
         return w
+
+    def linears_at(self, layer: int) -> list[str]:
+        """Names of the linear layers that block `layer` has."""
+        names = ((name, f"blk.{layer}.{of.tensor}.weight") for name, of in self.linears.items())
+        return [name for name, tensor in names if tensor in self.matrices]
+
+    def taps(self, name: str) -> np.ndarray:
+        """Return the weights of a convolution, `[C, K]` in the file, as float32 `[K, C]`."""
+        if name not in self._taps:
+            self.matrix(name.removesuffix(".weight"))  # checks it
+            self._taps[name] = np.ascontiguousarray(self.tensor(name).T)
+        return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
         """Return the matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
@@ -170,6 +190,6 @@ class Weights:
     def block_types(self, layer: int) -> tuple[int, ...]:
         """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
         return tuple(
-            self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
-            for tensor, _ in self.linears.values()
+            self.matrices[f"blk.{layer}.{self.linears[name].tensor}.weight"].type_id
+            for name in self.linears_at(layer)
         )

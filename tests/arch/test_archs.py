@@ -28,9 +28,10 @@ from tests.differences import compare, record, relative
 
 # float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
 # staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
-# activation is 5e-4 off; 1.8e-5 of the largest logit was measured.
+# activation is 5e-4 off; 1.8e-5 of the largest logit was measured. A delta net carries its rounding
+# from token to token: as much after 257 of them.
 def bound_of(name: str) -> float:
-    return 1e-4 if by_table(name) else 2e-5
+    return 1e-4 if by_table(name) or name.startswith("qwen35") else 2e-5
 
 
 LENGTHS = (1, 2, 33, 257)
