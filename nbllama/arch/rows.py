@@ -30,11 +30,13 @@ ARCHS: dict[str, ArchRow] = {
 _EXPERTS, _STATE = "mixture-of-experts models are", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
+    **dict.fromkeys(("lfm2moe", "qwen35moe"), _EXPERTS),
+    **dict.fromkeys(("gemma4", "gemma3n"), "embeddings for each layer are"),
     **dict.fromkeys(("qwen2moe", "qwen3moe", "deepseek2", "llama4", "gpt-oss", "grok"), _EXPERTS),
     **dict.fromkeys(("dbrx", "olmoe", "phimoe", "glm4moe", "ernie4_5-moe", "granitemoe"), _EXPERTS),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
-    **dict.fromkeys(("qwen3next", "qwen35moe", "plamo2"), _STATE),
+    **dict.fromkeys(("qwen3next", "plamo2"), _STATE),
     **dict.fromkeys(("qwen3vlmoe", "clip", "mllama", "cogvlm"), _VISION),
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }

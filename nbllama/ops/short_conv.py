@@ -23,6 +23,7 @@ llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def _mixed_ref(
     taps, width = w.shape
     b, _, x = np.split(bcx, 3, axis=1)
     v = np.empty((len(bcx), width), bcx.dtype)
-    for s, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for s, (first, last) in enumerate(pairwise(offsets)):
         past = np.zeros((taps - 1, width), bcx.dtype) if state is None else state[s]
         u = np.concatenate([past, (b * x)[first:last]])
         v[first:last] = sum(w[j] * u[j : j + last - first] for j in range(taps))
@@ -60,7 +61,7 @@ def short_conv_grad_ref(
     taps, width = w.shape
     b, c, x = np.split(bcx, 3, axis=1)
     du = np.empty((len(bcx), width), bcx.dtype)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         e = np.concatenate([(dy * c)[first:last], np.zeros((taps - 1, width), bcx.dtype)])
         n = last - first
         du[first:last] = sum(w[j] * e[taps - 1 - j : taps - 1 - j + n] for j in range(taps))
@@ -189,9 +190,7 @@ def leave_state(
 ) -> None:
     """Write the last values of u `[N, C]` of each sequence to after `[S, K - 1, C]`."""
     kept = after.shape[1]
-    for s, (first, last) in enumerate(
-        zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    ):
+    for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)
         if own < kept:
             after[s, : kept - own] = 0 if before is None else before[s, own:]

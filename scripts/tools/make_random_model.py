@@ -62,7 +62,12 @@ SHAPES = {
     "olmo2-7b": Shape(4096, 32, 32, 32, 11008, 100352, 5e5),
     "glm4-9b": Shape(4096, 40, 32, 2, 13696, 151552),
     "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6),
+    "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7),
 }
+HEAD_DIM = {"qwen35": 256}  # n_embd / n_head in the others
+TAPS = ("shortconv.conv.weight", "ssm_conv1d.weight")  # float32 in any file
+DELTA = {"heads": 16, "size": 128, "taps": 4}
 QKV = ("attn_q", "attn_k", "attn_v")
 XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
 UNGATED = (*QKV, "attn_output", "ffn_up", "ffn_down")
@@ -74,20 +79,47 @@ KEYS: dict[str, dict[str, Any]] = {
     "cohere2": {"attention.sliding_window": 4096, "logit_scale": 0.25},
     "qwen2vl": {"rope.dimension_sections": [16, 24, 24, 0]},
     "qwen3vl": {"rope.dimension_sections": [24, 20, 20, 0]},
+    "lfm2": {"shortconv.l_cache": 3},
+    "qwen35": {
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "ssm.conv_kernel": DELTA["taps"],
+        "ssm.inner_size": DELTA["heads"] * DELTA["size"],
+        "ssm.state_size": DELTA["size"],
+        "ssm.time_step_rank": DELTA["heads"],
+        "ssm.group_count": DELTA["heads"],
+    },
 }
+N_ROT = {"qwen35": 64}
 ORDER = (
     *("token_embd", "output", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("shortconv.in_proj", "shortconv.out_proj"),
     *("ffn_gate", "ffn_up", "ffn_down"),
 )
 
 
+def mixer_at(arch: str, layer: int) -> str:
+    """What a block has to bring tokens together: every third, or fourth, has attention."""
+    period = {"conv": 3, "delta": 4}.get(kind := ARCHS[arch].mixer, 1)
+    return "attention" if (layer + 1) % period == 0 else kind
+
+
 def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of what a model of this architecture must have, and its usual biases."""
-    d = s.n_embd // s.n_head
+    d = HEAD_DIM.get(arch, s.n_embd // s.n_head)
+    values = DELTA["heads"] * DELTA["size"]
     sizes = {
         "n_vocab": s.n_vocab,
         "n_embd": s.n_embd,
-        "n_q": s.n_embd,
+        "n_q": d * s.n_head,
+        "n_q_gate": 2 * d * s.n_head,
+        "n_conv_in": 3 * s.n_embd,
+        "conv_taps": 3,
+        "delta_qkv": 3 * values,
+        "delta_values": values,
+        **{f"delta_{name}": size for name, size in DELTA.items()},
         "n_kv": d * s.n_head_kv,
         "n_qkv": s.n_embd + 2 * d * s.n_head_kv,
         "head_dim": d,
@@ -98,7 +130,8 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     row = ARCHS[arch]
     named = [(t.name, t) for t in row.tensors]
     for i in range(s.n_layer):
-        named += [(f"blk.{i}.{t.name}", t) for t in row.block]
+        own = ("", mixer_at(arch, i))
+        named += [(f"blk.{i}.{t.name}", t) for t in row.block if t.mixer in own]
     for name, t in named:
         if t.required or t.name in usual:
             yield name, tuple(sizes[size] for size in t.shape)
@@ -108,20 +141,26 @@ def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, 
     """Name and shape of every matrix, without ".weight", in the order of the file."""
 
     def place(name: str) -> tuple[int, int]:
-        *block, tensor = name.split(".")
-        return (int(block[1]) if block else -1), ORDER.index(tensor)
+        block, _, tensor = name.removeprefix("blk.").partition(".")
+        return (int(block), ORDER.index(tensor)) if tensor else (-1, ORDER.index(name))
 
-    found = {n.removesuffix(".weight"): x for n, x in tensors(s, arch) if len(x) == 2}
+    found = {
+        n.removesuffix(".weight"): x
+        for n, x in tensors(s, arch)
+        if len(x) == 2 and not n.endswith(TAPS)
+    }
     for name in sorted(found, key=place):
         if not (tied and name == "output"):
             yield name, (found[name][0], found[name][1])
 
 
-def vectors(s: Shape, arch: str) -> Iterator[tuple[str, int, float]]:
-    """Name, size and mean of every vector."""
+def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]:
+    """Name, shape and mean of every vector, and of the taps of convolutions."""
     for name, shape in tensors(s, arch):
-        if len(shape) == 1:
-            yield name, shape[0], 1.0 if name.endswith(".weight") else 0.0
+        if name.endswith(TAPS):
+            yield name, shape, 1 / shape[1]
+        elif len(shape) == 1:
+            yield name, shape, -0.5 if name.endswith("ssm_a") else float(name.endswith(".weight"))
 
 
 class Blocks:
@@ -172,7 +211,11 @@ def write(
     w.add_embedding_length(s.n_embd)
     w.add_feed_forward_length(s.n_ff)
     w.add_head_count(s.n_head)
-    w.add_head_count_kv(s.n_head_kv)
+    if ARCHS[arch].mixer == "conv":
+        kinds = (mixer_at(arch, i) for i in range(s.n_layer))
+        w.add_head_count_kv([s.n_head_kv if kind == "attention" else 0 for kind in kinds])
+    else:
+        w.add_head_count_kv(s.n_head_kv)
     if ARCHS[arch].norm == "layer":
         w.add_layer_norm_eps(1e-5)
     else:
@@ -181,16 +224,16 @@ def write(
         full = key if key.startswith("xielu.") else f"{arch}.{key}"
         plain = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
         w.add_key_value(full, value, plain)
-    w.add_rope_dimension_count(s.n_embd // s.n_head)
+    w.add_rope_dimension_count(N_ROT.get(arch, s.n_embd // s.n_head))
     w.add_rope_freq_base(s.rope_freq_base)
     w.add_vocab_size(s.n_vocab)
     add_tokenizer(w, "spm", s.n_vocab)
     bodies: list[tuple[int, Iterator[np.ndarray]]] = []
     blocks = Blocks(rng)
-    for name, n, mean in vectors(s, arch):
-        x = (mean + 0.1 * rng.standard_normal(n)).astype(np.float32)
+    for name, of, mean in vectors(s, arch):
+        x = (mean + 0.1 * rng.standard_normal(of)).astype(np.float32)
         w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
-        bodies.append((x.nbytes, iter([x.view(np.uint8)])))
+        bodies.append((x.nbytes, iter([x.reshape(-1).view(np.uint8)])))
     for name, shape in matrices(s, arch, tied):
         kind = GGMLQuantizationType[types[f"{name}.weight"]]
         row = nbytes(int(kind), shape[1])

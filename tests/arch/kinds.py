@@ -28,6 +28,9 @@ ALIKE = {
     "stablelm, 2 1.6B (biases)",
     "command-r, 35B",
     "command-r, without a scale of logits",
+    "lfm2, with a window",
+    "qwen35, 0.8B and 2B",
+    "qwen35, with further predictions",
 }
 """Kinds that compute nothing which no other kind does: the default suite compares their logits, and
 a token's program."""

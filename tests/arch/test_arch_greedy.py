@@ -23,6 +23,8 @@ QUICK = (
     "olmo2, OLMo 3 (windows)",
     "apertus, 8B and 70B",
     "cohere2, 7B and 111B",
+    "lfm2, 350M to 2.6B",
+    "qwen35, 4B to 27B (heads share keys)",
 )
 SLOW = [name for name in MODELS if name not in QUICK]
 

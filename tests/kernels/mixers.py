@@ -1,4 +1,4 @@
-"""What blocks without attention compute: short convolutions and gated delta nets; the output gate."""
+"""Blocks without attention: short convolutions and gated delta nets; gates of outputs."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def _short_conv_grad(size: str) -> Run:
         return {"dbcx": out}
 
     inputs = {"dy": dy, "bcx": bcx, "w": w, "offsets": _whole(n)}
-    return Run(
-        inputs, ours, lambda **i: {"dbcx": short_conv_grad_ref(**i)}, None, 28 * dy.size
-    )
+    return Run(inputs, ours, lambda **i: {"dbcx": short_conv_grad_ref(**i)}, None, 28 * dy.size)
 
 
 @case("conv_silu", "small", conv_silu, bound=2e-6, llama="ggml_ssm_conv, ggml_silu",
@@ -150,9 +148,7 @@ def _gates_grad(size: str) -> Run:
     dalpha, db = (np.empty_like(dg) for _ in range(2))
 
     def ours() -> Arrays:
-        gates_grad(
-            dg, dbeta, of["alpha"], of["b"], a=of["a"], dt=of["dt"], dalpha=dalpha, db=db
-        )
+        gates_grad(dg, dbeta, of["alpha"], of["b"], a=of["a"], dt=of["dt"], dalpha=dalpha, db=db)
         return {"dalpha": dalpha, "db": db}
 
     def reference(dg: np.ndarray, dbeta: np.ndarray, **i: Any) -> Arrays:
@@ -202,9 +198,7 @@ def _delta_net(size: str) -> Run:
         return {"o": found["o"].reshape(-1)[: v.size]}
 
     work = 7 * v.size * k.shape[2]
-    return Run(
-        inputs, ours, lambda **i: {"o": delta_net_ref(**i)}, theirs, work, their_seen=cut
-    )
+    return Run(inputs, ours, lambda **i: {"o": delta_net_ref(**i)}, theirs, work, their_seen=cut)
 
 
 @case("delta_net, gradient", "attention", delta_net_grad, bound=4e-6, llama=NO_GRADIENT,

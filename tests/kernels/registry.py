@@ -18,7 +18,9 @@ from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
-assert all((tokens, elements, dense, attention, products, loss, mixers, weights))  # their cases have joined
+assert all(
+    (tokens, elements, dense, attention, products, loss, mixers, weights)
+)  # their cases have joined
 
 GROUPS = (
     *("small", "attention", "products"),

@@ -101,10 +101,11 @@ def forward(block: Block, states: StateExchange | None) -> None:
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)
     block.see("attn_norm", read)
-    source = block.input(read, *INPUTS)
-    for name in INPUTS:
-        block.project(name, source, kept.mixed[name])
-        block.see(f"delta_{name}", kept.mixed[name])
+    for pair in (INPUTS[:2], INPUTS[2:]):  # an input has three layers at most
+        source = block.input(read, *pair)
+        for name in pair:
+            block.project(name, source, kept.mixed[name])
+            block.see(f"delta_{name}", kept.mixed[name])
     carried = states(block.layer) if states is not None else None
     conv = carried.before["conv"] if carried is not None else None
     parts = of.parts(conv)

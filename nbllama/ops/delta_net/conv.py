@@ -20,6 +20,7 @@ llama.cpp: `ggml_ssm_conv`, then `ggml_silu`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def _mixed_ref(
 ) -> np.ndarray:
     taps, width = w.shape
     p = np.empty_like(u)
-    for s, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for s, (first, last) in enumerate(pairwise(offsets)):
         past = np.zeros((taps - 1, width), u.dtype) if state is None else state[s]
         known = np.concatenate([past, u[first:last]])
         p[first:last] = sum(w[j] * known[j : j + last - first] for j in range(taps))
@@ -62,7 +63,7 @@ def conv_silu_grad_ref(
     sigmoid = 1 / (1 + np.exp(-p))
     slope = sigmoid * (1 + p * (1 - sigmoid))
     du = np.empty_like(u)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         e = np.concatenate([(dy * slope)[first:last], np.zeros((taps - 1, width), u.dtype)])
         n = last - first
         du[first:last] = sum(w[j] * e[taps - 1 - j : taps - 1 - j + n] for j in range(taps))

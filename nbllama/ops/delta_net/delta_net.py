@@ -29,6 +29,8 @@ Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (2024). llama.cpp:
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numba import prange
 
@@ -52,7 +54,7 @@ def delta_net_ref(
 ) -> np.ndarray:
     """Compute o in plain numpy, in the dtype of the inputs."""
     o = np.empty_like(v)
-    for s, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for s, (first, last) in enumerate(pairwise(offsets)):
         for h in range(v.shape[1]):
             of = h % k.shape[1]
             past = np.zeros((v.shape[2], k.shape[2]), v.dtype) if state is None else state[s, h]

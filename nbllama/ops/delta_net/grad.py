@@ -8,6 +8,7 @@ so that it grows with the length of the sequence and not with its square.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def delta_net_grad_ref(
     """Compute the gradients by q, k, v, g and beta in plain numpy, in the dtype of the inputs."""
     inputs = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
     out = {name: np.zeros_like(a) for name, a in inputs.items()}
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         for h in range(v.shape[1]):
             of = h % k.shape[1]
             states = [np.zeros((v.shape[2], k.shape[2]), v.dtype)]
