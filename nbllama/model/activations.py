@@ -117,40 +117,34 @@ def forward_shapes(layout: Layout) -> Shapes:
     hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
-    return (
-        branch
-        | mixer_forward_shapes(hp, n)
-        | {
-            "norm": (n, hp.n_embd),
-            "act": (n, hp.n_ff),
-            "panels": (panel_floats(n, layout.widest),),
-        }
-    )
+    branch |= mixer_forward_shapes(hp, n)
+    return branch | {
+        "norm": (n, hp.n_embd),
+        "act": (n, hp.n_ff),
+        "panels": (panel_floats(n, layout.widest),),
+    }
 
 
 def shared_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.ranks.values(), default=0)
-    shapes = (
-        forward_shapes(layout)
-        | {
-            "grad_panels": (panel_floats(n, widest),),
-            "grad_hidden": (hidden_floats(n, top_rank),),
-            "dx": (n, hp.n_embd),
-            "dnorm": (n, hp.n_embd),
-            "dact": (n, hp.n_ff),
-            "datt": (n, hp.n_head, hp.head_dim),
-            "dq": (n, hp.n_head, hp.head_dim),
-            "dk": (n, hp.n_head_kv, hp.head_dim),
-            "dv": (n, hp.n_head_kv, hp.head_dim),
-            "top_x": (trained, hp.n_embd),
-            "top_norm": (trained, hp.n_embd),
-            "top_dnorm": (trained, hp.n_embd),
-            "top_rstd": norm_numbers(hp, trained),
-        }
-        | mixer_backward_shapes(hp, n)
-    )
+    shapes = forward_shapes(layout) | {
+        "grad_panels": (panel_floats(n, widest),),
+        "grad_hidden": (hidden_floats(n, top_rank),),
+        "dx": (n, hp.n_embd),
+        "dnorm": (n, hp.n_embd),
+        "dact": (n, hp.n_ff),
+        "datt": (n, hp.n_head, hp.head_dim),
+        "dq": (n, hp.n_head, hp.head_dim),
+        "dk": (n, hp.n_head_kv, hp.head_dim),
+        "dv": (n, hp.n_head_kv, hp.head_dim),
+        "top_x": (trained, hp.n_embd),
+        "top_norm": (trained, hp.n_embd),
+        "top_dnorm": (trained, hp.n_embd),
+        "top_rstd": norm_numbers(hp, trained),
+    }
+    shapes |= mixer_backward_shapes(hp, n)
     if layout.dropout:
         shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return shapes

@@ -297,8 +297,11 @@ class Block:
         if self.watch is not None:
             self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
+        att = self.gated_att()
+        if self.hp.attn_gate:
+            self.see("attn_gated", att)
         kept.x_mid[:] = x
-        self.branch("o", self.input(self.gated_att().reshape(n, -1), "o"), kept.x_mid)
+        self.branch("o", self.input(att.reshape(n, -1), "o"), kept.x_mid)
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
@@ -307,7 +310,6 @@ class Block:
             return self.kept.att
         y = self.shared("att_gated")
         out_gate(self.kept.att, self.kept.mixed["q_gate"], y)
-        self.see("attn_gated", y)
         return y
 
     def attention_backward(self, below: bool) -> None:

@@ -124,3 +124,14 @@ def test_a_short_sequence_keeps_the_end_of_the_state_before_it() -> None:
 def test_a_chat_of_a_model_with_states(model: Model, tmp_path: Path) -> None:
     """The model writes text as any other."""
     assert isinstance(model.generate("the hen", max_tokens=3), str)
+
+
+def test_a_sequence_that_goes_on_without_a_state_is_refused(model: Model) -> None:
+    from nbllama.data.batch import Batch
+    from nbllama.model.bound import Bound
+
+    rows = [(np.array(TOKENS[i : i + 4], np.int32), np.full(4, -1, np.int32)) for i in (0, 4)]
+    batch = Batch.from_rows(rows)
+    batch.positions[4:] += 4
+    with pytest.raises(ValueError, match="needs its state"):
+        model.forward(Bound(model, None), model.forward_activations(None, 8), batch)

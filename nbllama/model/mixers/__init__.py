@@ -10,23 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from nbllama.model.mixers import delta_net, short_conv
+from nbllama.model.mixers.carried import Carried, StateExchange
 
 if TYPE_CHECKING:
     from nbllama.model.block import Block
 
-
-class Carried(NamedTuple):
-    """States of the sequences of a batch, by name, float32 `[S, ...]`: in front and behind."""
-
-    before: Mapping[str, np.ndarray]
-    after: Mapping[str, np.ndarray]
-
-
-StateExchange = Callable[[int], Carried]
-"""Takes a layer; gives its states, of which `after` is to be written (generation)."""
+__all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 
 
 class Mixer(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from nbllama.model.mixers.carried import StateExchange, carried
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.delta_net.conv import conv_silu, conv_silu_grad
 from nbllama.ops.delta_net.delta_net import delta_net
@@ -21,7 +22,6 @@ from nbllama.ops.short_conv import leave_state
 
 if TYPE_CHECKING:
     from nbllama.model.block import Block
-    from nbllama.model.mixers import StateExchange
 
 INPUTS = ("qkv", "z", "alpha", "beta")
 
@@ -106,16 +106,16 @@ def forward(block: Block, states: StateExchange | None) -> None:
         for name in pair:
             block.project(name, source, kept.mixed[name])
             block.see(f"delta_{name}", kept.mixed[name])
-    carried = states(block.layer) if states is not None else None
-    conv = carried.before["conv"] if carried is not None else None
+    state = carried(block, states)
+    conv = state.before["conv"] if state is not None else None
     parts = of.parts(conv)
     delta_net(
         parts.q, parts.k, parts.v, parts.g, parts.beta, offsets=of.offsets, scale=of.scale,
-        o=kept.mixed["o"], before=carried.before["delta"] if carried is not None else None,
-        after=carried.after["delta"] if carried is not None else None,
+        o=kept.mixed["o"], before=state.before["delta"] if state is not None else None,
+        after=state.after["delta"] if state is not None else None,
     )  # fmt: skip
-    if carried is not None:
-        leave_state(kept.mixed["qkv"], of.offsets, conv, carried.after["conv"])
+    if state is not None:
+        leave_state(kept.mixed["qkv"], of.offsets, conv, state.after["conv"])
     block.see("delta_o", kept.mixed["o"])
     kept.x_mid[:] = x
     y = of.output()

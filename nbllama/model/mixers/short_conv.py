@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbllama.model.mixers.carried import StateExchange, carried
 from nbllama.ops.short_conv import short_conv, short_conv_grad
 
 if TYPE_CHECKING:
     from nbllama.model.block import Block
-    from nbllama.model.mixers import StateExchange
 
 
 def _taps(block: Block) -> np.ndarray:
@@ -27,9 +27,8 @@ def forward(block: Block, states: StateExchange | None) -> None:
     block.project("conv_in", block.input(read, "conv_in"), bcx)
     block.see("conv_in", bcx)
     before = after = None
-    if states is not None:
-        carried = states(block.layer)
-        before, after = carried.before["conv"], carried.after["conv"]
+    if (state := carried(block, states)) is not None:
+        before, after = state.before["conv"], state.after["conv"]
     short_conv(bcx, _taps(block), offsets, y, before=before, after=after)
     block.see("conv_mixed", y)
     kept.x_mid[:] = x
