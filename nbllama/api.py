@@ -229,7 +229,8 @@ def trace(
     -------
     dict of str to float32 array
         `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att`
-        `[N, H, D]` (in blocks with attention), `x_mid` `[N, C]`, `gate` (empty where there is none), `up` `[N, F]`, each as
+        `[N, H, D]` (in blocks with attention), `x_mid` `[N, C]`, `gate` (empty where there is
+        none), `up` `[N, F]`, each as
         `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
 
     Raises

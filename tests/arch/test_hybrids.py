@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nbllama
+import nbllama.peek
 from examples.toy_archs import MODELS, random_adapter
 from nbllama.arch import DeltaNet, Hparams
+from nbllama.data.batch import Batch
 from nbllama.errors import GGUFError, UsageError
 from nbllama.model.activations import set_bytes
 from nbllama.model.passes import layout
+from nbllama.model.reference import ReferenceModel
+from nbllama.peek.names import MIXERS
+from tests.differences import compare
 
 LFM2, QWEN35 = "lfm2, 350M to 2.6B", "qwen35, 0.8B and 2B"
 IDLE, SHARED = "qwen35, with further predictions", "qwen35, 4B to 27B (heads share keys)"
@@ -105,3 +111,22 @@ def test_peft(tmp_path: Path) -> None:
     model = nbllama.load_model(tmp_path / "m.gguf")
     with pytest.raises(UsageError, match="in another order than this model's GGUF file"):
         nbllama.save_adapter(f"{tmp_path}/other/", random_adapter(model, norms=False), model)
+
+
+def test_nodes_are_those_of_the_reference(tmp_path: Path) -> None:
+    """Every name that peek has for blocks without attention, with the float64 values."""
+    compared = set()
+    tokens = np.random.default_rng(2).integers(3, 288, 12).astype(np.int32)
+    batch = Batch.from_rows([(tokens, np.full(12, -1, np.int32))])
+    for name in (LFM2, QWEN35):
+        made(tmp_path, name)
+        model = nbllama.load_model(tmp_path / "m.gguf")
+        with nbllama.peek.watch(model, "*") as seen:
+            nbllama.logits(model, tokens)
+        wanted: dict[str, np.ndarray] = {}
+        ReferenceModel(model).logits(batch, {}, 0.0, seen=wanted.__setitem__)
+        for node, x in wanted.items():
+            if node in seen and not node.startswith("kq-"):
+                compare(f"{name}, {node}", seen[node].reshape(x.shape), x, 2e-5)
+                compared.add(node.rpartition("-")[0])
+    assert compared >= {node.name for node in MIXERS}
