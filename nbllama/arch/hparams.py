@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nbllama.arch.experts import Experts, block_rows
 from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 
@@ -120,8 +121,9 @@ class Hparams:
     conv_taps: int = 0  # tokens that a block with a short convolution sees, itself among them
     delta: DeltaNet | None = None  # sizes of the blocks with a delta net
     attn_gate: bool = False  # attn_q has a gate for each number of attention's output too
-    n_idle: int = 0  # blocks behind the others that predict further tokens: not used
     output_norm: str = "output_norm"
+    experts: Experts | None = None
+    next_blocks: int = 0  # of the file, behind `n_layer`: they are not used
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
 
     def mixer_at(self, layer: int) -> str:
@@ -139,6 +141,18 @@ class Hparams:
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
         return self.window if layer % self.window_period < self.window_period - 1 else 0
+
+    def experts_at(self, layer: int) -> Experts | None:
+        """Return the experts of a block; None where it has a dense feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
+
+    @property
+    def ff_width(self) -> int:
+        """Numbers a token of gate, and of up: of the experts that it takes, or of a dense block."""
+        e = self.experts
+        if e is None:
+            return self.n_ff
+        return max(e.used * e.n_ff, self.n_ff if e.first else 0)
 
     @property
     def side_by_side(self) -> bool:
@@ -176,16 +190,19 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         "n_rot_half": hp.n_rot // 2,
         "n_conv_in": 3 * hp.n_embd,
         "conv_taps": hp.conv_taps,
+        "n_head": hp.n_head,
     }
     if hp.attn_gate:
         sizes["n_q_gate"] = 2 * sizes["n_q"]
     if of := hp.delta:
         sizes |= {"delta_qkv": of.n_qkv, "delta_values": of.n_values, "delta_heads": of.heads}
         sizes |= {"delta_size": of.size, "delta_taps": of.taps}
+    if e := hp.experts:
+        sizes |= {"n_expert": e.count, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
     named = [(t.name, t) for t in row.tensors]
     for i in range(hp.n_layer):
-        own = ("", hp.mixer_at(i))
-        named += [(f"blk.{i}.{t.name}", t) for t in row.block if t.mixer in own]
+        own = block_rows(row.block, row.experts, hp.experts, i)
+        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", hp.mixer_at(i))]
     return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 

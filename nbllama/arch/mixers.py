@@ -54,14 +54,6 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
     return int(some[0])
 
 
-def n_idle(f: GGUFFile, row: ArchRow, n_layer: int) -> int:
-    """Read how many of the file's blocks, the last ones, only predict further tokens."""
-    key = f"{row.name}.nextn_predict_layers"
-    if row.mixer != "delta" or key not in f.metadata:
-        return 0
-    return int(f.count(key, n_layer - 1))
-
-
 def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
     """Read the sizes of the blocks with a delta net, and check that RoPE's sections fit."""
     if row.mixer != "delta":

@@ -240,5 +240,6 @@ def _types(model: Weights) -> list[int]:
 
 
 def has_program(model: Weights) -> bool:
-    """Whether the kernel has all that the model needs: attention, and few enough types."""
-    return not model.hp.mixers and len(_types(model)) <= MOST_TYPES
+    """Whether the model is dense, with attention in all blocks and few enough types of matrices."""
+    plain = model.hp.experts is None and not model.hp.mixers
+    return plain and len(_types(model)) <= MOST_TYPES

@@ -46,7 +46,7 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     """Return the model of these blocks, in this order."""
     hp = replace(model.hp, n_layer=len(layers))
     if hp.mixers:
-        hp = replace(hp, mixers=tuple(hp.mixers[layer] for layer in layers), n_idle=0)
+        hp = replace(hp, mixers=tuple(hp.mixers[layer] for layer in layers), next_blocks=0)
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
     return Model(PartOfFile(model.gguf, layers), hp)

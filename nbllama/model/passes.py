@@ -231,7 +231,9 @@ def layout(
         for name, (tensor, _) in model.linears.items():
             if base.startswith("blk.") and base.endswith(f".{tensor}.weight"):
                 ranks[name] = max(ranks[name], pair.rank)
-    return Layout(model.hp, ranks, n, n_trained, dropout)
+    pairs = adapter.pairs.items() if adapter is not None else ()
+    routed = max((pair.rank for base, pair in pairs if base in model.experts), default=0)
+    return Layout(model.hp, ranks, n, n_trained, dropout, routed)
 
 
 def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:

@@ -25,8 +25,12 @@ PAGES = (
     "out_gate",
     "activation",
     "ungated",
+    "experts.router",
+    "experts.gate",
+    "experts.rows",
     "linear.linear",
     "attention.grad",
+    "attention.sinks",
     "softcap",
     "cross_entropy",
 )

@@ -96,9 +96,13 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     if of := hp.delta:
         passes.append((delta_floats(most.longest, of.size, of.size), 0))
     width = max(
-        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+        (
+            *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
+            *(sum(w[0].shape) for w in model.experts.values()),
+        ),
+        default=0,
     )
-    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
+    sums = sum_floats(most.tokens, max(sizes.expert_rank, *sizes.ranks.values()), width)
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(*model.gguf.paths),

@@ -56,6 +56,16 @@ def _one_block(
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
+def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
+    """Return the blocks of each kind: attention or another mixer, experts or none."""
+    hp = trainer.model.hp
+    kinds: dict[tuple[str, bool], list[int]] = {}
+    for layer in range(hp.n_layer):
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None)
+        kinds.setdefault(kind, []).append(layer)
+    return kinds
+
+
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> float:
     """Seconds an iteration will take on average.
@@ -67,10 +77,8 @@ def step_seconds(trainer: Trainer) -> float:
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
-    kinds: dict[str, list[int]] = {}
-    for layer in range(layers):
-        kinds.setdefault(trainer.model.hp.mixer_at(layer), []).append(layer)
-    blocks: dict[str, list[float]] = {kind: [] for kind in kinds}
+    kinds = _kinds(trainer)
+    blocks: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
     heads = []
     for _ in range(2):
         for kind, of in kinds.items():

@@ -57,8 +57,8 @@ def test_blocks_by_their_place(tmp_path: Path) -> None:
 
 def test_blocks_that_predict_further_tokens_are_left_alone(tmp_path: Path) -> None:
     hp = made(tmp_path, IDLE)
-    assert (hp.n_layer, hp.n_idle) == (3, 1)
-    assert hp.warnings == ("blocks that predict further tokens are left alone: 1, the last ones",)
+    assert (hp.n_layer, hp.next_blocks) == (3, 1)
+    assert hp.warnings == ("1 block that predicts a later token is left alone",)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import nbllama.ops
-from tests.kernels import attention, dense, elements, loss, mixers, products, tokens, weights
+from tests.kernels import (
+    attention,
+    dense,
+    elements,
+    experts,
+    loss,
+    mixers,
+    products,
+    tokens,
+    weights,
+)
 from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
 assert all(
-    (tokens, elements, dense, attention, products, loss, mixers, weights)
+    (tokens, elements, dense, experts, attention, products, loss, mixers, weights)
 )  # their cases have joined
 
 GROUPS = (

@@ -67,6 +67,7 @@ ROWS = (
         ENDS,
         _QWEN35 + _of("delta", _DELTA_NET) + _QWEN35_FEED_FORWARD,
         mixer="delta",
+        next_blocks=True,
         attn_gate=True,
         ffn_norm="post_attention_norm",
         rope_pairing="halves",

@@ -20,6 +20,7 @@ from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
+from nbllama.train.run.load import load_row
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import RunSession
@@ -222,6 +223,8 @@ class Loop:
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)
+        if (load := load_row(self.trainer)) is not None:
+            self.ui.record(load)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 
