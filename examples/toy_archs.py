@@ -21,7 +21,12 @@ from nbllama.model.passes import Model
 
 WIDE = {"n_embd": 256, "n_ff": 256}
 WIDE_QWEN35 = WIDE | {"size": 64, "head_dim": 64}
-MAKERS = {"lfm2": make_lfm2, "qwen35": make_qwen35}
+MAKERS = {
+    "lfm2": make_lfm2,
+    "lfm2moe": make_lfm2,
+    "qwen35": make_qwen35,
+    "qwen35moe": make_qwen35,
+}
 
 
 class Thin(NamedTuple):
@@ -301,6 +306,54 @@ MODELS: dict[str, Thin] = {
     ),
     "qwen35, with further predictions": Thin(
         "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
+    ),
+    "lfm2moe, 8B-A1B": Thin(
+        "lfm2moe",
+        mixture(
+            8,
+            2,
+            40,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 40,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+        WIDE
+        | mixture(
+            8,
+            2,
+            256,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 256,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+    ),
+    "qwen35moe, 35B-A3B": Thin(
+        "qwen35moe",
+        mixture(
+            8,
+            2,
+            40,
+            shared=40,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 40, "expert_shared_feed_forward_length": 40},
+        ),
+        WIDE_QWEN35
+        | mixture(
+            8,
+            2,
+            256,
+            shared=256,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256},
+        ),
     ),
     "lfm2, with a window": Thin(
         "lfm2",

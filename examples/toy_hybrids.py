@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 
-from examples.toy_models import add_matrix, add_tokenizer
+from examples.toy_models import add_experts, add_matrix, add_tokenizer
 
 
 class Writer:
@@ -57,6 +57,10 @@ class Writer:
         self.matrix(f"{block}.ffn_up", (n_ff, n_embd))
         self.matrix(f"{block}.ffn_down", (n_embd, n_ff))
 
+    def mixture(self, block: str, n_embd: int, experts: Mapping[str, Any]) -> None:
+        """Add a router and experts, as `make_llama` has them."""
+        add_experts(self.gguf, block, n_embd, experts, self.rng, self.types)
+
     def write(self) -> None:
         self.gguf.write_header_to_file()
         self.gguf.write_kv_data_to_file()
@@ -77,6 +81,7 @@ def make_lfm2(
     tied: bool = True,
     types: str | Mapping[str, str] = "F32",
     keys: Mapping[str, Any] | None = None,
+    experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
     """Write a random model of the architecture; `kv_heads`: 0 in blocks with a convolution."""
@@ -114,7 +119,10 @@ def make_lfm2(
             w.taps(f"{block}.shortconv.conv", (n_embd, taps))
             w.matrix(f"{block}.shortconv.in_proj", (3 * n_embd, n_embd))
             w.matrix(f"{block}.shortconv.out_proj", (n_embd, n_embd))
-        w.feed_forward(block, n_embd, n_ff)
+        if experts and i >= experts.get("first", 0):
+            w.mixture(block, n_embd, experts)
+        else:
+            w.feed_forward(block, n_embd, n_ff)
     w.write()
 
 
@@ -138,6 +146,7 @@ def make_qwen35(
     tied: bool = True,
     types: str | Mapping[str, str] = "F32",
     keys: Mapping[str, Any] | None = None,
+    experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
     """Write a random model of the architecture.
@@ -195,7 +204,10 @@ def make_qwen35(
             w.matrix(f"{block}.ssm_beta", (heads, n_embd))
             w.vector(f"{block}.ssm_norm.weight", size)
             w.matrix(f"{block}.ssm_out", (n_embd, heads * size))
-        w.feed_forward(block, n_embd, n_ff)
+        if experts and i >= experts.get("first", 0):
+            w.mixture(block, n_embd, experts)
+        else:
+            w.feed_forward(block, n_embd, n_ff)
         if i >= n_layer:
             w.matrix(f"{block}.nextn.eh_proj", (n_embd, 2 * n_embd))
             w.vector(f"{block}.nextn.enorm.weight", n_embd)

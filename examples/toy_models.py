@@ -179,14 +179,14 @@ def make_llama(
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
         if mixed and experts is not None:
-            _add_experts(w, f"blk.{i}", n_embd, experts, rng, types)
+            add_experts(w, f"blk.{i}", n_embd, experts, rng, types)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
 
 
-def _add_experts(
+def add_experts(
     w: GGUFWriter,
     block: str,
     n_embd: int,

@@ -30,7 +30,7 @@ ARCHS: dict[str, ArchRow] = {
 _EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx", "lfm2moe", "qwen35moe"), _EXPERTS),
+    **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
     **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
     **dict.fromkeys(("gemma4", "gemma3n"), "embeddings for each layer are"),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),

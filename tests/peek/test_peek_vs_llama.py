@@ -125,7 +125,7 @@ def bound_of(name: str) -> float:
 
 # Their graphs have other names for most nodes: tests/arch/test_hybrids.py compares ours with the
 # float64 reference.
-OWN_NAMES = ("lfm2", "qwen35")
+OWN_NAMES = ("lfm2", "lfm2moe", "qwen35", "qwen35moe")
 
 
 @pytest.mark.parametrize(
