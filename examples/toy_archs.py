@@ -7,6 +7,7 @@ exactly these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from nbllama.model.passes import Model
 
 WIDE = {"n_embd": 256, "n_ff": 256}
 WIDE_QWEN35 = WIDE | {"size": 64, "head_dim": 64}
-MAKERS = {
+MAKERS: dict[str, Callable[..., None]] = {
     "lfm2": make_lfm2,
     "lfm2moe": make_lfm2,
     "qwen35": make_qwen35,

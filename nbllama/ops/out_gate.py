@@ -37,10 +37,11 @@ def out_gate_grad_ref(
     return dy * s, dqz
 
 
+# z - z is 0, or NaN where z is: exp_f32 makes a number of NaN.
 @kernel()
 def _row(x, z, y):
     for i in range(x.shape[0]):
-        y[i] = x[i] * (_ONE / (_ONE + exp_f32(-z[i])))
+        y[i] = x[i] * (_ONE / (_ONE + exp_f32(-z[i]))) + (z[i] - z[i])
 
 
 @kernel()
@@ -60,7 +61,7 @@ def _parallel(x, qz, y):
 @kernel()
 def _row_grad(dy, x, z, dz):
     for i in range(x.shape[0]):
-        s = _ONE / (_ONE + exp_f32(-z[i]))
+        s = _ONE / (_ONE + exp_f32(-z[i])) + (z[i] - z[i])
         dz[i] = dy[i] * x[i] * (s * (_ONE - s))
         dy[i] = dy[i] * s
 

@@ -11,9 +11,9 @@ import nbllama
 from examples.toy_archs import MODELS
 from nbllama.generation.batch import generate_many
 from nbllama.generation.memory import session_memory
+from nbllama.generation.model import Model
 from nbllama.generation.session import Session, generate
 from nbllama.generation.states import States
-from nbllama.model.passes import Model
 from nbllama.ops.short_conv import leave_state
 
 KINDS = ("lfm2, 350M to 2.6B", "qwen35, 4B to 27B (heads share keys)")

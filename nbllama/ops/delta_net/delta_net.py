@@ -66,63 +66,77 @@ def delta_net_ref(
     return o
 
 
+# Flat arrays and unsigned indices: a slice for every token would cost more than its product.
 @kernel(fast=True)
-def dots(row0, row1, x):
-    """Return the products of two rows with x."""
+def dots(s, a, x, at, width):
+    """Return the products of the rows of s at a and at a + width with x at `at`."""
     sum0 = sum1 = np.float32(0.0)
-    for i in range(x.shape[0]):
-        sum0 += row0[i] * x[i]
-        sum1 += row1[i] * x[i]
+    for i in range(width):
+        number = x[np.uint64(at + i)]
+        sum0 += s[np.uint64(a + i)] * number
+        sum1 += s[np.uint64(a + width + i)] * number
     return sum0, sum1
 
 
 @kernel(fast=True)
-def step(row0, row1, e, d0, d1, k, q):
-    """Two rows of S through a token, in place; return their products with q."""
+def step(s, a, e, d0, d1, k, q, at, width):
+    """Two rows of s, at a, through a token in place; return their products with its query."""
     sum0 = sum1 = np.float32(0.0)
-    for i in range(k.shape[0]):
-        new0 = e * row0[i] + d0 * k[i]
-        new1 = e * row1[i] + d1 * k[i]
-        row0[i] = new0
-        row1[i] = new1
-        sum0 += new0 * q[i]
-        sum1 += new1 * q[i]
+    for i in range(width):
+        key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]
+        new0 = e * s[np.uint64(a + i)] + d0 * key
+        new1 = e * s[np.uint64(a + width + i)] + d1 * key
+        s[np.uint64(a + i)] = new0
+        s[np.uint64(a + width + i)] = new1
+        sum0 += new0 * query
+        sum1 += new1 * query
     return sum0, sum1
 
 
 @kernel()
-def _rows(q, k, v, e, beta, scale, first, last, h, m0, m1, s, o):
-    """Rows m0 and m1 of S, held in s `[2, D]`, through tokens first to last."""
-    of = h % k.shape[1]
-    row0, row1 = s[0], s[1]
+def copy(x, x0, y, y0, n):
+    """Copy n numbers of x from x0 on to y from y0 on."""
+    for i in range(n):
+        y[np.uint64(y0 + i)] = x[np.uint64(x0 + i)]
+
+
+@kernel()
+def _rows(q, k, v, e, beta, scale, first, last, groups, heads, size, h, m0, m1, s, width, o):
+    """Rows m0 and m1 of S, held in s `[2 D]`, through tokens first to last."""
     for t in range(first, last):
-        u0, u1 = dots(row0, row1, k[t, of])
-        fade, b = e[t, h], beta[t, h]
-        d0 = b * (v[t, h, m0] - fade * u0)
-        d1 = b * (v[t, h, m1] - fade * u1)
-        o0, o1 = step(row0, row1, fade, d0, d1, k[t, of], q[t, of])
-        o[t, h, m0] = scale * o0
-        o[t, h, m1] = scale * o1
+        at, of = (t * groups + h % groups) * width, t * heads + h
+        u0, u1 = dots(s, 0, k, at, width)
+        fade, b = e[np.uint64(of)], beta[np.uint64(of)]
+        d0 = b * (v[np.uint64(of * size + m0)] - fade * u0)
+        d1 = b * (v[np.uint64(of * size + m1)] - fade * u1)
+        o0, o1 = step(s, 0, fade, d0, d1, k, q, at, width)
+        o[np.uint64(of * size + m0)] = scale * o0
+        o[np.uint64(of * size + m1)] = scale * o1
 
 
 @kernel(parallel=True)
 def _forward(q, k, v, e, beta, scale, offsets, before, after, o):
-    heads, size, width = v.shape[1], v.shape[2], k.shape[2]
+    groups, width, heads, size = k.shape[1], k.shape[2], v.shape[1], v.shape[2]
     parts = (size + ROWS - 1) // ROWS
+    qf, kf, vf, of = q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1)
+    ef, bf = e.reshape(-1), beta.reshape(-1)
     for task in prange((offsets.shape[0] - 1) * heads * parts):
         n, h, part = task // (heads * parts), task // parts % heads, task % parts
-        s = np.empty((2, width), np.float32)
+        first, last = np.int64(offsets[n]), np.int64(offsets[n + 1])
+        s = np.empty(2 * width, np.float32)
         for m0 in range(part * ROWS, min((part + 1) * ROWS, size), 2):
             m1 = min(m0 + 1, size - 1)  # of an odd number the last is computed twice
             if before.shape[0] > 0:
-                s[0] = before[n, h, m0]
-                s[1] = before[n, h, m1]
+                s[:width] = before[n, h, m0]
+                s[width:] = before[n, h, m1]
             else:
                 s[:] = np.float32(0.0)
-            _rows(q, k, v, e, beta, scale, offsets[n], offsets[n + 1], h, m0, m1, s, o)
+            _rows(
+                qf, kf, vf, ef, bf, scale, first, last, groups, heads, size, h, m0, m1, s, width, of
+            )
             if after.shape[0] > 0:
-                after[n, h, m0] = s[0]
-                after[n, h, m1] = s[1]
+                after[n, h, m0] = s[:width]
+                after[n, h, m1] = s[width:]
 
 
 @kernel()
