@@ -30,13 +30,12 @@ import numpy as np
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations
+from nbllama.model.attending import attend, attend_grad
 from nbllama.model.bound import Bound
 from nbllama.model.mixers import MIXERS, StateExchange
 from nbllama.model.mixture import Mixture
 from nbllama.model.weights import Weights
 from nbllama.ops.activation import gated, gated_grad
-from nbllama.ops.attention.attention import attention
-from nbllama.ops.attention.grad import attention_grad
 from nbllama.ops.attention.sinks import add_sinks
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
@@ -300,15 +299,15 @@ class Block:
         self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
-        offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
-        attention(
-            kept.q, keys, values, **offsets, scale=self.hp.attn_scale, slopes=self.model.slopes,
-            o=kept.att, lse=kept.lse, window=self.hp.window_at(self.layer),
-            cap=self.hp.attn_softcap,
+        attend(
+            self.batch, kept.q, keys, values, k_offsets=k_offsets, scale=self.hp.attn_scale,
+            slopes=self.model.slopes, o=kept.att, lse=kept.lse,
+            window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
         if (sinks := self.model.vectors.get(self.name("attn_sinks.weight"))) is not None:
             add_sinks(kept.att, kept.lse, sinks)
         if self.watch is not None:
+            offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
             self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
         att = self.gated_att()
@@ -344,8 +343,8 @@ class Block:
             self.see_grad("attn_gated", datt)
             out_gate_grad(datt, kept.att, kept.mixed["q_gate"], self.shared("dq_gate"))
         self.see_grad("kqv_out", datt)
-        attention_grad(
-            datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse, offsets=self.batch.seq_offsets,
+        attend_grad(
+            self.batch, datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse,
             scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
             window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip

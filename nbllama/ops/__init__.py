@@ -30,6 +30,7 @@ PAGES = (
     "experts.rows",
     "linear.linear",
     "attention.grad",
+    "attention.tree",
     "attention.sinks",
     "softcap",
     "cross_entropy",

@@ -50,6 +50,8 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
+    "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
+    "table; tests/ops/test_registry_sweep.py compares it with its reference",
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",

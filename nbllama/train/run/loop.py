@@ -218,8 +218,9 @@ class Loop:
             self._watch.trained(r.loss, r.trained)
         record = StepRecord(
             iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+            grad_norm=r.grad_norm, tokens=r.tokens, computed_tokens=r.computed,
+            tokens_per_s=r.tokens / r.seconds, seconds=r.seconds, rss_bytes=resident(),
+            skipped=r.skipped,
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)

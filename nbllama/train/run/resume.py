@@ -104,6 +104,8 @@ def check_resume(
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
+    if options.packing:  # it decides which samples come together
+        free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:

@@ -189,6 +189,11 @@ def resolve(
             )
         alpha = scaled = lora_r
     ranks = slot_ranks(options, data_kind, lora_r, missing)
+    if options.share_prompts and options.lora_dropout:
+        raise UsageError(
+            "--share-prompts: with --lora-dropout every sample has masks of its own; give "
+            "--no-share-prompts, or no dropout"
+        )
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
     _check_experts(options, ranks, missing)
