@@ -34,7 +34,10 @@ class Thin(NamedTuple):
 
     def make(self, path: Path, **changes: Any) -> None:
         options: dict[str, Any] = {"arch": self.arch, **self.options, **changes}
-        MAKERS.get(self.arch, make_llama)(path, **options)
+        if self.arch in MAKERS:
+            MAKERS[self.arch](path, **options)
+        else:
+            make_llama(path, **options)
 
     def make_wide(self, path: Path, types: str) -> None:
         self.make(path, types=types, **self.wide)
