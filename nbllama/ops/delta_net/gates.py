@@ -126,22 +126,28 @@ def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
 def _forward_op(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -> np.ndarray:
     out = np.empty((2, *np.shape(alpha)), np.float32)
     gates(alpha, b, a, dt, g=out[0], beta=out[1])
-    return out
+    return np.stack([out[0], out[1]], axis=1)
+
+
+def _forward_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -> np.ndarray:
+    """Return both gates of each token, `[N, 2, H]`."""
+    return np.stack(list(gates_ref(alpha, b, a, dt)), axis=1)
 
 
 def _gradients(
     dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
 ) -> Gradients:
-    check_array("gates_grad", "dy", dy, (2, *alpha.shape))
+    check_array("gates_grad", "dy", dy, (len(alpha), 2, *alpha.shape[1:]))
     dalpha, db = np.empty_like(alpha), np.empty_like(b)
-    gates_grad(dy[0], dy[1], alpha, b, a=a, dt=dt, dalpha=dalpha, db=db)
+    dg, dbeta = np.ascontiguousarray(dy[:, 0]), np.ascontiguousarray(dy[:, 1])
+    gates_grad(dg, dbeta, alpha, b, a=a, dt=dt, dalpha=dalpha, db=db)
     return {"alpha": dalpha, "b": db}
 
 
 def _gradients_ref(
     dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
 ) -> Gradients:
-    dalpha, db = gates_grad_ref(dy, alpha, b, a, dt)
+    dalpha, db = gates_grad_ref(np.swapaxes(dy, 0, 1), alpha, b, a, dt)
     return {"alpha": dalpha, "b": db}
 
 
@@ -150,7 +156,7 @@ OPS = (
         name="delta_gates",
         sizes=("tiny", "one", "odd", "wide"),
         sample=_sample,
-        forward_ref=gates_ref,
+        forward_ref=_forward_ref,
         grad_ref=_gradients_ref,
         forward=_forward_op,
         grad=_gradients,
