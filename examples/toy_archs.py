@@ -7,18 +7,27 @@ exactly these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import nbllama
+from examples.toy_hybrids import make_lfm2, make_qwen35
 from examples.toy_models import make_llama
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import EVERY_SLOT, without_tensor
 from nbllama.model.passes import Model
 
 WIDE = {"n_embd": 256, "n_ff": 256}
+WIDE_QWEN35 = WIDE | {"size": 64, "head_dim": 64}
+MAKERS: dict[str, Callable[..., None]] = {
+    "lfm2": make_lfm2,
+    "lfm2moe": make_lfm2,
+    "qwen35": make_qwen35,
+    "qwen35moe": make_qwen35,
+}
 
 
 class Thin(NamedTuple):
@@ -30,7 +39,10 @@ class Thin(NamedTuple):
 
     def make(self, path: Path, **changes: Any) -> None:
         options: dict[str, Any] = {"arch": self.arch, **self.options, **changes}
-        make_llama(path, **options)
+        if self.arch in MAKERS:
+            MAKERS[self.arch](path, **options)
+        else:
+            make_llama(path, **options)
 
     def make_wide(self, path: Path, types: str) -> None:
         self.make(path, types=types, **self.wide)
@@ -290,6 +302,71 @@ MODELS: dict[str, Thin] = {
     "cohere2, 7B and 111B": Thin(
         "cohere2",
         COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
+    ),
+    "lfm2, 350M to 2.6B": Thin("lfm2", {}),
+    "qwen35, 0.8B and 2B": Thin("qwen35", {}, WIDE_QWEN35),
+    "qwen35, 4B to 27B (heads share keys)": Thin(
+        "qwen35", {"key_heads": 2, "size": 12, "tied": False, "n_layer": 4}, WIDE_QWEN35
+    ),
+    "qwen35, with further predictions": Thin(
+        "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
+    ),
+    "lfm2moe, 8B-A1B": Thin(
+        "lfm2moe",
+        mixture(
+            8,
+            2,
+            40,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 40,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+        WIDE
+        | mixture(
+            8,
+            2,
+            256,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 256,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+    ),
+    "qwen35moe, 35B-A3B": Thin(
+        "qwen35moe",
+        mixture(
+            8,
+            2,
+            40,
+            shared=40,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 40, "expert_shared_feed_forward_length": 40},
+        ),
+        WIDE_QWEN35
+        | mixture(
+            8,
+            2,
+            256,
+            shared=256,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256},
+        ),
+    ),
+    "lfm2, with a window": Thin(
+        "lfm2",
+        {
+            "tied": False,
+            "taps": 4,
+            "kv_heads": (4, 0, 0),
+            "keys": {"attention.sliding_window": 20},
+        },
     ),
 }
 

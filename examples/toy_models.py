@@ -137,7 +137,7 @@ def make_llama(
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
-        _add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
+        add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
 
     def vector(name: str, size: int, mean: float) -> None:
         w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
@@ -179,14 +179,14 @@ def make_llama(
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
         if mixed and experts is not None:
-            _add_experts(w, f"blk.{i}", n_embd, experts, rng, types)
+            add_experts(w, f"blk.{i}", n_embd, experts, rng, types)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
 
 
-def _add_experts(
+def add_experts(
     w: GGUFWriter,
     block: str,
     n_embd: int,
@@ -204,7 +204,7 @@ def _add_experts(
 
     def matrix(name: str, *shape: int) -> None:
         values = rng.standard_normal(shape) / np.sqrt(shape[-1])
-        _add_matrix(w, f"{block}.{name}.weight", values.astype(np.float32), types)
+        add_matrix(w, f"{block}.{name}.weight", values.astype(np.float32), types)
 
     def vector(name: str, *shape: int) -> None:
         w.add_tensor(f"{block}.{name}", (0.1 * rng.standard_normal(shape)).astype(np.float32))
@@ -238,9 +238,10 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
     gguf_file.decode_to_f32(src, dst)
 
 
-def _add_matrix(
+def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
+    """Add a matrix in the type that `types` (see `make_llama`) says for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.adapter.delta_heads import check_heads
 from nbllama.adapter.hf_names import (
     EXPERT,
     adapter_of,
@@ -61,6 +62,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     if not names:
         raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
     head_dim = _head_dim(stored.base, names)
+    check_heads(stored.base, names)
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         a, b = stored.pairs[name].a, stored.pairs[name].b
@@ -214,6 +216,7 @@ def read_peft(path: Path, base: Base) -> Stored:
         raise refuse(weights, "file", "holds no pair")
     halves = _of_all_experts(weights, read)
     head_dim = _head_dim(base, list(halves))
+    check_heads(base, list(halves))
     pairs = {}
     for name, (a, b) in halves.items():
         if name == _EMBEDDING:

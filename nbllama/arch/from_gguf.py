@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbllama.arch import positions
+from nbllama.arch import mixers, positions
 from nbllama.arch.checks import check_tensors, check_token_ids
 from nbllama.arch.experts import Experts, read_experts
 from nbllama.arch.hparams import Hparams, Rope
@@ -52,6 +52,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         next_blocks = f.count(f"{row.name}.nextn_predict_layers", n_layer - 1, default=0)
         n_layer -= next_blocks
     n_embd = size(f, f"{row.name}.embedding_length")
+    kinds = mixers.kinds(f, row, n_layer)
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
     n_ctx = f.count(f"{row.name}.context_length", MAX_COUNT)
     if n_ctx == 0:
@@ -90,9 +91,9 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         window_rope=window_rope,
         tied_output="output.weight" not in f.tensors,
         has_rope_factors=ROPE_FACTORS in f.tensors,
-        has_qk_norm="blk.0.attn_q_norm.weight" in f.tensors,
+        has_qk_norm=any(n.endswith(".attn_q_norm.weight") for n in f.tensors),
         has_post_norms="blk.0.post_ffw_norm.weight" in f.tensors,
-        fused_qkv="blk.0.attn_qkv.weight" in f.tensors,
+        fused_qkv=not row.mixer and "blk.0.attn_qkv.weight" in f.tensors,
         fused_gate_up=row.gated
         and not (experts and experts.at(0))
         and "blk.0.ffn_gate.weight" not in f.tensors,
@@ -104,9 +105,15 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         temperature=positions.temperature(f, row, scaling.n_ctx_orig),
         gated=row.gated,
         xielu=_xielu(f, n_layer) if row.activation == "xielu" else (),
+        mixers=kinds,
+        conv_taps=mixers.conv_taps(f, row),
+        delta=mixers.delta_net(f, row),
+        attn_gate=row.attn_gate,
+        output_norm=row.output_norm,
         experts=experts,
         next_blocks=next_blocks,
     )
+    mixers.check_sections(f, row, hp.n_rot)
     warnings += check_tensors(f, hp)
     check_token_ids(f, hp)
     return replace(hp, warnings=tuple(warnings))
@@ -198,7 +205,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
     """n_head, n_head_kv, head_dim."""
     prefix = f"{row.name}.attention"
     n_head = per_layer(f, f"{prefix}.head_count", n_layer)
-    n_head_kv = per_layer(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
+    n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)
     if n_head % n_head_kv:
         raise f.error(
             f"key '{prefix}.head_count_kv'", f"{n_head_kv} does not divide head_count {n_head}"

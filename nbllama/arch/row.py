@@ -93,6 +93,9 @@ class ArchRow:
     experts: ExpertsRow | None = None  # a mixture of experts in place of feed-forward
     next_blocks: bool = False  # may blocks follow that predict the token after the next?
     idle_experts: int = 0  # an expert_count up to this means a dense model
+    mixer: str = ""  # what some blocks have in place of attention: "conv" or "delta"
+    attn_gate: bool = False  # does each number of attention's output have a gate?
+    output_norm: str = "output_norm"  # the name of the last norm
     same_as: str = ""  # the row whose models compute the same where both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # may heads turn by sections (models that see)? text has one position

@@ -8,12 +8,14 @@ from typing import NamedTuple
 class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
-    The name of a block's tensor is without `blk.N.`.
+    The name of a block's tensor is without `blk.N.`. `mixer`: it is in blocks of this kind alone
+    (`Hparams.mixer_at`); "": in all.
     """
 
     name: str
     shape: tuple[str, ...]
     required: bool = True
+    mixer: str = ""
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:

@@ -79,8 +79,8 @@ def file_type(name: str) -> FileType:
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor takes the file's type at all (numpy shape)."""
-    kept = "_norm.weight" in name or "ffn_gate_inp.weight" in name  # norms, and an experts' router
-    return len(shape) >= 2 and name.endswith("weight") and not kept
+    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "_norm.weight")
+    return len(shape) >= 2 and name.endswith("weight") and not name.endswith(kept)
 
 
 def fitting(kind: str, row: int) -> str:

@@ -93,6 +93,9 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         )
     if hp.window:
         facts["sliding window"] = hp.window
+    if hp.mixers:
+        kinds = sorted({*hp.mixers} - {"attention"})
+        facts["blocks with attention"] = f"{len(hp.attention_layers)}; others: {', '.join(kinds)}"
     return facts
 
 

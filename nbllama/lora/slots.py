@@ -53,25 +53,31 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
-# Of models that have several linears in one matrix, and of mixtures of experts: a tensor of all
-# routed experts, and the shared expert's (the old tool knew none of them).
+# Of models that have several linears in one matrix; of mixtures of experts: a tensor of all routed
+# experts, and the shared expert's; of blocks without attention (the old tool knew none of them).
 FUSED_SLOTS = (
-    Slot("wqkv", "attn_qkv", "linear", True),
+    Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
     Slot("down_shexp", "ffn_down_shexp", "linear", True, "down_shexp", "ffn_shexp", 3),
     Slot("up_shexp", "ffn_up_shexp", "linear", True, "up_shexp", "ffn_up_shexp", 2),
     Slot("gate_exps", "ffn_gate_exps", "experts", True),
     Slot("down_exps", "ffn_down_exps", "experts", True),
     Slot("up_exps", "ffn_up_exps", "experts", True),
+    Slot("conv_in", "shortconv.in_proj", "linear", True, "conv_in", "conv_in", 0),
+    Slot("conv_out", "shortconv.out_proj", "linear", True, "conv_out", "conv_out", 1),
+    Slot("attn_gate", "attn_gate", "linear", True, "z", "delta_z", 0),
+    Slot("ssm_alpha", "ssm_alpha", "linear", True, "alpha", "delta_alpha", 0),
+    Slot("ssm_beta", "ssm_beta", "linear", True, "beta", "delta_beta", 0),
+    Slot("ssm_out", "ssm_out", "linear", True, "ssm_out", "ssm_out", 1),
 )
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
 LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
-"""A block's linear layers of all tokens, by the name that the passes have for them."""
+"""Linear layers of blocks for all tokens, by the name that the passes have for them."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
-_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.weight")
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:

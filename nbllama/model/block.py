@@ -32,12 +32,14 @@ from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations
 from nbllama.model.attending import attend, attend_grad
 from nbllama.model.bound import Bound
+from nbllama.model.mixers import MIXERS, StateExchange
 from nbllama.model.mixture import Mixture
 from nbllama.model.weights import Weights
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.attention.sinks import add_sinks
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
+from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
 # The norms that only some models have, by the layer they come after. They carry no pair.
@@ -62,16 +64,20 @@ def block_forward(
     recompute: bool = False,
     cache: CacheExchange | None = None,
     k_offsets: np.ndarray | None = None,
+    states: StateExchange | None = None,
 ) -> None:
     """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
 
     `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
-    are those of the keys it gives.
+    are those of the keys it gives. `states`: of the sequences, in blocks without attention.
     """
-    block = _Block(model, layer, bound, acts, batch)
+    block = Block(model, layer, bound, acts, batch)
     if recompute:
         block.watch = None  # it was seen the first time
-    block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
+    if mixer := MIXERS.get(model.hp.mixer_at(layer)):
+        mixer.forward(block, states)
+    else:
+        block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
     block.feed_forward(recompute)
 
 
@@ -83,12 +89,16 @@ def block_backward(
     `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
     only feeds the layers below is left out.
     """
-    block = _Block(model, layer, bound, acts, batch)
+    block = Block(model, layer, bound, acts, batch)
     block.feed_forward_backward()
-    block.attention_backward(layer > lowest or bound.trains("token_embd.weight"))
+    below = layer > lowest or bound.trains("token_embd.weight")
+    if mixer := MIXERS.get(model.hp.mixer_at(layer)):
+        mixer.backward(block, below)
+    else:
+        block.attention_backward(below)
 
 
-class _Block:
+class Block:
     """One block at work on one batch."""
 
     def __init__(
@@ -97,7 +107,7 @@ class _Block:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
-        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears}
+        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
         self.watch = model.watch
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
@@ -108,14 +118,17 @@ class _Block:
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
 
     def see(self, name: str, x: np.ndarray) -> None:
+        """Show a result to who watches."""
         if self.watch is not None:
             self.watch.node(name, self.layer, x)
 
     def see_grad(self, name: str, dx: np.ndarray) -> None:
+        """Show a gradient to who watches."""
         if self.watch is not None:
             self.watch.gradient(name, self.layer, dx)
 
     def name(self, tensor: str) -> str:
+        """Return the full name of a tensor of this block."""
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
@@ -123,6 +136,7 @@ class _Block:
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
+        """Return an array that all blocks share, one row a token."""
         return self.acts.shared(name, self.n)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
@@ -226,7 +240,11 @@ class _Block:
         """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
-        self.project(name, x, raw)
+        if name == "q" and self.hp.attn_gate:
+            self.project(name, x, self.kept.mixed["q_gate"])
+            raw[:] = self.kept.mixed["q_gate"][:, :, 0]
+        else:
+            self.project(name, x, raw)
         self.see(f"{node}_raw", raw)
         if self.hp.qk_norm_last:
             self.turn(node, raw)
@@ -252,10 +270,12 @@ class _Block:
         self.see_grad(f"{node}_raw", dy)
 
     def turn(self, node: str, y: np.ndarray) -> None:
+        """Turn y `[N, heads, D]` by RoPE."""
         self.model.rotate(self.layer, y, self.batch.positions)
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
+        """Turn the gradient back."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
@@ -290,9 +310,20 @@ class _Block:
             offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
             self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
+        att = self.gated_att()
+        if self.hp.attn_gate:
+            self.see("attn_gated", att)
         kept.x_mid[:] = x
-        self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
+        self.branch("o", self.input(att.reshape(n, -1), "o"), kept.x_mid)
         self.see("ffn_inp", kept.x_mid)
+
+    def gated_att(self) -> np.ndarray:
+        """Return attention's output `[N, H, D]`, times its gates where it has some."""
+        if not self.hp.attn_gate:
+            return self.kept.att
+        y = self.shared("att_gated")
+        out_gate(self.kept.att, self.kept.mixed["q_gate"], y)
+        return y
 
     def attention_backward(self, below: bool) -> None:
         """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
@@ -306,7 +337,11 @@ class _Block:
             return
         dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
-        self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
+        read = self.gated_att().reshape(n, -1)
+        self.project_grad("o", self.branch_grad("o", dx), read, datt)
+        if self.hp.attn_gate:
+            self.see_grad("attn_gated", datt)
+            out_gate_grad(datt, kept.att, kept.mixed["q_gate"], self.shared("dq_gate"))
         self.see_grad("kqv_out", datt)
         attend_grad(
             self.batch, datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse,
@@ -317,6 +352,9 @@ class _Block:
         self.model.temper(dq, self.batch.positions)
         self.heads_grad("q", dq)
         self.heads_grad("k", dk)
+        if self.hp.attn_gate:
+            self.shared("dq_gate")[:, :, 0] = dq
+            dq = self.shared("dq_gate")
         x = self.acts.x(self.layer, n)
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
         out = dnorm if below or norm_trained else None

@@ -30,7 +30,7 @@ from nbllama.ops.linear.matvec import MOST_TOKENS
 from nbllama.ops.linear.panels import NO_PANELS
 
 if TYPE_CHECKING:
-    from nbllama.model.block import _Block
+    from nbllama.model.block import Block
 
 _TENSORS = {"gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"}
 _SHARED_WEIGHT = "ffn_gate_inp_shexp.weight"
@@ -39,7 +39,7 @@ _SHARED_WEIGHT = "ffn_gate_inp_shexp.weight"
 class Mixture:
     """The mixture of one block at work on one batch."""
 
-    def __init__(self, block: _Block, experts: Experts) -> None:
+    def __init__(self, block: Block, experts: Experts) -> None:
         self.block, self.experts, self.n = block, experts, block.n
         kept, own = block.kept, block.kept.mixture
         size = self.n * experts.used

@@ -125,7 +125,7 @@ class Model(Weights):
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
         # "clip": with the default mode numpy fills a copy first
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
-        name = "output_norm.weight"
+        name = f"{self.hp.output_norm}.weight"
         bound.normed(name, x, normed, rstd)
         head = self.matrix(self.output.name.removesuffix(".weight"))
         scale = np.float32(self.hp.logit_scale)
@@ -167,7 +167,7 @@ class Model(Weights):
         head = self.matrix(self.output.name.removesuffix(".weight"))
         normed = np.empty((n, hp.n_embd), np.float32)
         rstd = np.empty(norm_numbers(hp, n), np.float32)
-        bound.normed("output_norm.weight", x, normed, rstd)
+        bound.normed(f"{hp.output_norm}.weight", x, normed, rstd)
         normed *= np.float32(hp.logit_scale)
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)

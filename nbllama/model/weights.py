@@ -22,6 +22,9 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
+# Linear layers of blocks without attention, by their kind.
+CONV = ("conv_in", "conv_out")
+DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
 ROUTED = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
 DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
 """Linear layers of a dense block's feed-forward, and of a block's shared expert."""
@@ -49,11 +52,13 @@ def linears(hp: Hparams) -> dict[str, Linear]:
         found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
     if not hp.gated:
         del found["gate"]
+    others = {"conv": CONV, "delta": DELTA}
+    unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
     if hp.experts is not None and not hp.experts.first:
-        found = {name: where for name, where in found.items() if name not in DENSE}
+        unused |= {*DENSE}
     if hp.experts is None or not hp.experts.n_ff_shared:
-        found = {name: where for name, where in found.items() if name not in SHARED}
-    return found
+        unused |= {*SHARED}
+    return {name: of for name, of in found.items() if name not in unused}
 
 
 class Weights:
@@ -91,6 +96,7 @@ class Weights:
         self._ropes: dict[Rope, Tables] = {}
         self._checked: set[str] = set()
         self._parts: dict[tuple[int, str], Weight] = {}
+        self._taps: dict[str, np.ndarray] = {}
 
     def tensor(self, name: str) -> np.ndarray:
         """Decode a base tensor to float32, in its numpy shape (reversed ggml `ne`)."""
@@ -105,6 +111,18 @@ class Weights:
             check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
             self._checked.add(name)
         return w
+
+    def linears_at(self, layer: int) -> list[str]:
+        """Names of the linear layers that block `layer` has."""
+        names = ((name, f"blk.{layer}.{of.tensor}.weight") for name, of in self.linears.items())
+        return [name for name, tensor in names if tensor in self.matrices]
+
+    def taps(self, name: str) -> np.ndarray:
+        """Return the weights of a convolution, `[C, K]` in the file, as float32 `[K, C]`."""
+        if name not in self._taps:
+            self.matrix(name.removesuffix(".weight"))  # checks it
+            self._taps[name] = np.ascontiguousarray(self.tensor(name).T)
+        return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
         """Return the matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""

@@ -77,8 +77,23 @@ BLOCK = (
     Node("ffn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
     Node("l_out", "[N, C]", ("t30",), "the block's output"),
 )
+MIXERS = (
+    Node(
+        "attn_gated", "[N, H, D]", (), "attention's output times its gates (models that have them)"
+    ),
+    Node("conv_in", "[N, 3 C]", (), "gates and values of a short convolution"),
+    Node("conv_mixed", "[N, C]", (), "a short convolution's output"),
+    Node("conv_out", "[N, C]", (), "what it adds to the stream", False),
+    Node("delta_qkv", "[N, W]", (), "queries, keys and values of a delta net, as projected"),
+    Node("delta_z", "[N, H D]", (), "gates of a delta net's output"),
+    Node("delta_alpha", "[N, H]", (), "how fast its past fades, as projected"),
+    Node("delta_beta", "[N, H]", (), "how much a token is learnt, as projected"),
+    Node("delta_o", "[N, H, D]", (), "what its queries read"),
+    Node("delta_out", "[N, H D]", (), "the same, normed, times its gates"),
+    Node("ssm_out", "[N, C]", (), "what it adds to the stream", False),
+)
 BATCH = ("tokens", "targets", "positions", "offsets")
-_NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK}
+_NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK + MIXERS}
 _NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
 
 
@@ -133,7 +148,7 @@ class Patterns:
 def activation_names(n_layer: int) -> list[str]:
     """Every activation of a model with so many blocks, and their gradients."""
     names = [(n, node_name(n.name, -1)) for n in ENDS]
-    names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK]
+    names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK + MIXERS]
     out = []
     for node, name in names:
         out += [name, f"{name}.grad"] if node.gradient else [name]

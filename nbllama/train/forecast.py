@@ -18,6 +18,7 @@ from nbllama.model.passes import layout
 from nbllama.ops.attention.attention import forward_floats
 from nbllama.ops.attention.grad import gradient_floats
 from nbllama.ops.attention.tree import path_floats
+from nbllama.ops.delta_net.grad import gradient_floats as delta_floats
 from nbllama.ops.linear.lora_grad import sum_floats
 from nbllama.ops.linear.matmul import scratch_bytes
 from nbllama.ops.loss import LossBuffers
@@ -89,10 +90,12 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples)
     kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
-    passes = (
+    passes = [
         forward_floats(most.longest, most.keys, rows, **kv),
         gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
-    )
+    ]
+    if of := hp.delta:
+        passes.append((delta_floats(most.longest, of.size, of.size), 0))
     width = max(
         (
             *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),

@@ -32,9 +32,10 @@ def compile_kernels(trainer: Trainer) -> float:
     trainer.set_dropout(0)
     buffers = trainer.model.loss_buffers(trainer.adapter, n)
     trainer.model.embed_tokens(trainer.bound, acts, batch)
-    kinds: dict[tuple[int, ...], int] = {}
-    for layer in range(trainer.model.hp.n_layer):
-        kinds.setdefault(trainer.model.block_types(layer), layer)
+    kinds: dict[tuple[object, ...], int] = {}
+    hp = trainer.model.hp
+    for layer in range(hp.n_layer):
+        kinds.setdefault((hp.mixer_at(layer), trainer.model.block_types(layer)), layer)
     for layer in kinds.values():
         acts.x(layer, n)[:] = acts.x(0, n)
         _one_block(trainer, layer, acts, batch)
@@ -58,30 +59,41 @@ def _one_block(
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
+def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
+    """Return the blocks of each kind: attention or another mixer, experts or none."""
+    hp = trainer.model.hp
+    kinds: dict[tuple[str, bool], list[int]] = {}
+    for layer in range(hp.n_layer):
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None)
+        kinds.setdefault(kind, []).append(layer)
+    return kinds
+
+
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> float:
     """Seconds an iteration will take on average.
 
-    One block and one loss are timed at the run's own size. Changes nothing.
+    One block of each kind and one loss are timed at the run's own size. Changes nothing.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
-    experts = trainer.model.hp.experts
-    usual = 0 if experts is None else experts.first
-    trainer.acts.x(usual, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
-    blocks, heads = [], []
+    kinds = _kinds(trainer)
+    blocks: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
+    heads = []
     for _ in range(2):
-        spent = []
-        for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
-            start = time.perf_counter()
-            _one_block(trainer, usual, trainer.acts, batch, repeat=twice)
-            spent.append(time.perf_counter() - start)
-        again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
-        share = again / max(1, layers - lowest)
-        blocks.append(spent[0] * (1 - share) + spent[-1] * share)
+        for kind, of in kinds.items():
+            trainer.acts.x(of[0], batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
+            spent = []
+            for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
+                start = time.perf_counter()
+                _one_block(trainer, of[0], trainer.acts, batch, repeat=twice)
+                spent.append(time.perf_counter() - start)
+            again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
+            share = again / max(1, layers - lowest)
+            blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
         trainer.acts.x(layers, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
         start = time.perf_counter()
         trainer.model.loss(
@@ -96,8 +108,8 @@ def step_seconds(trainer: Trainer) -> float:
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
     # Blocks below the lowest pair run forwards only: about a third of the work.
-    work = (layers - lowest) + lowest / 3
-    per_token = min(blocks) * work / batch.n_tokens
+    work = {kind: sum(1 if i >= lowest else 1 / 3 for i in of) for kind, of in kinds.items()}
+    per_token = sum(min(blocks[kind]) * work[kind] for kind in kinds) / batch.n_tokens
     per_trained = min(heads) / batch.n_trained
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc

@@ -124,7 +124,7 @@ class Trainer:
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
-        self.shares = share_prompts and not dropout
+        self.shares = share_prompts and not dropout and not model.hp.mixers
         self.limits = limits(dataset, batch, feed.wraps, self.shares)
         self._validation: list[Batch] = []
         if validation is not None:

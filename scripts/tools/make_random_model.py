@@ -83,7 +83,11 @@ SHAPES = {
     "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 1e6, 128, 128, 8, 768),
     "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 150000.0, 64, 32, 4, 2880),
     "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6),
+    "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7, 256),
 }
+TAPS = ("shortconv.conv.weight", "ssm_conv1d.weight")  # float32 in any file
+DELTA = {"heads": 16, "size": 128, "taps": 4}
 QKV = ("attn_q", "attn_k", "attn_v")
 XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
 UNGATED = (*QKV, "attn_output", "ffn_up", "ffn_down")
@@ -96,21 +100,46 @@ KEYS: dict[str, dict[str, Any]] = {
     "cohere2": {"attention.sliding_window": 4096, "logit_scale": 0.25},
     "qwen2vl": {"rope.dimension_sections": [16, 24, 24, 0]},
     "qwen3vl": {"rope.dimension_sections": [24, 20, 20, 0]},
+    "lfm2": {"shortconv.l_cache": 3},
+    "qwen35": {
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "ssm.conv_kernel": DELTA["taps"],
+        "ssm.inner_size": DELTA["heads"] * DELTA["size"],
+        "ssm.state_size": DELTA["size"],
+        "ssm.time_step_rank": DELTA["heads"],
+        "ssm.group_count": DELTA["heads"],
+    },
 }
+N_ROT = {"qwen35": 64}
 ORDER = (
     *("token_embd", "output", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("shortconv.in_proj", "shortconv.out_proj"),
     *("ffn_gate", "ffn_up", "ffn_down"),
     *("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
 
 
+def mixer_at(arch: str, layer: int) -> str:
+    """What a block has to bring tokens together: every third, or fourth, has attention."""
+    period = {"conv": 3, "delta": 4}.get(kind := ARCHS[arch].mixer, 1)
+    return "attention" if (layer + 1) % period == 0 else kind
+
+
 def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of what a model of this architecture must have, and its usual biases."""
     d, experts = s.head, s.experts(arch)
+    values = DELTA["heads"] * DELTA["size"]
     sizes = {
         "n_vocab": s.n_vocab,
         "n_embd": s.n_embd,
         "n_q": d * s.n_head,
+        "n_q_gate": 2 * d * s.n_head,
+        "n_conv_in": 3 * s.n_embd,
+        "conv_taps": 3,
+        "delta_qkv": 3 * values,
+        "delta_values": values,
+        **{f"delta_{name}": size for name, size in DELTA.items()},
         "n_kv": d * s.n_head_kv,
         "n_qkv": d * (s.n_head + 2 * s.n_head_kv),
         "n_head": s.n_head,
@@ -125,7 +154,7 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     named = [(t.name, t) for t in row.tensors]
     for i in range(s.n_layer):
         own = block_rows(row.block, row.experts, experts, i)
-        named += [(f"blk.{i}.{t.name}", t) for t in own]
+        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", mixer_at(arch, i))]
     for name, t in named:
         if t.required or t.name in usual:
             yield name, tuple(sizes[size] for size in t.shape)
@@ -135,20 +164,24 @@ def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, 
     """Name and shape of every matrix, without ".weight", in the order of the file."""
 
     def place(name: str) -> tuple[int, int]:
-        *block, tensor = name.split(".")
-        return (int(block[1]) if block else -1), ORDER.index(tensor)
+        block, _, tensor = name.removeprefix("blk.").partition(".")
+        return (int(block), ORDER.index(tensor)) if tensor else (-1, ORDER.index(name))
 
     every = {n: x for n, x in tensors(s, arch) if len(x) > 1 and n.endswith(".weight")}
-    found = {n.removesuffix(".weight"): x for n, x in every.items()}
+    found = {n.removesuffix(".weight"): x for n, x in every.items() if not n.endswith(TAPS)}
     for name in sorted(found, key=place):
         if not (tied and name == "output"):
             yield name, found[name]
 
 
 def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]:
-    """Name, shape and mean of every vector, and of the biases of all experts."""
+    """Name, shape and mean of every vector, of the biases of all experts, and of taps."""
     for name, shape in tensors(s, arch):
-        if len(shape) == 1 or name.endswith(".bias"):
+        if name.endswith(TAPS):
+            yield name, shape, 1 / shape[1]
+        elif name.endswith("ssm_a"):
+            yield name, shape, -0.5
+        elif len(shape) == 1 or name.endswith(".bias"):
             yield name, shape, 1.0 if name.endswith("norm.weight") else 0.0
 
 
@@ -202,7 +235,11 @@ def write(
     w.add_embedding_length(s.n_embd)
     w.add_feed_forward_length(s.n_ff)
     w.add_head_count(s.n_head)
-    w.add_head_count_kv(s.n_head_kv)
+    if ARCHS[arch].mixer == "conv":
+        kinds = (mixer_at(arch, i) for i in range(s.n_layer))
+        w.add_head_count_kv([s.n_head_kv if kind == "attention" else 0 for kind in kinds])
+    else:
+        w.add_head_count_kv(s.n_head_kv)
     if ARCHS[arch].norm == "layer":
         w.add_layer_norm_eps(1e-5)
     else:
@@ -218,7 +255,7 @@ def write(
     if s.head_dim:
         w.add_key_length(s.head_dim)
         w.add_value_length(s.head_dim)
-    w.add_rope_dimension_count(s.head)
+    w.add_rope_dimension_count(N_ROT.get(arch, s.head))
     w.add_rope_freq_base(s.rope_freq_base)
     w.add_vocab_size(s.n_vocab)
     add_tokenizer(w, "spm", s.n_vocab)

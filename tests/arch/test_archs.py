@@ -28,9 +28,10 @@ from tests.differences import compare, record, relative
 
 # float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
 # staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
-# activation is 5e-4 off; 1.8e-5 of the largest logit was measured.
+# activation is 5e-4 off; 1.8e-5 of the largest logit was measured. A delta net carries its rounding
+# from token to token: as much after 257 of them.
 def bound_of(name: str) -> float:
-    return 1e-4 if by_table(name) else 2e-5
+    return 1e-4 if by_table(name) or name.startswith("qwen35") else 2e-5
 
 
 LENGTHS = (1, 2, 33, 257)
@@ -162,8 +163,11 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
         compare(f"{name}, {types}", got, theirs.logits(tokens), bound_of(name))
     with oracle.LlamaModel(path) as theirs:
         direct = relative(got, theirs.logits(tokens))
-    # forty layers of rounding add up; and where experts nearly tie, rounding chooses another one
-    bound = ROUNDED[types] * (6 if MODELS[name].deep else 10 if model_has_experts(name) else 1)
+    # forty layers of rounding add up; where experts nearly tie, rounding chooses another one; and a
+    # delta net passes it on from token to token
+    more = 10 if model_has_experts(name) else 6 if MODELS[name].deep else 1
+    more = max(more, 4 if name.startswith(("lfm2", "qwen35")) else 1)
+    bound = ROUNDED[types] * more
     record(f"{name}, {types}, llama.cpp's rounded activations", direct, bound)
 
 
@@ -229,6 +233,8 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
         "gemma3, 270M and 1B",
         pytest.param("minicpm, without them", marks=pytest.mark.slow),
         pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
+        pytest.param("lfm2, 350M to 2.6B", marks=pytest.mark.slow),
+        pytest.param("qwen35, 0.8B and 2B", marks=pytest.mark.slow),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.kernels import (
     elements,
     experts,
     loss,
+    mixers,
     products,
     tokens,
     weights,
@@ -28,7 +29,7 @@ from tests.kernels.case import CASES, Case
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
 assert all(
-    (tokens, elements, dense, experts, attention, products, loss, weights)
+    (tokens, elements, dense, experts, attention, products, loss, mixers, weights)
 )  # their cases have joined
 
 GROUPS = (
@@ -54,6 +55,8 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",
+    "nbllama.ops.short_conv.leave_state": "copies: tests/generation/test_states.py",
+    "nbllama.ops.delta_net.delta_net.fading": "exp: rows 'delta_net'",
     "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
@@ -70,7 +73,8 @@ NO_CASE: dict[str, str] = {
             "cross_entropy.unpacked", "linear.matmul.even", "linear.matmul.k_block",
             "linear.matmul.scratch_bytes",
             "linear.matmul.split", "linear.panels.n_panels", "linear.panels.panel_floats",
-            "linear.panels.panels_of",
+            "linear.panels.panels_of", "short_conv.sequences", "delta_net.delta_net.check_inputs",
+            "delta_net.grad.gradient_floats",
         )
     },
 }  # fmt: skip

@@ -58,6 +58,18 @@ def old_order(options: Options, state: TrainState | None) -> bool:
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
+def _shared(options: Options, model: Model) -> Options:
+    """Return options that share no prompts where blocks carry states, which cannot be shared."""
+    if not model.hp.mixers:
+        return options
+    if options.share_prompts:
+        raise UsageError(
+            f"--share-prompts: blocks of {model.hp.arch} carry a state from token to token, which"
+            " samples cannot share; give --no-share-prompts"
+        )
+    return replace(options, share_prompts=False)
+
+
 def load_data(
     options: Options,
     model: Model,
@@ -85,7 +97,7 @@ def load_data(
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
     options = with_plan(
-        options, data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
+        _shared(options, model), data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
         validated=bool(other),
     )  # fmt: skip
     if options.val_split:
