@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from nbllama.text.chat_template import ChatTemplate
 from nbllama.text.tokenizer import Tokenizer
 
 _CHUNK = 64  # samples that are rendered in one request
+_AHEAD = 3  # requests that wait or are rendered while samples are made
 _REPORT_SECONDS = 5.0
 
 Progress = Callable[[str], None]
@@ -70,8 +72,7 @@ def encoded(
 ) -> Iterator[tuple[int, int, Found]]:
     """Every record with its number and line, in the file's order.
 
-    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
-    library, while samples are made of these.
+    The next chats are rendered, by the template's process, while samples are made of these.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
@@ -80,18 +81,17 @@ def encoded(
 
     def render(first: int) -> list[Rendered]:
         chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
-        if reader is None or not chats:
-            return []
-        rendered = reader.render(chats)
-        reader.warm(rendered)
-        return rendered
+        return [] if reader is None or not chats else reader.render(chats)
 
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(render, 0)
+        coming = deque(ahead.submit(render, first) for first in firsts[:_AHEAD])
         for first in firsts:
-            rendered = iter(coming.result())
-            if first + _CHUNK < len(data.samples):
-                coming = ahead.submit(render, first + _CHUNK)
+            chats = coming.popleft().result()
+            if first + _AHEAD * _CHUNK < len(data.samples):
+                coming.append(ahead.submit(render, first + _AHEAD * _CHUNK))
+            if reader is not None:
+                reader.warm(chats)
+            rendered = iter(chats)
             chunk = data.samples[first : first + _CHUNK]
             for n, (line, sample) in enumerate(chunk, first):
                 yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
