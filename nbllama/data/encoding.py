@@ -85,24 +85,28 @@ def encoded(
 
     with ThreadPoolExecutor(1) as ahead:
         coming = deque(ahead.submit(render, first) for first in firsts[:_AHEAD])
-        for first in firsts:
-            chats = coming.popleft().result()
-            if first + _AHEAD * _CHUNK < len(data.samples):
-                coming.append(ahead.submit(render, first + _AHEAD * _CHUNK))
-            if reader is not None:
-                reader.warm(chats)
-            rendered = iter(chats)
-            chunk = data.samples[first : first + _CHUNK]
-            for n, (line, sample) in enumerate(chunk, first):
-                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
-            now = time.monotonic()
-            if progress is not None and now - told >= _REPORT_SECONDS:
-                told, n = now, first + len(chunk)
-                left = (now - start) * (len(data.samples) - n) / n
-                bar = "#" * (20 * n // len(data.samples))
-                progress(
-                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
-                )
+        try:
+            for first in firsts:
+                chats = coming.popleft().result()
+                if first + _AHEAD * _CHUNK < len(data.samples):
+                    coming.append(ahead.submit(render, first + _AHEAD * _CHUNK))
+                if reader is not None:
+                    reader.warm(chats)
+                rendered = iter(chats)
+                chunk = data.samples[first : first + _CHUNK]
+                for n, (line, sample) in enumerate(chunk, first):
+                    yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
+                now = time.monotonic()
+                if progress is not None and now - told >= _REPORT_SECONDS:
+                    told, n = now, first + len(chunk)
+                    left = (now - start) * (len(data.samples) - n) / n
+                    bar = "#" * (20 * n // len(data.samples))
+                    progress(
+                        f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
+                    )
+        finally:  # after an error nobody wants them
+            for one in coming:
+                one.cancel()
 
 
 def _one(
