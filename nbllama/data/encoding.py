@@ -98,15 +98,17 @@ def encoded(
                     yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
                 now = time.monotonic()
                 if progress is not None and now - told >= _REPORT_SECONDS:
-                    told, n = now, first + len(chunk)
-                    left = (now - start) * (len(data.samples) - n) / n
-                    bar = "#" * (20 * n // len(data.samples))
-                    progress(
-                        f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
-                    )
+                    told = now
+                    progress(_bar(first + len(chunk), len(data.samples), now - start))
         finally:  # after an error nobody wants them
             for one in coming:
                 one.cancel()
+
+
+def _bar(n: int, n_all: int, seconds: float) -> str:
+    """Return the line that says how far it is."""
+    left = seconds * (n_all - n) / n
+    return f"[{'#' * (20 * n // n_all):.<20}] tokenised {n} of {n_all} records, {left:.0f} s left"
 
 
 def _one(
