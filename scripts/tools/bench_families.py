@@ -121,7 +121,7 @@ def main() -> None:
              "|---|---|---|---|---|"]  # fmt: skip
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        llama = Path(folder) / "llama.gguf"
+        llama = Path(folder) / "base.gguf"
         make(LLAMA, llama)
         for name in ["llama", *(o.names or FAMILIES)]:
             path = Path(folder) / f"{name}.gguf"
