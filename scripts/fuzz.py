@@ -84,6 +84,7 @@ def values(path: Path, whole: bytes, rng: random.Random) -> None:
     path.write_bytes(whole)
 
     def change(entries: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        first = dict(entries)
         for _ in range(rng.choice((1, 1, 2, 4))):
             if rng.random() < 0.2 and tensors:
                 flat = tensors[rng.choice(list(tensors))].reshape(-1)
@@ -92,7 +93,7 @@ def values(path: Path, whole: bytes, rng: random.Random) -> None:
                 entries.pop(rng.choice(list(entries)))
             else:
                 key = rng.choice(list(entries))
-                entries[key] = rng.choice(list(hostile(*entries[key])))
+                entries[key] = rng.choice(list(hostile(*first[key])))
 
     forge(path, change)
 
