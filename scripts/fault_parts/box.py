@@ -140,12 +140,17 @@ class Box:
         self.base.mkdir()
         make_llama(self.base / "toy.gguf")
         toy_text(self.base / "text.txt", 112)
-        self.whole = self.copy()
-        done = self.run(self.args(self.whole, 200, "--save-every", "1"), self.whole)
+        self._right: dict[str, str] = {}
+        self.seconds = self.prepare(N)
+
+    def prepare(self, n_iter: int) -> float:
+        """Make the right files of `n_iter` iterations; the seconds that this takes."""
+        whole = self.copy()
+        done = self.run(self.args(whole, n_iter, "--save-every", "1"), whole)
         if done.code or done.err:
             raise AssertionError(f"a run without a fault fails: {done}")
-        self._right = {p.name: content(p) for p in self.whole.glob("*-[0-9]*.gguf")}
-        self.seconds = self.run(self.args(there := self.copy()), there).seconds
+        self._right |= {p.name: content(p) for p in whole.glob("*-[0-9]*.gguf")}
+        return done.seconds
 
     def n(self, quick: int, full: int) -> int:
         """How many runs."""

@@ -39,8 +39,10 @@ def kill(box: Box) -> Iterator[str]:
 @fault("F02", "one run that is killed again and again")
 def chain(box: Box) -> Iterator[str]:
     """At most 20 kills, each at a random moment; then it is let end."""
+    n_iter = 200
+    box.prepare(n_iter)
     for _ in range(box.n(1, 10)):
-        folder, n_iter = box.copy(), 200
+        folder = box.copy()
         kills = 0
         wrong = ""
         while kills < box.n(5, 20) and not wrong and (at := box.reached(folder)) < n_iter:
