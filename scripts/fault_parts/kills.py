@@ -85,14 +85,22 @@ def _signals(box: Box, name: str) -> Iterator[str]:
         wrong = ""
         if code not in (0, 128 + signum, -signum):
             wrong = f"exit code {code}: {err[-200:]}"
-        elif len(err.splitlines()) > 1 or "Traceback" in err:
+        elif (len(err.splitlines()) > 1 or "Traceback" in err) and not _of_python(err, out):
             wrong = f"more than a line: {err[-300:]}"
-        elif code == -signum and (err or out):
+        elif code == -signum and (err or out) and not _of_python(err, out):
             wrong = f"ended by the system after its first line: {out[:100]}{err[:100]}"
         elif time.monotonic() - sent > 10:
             wrong = "later than 10 s"
         yield wrong or box.torn(folder) or box.resumed(folder)
         shutil.rmtree(folder)
+
+
+def _of_python(err: str, out: str) -> bool:
+    """Whether Python was still starting: SIGINT ends it with a traceback that has no file of ours.
+
+    No program can change that: its first line has not been read yet.
+    """
+    return "KeyboardInterrupt" in err and "/nbllama/" not in err and not out
 
 
 def _for_each() -> None:
