@@ -53,6 +53,7 @@ SECONDS, MEGABYTES = 2.0, 300
 TOO_LONG = f"more than {SECONDS:g} s"
 SCRIPTS = 2  # of a page about a run
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "fuzz"
 Read = Callable[[Path], None]
 Spoil = Callable[[Path, bytes, random.Random], None]
 
@@ -281,7 +282,7 @@ def run(name: str, seconds: float, seed: int, files: float = math.inf) -> dict[s
                 counts[found] += 1
                 continue
             counts["wrong"] += 1
-            kept = ROOT / "build" / "fuzz" / f"{name}-{seed}-{sum(counts.values())}"
+            kept = KEPT / f"{name}-{seed}-{sum(counts.values())}"
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, kept)
             print(f"{kept}: {found:.300}", file=sys.stderr)

@@ -26,7 +26,7 @@ def test_each_target_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     import scripts.fuzz as fuzz
 
     assert list(fuzz.TARGETS) == TARGETS
-    monkeypatch.setattr(fuzz, "ROOT", tmp_path)
+    monkeypatch.setattr(fuzz, "KEPT", tmp_path)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     before = signal.signal(signal.SIGALRM, fuzz._too_slow)
     try:
@@ -47,7 +47,7 @@ def test_a_finding_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             raise IndexError("found")
 
     good = b"".join(b"line %d\n" % i for i in range(9))
-    monkeypatch.setattr(fuzz, "ROOT", tmp_path)
+    monkeypatch.setattr(fuzz, "KEPT", tmp_path)
     target = fuzz.Target(lambda folder: _written(folder / "x", good), fuzz.text, read)
     monkeypatch.setitem(fuzz.TARGETS, "config", target)
     before = signal.getsignal(signal.SIGALRM)
@@ -57,7 +57,7 @@ def test_a_finding_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         signal.signal(signal.SIGALRM, before)
     assert counts == {"read": 0, "refused": 0, "wrong": 3}
-    kept = sorted((tmp_path / "build" / "fuzz").iterdir())
+    kept = sorted(tmp_path.iterdir())
     assert [p.name for p in kept] == ["config-5-1", "config-5-2", "config-5-3"]
     assert all(p.read_bytes() != good for p in kept)
 
