@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.fault_parts.box import Box, NotRun, fault
+from scripts.fault_parts.box import Box, Done, NotRun, fault
 
 
 @contextmanager
@@ -61,11 +61,7 @@ def readers(box: Box) -> Iterator[str]:
         args = box.args(folder, 6)
 
         def setup(what: str = what) -> None:
-            if what == "pipe":
-                read, write = os.pipe()
-                os.close(read)
-                os.dup2(write, 1)
-            elif what == "closed":
+            if what == "closed":
                 os.close(1)
             elif what == "/dev/full":
                 os.dup2(os.open(what, os.O_WRONLY), 1)
@@ -74,6 +70,13 @@ def readers(box: Box) -> Iterator[str]:
             with small_disk(box.folder / "log-disk", "4k") as disk:
                 log = str(disk / "log.jsonl")
                 done = box.run([*args, "--log", log], folder)
+        elif what == "pipe":
+            read, write = os.pipe()
+            os.close(read)
+            child = box.start(args, folder, stdout=write)
+            os.close(write)
+            _, err = child.communicate()
+            done = Done(child.returncode, "", err, 0.0)
         else:
             done = box.run(args, folder, setup)
         wrong = box.told(done, (0,)) or box.finished(folder, 6)
