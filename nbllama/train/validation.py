@@ -5,8 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Protocol
 
-from nbllama.data.batch import Dataset
+import numpy as np
+
+
+class Lengths(Protocol):
+    """What `batches` needs of a data set."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        ...
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and trained targets of each sample."""
+        ...
+
 
 OVERFITTING = 2  # evaluations in a row with a falling training and a rising validation loss
 
@@ -87,7 +102,7 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def batches(data: Dataset, most_tokens: int, most_trained: int) -> list[list[int]]:
+def batches(data: Lengths, most_tokens: int, most_trained: int) -> list[list[int]]:
     """Sample numbers in order, as many together as stay within the two bounds."""
     tokens, trained = data.lengths()
     found: list[list[int]] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nbllama.objectives.names import OBJECTIVES
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 
@@ -93,7 +94,8 @@ def with_plan(
     planned: dict[str, Any] = {
         "batch": row.batch if chat and state is None else BATCH_BEFORE,
         "adam_alpha": (rate_of(n_embd) if chat else RATE_OF_TEXT)
-        / OPTIMISERS[options.optimizer].rate_divisor,
+        / OPTIMISERS[options.optimizer].rate_divisor
+        / OBJECTIVES[options.objective].rate_divisor,
         "keep_last": KEPT if chat else 0,
         "answers": ANSWERS if chat and not options.compat else 0,
     }

@@ -14,6 +14,7 @@ from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
+from nbllama.options.finetune.objective import with_objective
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
@@ -27,6 +28,7 @@ from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
 from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.preferences import run_preferences
 from nbllama.train.run.prompts import load_prompts
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
@@ -72,7 +74,7 @@ class RunSession:
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # as it was given
-        self.options = options = completed(options, self.state)
+        self.options = options = with_objective(completed(options, self.state))
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
@@ -89,7 +91,12 @@ class RunSession:
         self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if self.validation is None and not self.prompts:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
-        self.identity = identity(self.settings, self.model, self.data, self.validation)
+        self.preferences = run_preferences(
+            self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
+        )
+        self.identity = identity(
+            self.settings, self.model, self.data, self.validation, self.preferences
+        )
         self.trainer = self._trainer()
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
@@ -184,6 +191,7 @@ class RunSession:
             dropout=o.lora_dropout,
             seed=s.seed,
             validation=self.validation,
+            objective=self.preferences.objective if self.preferences is not None else None,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
@@ -215,6 +223,7 @@ class RunSession:
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(self.decay.begin),
+                *(self.preferences.header() if self.preferences is not None else ()),
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
