@@ -5,7 +5,7 @@
 
 w is the chosen answer, l the rejected one, b is `beta`, tau in the paper. The margin has a goal,
 1 / (2 b) nats, beyond which it is pulled back: unlike with DPO, pairs that all agree do not drive
-it to infinity. The reward of an answer is b (log pi - log ref), so that the goal of the margin is 1/2.
+it to infinity. The reward of an answer is b (log pi - log ref), so the goal of the margin is 1/2.
 
 As in the paper, log pi is the sum over the tokens. (TRL takes the mean over the tokens of each
 answer, so its beta has another meaning.)

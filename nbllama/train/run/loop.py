@@ -228,6 +228,8 @@ class Loop:
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)
+        if self.session.preferences is not None:
+            self.session.preferences.seen(record.measures)
         for line in self.trainer.objective.warnings():
             self.ui.note(line)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from nbllama.adapter.file import load_adapter
@@ -55,7 +56,8 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
             f"{name} holds no {'labels' if row.data == LABELS else 'pairs'}: "
-            f"--objective {row.name} needs records with {form} (--data-format {kind} where they have other keys too)"
+            f"--objective {row.name} needs records with {form} (--data-format {kind} where they "
+            "have other keys too)"
         )
     if row.data == LABELS:
         return Preferences(data, 1)
@@ -88,6 +90,7 @@ class RunPreferences:
             assert isinstance(validation, Preferences)
             sets.append(validation)
         self._options, self._data = options, data
+        self._measured: list[dict[str, float]] = []
         row = OBJECTIVES[options.objective]
         self.reference: Reference | None = None
         if options.reference != NONE:
@@ -103,6 +106,20 @@ class RunPreferences:
             options.sft_weight or 0.0,
         )  # fmt: skip
         self.objective = PreferenceLoss(numbers, sets, self.reference is not None)
+
+    def seen(self, measures: Mapping[str, float]) -> None:
+        """Take in what was measured in an iteration."""
+        self._measured.append(dict(measures))
+
+    @property
+    def first(self) -> dict[str, float]:
+        """Means over the first tenth of the run, one iteration at least."""
+        return _means(self._measured[: max(1, len(self._measured) // 10)])
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Means over the last tenth of the run, one iteration at least."""
+        return _means(self._measured[-max(1, len(self._measured) // 10) :])
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must share with a run that continues it."""
@@ -158,6 +175,12 @@ def _adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adap
             f"{option} {shown(path, 400)}: no such file or folder; give none, base, start or the "
             "file of an adapter"
         ) from e
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
 def _folder(outputs: Outputs) -> str | None:
