@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 Check = Callable[[], None] | None
+Say = Callable[[str], None]
 
 
 class Objective(Protocol):
@@ -38,8 +39,12 @@ class Objective(Protocol):
         """Return further numbers of the step (or evaluation) so far."""
         ...
 
-    def warnings(self) -> Sequence[str]:
-        """Return lines about a step that is done; called once after each."""
+    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+        """Do what must be done before the first step of a run."""
+        ...
+
+    def done(self, say: Say) -> None:
+        """Take note of a step that is done; `say` gets lines for the user."""
         ...
 
 
@@ -67,6 +72,8 @@ class TokenLoss:
         """Return nothing: there is the loss only."""
         return {}
 
-    def warnings(self) -> Sequence[str]:
-        """Return nothing."""
-        return ()
+    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+        """Do nothing."""
+
+    def done(self, say: Say) -> None:
+        """Do nothing."""

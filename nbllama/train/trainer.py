@@ -223,7 +223,7 @@ class Trainer:
     def _add_validation(self, data: Dataset) -> None:
         """Batches of all its samples; the run's memory must hold at least one sample."""
         self._make_room(data)
-        numbers = batches(data, self.limits.tokens, self.limits.trained)
+        numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = [data.batch(part) for part in numbers]
 
     def _make_room(self, data: Dataset) -> None:

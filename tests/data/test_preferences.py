@@ -107,7 +107,9 @@ BAD_RECORDS = {
     "no answer of its own": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
     "no common beginning": {"chosen": "one", "rejected": "two"},
     'is "input" the prompt?': {"input": "a", "chosen": "one b", "rejected": "one c"},
-    '"weight" must be a number above 0': {"prompt": "a", "chosen": "b", "rejected": "c", "weight": 0},
+    '"weight" must be a number above 0': {
+        "prompt": "a", "chosen": "b", "rejected": "c", "weight": 0,
+    },
     "the last message must be": {"prompt": [USER], "chosen": [GOOD, USER], "rejected": [BAD]},
     'the text of "prompt" is not in': {
         "prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD],
@@ -127,9 +129,8 @@ def test_bad_records_are_named_by_their_line(tmp_path: Path, reason: str) -> Non
 
 def test_both_sides_with_their_answers_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
     before = [USER, said("assistant", "so"), said("user", "on")]
-    path = file(
-        tmp_path, PAIR, {"chosen": [*before, GOOD], "rejected": [*before, BAD], "weight": 3}
-    )
+    other = {"chosen": [*before, GOOD], "rejected": [*before, BAD], "weight": 3}
+    path = file(tmp_path, PAIR, other)
     made = samples(path, tokenizer)
     assert made.format == "preference" and made.judged is not None
     assert made.judged.good.tolist() == [True, False] * 2

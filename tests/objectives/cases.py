@@ -22,7 +22,7 @@ Z = 0.6  # KTO's reference point
 
 
 def answers(n: int = 6, seed: int = 4) -> Answers:
-    """`n` pairs as 2n answers; some log-probabilities are tiny, some answers long, weights differ."""
+    """`n` pairs as 2n answers; some log-probabilities are tiny, some answers long."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, 40, 2 * n)
     policy = -rng.gamma(2.0, 0.6, 2 * n) * tokens

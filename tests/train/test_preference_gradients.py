@@ -45,11 +45,10 @@ def preferences(model: Model, n: int = 3, width: int = 2) -> Preferences:
 def made(model: Model, numbers: Numbers, **options: Any) -> tuple[Trainer, Preferences]:
     data = preferences(model, width=1 if numbers.objective == "kto" else 2)
     refers = numbers.objective in ("dpo", "ipo", "kto")
-    objective = PreferenceLoss(numbers, [data], refers)
+    reference = Reference(None, "base", [data], numbers.objective == "kto", None)
+    objective = PreferenceLoss(numbers, [data], reference if refers else None)
     t = trainer(model, toy_adapter(model), data, objective=objective, **options)
-    if refers:
-        reference = Reference(None, "base", [data], numbers.objective == "kto", None)
-        reference.prepare(t, None, lambda line: None)
+    objective.start(t, None, lambda line: None)
     return t, data
 
 

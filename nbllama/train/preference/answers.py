@@ -61,19 +61,8 @@ def of_samples(
 
     The batches are as large as `most` allows. `check` runs between layers.
     """
-    lengths = tuple(counts[rows] for counts in samples.lengths())
-    for part in batches(_Lengths(*lengths), most.tokens, most.trained):
+    tokens, trained = (counts[rows] for counts in samples.lengths())
+    for part in batches((tokens, trained), most.tokens, most.trained):
         batch = samples.batch(rows[part].tolist())
         model.forward(bound, acts, batch, check)
         yield log_probabilities(model, bound, acts, buffers, batch)
-
-
-class _Lengths:
-    """What `batches` asks of a data set."""
-
-    def __init__(self, tokens: np.ndarray, trained: np.ndarray) -> None:
-        self._lengths = tokens, trained
-        self.n_samples = len(tokens)
-
-    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._lengths

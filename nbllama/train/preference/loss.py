@@ -31,6 +31,7 @@ from nbllama.train.preference.measures import Measured, Seen
 
 if TYPE_CHECKING:
     from nbllama.train.objective import Check
+    from nbllama.train.preference.reference import Reference
     from nbllama.train.trainer import Trainer
 
 
@@ -108,18 +109,21 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 class PreferenceLoss:
     """The `Objective` of a run on preferences.
 
-    `refers`: whether there is a reference (`Preferences.reference`); without one all of its
-    log-probabilities count as 0.
+    `reference`: without one all of its log-probabilities count as 0. history: what was measured in
+    each step.
     """
 
-    def __init__(self, numbers: Numbers, sets: Sequence[Preferences], refers: bool) -> None:
-        self.numbers, self._refers = numbers, refers
+    def __init__(
+        self, numbers: Numbers, sets: Sequence[Preferences], reference: Reference | None
+    ) -> None:
+        self.numbers, self._reference, self._refers = numbers, reference, reference is not None
+        self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
         # the other answers go through the model forwards only
         self.work = 4 / 3 if self._moves else 1.0
         self._z = 0.0
-        self._seen, self._measured = Seen(refers), Measured(self._labels)
+        self._seen, self._measured = Seen(self._refers), Measured(self._labels)
 
     @property
     def _moves(self) -> bool:
@@ -179,9 +183,16 @@ class PreferenceLoss:
         """Return margin, accuracy, log-probabilities and lengths; see `Measured`."""
         return self._measured.numbers()
 
-    def warnings(self) -> Sequence[str]:
-        """Return lines about what has become of the answers, each once in a run."""
-        return self._seen.step(self._measured)
+    def start(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
+        """Find or compute the reference; see `Reference.prepare`."""
+        if self._reference is not None:
+            self._reference.prepare(trainer, check, say)
+
+    def done(self, say: Callable[[str], None]) -> None:
+        """Keep what was measured in a step, and warn, once in a run, of what looks wrong."""
+        self.history.append(self.measures())
+        for line in self._seen.step(self._measured):
+            say(line)
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:

@@ -87,8 +87,7 @@ class Loop:
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
-            if (prepared := self.session.preferences) is not None:
-                prepared.prepare(trainer, self.stop.check, self.ui.note)
+            trainer.objective.start(trainer, self.stop.check, self.ui.note)
             self._ending.before()
             self._evaluate_if_due()
             while trainer.iteration < self._last and not self._reason:
@@ -228,10 +227,7 @@ class Loop:
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)
-        if self.session.preferences is not None:
-            self.session.preferences.seen(record.measures)
-        for line in self.trainer.objective.warnings():
-            self.ui.note(line)
+        self.trainer.objective.done(self.ui.note)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from nbllama.lora.pairs import Adapter
     from nbllama.model.passes import Model
     from nbllama.options.finetune.table import Options
-    from nbllama.train.objective import Check
     from nbllama.train.run.outputs import Outputs
-    from nbllama.train.trainer import Trainer
 
 _OF_PAIRS = "dpo, ipo, orpo or simpo"
 
@@ -90,7 +88,6 @@ class RunPreferences:
             assert isinstance(validation, Preferences)
             sets.append(validation)
         self._options, self._data = options, data
-        self._measured: list[dict[str, float]] = []
         row = OBJECTIVES[options.objective]
         self.reference: Reference | None = None
         if options.reference != NONE:
@@ -105,21 +102,21 @@ class RunPreferences:
             row.name, options.beta or 0.0, options.label_smoothing or 0.0, options.margin or 0.0,
             options.sft_weight or 0.0,
         )  # fmt: skip
-        self.objective = PreferenceLoss(numbers, sets, self.reference is not None)
+        self.objective = PreferenceLoss(numbers, sets, self.reference)
 
-    def seen(self, measures: Mapping[str, float]) -> None:
-        """Take in what was measured in an iteration."""
-        self._measured.append(dict(measures))
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.objective.history) // 10)
 
     @property
     def first(self) -> dict[str, float]:
         """Means over the first tenth of the run, one iteration at least."""
-        return _means(self._measured[: max(1, len(self._measured) // 10)])
+        return _means(self.objective.history[: self._tenth])
 
     @property
     def last(self) -> dict[str, float]:
         """Means over the last tenth of the run, one iteration at least."""
-        return _means(self._measured[-max(1, len(self._measured) // 10) :])
+        return _means(self.objective.history[-self._tenth :])
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must share with a run that continues it."""
@@ -139,11 +136,6 @@ class RunPreferences:
         if OBJECTIVES[o.objective].data != LABELS:
             held = f"{self._data.n_samples} pairs"
         return [("objective", line), ("preferences", held)]
-
-    def prepare(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
-        """Find or compute the reference; see `Reference.prepare`."""
-        if self.reference is not None:
-            self.reference.prepare(trainer, check, say)
 
 
 def run_preferences(
