@@ -113,8 +113,10 @@ def check_objective(options: Options) -> None:
 
 
 def with_objective(options: Options) -> Options:
-    """Return options in which the numbers of the objective are filled in."""
+    """Return options in which the numbers of a loss of preferences are filled in."""
     row = OBJECTIVES[options.objective]
+    if row is SFT:
+        return options
     filled: dict[str, Any] = {
         "beta": row.beta,
         "label_smoothing": 0.0,

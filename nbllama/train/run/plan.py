@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbllama.objectives.names import OBJECTIVES
 from nbllama.opt.names import OPTIMISERS
+from nbllama.options.finetune.objective import with_objective
 from nbllama.options.finetune.table import Options
 
 if TYPE_CHECKING:
@@ -105,4 +106,4 @@ def with_plan(
     if chat and not timed:
         planned["epochs"] = row.epochs
     left = {name: value for name, value in planned.items() if getattr(options, name) is None}
-    return replace(options, **left)
+    return with_objective(replace(options, **left))

@@ -14,7 +14,6 @@ from nbllama.generation.model import Model, load_model
 from nbllama.lora.pairs import Adapter, init_adapter
 from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
-from nbllama.options.finetune.objective import with_objective
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
 from nbllama.train.forecast import Forecast, check_memory, forecast
@@ -74,7 +73,7 @@ class RunSession:
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # as it was given
-        self.options = options = with_objective(completed(options, self.state))
+        self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
