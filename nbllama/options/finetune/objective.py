@@ -46,7 +46,6 @@ class ObjectiveOptions:
         " and simpo, tau of ipo, lambda of orpo",
         shown_default=_defaults("beta"),
         saved=Saved(40),
-        without=0.0,
     )
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
