@@ -43,7 +43,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
 def options(folder: Path, *more: str) -> list[str]:
     return words(
         folder, "--train-data", str(folder / "pairs.jsonl"), "--chat-template", "chatml",
-        "--template-date", "2026-01-02", "--lr", "1e-2", "--answers", "0", *more, ctx=64,
+        "--template-date", "2026-01-02", "--lr", "1e-2", "--answers", "0", *more, ctx=128,
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_from_python_with_records_and_labels(folder: Path) -> None:
     rows = [json.loads(line) for line in labels(folder).read_text(encoding="utf-8").splitlines()]
     seen: list[dict[str, float]] = []
     done = nbllama.tune(
-        "toy.gguf", rows, objective="kto", chat_template="chatml", ctx=64, batch=8, adam_iter=5,
+        "toy.gguf", rows, objective="kto", chat_template="chatml", ctx=128, batch=8, adam_iter=5,
         lr=1e-2, seed=1, threads=1, quiet=True, answers=0,
         on_step=lambda record: seen.append(dict(record.measures)),
     )  # fmt: skip
