@@ -38,10 +38,11 @@ class PairLoss(NamedTuple):
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), without overflow."""
-    small = np.exp(-np.abs(x))
+    small: np.ndarray = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
     """Logarithm of `sigmoid`, without overflow."""
-    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
+    found: np.ndarray = np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
+    return found

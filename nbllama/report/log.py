@@ -123,7 +123,7 @@ class LossCurve:
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
     """Return what JSON can hold of a record: None for a number that is not finite."""
-    values = record if isinstance(record, Mapping) else asdict(record)
+    values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")
     return {

@@ -158,7 +158,7 @@ class Trainer:
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
         self.limits = limits(dataset, batch, feed.wraps)
-        self.objective = TokenLoss(probability_floor) if objective is None else objective
+        self.objective: Objective = objective or TokenLoss(probability_floor)
         self._validation: list[Batch] = []
         if validation is not None:
             self._add_validation(validation)

@@ -158,7 +158,8 @@ def test_a_file_of_the_reference(tmp_path: Path) -> None:
     lines: list[str] = []
     assert read(path, key, 2, lines.append) is None and not lines
     write(path, key, values)
-    assert np.array_equal(read(path, key, 2, lines.append), values)  # type: ignore[arg-type]
+    found = read(path, key, 2, lines.append)
+    assert found is not None and np.array_equal(found, values)
     assert read(path, "cd" * 32, 2, lines.append) is None
     assert read(path, key, 3, lines.append) is None
     raw = bytearray(Path(path).read_bytes())

@@ -41,6 +41,8 @@ def read(record: Record, style: Style) -> Pair:
     """Read the two sides. Raises `DataError`."""
     for side in SIDES:
         _check(record.get(side), side)
+    chosen: Plain
+    rejected: Plain
     question = next((key for key in _QUESTIONS if record.get(key) is not None), None)
     if record.get("prompt") is None and question is not None:
         chosen, rejected = (_asked(record, question, side, style) for side in SIDES)

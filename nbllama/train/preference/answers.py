@@ -23,7 +23,9 @@ Check = Callable[[], None] | None
 
 def answer_tokens(batch: Batch) -> np.ndarray:
     """Return the number of trained targets of each sequence, int64 `[S]`."""
-    return np.add.reduceat(batch.targets >= 0, batch.seq_offsets[:-1], dtype=np.int64)
+    starts = batch.seq_offsets[:-1]
+    counts: np.ndarray = np.add.reduceat(batch.targets >= 0, starts, dtype=np.int64)
+    return counts
 
 
 def log_probabilities(
@@ -43,7 +45,8 @@ def log_probabilities(
     finally:
         model.watch, buffers.kept = watch, None
     begins = np.cumsum(counts) - counts
-    return -np.add.reduceat(losses, begins, dtype=np.float64)
+    sums: np.ndarray = np.add.reduceat(losses, begins, dtype=np.float64)
+    return -sums
 
 
 def of_samples(
