@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nbllama.arch.experts import Experts, block_rows
 from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 
@@ -97,6 +98,8 @@ class Hparams:
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
     # alpha_p, alpha_n, beta and eps of each block, where that is the activation
     xielu: tuple[tuple[float, ...], ...] = ()
+    experts: Experts | None = None
+    next_blocks: int = 0  # of the file, behind `n_layer`: they are not used
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
 
     def window_at(self, layer: int) -> int:
@@ -105,6 +108,18 @@ class Hparams:
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
         return self.window if layer % self.window_period < self.window_period - 1 else 0
+
+    def experts_at(self, layer: int) -> Experts | None:
+        """Return the experts of a block; None where it has a dense feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
+
+    @property
+    def ff_width(self) -> int:
+        """Numbers a token of gate, and of up: of the experts that it takes, or of a dense block."""
+        e = self.experts
+        if e is None:
+            return self.n_ff
+        return max(e.used * e.n_ff, self.n_ff if e.first else 0)
 
     @property
     def side_by_side(self) -> bool:
@@ -140,10 +155,14 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         "n_ff": hp.n_ff,
         "n_gate_up": 2 * hp.n_ff,
         "n_rot_half": hp.n_rot // 2,
+        "n_head": hp.n_head,
     }
+    if e := hp.experts:
+        sizes |= {"n_expert": e.count, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
     named = [(t.name, t) for t in row.tensors]
     for i in range(hp.n_layer):
-        named += [(f"blk.{i}.{t.name}", t) for t in row.block]
+        own = block_rows(row.block, row.experts, hp.experts, i)
+        named += [(f"blk.{i}.{t.name}", t) for t in own]
     return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama.arch.families import gemma, layer_norm, llama, others, qwen
+from nbllama.arch.families import experts, gemma, layer_norm, llama, others, qwen
 from nbllama.arch.row import SCALE_KEYS, ArchRow, Scales, Sizes, TensorRow, score_scale
 from nbllama.arch.tensors import HF_MODULES, ROPE_FACTORS
 
@@ -21,15 +21,17 @@ __all__ = [
 ]
 
 ARCHS: dict[str, ArchRow] = {
-    row.name: row for family in (llama, qwen, gemma, others, layer_norm) for row in family.ROWS
+    row.name: row
+    for family in (llama, qwen, gemma, others, layer_norm, experts)
+    for row in family.ROWS
 }
 
 # What these would need, for the line that refuses them; other names are only said to be unknown.
-_EXPERTS, _STATE = "mixture-of-experts models are", "recurrent models are"
+_EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("qwen2moe", "qwen3moe", "deepseek2", "llama4", "gpt-oss", "grok"), _EXPERTS),
-    **dict.fromkeys(("dbrx", "olmoe", "phimoe", "glm4moe", "ernie4_5-moe", "granitemoe"), _EXPERTS),
+    **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
+    **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h", "lfm2"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe", "plamo2"), _STATE),

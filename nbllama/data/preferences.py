@@ -22,7 +22,7 @@ from nbllama.data.samples import Samples
 from nbllama.data.text_file import sha256_parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
     """A batch that knows its answers.
 

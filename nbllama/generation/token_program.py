@@ -240,5 +240,5 @@ def _types(model: Weights) -> list[int]:
 
 
 def has_program(model: Weights) -> bool:
-    """Whether the model's matrices are of few enough types for one kernel."""
-    return len(_types(model)) <= MOST_TYPES
+    """Whether the model is dense and its matrices are of few enough types for one kernel."""
+    return model.hp.experts is None and len(_types(model)) <= MOST_TYPES

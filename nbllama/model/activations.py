@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
+from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
@@ -44,11 +45,20 @@ class Layout(NamedTuple):
     tokens: int  # of the largest micro-batch
     trained: int = 0  # positions with a target, of the largest micro-batch
     dropout: bool = False
+    expert_rank: int = 0  # of the pairs of experts
 
     @property
     def widest(self) -> int:
         """Floats a token of the widest input of a linear layer."""
-        return max(self.hp.n_embd, self.hp.n_ff, self.hp.n_head * self.hp.head_dim)
+        return max(self.hp.n_embd, self.ff_input, self.hp.n_head * self.hp.head_dim)
+
+    @property
+    def ff_input(self) -> int:
+        """Floats a token of the widest input of a feed-forward layer's last matrix."""
+        e = self.hp.experts
+        if e is None:
+            return self.hp.n_ff
+        return max(e.n_ff, e.n_ff_shared, e.count, self.hp.n_ff if e.first else 0)
 
 
 @dataclass
@@ -68,6 +78,7 @@ class BlockSet:
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass made there
+    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -80,8 +91,8 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "att": (n, heads, d),
         "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
-        "gate": (n, hp.n_ff if hp.gated else 0),
-        "up": (n, hp.n_ff),
+        "gate": (n, hp.ff_width if hp.gated else 0),
+        "up": (n, hp.ff_width),
         "rstd_att": norm_numbers(hp, n),
         "rstd_ffn": norm_numbers(hp, n),
     }
@@ -107,25 +118,29 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 def forward_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
-    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
-    return branch | {
-        "norm": (n, hp.n_embd),
-        "act": (n, hp.n_ff),
-        "panels": (panel_floats(n, layout.widest),),
-    }
+    return (
+        branch
+        | mixture_shapes(hp, n, layout.expert_rank)
+        | {
+            "norm": (n, hp.n_embd),
+            "act": (n, layout.ff_input),
+            "panels": (panel_floats(n, layout.widest),),
+        }
+    )
 
 
 def shared_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
-    top_rank = max(layout.ranks.values(), default=0)
+    top_rank = max(layout.expert_rank, *layout.ranks.values())
     shapes = forward_shapes(layout) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
         "dnorm": (n, hp.n_embd),
-        "dact": (n, hp.n_ff),
+        "dact": (n, layout.ff_input),
         "datt": (n, hp.n_head, hp.head_dim),
         "dq": (n, hp.n_head, hp.head_dim),
         "dk": (n, hp.n_head_kv, hp.head_dim),
@@ -135,6 +150,8 @@ def shared_shapes(layout: Layout) -> Shapes:
         "top_dnorm": (trained, hp.n_embd),
         "top_rstd": norm_numbers(hp, trained),
     }
+    if hp.experts is not None:
+        shapes |= {"routed_dx": (n, hp.n_embd)}
     if layout.dropout:
         shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return shapes
@@ -157,7 +174,8 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def set_bytes(layout: Layout) -> int:
     """Bytes of one block's own set."""
     hp, n = layout.hp, layout.tokens
-    return 4 * sum(map(_floats, (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))))
+    groups = (block_shapes(hp, n), norm_shapes(hp, n), kept_shapes(hp, n), h_shapes(layout))
+    return 4 * sum(map(_floats, groups))
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
@@ -213,7 +231,7 @@ class Activations:
         self._arena = Arena(nbytes)
         self._stream = list(self._arena.arrays(stream).values())
         self._shared = self._arena.arrays(shared)
-        groups = (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))
+        groups = (block_shapes(hp, n), norm_shapes(hp, n), kept_shapes(hp, n), h_shapes(layout))
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = [
             (*map(self._arena.arrays, groups), {}) for _ in range(1 + self.kept)
         ]
@@ -245,9 +263,9 @@ class Activations:
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
-        cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
-        return BlockSet(**next(cut), norms=next(cut), h_memory=h_memory, h=h)
+        found = self._sets[own if own > 0 and layer < self._top else 0]
+        arrays, norms, mixture = ({k: a[:n] for k, a in group.items()} for group in found[:3])
+        return BlockSet(**arrays, norms=norms, mixture=mixture, h_memory=found[3], h=found[4])
 
 
 class ForwardActivations(Activations):

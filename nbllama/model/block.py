@@ -9,6 +9,7 @@ stream. What differs between models comes from `Hparams`, and each step below as
 | `heads` | norms of queries and keys, before or after RoPE, of heads or of all of them; RoPE |
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
 | `activation` | with a gate or without one, and which function |
+| `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
 | `branch` | norm and scale of what is added to the stream |
 
 The block is written three times. This file is for training: many tokens, forwards and backwards.
@@ -29,11 +30,12 @@ import numpy as np
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations
+from nbllama.model.attending import attend, attend_grad
 from nbllama.model.bound import Bound
+from nbllama.model.mixture import Mixture
 from nbllama.model.weights import Weights
 from nbllama.ops.activation import gated, gated_grad
-from nbllama.ops.attention.attention import attention
-from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.attention.sinks import add_sinks
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
 from nbllama.ops.ungated import ungated, ungated_grad
@@ -98,6 +100,11 @@ class _Block:
         self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears}
         self.watch = model.watch
         kind = self.hp.activation
+        experts = self.hp.experts_at(layer)
+        self.mixture = None if experts is None else Mixture(self, experts)
+        if self.mixture is None and self.hp.experts is not None:  # cut to a dense block's width
+            for name in ("gate", "up"):
+                setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
 
     def see(self, name: str, x: np.ndarray) -> None:
@@ -117,6 +124,10 @@ class _Block:
 
     def shared(self, name: str) -> np.ndarray:
         return self.acts.shared(name, self.n)
+
+    def dense(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of feed-forward `[N, F]`; beside experts it may have room for more."""
+        return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
 
     # What the passes are made of
 
@@ -268,13 +279,15 @@ class _Block:
         self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
-        offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
-        attention(
-            kept.q, keys, values, **offsets, scale=self.hp.attn_scale, slopes=self.model.slopes,
-            o=kept.att, lse=kept.lse, window=self.hp.window_at(self.layer),
-            cap=self.hp.attn_softcap,
+        attend(
+            self.batch, kept.q, keys, values, k_offsets=k_offsets, scale=self.hp.attn_scale,
+            slopes=self.model.slopes, o=kept.att, lse=kept.lse,
+            window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
+        if (sinks := self.model.vectors.get(self.name("attn_sinks.weight"))) is not None:
+            add_sinks(kept.att, kept.lse, sinks)
         if self.watch is not None:
+            offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
             self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
         kept.x_mid[:] = x
@@ -295,8 +308,8 @@ class _Block:
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
         self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
         self.see_grad("kqv_out", datt)
-        attention_grad(
-            datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse, offsets=self.batch.seq_offsets,
+        attend_grad(
+            self.batch, datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse,
             scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
             window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
@@ -324,7 +337,7 @@ class _Block:
 
     def activation(self) -> np.ndarray:
         """Compute act(gate) * up `[N, F]`, or act(up), in shared memory."""
-        act, kind = self.shared("act"), self.hp.activation
+        act, kind = self.dense(self.shared("act")), self.hp.activation
         if self.hp.gated:
             gated(self.kept.gate, self.kept.up, act, gelu=kind == "gelu")
         else:
@@ -343,6 +356,9 @@ class _Block:
 
     def feed_forward(self, recompute: bool) -> None:
         """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
+        if self.mixture is not None:
+            self.mixture.forward(recompute)
+            return
         kept, hp = self.kept, self.hp
         read = self.reads(*self.source())
         if hp.ffn_norm and not hp.side_by_side:
@@ -370,16 +386,20 @@ class _Block:
     def feed_forward_backward(self) -> None:
         """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
         kept, hp = self.kept, self.hp
-        dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
+        dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
-        self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
-        self.see_grad(self.act_node, dact)
-        self.activation_grad(dact)
         x, norm, rstd = self.source()
-        read = self.reads(x, norm, rstd)
-        if hp.gated:
-            self.project_grad("gate", kept.gate, read, dnorm)
-        self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
+        if self.mixture is not None:
+            self.mixture.backward(dx, dnorm)
+        else:
+            dact = self.dense(self.shared("dact"))
+            self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
+            self.see_grad(self.act_node, dact)
+            self.activation_grad(dact)
+            read = self.reads(x, norm, rstd)
+            if hp.gated:
+                self.project_grad("gate", kept.gate, read, dnorm)
+            self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
         if not hp.side_by_side:  # else attention adds its part first
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx)

@@ -17,6 +17,7 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.pairs import Adapter
+from nbllama.model.reference_experts import ReferenceMixture
 from nbllama.model.reference_ops import Operations, Parameters, ReferenceTensors, Seen
 from nbllama.ops.activation import gated_grad_ref, gated_ref
 from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
@@ -91,12 +92,15 @@ class _Pass(Operations):
             x = keep(f"ffn_inp-{i}", x + hp.residual_scale * y)
             # feed-forward
             h = keep(f"ffn_norm-{i}", read if hp.side_by_side else self.reads(x, i, hp.ffn_norm))
-            if hp.gated:
-                gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
-            up = keep(f"ffn_up-{i}", self.linear(h, i, "up"))
-            act = gated_ref(gate, up, self.gelu) if hp.gated else self.ungated(up, i)
-            act = keep(f"{self.act}-{i}", act)
-            y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
+            if experts := hp.experts_at(i):
+                y = keep(f"ffn_out-{i}", ReferenceMixture(self, i, experts).forward(h))
+            else:
+                if hp.gated:
+                    gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
+                up = keep(f"ffn_up-{i}", self.linear(h, i, "up"))
+                act = gated_ref(gate, up, self.gelu) if hp.gated else self.ungated(up, i)
+                act = keep(f"{self.act}-{i}", act)
+                y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
             if hp.has_post_norms:
                 y = keep(f"ffn_post_norm-{i}", self.norm(y, f"blk.{i}.post_ffw_norm"))
             x = keep(f"l_out-{i}", x + hp.residual_scale * y)
@@ -121,15 +125,18 @@ class _Pass(Operations):
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"ffn_out-{i}"], f"blk.{i}.post_ffw_norm")
-            dact = self.linear_grad(dy, kept[f"{self.act}-{i}"], i, "down")
-            up = kept[f"ffn_up-{i}"]
-            if hp.gated:
-                dgate, dup = gated_grad_ref(dact, kept[f"ffn_gate-{i}"], up, self.gelu)
+            if experts := hp.experts_at(i):
+                dread = ReferenceMixture(self, i, experts).backward(dy, kept[f"ffn_norm-{i}"])
             else:
-                dup = self.ungated_grad(dact, up, i)
-            dread = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
-            if hp.gated:
-                dread += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
+                dact = self.linear_grad(dy, kept[f"{self.act}-{i}"], i, "down")
+                up = kept[f"ffn_up-{i}"]
+                if hp.gated:
+                    dgate, dup = gated_grad_ref(dact, kept[f"ffn_gate-{i}"], up, self.gelu)
+                else:
+                    dup = self.ungated_grad(dact, up, i)
+                dread = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
+                if hp.gated:
+                    dread += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
             if not hp.side_by_side:
                 dx = dx + self.reads_grad(dread, kept[f"ffn_inp-{i}"], i, hp.ffn_norm)
                 dread = np.zeros_like(dread)

@@ -20,8 +20,13 @@ PAGES = (
     "rope",
     "activation",
     "ungated",
+    "experts.router",
+    "experts.gate",
+    "experts.rows",
     "linear.linear",
     "attention.grad",
+    "attention.tree",
+    "attention.sinks",
     "softcap",
     "cross_entropy",
 )

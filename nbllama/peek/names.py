@@ -30,7 +30,7 @@ class Node(NamedTuple):
     """An activation: its shape in letters, finetune.cpp's numbers for it, and what it is.
 
     The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-    tokens.
+    tokens, E experts, K experts of a token.
     """
 
     name: str
@@ -69,6 +69,10 @@ BLOCK = (
     Node("ffn_gelu", "[N, F]", ("t28",), "gelu(up) (models without a gate)"),
     Node("ffn_relu2", "[N, F]", ("t28",), "relu(up)^2 (models without a gate)"),
     Node("ffn_xielu", "[N, F]", ("t28",), "xielu(up) (models without a gate)"),
+    Node("ffn_moe_logits", "[N, E]", (), "the router's numbers (mixtures of experts)"),
+    Node("ffn_moe_probs", "[N, E]", (), "scores of the experts (mixtures)", False),
+    Node("ffn_moe_weights", "[N, K]", (), "weights of the chosen experts (mixtures)", False),
+    Node("ffn_moe_out", "[N, C]", (), "what the routed experts give together (mixtures)", False),
     Node("ffn_out", "[N, C]", ("t29",), "what feed-forward adds to the stream", False),
     Node("ffn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
     Node("l_out", "[N, C]", ("t30",), "the block's output"),

@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 
-from nbllama.data.batch import Batch
+from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.kernels.turns import one_at_a_time
 from nbllama.model.activations import Activations
 from nbllama.model.block import block_backward, block_forward
+from nbllama.train.sharing import counted
 from nbllama.train.trainer import Trainer
 
 TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
@@ -22,7 +23,9 @@ def compile_kernels(trainer: Trainer) -> float:
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
-    batch = Batch.from_rows([(tokens, tokens)])
+    read = (tokens[:6], np.full(6, NOT_TRAINED, np.int32))
+    batch = Batch.from_rows([read, (tokens, tokens)] if trainer.shares else [(tokens, tokens)])
+    batch = trainer.laid_out([batch])[0]  # of `n` rows
     acts = trainer.model.activations(
         trainer.adapter, n, n, checkpointing=True, dropout=trainer.dropout > 0
     )
@@ -61,17 +64,20 @@ def step_seconds(trainer: Trainer) -> float:
 
     One block and one loss are timed at the run's own size. Changes nothing.
     """
-    batch = trainer.feed.take(trainer.position, trainer.batch, 1).batches[0]
+    batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
+    experts = trainer.model.hp.experts
+    usual = 0 if experts is None else experts.first
+    trainer.acts.x(usual, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
     blocks, heads = [], []
     for _ in range(2):
         spent = []
         for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
             start = time.perf_counter()
-            _one_block(trainer, 0, trainer.acts, batch, repeat=twice)
+            _one_block(trainer, usual, trainer.acts, batch, repeat=twice)
             spent.append(time.perf_counter() - start)
         again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
         share = again / max(1, layers - lowest)
@@ -91,4 +97,5 @@ def step_seconds(trainer: Trainer) -> float:
     if not trainer.feed.wraps:
         per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
     per_step *= trainer.objective.work
-    return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)
+    computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
+    return per_step * (per_token * computed + per_trained * mean.mean_trained)

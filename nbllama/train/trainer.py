@@ -21,6 +21,7 @@ import numpy as np
 from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
+from nbllama.data.shared import share
 from nbllama.errors import Diverged, UsageError
 from nbllama.kernels.own_cores import own_cores
 from nbllama.kernels.turns import new_turn, one_at_a_time
@@ -34,6 +35,7 @@ from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
 from nbllama.report.log import memory
 from nbllama.train.objective import Objective, TokenLoss
+from nbllama.train.sharing import Sizes, largest_shared
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -56,6 +58,7 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
+    computed: int  # tokens without those that a sample shares with one before it in its batch
 
 
 class StepResult(NamedTuple):
@@ -73,24 +76,32 @@ class StepResult(NamedTuple):
     trained: int
     seconds: float
     skipped: bool
+    computed: int
 
 
 class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample."""
+    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample.
+
+    `computed`: rows that are computed, `keys`: tokens that they see, if samples share.
+    """
 
     tokens: int
     trained: int
     longest: int
     mean_tokens: float
     mean_trained: float
+    computed: int
+    keys: int
 
 
-def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
+def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
     """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
     lengths = dataset.lengths()
-    means = (float(counts.mean()) for counts in lengths)
+    means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)
-    return Limits(tokens, trained, int(lengths[0].max()), *means)
+    sizes = largest_shared(dataset, batch, tokens=tokens) if shares else Sizes(tokens, tokens)
+    longest = int(lengths[0].max())
+    return Limits(tokens, trained, longest, means[0], means[1], sizes.computed, sizes.keys)
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
@@ -98,7 +109,7 @@ def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dr
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
-    sizes = layout(model, adapter, most.tokens, most.trained, dropout=dropout)
+    sizes = layout(model, adapter, most.computed, most.trained, dropout=dropout)
     least = activation_bytes(sizes, checkpointing=True)
     if least > nbytes:
         raise UsageError(
@@ -137,6 +148,7 @@ class Trainer:
         seed: int = 0,
         validation: Dataset | None = None,
         objective: Objective | None = None,
+        share_prompts: bool = False,
     ) -> None:
         """Reserve the memory of training.
 
@@ -145,6 +157,8 @@ class Trainer:
         decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
         `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
         `validation_loss`. `objective`: what is minimised; None: the loss of each token.
+        `share_prompts`: what samples of a micro-batch have in common at their
+        beginning is computed once (`data.shared`), unless there is dropout.
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
@@ -157,13 +171,17 @@ class Trainer:
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
-        self.limits = limits(dataset, batch, feed.wraps)
+        self.shares = share_prompts and not dropout
+        self.limits = limits(dataset, batch, feed.wraps, self.shares)
         self.objective: Objective = objective or TokenLoss(probability_floor)
         self._validation: list[Batch] = []
         if validation is not None:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
+            # these are not laid out anew
+            most = max(self.limits.tokens, self.limits.computed)
+            self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
         self.kept, drops = 0, dropout > 0
         if activation_memory:
@@ -171,7 +189,7 @@ class Trainer:
             self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout=drops)
         self.acts = model.activations(
             adapter,
-            self.limits.tokens,
+            self.limits.computed,
             self.limits.trained,
             checkpointing=self.checkpointing,
             kept=self.kept,
@@ -207,6 +225,7 @@ class Trainer:
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
         trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
+        batches = self.laid_out(batches)
         self.bound.zero_grads()
         total = 0.0
         for micro, batch in enumerate(batches):
@@ -218,16 +237,27 @@ class Trainer:
             self.model.backward(self.bound, self.acts, batch, check)
         self.bound.dropout = None
         seconds = time.perf_counter() - start
-        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
+        computed = sum(b.n_tokens for b in batches)
+        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
+
+    def laid_out(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
         """Batches of all its samples; the run's memory must hold at least one sample."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
-        self._validation = [data.batch(part) for part in numbers]
+        self._validation = self.laid_out([data.batch(part) for part in numbers])
+        own = self.limits
+        self.limits = own._replace(
+            computed=max(own.computed, *(b.n_tokens for b in self._validation)),
+            keys=max(own.keys, *(b.whole().n_tokens for b in self._validation)),
+        )
 
     def _make_room(self, data: Dataset) -> None:
-        own, other = self.limits, limits(data, 1)
+        """Raise the limits to what one sample of `data` needs, if they are lower."""
+        own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
             trained=max(own.trained, other.trained),
@@ -279,7 +309,7 @@ class Trainer:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         return StepResult(
             self.iteration, epoch, found.loss, self.opt.alpha * factor, grad_norm, found.tokens,
-            found.trained, found.seconds + time.perf_counter() - start, skipped,
+            found.trained, found.seconds + time.perf_counter() - start, skipped, found.computed,
         )  # fmt: skip
 
     @one_at_a_time

@@ -52,7 +52,7 @@ def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        ("qwen3moe", "mixture-of-experts models are not supported"),
+        ("deepseek2", "this mixture of experts is not supported"),
         ("mamba", "recurrent models are not supported"),
         ("qwen3vlmoe", "multimodal models are not supported"),
         ("bert", "do not predict the next token are not supported"),

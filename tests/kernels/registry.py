@@ -13,12 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import nbllama.ops
-from tests.kernels import attention, dense, elements, loss, products, tokens, weights
+from tests.kernels import (
+    attention,
+    dense,
+    elements,
+    experts,
+    loss,
+    products,
+    tokens,
+    weights,
+)
 from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
-assert all((tokens, elements, dense, attention, products, loss, weights))  # their cases have joined
+assert all(
+    (tokens, elements, dense, experts, attention, products, loss, weights)
+)  # their cases have joined
 
 GROUPS = (
     *("small", "attention", "products"),
@@ -38,6 +49,8 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
+    "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
+    "table; tests/ops/test_registry_sweep.py compares it with its reference",
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",

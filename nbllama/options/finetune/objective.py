@@ -36,7 +36,7 @@ class ObjectiveOptions:
         SFT.name,
         "sft: the likelihood of all answers; dpo, ipo, orpo and simpo: preferences between two"
         " answers; kto: answers that are good or bad",
-        saved=Saved(39),
+        saved=Saved(41),
         without=SFT.name,
     )
     beta: float | None = _objective(
@@ -45,14 +45,14 @@ class ObjectiveOptions:
         "how strongly preferences count against the distance from the reference: beta of dpo, kto"
         " and simpo, tau of ipo, lambda of orpo",
         shown_default=_defaults("beta"),
-        saved=Saved(40),
+        saved=Saved(42),
     )
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
         None,
         "share of the pairs whose sides are taken to be the wrong way round, with dpo and simpo",
         shown_default="0",
-        saved=Saved(41),
+        saved=Saved(43),
         without=0.0,
     )
     margin: float | None = _objective(
@@ -60,7 +60,7 @@ class ObjectiveOptions:
         None,
         "by how much the chosen answer shall win, with simpo (gamma of the paper)",
         shown_default=f"{MARGIN:g}",
-        saved=Saved(42),
+        saved=Saved(44),
         without=0.0,
     )
     reference: str | None = _objective(
@@ -76,7 +76,7 @@ class ObjectiveOptions:
         None,
         "weight of a further term, the negative log-likelihood of the chosen answer by its tokens",
         shown_default=_defaults("sft_weight"),
-        saved=Saved(43),
+        saved=Saved(45),
         without=0.0,
     )
 

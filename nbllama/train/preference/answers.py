@@ -22,8 +22,8 @@ Check = Callable[[], None] | None
 
 
 def answer_tokens(batch: Batch) -> np.ndarray:
-    """Return the number of trained targets of each sequence, int64 `[S]`."""
-    starts = batch.seq_offsets[:-1]
+    """Return the number of trained targets of each sample, int64 `[S]`."""
+    starts = batch.whole().seq_offsets[:-1]
     counts: np.ndarray = np.add.reduceat(batch.targets >= 0, starts, dtype=np.int64)
     return counts
 
@@ -31,7 +31,7 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, batch: Batch
 ) -> np.ndarray:
-    """Return log pi(y|x) of each sequence, float64 `[S]`, after the forward pass of `batch`.
+    """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
 
     That is the sum over its trained targets. Each must have one, and the last block's output stays
     as it is.
@@ -65,7 +65,7 @@ def of_samples(
     The batches are as large as `most` allows. `check` runs between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
-    for part in batches((tokens, trained), most.tokens, most.trained):
+    for part in batches((tokens, trained), most.computed, most.trained):
         batch = samples.batch(rows[part].tolist())
         model.forward(bound, acts, batch, check)
         yield log_probabilities(model, bound, acts, buffers, batch)

@@ -133,7 +133,7 @@ class PreferenceLoss:
     def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
         """Estimate the reference point of KTO, and return the number of samples."""
         self._measured = Measured(self._labels)
-        judged = [cast(JudgedBatch, batch) for batch in batches]
+        judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
         if self._moves:
             self._z = self._reference_point(trainer, judged, check)
         width = 1 if self._labels else 2
@@ -154,8 +154,9 @@ class PreferenceLoss:
 
     def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of the samples' losses; see `Objective.loss`."""
-        batch = cast(JudgedBatch, batch)
-        source, rows = batch.source, batch.rows
+        # what samples share is computed once, but the targets are in the samples' order
+        samples = cast(JudgedBatch, batch.whole())
+        source, rows = samples.source, samples.rows
         policy = log_probabilities(
             trainer.model, trainer.bound, trainer.acts, trainer.buffers, batch
         )

@@ -106,7 +106,7 @@ class Reference:
         bound = Bound(model, self.adapter)
         acts, buffers = trainer.acts, trainer.buffers
         if self.adapter is not None and not _same_sizes(self.adapter, trainer.adapter):
-            acts = model.activations(self.adapter, most.tokens, most.trained, checkpointing=True)
+            acts = model.activations(self.adapter, most.computed, most.trained, checkpointing=True)
             buffers = model.loss_buffers(self.adapter, most.trained)
         parts: list[np.ndarray] = []
         for samples in self._samples():

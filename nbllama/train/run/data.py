@@ -33,6 +33,7 @@ from nbllama.data import (
     parse_columns,
 )
 from nbllama.data.feed import iterations
+from nbllama.data.grouped import GroupedOrder
 from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.options.data import DataOptions
@@ -101,7 +102,7 @@ def load_data(
     elif options.early_stop:
         raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
-        data = Packed(data)
+        data = Packed(data, bool(options.share_prompts))
     return options, data, validation
 
 
@@ -220,7 +221,11 @@ def make_feed(
     """
     epoch = state.epoch if state is not None else 0
     if not old_order(options, state):
-        feed = SeedFeed(data, seed)
+        samples = data.samples if isinstance(data, Packed) else data
+        order = None
+        if options.group_prompts and isinstance(samples, Samples):
+            order = GroupedOrder(samples, seed, options.batch)
+        feed = SeedFeed(data, seed, order)
         if state is None:
             return feed, Position()
         if options.force_reshuffle:
