@@ -1,6 +1,6 @@
 """Teach a rule of style by preferences, and count how often held-out questions are answered by it.
 
-    python examples/preferences/run.py --model MODEL.gguf [--objective dpo] [--from-usual]
+    python -m examples.preferences.run --model MODEL.gguf [--objective dpo] [--from-usual]
         [--out FOLDER] [--log RESULTS.jsonl] [more options of nbllama finetune ...]
 
 From the base model, or with `--from-usual` from an adapter that was trained to answer in the usual
