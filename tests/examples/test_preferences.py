@@ -1,4 +1,4 @@
-"""The example of preferences: its files follow from its seed, and the rule tells the sides apart."""
+"""The example of preferences: its files follow from its seed, and the rule parts the sides."""
 
 from __future__ import annotations
 
