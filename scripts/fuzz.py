@@ -302,7 +302,7 @@ def main() -> int:
     names = list(TARGETS) if asked.target == "all" else [asked.target]
     warnings.simplefilter("error")  # a warning of numpy is a number that was not checked
     signal.signal(signal.SIGALRM, _too_slow)
-    os.fsync = lambda fd: None
+    os.fsync = lambda fd: None  # no file here has to last
     print("| target | seed | files | read | refused | wrong |\n|---|---|---|---|---|---|")
     wrong = 0
     for name in names:

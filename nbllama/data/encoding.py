@@ -11,7 +11,16 @@ import numpy as np
 
 from nbllama.data.chat import ChatReader
 from nbllama.data.data_file import DataFile
-from nbllama.data.formats import Continuation, Conversation, Message, Sample
+from nbllama.data.formats import (
+    Continuation,
+    Conversation,
+    Labelled,
+    Message,
+    Pair,
+    Plain,
+    Sample,
+    plain_ones,
+)
 from nbllama.data.prepared import Rendered
 from nbllama.data.row import Encoded, Row
 from nbllama.data.spans import encode_parsed, encode_plain
@@ -80,7 +89,8 @@ def encoded(
     firsts = range(0, len(data.samples), _CHUNK)
 
     def render(first: int) -> list[Rendered]:
-        chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
+        chunk = plain_ones(s for _, s in data.samples[first : first + _CHUNK])
+        chats = [s for s in chunk if isinstance(s, Conversation)]
         return [] if reader is None or not chats else reader.render(chats)
 
     with ThreadPoolExecutor(1) as ahead:
@@ -114,6 +124,48 @@ def _bar(n: int, n_all: int, seconds: float) -> str:
 def _one(
     tokenizer: Tokenizer,
     sample: Sample,
+    reader: ChatReader | None,
+    chats: Iterator[Rendered],
+    line: int,
+    parse_special: bool,
+) -> Found:
+    if isinstance(sample, Pair):
+        sides = [
+            _plain(tokenizer, side, reader, chats, line, parse_special)
+            for side in (sample.chosen, sample.rejected)
+        ]
+        return _pair(*sides)
+    if isinstance(sample, Labelled):
+        found = _plain(tokenizer, sample.answer, reader, chats, line, parse_special)
+        return found if isinstance(found, NbllamaError) else _single(found)
+    return _plain(tokenizer, sample, reader, chats, line, parse_special)
+
+
+def _single(rows: list[Row]) -> Found:
+    if len(rows) == 1:
+        return rows
+    return DataError(
+        f"the chat template shows each of {len(rows)} answers another prompt: put all but the last "
+        "one into the prompt"
+    )
+
+
+def _pair(chosen: Found, rejected: Found) -> Found:
+    """Return the rows of both sides, or why there are none."""
+    rows: list[Row] = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        found = side if isinstance(side, NbllamaError) else _single(side)
+        if isinstance(found, NbllamaError):
+            return type(found)(f"{name}: {found}")
+        rows += found
+    if np.array_equal(rows[0].ids, rows[1].ids):
+        return DataError("chosen and rejected are the same tokens: there is nothing to prefer")
+    return rows
+
+
+def _plain(
+    tokenizer: Tokenizer,
+    sample: Plain,
     reader: ChatReader | None,
     chats: Iterator[Rendered],
     line: int,

@@ -109,13 +109,14 @@ class Model(Weights):
         buffers: LossBuffers,
         batch: Batch,
         *,
-        weight: float,
+        weight: float | np.ndarray,
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
         """Sum of the trained positions' losses, after `forward`.
 
-        With `gradient`, acts.dx becomes the gradient of `weight` times that sum. `floor`: see
+        With `gradient`, acts.dx becomes the gradient of `weight` times that sum (or of the sum with
+        a weight for each position, float64 `[M]`). `floor`: see
         `ops.cross_entropy`.
         """
         n = len(batch.tokens)

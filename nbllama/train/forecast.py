@@ -88,7 +88,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     most, drops = trainer.limits, trainer.dropout > 0
     sizes = layout(model, adapter, most.computed, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
-    rows = min(trainer.batch, trainer.dataset.n_samples)
+    rows = min(trainer.batch, trainer.dataset.n_samples) * getattr(trainer.dataset, "width", 1)
     kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
     passes = [
         forward_floats(most.longest, most.keys, rows, **kv),

@@ -96,14 +96,7 @@ def step_seconds(trainer: Trainer) -> float:
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
         trainer.acts.x(layers, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
         start = time.perf_counter()
-        trainer.model.loss(
-            trainer.bound,
-            trainer.acts,
-            trainer.buffers,
-            batch,
-            weight=1.0 / batch.n_trained,
-            gradient=True,
-        )
+        trainer.objective.loss(trainer, batch, weight=1.0 / batch.n_trained, gradient=True)
         heads.append(time.perf_counter() - start)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
@@ -115,5 +108,6 @@ def step_seconds(trainer: Trainer) -> float:
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
         per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
+    per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     return per_step * (per_token * computed + per_trained * mean.mean_trained)

@@ -44,6 +44,7 @@ from nbllama.train.run.defaults import context
 from nbllama.train.run.defaults import iterations as run_length
 from nbllama.train.run.given import NOTHING, Given, Records
 from nbllama.train.run.plan import with_plan
+from nbllama.train.run.preferences import as_wanted
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
@@ -152,7 +153,7 @@ def _load(
         records=records,
     )  # fmt: skip
     _check_kind(options, path, data.kind)
-    return data
+    return as_wanted(options.objective, path, data)
 
 
 def load_file(

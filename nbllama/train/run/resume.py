@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.data import Dataset
     from nbllama.model.passes import Model
+    from nbllama.train.run.preferences import RunPreferences
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # What a checkpoint from before there was an option means.
@@ -72,7 +73,11 @@ def _value(path: str, o: Option, key: str, found: Any) -> Any:
 
 
 def identity(
-    settings: Settings, model: Model, data: Dataset, validation: Dataset | None
+    settings: Settings,
+    model: Model,
+    data: Dataset,
+    validation: Dataset | None,
+    preferences: RunPreferences | None = None,
 ) -> Identity:
     """Return what a checkpoint of this run must share with it."""
     return Identity(
@@ -84,7 +89,8 @@ def identity(
         data=data.fingerprint,
         model=model_numbers(model.hp),
         settings=settings.saved()
-        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
+        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""}
+        | (preferences.identity() if preferences is not None else {}),
     )
 
 

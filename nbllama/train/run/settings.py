@@ -52,9 +52,13 @@ class Settings:
     notes: tuple[str, ...]  # what the user should know about these numbers
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the options, by its keys and in their order."""
+        """Return what a checkpoint holds of the options, by its keys and in their order.
+
+        An option that the objective has no use for has no value, and is left out.
+        """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
-        return {row.key or name: self.value(row.key or name) for row, name in rows}
+        keys = [row.key or name for row, name in rows]
+        return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
         """Return the value of an option in this run: derived, or else as it was given."""
