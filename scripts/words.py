@@ -1,8 +1,8 @@
 """Find phrases in the documentation that scripts/phrases.txt replaces with others.
 
-Without arguments it checks every file of PAGES, else the files that are named. It searches prose only:
-in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings. It prints one line
-per phrase (file, line, phrase, what to write) and exits with 1 if there are any.
+Without arguments it checks every file of PAGES, else the files that are named. It searches prose
+only: in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.
+It prints one line per phrase (file, line, phrase, what to write) and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def read_phrases(path: Path = PHRASES) -> dict[str, str]:
-    """Phrase, in lower case, to what to write; ValueError for a line that is neither this nor a comment."""
+    """Phrase, in lower case, to what to write; ValueError for a line that is wrong."""
     phrases: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -49,7 +49,7 @@ def read_phrases(path: Path = PHRASES) -> dict[str, str]:
 
 
 def prose(path: Path) -> str:
-    """The text of a file with everything that is code replaced by spaces; lines keep their numbers."""
+    """The text of a file with spaces in place of code; lines keep their numbers."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return _comments_and_strings(text)

@@ -1,8 +1,8 @@
 """The table of docs/which-model.md: memory and time of a training run by model size.
 
 Memory is what `--dry-run` forecasts for a sparse random model of the shape (`make_random_model.py
---sparse`): it adds up arrays, so other programs on the machine do not change it. Time is not taken from
-that forecast, which measures this machine as it is now. It is computed from the throughput of
+--sparse`): it adds up arrays, so other programs on the machine do not change it. Time is not taken
+from that forecast, which measures this machine as it is now. It is computed from the throughput of
 docs/results/bench.json, in products per second, which hardly depends on the model's size.
 """
 
@@ -61,7 +61,15 @@ def row(name: str, like: str, shape: str, billions: float, kind: str) -> str:
         model, text = Path(folder, "model.gguf"), Path(folder, "text.txt")
         text.write_text("the hen and the heron are on the other end of it\n" * 90, encoding="utf-8")
         words = [w for pair in zip(SIZES, sizes, strict=True) for w in (f"--{pair[0]}", pair[1])]
-        words += ["--arch", arch, "--type", kind, "--mix", "--sparse", *["--tied"] * (tied == "tied")]
+        words += [
+            "--arch",
+            arch,
+            "--type",
+            kind,
+            "--mix",
+            "--sparse",
+            *["--tied"] * (tied == "tied"),
+        ]
         run("scripts/tools/make_random_model.py", model, *words)
         size = model.stat().st_size / 1e9
         out = run(
