@@ -1,10 +1,11 @@
 """The output of a program as a picture of a terminal, in SVG, by `rich`.
 
     nbllama finetune ... >run.txt 2>&1
-    python scripts/tools/terminal_picture.py run.txt docs/run.svg --lines 1-8,20-25 \\
-        --command "nbllama finetune ..."
+    python scripts/tools/terminal_picture.py run.txt run.svg --command "nbllama finetune ..." \\
+        --keep model --keep "iter= +[123] "
 
-Draws the lines of run.txt that `--lines` names, as they are; "..." stands where lines are left out.
+Draws the lines of run.txt that begin with one of the `--keep` patterns, as they are, cut to 80
+columns; "..." replaces more than a few lines in between. scripts/tools/front_picture makes docs/run.svg.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 118
+WIDTH = 80
+MANY = 5  # lines whose absence is shown
 # rich's own frame without its web fonts, so that a page loads nothing from elsewhere.
 FRAME = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -44,22 +46,25 @@ font-size: {char_height}px; line-height: {line_height}px; }}
 """
 
 
-def chosen(lines: list[str], ranges: str) -> list[str]:
-    """The lines of ranges such as "1-8,20-25", counted from 1, with "..." between the ranges."""
+def chosen(lines: list[str], patterns: list[str]) -> list[str]:
+    """The lines that begin with one of the patterns, with "..." where many are left out."""
     picked: list[str] = []
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        begin, end = int(first), int(last or first)
-        if not 1 <= begin <= end <= len(lines):
-            raise SystemExit(f"error: --lines {part}: the file has {len(lines)} lines")
-        picked += (["..."] if picked else []) + lines[begin - 1 : end]
+    left_out = 0
+    for line in lines:
+        if not any(re.match(pattern, line) for pattern in patterns):
+            left_out += 1
+            continue
+        if picked and left_out >= MANY:
+            picked.append("...")
+        picked.append(line)
+        left_out = 0
     return picked
 
 
 def picture(lines: list[str], command: str, title: str) -> str:
     """The SVG text; every line is cut to the width of the terminal."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    for number, line in enumerate(re.split(r"(?<=\\)\n", command)):
+    for number, line in enumerate(command.splitlines()):
         prompt = Text("$ " if number == 0 else "    ", style="bold green")
         console.print(prompt + Text(line.strip(), style="bold"), overflow="crop", no_wrap=True)
     for line in lines:
@@ -71,12 +76,12 @@ def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("output", type=Path, help="what the program printed")
     p.add_argument("svg", type=Path, help="the picture to write")
-    p.add_argument("--lines", required=True, help="which lines, such as 1-8,20-25")
+    p.add_argument("--keep", action="append", required=True, help="how a line to draw begins")
     p.add_argument("--command", required=True, help="the command that is shown above them")
     p.add_argument("--title", default="nbllama", help="the window's title")
     given = p.parse_args()
     lines = given.output.read_text(encoding="utf-8").splitlines()
-    svg = picture(chosen(lines, given.lines), given.command, given.title)
+    svg = picture(chosen(lines, given.keep), given.command, given.title)
     given.svg.write_text(svg, encoding="utf-8")
     print(f"{given.svg}: {len(svg)} bytes", file=sys.stderr)
 
