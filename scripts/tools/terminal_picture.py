@@ -5,7 +5,8 @@
         --keep model --keep "iter= +[123] "
 
 Draws the lines of run.txt that begin with one of the `--keep` patterns, as they are, cut to 80
-columns; "..." replaces more than a few lines in between. scripts/tools/front_picture makes docs/run.svg.
+columns; "..." replaces more than a few lines in between. scripts/tools/front_picture makes
+docs/run.svg.
 """
 
 from __future__ import annotations

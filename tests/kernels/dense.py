@@ -61,8 +61,8 @@ def _layer_norm(size: str) -> Run:
     )
 
 
-@case("layer_norm, gradient with respect to x", "small", layer_norm_grad, bound=1e-6, llama=NO_GRADIENT,
-      shape="1024 x 576")  # fmt: skip
+@case("layer_norm, gradient with respect to x", "small", layer_norm_grad, bound=1e-6,
+      llama=NO_GRADIENT, shape="1024 x 576")  # fmt: skip
 def _layer_norm_grad(size: str) -> Run:
     x, w, b, dy = _norm(size)
     dx, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)), np.float32)
