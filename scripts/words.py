@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PHRASES = Path(__file__).with_name("phrases.txt")
-PAGES = ("README.md", "CHANGELOG.md", "docs/**/*.md", "examples/**/*.md")
+PAGES = ("*.md", "requirements/*.md", "docs/**/*.md", "examples/**/*.md")
 # Programs write these pages from their own help texts and titles.
 GENERATED = {"docs/options.md", "docs/main-options.md"}
 GENERATED_FOLDER = "docs/results/"
