@@ -62,7 +62,8 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
     line = (
         f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
-        f"lr={record.lr:.3e} grad_norm={record.grad_norm:.4g} tokens/s={record.tokens_per_s:.1f} "
+        f"lr={record.lr:.3e} grad_norm={record.grad_norm:.4g} tokens={record.tokens} "
+        f"computed={record.computed_tokens} tokens/s={record.tokens_per_s:.1f} "
         f"dt={record.seconds:.2f}s eta={eta} mem={memory(record.rss_bytes).replace(' ', '')}"
     )
     return line + " skipped: loss or gradient not finite" if record.skipped else line

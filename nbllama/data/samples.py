@@ -88,6 +88,10 @@ class Samples(RowPerSample):
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
 
+    def inputs(self, i: int) -> np.ndarray:
+        """Return sample i's input tokens, int32 `[n]`."""
+        return self.ids[self._part(i)][:-1]
+
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Return both counts of all samples, int64 [n_samples] each."""
         # The first id of a sample is no target.

@@ -26,7 +26,8 @@ class StepRecord:
 
     `iter`: 1 for the very first, counted through resumes. `n_iter`: the iteration at which this
     run ends. `loss`: nats per trained token. `seconds`: time of the step without compiling and
-    without saving. `tokens`: tokens that went through the model in this step.
+    without saving. `tokens`: input tokens of the step's samples, which `tokens_per_s` counts too.
+    `computed_tokens`: without those that a sample shares with one before it in its micro-batch.
     `skipped`: loss or gradient were not finite and nothing was changed.
     """
 
@@ -37,6 +38,7 @@ class StepRecord:
     lr: float
     grad_norm: float
     tokens: int
+    computed_tokens: int
     tokens_per_s: float
     seconds: float
     rss_bytes: int

@@ -33,7 +33,8 @@ OLD = """
 --rank-ffn-up
 """.split()
 NEW = """
---list-archs --rank-wqkv
+--list-archs --rank-wqkv --rank-gate-shexp --rank-down-shexp --rank-up-shexp
+--rank-experts --rank-gate-exps --rank-down-exps --rank-up-exps
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay

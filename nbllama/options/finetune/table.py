@@ -72,6 +72,11 @@ def parse(argv: Sequence[str]) -> Options:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
     if options.val_data and options.val_split:
         raise UsageError("--val-data and --val-split: validation data come from one of them")
+    if options.share_prompts and options.lora_dropout:
+        raise UsageError(
+            "--share-prompts and --lora-dropout: every sample has masks of its own; leave one of "
+            "the two out"
+        )
     if options.n_gpu_layers:
         raise UsageError(
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "

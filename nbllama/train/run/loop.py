@@ -20,6 +20,7 @@ from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
+from nbllama.train.run.load import load_row
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import RunSession
@@ -217,11 +218,14 @@ class Loop:
             self._watch.trained(r.loss, r.trained)
         record = StepRecord(
             iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+            grad_norm=r.grad_norm, tokens=r.tokens, computed_tokens=r.computed,
+            tokens_per_s=r.tokens / r.seconds, seconds=r.seconds, rss_bytes=resident(),
+            skipped=r.skipped,
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)
+        if (load := load_row(self.trainer)) is not None:
+            self.ui.record(load)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 

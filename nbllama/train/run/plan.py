@@ -96,6 +96,7 @@ def with_plan(
         / OPTIMISERS[options.optimizer].rate_divisor,
         "keep_last": KEPT if chat else 0,
         "answers": ANSWERS if chat and not options.compat else 0,
+        "share_prompts": not (options.compat or options.lora_dropout) and state is None,
     }
     holds_out = chat and state is None and not timed and not validated
     share = held_out_share(n_records) if holds_out and options.val_split is None else 0.0

@@ -32,6 +32,7 @@ from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
+from nbllama.train.sharing import saved_line
 from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
@@ -184,6 +185,7 @@ class RunSession:
             dropout=o.lora_dropout,
             seed=s.seed,
             validation=self.validation,
+            share_prompts=bool(o.share_prompts),
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
@@ -199,7 +201,9 @@ class RunSession:
         """How many there are in the data, and what the loss is taken on."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
-        if not self.options.packing:
+        if self.trainer.shares:
+            line += f", {saved_line(self.trainer)}"
+        if not self.options.packing or self.options.share_prompts:
             return line
         use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
