@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ def _delta_net(size: str) -> Run:
         arrays = [inputs[name][None] for name in "qkv"]
         gates = [inputs[name][None, :, :, None] for name in ("g", "beta")]
         state = np.zeros((1, v.shape[1], v.shape[2], v.shape[2]), np.float32)
-        return {"o": g.apply("ggml_gated_delta_net", *arrays, *gates, state, 1)}
+        return {"o": g.apply("ggml_gated_delta_net", *arrays, *gates, state, C.c_int64(1))}
 
     def cut(found: Arrays) -> Arrays:
         return {"o": found["o"].reshape(-1)[: v.size]}

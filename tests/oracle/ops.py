@@ -80,15 +80,16 @@ class Graph:
     def apply(self, name: str, *args: Any) -> Any:
         """Add op `name` (an exported C function); returns its result tensor, not yet computed.
 
-        Arrays and `Raw` become tensors, int and bool C ints, float C floats, None a null tensor.
+        Arrays and `Raw` become tensors, int and bool C ints, float C floats, `c_int64` is
+        itself, None a null tensor.
         """
         types: list[Any] = [_P]
         values: list[Any] = [self._context]
         for arg in args:
             if isinstance(arg, np.ndarray | Raw):
                 arg = self.tensor(arg)
-            kind = C.c_int if isinstance(arg, int) else C.c_float if isinstance(arg, float) else _T
-            types.append(kind)
+            kinds = {int: C.c_int, bool: C.c_int, float: C.c_float, C.c_int64: C.c_int64}
+            types.append(kinds.get(type(arg), _T))
             values.append(arg)
         return function(name, _T, *types)(*values)
 
