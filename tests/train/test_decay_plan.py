@@ -11,10 +11,13 @@ from nbllama.checkpoint.identity import Identity
 from nbllama.checkpoint.state import TrainState
 from nbllama.errors import UsageError
 from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import parse
 from nbllama.train.run.decay import Decay, check_rates, plan, schedule
 from nbllama.train.run.resume import completed
 from nbllama.train.run.settings import Settings, resolve
+
+NO_EXPERTS = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
 
 
 def run_of(
@@ -26,8 +29,8 @@ def run_of(
     assert options.adam_iter is not None
     decay = plan(options, given.cos_decay_steps, state, data_kind=kind, n_iter=options.adam_iter)
     s = resolve(
-        replace(options, cos_decay_steps=decay.end), kind, 1000, missing=(), cores=1, new_seed=1,
-        done=done, begin=decay.begin,
+        replace(options, cos_decay_steps=decay.end), kind, 1000, missing=NO_EXPERTS, cores=1,
+        new_seed=1, done=done, begin=decay.begin,
     )  # fmt: skip
     rates = schedule(s, decay)
 
