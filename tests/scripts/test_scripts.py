@@ -117,7 +117,7 @@ def test_the_venv_is_made_once_and_again_when_the_project_changes(bare: Path) ->
     assert log.read_text().count("pip install") == 3
 
 
-SLOW = "test -m slow and not long --junitxml=build/slow.xml"
+SLOW = "test -n 2 --dist loadfile -m slow and not long --junitxml=build/slow.xml"
 
 
 @pytest.mark.parametrize(
