@@ -7,53 +7,54 @@ from typing import Any
 
 from tests.kernels.registry import CASES, GROUPS, NO_CASE, Case
 
-HEAD = """# Every kernel beside numpy and llama.cpp
+HEAD = """# Every kernel compared with numpy and llama.cpp
 
-Made by `scripts/tools/kernel_tables` on {date}; {machine}, one
-thread each. The rows are the registry of the tests, `tests/kernels`: `test_registry.py` runs each
-of them in two other sizes, and fails when a function of `nbllama/ops` or a weight type has none.
+Made by `scripts/tools/kernel_tables` on {date}; {machine}, one thread each. The rows come from
+the registry of the tests, `tests/kernels`. `test_registry.py` runs each of them with two other
+sizes, and fails if a function of `nbllama/ops` or a weight type has no row.
 
-- **to numpy**: the largest difference to a reference in plain numpy and float64, divided by the
-  largest number of the reference, over three sizes: one token, odd numbers of everything, and the
-  size that is timed. A gradient's row is for all arrays that it returns; the largest counts.
-- **to llama.cpp**: the same against llama.cpp's own op, called in the same process on the same
-  bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp first
-  rounds the activations to 8 bits (to halves for F16), and training here does not.
-- **rate**: of the best run. GB/s count every array that goes in or out once, GF/s an addition and a
-  multiplication as two.
+- **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
+  largest number of the reference, over three sizes: one token, odd sizes, and the size that is
+  timed. The row of a gradient covers all arrays that it returns; the largest difference counts.
+- **to llama.cpp**: the same, compared with llama.cpp's own op, called in the same process on the
+  same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
+  first rounds the activations to 8 bits (to half precision for F16), and training here does not.
+- **rate**: throughput of the best run. GB/s count every input and output array once; GF/s count
+  an addition and a multiplication as two operations.
 - **x numpy**, **x llama.cpp**: how many times as fast as the same reference in float32, and as
-  llama.cpp's op: medians of runs in turns. Below 1 the other is faster. The machine was not idle:
-  trust ratios, not rates.
+  llama.cpp's op (medians of alternating runs). Below 1 the other is faster. The machine was not
+  idle: compare ratios, not absolute speeds.
 
-Where an op works in place, the copy that lets it run again is timed with it. llama.cpp's ops are
-called one by one, as its library has them; its programs also have fused ones (flash attention) and,
-for some types and CPUs, repacked weights, which are faster. Whole models against llama.cpp:
-[Generation](decode.md); whole steps against other trainers: [Speed and memory](results/bench.md).
+For an op that works in place, the time includes the copy that makes it repeatable. llama.cpp's
+ops are called one by one, as in its library; its programs also have fused ones (flash attention)
+and, for some types and CPUs, repacked weights, which are faster. [Generation](decode.md) compares
+whole models with llama.cpp, and [Speed and memory](results/bench.md) compares whole steps with
+other trainers.
 """
 
 TEXTS = {
-    "small": ("Token by token", "What works on each token or number by itself."),
+    "small": ("Token by token", "Operations on single tokens or single numbers."),
     "attention": (
         "Attention",
         "ggml has no attention with a gradient: llama.cpp's side is the chain of ops that has one."
-        " Forward rows count the products of a causal half, gradients 2.5 times as many.",
+        " Forward rows count the products of the causal half, gradients 2.5 times as many.",
     ),
     "products": (
         "Linear layers, LoRA and the loss",
-        "The LoRA pair rides along in the big product.",
+        "The LoRA pair is computed inside the big product.",
     ),
     "decode": (
         "Weight types: decoding",
-        "To the bit. numpy is gguf-py's own `dequantize`.",
+        "Bit-equal. numpy is gguf-py's own `dequantize`.",
     ),
     "matmul": (
         "Weight types: the product of training",
-        "Packing of the activations is timed with it. numpy multiplies float32 weights that were"
-        " decoded before; llama.cpp's product is one of integers.",
+        "The time includes packing the activations. numpy multiplies float32 weights that are"
+        " already decoded; llama.cpp multiplies integers.",
     ),
     "matmul gradient": (
-        "Weight types: the gradient by the input",
-        "Here llama.cpp decodes the weights and rounds nothing.",
+        "Weight types: the gradient with respect to the input",
+        "Here llama.cpp decodes the weights and does not round.",
     ),
     "one token": (
         "Weight types: one token",
@@ -64,7 +65,7 @@ TEXTS = {
         "Weight types: quantising",
         "Differences are relative L2 norms of the decoded weights. For the types with a search"
         " (Q2_K to Q6_K) gguf-py has no quantiser: *to numpy* is then the error of the type"
-        " itself, to the weights before.",
+        " itself, relative to the original weights.",
     ),
 }
 

@@ -61,8 +61,8 @@ def _layer_norm(size: str) -> Run:
     )
 
 
-@case("layer_norm, gradient by x", "small", layer_norm_grad, bound=1e-6, llama=NO_GRADIENT,
-      shape="1024 x 576")  # fmt: skip
+@case("layer_norm, gradient with respect to x", "small", layer_norm_grad, bound=1e-6,
+      llama=NO_GRADIENT, shape="1024 x 576")  # fmt: skip
 def _layer_norm_grad(size: str) -> Run:
     x, w, b, dy = _norm(size)
     dx, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)), np.float32)
@@ -76,7 +76,7 @@ def _layer_norm_grad(size: str) -> Run:
     return Run(inputs, ours, lambda **i: {"dx": layer_norm_grad_ref(**i)[0]}, None, 12 * x.size)
 
 
-@case("layer_norm, gradient by w", "small", layer_norm_grad_weight, bound=1e-6,
+@case("layer_norm, gradient with respect to w", "small", layer_norm_grad_weight, bound=1e-6,
       llama="ggml_norm, ggml_mul, ggml_repeat_back", shape="1024 x 576")  # fmt: skip
 def _layer_norm_grad_weight(size: str) -> Run:
     x, w, b, dy = _norm(size)

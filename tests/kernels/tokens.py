@@ -143,7 +143,7 @@ def _rms_norm(size: str) -> Run:
     )
 
 
-@case("rms_norm, gradient by x", "small", rms_norm_grad, bound=1e-6,
+@case("rms_norm, gradient with respect to x", "small", rms_norm_grad, bound=1e-6,
       llama="ggml_mul, ggml_rms_norm_back", shape="1024 x 576")  # fmt: skip
 def _rms_norm_grad(size: str) -> Run:
     x, w, dy = _norm(size)
@@ -163,7 +163,7 @@ def _rms_norm_grad(size: str) -> Run:
     )
 
 
-@case("rms_norm, gradient by w", "small", rms_norm_grad_weight, bound=1e-6,
+@case("rms_norm, gradient with respect to w", "small", rms_norm_grad_weight, bound=1e-6,
       llama="ggml_rms_norm, ggml_mul, ggml_repeat_back", shape="1024 x 576")  # fmt: skip
 def _rms_norm_grad_weight(size: str) -> Run:
     x, w, dy = _norm(size)
