@@ -12,7 +12,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
-
+_WHOLE_SCALES = ("scale", "input_scale")  # of NVFP4 tensors, in llama.cpp
 
 # Tensors of what turns pictures and sound into embeddings, in files that hold all of a model.
 _OTHER_SENSES = ("v.", "a.", "mm.")
@@ -39,6 +39,13 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
     others = [name for name in f.tensors if name not in expected]
     unknown = next((name for name in others if not name.startswith(_OTHER_SENSES)), None)
     if unknown is not None:
+        weight, _, rest = unknown.rpartition(".")
+        if rest in _WHOLE_SCALES and f"{weight}.weight" in expected:
+            raise f.error(
+                f"tensor '{shown(unknown)}'",
+                "is a scale for a whole tensor, as some NVFP4 files have, which is not supported; "
+                "convert the model to another type, such as Q8_0",
+            )
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)

@@ -34,6 +34,7 @@ _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system",
 _USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
 _USUAL.pop("function_call", None)
 _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
+_ROLES = frozenset(_USUAL.values())
 
 
 def format_by_keys(record: Record) -> Format | None:
@@ -52,6 +53,8 @@ def is_turns(value: Any) -> bool:
 def _is_turn(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
+    if value.get("role") is not None and value.get("content") is not None:
+        return True  # most are like this
     folded = _folded(value)
     says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
     return says and ("role" in folded or any(s in folded for s in _SPEAKER))
@@ -252,8 +255,10 @@ def _turn(turn: Record, counts: Counts) -> Record:
 
 def _role(turn: Record, counts: Counts) -> Record:
     role = turn["role"]
-    usual = _USUAL.get(role.strip().lower()) if type(role) is str else None
-    if usual is None or usual == role:
+    if type(role) is not str or role in _ROLES:
+        return turn
+    usual = _USUAL.get(role.strip().lower())
+    if usual is None:
         return turn
     counts.roles[f"{shown(role, 40)} as {usual}"] += 1
     return turn | {"role": usual}

@@ -32,6 +32,7 @@ from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
 from nbllama.data.unpack import Content, read_contents
 from nbllama.data.wrapped import Entry, as_record, entries_of
 from nbllama.errors import DataError, UsageError, shown
+from nbllama.system.garbage import without_collection
 
 CSV = "csv"
 NAMES = (RAW, *FORMATS, CSV)
@@ -61,6 +62,7 @@ class _Asked(NamedTuple):
         return FORMATS.get(self.data_format or "")
 
 
+@without_collection()
 def open_data(
     path: str | os.PathLike[str],
     data_format: str | None = None,
