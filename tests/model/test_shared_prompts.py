@@ -10,6 +10,7 @@ import pytest
 
 import nbllama
 from examples.toy_archs import random_adapter
+from nbllama.arch import ARCHS
 from nbllama.data.batch import Batch
 from nbllama.data.shared import share
 from nbllama.model.gradients import loss_and_gradients
@@ -62,6 +63,12 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 
     MODELS[name].make(tmp_path / "toy.gguf")
     model = nbllama.load_model(tmp_path / "toy.gguf")
+    if ARCHS[model.hp.arch].mixer:
+        with pytest.raises(ValueError, match="needs its state"):
+            loss_and_gradients(
+                model, random_adapter(model, norms=True), share(prompts(model)), False
+            )
+        return
     check(model, prompts(model))
 
 
