@@ -7,18 +7,27 @@ exactly these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import nbllama
+from examples.toy_hybrids import make_lfm2, make_qwen35
 from examples.toy_models import make_llama
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import EVERY_SLOT, without_tensor
 from nbllama.model.passes import Model
 
 WIDE = {"n_embd": 256, "n_ff": 256}
+WIDE_QWEN35 = WIDE | {"size": 64, "head_dim": 64}
+MAKERS: dict[str, Callable[..., None]] = {
+    "lfm2": make_lfm2,
+    "lfm2moe": make_lfm2,
+    "qwen35": make_qwen35,
+    "qwen35moe": make_qwen35,
+}
 
 
 class Thin(NamedTuple):
@@ -30,7 +39,10 @@ class Thin(NamedTuple):
 
     def make(self, path: Path, **changes: Any) -> None:
         options: dict[str, Any] = {"arch": self.arch, **self.options, **changes}
-        make_llama(path, **options)
+        if self.arch in MAKERS:
+            MAKERS[self.arch](path, **options)
+        else:
+            make_llama(path, **options)
 
     def make_wide(self, path: Path, types: str) -> None:
         self.make(path, types=types, **self.wide)
@@ -74,6 +86,29 @@ DENSE = {
     "expert_feed_forward_length": 32,
     "expert_shared_count": 1,
     "expert_weights_scale": 1.0,
+}
+
+
+def mixture(count: int, used: int, n_ff: int, **more: Any) -> dict[str, Any]:
+    """Options of a mixture: its tensors, and the keys that say how large it is."""
+    keys: dict[str, Any] = {"expert_count": count, "expert_used_count": used}
+    keys |= more.pop("keys", {})
+    return {"experts": {"count": count, "n_ff": n_ff, **more}, "keys": keys}
+
+
+QWEN3_MOE = BPE | {"qk_norm": True, "head_dim": 24}
+GRANITE = {"embedding_scale": 12.0, "residual_scale": 0.9, "logit_scale": 8.0}
+GRANITE_MOE = GRANITE | {"attention.scale": 0.1}
+
+GLM_MOE: dict[str, Any] = {
+    "biases": QKV, "second_norm": "post_attention_norm", "tokenizer": "bpe",
+}  # fmt: skip
+GLM_KEYS = {
+    "expert_shared_count": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+    "expert_gating_func": 2,
+    "leading_dense_block_count": 1,
 }
 
 MODELS: dict[str, Thin] = {
@@ -267,6 +302,234 @@ MODELS: dict[str, Thin] = {
     "cohere2, 7B and 111B": Thin(
         "cohere2",
         COHERE | {"n_layer": 5, "keys": {"logit_scale": 0.25, "attention.sliding_window": 20}},
+    ),
+    "lfm2, 350M to 2.6B": Thin("lfm2", {}),
+    "qwen35, 0.8B and 2B": Thin("qwen35", {}, WIDE_QWEN35),
+    "qwen35, 4B to 27B (heads share keys)": Thin(
+        "qwen35", {"key_heads": 2, "size": 12, "tied": False, "n_layer": 4}, WIDE_QWEN35
+    ),
+    "qwen35, with further predictions": Thin(
+        "qwen35", {"n_idle": 1, "keys": {"full_attention_interval": 2}, "n_layer": 3}, WIDE_QWEN35
+    ),
+    "lfm2moe, 8B-A1B": Thin(
+        "lfm2moe",
+        mixture(
+            8,
+            2,
+            40,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 40,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+        WIDE
+        | mixture(
+            8,
+            2,
+            256,
+            first=1,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 256,
+                "expert_gating_func": 2,
+                "leading_dense_block_count": 1,
+            },
+        ),
+    ),
+    "qwen35moe, 35B-A3B": Thin(
+        "qwen35moe",
+        mixture(
+            8,
+            2,
+            40,
+            shared=40,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 40, "expert_shared_feed_forward_length": 40},
+        ),
+        WIDE_QWEN35
+        | mixture(
+            8,
+            2,
+            256,
+            shared=256,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256},
+        ),
+    ),
+    "lfm2, with a window": Thin(
+        "lfm2",
+        {
+            "tied": False,
+            "taps": 4,
+            "kv_heads": (4, 0, 0),
+            "keys": {"attention.sliding_window": 20},
+        },
+    ),
+}
+
+
+MODELS |= {
+    "llama, Mixtral (experts)": Thin(
+        "llama", mixture(8, 2, 96), {"n_embd": 256} | mixture(8, 2, 256) | {"n_ff": 256}
+    ),
+    "qwen3moe, 30B-A3B and 235B-A22B": Thin(
+        "qwen3moe",
+        QWEN3_MOE | mixture(24, 5, 40, keys={"expert_feed_forward_length": 40}),
+        WIDE | {"head_dim": 128} | mixture(8, 3, 256, keys={"expert_feed_forward_length": 256}),
+    ),
+    "qwen2moe, 1.5-MoE A2.7B and 57B-A14B": Thin(
+        "qwen2moe",
+        BPE
+        | {"biases": QKV, "n_head_kv": 4}
+        | mixture(
+            12,
+            4,
+            40,
+            shared=72,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 40, "expert_shared_feed_forward_length": 72},
+        ),
+        WIDE
+        | mixture(
+            6,
+            2,
+            256,
+            shared=512,
+            shared_weight=True,
+            keys={"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 512},
+        ),
+    ),
+    "olmoe, 1B-7B": Thin(
+        "olmoe",
+        {"qk_norm": "whole", "n_head_kv": 4} | mixture(20, 6, 96),
+        WIDE | mixture(8, 3, 256),
+    ),
+    "granitemoe, 1B-A400M and 3B-A800M": Thin(
+        "granitemoe",
+        {"tied": True} | mixture(16, 4, 96, keys=GRANITE_MOE),
+        WIDE | mixture(6, 2, 256, keys=GRANITE_MOE),
+    ),
+    "granitemoe, with a shared expert": Thin(
+        "granitemoe",
+        {"tied": True}
+        | mixture(8, 3, 96, shared=48, keys=GRANITE | {"expert_shared_feed_forward_length": 48}),
+        WIDE
+        | mixture(6, 2, 256, shared=256, keys=GRANITE | {"expert_shared_feed_forward_length": 256}),
+    ),
+    "ernie4_5-moe, 21B-A3B and 300B-A47B": Thin(
+        "ernie4_5-moe",
+        {"n_layer": 3, "tied": True}
+        | mixture(
+            16,
+            5,
+            40,
+            first=1,
+            shared=80,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 40,
+                "expert_shared_feed_forward_length": 80,
+                "interleave_moe_layer_step": 1,
+                "leading_dense_block_count": 1,
+            },
+        ),
+        WIDE
+        | mixture(
+            6,
+            2,
+            256,
+            first=1,
+            shared=512,
+            select=True,
+            keys={
+                "expert_feed_forward_length": 256,
+                "expert_shared_feed_forward_length": 512,
+                "interleave_moe_layer_step": 1,
+                "leading_dense_block_count": 1,
+            },
+        ),
+    ),
+    "glm4moe, 4.5 Air (its MTP block left alone)": Thin(
+        "glm4moe",
+        GLM_MOE
+        | {"n_layer": 4, "n_rot": 8}
+        | mixture(
+            16,
+            4,
+            40,
+            first=1,
+            shared=40,
+            select=True,
+            keys=GLM_KEYS | {"expert_feed_forward_length": 40, "nextn_predict_layers": 1},
+        ),
+        WIDE
+        | {"n_rot": 32}
+        | mixture(
+            6,
+            2,
+            256,
+            first=1,
+            shared=256,
+            select=True,
+            keys=GLM_KEYS | {"expert_feed_forward_length": 256, "nextn_predict_layers": 1},
+        ),
+    ),
+    "glm4moe, 4.5 and 4.6, 355B (norms of heads)": Thin(
+        "glm4moe",
+        GLM_MOE
+        | {"n_layer": 3, "n_rot": 8, "qk_norm": True}
+        | mixture(
+            16,
+            4,
+            40,
+            first=1,
+            shared=40,
+            select=True,
+            keys=GLM_KEYS | {"expert_feed_forward_length": 40},
+        ),
+        WIDE
+        | {"n_rot": 32}
+        | mixture(
+            6,
+            2,
+            256,
+            first=1,
+            shared=256,
+            select=True,
+            keys=GLM_KEYS | {"expert_feed_forward_length": 256},
+        ),
+    ),
+    "gpt-oss, 20B and 120B": Thin(
+        "gpt-oss",
+        {
+            "n_layer": 3,
+            "head_dim": 24,
+            "biases": True,
+            "second_norm": "post_attention_norm",
+            "rope_scaling": ("yarn", 8.0, 64),
+            "tokenizer": "bpe",
+        }
+        | mixture(
+            16,
+            4,
+            48,
+            biases=True,
+            sinks=4,
+            keys={"expert_feed_forward_length": 48, "attention.sliding_window": 20},
+        ),
+        WIDE
+        | {"head_dim": 128}
+        | mixture(
+            8,
+            4,
+            256,
+            biases=True,
+            sinks=4,
+            keys={"expert_feed_forward_length": 256, "attention.sliding_window": 20},
+        ),
     ),
 }
 

@@ -53,6 +53,7 @@ def make_llama(
     norm_biases: bool = False,
     output_bias: bool = False,
     down_size: float = 1.0,
+    experts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a random model of the llama architecture, or of another one with such tensors.
 
@@ -69,7 +70,9 @@ def make_llama(
     `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
     another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is of
     LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; a `second_norm` of ""
-    is none; `down_size`: a factor of ffn_down. The same arguments write the same bytes.
+    is none; `down_size`: a factor of ffn_down. `experts`: a mixture of experts (`_add_experts`) in
+    place of feed-forward, in all blocks from number "first" on. The same arguments write the same
+    bytes.
     Raises ValueError for a row that is not whole blocks.
     """
     rng = np.random.default_rng(seed)
@@ -99,7 +102,9 @@ def make_llama(
             w.add_rope_scaling_orig_ctx_len(int(rope_scaling[2]))
     for key, value in (keys or {}).items():
         full = key if key.startswith("xielu.") else f"{arch}.{key}"
-        if isinstance(value, float):
+        if isinstance(value, bool):
+            w.add_bool(full, value)
+        elif isinstance(value, float):
             w.add_float32(full, value)
         elif isinstance(value, list):
             w.add_array(full, value)
@@ -132,7 +137,7 @@ def make_llama(
     with_bias = ATTENTION_BIASES if biases is True else tuple(biases or ())
 
     def matrix(name: str, shape: tuple[int, int], std: float) -> None:
-        _add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
+        add_matrix(w, name, (rng.standard_normal(shape) * std).astype(np.float32), types)
 
     def vector(name: str, size: int, mean: float) -> None:
         w.add_tensor(name, (mean + 0.1 * rng.standard_normal(size)).astype(np.float32))
@@ -165,15 +170,65 @@ def make_llama(
             # Small: ggml's GELU is a staircase, and a step taken elsewhere must not show much.
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
+        mixed = experts is not None and i >= experts.get("first", 0)
         for slot, shape in linears.items():
+            if mixed and slot.startswith("ffn_"):
+                continue
             factor = down_size if slot == "ffn_down" else 1.0
             matrix(f"blk.{i}.{slot}.weight", shape, factor / np.sqrt(shape[1]))
             if slot in with_bias:
                 vector(f"blk.{i}.{slot}.bias", shape[0], 0.0)
+        if mixed and experts is not None:
+            add_experts(w, f"blk.{i}", n_embd, experts, rng, types)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+
+
+def add_experts(
+    w: GGUFWriter,
+    block: str,
+    n_embd: int,
+    experts: Mapping[str, Any],
+    rng: np.random.Generator,
+    types: str | Mapping[str, str],
+) -> None:
+    """Add a block's router and experts.
+
+    "count" and "n_ff": their number and width; "shared": width of a shared expert, with
+    "shared_weight" the vector that weighs it; "select": the bias of the choice; "biases": of the
+    router and all matrices; "sinks": the number of heads, which each have one.
+    """
+    n, n_ff = experts["count"], experts["n_ff"]
+
+    def matrix(name: str, *shape: int) -> None:
+        values = rng.standard_normal(shape) / np.sqrt(shape[-1])
+        add_matrix(w, f"{block}.{name}.weight", values.astype(np.float32), types)
+
+    def vector(name: str, *shape: int) -> None:
+        w.add_tensor(f"{block}.{name}", (0.1 * rng.standard_normal(shape)).astype(np.float32))
+
+    router = 2 * rng.standard_normal((n, n_embd)) / np.sqrt(n_embd)
+    w.add_tensor(f"{block}.ffn_gate_inp.weight", router.astype(np.float32))
+    matrix("ffn_gate_exps", n, n_ff, n_embd)
+    matrix("ffn_down_exps", n, n_embd, n_ff)
+    matrix("ffn_up_exps", n, n_ff, n_embd)
+    if shared := experts.get("shared"):
+        matrix("ffn_gate_shexp", shared, n_embd)
+        matrix("ffn_down_shexp", n_embd, shared)
+        matrix("ffn_up_shexp", shared, n_embd)
+    if experts.get("shared_weight"):
+        vector("ffn_gate_inp_shexp.weight", n_embd)
+    if experts.get("select"):
+        vector("exp_probs_b.bias", n)
+    if sinks := experts.get("sinks"):
+        w.add_tensor(f"{block}.attn_sinks.weight", rng.standard_normal(sinks).astype(np.float32))
+    if experts.get("biases"):
+        vector("ffn_gate_inp.bias", n)
+        vector("ffn_gate_exps.bias", n, n_ff)
+        vector("ffn_down_exps.bias", n, n_embd)
+        vector("ffn_up_exps.bias", n, n_ff)
 
 
 def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
@@ -183,9 +238,10 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
     gguf_file.decode_to_f32(src, dst)
 
 
-def _add_matrix(
+def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
+    """Add a matrix in the type that `types` (see `make_llama`) says for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":
@@ -194,8 +250,9 @@ def _add_matrix(
     from tests.oracle import quantize
 
     type_id = GGMLQuantizationType[kind]
-    raw = np.frombuffer(quantize(type_id, values), dtype=np.uint8)
-    w.add_tensor(name, raw.reshape(len(values), -1), raw_dtype=type_id)
+    rows = values.reshape(-1, values.shape[-1])
+    raw = np.frombuffer(quantize(type_id, rows), dtype=np.uint8)
+    w.add_tensor(name, raw.reshape(*values.shape[:-1], -1), raw_dtype=type_id)
 
 
 def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:

@@ -229,7 +229,8 @@ def trace(
     -------
     dict of str to float32 array
         `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att`
-        `[N, H, D]`, `x_mid` `[N, C]`, `gate` (empty where there is none), `up` `[N, F]`, each as
+        `[N, H, D]` (in blocks with attention), `x_mid` `[N, C]`, `gate` (empty where there is
+        none), `up` `[N, F]`, each as
         `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
 
     Raises
@@ -245,7 +246,8 @@ def trace(
     for layer in range(model.hp.n_layer):
         kept = acts.block(layer, n)
         out[f"blk.{layer}.x"] = acts.x(layer, n).copy()
-        for name in ("q", "k", "v", "att", "x_mid", "gate", "up"):
+        attends = model.hp.mixer_at(layer) == "attention"
+        for name in (*(("q", "k", "v", "att") if attends else ()), "x_mid", "gate", "up"):
             out[f"blk.{layer}.{name}"] = getattr(kept, name).copy()
     out["x_out"] = acts.x(model.hp.n_layer, n).copy()
     out["logits"] = model.logits(bound, out["x_out"])

@@ -9,7 +9,7 @@
 | 5 | a checkpoint or adapter that does not fit | `CheckpointError` |
 | 6 | the last save failed | `SaveFailed` |
 | 7 | the run diverged | `Diverged` |
-| 130, 143, 129 | interrupted by SIGINT, SIGTERM, SIGHUP | `Interrupted` |
+| 130, 143, 129, 138 | interrupted by SIGINT, SIGTERM, SIGHUP, SIGUSR1 | `Interrupted` |
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ class Bench:
         self.parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "step": self.step, "profile": self.profile, "context": self.context,
             "attention": self.attention, "loss": self.loss, "matmul": self.matmul,
-            "vectors": self.vectors, "models": self.models, "peer": self.peer, "old": self.old,
-            "start": self.start,
+            "vectors": self.vectors, "models": self.models, "peer": self.peer, "jobs": self.jobs,
+            "old": self.old, "start": self.start,
         }  # fmt: skip
 
     def case(self, ctx: int, batch: int, checkpointing: bool, **more: Any) -> dict[str, Any]:
@@ -202,6 +202,21 @@ class Bench:
                 case = Case(self.model, ctx, batch, min(2, self.steps), on, physical_cores())
                 yield bench_peer(python, kind, case)
 
+    def jobs(self) -> Iterable[dict[str, Any]]:
+        from bench_parts.hugging_face import has_modules
+        from bench_parts.jobs import bench_jobs
+
+        python = self.given.peer or sys.executable
+        if not has_modules(python, "torch", "transformers", "peft"):
+            print("jobs: the peer is left out; --peer PYTHON names one that has torch")
+            python = None
+        quick = bool(self.given.quick)
+
+        def ours(job: str) -> dict[str, Any]:
+            return in_child({"job": job, "model": self.model, "quick": quick})
+
+        return bench_jobs(ours, python, self.model, quick)
+
     def old(self) -> Iterable[dict[str, Any]]:
         from bench_parts.old import bench_old
 
@@ -272,6 +287,11 @@ def main() -> None:
         from bench_parts.step import Case, measure
 
         case = json.loads(given.case)
+        if "job" in case:
+            from bench_parts.jobs import measure_job
+
+            print(json.dumps(measure_job(case["model"], case["job"], case["quick"], [])))
+            return
         print(json.dumps(measure(Case(**case)) if case else few_matmuls()))
         return
     bench = Bench(given)

@@ -40,6 +40,9 @@ install() {
 }
 
 locked() { # exactly the tested versions
+    .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' ||
+        fail "requirements/ holds versions for Python 3.11.5 and newer, and .venv has" \
+            "$(.venv/bin/python --version). Remove .venv and name another: PYTHON=/path/to/python3"
     install --require-hashes -r "requirements/$1.txt"
     install --no-deps -e .
 }

@@ -24,7 +24,7 @@ import numpy as np
 
 from nbllama.adapter.source import Path, Source
 from nbllama.adapter.stored import MAX_RANK, Base, Stored, joined, rounded
-from nbllama.errors import shown
+from nbllama.errors import UsageError, shown
 from nbllama.lora.slots import tensor_index
 from nbllama.system.files import atomic_write
 
@@ -44,6 +44,8 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
     `july_2024`: the layout of that program, which no reader of 2023 takes where a norm vector has
     a pair. Raises `OutputError`, and `OverflowError` naming a tensor that would not be finite.
     """
+    if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
+        raise UsageError(f"a .bin holds no LoRA on experts, and {routed} has a pair: use .gguf")
     alpha, r, notes = _header(stored)
     records, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):

@@ -123,11 +123,14 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
-    """Read a tensor of two dimensions as a finite float32 copy; F16, Q8_0 and so on are decoded."""
+    """Read a half as a finite float32 copy; F16, Q8_0 and so on are decoded.
+
+    It has two dimensions, or three where it is of all experts.
+    """
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape
-    if len(shape) != 2:
-        raise f.error(f"tensor '{shown(name)}'", f"{len(shape)} dimensions, must be 2")
+    if len(shape) > 3:
+        raise f.error(f"tensor '{shown(name)}'", f"{len(shape)} dimensions, must be 2 or 3")
     if info.type_id == 0:
         x = f.data(name).view("<f4").astype(np.float32)
     else:

@@ -27,6 +27,7 @@ _KEY = re.compile(
     _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z0-9_.]+)"
     r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
+EXPERT = "{e}"  # in the module of a tensor of experts: the place of an expert's number
 TURNED = ("attn_q", "attn_k")
 
 
@@ -36,6 +37,7 @@ class Half(NamedTuple):
     name: str  # GGUF name of the base tensor
     module: str  # Hugging Face's path of the module
     is_b: bool
+    expert: int | None = None  # of a tensor of experts
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
@@ -50,9 +52,13 @@ def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
     return None if module is None else f"model.layers.{layer}.{module}"
 
 
-def hf_keys(name: str, modules: Mapping[str, str] = HF_MODULES) -> tuple[str, str]:
-    """PEFT's names of the two halves of a pair."""
+def hf_keys(
+    name: str, modules: Mapping[str, str] = HF_MODULES, expert: int | None = None
+) -> tuple[str, str]:
+    """PEFT's names of the two halves of a pair; `expert`: of that of one expert."""
     module = f"base_model.model.{hf_module(name, modules)}"
+    if expert is not None:
+        module = module.replace(EXPERT, str(expert))
     if name == "token_embd.weight":
         return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
@@ -66,13 +72,16 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
     layer, module, embedding, half, _ = found.groups(default="")
     module = module.replace("._orig_mod", "")
     in_block = {path: tensor for tensor, path in modules.items()}
+    expert = None
+    if layer and (of := re.search(r"\.experts\.(0|[1-9][0-9]{0,3})\.", module)):
+        expert, module = int(of[1]), module[: of.start(1)] + EXPERT + module[of.end(1) :]
     tensor = (in_block if layer else _GGUF_END).get(module)
     if tensor is None or (tensor == "token_embd") != bool(embedding):
         return None
     if not layer:
         return Half(f"{tensor}.weight", _ENDS[tensor], half == "B")
     path = f"model.layers.{layer}.{module}"
-    return Half(f"blk.{layer}.{tensor}.weight", path, half == "B")
+    return Half(f"blk.{layer}.{tensor}.weight", path, half == "B", expert)
 
 
 def adapter_of(key: str) -> str:

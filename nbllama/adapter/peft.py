@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.adapter.delta_heads import check_heads
 from nbllama.adapter.hf_names import (
+    EXPERT,
     adapter_of,
     half_of,
     hf_keys,
@@ -38,6 +40,7 @@ from nbllama.system.files import atomic_write, make_folder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
+_ANY_EXPERT = "[0-9]+"
 _ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
 
 
@@ -49,10 +52,17 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
+    kept = [name for name in norms if (of := slot_of(name)) and of[0].kind != "norm"]
+    if kept:
+        raise UsageError(
+            f"a PEFT folder has no place for the pair of {kept[0]}: Hugging Face's models of"
+            f" architecture {stored.base.arch} have no module of it; .gguf holds it"
+        )
     names = [name for name in names if name not in norms]
     if not names:
         raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
     head_dim = _head_dim(stored.base, names)
+    check_heads(stored.base, names)
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         a, b = stored.pairs[name].a, stored.pairs[name].b
@@ -60,6 +70,10 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
             a, b = b.T, a.T
         if head_dim and is_turned(name):
             b = rows_to_hf(b, head_dim)
+        if a.ndim == 3:
+            for e, halves in enumerate(zip(a, b, strict=True)):
+                tensors |= dict(zip(hf_keys(name, modules, e), halves, strict=True))
+            continue
         tensors |= dict(zip(hf_keys(name, modules), (a, b), strict=True))
     text = json.dumps(_config(stored, names), indent=2, sort_keys=True) + "\n"
     known = {_ARCH: stored.base.arch, _HEAD_DIM: stored.base.head_dim}
@@ -113,7 +127,7 @@ def _config(stored: Stored, names: list[str]) -> dict[str, Any]:
         "peft_type": "LORA",
         "r": stored.lora_r,
         "rank_pattern": _pattern({n: r for n, r in ranks.items() if r != stored.lora_r}, paths),
-        "target_modules": _targets(paths, stored.base.n_layer),
+        "target_modules": _targets(stored, paths),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
@@ -134,20 +148,34 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
     for name, value in different.items():
         leaf = _leaf(paths[name])
         alike = all(different.get(n) == value for n, path in paths.items() if _leaf(path) == leaf)
-        out[leaf if alike else paths[name]] = value
+        out[leaf if alike else paths[name].replace(EXPERT, _ANY_EXPERT)] = value
     return out
 
 
-def _targets(paths: dict[str, str], n_layer: int | None) -> list[str]:
-    """Return the modules' last words, or whole paths where some block has no pair."""
+def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
+    """Return the modules' last words, or whole paths where some block has no pair.
+
+    A word that is also that of other modules, which have no pair, is not enough.
+    """
+    n_layer, modules = stored.base.n_layer, stored.base.hf_modules
+    of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
+    shared = {_leaf(path) for tensor, path in modules.items() if tensor not in of_pairs}
     layers: dict[str, set[int]] = {}
     for name, path in paths.items():
         found = slot_of(name)
         layers.setdefault(_leaf(path), set()).add(found[1] if found else -1)
     blocks = {n for found in layers.values() for n in found if n >= 0}
     everywhere = set(range(max(blocks, default=-1) + 1 if n_layer is None else n_layer))
-    whole = {leaf for leaf, found in layers.items() if found in ({-1}, everywhere)}
-    return sorted({_leaf(p) if _leaf(p) in whole else p for p in paths.values()})
+    whole = {leaf for leaf, found in layers.items() if found in ({-1}, everywhere)} - shared
+    named: set[str] = set()
+    for name, path in paths.items():
+        if _leaf(path) in whole:
+            named.add(_leaf(path))
+        elif EXPERT in path:
+            named |= {path.replace(EXPERT, str(e)) for e in range(len(stored.pairs[name].a))}
+        else:
+            named.add(path)
+    return sorted(named)
 
 
 def read_peft(path: Path, base: Base) -> Stored:
@@ -167,7 +195,7 @@ def read_peft(path: Path, base: Base) -> Stored:
     digits = metadata.get(_HEAD_DIM, "")
     stated = int(digits) if re.fullmatch("[1-9][0-9]{0,5}", digits) else None
     base = base.or_else(Base(metadata.get(_ARCH), stated))
-    halves: dict[str, list[np.ndarray | None]] = {}
+    read: dict[tuple[str, int | None], list[np.ndarray | None]] = {}
     modules, adapters = {}, set[str]()
     for key, x in tensors.items():
         half = half_of(key, base.hf_modules)
@@ -175,7 +203,7 @@ def read_peft(path: Path, base: Base) -> Stored:
             raise refuse(weights, f"tensor '{shown(key, 200)}'", _unknown(key))
         if x.ndim != 2:
             raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
-        found = halves.setdefault(half.name, [None, None])
+        found = read.setdefault((half.name, half.expert), [None, None])
         if found[half.is_b] is not None:
             raise refuse(weights, f"tensor '{key}'", "is there twice")
         found[half.is_b] = x
@@ -184,9 +212,11 @@ def read_peft(path: Path, base: Base) -> Stored:
             listed = " and ".join(f"'{shown(a, 40)}'" for a in sorted(adapters))
             raise refuse(weights, "file", f"pairs of several adapters: {listed}")
         modules[half.name] = half.module
-    if not halves:
+    if not read:
         raise refuse(weights, "file", "holds no pair")
+    halves = _of_all_experts(weights, read)
     head_dim = _head_dim(base, list(halves))
+    check_heads(base, list(halves))
     pairs = {}
     for name, (a, b) in halves.items():
         if name == _EMBEDDING:
@@ -197,6 +227,30 @@ def read_peft(path: Path, base: Base) -> Stored:
             b = rows_to_gguf(b, head_dim)
         pairs[name] = joined(weights, name, a, b)
     return _scaled(path, config, pairs, modules, base)
+
+
+def _of_all_experts(
+    path: str, read: dict[tuple[str, int | None], list[np.ndarray | None]]
+) -> dict[str, list[np.ndarray | None]]:
+    """Return the halves by tensor, those of its experts on top of each other."""
+    out: dict[str, list[np.ndarray | None]] = {}
+    experts: dict[str, dict[int, list[np.ndarray | None]]] = {}
+    for (name, expert), halves in read.items():
+        if expert is None:
+            out[name] = halves
+        else:
+            experts.setdefault(name, {})[expert] = halves
+    for name, found in experts.items():
+        where = f"tensor '{name}'"
+        out[name] = []
+        for half in (0, 1):
+            parts = [found.get(e, [None, None])[half] for e in range(max(found) + 1)]
+            if None in [None if x is None else 0 for x in parts]:
+                raise refuse(path, where, "some experts have a pair or half of one, others none")
+            if len({x.shape for x in parts if x is not None}) > 1:
+                raise refuse(path, where, "its experts' pairs differ in shape")
+            out[name].append(np.stack([x for x in parts if x is not None]))
+    return out
 
 
 def _unknown(key: str) -> str:

@@ -14,7 +14,7 @@ from nbllama.checkpoint.stored import ALPHAS
 from nbllama.errors import shown
 
 _MAX_BYTES = 4 << 20
-_NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*\$?")
+_NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.(?:[A-Za-z0-9_]+|\[0-9\]\+))*\$?")
 # Starts of training that leave the base model as it is; others (PiSSA, OLoRA, ...) train on a
 # base model that they changed.
 _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -101,7 +101,8 @@ def _name(path: Path, name: str) -> str:
     """Return a module's name; PEFT takes any regular expression, of which few are ever used."""
     if not _NAME.fullmatch(name):
         raise refuse(path, f"pattern '{shown(name)}'", "a regular expression, only names are read")
-    return name.removesuffix("$").replace("\\.", ".")
+    # "[0-9]+": every expert of a block, as `hf_names.EXPERT` says it
+    return name.removesuffix("$").replace("\\.", ".").replace("[0-9]+", "{e}")
 
 
 def _rank(path: Path, key: str, x: Any) -> int:

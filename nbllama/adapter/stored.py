@@ -178,7 +178,7 @@ def fitting(path: object, stored: Stored, base: Base) -> Stored:
 
 
 def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
-    """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`.
+    """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`, or of all experts.
 
     Raises `CheckpointError` for a tensor that takes none, a half that is missing, ranks that
     differ.
@@ -188,10 +188,12 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
         raise refuse(path, where, "has a LoRA pair, but no model has such a tensor to train")
     if a is None or b is None:
         raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
-    if a.shape[0] != b.shape[1]:
+    if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
+        raise refuse(path, where, f"lora_a {a.shape} and lora_b {b.shape} are no pair")
+    if a.shape[-2] != b.shape[-1]:
         raise refuse(path, where, f"ranks of lora_a {a.shape} and lora_b {b.shape} differ")
-    if not 1 <= a.shape[0] <= MAX_RANK:
-        raise refuse(path, where, f"rank {a.shape[0]}, must be from 1 to {MAX_RANK}")
+    if not 1 <= a.shape[-2] <= MAX_RANK:
+        raise refuse(path, where, f"rank {a.shape[-2]}, must be from 1 to {MAX_RANK}")
     return Pair(np.ascontiguousarray(a), np.ascontiguousarray(b))
 
 

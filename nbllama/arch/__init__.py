@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nbllama.arch.from_gguf import hparams_from_gguf
 from nbllama.arch.hparams import (
+    DeltaNet,
     ExpectedTensor,
     Hparams,
     Rope,
@@ -25,6 +26,7 @@ __all__ = [
     "OLD_TOOL_ARCH",
     "ROPE_FACTORS",
     "ArchRow",
+    "DeltaNet",
     "ExpectedTensor",
     "Hparams",
     "Rope",

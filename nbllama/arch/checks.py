@@ -12,7 +12,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
-
+_WHOLE_SCALES = ("scale", "input_scale")  # of NVFP4 tensors, in llama.cpp
 
 # Tensors of what turns pictures and sound into embeddings, in files that hold all of a model.
 _OTHER_SENSES = ("v.", "a.", "mm.")
@@ -34,17 +34,34 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
             turned = " (transposed?)" if info.shape == want.shape[::-1] else ""
             raise f.error(f"tensor '{name}'", f"shape {info.shape}, expected {want.shape}{turned}")
         kind = TENSOR_TYPES[info.type_id].name
-        if kind in _NOT_WEIGHTS or (len(want.shape) == 1 and kind not in _VECTORS):
+        if kind in _NOT_WEIGHTS or (
+            (len(want.shape) == 1 or name.endswith(".bias")) and kind not in _VECTORS
+        ):
             raise f.error(f"tensor '{name}'", f"type {kind} is not supported for this tensor")
-    others = [name for name in f.tensors if name not in expected]
+    later = tuple(f"blk.{hp.n_layer + i}." for i in range(hp.next_blocks))
+    unused = [name for name in f.tensors if later and name.startswith(later)]
+    others = [name for name in f.tensors if name not in expected and name not in unused]
     unknown = next((name for name in others if not name.startswith(_OTHER_SENSES)), None)
     if unknown is not None:
+        weight, _, rest = unknown.rpartition(".")
+        if rest in _WHOLE_SCALES and f"{weight}.weight" in expected:
+            raise f.error(
+                f"tensor '{shown(unknown)}'",
+                "is a scale for a whole tensor, as some NVFP4 files have, which is not supported; "
+                "convert the model to another type, such as Q8_0",
+            )
         raise f.error(f"tensor '{shown(unknown)}'", f"is not known for architecture {hp.arch}")
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)
+    lines = []
+    if unused:
+        lines.append(f"{hp.next_blocks} block that predicts a later token is left alone")
     if not others:
-        return []
-    return [f"{len(others)} tensors for pictures or sound are left alone: only text is trained"]
+        return lines
+    lines.append(
+        f"{len(others)} tensors for pictures or sound are left alone: only text is trained"
+    )
+    return lines
 
 
 def _check_rope_factors(f: GGUFFile) -> None:

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbllama.arch import positions
+from nbllama.arch import mixers, positions
 from nbllama.arch.checks import check_tensors, check_token_ids
+from nbllama.arch.experts import Experts, read_experts
 from nbllama.arch.hparams import Hparams, Rope
 from nbllama.arch.keys import numbers, per_layer, positive, size
 from nbllama.arch.rows import (
@@ -46,7 +47,12 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     row = _row(f)
     warnings: list[str] = []
     n_layer = size(f, f"{row.name}.block_count", at_most=MAX_LAYERS)
+    next_blocks = 0
+    if row.next_blocks:
+        next_blocks = f.count(f"{row.name}.nextn_predict_layers", n_layer - 1, default=0)
+        n_layer -= next_blocks
     n_embd = size(f, f"{row.name}.embedding_length")
+    kinds = mixers.kinds(f, row, n_layer)
     n_head, n_head_kv, head_dim = _heads(f, row, n_layer, n_embd)
     n_ctx = f.count(f"{row.name}.context_length", MAX_COUNT)
     if n_ctx == 0:
@@ -55,6 +61,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     scales = _scales(f, row, Sizes(n_layer, n_embd, n_head))
     freq_base = positions.freq_base(f, row, head_dim)
     window, period, window_rope = positions.window(f, row, n_layer, Rope(freq_base, freq_scale))
+    experts = read_experts(f, row.name, row.experts, n_layer, warnings)
     hp = Hparams(
         arch=row.name,
         n_vocab=_n_vocab(f, row, n_embd, warnings),
@@ -64,7 +71,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_rot=positions.n_rot(f, row, head_dim),
-        n_ff=per_layer(f, f"{row.name}.feed_forward_length", n_layer),
+        n_ff=_n_ff(f, row, experts, n_layer),
         n_ctx_train=n_ctx,
         rms_eps=_eps(f, row),
         rope_freq_base=freq_base,
@@ -84,10 +91,12 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         window_rope=window_rope,
         tied_output="output.weight" not in f.tensors,
         has_rope_factors=ROPE_FACTORS in f.tensors,
-        has_qk_norm="blk.0.attn_q_norm.weight" in f.tensors,
+        has_qk_norm=any(n.endswith(".attn_q_norm.weight") for n in f.tensors),
         has_post_norms="blk.0.post_ffw_norm.weight" in f.tensors,
-        fused_qkv="blk.0.attn_qkv.weight" in f.tensors,
-        fused_gate_up=row.gated and "blk.0.ffn_gate.weight" not in f.tensors,
+        fused_qkv=not row.mixer and "blk.0.attn_qkv.weight" in f.tensors,
+        fused_gate_up=row.gated
+        and not (experts and experts.at(0))
+        and "blk.0.ffn_gate.weight" not in f.tensors,
         norm=row.norm,
         attn_norm=row.attn_norm,
         ffn_norm=row.ffn_norm,
@@ -96,7 +105,15 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         temperature=positions.temperature(f, row, scaling.n_ctx_orig),
         gated=row.gated,
         xielu=_xielu(f, n_layer) if row.activation == "xielu" else (),
+        mixers=kinds,
+        conv_taps=mixers.conv_taps(f, row),
+        delta=mixers.delta_net(f, row),
+        attn_gate=row.attn_gate,
+        output_norm=row.output_norm,
+        experts=experts,
+        next_blocks=next_blocks,
     )
+    mixers.check_sections(f, row, hp.n_rot)
     warnings += check_tensors(f, hp)
     check_token_ids(f, hp)
     return replace(hp, warnings=tuple(warnings))
@@ -117,7 +134,9 @@ def _row(f: GGUFFile) -> ArchRow:
             f"'{shown(name)}'{why}; supported are {', '.join(ARCHS)}",
         )
     moe = next((n for n in f.tensors if "_exps." in n or ".ffn_gate_inp." in n), None)
-    if f.count(f"{name}.expert_count", MAX_COUNT, default=0) > row.idle_experts or moe:
+    if row.experts is None and (
+        f.count(f"{name}.expert_count", MAX_COUNT, default=0) > row.idle_experts or moe
+    ):
         raise f.error(
             f"tensor '{shown(moe)}'" if moe else f"key '{name}.expert_count'",
             "mixture-of-experts models are not supported",
@@ -135,6 +154,14 @@ def _row(f: GGUFFile) -> ArchRow:
     if not row.sections and f.get(sections, "ints", np.zeros(0, int)).any():
         raise f.error(f"key '{sections}'", f"multimodal forms of {name} are not supported")
     return row
+
+
+def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
+    """Read the width of a dense feed-forward layer; without dense blocks it may be missing."""
+    key = f"{row.name}.feed_forward_length"
+    if experts is not None and experts.first == 0 and key not in f.metadata:
+        return experts.n_ff
+    return per_layer(f, key, n_layer)
 
 
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
@@ -178,7 +205,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
     """n_head, n_head_kv, head_dim."""
     prefix = f"{row.name}.attention"
     n_head = per_layer(f, f"{prefix}.head_count", n_layer)
-    n_head_kv = per_layer(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
+    n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)
     if n_head % n_head_kv:
         raise f.error(
             f"key '{prefix}.head_count_kv'", f"{n_head_kv} does not divide head_count {n_head}"

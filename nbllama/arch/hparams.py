@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nbllama.arch.experts import Experts, block_rows
 from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 
@@ -50,6 +51,25 @@ class Temperature(NamedTuple):
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
         factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
         return np.asarray(factors, np.float32)
+
+
+class DeltaNet(NamedTuple):
+    """Sizes of a gated delta net: heads of `size` numbers, and those of its convolution."""
+
+    heads: int
+    key_heads: int  # head h has the keys of h mod key_heads
+    size: int
+    taps: int
+
+    @property
+    def n_values(self) -> int:
+        """Numbers of all heads' values."""
+        return self.heads * self.size
+
+    @property
+    def n_qkv(self) -> int:
+        """Numbers of all queries, keys and values."""
+        return self.n_values + 2 * self.key_heads * self.size
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,23 @@ class Hparams:
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
     # alpha_p, alpha_n, beta and eps of each block, where that is the activation
     xielu: tuple[tuple[float, ...], ...] = ()
+    mixers: tuple[str, ...] = ()  # "attention", "conv" or "delta" by block; (): attention in all
+    conv_taps: int = 0  # tokens that a block with a short convolution sees, itself among them
+    delta: DeltaNet | None = None  # sizes of the blocks with a delta net
+    attn_gate: bool = False  # attn_q has a gate for each number of attention's output too
+    output_norm: str = "output_norm"
+    experts: Experts | None = None
+    next_blocks: int = 0  # of the file, behind `n_layer`: they are not used
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
+
+    def mixer_at(self, layer: int) -> str:
+        """Return what brings a block's tokens together: "attention", "conv" or "delta"."""
+        return self.mixers[layer] if self.mixers else "attention"
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The blocks with attention, which have keys and values."""
+        return [i for i in range(self.n_layer) if self.mixer_at(i) == "attention"]
 
     def window_at(self, layer: int) -> int:
         """How many tokens, itself among them, a token sees in a block; 0: all before it.
@@ -105,6 +141,18 @@ class Hparams:
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
         return self.window if layer % self.window_period < self.window_period - 1 else 0
+
+    def experts_at(self, layer: int) -> Experts | None:
+        """Return the experts of a block; None where it has a dense feed-forward layer."""
+        return self.experts if self.experts is not None and self.experts.at(layer) else None
+
+    @property
+    def ff_width(self) -> int:
+        """Numbers a token of gate, and of up: of the experts that it takes, or of a dense block."""
+        e = self.experts
+        if e is None:
+            return self.n_ff
+        return max(e.used * e.n_ff, self.n_ff if e.first else 0)
 
     @property
     def side_by_side(self) -> bool:
@@ -140,10 +188,21 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         "n_ff": hp.n_ff,
         "n_gate_up": 2 * hp.n_ff,
         "n_rot_half": hp.n_rot // 2,
+        "n_conv_in": 3 * hp.n_embd,
+        "conv_taps": hp.conv_taps,
+        "n_head": hp.n_head,
     }
+    if hp.attn_gate:
+        sizes["n_q_gate"] = 2 * sizes["n_q"]
+    if of := hp.delta:
+        sizes |= {"delta_qkv": of.n_qkv, "delta_values": of.n_values, "delta_heads": of.heads}
+        sizes |= {"delta_size": of.size, "delta_taps": of.taps}
+    if e := hp.experts:
+        sizes |= {"n_expert": e.total, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
     named = [(t.name, t) for t in row.tensors]
     for i in range(hp.n_layer):
-        named += [(f"blk.{i}.{t.name}", t) for t in row.block]
+        own = block_rows(row.block, row.experts, hp.experts, i)
+        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", hp.mixer_at(i))]
     return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 

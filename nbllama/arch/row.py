@@ -13,16 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-class TensorRow(NamedTuple):
-    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
-
-    The name of a block's tensor is without `blk.N.`.
-    """
-
-    name: str
-    shape: tuple[str, ...]
-    required: bool = True
+from nbllama.arch.experts import ExpertsRow
+from nbllama.arch.tensors import TensorRow as TensorRow
 
 
 class Window(NamedTuple):
@@ -98,7 +90,12 @@ class ArchRow:
     window: Window | None = None
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
+    experts: ExpertsRow | None = None  # a mixture of experts in place of feed-forward
+    next_blocks: bool = False  # may blocks follow that predict the token after the next?
     idle_experts: int = 0  # an expert_count up to this means a dense model
+    mixer: str = ""  # what some blocks have in place of attention: "conv" or "delta"
+    attn_gate: bool = False  # does each number of attention's output have a gate?
+    output_norm: str = "output_norm"  # the name of the last norm
     same_as: str = ""  # the row whose models compute the same where both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # may heads turn by sections (models that see)? text has one position

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbllama.arch.families import gemma, layer_norm, llama, others, qwen
+from nbllama.arch.families import experts, gemma, hybrid, layer_norm, llama, others, qwen
 from nbllama.arch.row import SCALE_KEYS, ArchRow, Scales, Sizes, TensorRow, score_scale
 from nbllama.arch.tensors import HF_MODULES, ROPE_FACTORS
 
@@ -21,18 +21,21 @@ __all__ = [
 ]
 
 ARCHS: dict[str, ArchRow] = {
-    row.name: row for family in (llama, qwen, gemma, others, layer_norm) for row in family.ROWS
+    row.name: row
+    for family in (llama, qwen, gemma, others, layer_norm, hybrid, experts)
+    for row in family.ROWS
 }
 
 # What these would need, for the line that refuses them; other names are only said to be unknown.
-_EXPERTS, _STATE = "mixture-of-experts models are", "recurrent models are"
+_EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("qwen2moe", "qwen3moe", "deepseek2", "llama4", "gpt-oss", "grok"), _EXPERTS),
-    **dict.fromkeys(("dbrx", "olmoe", "phimoe", "glm4moe", "ernie4_5-moe", "granitemoe"), _EXPERTS),
-    **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h", "lfm2"), _STATE),
+    **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
+    **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
+    **dict.fromkeys(("gemma4", "gemma3n"), "embeddings for each layer are"),
+    **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
-    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe", "plamo2"), _STATE),
+    **dict.fromkeys(("qwen3next", "plamo2"), _STATE),
     **dict.fromkeys(("qwen3vlmoe", "clip", "mllama", "cogvlm"), _VISION),
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }

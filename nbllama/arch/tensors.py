@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from nbllama.arch.row import TensorRow
+from typing import NamedTuple
+
+
+class TensorRow(NamedTuple):
+    """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
+
+    The name of a block's tensor is without `blk.N.`. `mixer`: it is in blocks of this kind alone
+    (`Hparams.mixer_at`); "": in all.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    required: bool = True
+    mixer: str = ""
 
 
 def without(rows: tuple[TensorRow, ...], *names: str) -> tuple[TensorRow, ...]:
@@ -71,6 +84,27 @@ FUSED = (
     TensorRow("attn_output.weight", ("n_embd", "n_q")),
     *FUSED_FEED_FORWARD,
 )
+# Of a block with experts: the router, all experts' matrices, and the shared expert's.
+DENSE_FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
+ROUTED = (
+    TensorRow("ffn_gate_inp.weight", ("n_expert", "n_embd")),
+    TensorRow("ffn_gate_exps.weight", ("n_expert", "n_ff_exp", "n_embd")),
+    TensorRow("ffn_down_exps.weight", ("n_expert", "n_embd", "n_ff_exp")),
+    TensorRow("ffn_up_exps.weight", ("n_expert", "n_ff_exp", "n_embd")),
+)
+SHARED = (
+    TensorRow("ffn_gate_shexp.weight", ("n_ff_shexp", "n_embd")),
+    TensorRow("ffn_down_shexp.weight", ("n_embd", "n_ff_shexp")),
+    TensorRow("ffn_up_shexp.weight", ("n_ff_shexp", "n_embd")),
+)
+ROUTED_BIASES = (
+    TensorRow("ffn_gate_inp.bias", ("n_expert",)),
+    TensorRow("ffn_gate_exps.bias", ("n_expert", "n_ff_exp")),
+    TensorRow("ffn_down_exps.bias", ("n_expert", "n_embd")),
+    TensorRow("ffn_up_exps.bias", ("n_expert", "n_ff_exp")),
+)
+SHARED_WEIGHT = TensorRow("ffn_gate_inp_shexp.weight", ("n_embd",))
+ROUTER_BIAS = TensorRow("exp_probs_b.bias", ("n_expert",))
 ROPE_FACTORS = "rope_freqs.weight"
 FACTORS = TensorRow(ROPE_FACTORS, ("n_rot_half",), False)
 
@@ -82,6 +116,13 @@ HF_MODULES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_down": "mlp.down_proj",
     "ffn_up": "mlp.up_proj",
+}
+HF_ATTENTION = {k: module for k, module in HF_MODULES.items() if k.startswith("attn")}
+# {e}: the number of an expert; each has a module of its own
+HF_EXPERTS = HF_ATTENTION | {
+    "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
+    "ffn_down_exps": "mlp.experts.{e}.down_proj",
+    "ffn_up_exps": "mlp.experts.{e}.up_proj",
 }
 HF_UNGATED = {tensor: module for tensor, module in HF_MODULES.items() if tensor != "ffn_gate"}
 HF_FUSED = {

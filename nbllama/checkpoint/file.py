@@ -32,7 +32,7 @@ from nbllama.checkpoint.stored import ALPHAS, MAX_PAST, MAX_RANK, Entry
 from nbllama.errors import CheckpointError, Diverged, GGUFError, shown
 from nbllama.gguf_io import GGUFFile, ValueType, open_gguf, write_gguf
 from nbllama.lora.pairs import Adapter
-from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS, SLOTS
+from nbllama.lora.slots import EVERY_SLOT, SLOTS
 from nbllama.opt.arrays import check_finite
 
 VERSION = 1
@@ -146,7 +146,8 @@ def _read(f: GGUFFile) -> TrainState:
     tensors = {name: array(f, name) for name in f.tensors if name not in others}
     adapter = Adapter(arch, alpha, lora_r, pairs(f, tensors))
     ranks = {slot.name: f.count(_RANK + slot.tensor, MAX_RANK) for slot in SLOTS}
-    ranks |= {slot.name: f.count(_RANK + slot.tensor, MAX_RANK, default=0) for slot in FUSED_SLOTS}
+    more = [slot for slot in EVERY_SLOT if slot not in SLOTS]
+    ranks |= {slot.name: f.count(_RANK + slot.tensor, MAX_RANK, default=0) for slot in more}
     model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
     # sgd and lion have no second moments; the settings say which of them it was
     kind = f.get("optimizer.type", "str")

@@ -83,7 +83,7 @@ class TrainState:
 
 def legacy(name: str, x: np.ndarray) -> np.ndarray:
     """Between our orientation and the old tool's (rank fastest): A transposed, B as it is."""
-    return np.ascontiguousarray(x.T if name.endswith(".lora_a") else x)
+    return np.ascontiguousarray(x.swapaxes(-1, -2) if name.endswith(".lora_a") else x)
 
 
 def array(f: GGUFFile, name: str) -> np.ndarray:
@@ -106,7 +106,8 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
         a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
         if a is None or b is None or slot_of(base) is None:
             raise f.error(f"tensor '{shown(base)}.lora_*'", "not the two halves of a LoRA pair")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        same = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-1]
+        if not 2 <= a.ndim == b.ndim <= 3 or not same:
             raise f.error(f"tensor '{shown(base)}.lora_*'", f"shapes {a.shape}, {b.shape}")
         found[base] = Pair(legacy(".lora_a", a), b)
     if not found or 2 * len(found) != len(stored):
@@ -121,7 +122,9 @@ def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.
     """
     params = adapter.parameters()
     parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
-    shapes = {p: x.T.shape if p.endswith(".lora_a") else x.shape for p, x in params.items()}
+    shapes = {
+        p: x.swapaxes(-1, -2).shape if p.endswith(".lora_a") else x.shape for p, x in params.items()
+    }
     found = {p: part.reshape(shapes[p]) for p, part in zip(order, parts, strict=True)}
     return {p: legacy(p, found[p]) for p in params}
 

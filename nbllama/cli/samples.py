@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nbllama.data import NOT_TRAINED, Batch, Dataset, Samples, find_splits
 from nbllama.data.data_file import place_in
+from nbllama.data.judged import PAIRS
 from nbllama.data.statistics import Statistics, statistics, utilisation
 from nbllama.errors import shown
 from nbllama.gguf_io import open_gguf
@@ -41,13 +42,12 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
     data = load_file(path, options, tokenizer, say=say, keep_texts=options.json)
     say(f"{shown(path)}: {_kind(data)}")
     if options.json:
-        n = data.n_samples if options.samples is None else min(options.samples, data.n_samples)
+        n = data.n_samples if options.samples is None else _rows(data, options.samples)
         for i in range(n):
             print(json.dumps(sample_object(tokenizer, data, i), ensure_ascii=False))
     else:
         console.print(_legend(console.color_system is not None), soft_wrap=True)
-        n = 3 if options.samples is None else options.samples
-        for i in range(min(n, data.n_samples)):
+        for i in range(_rows(data, 3 if options.samples is None else options.samples)):
             console.rule(_title(data, i), style="dim")
             console.print(sample_text(tokenizer, data.batch([i]), console.color_system is not None))
         console.rule(style="dim")
@@ -61,7 +61,8 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
     """Return a sample for `--json`.
 
     "line" of its record (null for plain text; with "file" where there are several), "text",
-    "trained" (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in
+    "side" of preferences (chosen or rejected; good or bad where answers are labelled), "trained"
+    (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in
     the ids).
     """
     batch = data.batch([i])
@@ -82,8 +83,10 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
         text, line = "".join(parts), None
         characters = [(len(parts[0]), len(text))]
     named = {"file": file} if file else {}
+    side = {"side": _side(data, i)} if _side(data, i) else {}
     return named | {
         "line": line,
+        **side,
         "text": text,
         "trained": [list(pair) for pair in characters],
         "ids": ids,
@@ -130,8 +133,24 @@ def _kind(data: Dataset) -> str:
     return f"records, format {data.format}" if isinstance(data, Samples) else "plain text"
 
 
+def _rows(data: Dataset, n: int) -> int:
+    """How many samples are shown for `n` records: both sides of a pair."""
+    pairs = isinstance(data, Samples) and data.format == PAIRS
+    return min(2 * n if pairs else n, data.n_samples)
+
+
+def _side(data: Dataset, i: int) -> str:
+    """Return which side of a preference sample `i` is, with its weight; "": there is none."""
+    if not isinstance(data, Samples) or data.judged is None:
+        return ""
+    names = ("chosen", "rejected") if data.format == PAIRS else ("good", "bad")
+    weight = data.judged.weight[i]
+    return names[0 if data.judged.good[i] else 1] + (f", weight {weight:g}" if weight != 1 else "")
+
+
 def _title(data: Dataset, i: int) -> str:
     where = f", {data.place(i)}" if isinstance(data, Samples) else ""
+    where += f", {side}" if (side := _side(data, i)) else ""
     return f"sample {i + 1}{where}: {data.n_tokens(i)} tokens, {data.n_trained(i)} trained"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TextIO, cast
 
 from rich.console import Console, Group
@@ -24,6 +24,8 @@ from nbllama.report.log import (
     duration,
     memory,
 )
+
+SHOWN = ("margin", "accuracy")  # of what an objective measures, on a terminal
 
 
 class _Stream:
@@ -62,10 +64,17 @@ def plain_line(record: StepRecord, seconds_left: float | None) -> str:
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
     line = (
         f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
-        f"lr={record.lr:.3e} grad_norm={record.grad_norm:.4g} tokens/s={record.tokens_per_s:.1f} "
+        f"lr={record.lr:.3e} grad_norm={record.grad_norm:.4g} tokens={record.tokens} "
+        f"computed={record.computed_tokens} tokens/s={record.tokens_per_s:.1f} "
         f"dt={record.seconds:.2f}s eta={eta} mem={memory(record.rss_bytes).replace(' ', '')}"
     )
+    line += measured(record.measures)
     return line + " skipped: loss or gradient not finite" if record.skipped else line
+
+
+def measured(numbers: Mapping[str, float]) -> str:
+    """Return further numbers of an objective as ` name=value` words."""
+    return "".join(f" {name}={value:.4g}" for name, value in numbers.items())
 
 
 def evaluation_line(record: EvaluationRecord) -> str:
@@ -75,6 +84,7 @@ def evaluation_line(record: EvaluationRecord) -> str:
     line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"
     if record.train_loss is not None:
         line += f" train_loss={record.train_loss:f}"
+    line += measured(record.measures)
     return line + f" dt={record.seconds:.2f}s" + (" best" if record.best else "")
 
 
@@ -178,9 +188,11 @@ class Display:
             Text(f"epoch {record.epoch}"),
             Text(f"ETA {eta}", style="cyan"),
         )
+        shown = [(name, record.measures[name]) for name in SHOWN if name in record.measures]
         numbers = Text.assemble(
             ("loss ", "dim"),
             (f"{record.loss:.4f}", "bold"),
+            *(part for name, x in shown for part in ((f"  {name} ", "dim"), f"{x:.3g}")),
             ("  lr ", "dim"),
             f"{record.lr:.2e}  {record.tokens_per_s:.0f} tokens/s  {memory(record.rss_bytes)}  ",
             (self._curve.sparkline(), "green"),

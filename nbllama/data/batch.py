@@ -15,6 +15,29 @@ NOT_TRAINED = -1
 
 
 @dataclass(frozen=True)
+class Tree:
+    """How the rows of a batch whose samples share beginnings belong to its samples.
+
+    `nbllama.data.shared` makes it. All arrays are C-contiguous int32. N computed rows in S
+    sequences, n tokens of the samples, P keys.
+
+    samples            the same samples, each whole
+    rows [n]           the row of each of their tokens
+    paths [P]          the rows that sequence s sees are `k_offsets[s] : k_offsets[s + 1]` of this
+    k_offsets [S+1]    its last ones are the sequence's own
+    order [P]          where each row is in `paths`: row r at `starts[r] : starts[r + 1]` of this,
+    starts [N+1]       in ascending order
+    """
+
+    samples: Batch
+    rows: np.ndarray
+    paths: np.ndarray
+    k_offsets: np.ndarray
+    order: np.ndarray
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
 class Batch:
     """S sequences as one stream of N tokens; all arrays are C-contiguous int32.
 
@@ -22,12 +45,16 @@ class Batch:
     targets [N]        the id that should follow each token, or `NOT_TRAINED` (-1)
     positions [N]      0, 1, 2, ... starting again with every sequence
     seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
+
+    With a `tree`, a sequence is what a sample does not share with an earlier one, its positions
+    go on from there, and targets [n] are those of the tokens of `tree.samples`.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
     seq_offsets: np.ndarray
+    tree: Tree | None = None
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
@@ -52,7 +79,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Number of input tokens, of all sequences."""
+        """Number of input tokens, of all sequences; those that are computed."""
         return len(self.tokens)
 
     @property
@@ -64,6 +91,15 @@ class Batch:
     def n_trained(self) -> int:
         """Number of targets that count in the loss."""
         return int(np.count_nonzero(self.targets != NOT_TRAINED))
+
+    def whole(self) -> Batch:
+        """Return the samples, each whole: the batch itself unless it has a tree."""
+        return self if self.tree is None else self.tree.samples
+
+    def trained(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return row and target of each position that counts in the loss, in order, `[M]` each."""
+        at = np.flatnonzero(self.targets != NOT_TRAINED)
+        return at if self.tree is None else self.tree.rows[at], self.targets[at]
 
 
 class Dataset(Protocol):

@@ -247,7 +247,8 @@ class ChatReader:
                 notices.switch = notices.switch or self._traits.switch
         notices.answers += len(answers)
         notices.empty_thoughts += empty
-        notices.apart.update(why)
+        if why:
+            notices.apart.update(why)
         if found:
             notices.add(line, found)
 

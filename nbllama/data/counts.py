@@ -12,9 +12,14 @@ _READ = {
     "chat": {"tools", "functions", "chat_template_kwargs"},
     "sharegpt": {"system", "tools", "functions", "chat_template_kwargs"},
     "completion": {"tools", "functions", "chat_template_kwargs"},
+    "preference": {
+        "prompt", "weight", "tools", "functions", "chat_template_kwargs", "instruction", "question",
+        "input", "system", "history",
+    },
+    "labelled": {"weight", "tools", "functions", "chat_template_kwargs"},
     "alpaca": {"input", "system", "history"},
     "text": set[str](),
-}
+}  # fmt: skip
 
 
 class Counts(NamedTuple):

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nbllama.data.formats import Conversation, Sample
+from nbllama.data.formats import Conversation, Sample, plain_ones
 from nbllama.errors import shown
 
 RAW = "raw"
@@ -54,7 +54,8 @@ class DataFile(NamedTuple):
     @property
     def has_chats(self) -> bool:
         """Whether a chat template is needed."""
-        return any(isinstance(sample, Conversation) for _, sample in self.samples)
+        samples = plain_ones(sample for _, sample in self.samples)
+        return any(isinstance(sample, Conversation) for sample in samples)
 
     def place(self, line: int) -> tuple[str, int]:
         """Return the file of a line, and its number there."""

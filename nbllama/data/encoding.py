@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,16 @@ import numpy as np
 
 from nbllama.data.chat import ChatReader
 from nbllama.data.data_file import DataFile
-from nbllama.data.formats import Continuation, Conversation, Message, Sample
+from nbllama.data.formats import (
+    Continuation,
+    Conversation,
+    Labelled,
+    Message,
+    Pair,
+    Plain,
+    Sample,
+    plain_ones,
+)
 from nbllama.data.prepared import Rendered
 from nbllama.data.row import Encoded, Row
 from nbllama.data.spans import encode_parsed, encode_plain
@@ -19,6 +29,7 @@ from nbllama.text.chat_template import ChatTemplate
 from nbllama.text.tokenizer import Tokenizer
 
 _CHUNK = 64  # samples that are rendered in one request
+_AHEAD = 3  # requests that wait or are rendered while samples are made
 _REPORT_SECONDS = 5.0
 
 Progress = Callable[[str], None]
@@ -70,8 +81,7 @@ def encoded(
 ) -> Iterator[tuple[int, int, Found]]:
     """Every record with its number and line, in the file's order.
 
-    The next chats are rendered, by the template's process, and tokenised, by the tokenizer's
-    library, while samples are made of these.
+    The next chats are rendered, by the template's process, while samples are made of these.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
@@ -79,35 +89,83 @@ def encoded(
     firsts = range(0, len(data.samples), _CHUNK)
 
     def render(first: int) -> list[Rendered]:
-        chats = [s for _, s in data.samples[first : first + _CHUNK] if isinstance(s, Conversation)]
-        if reader is None or not chats:
-            return []
-        rendered = reader.render(chats)
-        reader.warm(rendered)
-        return rendered
+        chunk = plain_ones(s for _, s in data.samples[first : first + _CHUNK])
+        chats = [s for s in chunk if isinstance(s, Conversation)]
+        return [] if reader is None or not chats else reader.render(chats)
 
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(render, 0)
-        for first in firsts:
-            rendered = iter(coming.result())
-            if first + _CHUNK < len(data.samples):
-                coming = ahead.submit(render, first + _CHUNK)
-            chunk = data.samples[first : first + _CHUNK]
-            for n, (line, sample) in enumerate(chunk, first):
-                yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
-            now = time.monotonic()
-            if progress is not None and now - told >= _REPORT_SECONDS:
-                told, n = now, first + len(chunk)
-                left = (now - start) * (len(data.samples) - n) / n
-                bar = "#" * (20 * n // len(data.samples))
-                progress(
-                    f"[{bar:.<20}] tokenised {n} of {len(data.samples)} records, {left:.0f} s left"
-                )
+        coming = deque(ahead.submit(render, first) for first in firsts[:_AHEAD])
+        try:
+            for first in firsts:
+                chats = coming.popleft().result()
+                if first + _AHEAD * _CHUNK < len(data.samples):
+                    coming.append(ahead.submit(render, first + _AHEAD * _CHUNK))
+                if reader is not None:
+                    reader.warm(chats)
+                rendered = iter(chats)
+                chunk = data.samples[first : first + _CHUNK]
+                for n, (line, sample) in enumerate(chunk, first):
+                    yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
+                now = time.monotonic()
+                if progress is not None and now - told >= _REPORT_SECONDS:
+                    told = now
+                    progress(_bar(first + len(chunk), len(data.samples), now - start))
+        finally:  # after an error nobody wants them
+            for one in coming:
+                one.cancel()
+
+
+def _bar(n: int, n_all: int, seconds: float) -> str:
+    """Return the line that says how far it is."""
+    left = seconds * (n_all - n) / n
+    return f"[{'#' * (20 * n // n_all):.<20}] tokenised {n} of {n_all} records, {left:.0f} s left"
 
 
 def _one(
     tokenizer: Tokenizer,
     sample: Sample,
+    reader: ChatReader | None,
+    chats: Iterator[Rendered],
+    line: int,
+    parse_special: bool,
+) -> Found:
+    if isinstance(sample, Pair):
+        sides = [
+            _plain(tokenizer, side, reader, chats, line, parse_special)
+            for side in (sample.chosen, sample.rejected)
+        ]
+        return _pair(*sides)
+    if isinstance(sample, Labelled):
+        found = _plain(tokenizer, sample.answer, reader, chats, line, parse_special)
+        return found if isinstance(found, NbllamaError) else _single(found)
+    return _plain(tokenizer, sample, reader, chats, line, parse_special)
+
+
+def _single(rows: list[Row]) -> Found:
+    if len(rows) == 1:
+        return rows
+    return DataError(
+        f"the chat template shows each of {len(rows)} answers another prompt: put all but the last "
+        "one into the prompt"
+    )
+
+
+def _pair(chosen: Found, rejected: Found) -> Found:
+    """Return the rows of both sides, or why there are none."""
+    rows: list[Row] = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        found = side if isinstance(side, NbllamaError) else _single(side)
+        if isinstance(found, NbllamaError):
+            return type(found)(f"{name}: {found}")
+        rows += found
+    if np.array_equal(rows[0].ids, rows[1].ids):
+        return DataError("chosen and rejected are the same tokens: there is nothing to prefer")
+    return rows
+
+
+def _plain(
+    tokenizer: Tokenizer,
+    sample: Plain,
     reader: ChatReader | None,
     chats: Iterator[Rendered],
     line: int,

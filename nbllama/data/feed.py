@@ -52,13 +52,16 @@ class Feed(Protocol):
 
 
 class SeedFeed:
-    """The `Feed` of a seed: an epoch's last batches are short, or missing."""
+    """The `Feed` of a seed: an epoch's last batches are short, or missing.
+
+    `order`: another one than `Order` of that seed.
+    """
 
     wraps = False
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, order: Order | None = None) -> None:
         self._dataset = dataset
-        self._order = Order(dataset.n_samples, seed)
+        self._order = Order(dataset.n_samples, seed) if order is None else order
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
         """Return the micro-batches from `position` on; fewer where the epoch ends."""

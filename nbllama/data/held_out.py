@@ -15,6 +15,7 @@ import numpy as np
 from nbllama.data.batch import Dataset
 from nbllama.data.cutters import Windows
 from nbllama.data.order import permutation
+from nbllama.data.preferences import Preferences
 from nbllama.data.raw_text import RawText
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError
@@ -29,6 +30,9 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
     Raises `DataError` if one of the two would be empty.
     """
+    if isinstance(data, Preferences):
+        samples: Any = hold_out(data.samples, share, seed)
+        return data.of(samples[0]), data.of(samples[1])
     parts = (
         _of_text(data, share, seed) if isinstance(data, RawText) else _of_rows(data, share, seed)
     )
@@ -128,6 +132,7 @@ def _rows(data: Any, numbers: np.ndarray) -> Dataset:
         lines=data.lines[numbers],
         records=None if data.records is None else data.records[numbers],
         texts=tuple(data.texts[i] for i in numbers) if data.texts else (),
+        judged=None if data.judged is None else data.judged.part(numbers),
         fingerprint=sha256_parts(data.fingerprint, "part", numbers.astype(np.int64).tobytes()),
     )
     return part

@@ -26,7 +26,7 @@ _MORE = {
 }  # fmt: skip
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
-_NUMBERS = ("prompt", "completion", "instruction", "input", "output")
+_NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
 # What the formats read of a record beside the keys that they are known by.
 _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
 
@@ -34,12 +34,13 @@ _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system",
 _USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
 _USUAL.pop("function_call", None)
 _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
+_ROLES = frozenset(_USUAL.values())
 
 
 def format_by_keys(record: Record) -> Format | None:
     """Return the first format all of whose keys the record has; one with null counts as missing."""
     for found in FORMATS.values():
-        if all(record.get(key) is not None for key in found.keys):
+        if found.knows(record):
             return found
     return None
 
@@ -52,6 +53,8 @@ def is_turns(value: Any) -> bool:
 def _is_turn(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
+    if value.get("role") is not None and value.get("content") is not None:
+        return True  # most are like this
     folded = _folded(value)
     says = any(key in folded for key in ("content", "tool_calls", "function_call", *_WORDS))
     return says and ("role" in folded or any(s in folded for s in _SPEAKER))
@@ -96,9 +99,8 @@ def _refuse_text_and_pair(folded: dict[str, str]) -> None:
 def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
     folded = _folded(record)
     for found in FORMATS.values():
-        if wanted in (None, found) and all(
-            key in folded and record[folded[key]] is not None for key in found.keys
-        ):
+        names = {key: record[folded[key]] for key in found.keys if key in folded}
+        if wanted in (None, found) and found.knows(names):
             if wanted is None and found.name == "text":
                 _refuse_text_and_pair(folded)
             return _renamed(record, {folded[k]: k for k in _TAKEN if k in folded}, counts)
@@ -194,7 +196,7 @@ def _with_numbers(record: Record, counts: Counts) -> Record:
 
 def _with_roles(record: Record, counts: Counts) -> Record:
     """Return the record with the turns of its chats under the usual names."""
-    for key in ("messages", "conversations", "prompt", "completion"):
+    for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
             renamed = [_turn(turn, counts) for turn in turns]
@@ -252,8 +254,10 @@ def _turn(turn: Record, counts: Counts) -> Record:
 
 def _role(turn: Record, counts: Counts) -> Record:
     role = turn["role"]
-    usual = _USUAL.get(role.strip().lower()) if type(role) is str else None
-    if usual is None or usual == role:
+    if type(role) is not str or role in _ROLES:
+        return turn
+    usual = _USUAL.get(role.strip().lower())
+    if usual is None:
         return turn
     counts.roles[f"{shown(role, 40)} as {usual}"] += 1
     return turn | {"role": usual}

@@ -7,6 +7,11 @@ batches that are large enough for the matrix products.
 
 Samples stay in the epoch's order; a batch ends before the first one that does not fit. So the place
 in the data is still (epoch, next sample), and room that is left over costs nothing.
+
+Where samples share their beginnings (`nbllama.data.shared`), what counts are the tokens that are
+computed. A batch then ends too where its samples have as many trained targets as there is room, or
+`MOST_TOKENS` times as many tokens, so that its memory has a bound. The rule stays that with which a
+run began, since it decides which samples come together.
 """
 
 from __future__ import annotations
@@ -18,13 +23,20 @@ import numpy as np
 from nbllama.data.batch import Batch
 from nbllama.data.order import Shuffled
 from nbllama.data.samples import Samples
+from nbllama.data.shared import FEWEST_ROWS, Beginnings, most_rows
+
+MOST_TOKENS = 8
+SEEN = 16  # batches whose mean is `per_batch`
 
 
 class Packed:
-    """The `Dataset` of `samples` in which n rows stand for n * n_ctx tokens."""
+    """The `Dataset` of `samples` in which n rows stand for n * n_ctx tokens.
 
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+    `shared`: a token that several samples of a batch share is counted once.
+    """
+
+    def __init__(self, samples: Samples, shared: bool = False) -> None:
+        self.samples, self.shared = samples, shared
         self.kind, self.format = samples.kind, samples.format
         self.n_samples, self.n_ctx = samples.n_samples, samples.n_ctx
         self.fingerprint, self.notes = samples.fingerprint, samples.notes
@@ -49,9 +61,32 @@ class Packed:
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx
+        if self.shared:
+            return self._used_shared(order.order, first, room)
         # Every sample has a token, so no more than `room` of them fit.
         sizes = self._lengths[0][order.order[first : first + room]]
         return int(np.searchsorted(np.cumsum(sizes), room, side="right"))
+
+    def _used_shared(self, order: np.ndarray, first: int, room: int) -> int:
+        seen, rows, tokens, trained = Beginnings(), 0, 0, 0
+        for n, i in enumerate(order[first:].tolist()):
+            _, same = seen.add(self.samples.inputs(i))
+            length = int(self._lengths[0][i])
+            rows, tokens = rows + length - same, tokens + length
+            trained += int(self._lengths[1][i])
+            if rows > room or trained > room or tokens > MOST_TOKENS * room:
+                return n
+        return len(order) - first
+
+    def largest_shared(self, n_rows: int) -> tuple[int, int]:
+        """Return bounds of the computed tokens and of the samples' tokens of any shared batch."""
+        room, tokens = n_rows * self.n_ctx, self._lengths[0]
+        most = min(MOST_TOKENS * room, int(tokens.sum()))
+        n = self.n_samples
+        rows = min(room, most_rows([self.samples.inputs(i) for i in range(n)], n))
+        # with fewer rows a batch is computed as it is
+        short = int(tokens[tokens < FEWEST_ROWS].sum())
+        return max(rows, min(short, most)), most
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
         """Return bounds of any batch: full rows, of the samples with the greatest trained share."""
@@ -63,9 +98,16 @@ class Packed:
         filled = np.cumsum(tokens[by_share])
         whole = int(np.searchsorted(filled, room, side="right"))
         most = int(trained[by_share[: whole + 1]].sum())
+        if self.shared:
+            most = int(trained.sum())
         return min(room, int(tokens.sum())), min(room, most)
 
     def per_batch(self, n_rows: int) -> float:
         """Return the average by the samples' mean length, less half a sample that does not fit."""
+        if self.shared:
+            order, sizes = np.arange(self.n_samples), [0]
+            while len(sizes) <= SEEN and sum(sizes) < len(order):
+                sizes.append(self._used_shared(order, sum(sizes), n_rows * self.n_ctx))
+            return sum(sizes) / (len(sizes) - 1)
         mean = float(self._lengths[0].mean())
         return max(1.0, n_rows * self.n_ctx / mean - 0.5)

@@ -17,7 +17,7 @@ from nbllama.data.columns import has_table_header, renamed
 from nbllama.data.containers import table_rows
 from nbllama.data.counts import Counts, count_unread
 from nbllama.data.data_file import RAW, Bad, DataFile, Part
-from nbllama.data.formats import FORMATS, Format, Record, Style
+from nbllama.data.formats import FORMATS, Format, Record, Style, plain_ones
 from nbllama.data.formats.record import keys_of
 from nbllama.data.json_values import json_values, looks_like_json
 from nbllama.data.magic import binary_kind
@@ -32,6 +32,7 @@ from nbllama.data.text_file import decode_text, decode_utf8, read_bytes
 from nbllama.data.unpack import Content, read_contents
 from nbllama.data.wrapped import Entry, as_record, entries_of
 from nbllama.errors import DataError, UsageError, shown
+from nbllama.system.garbage import without_collection
 
 CSV = "csv"
 NAMES = (RAW, *FORMATS, CSV)
@@ -61,6 +62,7 @@ class _Asked(NamedTuple):
         return FORMATS.get(self.data_format or "")
 
 
+@without_collection()
 def open_data(
     path: str | os.PathLike[str],
     data_format: str | None = None,
@@ -242,13 +244,13 @@ def _parsed(
         notes.append(
             "records of several formats: " + ", ".join(f"{n} {f}" for f, n in used.items())
         )
-    notes += counts.notes() + not_nfc_notes((s for _, s in data.samples), "records")
+    notes += counts.notes() + not_nfc_notes(plain_ones(s for _, s in data.samples), "records")
     return data._replace(format=format.name, notes=tuple(notes))
 
 
 def _own(record: Record, format: Format) -> Format:
     """Return the format of a record among others: that of most, if it has its keys."""
-    if all(record.get(key) is not None for key in format.keys):
+    if format.knows(record):
         return format
     return format_by_keys(record) or format
 

@@ -37,6 +37,8 @@ class Row(NamedTuple):
 
     def n_useful(self) -> int:
         """How many ids there are up to the last trained target; 0 if there is no trained target."""
+        if len(self.trained) > 1 and self.trained[-1]:
+            return len(self.trained)
         # The first id is no target: nothing comes before it.
         targets = np.flatnonzero(self.trained[1:]) + 1
         return int(targets[-1]) + 1 if len(targets) else 0

@@ -17,6 +17,8 @@ from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.chat import ChatReader
 from nbllama.data.data_file import Bad, DataFile, Part, place_in
 from nbllama.data.encoding import Progress, encoded
+from nbllama.data.formats import plain_ones
+from nbllama.data.judged import PAIRS, Judged, judgements
 from nbllama.data.row import Row
 from nbllama.data.text_checks import control_token_notes
 from nbllama.data.text_file import sha256_parts
@@ -45,7 +47,8 @@ class Samples(RowPerSample):
     begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut samples
     were longer than n_ctx tokens, n_dropped left no trained target within n_ctx, n_long were
     skipped for their length, n_bad records could not be read. `format`: as in the file. `texts`: of
-    each sample, if they are kept.
+    each sample, if they are kept. `judged`: what is known of each answer, where the records are
+    preferences.
     """
 
     ids: np.ndarray
@@ -64,6 +67,7 @@ class Samples(RowPerSample):
     texts: tuple[SampleText, ...] = ()
     records: np.ndarray | None = None
     parts: tuple[Part, ...] = ()
+    judged: Judged | None = None
 
     def place(self, i: int) -> str:
         """Return "line N" of the record of sample i, and of which file where there are several."""
@@ -87,6 +91,10 @@ class Samples(RowPerSample):
         """Return how many of sample i's targets are trained."""
         part = self._part(i)
         return int(np.count_nonzero(self.trained[part.start + 1 : part.stop]))
+
+    def inputs(self, i: int) -> np.ndarray:
+        """Return sample i's input tokens, int32 `[n]`."""
+        return self.ids[self._part(i)][:-1]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Return both counts of all samples, int64 [n_samples] each."""
@@ -140,7 +148,9 @@ def load_samples(
         raise ValueError("n_ctx must be at least 1")
     if on_long not in ON_LONG:
         raise ValueError(f"on_long {on_long!r} is not one of {', '.join(ON_LONG)}")
-    bad, kept = list(data.bad), []
+    bad = list(data.bad)
+    kept: list[tuple[int, int, Row]] = []
+    paired, n_half = data.format == PAIRS, 0
     n_cut = n_dropped = n_long = n_good = n_rows = 0
     reader = None if template is None else ChatReader(
         tokenizer, template, system_as_user=system_as_user, places=keep_texts
@@ -155,6 +165,7 @@ def load_samples(
             continue
         n_good += 1
         n_rows += len(found)
+        first = len(kept)
         for row in found:
             if train_on_prompt:
                 row = row._replace(trained=np.ones_like(row.trained))
@@ -179,6 +190,9 @@ def load_samples(
             if not keep_texts:  # places and text are large
                 cut = Row(cut.ids, cut.trained)
             kept.append((line, number, cut))
+        if paired and not _both_sides([row for _, _, row in kept[first:]]):
+            n_half += len(kept) > first
+            del kept[first:]
     bad.sort()
     n_all = n_rows + len(bad)
     if not kept:
@@ -188,18 +202,23 @@ def load_samples(
     trained = np.concatenate([row.trained for row in rows])
     offsets = np.cumsum([0] + [len(row.ids) for row in rows], dtype=np.int64)
     notes = [*data.notes, *_notes(data, n_all, n_good, n_ctx, n_cut, n_dropped, n_long, bad)]
-    notes += control_token_notes(tokenizer, (s for _, s in data.samples), parse_special)
+    plain = plain_ones(s for _, s in data.samples)
+    notes += control_token_notes(tokenizer, plain, parse_special)
+    if n_half:
+        notes.append(f"{n_half} pairs were left out: within {n_ctx} tokens they do not differ")
     if n_cut < len(kept) and not np.isin(ids[trained], list(tokenizer.eog_ids)).any():
         notes.append("no end-of-turn token follows an answer: the model will not learn to stop")
     if reader is not None:
         notes += reader.notes(n_good, n_rows)
+    judged = judgements(data, [number for _, number, _ in kept])
+    more = () if judged is None else judged.content()
     return Samples(
         ids,
         trained,
         offsets,
         np.array([line for line, _, _ in kept], dtype=np.int64),
         n_ctx,
-        sha256_parts("chat", n_ctx, ids.tobytes(), trained.tobytes(), offsets.tobytes()),
+        sha256_parts("chat", n_ctx, ids.tobytes(), trained.tobytes(), offsets.tobytes(), *more),
         n_cut,
         n_dropped,
         n_long,
@@ -209,7 +228,13 @@ def load_samples(
         texts=tuple(SampleText(row.text, row.characters()) for row in rows) if keep_texts else (),
         records=np.array([number for _, number, _ in kept], dtype=np.int64),
         parts=data.parts,
+        judged=judged,
     )
+
+
+def _both_sides(rows: Sequence[Row]) -> bool:
+    """Whether both sides of a pair are left, and differ in what is left."""
+    return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 
 def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:

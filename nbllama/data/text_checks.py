@@ -6,14 +6,14 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nbllama.data.formats import Continuation, Conversation, Sample
+from nbllama.data.formats import Continuation, Conversation, Plain
 from nbllama.errors import shown
 
 if TYPE_CHECKING:
     from nbllama.text.tokenizer import Tokenizer
 
 
-def _texts_of(found: Sample | str) -> list[str]:
+def _texts_of(found: Plain | str) -> list[str]:
     if isinstance(found, str):
         return [found]
     if isinstance(found, Conversation):
@@ -21,7 +21,7 @@ def _texts_of(found: Sample | str) -> list[str]:
     return [found.prompt, found.answer]
 
 
-def not_nfc_notes(found: Iterable[Sample | str], what: str) -> list[str]:
+def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
     """Write a line that counts those whose text is not in Unicode's normal form NFC."""
     n = n_all = 0
     for each in found:
@@ -39,7 +39,7 @@ def not_nfc_notes(found: Iterable[Sample | str], what: str) -> list[str]:
 
 
 def control_token_notes(
-    tokenizer: Tokenizer, samples: Iterable[Sample], parse_special: bool
+    tokenizer: Tokenizer, samples: Iterable[Plain], parse_special: bool
 ) -> list[str]:
     """Write a line that counts samples without a chat template that hold text of control tokens.
 

@@ -25,7 +25,9 @@ from nbllama.errors import UsageError, shown
 BLOCK_OF_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _PLAIN = ("F32", "F16", "BF16")
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-_NAME = re.compile(r"blk\.([0-9]{1,7})\.(attn_v|attn_qkv|attn_output|ffn_down)\.weight")
+_NAME = re.compile(
+    r"blk\.([0-9]{1,7})\.(attn_v|attn_k|attn_qkv|attn_output|ffn_down)(?:_exps|_shexp)?\.weight"
+)
 
 
 class FileType(NamedTuple):
@@ -77,7 +79,8 @@ def file_type(name: str) -> FileType:
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor takes the file's type at all (numpy shape)."""
-    return len(shape) >= 2 and name.endswith("weight") and "_norm.weight" not in name
+    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "_norm.weight")
+    return len(shape) >= 2 and name.endswith("weight") and not name.endswith(kept)
 
 
 def fitting(kind: str, row: int) -> str:
@@ -103,6 +106,7 @@ def tensor_types(
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
     out = {}
+    n_expert = next((shape[0] for shape in shapes.values() if len(shape) == 3), 0)
     for name, shape in shapes.items():
         if not may_change(name, shape):
             continue
@@ -112,6 +116,8 @@ def tensor_types(
         elif mixed and (found := _NAME.fullmatch(name)):
             layer = int(found[1])
             better = _in_block(kind.name, found[2], layer, n_layer, n_head, n_head_kv)
+            if n_expert == 8:
+                better = _with_eight(kind.name, found[2], better)
             wanted = better or kind.main
         out[name] = fitting(wanted, shape[-1])
     return out
@@ -128,11 +134,22 @@ def _more_bits(layer: int, n_layer: int) -> bool:
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 
 
+def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
+    """Return the type of a tensor beside eight experts, where attention is a small part."""
+    if tensor in ("attn_v", "attn_k", "attn_qkv"):
+        return "Q8_0" if tensor != "attn_qkv" else usual
+    if tensor == "attn_output":
+        return "Q5_K" if mix in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M") else None
+    return usual
+
+
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
     """Return the type of a tensor that a mix treats apart; None: the main type."""
     more = _more_bits(layer, n_layer)
+    if tensor == "attn_k":
+        return None
     if tensor == "attn_output":
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix)
     if tensor == "attn_qkv":

@@ -33,6 +33,8 @@ def input_of(name: str) -> tuple[int, int] | None:
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
+    if found[0].name == "down_shexp":  # what goes into it is no result that a watcher sees
+        return None
     slot, layer = found
     return layer, _FUSED.get(slot.tensor, slot.source)
 
@@ -44,7 +46,8 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
     """
     kind = hp.activation
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
-    nodes = {"attn_norm" if hp.attn_norm else "": 0, "kqv_out": 1, act: 3}
+    nodes = {"attn_norm" if hp.attn_norm else "": 0, act: 3}
+    nodes |= {"attn_gated" if hp.attn_gate else "kqv_out": 1, "conv_mixed": 1, "delta_out": 1}
     if not hp.side_by_side:  # else feed-forward reads what attention reads
         nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
     return nodes

@@ -189,7 +189,7 @@ def _pieces(
         x = x.reshape(n, row)
         with np.errstate(over="ignore", invalid="ignore"):
             for scale, pair in deltas:
-                x += np.float32(scale) * (pair.b[start : start + n] @ pair.a)
+                _add_rows(x, start, pair, scale)
         try:
             if whole is None:
                 out = quantise(new, x)
@@ -205,6 +205,21 @@ def _pieces(
         change.weights += flat.size
         change.bytes += out.size
         yield out
+
+
+def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
+    """Add to x `[n, n_in]`, rows from `start` on, what the pair adds to them.
+
+    The rows of a tensor of experts are counted over all of them.
+    """
+    if pair.a.ndim == 2:
+        x += np.float32(scale) * (pair.b[start : start + len(x)] @ pair.a)
+        return
+    n_out = pair.b.shape[1]
+    for expert in range(start // n_out, -(-(start + len(x)) // n_out)):
+        first, end = max(start, expert * n_out), min(start + len(x), (expert + 1) * n_out)
+        b = pair.b[expert, first - expert * n_out : end - expert * n_out]
+        x[first - start : end - start] += np.float32(scale) * (b @ pair.a[expert])
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:

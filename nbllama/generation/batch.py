@@ -14,6 +14,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.states import States, state_floats
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
 from nbllama.model.block import block_forward
@@ -101,8 +102,10 @@ class _Group:
         # at least one token of each prompt is left to tell what comes next
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
-        shape = (hp.n_layer, n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
+        self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
+        shape = (len(self._at), n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
         self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._states = States(hp, n) if state_floats(hp) else None
         self._lengths = [0] * n
         self._bound = Bound(model, adapter)
         most = max(self._shared, sum(len(p) - self._shared for p in prompts), n)
@@ -118,6 +121,8 @@ class _Group:
             self._feed([0], [self._prompts[0][:shared]])
             for cache in (self._k, self._v):
                 cache[:, 1:, :shared] = cache[:, :1, :shared]
+            if self._states is not None:
+                self._states.copy_first()
             self._lengths = [shared] * n
         rows, tokens = list(range(n)), [p[shared:] for p in self._prompts]
         while rows:
@@ -150,16 +155,22 @@ class _Group:
         k_offsets = _offsets([p + c for p, c in zip(past, counts, strict=True)])
 
         def exchange(layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return self._put(self._k[layer], k, batch, rows), self._put(
-                self._v[layer], v, batch, rows
-            )
+            at = self._at[layer]
+            return self._put(self._k[at], k, batch, rows), self._put(self._v[at], v, batch, rows)
+
+        states = self._states
+        if states is not None:
+            states.begin(rows)
 
         self.model.embed_tokens(self._bound, self._acts, batch)
         for layer in range(self.model.hp.n_layer):
             block_forward(
                 self.model, layer, self._bound, self._acts, batch=batch,
                 cache=exchange, k_offsets=k_offsets,
+                states=None if states is None else states.exchange,
             )  # fmt: skip
+        if states is not None:
+            states.commit()
         for row, count in zip(rows, counts, strict=True):
             self._lengths[row] += count
 

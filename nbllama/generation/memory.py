@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nbllama.generation.states import state_floats
 from nbllama.lora.pairs import Adapter
 from nbllama.model.activations import forward_bytes
 from nbllama.model.passes import layout
@@ -19,9 +20,9 @@ from nbllama.ops.linear.matmul import scratch_bytes
 class SessionMemory(NamedTuple):
     """Bytes.
 
-    `cache`: keys and values. `activations`: of the tokens of a prompt that are read together.
-    `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of RoPE, and
-    a single token's scores.
+    `cache`: keys, values and states. `activations`: of the tokens of a prompt that are read
+    together. `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of
+    RoPE, and a single token's scores.
     """
 
     cache: int
@@ -46,10 +47,11 @@ def session_memory(
     """Of `generation.Session(model, adapter, n_ctx, step=step)` with `threads` threads."""
     hp, step = model.hp, min(step, n_ctx)
     own, common = forward_floats(n_ctx, n_ctx, 1, n_kv=hp.n_head_kv, d=hp.head_dim)
-    ropes = {hp.rope_at(layer) for layer in range(hp.n_layer)} - {None}
+    layers = hp.attention_layers
+    ropes = {hp.rope_at(layer) for layer in layers} - {None}
     rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
     return SessionMemory(
-        cache=4 * 2 * hp.n_layer * n_ctx * hp.n_head_kv * hp.head_dim,
+        cache=4 * (2 * len(layers) * n_ctx * hp.n_head_kv * hp.head_dim + 2 * state_floats(hp)),
         activations=forward_bytes(layout(model, adapter, step)),
         scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         rest=4 * rest,

@@ -8,6 +8,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.states import States, state_floats
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
@@ -21,29 +22,43 @@ PROMPT_STEP = 512  # prompt tokens that go through the model together
 
 
 class KVCache:
-    """Keys and values of one sequence, float32 `[n_layer, n_ctx, G, D]` each.
+    """Keys and values of one sequence, float32 `[layers, n_ctx, G, D]` each, and its states.
 
-    `length`: how many tokens are in it.
+    `layers`: the blocks with attention, in their order. `length`: how many tokens are in it.
     """
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         hp = model.hp
-        shape = (hp.n_layer, n_ctx, hp.n_head_kv, hp.head_dim)
+        self.layers = hp.attention_layers
+        shape = (len(self.layers), n_ctx, hp.n_head_kv, hp.head_dim)
         self.k, self.v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.states = States(hp, 1) if state_floats(hp) else None
         self.n_ctx = n_ctx
         self.length = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and states."""
+        states = self.states.nbytes if self.states is not None else 0
+        return self.k.nbytes + self.v.nbytes + states
+
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Put the new tokens' keys and values behind the old ones; returns all of them."""
-        end = self.length + len(k)
-        self.k[layer, self.length : end] = k
-        self.v[layer, self.length : end] = v
-        return self.k[layer, :end], self.v[layer, :end]
+        at, end = self.layers.index(layer), self.length + len(k)
+        self.k[at, self.length : end] = k
+        self.v[at, self.length : end] = v
+        return self.k[at, :end], self.v[at, :end]
 
     def cut(self, start: int, end: int) -> None:
-        """Take out the tokens from `start` up to `end`; what is behind them moves down as it is."""
+        """Take out the tokens from `start` up to `end`; what is behind them moves down as it is.
+
+        With states the last tokens cannot be taken out: then all of them are.
+        """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
+        if self.states is not None and start < end == self.length:
+            self.states.clear()
+            start = 0
         left = self.length - end
         for x in (*self.k, *self.v):  # a block at a time: numpy copies what overlaps
             x[start : start + left] = x[end : self.length]
@@ -83,7 +98,7 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of the KV cache, of the activations and of the single token's work space."""
         single = self._program.nbytes if self._program is not None else 0
-        return self.cache.k.nbytes + self.cache.v.nbytes + self._acts.nbytes + single
+        return self.cache.nbytes + self._acts.nbytes + single
 
     @own_cores()
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -111,7 +126,10 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
+        """Forget all but the first `length` tokens; of a model with states (`States`), all.
+
+        `cache.length` says how many are left. Raises ValueError if there are fewer than `length`.
+        """
         self.cache.cut(length, self.cache.length)
 
     def shift(self, start: int, count: int) -> None:
@@ -122,7 +140,7 @@ class Session:
         `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
-        for layer, keys in enumerate(self.cache.k):
+        for layer, keys in zip(self.cache.layers, self.cache.k, strict=True):
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
@@ -155,14 +173,19 @@ class Session:
         """Tokens through all blocks; the last one's residual stream `[1, C]`."""
         n, past = len(tokens), self.cache.length
         batch = self._embed(tokens)
-        offsets = np.array([0, past + n], np.int32)
+        offsets, states = np.array([0, past + n], np.int32), self.cache.states
+        if states is not None:
+            states.begin([0])
         for layer in range(self.model.hp.n_layer):
             if self._check is not None:
                 self._check()
             block_forward(
                 self.model, layer, self._bound, self._acts, batch=batch,
                 cache=self.cache.exchange, k_offsets=offsets,
+                states=None if states is None else states.exchange,
             )  # fmt: skip
+        if states is not None:
+            states.commit()
         self.cache.length += n
         return self._acts.x(self.model.hp.n_layer, n)[-1:]
 

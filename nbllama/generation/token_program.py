@@ -223,7 +223,7 @@ class TokenProgram:
 
     def _output(self) -> None:
         hp, write, head = self._model.hp, self._write, self._head
-        self._reads("output_norm", [head], hp.logit_scale)
+        self._reads(hp.output_norm, [head], hp.logit_scale)
         pair = self._bound.pair(head.name)
         write.products(self._norm, [(head, pair, self._model.output_bias, self.logits, False)])
         if hp.logit_softcap > 0:
@@ -240,5 +240,6 @@ def _types(model: Weights) -> list[int]:
 
 
 def has_program(model: Weights) -> bool:
-    """Whether the model's matrices are of few enough types for one kernel."""
-    return len(_types(model)) <= MOST_TYPES
+    """Whether the model is dense, with attention in all blocks and few enough types of matrices."""
+    plain = model.hp.experts is None and not model.hp.mixers
+    return plain and len(_types(model)) <= MOST_TYPES

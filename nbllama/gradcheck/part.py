@@ -45,8 +45,13 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 def part_of(model: Model, layers: Sequence[int]) -> Model:
     """Return the model of these blocks, in this order."""
     hp = replace(model.hp, n_layer=len(layers))
+    if hp.mixers:
+        hp = replace(hp, mixers=tuple(hp.mixers[layer] for layer in layers), next_blocks=0)
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
+    if hp.experts:
+        dense = sum(not hp.experts.at(layer) for layer in layers)  # which come first
+        hp = replace(hp, experts=hp.experts._replace(first=dense), next_blocks=0)
     return Model(PartOfFile(model.gguf, layers), hp)
 
 
@@ -65,7 +70,7 @@ def usual_layers(model: Model) -> list[int]:
     period = max(hp.window_period if hp.window else 0, hp.rope_period)
     if 0 < period <= hp.n_layer:
         return list(range(period))
-    kinds: dict[tuple[int, ...], int] = {}
+    kinds: dict[tuple[object, ...], int] = {}
     for layer in range(hp.n_layer):
-        kinds.setdefault(model.block_types(layer), layer)
+        kinds.setdefault((hp.mixer_at(layer), model.block_types(layer)), layer)
     return sorted({*kinds.values(), hp.n_layer - 1})

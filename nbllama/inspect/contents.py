@@ -85,8 +85,17 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         "trained context": hp.n_ctx_train,
         "output": "tied to token_embd" if hp.tied_output else "a matrix of its own",
     }
+    if e := hp.experts:
+        facts["experts"] = (
+            f"{e.used} of {e.total} a token, {e.n_ff} wide, weights by {e.gating}"
+            + (f"; a shared one, {e.n_ff_shared} wide" if e.n_ff_shared else "")
+            + (f"; from block {e.first} on" if e.first else "")
+        )
     if hp.window:
         facts["sliding window"] = hp.window
+    if hp.mixers:
+        kinds = sorted({*hp.mixers} - {"attention"})
+        facts["blocks with attention"] = f"{len(hp.attention_layers)}; others: {', '.join(kinds)}"
     return facts
 
 
@@ -126,13 +135,18 @@ def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
 
 def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[int]]) -> Target:
     counts = {
-        column: sum(r * sum(pair_shape(s)) for r, s in zip(own, shapes, strict=True))
+        column: sum(r * _numbers(pair_shape(s)) for r, s in zip(own, shapes, strict=True))
         for column, own in ranks.items()
     }
     return Target(
         _option(slot), slot.tensor, len(shapes), tuple(sorted({*map(pair_shape, shapes)})),
         {column: tuple(sorted(set(own))) for column, own in ranks.items()}, counts,
     )  # fmt: skip
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    """Numbers of a pair of rank 1: n_out + n_in, for each expert."""
+    return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 
 # Adapters and checkpoints

@@ -28,7 +28,7 @@ def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
             found.setdefault(name, []).append((pair, factor * adapter.scale))
     pairs = {}
     for name, stack in found.items():
-        a = np.concatenate([pair.a for pair, _ in stack])
-        b = np.concatenate([np.float32(scale) * pair.b for pair, scale in stack], axis=1)
+        a = np.concatenate([pair.a for pair, _ in stack], axis=-2)
+        b = np.concatenate([np.float32(scale) * pair.b for pair, scale in stack], axis=-1)
         pairs[name] = Pair(a, np.ascontiguousarray(b))
     return Adapter(first.arch, 1.0, 1, pairs)

@@ -3,13 +3,14 @@
     y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
 
 with one scale `s = alpha / lora_r` for every tensor, whatever its own rank. All arrays are
-float32. Three kinds of base tensor share the two shapes:
+float32. The kinds of base tensors:
 
 | kind | base | A | B | what is added |
 |---|---|---|---|---|
 | linear | (n_out, n_in) | (rank, n_in) | (n_out, rank) | `s · B A` |
 | embedding | (V, C) | (rank, C) | (V, rank) | row `tok`: `s · B[tok] A` |
 | norm | (n,) | (rank, n) | (1, rank) | `s · (B A)[0]` |
+| experts | (E, n_out, n_in) | (E, rank, n_in) | (E, n_out, rank) | `s · B[e] A[e]` |
 
 "LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021; names and tensor order are
 those of llama.cpp's `finetune.cpp:init_lora`.
@@ -45,27 +46,32 @@ _INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data o
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32."""
+    """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32.
+
+    Of a tensor of experts, with the number of experts before them.
+    """
 
     a: np.ndarray
     b: np.ndarray
 
     def __post_init__(self) -> None:
         for half in (self.a, self.b):
-            if half.dtype != np.float32 or half.ndim != 2 or not half.flags.c_contiguous:
-                raise ValueError("both halves of a pair are C-contiguous float32 matrices")
-        if self.a.shape[0] != self.b.shape[1] or self.rank < 1:
+            if half.dtype != np.float32 or not half.flags.c_contiguous:
+                raise ValueError("both halves of a pair are C-contiguous and float32")
+            if half.ndim not in (2, 3) or half.shape[:-2] != self.a.shape[:-2]:
+                raise ValueError(f"a {self.a.shape} and b {self.b.shape} are no pair's halves")
+        if self.a.shape[-2] != self.b.shape[-1] or self.rank < 1:
             raise ValueError(f"a {self.a.shape} and b {self.b.shape} share no rank")
 
     @property
     def rank(self) -> int:
         """Rank of the pair: rows of A, columns of B."""
-        return int(self.a.shape[0])
+        return int(self.a.shape[-2])
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(n_out, n_in) of what the pair adds to."""
-        return int(self.b.shape[0]), int(self.a.shape[1])
+    def shape(self) -> tuple[int, ...]:
+        """(n_out, n_in) of what the pair adds to, or (n_expert, n_out, n_in)."""
+        return (*self.b.shape[:-1], int(self.a.shape[-1]))
 
 
 @dataclass
@@ -164,13 +170,13 @@ def init_adapter(
         used.add(slot.name)
         if slot.in_block and layers is not None and block_of(name) not in layers:
             continue
-        n_out, n_in = pair_shape(shapes[name])
+        *experts, n_out, n_in = pair_shape(shapes[name])
         key = np.array([seed, _INIT_STREAM + tensor_index(name)], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        a = rng.standard_normal((rank, n_in), dtype=np.float32)
+        a = rng.standard_normal((*experts, rank, n_in), dtype=np.float32)
         np.clip(a, -1, 1, out=a)
         a /= np.float32(np.sqrt(rank + n_in))
-        pairs[name] = Pair(a, np.zeros((n_out, rank), np.float32))
+        pairs[name] = Pair(a, np.zeros((*experts, n_out, rank), np.float32))
     for asked, rank in ranks.items():
         if asked not in SLOT_BY_NAME:
             raise KeyError(asked)

@@ -27,7 +27,7 @@ class Slot(NamedTuple):
 
     name: str  # as in `--rank-NAME`, with `_` for `-`
     tensor: str  # GGUF name without block number and ".weight"
-    kind: str  # "linear", "embedding" or "norm"
+    kind: str  # "linear", "embedding", "norm" or "experts"
     in_block: bool
     linear: str = ""  # of a block's linear layer
     node: str = ""  # of what that layer gives
@@ -53,16 +53,31 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
-# Of models that have several linears in one matrix (the old tool knew none of them).
-FUSED_SLOTS = (Slot("wqkv", "attn_qkv", "linear", True),)
+# Of models that have several linears in one matrix; of mixtures of experts: a tensor of all routed
+# experts, and the shared expert's; of blocks without attention (the old tool knew none of them).
+FUSED_SLOTS = (
+    Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
+    Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
+    Slot("down_shexp", "ffn_down_shexp", "linear", True, "down_shexp", "ffn_shexp", 3),
+    Slot("up_shexp", "ffn_up_shexp", "linear", True, "up_shexp", "ffn_up_shexp", 2),
+    Slot("gate_exps", "ffn_gate_exps", "experts", True),
+    Slot("down_exps", "ffn_down_exps", "experts", True),
+    Slot("up_exps", "ffn_up_exps", "experts", True),
+    Slot("conv_in", "shortconv.in_proj", "linear", True, "conv_in", "conv_in", 0),
+    Slot("conv_out", "shortconv.out_proj", "linear", True, "conv_out", "conv_out", 1),
+    Slot("attn_gate", "attn_gate", "linear", True, "z", "delta_z", 0),
+    Slot("ssm_alpha", "ssm_alpha", "linear", True, "alpha", "delta_alpha", 0),
+    Slot("ssm_beta", "ssm_beta", "linear", True, "beta", "delta_beta", 0),
+    Slot("ssm_out", "ssm_out", "linear", True, "ssm_out", "ssm_out", 1),
+)
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
-LINEARS = {slot.linear: slot for slot in SLOTS if slot.linear}
-"""The seven linear layers of a block, by the name that the passes have for them."""
+LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
+"""Linear layers of blocks for all tokens, by the name that the passes have for them."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
-_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+)\.weight")
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.weight")
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
@@ -78,8 +93,8 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 def tensor_index(name: str) -> int:
     """Place of a base tensor in the old tool's order.
 
-    Three outside of the blocks come first, then nine a block, then those of `FUSED_SLOTS`. Raises
-    `KeyError` for a tensor that takes no pair.
+    Three outside of the blocks come first, then nine a block, then each of `FUSED_SLOTS` of all
+    blocks. Raises `KeyError` for a tensor that takes no pair.
     """
     found = slot_of(name)
     if found is None:
@@ -89,7 +104,7 @@ def tensor_index(name: str) -> int:
         return _ENDS.index(slot)
     if slot in FUSED_SLOTS:
         after = len(_ENDS) + _MAX_LAYERS * len(_IN_BLOCK)
-        return after + layer * len(FUSED_SLOTS) + FUSED_SLOTS.index(slot)
+        return after + layer + _MAX_LAYERS * FUSED_SLOTS.index(slot)
     return len(_ENDS) + layer * len(_IN_BLOCK) + _IN_BLOCK.index(slot)
 
 
@@ -103,11 +118,15 @@ def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[
         yield from ((slot, slot.base_name(layer)) for slot in slots if slot.in_block)
 
 
-def pair_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n)."""
-    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n).
+
+    A tensor of experts is (n_expert, n_out, n_in).
+    """
+    return (1, shape[0]) if len(shape) == 1 else tuple(shape)
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """Names of the slots that a model with these tensors does not have."""
-    return {slot.name for slot in EVERY_SLOT if slot.base_name() not in shapes}
+    found = {of[0].name for of in map(slot_of, shapes) if of is not None}
+    return {slot.name for slot in EVERY_SLOT} - found

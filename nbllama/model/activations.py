@@ -27,6 +27,13 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
+from nbllama.model.mixers.shapes import (
+    mixer_backward_shapes,
+    mixer_forward_shapes,
+    mixer_shapes,
+    mixer_width,
+)
+from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
@@ -44,11 +51,21 @@ class Layout(NamedTuple):
     tokens: int  # of the largest micro-batch
     trained: int = 0  # positions with a target, of the largest micro-batch
     dropout: bool = False
+    expert_rank: int = 0  # of the pairs of experts
 
     @property
     def widest(self) -> int:
-        """Floats a token of the widest input of a linear layer."""
-        return max(self.hp.n_embd, self.hp.n_ff, self.hp.n_head * self.hp.head_dim)
+        """Floats a token of the widest input of a linear layer, or gradient of its output."""
+        hp = self.hp
+        return max(hp.n_embd, self.ff_input, hp.n_head * hp.head_dim, mixer_width(hp))
+
+    @property
+    def ff_input(self) -> int:
+        """Floats a token of the widest input of a feed-forward layer's last matrix."""
+        e = self.hp.experts
+        if e is None:
+            return self.hp.n_ff
+        return max(e.n_ff, e.n_ff_shared, e.total, self.hp.n_ff if e.first else 0)
 
 
 @dataclass
@@ -66,8 +83,10 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
+    mixed: dict[str, np.ndarray]  # what blocks without attention keep in its place
     h_memory: dict[str, np.ndarray]  # by linear layer
     h: dict[str, np.ndarray]  # the packed h that the forward pass made there
+    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
@@ -80,8 +99,8 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
         "att": (n, heads, d),
         "lse": (n, heads),
         "x_mid": (n, hp.n_embd),
-        "gate": (n, hp.n_ff if hp.gated else 0),
-        "up": (n, hp.n_ff),
+        "gate": (n, hp.ff_width if hp.gated else 0),
+        "up": (n, hp.ff_width),
         "rstd_att": norm_numbers(hp, n),
         "rstd_ffn": norm_numbers(hp, n),
     }
@@ -107,11 +126,12 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 def forward_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
-    plain = hp.residual_scale == 1 and not hp.has_post_norms
+    plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
+    branch |= mixer_forward_shapes(hp, n) | mixture_shapes(hp, n, layout.expert_rank)
     return branch | {
         "norm": (n, hp.n_embd),
-        "act": (n, hp.n_ff),
+        "act": (n, layout.ff_input),
         "panels": (panel_floats(n, layout.widest),),
     }
 
@@ -119,13 +139,13 @@ def forward_shapes(layout: Layout) -> Shapes:
 def shared_shapes(layout: Layout) -> Shapes:
     """Shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
-    top_rank = max(layout.ranks.values(), default=0)
+    top_rank = max(layout.expert_rank, *layout.ranks.values())
     shapes = forward_shapes(layout) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
         "dnorm": (n, hp.n_embd),
-        "dact": (n, hp.n_ff),
+        "dact": (n, layout.ff_input),
         "datt": (n, hp.n_head, hp.head_dim),
         "dq": (n, hp.n_head, hp.head_dim),
         "dk": (n, hp.n_head_kv, hp.head_dim),
@@ -135,6 +155,9 @@ def shared_shapes(layout: Layout) -> Shapes:
         "top_dnorm": (trained, hp.n_embd),
         "top_rstd": norm_numbers(hp, trained),
     }
+    shapes |= mixer_backward_shapes(hp, n)
+    if hp.experts is not None:
+        shapes |= {"routed_dx": (n, hp.n_embd)}
     if layout.dropout:
         shapes |= {"dropped": (n * widest,), "dropped_panels": (panel_floats(n, widest),)}
     return shapes
@@ -154,10 +177,16 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(-(-math.prod(s) // ALIGN) * ALIGN for s in shapes.values())
 
 
+def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
+    """Shapes of one block's own set, by group: the last one is that of LoRA's h."""
+    hp, n = layout.hp, layout.tokens
+    shapes = block_shapes(hp, n), norm_shapes(hp, n), mixer_shapes(hp, n), kept_shapes(hp, n)
+    return (*shapes, h_shapes(layout))
+
+
 def set_bytes(layout: Layout) -> int:
     """Bytes of one block's own set."""
-    hp, n = layout.hp, layout.tokens
-    return 4 * sum(map(_floats, (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))))
+    return 4 * sum(map(_floats, set_shapes(layout)))
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
@@ -207,13 +236,12 @@ class Activations:
         self._allocate(layout, nbytes, stream_shapes(layout, n_layer + 1), shared_shapes(layout))
 
     def _allocate(self, layout: Layout, nbytes: int, stream: Shapes, shared: Shapes) -> None:
-        hp, n = layout.hp, layout.tokens
-        self.most_tokens = n
-        self._top = hp.n_layer - 1
+        self.most_tokens = layout.tokens
+        self._top = layout.hp.n_layer - 1
         self._arena = Arena(nbytes)
         self._stream = list(self._arena.arrays(stream).values())
         self._shared = self._arena.arrays(shared)
-        groups = (block_shapes(hp, n), norm_shapes(hp, n), h_shapes(layout))
+        groups = set_shapes(layout)
         self._sets: list[tuple[dict[str, np.ndarray], ...]] = [
             (*map(self._arena.arrays, groups), {}) for _ in range(1 + self.kept)
         ]
@@ -245,9 +273,9 @@ class Activations:
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, cut to `n` rows."""
         own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        arrays, norms, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
-        cut = ({k: a[:n] for k, a in group.items()} for group in (arrays, norms))
-        return BlockSet(**next(cut), norms=next(cut), h_memory=h_memory, h=h)
+        *groups, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
+        arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
+        return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)
 
 
 class ForwardActivations(Activations):

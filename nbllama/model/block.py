@@ -9,6 +9,7 @@ stream. What differs between models comes from `Hparams`, and each step below as
 | `heads` | norms of queries and keys, before or after RoPE, of heads or of all of them; RoPE |
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
 | `activation` | with a gate or without one, and which function |
+| `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
 | `branch` | norm and scale of what is added to the stream |
 
 The block is written three times. This file is for training: many tokens, forwards and backwards.
@@ -29,13 +30,16 @@ import numpy as np
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations
+from nbllama.model.attending import attend, attend_grad
 from nbllama.model.bound import Bound
+from nbllama.model.mixers import MIXERS, StateExchange
+from nbllama.model.mixture import Mixture
 from nbllama.model.weights import Weights
 from nbllama.ops.activation import gated, gated_grad
-from nbllama.ops.attention.attention import attention
-from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.attention.sinks import add_sinks
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
+from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
 # The norms that only some models have, by the layer they come after. They carry no pair.
@@ -60,16 +64,20 @@ def block_forward(
     recompute: bool = False,
     cache: CacheExchange | None = None,
     k_offsets: np.ndarray | None = None,
+    states: StateExchange | None = None,
 ) -> None:
     """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
 
     `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
-    are those of the keys it gives.
+    are those of the keys it gives. `states`: of the sequences, in blocks without attention.
     """
-    block = _Block(model, layer, bound, acts, batch)
+    block = Block(model, layer, bound, acts, batch)
     if recompute:
         block.watch = None  # it was seen the first time
-    block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
+    if mixer := MIXERS.get(model.hp.mixer_at(layer)):
+        mixer.forward(block, states)
+    else:
+        block.attention_forward(cache, batch.seq_offsets if k_offsets is None else k_offsets)
     block.feed_forward(recompute)
 
 
@@ -81,12 +89,16 @@ def block_backward(
     `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
     only feeds the layers below is left out.
     """
-    block = _Block(model, layer, bound, acts, batch)
+    block = Block(model, layer, bound, acts, batch)
     block.feed_forward_backward()
-    block.attention_backward(layer > lowest or bound.trains("token_embd.weight"))
+    below = layer > lowest or bound.trains("token_embd.weight")
+    if mixer := MIXERS.get(model.hp.mixer_at(layer)):
+        mixer.backward(block, below)
+    else:
+        block.attention_backward(below)
 
 
-class _Block:
+class Block:
     """One block at work on one batch."""
 
     def __init__(
@@ -95,20 +107,28 @@ class _Block:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
         self.kept = acts.block(layer, self.n)
-        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears}
+        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
         self.watch = model.watch
         kind = self.hp.activation
+        experts = self.hp.experts_at(layer)
+        self.mixture = None if experts is None else Mixture(self, experts)
+        if self.mixture is None and self.hp.experts is not None:  # cut to a dense block's width
+            for name in ("gate", "up"):
+                setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
 
     def see(self, name: str, x: np.ndarray) -> None:
+        """Show a result to who watches."""
         if self.watch is not None:
             self.watch.node(name, self.layer, x)
 
     def see_grad(self, name: str, dx: np.ndarray) -> None:
+        """Show a gradient to who watches."""
         if self.watch is not None:
             self.watch.gradient(name, self.layer, dx)
 
     def name(self, tensor: str) -> str:
+        """Return the full name of a tensor of this block."""
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
@@ -116,7 +136,12 @@ class _Block:
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
+        """Return an array that all blocks share, one row a token."""
         return self.acts.shared(name, self.n)
+
+    def dense(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of feed-forward `[N, F]`; beside experts it may have room for more."""
+        return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
 
     # What the passes are made of
 
@@ -215,7 +240,11 @@ class _Block:
         """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
-        self.project(name, x, raw)
+        if name == "q" and self.hp.attn_gate:
+            self.project(name, x, self.kept.mixed["q_gate"])
+            raw[:] = self.kept.mixed["q_gate"][:, :, 0]
+        else:
+            self.project(name, x, raw)
         self.see(f"{node}_raw", raw)
         if self.hp.qk_norm_last:
             self.turn(node, raw)
@@ -241,10 +270,12 @@ class _Block:
         self.see_grad(f"{node}_raw", dy)
 
     def turn(self, node: str, y: np.ndarray) -> None:
+        """Turn y `[N, heads, D]` by RoPE."""
         self.model.rotate(self.layer, y, self.batch.positions)
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
+        """Turn the gradient back."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
@@ -268,18 +299,31 @@ class _Block:
         self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
         keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
-        offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
-        attention(
-            kept.q, keys, values, **offsets, scale=self.hp.attn_scale, slopes=self.model.slopes,
-            o=kept.att, lse=kept.lse, window=self.hp.window_at(self.layer),
-            cap=self.hp.attn_softcap,
+        attend(
+            self.batch, kept.q, keys, values, k_offsets=k_offsets, scale=self.hp.attn_scale,
+            slopes=self.model.slopes, o=kept.att, lse=kept.lse,
+            window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
+        if (sinks := self.model.vectors.get(self.name("attn_sinks.weight"))) is not None:
+            add_sinks(kept.att, kept.lse, sinks)
         if self.watch is not None:
+            offsets = {"q_offsets": self.batch.seq_offsets, "k_offsets": k_offsets}
             self.watch.attention(self.layer, kept.q, keys, **offsets)
         self.see("kqv_out", kept.att)
+        att = self.gated_att()
+        if self.hp.attn_gate:
+            self.see("attn_gated", att)
         kept.x_mid[:] = x
-        self.branch("o", self.input(kept.att.reshape(n, -1), "o"), kept.x_mid)
+        self.branch("o", self.input(att.reshape(n, -1), "o"), kept.x_mid)
         self.see("ffn_inp", kept.x_mid)
+
+    def gated_att(self) -> np.ndarray:
+        """Return attention's output `[N, H, D]`, times its gates where it has some."""
+        if not self.hp.attn_gate:
+            return self.kept.att
+        y = self.shared("att_gated")
+        out_gate(self.kept.att, self.kept.mixed["q_gate"], y)
+        return y
 
     def attention_backward(self, below: bool) -> None:
         """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
@@ -293,10 +337,14 @@ class _Block:
             return
         dx, datt, dnorm = self.shared("dx"), self.shared("datt"), self.shared("dnorm")
         dq, dk, dv = self.shared("dq"), self.shared("dk"), self.shared("dv")
-        self.project_grad("o", self.branch_grad("o", dx), kept.att.reshape(n, -1), datt)
+        read = self.gated_att().reshape(n, -1)
+        self.project_grad("o", self.branch_grad("o", dx), read, datt)
+        if self.hp.attn_gate:
+            self.see_grad("attn_gated", datt)
+            out_gate_grad(datt, kept.att, kept.mixed["q_gate"], self.shared("dq_gate"))
         self.see_grad("kqv_out", datt)
-        attention_grad(
-            datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse, offsets=self.batch.seq_offsets,
+        attend_grad(
+            self.batch, datt, kept.q, kept.k, kept.v, o=kept.att, lse=kept.lse,
             scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
             window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
@@ -304,6 +352,9 @@ class _Block:
         self.model.temper(dq, self.batch.positions)
         self.heads_grad("q", dq)
         self.heads_grad("k", dk)
+        if self.hp.attn_gate:
+            self.shared("dq_gate")[:, :, 0] = dq
+            dq = self.shared("dq_gate")
         x = self.acts.x(self.layer, n)
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
         out = dnorm if below or norm_trained else None
@@ -324,7 +375,7 @@ class _Block:
 
     def activation(self) -> np.ndarray:
         """Compute act(gate) * up `[N, F]`, or act(up), in shared memory."""
-        act, kind = self.shared("act"), self.hp.activation
+        act, kind = self.dense(self.shared("act")), self.hp.activation
         if self.hp.gated:
             gated(self.kept.gate, self.kept.up, act, gelu=kind == "gelu")
         else:
@@ -343,6 +394,9 @@ class _Block:
 
     def feed_forward(self, recompute: bool) -> None:
         """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
+        if self.mixture is not None:
+            self.mixture.forward(recompute)
+            return
         kept, hp = self.kept, self.hp
         read = self.reads(*self.source())
         if hp.ffn_norm and not hp.side_by_side:
@@ -370,16 +424,20 @@ class _Block:
     def feed_forward_backward(self) -> None:
         """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
         kept, hp = self.kept, self.hp
-        dx, dact, dnorm = self.shared("dx"), self.shared("dact"), self.shared("dnorm")
+        dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
-        self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
-        self.see_grad(self.act_node, dact)
-        self.activation_grad(dact)
         x, norm, rstd = self.source()
-        read = self.reads(x, norm, rstd)
-        if hp.gated:
-            self.project_grad("gate", kept.gate, read, dnorm)
-        self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
+        if self.mixture is not None:
+            self.mixture.backward(dx, dnorm)
+        else:
+            dact = self.dense(self.shared("dact"))
+            self.project_grad("down", self.branch_grad("down", dx), self.activation(), dact)
+            self.see_grad(self.act_node, dact)
+            self.activation_grad(dact)
+            read = self.reads(x, norm, rstd)
+            if hp.gated:
+                self.project_grad("gate", kept.gate, read, dnorm)
+            self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
         if not hp.side_by_side:  # else attention adds its part first
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx)

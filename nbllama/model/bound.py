@@ -20,6 +20,7 @@ class Bound:
     """
 
     dropout: Dropout | None = None
+    load: np.ndarray | None = None  # int64 [n_layer, E]: tokens that each expert had so far
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
         """Bind `adapter`; `CheckpointError` if its shapes are not the model's."""
@@ -30,6 +31,8 @@ class Bound:
         self.grads: dict[str, np.ndarray] = {}
         if adapter is not None and trained:
             self.grads = {k: np.zeros_like(p) for k, p in adapter.parameters().items()}
+        if trained and (experts := model.hp.experts) is not None:
+            self.load = np.zeros((model.hp.n_layer, experts.total), np.int64)
         self._norms: dict[str, np.ndarray] = {}
         self.refresh()
 
@@ -44,7 +47,9 @@ class Bound:
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
-        """Set all gradients to 0."""
+        """Set all gradients to 0, and forget which experts were used."""
+        if self.load is not None:
+            self.load.fill(0)
         for g in self.grads.values():
             g.fill(0)
 
@@ -67,6 +72,14 @@ class Bound:
             return None
         db = None if pair.db is None else pair.db[rows]
         return pair._replace(b=pair.b[rows], db=db)
+
+    def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
+        """Return one expert's pair, of a tensor of all experts."""
+        pair = self.pair(f"blk.{layer}.{tensor}.weight")
+        if pair is None:
+            return None
+        da, db = (None if g is None else g[expert] for g in (pair.da, pair.db))
+        return LoraPair(pair.a[expert], pair.b[expert], pair.scale, da, db)
 
     def norm(self, name: str) -> np.ndarray:
         """Norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""

@@ -109,47 +109,53 @@ class Model(Weights):
         buffers: LossBuffers,
         batch: Batch,
         *,
-        weight: float,
+        weight: float | np.ndarray,
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
         """Sum of the trained positions' losses, after `forward`.
 
-        With `gradient`, acts.dx becomes the gradient of `weight` times that sum. `floor`: see
+        With `gradient`, acts.dx becomes the gradient of `weight` times that sum (or of the sum with
+        a weight for each position, float64 `[M]`). `floor`: see
         `ops.cross_entropy`.
         """
         n = len(batch.tokens)
-        rows = np.flatnonzero(batch.targets >= 0)
+        rows, targets = batch.trained()
         m = len(rows)
         x, normed = acts.shared("top_x", m), acts.shared("top_norm", m)
         rstd, dnormed = acts.shared("top_rstd", m), acts.shared("top_dnorm", m)
         # "clip": with the default mode numpy fills a copy first
         np.take(acts.x(self.hp.n_layer, n), rows, axis=0, out=x, mode="clip")
-        name = "output_norm.weight"
+        name = f"{self.hp.output_norm}.weight"
         bound.normed(name, x, normed, rstd)
         head = self.matrix(self.output.name.removesuffix(".weight"))
         scale = np.float32(self.hp.logit_scale)
         normed *= scale
         total = output_loss(
-            head, normed, batch.targets[rows], weight=weight, dx=dnormed if gradient else None,
+            head, normed, targets, weight=weight, dx=dnormed if gradient else None,
             pair=bound.pair(head.name), buffers=buffers, floor=floor, cap=self.hp.logit_softcap,
             bias=self.output_bias,
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
                 # which the loss has of the trained tokens alone, and never whole
-                show_loss(self.watch, self.logits(bound, acts.x(self.hp.n_layer, n)), batch, weight)
+                whole, last = batch.whole(), acts.x(self.hp.n_layer, n)
+                last = last if batch.tree is None else last[batch.tree.rows]
+                show_loss(self.watch, self.logits(bound, last), whole, weight)
             if gradient and self.watch.wants("result_norm.grad"):
-                whole = np.zeros_like(acts.x(self.hp.n_layer, n))
-                whole[rows] = dnormed
-                self.watch.gradient("result_norm", -1, whole)
+                every = np.zeros_like(acts.x(self.hp.n_layer, n))
+                np.add.at(every, rows, dnormed)
+                self.watch.gradient("result_norm", -1, every)
         if gradient:
             dnormed *= scale
             dx = acts.shared("dx", n)
             dx.fill(0)
             back = normed
             bound.normed_grad(name, dnormed, x, rstd, dx=back)
-            dx[rows] = back
+            if batch.tree is None:
+                dx[rows] = back
+            else:  # a row may have several targets
+                np.add.at(dx, rows, back)
         return total
 
     @own_cores()
@@ -162,7 +168,7 @@ class Model(Weights):
         head = self.matrix(self.output.name.removesuffix(".weight"))
         normed = np.empty((n, hp.n_embd), np.float32)
         rstd = np.empty(norm_numbers(hp, n), np.float32)
-        bound.normed("output_norm.weight", x, normed, rstd)
+        bound.normed(f"{hp.output_norm}.weight", x, normed, rstd)
         normed *= np.float32(hp.logit_scale)
         if panels is None:
             panels = np.empty(panel_floats(n, hp.n_embd), np.float32)
@@ -231,7 +237,9 @@ def layout(
         for name, (tensor, _) in model.linears.items():
             if base.startswith("blk.") and base.endswith(f".{tensor}.weight"):
                 ranks[name] = max(ranks[name], pair.rank)
-    return Layout(model.hp, ranks, n, n_trained, dropout)
+    pairs = adapter.pairs.items() if adapter is not None else ()
+    routed = max((pair.rank for base, pair in pairs if base in model.experts), default=0)
+    return Layout(model.hp, ranks, n, n_trained, dropout, routed)
 
 
 def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:

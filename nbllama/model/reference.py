@@ -17,7 +17,9 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.pairs import Adapter
-from nbllama.model.reference_ops import Operations, Parameters, ReferenceTensors, Seen
+from nbllama.model.reference_experts import ReferenceMixture
+from nbllama.model.reference_mixers import Mixers
+from nbllama.model.reference_ops import Parameters, ReferenceTensors, Seen
 from nbllama.ops.activation import gated_grad_ref, gated_ref
 from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
 from nbllama.ops.softcap import soft_cap_grad_ref, soft_cap_ref
@@ -63,73 +65,85 @@ def _mean_loss(z: np.ndarray, batch: Batch) -> float:
     return float(cross_entropy_ref(z[rows], batch.targets[rows]).mean())
 
 
-class _Pass(Operations):
+class _Pass(Mixers):
     """One forward pass, with all that it computed in `kept`, and one backward pass."""
 
     def forward(self) -> np.ndarray:
         """Logits `[N, V]`."""
-        hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
+        hp, keep, kept = self.hp, self.keep, self.kept
         x = keep("inp_embd", hp.embed_scale * self.embed())
         for i in range(hp.n_layer):
             # attention, on a normed copy of the stream x [N, C]
             h = read = keep(f"attn_norm-{i}", self.reads(x, i, hp.attn_norm))
-            q = keep(f"Qcur_raw-{i}", self.linear(h, i, "q").reshape(n, hp.n_head, hp.head_dim))
-            k = keep(f"Kcur_raw-{i}", self.linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim))
-            v = keep(f"Vcur-{i}", self.linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim))
-            if hp.qk_norm_last:
-                q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
-            if hp.has_qk_norm:
-                q = keep(f"Qcur_normed-{i}", self.norm_of_heads(q, f"blk.{i}.attn_q_norm"))
-                k = keep(f"Kcur_normed-{i}", self.norm_of_heads(k, f"blk.{i}.attn_k_norm"))
-            if not hp.qk_norm_last:
-                q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
-            q, k = kept[f"q-{i}"], kept[f"k-{i}"] = self.temper(q), k
-            att = keep(f"kqv_out-{i}", self.attention(q, k, v, i))
-            y = keep(f"attn_out-{i}", self.linear(att.reshape(n, -1), i, "o"))
+            y = self.attend(h, i) if hp.mixer_at(i) == "attention" else self.mixed(h, i)
             if hp.has_post_norms:
                 y = keep(f"attn_post_norm-{i}", self.norm(y, f"blk.{i}.post_attention_norm"))
             x = keep(f"ffn_inp-{i}", x + hp.residual_scale * y)
             # feed-forward
             h = keep(f"ffn_norm-{i}", read if hp.side_by_side else self.reads(x, i, hp.ffn_norm))
-            if hp.gated:
-                gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
-            up = keep(f"ffn_up-{i}", self.linear(h, i, "up"))
-            act = gated_ref(gate, up, self.gelu) if hp.gated else self.ungated(up, i)
-            act = keep(f"{self.act}-{i}", act)
-            y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
+            if experts := hp.experts_at(i):
+                y = keep(f"ffn_out-{i}", ReferenceMixture(self, i, experts).forward(h))
+            else:
+                if hp.gated:
+                    gate = keep(f"ffn_gate-{i}", self.linear(h, i, "gate"))
+                up = keep(f"ffn_up-{i}", self.linear(h, i, "up"))
+                act = gated_ref(gate, up, self.gelu) if hp.gated else self.ungated(up, i)
+                act = keep(f"{self.act}-{i}", act)
+                y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
             if hp.has_post_norms:
                 y = keep(f"ffn_post_norm-{i}", self.norm(y, f"blk.{i}.post_ffw_norm"))
             x = keep(f"l_out-{i}", x + hp.residual_scale * y)
-        h = keep("result_norm", hp.logit_scale * self.norm(x, "output_norm"))
+        h = keep("result_norm", hp.logit_scale * self.norm(x, hp.output_norm))
         z = kept["raw logits"] = self.product(h, self.head)
         if hp.logit_softcap:
             z = soft_cap_ref(z, hp.logit_softcap)
         return keep("result_output", z)
 
+    def attend(self, h: np.ndarray, i: int) -> np.ndarray:
+        """Compute what attention of block `i` gives for h `[N, C]`."""
+        hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
+        q = keep(f"Qcur_raw-{i}", self.queries(h, i))
+        k = keep(f"Kcur_raw-{i}", self.linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim))
+        v = keep(f"Vcur-{i}", self.linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim))
+        if hp.qk_norm_last:
+            q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
+        if hp.has_qk_norm:
+            q = keep(f"Qcur_normed-{i}", self.norm_of_heads(q, f"blk.{i}.attn_q_norm"))
+            k = keep(f"Kcur_normed-{i}", self.norm_of_heads(k, f"blk.{i}.attn_k_norm"))
+        if not hp.qk_norm_last:
+            q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
+        q, k = kept[f"q-{i}"], kept[f"k-{i}"] = self.temper(q), k
+        att = keep(f"kqv_out-{i}", self.attention(q, k, v, i))
+        att = self.gated_att(att, i).reshape(n, -1)
+        return keep(f"attn_out-{i}", self.linear(att, i, "o"))
+
     def backward(self) -> None:
         """Gradients of the mean loss into `grads`: the lines of `forward` from the last one up."""
-        hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
+        hp, kept = self.hp, self.kept
         rows = self.batch.targets >= 0
         z, dz = kept["result_output"], np.zeros_like(kept["result_output"])
         dz[rows] = cross_entropy_grad_ref(1 / rows.sum(), z[rows], self.batch.targets[rows])
         if hp.logit_softcap:
             dz = soft_cap_grad_ref(dz, kept["raw logits"], hp.logit_softcap)
         dh = self.product_grad(dz, kept["result_norm"], self.head)
-        dx = self.norm_grad(hp.logit_scale * dh, kept[f"l_out-{hp.n_layer - 1}"], "output_norm")
+        dx = self.norm_grad(hp.logit_scale * dh, kept[f"l_out-{hp.n_layer - 1}"], hp.output_norm)
         for i in reversed(range(hp.n_layer)):
             # feed-forward; dx goes on to the stream's earlier part, and through the branch
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"ffn_out-{i}"], f"blk.{i}.post_ffw_norm")
-            dact = self.linear_grad(dy, kept[f"{self.act}-{i}"], i, "down")
-            up = kept[f"ffn_up-{i}"]
-            if hp.gated:
-                dgate, dup = gated_grad_ref(dact, kept[f"ffn_gate-{i}"], up, self.gelu)
+            if experts := hp.experts_at(i):
+                dread = ReferenceMixture(self, i, experts).backward(dy, kept[f"ffn_norm-{i}"])
             else:
-                dup = self.ungated_grad(dact, up, i)
-            dread = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
-            if hp.gated:
-                dread += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
+                dact = self.linear_grad(dy, kept[f"{self.act}-{i}"], i, "down")
+                up = kept[f"ffn_up-{i}"]
+                if hp.gated:
+                    dgate, dup = gated_grad_ref(dact, kept[f"ffn_gate-{i}"], up, self.gelu)
+                else:
+                    dup = self.ungated_grad(dact, up, i)
+                dread = self.linear_grad(dup, kept[f"ffn_norm-{i}"], i, "up")
+                if hp.gated:
+                    dread += self.linear_grad(dgate, kept[f"ffn_norm-{i}"], i, "gate")
             if not hp.side_by_side:
                 dx = dx + self.reads_grad(dread, kept[f"ffn_inp-{i}"], i, hp.ffn_norm)
                 dread = np.zeros_like(dread)
@@ -137,23 +151,34 @@ class _Pass(Operations):
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"attn_out-{i}"], f"blk.{i}.post_attention_norm")
-            datt = self.linear_grad(dy, kept[f"kqv_out-{i}"].reshape(n, -1), i, "o")
-            dq, dk, dv = self.attention_grad(datt, i)
-            dq = self.temper(dq)
-            if not hp.qk_norm_last:
-                dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
-            if hp.has_qk_norm:
-                given = "" if hp.qk_norm_last else "_raw"
-                dk = self.norm_grad_of_heads(dk, kept[f"Kcur{given}-{i}"], f"blk.{i}.attn_k_norm")
-                dq = self.norm_grad_of_heads(dq, kept[f"Qcur{given}-{i}"], f"blk.{i}.attn_q_norm")
-            if hp.qk_norm_last:
-                dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
-            dh = dread + self.linear_grad(dv.reshape(n, -1), kept[f"attn_norm-{i}"], i, "v")
-            dh += self.linear_grad(dk.reshape(n, -1), kept[f"attn_norm-{i}"], i, "k")
-            dh += self.linear_grad(dq.reshape(n, -1), kept[f"attn_norm-{i}"], i, "q")
+            if hp.mixer_at(i) == "attention":
+                dh = dread + self.attend_grad(dy, i)
+            else:
+                dh = dread + self.mixed_grad(dy, i)
             x = kept[f"l_out-{i - 1}" if i else "inp_embd"]
             dx = dx + self.reads_grad(dh, x, i, hp.attn_norm)
         self.embed_grad(hp.embed_scale * dx)
+
+    def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
+        """Gradient with respect to `attend`'s h, from that of what it gives."""
+        hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
+        att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
+        datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
+        dq, dk, dv = self.attention_grad(datt, i)
+        dq = self.temper(dq)
+        if not hp.qk_norm_last:
+            dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
+        if hp.has_qk_norm:
+            given = "" if hp.qk_norm_last else "_raw"
+            dk = self.norm_grad_of_heads(dk, kept[f"Kcur{given}-{i}"], f"blk.{i}.attn_k_norm")
+            dq = self.norm_grad_of_heads(dq, kept[f"Qcur{given}-{i}"], f"blk.{i}.attn_q_norm")
+        if hp.qk_norm_last:
+            dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
+        dh = self.linear_grad(dv.reshape(n, -1), kept[f"attn_norm-{i}"], i, "v")
+        dh += self.linear_grad(dk.reshape(n, -1), kept[f"attn_norm-{i}"], i, "k")
+        dq = self.with_gates(dq, dgate)
+        dh += self.linear_grad(dq, kept[f"attn_norm-{i}"], i, "q")
+        return dh
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:

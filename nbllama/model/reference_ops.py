@@ -36,7 +36,8 @@ class ReferenceTensors:
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp, self.dtype = model.hp, dtype
         self.tensors: dict[str, np.ndarray] = {
-            n: model.tensor(n).astype(dtype) for n in (*model.matrices, *model.vectors)
+            n: model.tensor(n).astype(dtype)
+            for n in (*model.matrices, *model.vectors, *model.experts)
         }
         self.linears, self.rope_tables, self.xielu = model.linears, model.rope_tables, model.xielu
 
@@ -213,4 +214,6 @@ class Operations:
         """Return the keyword arguments of a block's attention that are not its arrays."""
         hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
         window, cap = hp.window_at(layer), hp.attn_softcap
-        return {"scale": hp.attn_scale, "slopes": slopes, "window": window, "cap": cap}
+        sinks = self.tensors.get(f"blk.{layer}.attn_sinks.weight")
+        constants = {"scale": hp.attn_scale, "slopes": slopes, "window": window, "cap": cap}
+        return constants | {"sinks": sinks}

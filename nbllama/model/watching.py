@@ -51,14 +51,15 @@ TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
 """What `show_loss` shows, and the logits that it is given."""
 
 
-def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float) -> None:
+def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:
     """Show the loss of each trained token, and the gradient with respect to the logits `[N, V]`.
 
-    That is the gradient of `weight` times the losses' sum.
+    That is the gradient of `weight` (a number, or one for each trained token) times the losses, in
+    sum.
     """
     z, rows = logits.astype(np.float64), batch.targets >= 0
     targets = batch.targets[rows]
     watch.node("loss", -1, cross_entropy_ref(z[rows], targets).astype(np.float32))
-    z[rows] = cross_entropy_grad_ref(weight, z[rows], targets)
+    z[rows] = np.reshape(weight, (-1, 1)) * cross_entropy_grad_ref(1.0, z[rows], targets)
     z[~rows] = 0
     watch.gradient("result_output", -1, z.astype(np.float32))

@@ -22,6 +22,14 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
+# Linear layers of blocks without attention, by their kind.
+CONV = ("conv_in", "conv_out")
+DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
+ROUTED = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
+DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
+"""Linear layers of a dense block's feed-forward, and of a block's shared expert."""
+
+
 class Linear(NamedTuple):
     """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
 
@@ -44,7 +52,13 @@ def linears(hp: Hparams) -> dict[str, Linear]:
         found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
     if not hp.gated:
         del found["gate"]
-    return found
+    others = {"conv": CONV, "delta": DELTA}
+    unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
+    if hp.experts is not None and not hp.experts.first:
+        unused |= {*DENSE}
+    if hp.experts is None or not hp.experts.n_ff_shared:
+        unused |= {*SHARED}
+    return {name: of for name, of in found.items() if name not in unused}
 
 
 class Weights:
@@ -57,17 +71,23 @@ class Weights:
         self.hp = hp
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
+        self.experts: dict[
+            str, tuple[Weight, ...]
+        ] = {}  # of a tensor of experts, one after another
         self.vectors: dict[str, np.ndarray] = {}
         known = expected_tensors(hp)
         for name, info in gguf.tensors.items():
             if name not in known:
                 continue  # of another sense than text
-            if len(info.shape) == 2:
+            if len(info.shape) == 3:
+                self.experts[name] = _slices(name, info.type_id, gguf.data(name), info.shape)
+            elif len(info.shape) == 2 and not name.endswith(".bias"):
                 self.matrices[name] = Weight(
                     name, info.type_id, as_readonly(gguf.data(name)), info.shape
                 )
-            elif len(info.shape) == 1:
-                check_finite(info.type_id, as_readonly(gguf.data(name)), info.shape[0], name)
+            else:  # a vector, or all experts' biases
+                n = int(np.prod(info.shape))
+                check_finite(info.type_id, as_readonly(gguf.data(name)), n, name)
                 self.vectors[name] = self.tensor(name)
         self.output = self.matrices.get("output.weight", self.matrices["token_embd.weight"])
         self.output_bias = self.vectors.get("output.bias")
@@ -76,6 +96,7 @@ class Weights:
         self._ropes: dict[Rope, Tables] = {}
         self._checked: set[str] = set()
         self._parts: dict[tuple[int, str], Weight] = {}
+        self._taps: dict[str, np.ndarray] = {}
 
     def tensor(self, name: str) -> np.ndarray:
         """Decode a base tensor to float32, in its numpy shape (reversed ggml `ne`)."""
@@ -91,6 +112,18 @@ class Weights:
             self._checked.add(name)
         return w
 
+    def linears_at(self, layer: int) -> list[str]:
+        """Names of the linear layers that block `layer` has."""
+        names = ((name, f"blk.{layer}.{of.tensor}.weight") for name, of in self.linears.items())
+        return [name for name, tensor in names if tensor in self.matrices]
+
+    def taps(self, name: str) -> np.ndarray:
+        """Return the weights of a convolution, `[C, K]` in the file, as float32 `[K, C]`."""
+        if name not in self._taps:
+            self.matrix(name.removesuffix(".weight"))  # checks it
+            self._taps[name] = np.ascontiguousarray(self.tensor(name).T)
+        return self._taps[name]
+
     def linear(self, layer: int, name: str) -> Weight:
         """Return the matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
         if (layer, name) not in self._parts:
@@ -103,6 +136,14 @@ class Weights:
                 w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, name] = w
         return self._parts[layer, name]
+
+    def expert(self, layer: int, tensor: str, expert: int) -> Weight:
+        """Return the matrix of one expert, checked for NaN and infinities once."""
+        w = self.experts[f"blk.{layer}.{tensor}.weight"][expert]
+        if w.name not in self._checked:
+            check_finite(w.type_id, w.raw, w.shape[0] * w.shape[1], w.name)
+            self._checked.add(w.name)
+        return w
 
     def bias(self, layer: int, name: str) -> np.ndarray | None:
         """Return the bias of a layer of `LINEARS`, if it has one."""
@@ -169,7 +210,14 @@ class Weights:
 
     def block_types(self, layer: int) -> tuple[int, ...]:
         """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
-        return tuple(
-            self.matrices[f"blk.{layer}.{tensor}.weight"].type_id
-            for tensor, _ in self.linears.values()
-        )
+        names = [f"blk.{layer}.{tensor}.weight" for tensor, _ in self.linears.values()]
+        found = [self.matrices[name].type_id for name in names if name in self.matrices]
+        routed = (self.experts.get(f"blk.{layer}.{tensor}.weight") for tensor in ROUTED)
+        return (*found, *(weights[0].type_id for weights in routed if weights))
+
+
+def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:
+    """Return the matrices of a tensor of experts, each a view of its bytes."""
+    n, n_out, n_in = shape
+    parts = as_readonly(raw).reshape(n, -1)
+    return tuple(Weight(f"{name}[{e}]", type_id, parts[e], (n_out, n_in)) for e in range(n))

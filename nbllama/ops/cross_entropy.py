@@ -104,7 +104,7 @@ def cross_entropy(
     zp: np.ndarray,
     targets: np.ndarray,
     *,
-    weight: float,
+    weight: float | np.ndarray,
     losses: np.ndarray,
     floor: float = 0.0,
     gradient: bool = True,
@@ -112,7 +112,8 @@ def cross_entropy(
     """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
     The logits become their own gradient times `weight`, zeros past row M; without `gradient` they
-    are of no more use. `targets` int32 `[M]`; `floor`: see the module's text.
+    are of no more use. `weight`: a number, or float64 `[M]` with one for each row. `targets` int32
+    `[M]`; `floor`: see the module's text.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
@@ -138,11 +139,13 @@ def cross_entropy(
         losses[:] = -np.log(np.exp(-losses) * np.float32(1 - floor) + np.float32(floor))
     if not gradient:
         return
-    real = (np.arange(total.size) < m).reshape(total.shape)
-    factors *= (np.where(real, weight * (1 - floor), 0.0) / total)[:, None]
-    lift = np.where(real, weight * floor, 0.0).astype(np.float32)
+    weights = np.zeros(total.size)
+    weights[:m] = weight
+    of_rows = weights.reshape(total.shape)
+    factors *= (of_rows * (1 - floor) / total)[:, None]
+    lift = (of_rows * floor).astype(np.float32)
     _scale(zp, readonly(factors.astype(np.float32)), readonly(lift))
-    zp[at] -= np.float32(weight)
+    zp[at] -= weights[:m].astype(np.float32)
 
 
 def packed(z: np.ndarray) -> np.ndarray:

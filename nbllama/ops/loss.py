@@ -6,8 +6,8 @@
 Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They
 pass in chunks of at most `CHUNK` rows, large enough that W is decoded for many of them at once. The
 weight `w` of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the
-step's mean. Where a model bends its logits by a soft-cap (`ops.softcap`), a copy of the bent chunk
-is kept.
+step's mean; a loss of preferences has a weight for each row (`nbllama.objectives`). Where a model
+bends its logits by a soft-cap (`ops.softcap`), a copy of the bent chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
 """
@@ -31,10 +31,12 @@ class LossBuffers:
     """Reused memory of one chunk: packed logits and input.
 
     With a soft-cap `cap` there are the logits before and after it. `seen`: None, or a list to which
-    every call with a gradient adds the losses of its rows (float32 `[M]` in pieces).
+    every call with a gradient adds the losses of its rows (float32 `[M]` in pieces). `kept`: None,
+    or memory float32 `[M]` for the losses of all rows of a call.
     """
 
     seen: list[np.ndarray] | None = None
+    kept: np.ndarray | None = None
 
     def __init__(
         self, n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0
@@ -59,7 +61,7 @@ def output_loss(
     x: np.ndarray,
     targets: np.ndarray,
     *,
-    weight: float,
+    weight: float | np.ndarray,
     dx: np.ndarray | None,
     pair: LoraPair | None,
     buffers: LossBuffers,
@@ -70,11 +72,12 @@ def output_loss(
     """Sum of the rows' losses, unweighted.
 
     x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` becomes the gradient of
-    `weight` times that sum; with None only the loss is computed. `floor`: see `ops.cross_entropy`.
+    `weight` times that sum, or of the sum in which each row has its own weight (float64 `[M]`);
+    with None only the loss is computed. `floor`: see `ops.cross_entropy`.
     `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made. `bias`
     `[V]` is added to the logits before it.
     """
-    total = 0.0
+    total, weights = 0.0, np.broadcast_to(np.asarray(weight, np.float64), len(x))
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1
     for m0 in range(0, len(x), chunk):
         xc, wanted = x[m0 : m0 + chunk], targets[m0 : m0 + chunk]
@@ -95,9 +98,12 @@ def output_loss(
             capped[:] = flat
         losses = buffers.losses[:m]
         cross_entropy(
-            logits, wanted, weight=weight, losses=losses, floor=floor, gradient=dx is not None
-        )
+            logits, wanted, weight=weights[m0 : m0 + m], losses=losses, floor=floor,
+            gradient=dx is not None,
+        )  # fmt: skip
         total += float(losses.sum(dtype=np.float64))
+        if buffers.kept is not None:
+            buffers.kept[m0 : m0 + m] = losses
         if dx is None:
             continue
         if buffers.seen is not None:

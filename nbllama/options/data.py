@@ -12,7 +12,9 @@ from typing import Protocol
 from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Day, Text, Variables
 
-FORMATS = ("raw", "chat", "sharegpt", "completion", "alpaca", "text", "csv")
+FORMATS = (
+    "raw", "chat", "sharegpt", "preference", "labelled", "completion", "alpaca", "text", "csv",
+)  # fmt: skip
 ON_LONG = ("cut", "refuse", "skip")
 LAYOUTS = tuple("alpaca baichuan chatml llama-2 llama-3".split())
 

@@ -30,7 +30,7 @@ class Node(NamedTuple):
     """An activation: its shape in letters, finetune.cpp's numbers for it, and what it is.
 
     The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-    tokens.
+    tokens, E experts, K experts of a token.
     """
 
     name: str
@@ -69,12 +69,31 @@ BLOCK = (
     Node("ffn_gelu", "[N, F]", ("t28",), "gelu(up) (models without a gate)"),
     Node("ffn_relu2", "[N, F]", ("t28",), "relu(up)^2 (models without a gate)"),
     Node("ffn_xielu", "[N, F]", ("t28",), "xielu(up) (models without a gate)"),
+    Node("ffn_moe_logits", "[N, E]", (), "the router's numbers (mixtures of experts)"),
+    Node("ffn_moe_probs", "[N, E]", (), "scores of the experts (mixtures)", False),
+    Node("ffn_moe_weights", "[N, K]", (), "weights of the chosen experts (mixtures)", False),
+    Node("ffn_moe_out", "[N, C]", (), "what the routed experts give together (mixtures)", False),
     Node("ffn_out", "[N, C]", ("t29",), "what feed-forward adds to the stream", False),
     Node("ffn_post_norm", "[N, C]", (), "the same, normed (models that do)", False),
     Node("l_out", "[N, C]", ("t30",), "the block's output"),
 )
+MIXERS = (
+    Node(
+        "attn_gated", "[N, H, D]", (), "attention's output times its gates (models that have them)"
+    ),
+    Node("conv_in", "[N, 3 C]", (), "gates and values of a short convolution"),
+    Node("conv_mixed", "[N, C]", (), "a short convolution's output"),
+    Node("conv_out", "[N, C]", (), "what it adds to the stream", False),
+    Node("delta_qkv", "[N, W]", (), "queries, keys and values of a delta net, as projected"),
+    Node("delta_z", "[N, H D]", (), "gates of a delta net's output"),
+    Node("delta_alpha", "[N, H]", (), "how fast its past fades, as projected"),
+    Node("delta_beta", "[N, H]", (), "how much a token is learnt, as projected"),
+    Node("delta_o", "[N, H, D]", (), "what its queries read"),
+    Node("delta_out", "[N, H D]", (), "the same, normed, times its gates"),
+    Node("ssm_out", "[N, C]", (), "what it adds to the stream", False),
+)
 BATCH = ("tokens", "targets", "positions", "offsets")
-_NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK}
+_NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK + MIXERS}
 _NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)")
 
 
@@ -129,7 +148,7 @@ class Patterns:
 def activation_names(n_layer: int) -> list[str]:
     """Every activation of a model with so many blocks, and their gradients."""
     names = [(n, node_name(n.name, -1)) for n in ENDS]
-    names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK]
+    names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK + MIXERS]
     out = []
     for node, name in names:
         out += [name, f"{name}.grad"] if node.gradient else [name]

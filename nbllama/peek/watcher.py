@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from nbllama.data.batch import Batch
+from nbllama.data.batch import Batch, Tree
 from nbllama.errors import NotEnoughMemory
 from nbllama.lora.pairs import Adapter
 from nbllama.model.bound import Bound
@@ -33,15 +33,17 @@ class Watcher:
         self.model, self.patterns, self.into = model, patterns, into
         self.left_out: list[str] = []
         self.bound: Bound | None = None
+        self._tree: Tree | None = None
         self._room = most_bytes
         self._pass = -1
 
     # What the passes call
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Note a pass that starts, and copy its batch."""
+        """Note a pass that starts, and copy its batch, each sample whole."""
         self._pass += 1
-        self.bound = bound
+        self.bound, self._tree = bound, batch.tree
+        batch = batch.whole()
         parts = (batch.tokens, batch.targets, batch.positions, batch.seq_offsets)
         for name, x in zip(names.BATCH, parts, strict=True):
             self._keep(name, x)
@@ -52,12 +54,26 @@ class Watcher:
         return self.patterns(node_name(bare, layer) + dot + rest)
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Copy an activation if a pattern fits it."""
-        self._keep(node_name(name, layer), x)
+        """Copy an activation if a pattern fits it.
+
+        A row that samples share is in the copy as often as they have it.
+        """
+        self._keep(node_name(name, layer), self._expanded(x))
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """Copy the gradient with respect to an activation if a pattern fits it."""
-        self._keep(f"{node_name(name, layer)}.grad", dx)
+        """Copy the gradient with respect to an activation if a pattern fits it.
+
+        A row that samples share has the sum over all of them in each.
+        """
+        self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
+
+    def _expanded(self, x: np.ndarray) -> np.ndarray:
+        """Return one row a token of the samples; x has them, or one row a computed token."""
+        tree = self._tree
+        if tree is None or len(x) != len(tree.starts) - 1:
+            return x
+        expanded: np.ndarray = x[tree.rows]
+        return expanded
 
     def attention(
         self,
@@ -76,6 +92,9 @@ class Watcher:
         if not (self.patterns(scores) or self.patterns(soft)):
             return
         hp = self.model.hp
+        if self._tree is not None:
+            q_offsets = k_offsets = self._tree.samples.seq_offsets
+            q, k = q[self._tree.rows], k[self._tree.rows]
         z, p = attention_matrices(
             q, k, q_offsets=q_offsets, k_offsets=k_offsets, scale=hp.attn_scale,
             slopes=self.model.slopes, window=hp.window_at(layer), cap=hp.attn_softcap,

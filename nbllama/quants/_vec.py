@@ -144,6 +144,23 @@ def load32(typingctx, raw, i):
 
 
 @intrinsic
+def nibbles8(typingctx, raw, i):
+    """Read the 8 bytes from byte i of `raw`: their low halves, then their high halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        half = ir.VectorType(_I8, 8)
+        packed = builder.load(builder.bitcast(builder.gep(data, [args[1]]), half.as_pointer()))
+        mark_raw_load(builder, packed)
+        high = builder.lshr(packed, ir.Constant(half, [4] * 8))
+        order = ir.Constant(ir.VectorType(_I32, 16), list(range(16)))
+        both = builder.shuffle_vector(packed, high, order)
+        return builder.and_(both, ir.Constant(both.type, [15] * 16))
+
+    return Codes(16)(raw, types.int64), codegen
+
+
+@intrinsic
 def unsigned(typingctx, codes):
     """Bytes 0..255 as float32."""
 

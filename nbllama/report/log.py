@@ -8,7 +8,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import FileIO
 from statistics import median
 from typing import Any
@@ -26,8 +26,10 @@ class StepRecord:
 
     `iter`: 1 for the very first, counted through resumes. `n_iter`: the iteration at which this
     run ends. `loss`: nats per trained token. `seconds`: time of the step without compiling and
-    without saving. `tokens`: tokens that went through the model in this step.
-    `skipped`: loss or gradient were not finite and nothing was changed.
+    without saving. `tokens`: input tokens of the step's samples, which `tokens_per_s` counts too.
+    `computed_tokens`: without those that a sample shares with one before it in its micro-batch.
+    `skipped`: loss or gradient were not finite and nothing was changed. `measures`: further numbers
+    of an objective, which stand in a row by their own names.
     """
 
     iter: int
@@ -37,10 +39,12 @@ class StepRecord:
     lr: float
     grad_norm: float
     tokens: int
+    computed_tokens: int
     tokens_per_s: float
     seconds: float
     rss_bytes: int
     skipped: bool = False
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class EvaluationRecord:
 
     `val_loss`: nats per trained token of the validation data, None without such data, and its
     `perplexity`; `best`: the lowest so far. `train_loss`: mean since the last evaluation, None at
-    the start. `samples`: prompts with their answers.
+    the start. `samples`: prompts with their answers. `measures`: as of `StepRecord`, of the
+    validation data.
     """
 
     iter: int
@@ -60,6 +65,7 @@ class EvaluationRecord:
     seconds: float
     samples: tuple[dict[str, str], ...] = ()
     event: str = "evaluation"
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Eta:
@@ -119,7 +125,9 @@ class LossCurve:
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
     """Return what JSON can hold of a record: None for a number that is not finite."""
-    values = record if isinstance(record, Mapping) else asdict(record)
+    values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
+    if not isinstance(record, Mapping):
+        values |= values.pop("measures")
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
     }

@@ -17,7 +17,12 @@ from nbllama.errors import UsageError
 from nbllama.report.records import Row, Run, number, points, text
 
 MOST_POINTS = 2000  # of a curve; more are means of neighbours
-SERIES = ("loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds")
+OF_PREFERENCES = (
+    "margin", "accuracy", "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected",
+)  # fmt: skip
+SERIES = (
+    "loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds", *OF_PREFERENCES,
+)  # fmt: skip
 MOST_RUNS = 8
 MOST_NORMS, MOST_TEXTS, MOST_QUESTIONS = 512, 400, 200
 

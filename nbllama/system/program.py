@@ -4,7 +4,7 @@
 |---|---|
 | `NbllamaError` | its own code (see `nbllama.errors`) |
 | no memory | 4 |
-| SIGINT (Ctrl-C), SIGTERM, SIGHUP outside of training | 130, 143, 129 |
+| SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR1 outside of training | 130, 143, 129, 138 |
 | a path that cannot be read | 2 |
 | a path that cannot be written | 3 |
 | anything else, which is a bug | 1 |

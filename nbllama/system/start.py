@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # without the last one on Windows
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # without the last two on Windows
 
 
 class Stopped(BaseException):

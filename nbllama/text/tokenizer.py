@@ -16,10 +16,10 @@ from functools import cached_property
 import numpy as np
 
 from nbllama.errors import DataError
+from nbllama.text.special_cuts import Special, SpecialCuts
 from nbllama.text.special_tokens import BYTE, CONTROL, NORMAL, RSTRIP, UNKNOWN, USER_DEFINED
 from nbllama.text.vocab import Vocab, byte_value
 
-_SPACES = " \t\n\v\f\r"
 _KEPT = 1_000_000  # characters of texts whose ids are kept
 
 
@@ -60,12 +60,14 @@ class Tokenizer(ABC):
         special.sort(key=lambda i: -len(self._texts[i].encode()))
         self._special = [(i, self._texts[i]) for i in special]
         self.special_ids = frozenset(special)
+        found = [Special(i, self._texts[i], bool(self._attrs[i] & RSTRIP)) for i in special]
+        kinds = CONTROL | UNKNOWN
+        self._cuts = SpecialCuts(found)
+        self._own_cuts = SpecialCuts([s for s in found if not self._attrs[s.id] & kinds])
         self._pieces: dict[int, bytes] = {}
         self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
-        # Texts of the last two calls of `warm`, cut at their special tokens.
-        self._cuts: dict[str, list[tuple[int, int, int | None]]] = {}
-        self._cuts_before: dict[str, list[tuple[int, int, int | None]]] = {}
+        self._warm: dict[str, list[Piece]] = {}  # the texts of the last call of `warm`
         self._prefix = ""  # of plain text at the beginning and after a special token
 
     def encode(
@@ -146,49 +148,54 @@ class Tokenizer(ABC):
         `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
         come again in the next prompts.
         """
+        if not (continues and self._prefix) and (found := self._warm.get(text)) is not None:
+            return found
         _check_unicode(text)
-        kept = self._kept
-        out: list[Piece] = []
-        prefix = "" if continues else self._prefix
-        for start, end, token in self._cut(text):
-            if token is not None:
-                out.append((start, token, [token]))
-                prefix = self._prefix
-                continue
-            plain = prefix + text[start:end]
-            ids = kept.get(plain)
-            if ids is None:
-                ids = self._keep(plain, self._encode_plain(plain))
-            out.append((start, None, ids))
-            prefix = ""
-        return out
+        return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts that `encode_pieces` will be asked for, together.
+        """Tokenise texts that `encode_pieces` will be asked for next, together.
 
-        This may be quicker than one by one.
+        This is quicker than one by one.
         """
-        new: dict[str, None] = {}
-        self._cuts_before, self._cuts = self._cuts, {}
+        good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
+        self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))
+
+    def _pieces_of(self, texts: list[str], continues: bool) -> list[list[Piece]]:
+        """`encode_pieces` of each text."""
+        kept = self._kept
+        new: dict[str, list[int]] = {}  # filled at the end
+        out: list[list[Piece]] = []
         for text in texts:
-            parts = self._cuts[text] = self._partition(text, True)
-            for start, end, token_id in parts:
-                if token_id is None and (plain := self._prefix + text[start:end]) not in self._kept:
-                    new[plain] = None
-        for plain, ids in zip(new, self._encode_all(list(new)), strict=True):
+            pieces: list[Piece] = []
+            prefix = "" if continues else self._prefix
+            for start, end, token in self._cuts.cut(text):
+                if token is not None:
+                    pieces.append((start, token, [token]))
+                    prefix = self._prefix
+                    continue
+                plain = prefix + text[start:end]
+                ids = kept.get(plain)
+                if ids is None:
+                    ids = new.setdefault(plain, [])
+                pieces.append((start, None, ids))
+                prefix = ""
+            out.append(pieces)
+        for (plain, ids), found in zip(new.items(), self._encode_all(list(new)), strict=True):
+            ids += found
             self._keep(plain, ids)
+        return out
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
         """`_encode_plain` of each text."""
         return [self._encode_plain(text) for text in texts]
 
-    def _keep(self, text: str, ids: list[int]) -> list[int]:
+    def _keep(self, text: str, ids: list[int]) -> None:
         self._kept_size += len(text)
         if self._kept_size > _KEPT:
             self._kept = {}
             self._kept_size = len(text)
         self._kept[text] = ids
-        return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
@@ -288,42 +295,17 @@ class Tokenizer(ABC):
         """
         _check_unicode(text)
         prefix = self._prefix
-        parts = self._cut(text) if parse_special else self._partition(text, False)
-        for start, end, token_id in parts:
+        for start, end, token_id in (self._cuts if parse_special else self._own_cuts).cut(text):
             yield token_id, prefix, start, end
             prefix = "" if token_id is None else self._prefix
 
-    def _cut(self, text: str) -> list[tuple[int, int, int | None]]:
-        """`_partition` with special tokens parsed; that of the texts of `warm` is there already."""
-        return self._cuts.get(text) or self._cuts_before.get(text) or self._partition(text, True)
 
-    def _partition(self, text: str, parse_special: bool) -> list[tuple[int, int, int | None]]:
-        """`text` cut at its special tokens: (start, end, id or None for plain text).
-
-        Every special token in turn, longest first, takes all its occurrences in the plain text that
-        is left, from left to right.
-        """
-        parts: list[tuple[int, int, int | None]] = [(0, len(text), None)] if text else []
-        for token_id, token in self._special:
-            attr = self._attrs[token_id]
-            if token not in text or (not parse_special and attr & (CONTROL | UNKNOWN)):
-                continue
-            cut: list[tuple[int, int, int | None]] = []
-            for start, end, of in parts:
-                at = text.find(token, start, end) if of is None else -1
-                while at >= 0:
-                    if at > start:
-                        cut.append((start, at, None))
-                    start = at + len(token)
-                    cut.append((at, start, token_id))
-                    if attr & RSTRIP:
-                        while start < end and text[start] in _SPACES:
-                            start += 1
-                    at = text.find(token, start, end)
-                if start < end:
-                    cut.append((start, end, of))
-            parts = cut
-        return parts
+def _is_unicode(text: str) -> bool:
+    try:
+        _check_unicode(text)
+    except DataError:
+        return False
+    return True
 
 
 def _check_unicode(text: str) -> None:

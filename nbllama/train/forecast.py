@@ -17,6 +17,8 @@ from nbllama.model.activations import activation_bytes
 from nbllama.model.passes import layout
 from nbllama.ops.attention.attention import forward_floats
 from nbllama.ops.attention.grad import gradient_floats
+from nbllama.ops.attention.tree import path_floats
+from nbllama.ops.delta_net.grad import gradient_floats as delta_floats
 from nbllama.ops.linear.lora_grad import sum_floats
 from nbllama.ops.linear.matmul import scratch_bytes
 from nbllama.ops.loss import LossBuffers
@@ -84,18 +86,26 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         for array in moments.values():
             _touch(array)
     most, drops = trainer.limits, trainer.dropout > 0
-    sizes = layout(model, adapter, most.tokens, most.trained, dropout=drops)
+    sizes = layout(model, adapter, most.computed, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
-    rows = min(trainer.batch, trainer.dataset.n_samples)
+    rows = min(trainer.batch, trainer.dataset.n_samples) * getattr(trainer.dataset, "width", 1)
     kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
-    passes = (
-        forward_floats(most.longest, most.tokens, rows, **kv),
-        gradient_floats(most.longest, most.tokens, rows, n_head=hp.n_head, **kv),
-    )
+    passes = [
+        forward_floats(most.longest, most.keys, rows, **kv),
+        gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
+    ]
+    if of := hp.delta:
+        passes.append((delta_floats(most.longest, of.size, of.size), 0))
     width = max(
-        (sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")), default=0
+        (
+            *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
+            *(sum(w[0].shape) for w in model.experts.values()),
+        ),
+        default=0,
     )
-    sums = sum_floats(most.tokens, max(sizes.ranks.values(), default=0), width)
+    ranks = (sizes.expert_rank, *sizes.ranks.values())
+    sums = sum_floats(most.computed, max(ranks), width)
+    sums += path_floats(most.keys, **kv) if trainer.shares else 0
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(*model.gguf.paths),

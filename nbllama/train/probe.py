@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 
-from nbllama.data.batch import Batch
+from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.kernels.turns import one_at_a_time
 from nbllama.model.activations import Activations
 from nbllama.model.block import block_backward, block_forward
+from nbllama.train.sharing import counted
 from nbllama.train.trainer import Trainer
 
 TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
@@ -22,16 +23,19 @@ def compile_kernels(trainer: Trainer) -> float:
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
-    batch = Batch.from_rows([(tokens, tokens)])
+    read = (tokens[:6], np.full(6, NOT_TRAINED, np.int32))
+    batch = Batch.from_rows([read, (tokens, tokens)] if trainer.shares else [(tokens, tokens)])
+    batch = trainer.laid_out([batch])[0]  # of `n` rows
     acts = trainer.model.activations(
         trainer.adapter, n, n, checkpointing=True, dropout=trainer.dropout > 0
     )
     trainer.set_dropout(0)
     buffers = trainer.model.loss_buffers(trainer.adapter, n)
     trainer.model.embed_tokens(trainer.bound, acts, batch)
-    kinds: dict[tuple[int, ...], int] = {}
-    for layer in range(trainer.model.hp.n_layer):
-        kinds.setdefault(trainer.model.block_types(layer), layer)
+    kinds: dict[tuple[object, ...], int] = {}
+    hp = trainer.model.hp
+    for layer in range(hp.n_layer):
+        kinds.setdefault((hp.mixer_at(layer), trainer.model.block_types(layer)), layer)
     for layer in kinds.values():
         acts.x(layer, n)[:] = acts.x(0, n)
         _one_block(trainer, layer, acts, batch)
@@ -55,46 +59,55 @@ def _one_block(
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
+def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
+    """Return the blocks of each kind: attention or another mixer, experts or none."""
+    hp = trainer.model.hp
+    kinds: dict[tuple[str, bool], list[int]] = {}
+    for layer in range(hp.n_layer):
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None)
+        kinds.setdefault(kind, []).append(layer)
+    return kinds
+
+
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> float:
     """Seconds an iteration will take on average.
 
-    One block and one loss are timed at the run's own size. Changes nothing.
+    One block of each kind and one loss are timed at the run's own size. Changes nothing.
     """
-    batch = trainer.feed.take(trainer.position, trainer.batch, 1).batches[0]
+    batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
-    blocks, heads = [], []
+    kinds = _kinds(trainer)
+    blocks: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
+    heads = []
     for _ in range(2):
-        spent = []
-        for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
-            start = time.perf_counter()
-            _one_block(trainer, 0, trainer.acts, batch, repeat=twice)
-            spent.append(time.perf_counter() - start)
-        again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
-        share = again / max(1, layers - lowest)
-        blocks.append(spent[0] * (1 - share) + spent[-1] * share)
+        for kind, of in kinds.items():
+            trainer.acts.x(of[0], batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
+            spent = []
+            for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
+                start = time.perf_counter()
+                _one_block(trainer, of[0], trainer.acts, batch, repeat=twice)
+                spent.append(time.perf_counter() - start)
+            again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
+            share = again / max(1, layers - lowest)
+            blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
         trainer.acts.x(layers, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
         start = time.perf_counter()
-        trainer.model.loss(
-            trainer.bound,
-            trainer.acts,
-            trainer.buffers,
-            batch,
-            weight=1.0 / batch.n_trained,
-            gradient=True,
-        )
+        trainer.objective.loss(trainer, batch, weight=1.0 / batch.n_trained, gradient=True)
         heads.append(time.perf_counter() - start)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
     # Blocks below the lowest pair run forwards only: about a third of the work.
-    work = (layers - lowest) + lowest / 3
-    per_token = min(blocks) * work / batch.n_tokens
+    work = {kind: sum(1 if i >= lowest else 1 / 3 for i in of) for kind, of in kinds.items()}
+    per_token = sum(min(blocks[kind]) * work[kind] for kind in kinds) / batch.n_tokens
     per_trained = min(heads) / batch.n_trained
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
         per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
-    return per_step * (per_token * mean.mean_tokens + per_trained * mean.mean_trained)
+    per_step *= trainer.objective.work
+    computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
+    return per_step * (per_token * computed + per_trained * mean.mean_trained)

@@ -21,18 +21,19 @@ import numpy as np
 from nbllama.data.batch import Batch, Dataset
 from nbllama.data.feed import Feed
 from nbllama.data.order import Position
-from nbllama.errors import Diverged, UsageError
+from nbllama.data.shared import share
+from nbllama.errors import Diverged
 from nbllama.kernels.own_cores import own_cores
 from nbllama.kernels.turns import new_turn, one_at_a_time
 from nbllama.lora.pairs import Adapter
-from nbllama.model.activations import activation_bytes, set_bytes
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model, layout
+from nbllama.model.passes import Model
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
-from nbllama.report.log import memory
+from nbllama.train.limits import kept_blocks, limits
+from nbllama.train.objective import Objective, TokenLoss
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
@@ -45,6 +46,7 @@ class StopRequested(Exception):
 class Evaluation(NamedTuple):
     """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
 
+    `trained`: what the loss is the mean over, trained tokens or answers (`Objective.before`).
     `after`: the place in the data behind them; `n_samples` of the data are in them.
     """
 
@@ -54,6 +56,7 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
+    computed: int  # tokens without those that a sample shares with one before it in its batch
 
 
 class StepResult(NamedTuple):
@@ -71,40 +74,7 @@ class StepResult(NamedTuple):
     trained: int
     seconds: float
     skipped: bool
-
-
-class Limits(NamedTuple):
-    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample."""
-
-    tokens: int
-    trained: int
-    longest: int
-    mean_tokens: float
-    mean_trained: float
-
-
-def limits(dataset: Dataset, batch: int, wraps: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
-    lengths = dataset.lengths()
-    means = (float(counts.mean()) for counts in lengths)
-    tokens, trained = dataset.largest(batch, wraps=wraps)
-    return Limits(tokens, trained, int(lengths[0].max()), *means)
-
-
-def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
-
-    Raises `UsageError` if not even the inputs of all blocks fit.
-    """
-    sizes = layout(model, adapter, most.tokens, most.trained, dropout=dropout)
-    least = activation_bytes(sizes, checkpointing=True)
-    if least > nbytes:
-        raise UsageError(
-            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
-            "give more, or a smaller --batch or --ctx"
-        )
-    fit = (nbytes - least) // set_bytes(sizes)
-    return min(int(fit), model.hp.n_layer - 1)
+    computed: int
 
 
 class Trainer:
@@ -134,6 +104,8 @@ class Trainer:
         dropout: float = 0.0,
         seed: int = 0,
         validation: Dataset | None = None,
+        objective: Objective | None = None,
+        share_prompts: bool = False,
     ) -> None:
         """Reserve the memory of training.
 
@@ -141,7 +113,9 @@ class Trainer:
         tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
         decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
         `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
-        `validation_loss`.
+        `validation_loss`. `objective`: what is minimised; None: the loss of each token.
+        `share_prompts`: what samples of a micro-batch have in common at their
+        beginning is computed once (`data.shared`), unless there is dropout.
 
         Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
         """
@@ -149,15 +123,22 @@ class Trainer:
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
         self.rates, self.feed, self.batch, self.grad_acc = rates, feed, batch, grad_acc
         self.checkpointing = checkpointing
-        self.old_schedule, self.probability_floor = old_schedule, probability_floor
+        self.old_schedule = old_schedule
         self.dropout, self.seed = dropout, seed
         self.iteration = iteration
         self.position = Position() if position is None else position
         self.samples_seen = self.tokens_seen = 0
-        self.limits = limits(dataset, batch, feed.wraps)
+        self.shares = share_prompts and not dropout and not model.hp.mixers
+        self.limits = limits(dataset, batch, feed.wraps, self.shares)
+        self.objective: Objective = objective or TokenLoss(probability_floor)
         self._validation: list[Batch] = []
         if validation is not None:
             self._add_validation(validation)
+        for more in self.objective.data:
+            self._make_room(more)
+            # these are not laid out anew
+            most = max(self.limits.tokens, self.limits.computed)
+            self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
         self.kept, drops = 0, dropout > 0
         if activation_memory:
@@ -165,7 +146,7 @@ class Trainer:
             self.kept = kept_blocks(model, adapter, self.limits, activation_memory, dropout=drops)
         self.acts = model.activations(
             adapter,
-            self.limits.tokens,
+            self.limits.computed,
             self.limits.trained,
             checkpointing=self.checkpointing,
             kept=self.kept,
@@ -199,46 +180,55 @@ class Trainer:
         """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
-        trained = sum(b.n_trained for b in batches)
+        trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
+        batches = self.laid_out(batches)
         self.bound.zero_grads()
         total = 0.0
         for micro, batch in enumerate(batches):
             self.set_dropout(micro)
             self.model.forward(self.bound, self.acts, batch, check)
-            total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, weight=1.0 / trained, gradient=True,
-                floor=self.probability_floor,
-            )  # fmt: skip
+            total += self.objective.loss(self, batch, weight=1.0 / trained, gradient=True)
             if not math.isfinite(total):
                 break
             self.model.backward(self.bound, self.acts, batch, check)
         self.bound.dropout = None
         seconds = time.perf_counter() - start
-        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds)
+        computed = sum(b.n_tokens for b in batches)
+        return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
+
+    def laid_out(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
         """Batches of all its samples; the run's memory must hold at least one sample."""
-        own, other = self.limits, limits(data, 1)
+        self._make_room(data)
+        numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
+        self._validation = self.laid_out([data.batch(part) for part in numbers])
+        own = self.limits
+        self.limits = own._replace(
+            computed=max(own.computed, *(b.n_tokens for b in self._validation)),
+            keys=max(own.keys, *(b.whole().n_tokens for b in self._validation)),
+        )
+
+    def _make_room(self, data: Dataset) -> None:
+        """Raise the limits to what one sample of `data` needs, if they are lower."""
+        own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
             trained=max(own.trained, other.trained),
             longest=max(own.longest, other.longest),
         )
-        numbers = batches(data, self.limits.tokens, self.limits.trained)
-        self._validation = [data.batch(part) for part in numbers]
 
     @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
         """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
-        total = 0.0
+        trained, total = self.objective.before(self, self._validation, check), 0.0
         for batch in self._validation:
             self.model.forward(self.bound, self.acts, batch, check)
-            total += self.model.loss(
-                self.bound, self.acts, self.buffers, batch, weight=1.0, gradient=False,
-                floor=self.probability_floor,
-            )  # fmt: skip
-        return total / sum(batch.n_trained for batch in self._validation)
+            total += self.objective.loss(self, batch, weight=1.0, gradient=False)
+        return total / trained
 
     def set_dropout(self, micro: int) -> None:
         """Set the masks of micro-batch `micro` of the next iteration, if there is dropout."""
@@ -276,7 +266,7 @@ class Trainer:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         return StepResult(
             self.iteration, epoch, found.loss, self.opt.alpha * factor, grad_norm, found.tokens,
-            found.trained, found.seconds + time.perf_counter() - start, skipped,
+            found.trained, found.seconds + time.perf_counter() - start, skipped, found.computed,
         )  # fmt: skip
 
     @one_at_a_time

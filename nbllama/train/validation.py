@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from nbllama.data.batch import Dataset
+import numpy as np
 
 OVERFITTING = 2  # evaluations in a row with a falling training and a rising validation loss
 
@@ -87,15 +87,16 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def batches(data: Dataset, most_tokens: int, most_trained: int) -> list[list[int]]:
+def batches(
+    lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
+) -> list[list[int]]:
     """Sample numbers in order, as many together as stay within the two bounds."""
-    tokens, trained = data.lengths()
     found: list[list[int]] = []
     in_tokens = in_trained = 0
-    for i in range(data.n_samples):
-        in_tokens, in_trained = in_tokens + int(tokens[i]), in_trained + int(trained[i])
+    for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):
+        in_tokens, in_trained = in_tokens + tokens, in_trained + trained
         if not found or in_tokens > most_tokens or in_trained > most_trained:
             found.append([])
-            in_tokens, in_trained = int(tokens[i]), int(trained[i])
+            in_tokens, in_trained = tokens, trained
         found[-1].append(i)
     return found

@@ -71,6 +71,12 @@ def targets(found: dict[str, Rows]) -> list[Target]:
                 Target(f"{how}: times PEFT's tokens/s", faster, speed),
                 Target(f"{how}: share of PEFT's peak memory", memory, size, at_most=True),
             ]
+    for r, (speed, size) in zip(found.get("jobs", []), ((2.7, 0.3), (5.0, 0.12)), strict=False):
+        if "times_faster" in r:
+            out += [
+                Target(f"{r['job']}: times faster than PEFT", r["times_faster"], speed),
+                Target(f"{r['job']}: of PEFT's memory", r["of_its_memory"], size, at_most=True),
+            ]
     one = find(steps, ctx=256, batch=4, checkpointing=False, threads=1)
     if one and main:
         ours = main["tokens_per_s"] / one["tokens_per_s"]
@@ -168,6 +174,17 @@ PEER = {
     "peak MB": "{peak_mb:.0f}",
     "first loss (ours)": "{first_loss:.4f} ({our_first_loss:.4f})",
 }
+JOB = {
+    "job": "{job}",
+    "seconds": "{seconds:.1f}",
+    "peak MB": "{peak_mb:.0f}",
+    "PEFT: seconds": "{peer_seconds:.1f}",
+    "PEFT: peak MB": "{peer_mb:.0f}",
+    "times faster": "{times_faster:.2f}",
+    "of its memory": "{of_its_memory:.2f}",
+    "first loss (PEFT's)": "{first_loss:.4f} ({peer_first_loss:.4f})",
+}
+ALONE = {name: JOB[name] for name in ("job", "seconds", "peak MB")}
 OLD = {"checkpointing": "{checkpointing}", "tokens/s": "{tokens_per_s:.1f}"}
 START = {"what": "{what}", "seconds": "{seconds:.2f}", "said that it compiles": "{told}"}
 
@@ -181,6 +198,8 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
     few = [r for r in found.get("matmul", []) if r["tokens"] < 256]
     peers = [{"weights": "float32"} | r for r in found.get("peer", [])]
+    jobs = found.get("jobs", [])
+    compared = all("peer_seconds" in r for r in jobs)
     sections = [
         ("Targets", target_table(found)),
         ("A training step", table(found.get("step", []), STEP)),
@@ -192,6 +211,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
         ("Long contexts, one sequence, checkpointing", table(found.get("context", []), STEP)),
         ("Larger models", table(found.get("models", []), {"model": "{name}"} | STEP)),
         ("PyTorch + PEFT, the same model and tokens", table(peers, PEER)),
+        ("One epoch over records", table(jobs, JOB if compared else ALONE)),
         ("llama.cpp's old finetune", table(found.get("old", []), OLD)),
         ("Quantised matmul, 512 tokens", table(many, MATMUL)),
         ("Quantised matmul, few tokens", table(few, FEW)),

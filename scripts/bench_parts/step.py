@@ -14,6 +14,7 @@ from nbllama.data.batch import Batch, RowPerSample
 from nbllama.data.feed import SeedFeed
 from nbllama.kernels.cores import physical_cores
 from nbllama.lora.pairs import init_adapter
+from nbllama.lora.slots import without_tensor
 from nbllama.model.passes import Model, load_model
 from nbllama.opt.adamw import AdamW
 from nbllama.opt.schedule import Schedule
@@ -128,4 +129,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def ranks_for(model: Model, case: Case) -> dict[str, int]:
     ranks = OLD if case.old else SEVEN
-    return {k: r for k, r in ranks.items() if k != "out" or not model.hp.tied_output}
+    missing = without_tensor(model.shapes)
+    return {
+        k: r for k, r in ranks.items()
+        if k not in missing and (k != "out" or not model.hp.tied_output)
+    }  # fmt: skip

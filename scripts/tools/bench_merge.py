@@ -20,13 +20,16 @@ from nbllama.export.grids import grid_of, with_codes
 from nbllama.export.inputs import add_second_moments
 from nbllama.export.rewrite import IDS
 from nbllama.kernels.cores import use_threads
+from nbllama.ops.linear.matmul import Weight, matmul
+from nbllama.ops.linear.panels import pack, panel_floats
+from nbllama.quants import as_readonly
 from nbllama.quants.encode import quantise
 
 LAYERS, BATCH, ROWS = 32, 512, 512
 NARROW = 4096
 INPUTS = {NARROW: 3, 11008: 1}  # inputs of a block by their width
 MATRICES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}
-FORWARD = 2 * 6.5e9 / 60e9  # seconds a token: 60 GFLOP/s, see docs/speed.md
+ATTENTION = 1.1  # the forward pass over its matrix products: attention and norms
 
 
 def timed(threads: int, call: Callable[[], Any]) -> tuple[Any, float]:
@@ -54,7 +57,7 @@ def main(words: Sequence[str]) -> None:
         raw,
         round_matrix(small, grid_of(IDS[kind], raw, small.shape), factorise(h)).codes,
     )
-    total, narrow = 0.0, 0.0
+    total, narrow, products = 0.0, 0.0, 0.0
     factors: dict[int, Factor] = {}
     for n, count in INPUTS.items():
         x = rng.standard_normal((BATCH, n), dtype=np.float32)
@@ -82,10 +85,19 @@ def main(words: Sequence[str]) -> None:
 
         _, seconds = timed(threads, one)
         _, encoding = timed(threads, lambda w=w: quantise(IDS[kind], w))
+        weight = Weight("merged", IDS[kind], as_readonly(raw), w.shape)
+        panels = pack(
+            rng.standard_normal((BATCH, shape[1]), dtype=np.float32),
+            np.empty(panel_floats(BATCH, shape[1]), np.float32),
+        )
+        y = np.empty((BATCH, ROWS), np.float32)
+        matmul(weight, panels, y)  # compiles
+        _, product = timed(threads, lambda w=weight, x=panels, y=y: matmul(w, x, y))
+        products += count * part * product
         seconds, encoding = part * seconds, part * encoding
         total += count * (2 * seconds + encoding)  # the base's scales and new ones
         print(f"{shape[0]} x {shape[1]} rounded: {seconds:.1f} s, new scales: {encoding:.1f} s")
-    forward = FORWARD * tokens
+    forward = ATTENTION * LAYERS * products * tokens / BATCH
     print(f"7B, {kind}, {tokens} tokens, {threads} threads: {LAYERS} blocks of {total:.0f} s,")
     minutes = (LAYERS * total + forward) / 60
     print(f"reading the sample about {forward / 60:.0f} min; in all {minutes:.0f} min")

@@ -11,6 +11,7 @@ matter. The same arguments write the same bytes.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from anywhere
 
 from examples.toy_models import add_tokenizer  # noqa: E402
 from nbllama.arch import ARCHS  # noqa: E402
+from nbllama.arch.experts import Experts, block_rows  # noqa: E402
 from nbllama.errors import UsageError  # noqa: E402
 from nbllama.export.file_types import file_type, fitting, tensor_types  # noqa: E402
 from nbllama.quants import nbytes  # noqa: E402
@@ -44,6 +46,23 @@ class Shape(NamedTuple):
     n_ff: int
     n_vocab: int = 32000
     rope_freq_base: float = 10000.0
+    head_dim: int = 0  # 0: n_embd / n_head
+    n_expert: int = 0  # 0: no mixture of experts
+    n_expert_used: int = 0
+    n_ff_exp: int = 0
+
+    @property
+    def head(self) -> int:
+        """Size of a head."""
+        return self.head_dim or self.n_embd // self.n_head
+
+    def experts(self, arch: str) -> Experts | None:
+        """The experts, in every block and without a shared one."""
+        row = ARCHS[arch].experts
+        if not self.n_expert or row is None:
+            return None
+        sizes = (self.n_expert, self.n_expert_used, self.n_ff_exp, 0, 0)
+        return Experts(*sizes, row.gating, row.normed, 1.0, row.kind)
 
 
 SHAPES = {
@@ -61,8 +80,14 @@ SHAPES = {
     "starcoder2-3b": Shape(3072, 30, 24, 2, 12288, 49152, 1e6),
     "olmo2-7b": Shape(4096, 32, 32, 32, 11008, 100352, 5e5),
     "glm4-9b": Shape(4096, 40, 32, 2, 13696, 151552),
+    "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 1e6, 128, 128, 8, 768),
+    "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 150000.0, 64, 32, 4, 2880),
     "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6),
+    "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7, 256),
 }
+TAPS = ("shortconv.conv.weight", "ssm_conv1d.weight")  # float32 in any file
+DELTA = {"heads": 16, "size": 128, "taps": 4}
 QKV = ("attn_q", "attn_k", "attn_v")
 XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
 UNGATED = (*QKV, "attn_output", "ffn_up", "ffn_down")
@@ -71,25 +96,55 @@ BIASES = {"qwen2": QKV, "qwen2vl": QKV, "seed_oss": QKV, "phi2": UNGATED}
 KEYS: dict[str, dict[str, Any]] = {
     "apertus": {f"xielu.{k}": v for k, v in XIELU.items()},
     "granite": {"logit_scale": 1.0},
+    "gpt-oss": {"attention.sliding_window": 128},
     "cohere2": {"attention.sliding_window": 4096, "logit_scale": 0.25},
     "qwen2vl": {"rope.dimension_sections": [16, 24, 24, 0]},
     "qwen3vl": {"rope.dimension_sections": [24, 20, 20, 0]},
+    "lfm2": {"shortconv.l_cache": 3},
+    "qwen35": {
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "ssm.conv_kernel": DELTA["taps"],
+        "ssm.inner_size": DELTA["heads"] * DELTA["size"],
+        "ssm.state_size": DELTA["size"],
+        "ssm.time_step_rank": DELTA["heads"],
+        "ssm.group_count": DELTA["heads"],
+    },
 }
+N_ROT = {"qwen35": 64}
 ORDER = (
     *("token_embd", "output", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("shortconv.in_proj", "shortconv.out_proj"),
     *("ffn_gate", "ffn_up", "ffn_down"),
+    *("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
+
+
+def mixer_at(arch: str, layer: int) -> str:
+    """What a block has to bring tokens together: every third, or fourth, has attention."""
+    period = {"conv": 3, "delta": 4}.get(kind := ARCHS[arch].mixer, 1)
+    return "attention" if (layer + 1) % period == 0 else kind
 
 
 def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of what a model of this architecture must have, and its usual biases."""
-    d = s.n_embd // s.n_head
+    d, experts = s.head, s.experts(arch)
+    values = DELTA["heads"] * DELTA["size"]
     sizes = {
         "n_vocab": s.n_vocab,
         "n_embd": s.n_embd,
-        "n_q": s.n_embd,
+        "n_q": d * s.n_head,
+        "n_q_gate": 2 * d * s.n_head,
+        "n_conv_in": 3 * s.n_embd,
+        "conv_taps": 3,
+        "delta_qkv": 3 * values,
+        "delta_values": values,
+        **{f"delta_{name}": size for name, size in DELTA.items()},
         "n_kv": d * s.n_head_kv,
-        "n_qkv": s.n_embd + 2 * d * s.n_head_kv,
+        "n_qkv": d * (s.n_head + 2 * s.n_head_kv),
+        "n_head": s.n_head,
+        "n_expert": s.n_expert,
+        "n_ff_exp": s.n_ff_exp,
         "head_dim": d,
         "n_ff": s.n_ff,
         "n_gate_up": 2 * s.n_ff,
@@ -98,30 +153,36 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     row = ARCHS[arch]
     named = [(t.name, t) for t in row.tensors]
     for i in range(s.n_layer):
-        named += [(f"blk.{i}.{t.name}", t) for t in row.block]
+        own = block_rows(row.block, row.experts, experts, i)
+        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", mixer_at(arch, i))]
     for name, t in named:
         if t.required or t.name in usual:
             yield name, tuple(sizes[size] for size in t.shape)
 
 
-def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every matrix, without ".weight", in the order of the file."""
 
     def place(name: str) -> tuple[int, int]:
-        *block, tensor = name.split(".")
-        return (int(block[1]) if block else -1), ORDER.index(tensor)
+        block, _, tensor = name.removeprefix("blk.").partition(".")
+        return (int(block), ORDER.index(tensor)) if tensor else (-1, ORDER.index(name))
 
-    found = {n.removesuffix(".weight"): x for n, x in tensors(s, arch) if len(x) == 2}
+    every = {n: x for n, x in tensors(s, arch) if len(x) > 1 and n.endswith(".weight")}
+    found = {n.removesuffix(".weight"): x for n, x in every.items() if not n.endswith(TAPS)}
     for name in sorted(found, key=place):
         if not (tied and name == "output"):
-            yield name, (found[name][0], found[name][1])
+            yield name, found[name]
 
 
-def vectors(s: Shape, arch: str) -> Iterator[tuple[str, int, float]]:
-    """Name, size and mean of every vector."""
+def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]:
+    """Name, shape and mean of every vector, of the biases of all experts, and of taps."""
     for name, shape in tensors(s, arch):
-        if len(shape) == 1:
-            yield name, shape[0], 1.0 if name.endswith(".weight") else 0.0
+        if name.endswith(TAPS):
+            yield name, shape, 1 / shape[1]
+        elif name.endswith("ssm_a"):
+            yield name, shape, -0.5
+        elif len(shape) == 1 or name.endswith(".bias"):
+            yield name, shape, 1.0 if name.endswith("norm.weight") else 0.0
 
 
 class Blocks:
@@ -139,9 +200,9 @@ class Blocks:
             self.pools[kind, n_in] = raw.reshape(POOL // 256, -1)
         return self.pools[kind, n_in]
 
-    def pieces(self, kind: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    def pieces(self, kind: int, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         """The bytes of a tensor, a piece at a time."""
-        pool, left = self.pool(kind, shape[1]), nbytes(kind, shape[0] * shape[1])
+        pool, left = self.pool(kind, shape[-1]), nbytes(kind, math.prod(shape))
         at_once = PIECE // pool.shape[1]
         while left > 0:
             raw = pool[self.rng.integers(0, len(pool), at_once)].reshape(-1)[:left]
@@ -153,10 +214,12 @@ def types_of(s: Shape, arch: str, kind: str, tied: bool, mix: bool) -> dict[str,
     """Weight type by tensor; what llama.cpp takes instead where a row is not whole blocks."""
     shapes = {f"{name}.weight": shape for name, shape in matrices(s, arch, tied)}
     if mix:
-        return tensor_types(
+        types = tensor_types(
             file_type(kind), shapes, n_layer=s.n_layer, n_head=s.n_head, n_head_kv=s.n_head_kv
         )
-    return {name: fitting(kind, shape[1]) for name, shape in shapes.items()}
+        return dict.fromkeys(shapes, "F32") | types
+    types = {name: fitting(kind, shape[-1]) for name, shape in shapes.items()}
+    return types | {name: "F32" for name in types if "ffn_gate_inp" in name}
 
 
 def write(
@@ -172,7 +235,11 @@ def write(
     w.add_embedding_length(s.n_embd)
     w.add_feed_forward_length(s.n_ff)
     w.add_head_count(s.n_head)
-    w.add_head_count_kv(s.n_head_kv)
+    if ARCHS[arch].mixer == "conv":
+        kinds = (mixer_at(arch, i) for i in range(s.n_layer))
+        w.add_head_count_kv([s.n_head_kv if kind == "attention" else 0 for kind in kinds])
+    else:
+        w.add_head_count_kv(s.n_head_kv)
     if ARCHS[arch].norm == "layer":
         w.add_layer_norm_eps(1e-5)
     else:
@@ -181,22 +248,29 @@ def write(
         full = key if key.startswith("xielu.") else f"{arch}.{key}"
         plain = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
         w.add_key_value(full, value, plain)
-    w.add_rope_dimension_count(s.n_embd // s.n_head)
+    if s.n_expert:
+        w.add_expert_count(s.n_expert)
+        w.add_expert_used_count(s.n_expert_used)
+        w.add_expert_feed_forward_length(s.n_ff_exp)
+    if s.head_dim:
+        w.add_key_length(s.head_dim)
+        w.add_value_length(s.head_dim)
+    w.add_rope_dimension_count(N_ROT.get(arch, s.head))
     w.add_rope_freq_base(s.rope_freq_base)
     w.add_vocab_size(s.n_vocab)
     add_tokenizer(w, "spm", s.n_vocab)
     bodies: list[tuple[int, Iterator[np.ndarray]]] = []
     blocks = Blocks(rng)
-    for name, n, mean in vectors(s, arch):
-        x = (mean + 0.1 * rng.standard_normal(n)).astype(np.float32)
+    for name, own, mean in vectors(s, arch):
+        x = (mean + 0.1 * rng.standard_normal(own)).astype(np.float32)
         w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
-        bodies.append((x.nbytes, iter([x.view(np.uint8)])))
+        bodies.append((x.nbytes, iter([x.reshape(-1).view(np.uint8)])))
     for name, shape in matrices(s, arch, tied):
         kind = GGMLQuantizationType[types[f"{name}.weight"]]
-        row = nbytes(int(kind), shape[1])
-        size = shape[0] * row
+        row = nbytes(int(kind), shape[-1])
+        size = math.prod(shape[:-1]) * row
         w.add_tensor_info(
-            f"{name}.weight", (shape[0], row), np.dtype(np.uint8), size, raw_dtype=kind
+            f"{name}.weight", (*shape[:-1], row), np.dtype(np.uint8), size, raw_dtype=kind
         )
         bodies.append((size, iter(()) if sparse else blocks.pieces(int(kind), shape)))
     unfinished = f"{path}.unfinished"
@@ -244,7 +318,11 @@ def main() -> None:
     given = p.parse_args()
     own = {n: getattr(given, n) for n in Shape._fields if getattr(given, n) is not None}
     s = SHAPES[given.shape]._replace(**own)
-    if min(s) < 1 or s.n_embd % s.n_head or s.n_head % s.n_head_kv or s.n_embd // s.n_head % 2:
+    mixed = s.n_expert > 0
+    if mixed != (s.experts(given.arch) is not None) or not 0 <= s.n_expert_used <= s.n_expert:
+        p.error(f"--n-expert {s.n_expert} does not go with --arch {given.arch}")
+    whole = s.head_dim or s.n_embd % s.n_head == 0
+    if min(s[:7]) < 1 or not whole or s.n_head % s.n_head_kv or s.head % 2:
         p.error(f"these sizes make no model: {s._asdict()}")
     try:
         types = types_of(s, given.arch, given.type, given.tied, given.mix)
@@ -253,7 +331,7 @@ def main() -> None:
         )
     except (ValueError, OSError, UsageError) as e:
         sys.exit(f"error: {e}")
-    parameters = sum(n * k for _, (n, k) in matrices(s, given.arch, given.tied))
+    parameters = sum(math.prod(x) for _, x in matrices(s, given.arch, given.tied))
     kind = f"{given.type} mix" if given.mix else given.type
     print(f"{given.out}: {parameters / 1e9:.2f}e9 weights {kind}, {size / 1e6:.0f} MB")
 

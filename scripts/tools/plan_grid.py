@@ -102,8 +102,9 @@ def runs(
     ])  # fmt: skip
     given = Given(model, data.train, [a.record() for a in data.held])
     session = RunSession(
-        options, [], threads, Outputs(options), Recorder(Silent()), StopFlag("SIGINT"), given
-    )
+        options, [], threads, outputs=Outputs(options), ui=Recorder(Silent()),
+        stop=StopFlag("SIGINT"), given=given,
+    )  # fmt: skip
     trainer = session.trainer
     constant = Schedule(kind="constant", warmup=warmup)
     spent = 0.0
@@ -141,8 +142,9 @@ def by_default(model: Any, data: Set, threads: int) -> dict[str, Any]:
     ])  # fmt: skip
     given = Given(model, data.train)
     session = RunSession(
-        options, [], threads, Outputs(options), Recorder(Silent()), StopFlag("SIGINT"), given
-    )
+        options, [], threads, outputs=Outputs(options), ui=Recorder(Silent()),
+        stop=StopFlag("SIGINT"), given=given,
+    )  # fmt: skip
     start = time.perf_counter()
     run = Loop(session).run(session.forecast())
     seconds, settings, trainer = time.perf_counter() - start, session.settings, session.trainer

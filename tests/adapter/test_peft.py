@@ -14,7 +14,7 @@ import pytest
 
 from examples.toy_models import make_llama
 from nbllama.adapter.file import load_adapter, save_adapter
-from nbllama.adapter.hf_names import half_of, hf_keys, hf_module, rows_to_gguf, rows_to_hf
+from nbllama.adapter.hf_names import Half, half_of, hf_keys, hf_module, rows_to_gguf, rows_to_hf
 from nbllama.adapter.peft import read_peft, write_peft
 from nbllama.adapter.safetensors import read_safetensors
 from nbllama.adapter.stored import Base, Stored
@@ -46,8 +46,9 @@ def test_every_tensor_has_its_name_and_back() -> None:
             assert hf_module(name) is None
             continue
         for key, is_b in zip(hf_keys(name), (False, True), strict=True):
-            assert half_of(key) == (name, hf_module(name), is_b)
-            assert half_of(key.removeprefix("base_model.model.")) == (name, hf_module(name), is_b)
+            wanted = Half(name, str(hf_module(name)), is_b)
+            assert half_of(key) == wanted
+            assert half_of(key.removeprefix("base_model.model.")) == wanted
     assert hf_keys("blk.11.ffn_down.weight") == (
         "base_model.model.model.layers.11.mlp.down_proj.lora_A.weight",
         "base_model.model.model.layers.11.mlp.down_proj.lora_B.weight",

@@ -28,6 +28,14 @@ ALIKE = {
     "stablelm, 2 1.6B (biases)",
     "command-r, 35B",
     "command-r, without a scale of logits",
+    "lfm2, with a window",
+    "qwen35, 0.8B and 2B",
+    "qwen35, with further predictions",
+    "olmoe, 1B-7B",
+    "granitemoe, 1B-A400M and 3B-A800M",
+    "granitemoe, with a shared expert",
+    "ernie4_5-moe, 21B-A3B and 300B-A47B",
+    "glm4moe, 4.5 and 4.6, 355B (norms of heads)",
 }
 """Kinds that compute nothing which no other kind does: the default suite compares their logits, and
 a token's program."""

@@ -262,10 +262,11 @@ class TestRows:
 
     def test_rows_are_whole(self) -> None:
         sizes = {"n_vocab", "n_embd", "n_q", "n_kv", "n_qkv", "head_dim", "n_ff", "n_gate_up"}
-        sizes.add("n_rot_half")
+        sizes |= {"n_rot_half", "n_head", "n_expert", "n_ff_exp", "n_ff_shexp"}
         for name, row in ARCHS.items():
             assert isinstance(row, ArchRow) and row.name == name
-            for t in (*row.tensors, *row.block):
+            experts = row.experts.tensors if row.experts else ()
+            for t in (*row.tensors, *row.block, *experts):
                 assert set(t.shape) <= sizes
             assert row.rope_pairing in ("interleaved", "halves")
             assert row.activation in (("silu", "gelu") if row.gated else CODES)

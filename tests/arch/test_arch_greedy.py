@@ -23,6 +23,10 @@ QUICK = (
     "olmo2, OLMo 3 (windows)",
     "apertus, 8B and 70B",
     "cohere2, 7B and 111B",
+    "lfm2, 350M to 2.6B",
+    "qwen35, 4B to 27B (heads share keys)",
+    "qwen3moe, 30B-A3B and 235B-A22B",
+    "gpt-oss, 20B and 120B",
 )
 SLOW = [name for name in MODELS if name not in QUICK]
 

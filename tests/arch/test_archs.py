@@ -28,9 +28,10 @@ from tests.differences import compare, record, relative
 
 # float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
 # staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
-# activation is 5e-4 off; 1.8e-5 of the largest logit was measured.
+# activation is 5e-4 off; 1.8e-5 of the largest logit was measured. A delta net carries its rounding
+# from token to token: as much after 257 of them.
 def bound_of(name: str) -> float:
-    return 1e-4 if by_table(name) else 2e-5
+    return 1e-4 if by_table(name) or name.startswith("qwen35") else 2e-5
 
 
 LENGTHS = (1, 2, 33, 257)
@@ -52,7 +53,7 @@ def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        ("qwen3moe", "mixture-of-experts models are not supported"),
+        ("deepseek2", "this mixture of experts is not supported"),
         ("mamba", "recurrent models are not supported"),
         ("qwen3vlmoe", "multimodal models are not supported"),
         ("bert", "do not predict the next token are not supported"),
@@ -149,6 +150,10 @@ def test_logits(name: str, tmp_path: Path) -> None:
 ROUNDED = {"F16": 5e-3, "Q8_0": 0.05, "Q4_K": 0.05, "Q2_K": 0.05}
 
 
+def model_has_experts(name: str) -> bool:
+    return "experts" in MODELS[name].options
+
+
 def check_quantised(name: str, types: str, folder: Path) -> None:
     path, tokens = folder / "toy.gguf", tokens_of(33)
     MODELS[name].make_wide(path, types)
@@ -158,8 +163,11 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
         compare(f"{name}, {types}", got, theirs.logits(tokens), bound_of(name))
     with oracle.LlamaModel(path) as theirs:
         direct = relative(got, theirs.logits(tokens))
-    # forty layers of rounding add up
-    bound = ROUNDED[types] * (6 if MODELS[name].deep else 1)
+    # forty layers of rounding add up; where experts nearly tie, rounding chooses another one; and a
+    # delta net passes it on from token to token
+    more = 10 if model_has_experts(name) else 6 if MODELS[name].deep else 1
+    more = max(more, 4 if name.startswith(("lfm2", "qwen35")) else 1)
+    bound = ROUNDED[types] * more
     record(f"{name}, {types}, llama.cpp's rounded activations", direct, bound)
 
 
@@ -176,6 +184,22 @@ def test_quantised(name: str, types: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_quantised_all(name: str, types: str, tmp_path: Path) -> None:
     check_quantised(name, types, tmp_path)
+
+
+def test_gpt_oss_as_it_ships(tmp_path: Path) -> None:
+    """MXFP4 experts, everything else in 8 bits; with and without an adapter."""
+    name, path, lora = "gpt-oss, 20B and 120B", tmp_path / "toy.gguf", tmp_path / "lora.gguf"
+    routed = dict.fromkeys(("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"), "MXFP4")
+    thin, tokens = MODELS[name], tokens_of(33)
+    thin.make(path, types=routed | {"*": "Q8_0"}, **thin.wide)
+    model = nbllama.load_model(path)
+    adapter = random_adapter(model, norms=False)
+    nbllama.save_adapter(lora, adapter, model)
+    decode_to_f32(path, tmp_path / "f32.gguf")
+    with oracle.LlamaModel(tmp_path / "f32.gguf") as theirs:
+        for own, more in ((None, []), (adapter, [(lora, 1.0)])):
+            wanted = theirs.logits(tokens, lora=more)
+            compare(f"{name}, MXFP4", nbllama.logits(model, tokens, own), wanted, 2e-5)
 
 
 @pytest.mark.usefixtures("table")
@@ -209,6 +233,8 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
         "gemma3, 270M and 1B",
         pytest.param("minicpm, without them", marks=pytest.mark.slow),
         pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
+        pytest.param("lfm2, 350M to 2.6B", marks=pytest.mark.slow),
+        pytest.param("qwen35, 0.8B and 2B", marks=pytest.mark.slow),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

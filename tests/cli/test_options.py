@@ -33,7 +33,8 @@ OLD = """
 --rank-ffn-up
 """.split()
 NEW = """
---list-archs --rank-wqkv
+--list-archs --rank-wqkv --rank-gate-shexp --rank-down-shexp --rank-up-shexp
+--rank-experts --rank-gate-exps --rank-down-exps --rank-up-exps
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
@@ -45,6 +46,7 @@ NEW = """
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory
 --live
+--objective --beta --label-smoothing --margin --reference --sft-weight
 """.split()
 
 
@@ -174,7 +176,9 @@ def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
                 got, want = parse(["--model-base", "m", name, word]), word
             elif o.dest == "config":
                 got, want = parse(["--model-base", "m", name, str(nothing)]), str(nothing)
-            elif o.dest == "early_stop":  # it needs validation data, and is tested with them
+            elif (
+                o.dest == "early_stop" or o.group == "Objective"
+            ):  # it needs validation data, and is tested with them
                 continue
             elif isinstance(o.value, Day):
                 got, want = parse(["--model-base", "m", name, "2024-02-29"]), "2024-02-29"

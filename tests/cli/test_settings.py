@@ -11,7 +11,7 @@ import pytest
 
 from nbllama.errors import UsageError
 from nbllama.kernels.cores import physical_cores
-from nbllama.lora.slots import EVERY_SLOT
+from nbllama.lora.slots import EVERY_SLOT, FUSED_SLOTS
 from nbllama.options.finetune.table import Options, parse
 from nbllama.train.run.defaults import context, iterations
 from nbllama.train.run.plan import with_plan
@@ -19,11 +19,14 @@ from nbllama.train.run.settings import Settings, fresh_seed, resolve
 
 SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
-OFF = [*NORMS, "tok_embd", "out", "wqkv"]
+EXPERTS = [slot.name for slot in FUSED_SLOTS if slot.name != "wqkv"]
+OFF = [*NORMS, "tok_embd", "out", "wqkv", *EXPERTS]
+DENSE = {"wqkv", *EXPERTS}  # what a model of the old tool's kind does not have
+FUSED = {"wq", "wk", "wv", "w1", *EXPERTS}
 
 
 def settings(words: str = "", kind: str = "raw", n_samples: int = 1000, **more: Any) -> Settings:
-    rest: dict[str, Any] = dict(missing={"wqkv"}, cores=3, new_seed=99)
+    rest: dict[str, Any] = dict(missing=DENSE, cores=3, new_seed=99)
     return resolve(parse(["--model-base", "m", *words.split()]), kind, n_samples, **(rest | more))
 
 
@@ -42,7 +45,7 @@ def test_plain_text_takes_the_old_tools_defaults() -> None:
         alpha=4.0,
         lora_alpha=4.0,
         lora_layers="all",
-        ranks=dict.fromkeys([*SEVEN, "tok_embd", "out"], 4) | dict.fromkeys([*NORMS, "wqkv"], 0),
+        ranks=dict.fromkeys([*SEVEN, "tok_embd", "out"], 4) | dict.fromkeys([*NORMS, *DENSE], 0),
         adam_alpha=1e-3,
         adam_beta2=0.999,
         warmup=100,
@@ -69,6 +72,7 @@ def test_a_checkpoint_holds_these_settings_in_this_order() -> None:
         ("lr_schedule", "cosine"), ("wsd_decay", 0.1), ("lora_dropout", 0.0),
         ("lora_layers", "all"), ("loraplus_lr_ratio", 1.0), ("rslora", True), ("alpha", 8.0),
         ("eval_every", 26), ("val_split", 0.0), ("early_stop", 0), ("last", 256),
+        ("share_prompts", True), ("group_prompts", False),
     ]  # fmt: skip
 
 
@@ -93,7 +97,8 @@ def test_what_is_given_is_kept() -> None:
         )
         assert got.ranks == {
             "tok_embd": 2, "out": 5, "att_norm": 1, "ffn_norm": 0, "out_norm": 0,
-            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6, "wqkv": 0,
+            "wq": 3, "wk": 6, "wv": 6, "wo": 6, "w1": 6, "w2": 0, "w3": 6,
+            **dict.fromkeys(DENSE, 0),
         }  # fmt: skip
         assert (got.lora_alpha, got.adam_alpha, got.options.adam_min_alpha) == (9.0, 0.01, 0.001)
         assert (got.warmup, got.cos_decay_steps, got.cos_decay_min) == (7, 70, 0.5)
@@ -107,12 +112,12 @@ def test_slots_are_those_of_the_adapter() -> None:
 
 
 def test_a_model_with_fused_projections() -> None:
-    ranks = settings("--lora-r 3 --rank-wo 5", missing={"wq", "wk", "wv", "w1"}).ranks
+    ranks = settings("--lora-r 3 --rank-wo 5", missing=FUSED).ranks
     on = {slot: rank for slot, rank in ranks.items() if rank}
     assert on == {"tok_embd": 3, "out": 3, "wo": 5, "w2": 3, "w3": 3, "wqkv": 3}
-    assert settings("--rank-wqkv 2", missing={"wq", "wk", "wv", "w1"}).ranks["wqkv"] == 2
+    assert settings("--rank-wqkv 2", missing=FUSED).ranks["wqkv"] == 2
     # What is asked for is kept, and then refused by `init_adapter`, which knows the tensors.
-    assert settings("--rank-wq 2", missing={"wq", "wk", "wv", "w1"}).ranks["wq"] == 2
+    assert settings("--rank-wq 2", missing=FUSED).ranks["wq"] == 2
 
 
 def test_alpha_follows_the_rank() -> None:
@@ -128,11 +133,11 @@ def test_norms_train_for_the_old_format_only() -> None:
 
 
 def test_tied_embeddings() -> None:
-    got = settings(missing={"out", "wqkv"})
+    got = settings(missing={"out", *DENSE})
     assert (got.ranks["tok_embd"], got.ranks["out"], got.notes) == (0, 0, ())
     # What is asked for is kept; the adapter's own checks warn or refuse, knowing the tensors.
-    assert settings("--rank-tok-embd 4", missing={"out", "wqkv"}).ranks["tok_embd"] == 4
-    assert settings("--rank-out 4", missing={"out", "wqkv"}).ranks["out"] == 4
+    assert settings("--rank-tok-embd 4", missing={"out", *DENSE}).ranks["tok_embd"] == 4
+    assert settings("--rank-out 4", missing={"out", *DENSE}).ranks["out"] == 4
 
 
 @pytest.mark.parametrize(
@@ -272,3 +277,15 @@ def test_other_schedules_end_with_the_run(kind: str) -> None:
 def test_compat_has_nothing_new(words: str) -> None:
     with pytest.raises(UsageError, match=words.split()[0]):
         settings(f"--compat {words}")
+
+
+def test_routed_experts_get_pairs_when_asked_for() -> None:
+    experts = ["gate_exps", "down_exps", "up_exps"]
+    got = settings("--lora-r 3", missing={"wqkv"})
+    assert [got.ranks[name] for name in experts] == [0, 0, 0] and got.ranks["up_shexp"] == 3
+    assert got.notes == ("routed experts get no pairs: --rank-experts gives each of them some",)
+    got = settings("--rank-experts 2 --rank-up-exps 5", missing={"wqkv"})
+    assert [got.ranks[name] for name in experts] == [2, 2, 5] and got.notes == ()
+    assert settings("--rank-experts 0", missing={"wqkv"}).notes == ()
+    with pytest.raises(UsageError, match="this model has no experts"):
+        settings("--rank-experts 2")

@@ -125,3 +125,19 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(words) == 2
         (told,) = capsys.readouterr().err.splitlines()
         assert told.startswith("error: ") and line in told
+
+
+def test_both_sides_of_a_pair(folder: Path) -> None:
+    pair = {
+        "prompt": [{"role": "user", "content": "ask"}],
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+        "weight": 2,
+    }
+    text = "".join(json.dumps(pair | {"weight": w}) + "\n" for w in (2, 1))
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    out = shown("-n", "1", "-c", "200")
+    assert out.startswith("train.jsonl: records, format preference\n")
+    assert "sample 1, line 1, chosen, weight 2: " in out
+    assert "sample 2, line 1, rejected, weight 2: " in out and "sample 3" not in out
+    assert "«yes<|im_end|>»" in out and "«no<|im_end|>»" in out

@@ -55,7 +55,7 @@ def test_plain_lines() -> None:
         "compiled kernels in 1.2 s",
         *(
             f"iter=     {i} of=3 epoch=1 loss={4 / i:f} lr=1.000e-03 grad_norm=0.5 "
-            f"tokens/s=200.0 dt=2.00s eta=0:00:0{2 * (3 - i)} mem=512MB"
+            f"tokens=1024 computed=600 tokens/s=200.0 dt=2.00s eta=0:00:0{2 * (3 - i)} mem=512MB"
             for i in (1, 2, 3)
         ),
         "adapter  lora.gguf",

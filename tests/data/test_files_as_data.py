@@ -195,6 +195,11 @@ class TestPacked:
         whole = (tmp_path / "a.parquet").read_bytes()
         assert "damaged Parquet" in refusal(tmp_path, whole[:-9], "b.parquet")
 
+    def test_a_footer_at_which_pyarrow_would_end_the_process(self) -> None:
+        pytest.importorskip("pyarrow")
+        with pytest.raises(DataError, match="damaged Parquet file: Definition level histogram"):
+            open_data(CASES / "damaged-histogram.parquet")
+
     def test_without_the_packages_the_extra_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -286,7 +291,7 @@ class TestSeveralFiles:
     )
     def test_which_files_are_read(self, folder: Path, named: str, said: str) -> None:
         found = open_data(named)
-        texts = [s.answer for _, s in found.samples]  # type: ignore[union-attr]
+        texts = [str(s.answer) for _, s in found.samples]  # type: ignore[union-attr]
         assert "".join(texts[::2]) == said
 
     def test_errors_name_the_file_and_its_line(self, folder: Path, bpe: Tokenizer) -> None:

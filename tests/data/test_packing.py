@@ -14,7 +14,7 @@ from nbllama.data import Batch, Packed, Position, Samples, SeedFeed
 from nbllama.data.feed import iterations
 from nbllama.data.order import shuffled
 from nbllama.model.passes import Model, load_model
-from nbllama.train.trainer import limits
+from nbllama.train.limits import limits
 from tests.train.toy_runs import Rows, toy_adapter, trainer
 
 VOCAB = 320

@@ -16,7 +16,7 @@ from nbllama.data.spans import (
 from nbllama.errors import DataError
 from nbllama.text import Tokenizer
 from nbllama.text.chat_template import ChatTemplate
-from nbllama.text.special_tokens import RSTRIP
+from nbllama.text.special_cuts import SpecialCuts
 from tests.data.conftest import TRIMMING
 
 # Pieces that meet at borders in every way: white space, special tokens whole and in halves, words,
@@ -135,8 +135,8 @@ def test_white_space_that_a_special_token_swallows(
     bpe: Tokenizer, chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Phi-3's end-of-turn token takes the line break after it along, in both ways of encoding."""
-    attrs = [a | RSTRIP if i == 2 else a for i, a in enumerate(bpe._attrs)]
-    monkeypatch.setattr(bpe, "_attrs", attrs)
+    tokens = [token._replace(strips=token.id == 2) for token in bpe._cuts._tokens]
+    monkeypatch.setattr(bpe, "_cuts", SpecialCuts(tokens))
     messages = chat("the", "hand")
     text = chatml.render(messages, False)
     placed = encode_rendered(bpe, chatml, messages, text, add_generation_prompt=False)

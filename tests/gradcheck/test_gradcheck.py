@@ -95,9 +95,9 @@ def flipped_pair(half: str) -> Callable[[Any], Any]:
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "rms_norm, dx": (bound, "rms_norm_grad", flipped("dx")),
     "rms_norm, dw": (bound, "rms_norm_grad_weight", flipped(3)),
-    "attention, dq": (block, "attention_grad", flipped("dq")),
-    "attention, dk": (block, "attention_grad", flipped("dk")),
-    "attention, dv": (block, "attention_grad", flipped("dv")),
+    "attention, dq": (block, "attend_grad", flipped("dq")),
+    "attention, dk": (block, "attend_grad", flipped("dk")),
+    "attention, dv": (block, "attend_grad", flipped("dv")),
     "gate": (block, "gated_grad", flipped(1)),
     "up": (block, "gated_grad", flipped(2)),
     "linear, dx": (block, "linear_grad", flipped("dx")),

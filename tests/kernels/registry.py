@@ -13,12 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import nbllama.ops
-from tests.kernels import attention, dense, elements, loss, products, tokens, weights
+from tests.kernels import (
+    attention,
+    dense,
+    elements,
+    experts,
+    loss,
+    mixers,
+    products,
+    tokens,
+    weights,
+)
 from tests.kernels.case import CASES, Case
 
 __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
-assert all((tokens, elements, dense, attention, products, loss, weights))  # their cases have joined
+assert all(
+    (tokens, elements, dense, experts, attention, products, loss, mixers, weights)
+)  # their cases have joined
 
 GROUPS = (
     *("small", "attention", "products"),
@@ -38,9 +50,13 @@ NO_CASE: dict[str, str] = {
     "nbllama.ops.attention.attention.alibi_slopes": "a table: rows 'attention, ALiBi'",
     "nbllama.ops.attention.attention.attention_matrices": "plain numpy, for dumps",
     "nbllama.ops.attention.attention.probabilities": "plain numpy",
+    "nbllama.ops.attention.tree": "copies and sums around `attention`, whose rows are in this "
+    "table; tests/ops/test_registry_sweep.py compares it with its reference",
     "nbllama.ops.rope.rope_tables": "plain numpy: rows 'rope'",
     "nbllama.ops.rope.yarn_range": "plain numpy, within `rope_tables`",
     "nbllama.ops.ungated.xielu_numbers": "two numbers: rows 'xielu'",
+    "nbllama.ops.short_conv.leave_state": "copies: tests/generation/test_states.py",
+    "nbllama.ops.delta_net.delta_net.fading": "exp: rows 'delta_net'",
     "nbllama.ops.dropout.dropout_for": "makes a key: rows 'dropout'",
     "nbllama.ops.linear.tiles.forward_entry": "the kernel of `matmul`",
     "nbllama.ops.linear.tiles.gradient_entry": "the kernel of `matmul_grad`",
@@ -57,7 +73,8 @@ NO_CASE: dict[str, str] = {
             "cross_entropy.unpacked", "linear.matmul.even", "linear.matmul.k_block",
             "linear.matmul.scratch_bytes",
             "linear.matmul.split", "linear.panels.n_panels", "linear.panels.panel_floats",
-            "linear.panels.panels_of",
+            "linear.panels.panels_of", "short_conv.sequences", "delta_net.delta_net.check_inputs",
+            "delta_net.grad.gradient_floats",
         )
     },
 }  # fmt: skip

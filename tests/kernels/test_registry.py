@@ -68,7 +68,8 @@ def test_every_weight_type_has_all_cases() -> None:
 def test_every_op_of_the_sweep_is_here() -> None:
     """`OPS` is what gradients are checked for; its pages are the registry's."""
     pages = {case.page for case in CASES}
-    assert {op.forward_ref.__module__ for op in OPS} - pages <= {"nbllama.ops.attention.grad"}
+    elsewhere = {f"nbllama.ops.attention.{page}" for page in ("grad", "tree")}
+    assert {op.forward_ref.__module__ for op in OPS} - pages <= elsewhere
 
 
 def test_names_are_different_and_groups_are_known() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nbllama.arch.rows import ARCHS
+from nbllama.arch.tensors import SHARED
 from nbllama.errors import UsageError
 from nbllama.lora import pairs as lora
 from nbllama.lora import slots
@@ -198,14 +199,17 @@ def test_a_mix_of_one_keeps_its_bits() -> None:
 
 def test_the_options_of_ranks_are_the_slots() -> None:
     names = {f.name.removeprefix("rank_") for f in fields(LoraOptions) if "rank_" in f.name}
-    assert names == {slot.name for slot in slots.EVERY_SLOT}
+    assert names == {slot.name for slot in slots.EVERY_SLOT} | {"experts"}  # of all three at once
 
 
 def test_every_matrix_and_norm_of_an_architecture_has_a_slot_or_takes_no_pair() -> None:
-    no_pair = {"attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"}
+    no_pair = {"attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm", "ssm_norm"}
+    no_pair |= {"shortconv.conv", "ssm_conv1d"}
+    no_pair |= {"ffn_gate_inp", "ffn_gate_inp_shexp", "attn_sinks"}
     found = set()
     for row in ARCHS.values():
-        for tensor in row.block:
+        experts = (*row.experts.tensors, *SHARED) if row.experts else ()
+        for tensor in (*row.block, *experts):
             name, _, kind = tensor.name.rpartition(".")
             if kind == "weight" and name not in no_pair:
                 slot, layer = slots.slot_of(f"blk.0.{tensor.name}") or (None, None)
@@ -224,4 +228,14 @@ def test_linear_layers_by_all_their_names() -> None:
         "gate": ("w1", "ffn_gate", "ffn_gate", 2),
         "up": ("w3", "ffn_up", "ffn_up", 2),
         "down": ("w2", "ffn_down", "ffn_out", 3),
+        "qkv": ("wqkv", "attn_qkv", "delta_qkv", 0),
+        "conv_in": ("conv_in", "shortconv.in_proj", "conv_in", 0),
+        "conv_out": ("conv_out", "shortconv.out_proj", "conv_out", 1),
+        "z": ("attn_gate", "attn_gate", "delta_z", 0),
+        "alpha": ("ssm_alpha", "ssm_alpha", "delta_alpha", 0),
+        "beta": ("ssm_beta", "ssm_beta", "delta_beta", 0),
+        "ssm_out": ("ssm_out", "ssm_out", "ssm_out", 1),
+        "gate_shexp": ("gate_shexp", "ffn_gate_shexp", "ffn_gate_shexp", 2),
+        "up_shexp": ("up_shexp", "ffn_up_shexp", "ffn_up_shexp", 2),
+        "down_shexp": ("down_shexp", "ffn_down_shexp", "ffn_shexp", 3),
     }

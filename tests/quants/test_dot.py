@@ -27,11 +27,13 @@ each_type = pytest.mark.parametrize("type_id", DOT_TYPES, ids=NAMES)
 
 
 def with_scales_of_one(type_id: int, raw: np.ndarray) -> np.ndarray:
-    """The blocks with every half set to 1.0."""
+    """The blocks with every scale 1; that of NVFP4 is half of what its byte says."""
     t = QUANTS[type_id]
     blocks = raw.reshape(-1, t.type_size).copy()
     for at in t.scales:
         blocks[:, at : at + 2] = np.array([1.0], "<f2").view(np.uint8)
+    if t.name == "NVFP4":
+        blocks[:, :4] = 0x40
     return as_readonly(blocks.reshape(-1))
 
 
@@ -45,9 +47,15 @@ def whole_rows(q: np.ndarray, block: int) -> Int8Rows:
     return Int8Rows(q, d, sums)
 
 
+def bytes_of_block(type_id: int) -> int:
+    """Of W, for one block of x."""
+    t = QUANTS[type_id]
+    return t.type_size * int8_block(type_id) // t.block_size
+
+
 @cache
 def _product_of(type_id: int) -> Any:
-    size = QUANTS[type_id].type_size
+    size = bytes_of_block(type_id)
 
     @kernel()
     def run(raw, blocks, q, d, sums, y):
@@ -63,14 +71,15 @@ def _product_of(type_id: int) -> Any:
 def products(type_id: int, raw: np.ndarray, rows: Int8Rows, n_out: int) -> np.ndarray:
     y = np.empty((len(rows.q), n_out), np.float32)
     flat = [x.reshape(-1) for x in rows]
-    blocks = rows.q.shape[1] // QUANTS[type_id].block_size
+    blocks = rows.q.shape[1] // int8_block(type_id)
     _product_of(type_id)(raw, blocks, *flat, y)
     return y
 
 
 def check_whole_numbers(type_id: int) -> None:
     block, n_out, n_in = int8_block(type_id), 37, 512
-    raw = with_scales_of_one(type_id, random_blocks(type_id, n_out * n_in // block))
+    n_blocks = n_out * n_in // QUANTS[type_id].block_size
+    raw = with_scales_of_one(type_id, random_blocks(type_id, n_blocks))
     q = np.random.default_rng(1).integers(-127, 128, (3, n_in)).astype(np.int8)
     w = decode(type_id, raw, n_out * n_in).reshape(n_out, n_in).astype(np.int64)
     got = products(type_id, raw, whole_rows(q, block), n_out)
@@ -92,7 +101,7 @@ def test_the_largest_codes_do_not_overflow(type_id: int, byte: int) -> None:
         q = np.full((1, t.block_size), 127 * sign, np.int8)
         q[0, 1::2] = 127
         want = q.astype(np.float64) @ w.T
-        got = products(type_id, raw, whole_rows(q, t.block_size), 3)
+        got = products(type_id, raw, whole_rows(q, int8_block(type_id)), 3)
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6 * np.abs(w).max() * 127 * 32)
 
 

@@ -29,6 +29,7 @@ def step_row(i: int) -> dict[str, Any]:
         "iter": i, "n_iter": 120, "epoch": i // 40,
         "loss": 1 + 2 * math.exp(-i / 30) + 0.1 * (-1) ** i,
         "lr": 2e-4 * min(1, i / 10), "grad_norm": 1.5 / (1 + i / 50), "tokens": 900,
+        "computed_tokens": 500,
         "tokens_per_s": 600.0 + 40 * (i % 7),
         "seconds": 1.5, "rss_bytes": 700_000_000 + 1_000_000 * i,
         "skipped": False,

@@ -22,6 +22,7 @@ RECORD = StepRecord(
     lr=1e-3,
     grad_norm=0.5,
     tokens=1024,
+    computed_tokens=600,
     tokens_per_s=200.0,
     seconds=5.12,
     rss_bytes=512_000_000,

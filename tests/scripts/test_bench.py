@@ -18,8 +18,8 @@ from examples.toy_models import make_llama
 from tests.conftest import ROOT
 
 PARTS = (
-    "step", "profile", "context", "attention", "loss", "matmul", "vectors", "models", "peer", "old",
-    "start",
+    "step", "profile", "context", "attention", "loss", "matmul", "vectors", "models", "peer",
+    "jobs", "old", "start",
 )  # fmt: skip
 
 # Prints as the old tool does, and as C programs do: without flushing, so that a pipe would get all
@@ -109,11 +109,15 @@ def test_the_report_has_rows_of_both_peers(parts: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_runs(part: str, tmp_path: Path) -> None:
+def test_every_part_runs(part: str, tmp_path: Path, demo_model: Path) -> None:
     """From another folder, on a small model: rows come out, and `check` let them pass."""
-    make_llama(tmp_path / "m.gguf", n_embd=256, n_ff=256, types="Q8_0")
+    model = tmp_path / "m.gguf"
+    if part == "jobs":  # it needs a chat template
+        model = demo_model
+    else:
+        make_llama(model, n_embd=256, n_ff=256, types="Q8_0")
     words = [sys.executable, str(ROOT / "scripts" / "bench.py"), part, "--quick"]
-    words += ["--model", str(tmp_path / "m.gguf"), "--models", str(tmp_path)]
+    words += ["--model", str(model), "--models", str(tmp_path)]
     words += ["--out", str(tmp_path / "out")]
     if part == "old":
         if sys.platform == "win32":

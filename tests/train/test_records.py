@@ -40,7 +40,9 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
     assert done.code == 0, done
     assert "1 of 21 records are bad and were skipped; the first: line 21: broken JSON" in done.out
     whole = log_rows(folder / "log.jsonl")
-    assert all(row["tokens"] <= 48 for row in whole) and {row["epoch"] for row in whole} == {0, 1}
+    assert all(row["computed_tokens"] <= 48 for row in whole) and {
+        row["epoch"] for row in whole
+    } == {0, 1}
     n = len(whole)
     assert 4 < n < 40  # samples do share batches
     last = load_checkpoint(folder / f"chk-{n}.gguf")

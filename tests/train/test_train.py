@@ -17,8 +17,9 @@ from nbllama.lora.pairs import SLOTS, init_adapter
 from nbllama.lora.slots import base_names
 from nbllama.model.passes import Model
 from nbllama.train.forecast import check_memory
+from nbllama.train.limits import limits
 from nbllama.train.probe import compile_kernels, step_seconds
-from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer, limits
+from nbllama.train.trainer import MOST_SKIPPED, StopRequested, Trainer
 from tests.train.toy_runs import (
     RATES,
     Rows,

@@ -187,7 +187,7 @@ def test_an_evaluation_changes_no_bit_of_training(model: Model, dropout: float) 
 
 def test_batches_stay_within_the_memory() -> None:
     rows = random_rows_of_lines([5, 9, 2, 2, 7, 30])
-    numbers = batches(rows, 12, 100)
+    numbers = batches(rows.lengths(), 12, 100)
     assert [i for part in numbers for i in part] == list(range(6))
     tokens, _ = rows.lengths()
     for part in numbers:

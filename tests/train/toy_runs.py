@@ -171,7 +171,7 @@ def _environment(**changed: str) -> dict[str, str]:
 
 def _by_default() -> None:
     # A shell that started the tests in the background has its children ignore SIGINT.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from nbllama.arch.experts import ExpertsRow
 from nbllama.arch.row import SCALE_KEYS, ArchRow, Scales, Sizes
 from nbllama.arch.tensors import (
     BIASES,
@@ -24,6 +25,11 @@ def _minicpm_scales(sizes: Sizes) -> Scales:
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
+_MIXTRAL = {
+    f"ffn_{part}_exps": f"block_sparse_moe.experts.{{e}}.{module}"
+    for part, module in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
+}
+
 # The second norm has the name that elsewhere means a norm after attention.
 _SEED_OSS = tuple(
     row._replace(name="post_attention_norm.weight") if row.name == "ffn_norm.weight" else row
@@ -35,7 +41,8 @@ ROWS = (
         "llama",
         (*ENDS, FACTORS),
         BLOCK + BIASES,
-        hf_modules=HF_MODULES,
+        experts=ExpertsRow("softmax", normed=True, own_width=False, optional=True),
+        hf_modules=HF_MODULES | _MIXTRAL,
         checked=(
             "7B to 30B",
             "70B (64 heads over 8)",
@@ -43,6 +50,7 @@ ROWS = (
             "Chinese-LLaMA-2-16k",
             "Llama 3 1B",
             "Yi",
+            "Mixtral (experts)",
         ),
     ),
     ArchRow(

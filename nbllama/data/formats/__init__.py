@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from nbllama.data.formats import alpaca, completion, messages, sharegpt, text
+from nbllama.data.formats import (
+    alpaca,
+    completion,
+    labelled,
+    messages,
+    preference,
+    sharegpt,
+    text,
+)
 from nbllama.data.formats.record import (
     Continuation,
     Conversation,
     Format,
+    Labelled,
     Message,
+    Pair,
+    Plain,
     Record,
     Sample,
     Style,
+    plain_ones,
 )
 
 __all__ = [
@@ -21,16 +33,21 @@ __all__ = [
     "Continuation",
     "Conversation",
     "Format",
+    "Labelled",
     "Message",
+    "Pair",
+    "Plain",
     "Record",
     "Sample",
     "Style",
     "format_of",
+    "plain_ones",
 ]
 
 # Where a record has the keys of several, the first one counts.
 FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT for module in (messages, sharegpt, completion, alpaca, text)
+    module.FORMAT.name: module.FORMAT
+    for module in (messages, sharegpt, preference, labelled, completion, alpaca, text)
 }
 
 
@@ -42,7 +59,7 @@ def format_of(records: Iterable[Record]) -> Format | None:
     votes: Counter[str] = Counter()
     for record in records:
         for name, format in FORMATS.items():
-            if all(record.get(key) is not None for key in format.keys):
+            if format.knows(record):
                 votes[name] += 1
                 break
     return FORMATS[votes.most_common(1)[0][0]] if votes else None

@@ -20,10 +20,11 @@ def calls_of(message: Record, where: str) -> list[Message]:
 
     Raises `DataError` with `where` in front.
     """
-    calls = message.get("tool_calls")
+    calls, old = message.get("tool_calls"), message.get("function_call")
+    if not calls and not old:
+        return []
     if isinstance(calls, str) and calls.strip():
         calls = _json(calls, f'{where}"tool_calls"')
-    old = message.get("function_call")
     if isinstance(old, str) and old.strip():
         old = _json(old, f'{where}"function_call"')
     if calls and not isinstance(calls, list):

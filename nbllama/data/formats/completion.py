@@ -11,8 +11,8 @@ from nbllama.data.formats.record import (
     ANSWERING_ROLE,
     Continuation,
     Format,
+    Plain,
     Record,
-    Sample,
     Style,
     conversation,
     filled,
@@ -21,7 +21,7 @@ from nbllama.data.formats.record import (
 from nbllama.errors import DataError
 
 
-def read(record: Record, style: Style) -> Sample:
+def read(record: Record, style: Style) -> Plain:
     """Prompt and completion. Raises `DataError`."""
     if isinstance(record.get("prompt"), list):
         asked, _, told = messages_of(record, "prompt")

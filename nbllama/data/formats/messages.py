@@ -89,6 +89,8 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
 def _thought(message: Record, where: str) -> str:
     found = ""
     for key in THOUGHT_KEYS:
+        if message.get(key) is None:
+            continue
         thought = text_of(message, key, where, default="")
         if thought.strip() and found and thought != found:
             raise DataError(f'{where}it has two thoughts, one of them under "{key}"')
@@ -115,6 +117,8 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
     told: tuple[str, ...] = ()
     for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
         wanted = wanted_by(message, f"message {i + 1}: ")
+        if not wanted:
+            continue
         if role != ANSWERING_ROLE:
             if any(wanted.values()):
                 key = next(key for key, on in wanted.items() if on)
@@ -122,17 +126,19 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
                     f'message {i + 1}: "{key}" asks to train a message of the role '
                     f'"{role}"; only answers can be trained'
                 )
-            told = ("mask",) if wanted else told
+            told = ("mask",)
         elif len(set(wanted.values())) > 1:
             raise DataError(f"message {i + 1}: {' and '.join(wanted)} contradict each other")
-        elif wanted and not any(wanted.values()):
+        elif not any(wanted.values()):
             silent.add(i)
     return frozenset(silent), told
 
 
 def wanted_by(message: Record, where: str) -> dict[str, bool]:
     """Return the mask keys of a message, and whether each asks to train it. Raises `DataError`."""
-    wanted = {}
+    wanted: dict[str, bool] = {}
+    if message.keys().isdisjoint(MASK_KEYS):
+        return wanted
     for key in MASK_KEYS:
         value = message.get(key)
         if value is None:

@@ -1,14 +1,15 @@
 """What a record of a training file becomes, and what every format checks.
 
 A format is a function from a record (an object of JSON, or a row of a table by its column names) to
-a `Conversation` or a `Continuation`. It raises `DataError` with the reason alone; whoever read the
+a `Sample`. It raises `DataError` with the reason alone; whoever read the
 record knows file and line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nbllama.errors import DataError, shown
@@ -52,7 +53,36 @@ class Continuation(NamedTuple):
     answer: str
 
 
-Sample = Conversation | Continuation
+Plain = Conversation | Continuation
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt, of which the first is preferred. `weight`: of the pair's loss."""
+
+    chosen: Plain
+    rejected: Plain
+    weight: float = 1.0
+
+
+class Labelled(NamedTuple):
+    """An answer that is `good` or bad. `weight`: of its loss."""
+
+    answer: Plain
+    good: bool
+    weight: float = 1.0
+
+
+Sample = Plain | Pair | Labelled
+
+
+def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
+    """Yield the prompts with their answers of all samples: two of a pair, one of the others."""
+    for sample in samples:
+        if isinstance(sample, Pair):
+            yield sample.chosen
+            yield sample.rejected
+        else:
+            yield sample.answer if isinstance(sample, Labelled) else sample
 
 
 class Style(NamedTuple):
@@ -63,11 +93,19 @@ class Style(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One format: its name, the keys by which a record is known, and the function."""
+    """One format: its name, the keys by which a record is known, and the function.
+
+    `suits`: what else a record must have to be known as one of this format.
+    """
 
     name: str
     keys: tuple[str, ...]
     read: Callable[[Record, Style], Sample]
+    suits: Callable[[Record], bool] = bool
+
+    def knows(self, record: Record) -> bool:
+        """Whether a record has all keys of the format; one with null counts as missing."""
+        return all(record.get(key) is not None for key in self.keys) and self.suits(record)
 
 
 def conversation(
@@ -146,6 +184,17 @@ def variables_of(record: Record) -> dict[str, Any] | None:
     return value
 
 
+def weight_of(record: Record) -> float:
+    """Return the weight of a record's loss, 1 where it gives none. Raises `DataError`."""
+    value = record.get("weight")
+    if value is None:
+        return 1.0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise DataError('"weight" must be a number above 0')
+    return float(value)
+
+
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
     """Return the text under `key`; null and a missing key count as `default` if there is one.
 
@@ -158,7 +207,8 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
         raise DataError(f'{where}the key "{key}" is missing')
     if not isinstance(value, str):
         raise DataError(f'{where}"{key}" must be text, not {kind_of(value)}')
-    check_unicode(value, f'{where}"{key}"')
+    if not value.isascii():
+        check_unicode(value, f'{where}"{key}"')
     return value
 
 

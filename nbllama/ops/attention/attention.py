@@ -63,10 +63,11 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
     return np.array(slopes, np.float32)
 
 
-def probabilities(s: np.ndarray) -> np.ndarray:
-    """Softmax of each row of scores."""
-    e = np.exp(s - s.max(axis=1, keepdims=True))
-    p: np.ndarray = e / e.sum(axis=1, keepdims=True)
+def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
+    """Softmax of each row of scores; `sink`: one more score, whose share is left out."""
+    top = np.maximum(s.max(axis=1, keepdims=True), sink)
+    e = np.exp(s - top)
+    p: np.ndarray = e / (e.sum(axis=1, keepdims=True) + np.exp(sink - top))
     return p
 
 
@@ -85,15 +86,20 @@ def _scores(
 
 
 def _probabilities(
-    q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
+    q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float, sink: float
 ) -> tuple[np.ndarray, np.ndarray]:
     s, t = _scores(q, k, scale, slope, window, cap)
-    return probabilities(s), t
+    return probabilities(s, sink), t
+
+
+def _sinks(sinks: np.ndarray | None, heads: int) -> np.ndarray:
+    return np.full(heads, -np.inf) if sinks is None else sinks
 
 
 def attention_matrices(
     q: np.ndarray, k: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compute scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy.
 
@@ -101,26 +107,29 @@ def attention_matrices(
     """
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     z = np.full((heads, len(q), len(k)), -np.inf, q.dtype)
+    sink = _sinks(sinks, heads)
     p = np.zeros_like(z)
     for s in range(len(q_offsets) - 1):
         qs, ks = slice(*q_offsets[s : s + 2]), slice(*k_offsets[s : s + 2])
         for h in range(heads):
             own, _ = _scores(q[qs, h], k[ks, h // group], scale, slopes[h], window, cap)
-            z[h, qs, ks], p[h, qs, ks] = own, probabilities(own)
+            z[h, qs, ks], p[h, qs, ks] = own, probabilities(own, sink[h])
     return z, p
 
 
 def attention_ref(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Plain numpy, any float dtype: q `[N, H, D]`, k, v `[Nk, G, D]` -> o `[N, H, D]`."""
-    o = np.zeros_like(q)
+    o, sink = np.zeros_like(q), _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
     for s in range(len(q_offsets) - 1):
         qs, ks = slice(*q_offsets[s : s + 2]), slice(*k_offsets[s : s + 2])
         for h in range(q.shape[1]):
-            p, _ = _probabilities(q[qs, h], k[ks, h // group], scale, slopes[h], window, cap)
+            keys = k[ks, h // group]
+            p, _ = _probabilities(q[qs, h], keys, scale, slopes[h], window, cap, sink[h])
             o[qs, h] = p @ v[ks, h // group]
     return o
 
@@ -128,15 +137,17 @@ def attention_ref(
 def attention_grad_ref(
     do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, offsets: np.ndarray,
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """(dq, dk, dv) of `attention_ref` where queries and keys are the same tokens."""
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    sink = _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
     for s in range(len(offsets) - 1):
         r = slice(*offsets[s : s + 2])
         for h in range(q.shape[1]):
             g = h // group
-            p, t = _probabilities(q[r, h], k[r, g], scale, slopes[h], window, cap)
+            p, t = _probabilities(q[r, h], k[r, g], scale, slopes[h], window, cap, sink[h])
             dp = do[r, h] @ v[r, g].T
             dz = p * (dp - (p * dp).sum(axis=1, keepdims=True))
             if cap > 0:

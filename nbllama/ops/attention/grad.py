@@ -87,17 +87,19 @@ def _add_transposed(s, ld, n, keys, rows, d_panels, out, wide, first):
 
 @kernel()
 def _block(
-    do, q, o, lse, h, t0, i0, n, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h, mine
-):
+    do, q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, kr, tk, dq, dk_h, dv_h,
+    mine,
+):  # fmt: skip
     """Compute dq of n queries of head h, from t0 + i0 on; add their share to dk_h and dv_h."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
     one = np.float32(1.0)
-    last = i0 + n
+    here = past + i0
+    last = here + n
     first = 0
     if window > 0:
-        first = max(0, i0 - window + 1) // PANEL * PANEL
+        first = max(0, here - window + 1) // PANEL * PANEL
     ld = (last - first + PANEL - 1) // PANEL * PANEL + PANEL
     rows, panels = BLOCK * d, BLOCK * wide
     q_rows, do_rows = mine[:rows], mine[rows : 2 * rows]
@@ -109,11 +111,11 @@ def _block(
     copy_block(do, t0 + i0, n, h, d, one, do_rows)
     pack_rows(q, t0 + i0, n, h, d, scale, q_panels)
     pack_rows(do, t0 + i0, n, h, d, one, do_panels)
-    scores(q_rows, d, kp, first, last, i0, n, s, ld)
-    scores(do_rows, d, vp, first, last, i0, n, ds, ld)
+    scores(q_rows, d, kp, first, last, here, n, s, ld)
+    scores(do_rows, d, vp, first, last, here, n, ds, ld)
     for i in range(n):
         t = t0 + i0 + i
-        at = i0 + i - first
+        at = here + i - first
         lo = 0
         if window > 0:
             lo = max(0, at - window + 1)
@@ -127,7 +129,7 @@ def _block(
     _add_transposed(s, ld, n, last - first, do_panels, d_panels, dv_h, wide, first)
     _add_transposed(ds, ld, n, last - first, q_panels, d_panels, dk_h, wide, first)
     for i in range(0, n, ROWS):
-        keys = min(last, i0 + i + ROWS) - first
+        keys = min(last, here + i + ROWS) - first
         for p in range(d_panels):
             fma_tile(
                 ds, i * ld, ld, 1, kr, (p * tk + first) * PANEL, PANEL, keys,
@@ -146,13 +148,13 @@ def _cut(blocks, part, parts):
 
 
 @kernel()
-def _sum_heads(private, size, wide, heads, parts, tk, j, out):
+def _sum_heads(private, size, wide, heads, parts, tq, past, j, out):
     """out[c] = sum of the private rows j over heads and parts in ascending order."""
-    blocks = (tk + BLOCK - 1) // BLOCK
+    blocks = (tq + BLOCK - 1) // BLOCK
     out[:] = np.float32(0.0)
     for h in range(heads):
         for part in range(parts):
-            if _cut(blocks, part + 1, parts) * BLOCK > j:
+            if past + _cut(blocks, part + 1, parts) * BLOCK > j:
                 row = private[(h * parts + part) * 2 * size + j * wide :]
                 for c in range(out.shape[0]):
                     out[c] += row[c]
@@ -160,60 +162,65 @@ def _sum_heads(private, size, wide, heads, parts, tk, j, out):
 
 @kernel(parallel=True)
 def _gradient(
-    do, q, k, v, o, lse, offsets, parts, scale, slopes, window, cap, dq, dk, dv,
+    do, q, k, v, o, lse, q_off, k_off, parts, scale, slopes, window, cap, dq, dk, dv,
     work, common, counter,
 ):  # fmt: skip
     n_kv = k.shape[1]
     n_head, d = q.shape[1:]
     group = n_head // n_kv
     wide = (d + PANEL - 1) // PANEL * PANEL
-    n_seq = offsets.shape[0] - 1
+    n_seq = q_off.shape[0] - 1
     values = (k.shape[0] + n_seq * PANEL) * n_kv * d
     plain = 2 * values
     sums = plain + k.shape[0] * n_kv * wide
     for pair in prange(n_seq * n_kv):
         seq, g = pair // n_kv, pair % n_kv
-        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
-        at = keys_at(t0, tk, seq, g, n_kv, d)
-        pack_transposed(k, t0, tk, g, d, common[at:])
-        pack_transposed(v, t0, tk, g, d, common[values + at :])
-        pack_rows(k, t0, tk, g, d, np.float32(1.0), common[plain + (t0 * n_kv + g * tk) * wide :])
+        k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
+        at = keys_at(k0, tk, seq, g, n_kv, d)
+        pack_transposed(k, k0, tk, g, d, common[at:])
+        pack_transposed(v, k0, tk, g, d, common[values + at :])
+        pack_rows(k, k0, tk, g, d, np.float32(1.0), common[plain + (k0 * n_kv + g * tk) * wide :])
     counter[0] = 0
     for _ in prange(work.shape[0]):
         mine = work[get_thread_id()]
         task = next_task(counter)
         while task < n_seq * n_head * parts:
             seq, h, part = task // parts // n_head, task // parts % n_head, task % parts
-            t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+            t0, tq = q_off[seq], q_off[seq + 1] - q_off[seq]
+            k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
+            past = tk - tq
             g = h // group
-            at = keys_at(t0, tk, seq, g, n_kv, d)
-            kr = common[plain + (t0 * n_kv + g * tk) * wide :]
+            at = keys_at(k0, tk, seq, g, n_kv, d)
+            kr = common[plain + (k0 * n_kv + g * tk) * wide :]
             size = (tk + ROWS) * wide
             private = (
-                sums + ((t0 + seq * ROWS) * n_head * wide * parts + (h * parts + part) * size) * 2
+                sums + ((k0 + seq * ROWS) * n_head * wide * parts + (h * parts + part) * size) * 2
             )
             dk_h = common[private : private + size]
             dv_h = common[private + size : private + 2 * size]
-            blocks = (tk + BLOCK - 1) // BLOCK
+            blocks = (tq + BLOCK - 1) // BLOCK
             first, last = _cut(blocks, part, parts), _cut(blocks, part + 1, parts)
-            reach = min(last * BLOCK, tk) + ROWS
+            reach = past + min(last * BLOCK, tq) + ROWS
             dk_h[: reach * wide] = np.float32(0.0)
             dv_h[: reach * wide] = np.float32(0.0)
-            for i0 in range(first * BLOCK, min(last * BLOCK, tk), BLOCK):
+            for i0 in range(first * BLOCK, min(last * BLOCK, tq), BLOCK):
                 _block(
-                    do, q, o, lse, h, t0, i0, min(BLOCK, tk - i0), scale, slopes[h], window, cap,
-                    common[at:], common[values + at :], kr, tk, dq, dk_h, dv_h, mine,
+                    do, q, o, lse, h, t0, i0, min(BLOCK, tq - i0), past, scale, slopes[h], window,
+                    cap, common[at:], common[values + at :], kr, tk, dq, dk_h, dv_h, mine,
                 )  # fmt: skip
             task = next_task(counter)
     for piece in prange(n_seq * n_kv * PIECES):
         pair = piece // PIECES
         seq, g = pair // n_kv, pair % n_kv
-        t0, tk = offsets[seq], offsets[seq + 1] - offsets[seq]
+        tq = q_off[seq + 1] - q_off[seq]
+        k0, tk = k_off[seq], k_off[seq + 1] - k_off[seq]
         size = (tk + ROWS) * wide
-        private = sums + ((t0 + seq * ROWS) * n_head * wide + g * group * size) * parts * 2
+        private = sums + ((k0 + seq * ROWS) * n_head * wide + g * group * size) * parts * 2
         for j in range(tk * (piece % PIECES) // PIECES, tk * (piece % PIECES + 1) // PIECES):
-            _sum_heads(common[private:], size, wide, group, parts, tk, j, dk[t0 + j, g])
-            _sum_heads(common[private + size :], size, wide, group, parts, tk, j, dv[t0 + j, g])
+            _sum_heads(common[private:], size, wide, group, parts, tq, tk - tq, j, dk[k0 + j, g])
+            _sum_heads(
+                common[private + size :], size, wide, group, parts, tq, tk - tq, j, dv[k0 + j, g]
+            )
 
 
 def n_parts(n_seq: int, n_head: int) -> int:
@@ -239,12 +246,15 @@ def attention_grad(
     do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, o: np.ndarray, lse: np.ndarray,
     offsets: np.ndarray, scale: float, slopes: np.ndarray,
     dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
+    k_offsets: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
+    """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
 
-    o and lse are the results of the forward pass.
+    o and lse are the results of the forward pass. `offsets` are those of the queries, and of the
+    keys too unless `k_offsets` are given: the queries are then the last ones of longer sequences.
     """
-    check_streams(q, (k, v, dk, dv), offsets, offsets)
+    k_offsets = offsets if k_offsets is None else k_offsets
+    check_streams(q, (k, v, dk, dv), offsets, k_offsets)
     for name, x in (("do", do), ("o", o)):
         check_array("attention_grad", name, x, q.shape)
     check_array("attention_grad", "lse", lse, q.shape[:2])
@@ -252,13 +262,13 @@ def attention_grad(
     check_output("attention_grad", "dq", dq, q.shape)
     check_output("attention_grad", "dk", dk, k.shape)
     check_output("attention_grad", "dv", dv, v.shape)
-    n_seq, longest = len(offsets) - 1, int(np.diff(offsets).max())
+    n_seq, longest = len(offsets) - 1, int(np.diff(k_offsets).max())
     sizes = {"n_head": q.shape[1], "n_kv": k.shape[1], "d": k.shape[2]}
     scratch = SCRATCH.get(*gradient_floats(longest, len(k), n_seq, **sizes))
     _gradient(
         readonly(do), readonly(q), readonly(k), readonly(v), readonly(o), readonly(lse),
-        readonly(offsets), n_parts(n_seq, q.shape[1]), np.float32(scale), readonly(slopes), window,
-        np.float32(cap), dq, dk, dv, *scratch,
+        readonly(offsets), readonly(k_offsets), n_parts(n_seq, q.shape[1]), np.float32(scale),
+        readonly(slopes), window, np.float32(cap), dq, dk, dv, *scratch,
     )  # fmt: skip
 
 

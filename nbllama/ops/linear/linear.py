@@ -136,13 +136,15 @@ def linear(
     *,
     hidden: np.ndarray | None,
     add: bool = False,
+    packed: bool = False,
 ) -> np.ndarray:
     """Compute y `[N, n_out]` = (or += with `add`) the layer's output.
 
     Returns h packed, empty without a pair. `hidden` is float32 memory of at least
-    `hidden_floats(N, R)` for h, which the gradient needs.
+    `hidden_floats(N, R)` for h, which the gradient needs. `packed`: compute a few rows as many are
+    computed, so that a row has the same bits however many there are.
     """
-    if len(x.x) <= MOST_TOKENS:
+    if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)
         if pair is None:
             return NO_PANELS

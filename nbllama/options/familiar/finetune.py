@@ -131,7 +131,17 @@ STEP: Rows = (
     ("leave it out: epsilon is 1e-8", "--adam-epsilon --adam-eps --optim-eps"),
     ("there is no noise on embeddings; --lora-dropout is the regularisation here",
      "--neftune-noise-alpha --noisy-embedding-alpha --neftune-alpha"),
-    ("there is no label smoothing", "--label-smoothing-factor --label-smoothing"),
+    ("--label-smoothing, which is for pairs", "--label-smoothing-factor --dpo-label-smoothing"),
+    ("--objective", "--loss-type --rl --pref-loss --rlhf-type --train-objective --loss-fn"
+                    " --preference-loss --cpo-loss-type --dpo-loss"),
+    ("--beta", "--pref-beta --dpo-beta --kto-beta --orpo-beta --orpo-alpha --simpo-beta"
+               " --rl-beta --ipo-beta --orpo-lambda"),
+    ("--margin", "--simpo-gamma --gamma --reward-margin"),
+    ("--sft-weight", "--rpo-alpha --pref-ftx --sft-alpha --cpo-alpha"),
+    ("--reference", "--ref-model --reference-model-path --ref-adapters --ref-adapter-name"
+                    " --reference-free --ref-model-path"),
+    ("leave it out: the reference is computed once, before the first iteration, and kept",
+     "--precompute-ref-log-probs --precompute-ref-batch-size --sync-ref-model"),
     ("leave it out: one process trains, on one machine", "--deepspeed --fsdp --fsdp-config --ddp"
      " --ddp-timeout --ddp-find-unused-parameters --nproc-per-node --num-processes"
      " --accelerate-config --use-unsloth --enable-liger-kernel --use-liger-kernel"),

@@ -25,6 +25,25 @@ class SampleOptions:
         only="records",
     )
 
+    share_prompts: bool | None = record_option(
+        None,
+        None,
+        "compute the beginnings that samples of a batch share once; the loss has the same bits",
+        off=["--no-share-prompts"],
+        shown_default="on, unless with --lora-dropout or --compat",
+        saved=Saved(39, taken=True, may_change=True),
+        without=False,
+    )
+    group_prompts: bool = record_option(
+        None,
+        False,
+        "put samples that begin alike into the same batches, so that more of them is shared",
+        off=["--no-group-prompts"],
+        saved=Saved(40),
+        only="records",
+        without=False,
+    )
+
     sample_start: str = _text(
         Words(),
         "",

@@ -57,6 +57,24 @@ class LoraOptions:
         ", which some models have in place of attn_q, attn_k and attn_v (and ffn_gate within"
         " ffn_up)",
     )
+    rank_conv_in: int | None = _rank("conv_in", ", of the blocks with a short convolution")
+    rank_conv_out: int | None = _rank("conv_out", ", of the same blocks")
+    rank_attn_gate: int | None = _rank("attn_gate", ", of the blocks with a delta net")
+    rank_ssm_alpha: int | None = _rank("ssm_alpha", ", of the same blocks")
+    rank_ssm_beta: int | None = _rank("ssm_beta", ", of the same blocks")
+    rank_ssm_out: int | None = _rank("ssm_out", ", of the same blocks")
+    rank_gate_shexp: int | None = _rank("gate_shexp", ", of a shared expert")
+    rank_down_shexp: int | None = _rank("down_shexp")
+    rank_up_shexp: int | None = _rank("up_shexp")
+    rank_experts: int | None = _lora(
+        Whole(0, 65536),
+        None,
+        "rank of the pairs of every routed expert, of a mixture of experts; 0: none",
+        shown_default="0",
+    )
+    rank_gate_exps: int | None = _rank("gate_exps", shown_default="--rank-experts")
+    rank_down_exps: int | None = _rank("down_exps", shown_default="--rank-experts")
+    rank_up_exps: int | None = _rank("up_exps", shown_default="--rank-experts")
     rank_tok_embd: int | None = _rank(
         "tok_embd", shown_default=f"{_ENDS} and models with tied embeddings"
     )

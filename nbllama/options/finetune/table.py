@@ -19,6 +19,7 @@ from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.lora import LoraOptions
 from nbllama.options.finetune.model import ModelOptions
+from nbllama.options.finetune.objective import ObjectiveOptions, check_objective
 from nbllama.options.finetune.run import RunOptions
 from nbllama.options.finetune.step import StepOptions
 from nbllama.options.parser import markdown, parse_into, read, table
@@ -49,6 +50,7 @@ class Options(
     SampleOptions,
     ModelOptions,
     LoraOptions,
+    ObjectiveOptions,
     StepOptions,
     EndOptions,
 ):
@@ -72,11 +74,17 @@ def parse(argv: Sequence[str]) -> Options:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
     if options.val_data and options.val_split:
         raise UsageError("--val-data and --val-split: validation data come from one of them")
+    if options.share_prompts and options.lora_dropout:
+        raise UsageError(
+            "--share-prompts and --lora-dropout: every sample has masks of its own; leave one of "
+            "the two out"
+        )
     if options.n_gpu_layers:
         raise UsageError(
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or give 0"
         )
+    check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)
         if not text or "/" in text or "\\" in text:

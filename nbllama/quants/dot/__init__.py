@@ -1,9 +1,10 @@
 """Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
 
 Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`: `n_blocks`
-blocks from byte `src` of `raw`, and as many from block `c` on of x. That is the int8 numbers `q`,
-their scales `d` (one for `int8_block(type_id)` numbers) and `sums`: for blocks of 32 float32, d
-times a block's sum; for blocks of 256 int16, the sum of each 16 numbers. All are flat. The products
+blocks of x from block `c` on, with as many weights from byte `src` of `raw` on. x is the int8
+numbers `q`, their scales `d` (one for `int8_block(type_id)` numbers) and `sums`: for blocks of 32
+float32, d times a block's sum; for blocks of 256 int16, the sum of each 16 numbers. All are flat. A
+block of W is as long as one of x; one of NVFP4 is as long as two. The products
 within a block are added up as whole numbers, exactly; blocks are added in float32, in eight lanes
 in ascending order.
 
@@ -27,6 +28,7 @@ _FAMILIES = {
     "legacy": ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     "kquants": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     "iq4": ("IQ4_NL", "IQ4_XS"),
+    "nvfp4": ("NVFP4",),
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
 SUMMED = 16  # numbers of x in one of `sums`
@@ -35,7 +37,9 @@ SUMMED = 16  # numbers of x in one of `sums`
 def int8_block(type_id: int) -> int:
     """Numbers of x under one scale for a weight type: 32 or 256; 0 if it has no integer product."""
     t = QUANTS[type_id]
-    return t.block_size if t.name in _FAMILY else 0
+    if t.name not in _FAMILY:
+        return 0
+    return 256 if t.block_size == 256 else 32
 
 
 def find_dot(type_id: int) -> Any:
@@ -48,7 +52,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """Compute the product of `n_blocks` blocks, inside a kernel; nothing is checked."""
+    """Compute the product of `n_blocks` blocks of x, inside a kernel; nothing is checked."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

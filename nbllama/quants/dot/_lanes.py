@@ -279,6 +279,19 @@ def no_dots(typingctx):
 
 
 @intrinsic
+def halves8(typingctx, low, high):
+    """Weights(8) of two float32: `low` in the first four lanes, `high` in the others."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pair = ir.Constant(ir.VectorType(_F32, 2), ir.Undefined)
+        for lane, value in enumerate(args):
+            pair = builder.insert_element(pair, value, _I32(lane))
+        return _lanes(builder, pair, pair, [0, 0, 0, 0, 1, 1, 1, 1])
+
+    return Weights(8)(types.float32, types.float32), codegen
+
+
+@intrinsic
 def zeros8(typingctx):
     """Weights(8) of zeros."""
     zeros = ir.Constant(_FLOATS, [0.0] * 8)

@@ -102,6 +102,24 @@ function otherCards(run) {
   return {element, draw: () => cards.forEach(c => c.draw())};
 }
 
+// Of a run on preferences; hidden in others.
+function preferenceCards(run) {
+  const both = (title, name) => curveCard(title, `${title} by iteration`, () => [[
+    {name: "chosen", points: points(run, `${name}_chosen`), style: "train"},
+    {name: "rejected", points: points(run, `${name}_rejected`), style: "val"},
+  ], [["train", "chosen, or good"], ["val", "rejected, or bad"]]], {show: label});
+  const one = (title, name) => curveCard(title, `${title} by iteration`, () =>
+    [[{name: title, points: points(run, name), style: "other"}], []], {show: label});
+  const cards = [one("Margin of the rewards", "margin"), one("Share told apart", "accuracy"),
+    both("Log-probability of an answer", "logp"), both("Tokens of an answer", "tokens")];
+  const element = h("div", {class: "grid2"}, cards.map(c => c.element));
+  function draw() {
+    element.hidden = !points(run, "accuracy").length;
+    if (!element.hidden) cards.forEach(c => c.draw());
+  }
+  return {element, draw};
+}
+
 function sampleCard(run) {
   const body = h("div");
   const element = card("Sample answers", body, h("p", {class: "note"},

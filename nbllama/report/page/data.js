@@ -1,7 +1,8 @@
 // A run as it grows: what `nbllama.report.payload` makes of a log, and each further row of it.
 
 const MOST_POINTS = 4000, MOST_NORMS = 512, MOST_TEXTS = 400, MOST_QUESTIONS = 200;
-const SERIES = ["loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds"];
+const SERIES = ["loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds", "margin", "accuracy",
+  "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected"];
 
 const points = (run, name) => {
   const [xs, ys] = run.series[name];

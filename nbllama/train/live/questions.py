@@ -9,6 +9,7 @@ from typing import Any
 from nbllama.errors import NbllamaError, UsageError
 from nbllama.generation.model import Model
 from nbllama.generation.session import stream
+from nbllama.generation.states import state_floats
 from nbllama.lora.pairs import Adapter
 from nbllama.report.live.state import LiveState, Question
 from nbllama.system.memory import available_memory
@@ -55,7 +56,8 @@ class Questions:
     def _write(self, question: Question, row: Row) -> str:
         ids = self._encode(question.prompt).ids
         hp = self._model.hp
-        needed = 8 * hp.n_layer * (len(ids) + MOST_TOKENS) * hp.n_head_kv * hp.head_dim
+        per_token = 8 * len(hp.attention_layers) * hp.n_head_kv * hp.head_dim
+        needed = (len(ids) + MOST_TOKENS) * per_token + 4 * state_floats(hp)
         if needed > available_memory() / 2:
             raise UsageError("there is not enough free memory for a question of this length")
         said: list[int] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbllama.data import Packed, Samples
+from nbllama.data.preferences import Preferences
 from nbllama.generation.batch import generate_many
 
 if TYPE_CHECKING:
@@ -66,16 +67,20 @@ def find_questions(
 
 
 def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> list[Asked]:
-    samples = data.samples if isinstance(data, Packed) else data
+    samples = data.samples if isinstance(data, Packed | Preferences) else data
     if not isinstance(samples, Samples) or not number:
         return []
     found: list[Asked] = []
     seen: set[tuple[int, ...]] = set()
-    n = samples.n_samples
+    # of preferences only what the answer should be like
+    rows = np.arange(samples.n_samples)
+    if samples.judged is not None:
+        rows = rows[samples.judged.good]
+    n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
     order += [i for i in range(min(n, 50 * number)) if i % step]  # where some have no short prompt
-    for i in order:
+    for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
             seen.add(tuple(one.prompt))

@@ -41,6 +41,10 @@ class Board:
         for key, tag in names.items():
             if row[key] is not None:
                 self._writer.add_scalar(tag, row[key], record.iter)
+        part = "validation" if isinstance(record, EvaluationRecord) else "train"
+        for key, value in record.measures.items():
+            if row[key] is not None:
+                self._writer.add_scalar(f"{key}/{part}", value, record.iter)
         for i, sample in enumerate(row.get("samples", ())):
             text = f"**{sample['prompt']}**\n\n{sample['answer']}"
             self._writer.add_text(f"samples/{i + 1}", text, record.iter)

@@ -33,6 +33,7 @@ from nbllama.data import (
     parse_columns,
 )
 from nbllama.data.feed import iterations
+from nbllama.data.grouped import GroupedOrder
 from nbllama.data.held_out import apart, hold_out
 from nbllama.errors import UsageError, shown
 from nbllama.options.data import DataOptions
@@ -43,6 +44,7 @@ from nbllama.train.run.defaults import context
 from nbllama.train.run.defaults import iterations as run_length
 from nbllama.train.run.given import NOTHING, Given, Records
 from nbllama.train.run.plan import with_plan
+from nbllama.train.run.preferences import as_wanted
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
@@ -55,6 +57,18 @@ _MUCH = 4_000_000  # characters that take more than a moment to tokenise
 def old_order(options: Options, state: TrainState | None) -> bool:
     """Whether samples come in the old tool's order: as asked for, or as the run began."""
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
+
+
+def _shared(options: Options, model: Model) -> Options:
+    """Return options that share no prompts where blocks carry states, which cannot be shared."""
+    if not model.hp.mixers:
+        return options
+    if options.share_prompts:
+        raise UsageError(
+            f"--share-prompts: blocks of {model.hp.arch} carry a state from token to token, which"
+            " samples cannot share; give --no-share-prompts"
+        )
+    return replace(options, share_prompts=False)
 
 
 def load_data(
@@ -84,7 +98,7 @@ def load_data(
     validation: Dataset | None = None
     other = options.val_data or (None if options.val_split else files.valid)
     options = with_plan(
-        options, data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
+        _shared(options, model), data.kind, data.n_samples, n_embd=model.hp.n_embd, state=state,
         validated=bool(other),
     )  # fmt: skip
     if options.val_split:
@@ -100,7 +114,7 @@ def load_data(
     elif options.early_stop:
         raise UsageError("--early-stop needs validation data: give --val-data or --val-split")
     if isinstance(data, Samples) and options.packing:
-        data = Packed(data)
+        data = Packed(data, bool(options.share_prompts))
     return options, data, validation
 
 
@@ -139,7 +153,7 @@ def _load(
         records=records,
     )  # fmt: skip
     _check_kind(options, path, data.kind)
-    return data
+    return as_wanted(options.objective, path, data)
 
 
 def load_file(
@@ -219,7 +233,11 @@ def make_feed(
     """
     epoch = state.epoch if state is not None else 0
     if not old_order(options, state):
-        feed = SeedFeed(data, seed)
+        samples = data.samples if isinstance(data, Packed) else data
+        order = None
+        if options.group_prompts and isinstance(samples, Samples):
+            order = GroupedOrder(samples, seed, options.batch)
+        feed = SeedFeed(data, seed, order)
         if state is None:
             return feed, Position()
         if options.force_reshuffle:

@@ -125,6 +125,8 @@ def slot_ranks(
     defaults = {}
     for slot in EVERY_SLOT:
         of_kind = norm if slot.kind == "norm" else lora_r if slot.in_block else ends
+        if slot.kind == "experts":
+            of_kind = options.rank_experts or 0
         defaults[slot.name] = 0 if slot.name in missing else of_kind
     given = {name: getattr(options, f"rank_{name}") for name in defaults}
     return {

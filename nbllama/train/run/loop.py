@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from nbllama import __version__
@@ -20,6 +21,7 @@ from nbllama.system.memory import peak_resident, resident
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
+from nbllama.train.run.load import load_row
 from nbllama.train.run.prompts import answers
 from nbllama.train.run.result import Best, Run
 from nbllama.train.run.session import RunSession
@@ -86,6 +88,7 @@ class Loop:
         start, results = time.perf_counter(), []
         self.stop.at_once = False
         try:
+            trainer.objective.start(trainer, self.stop.check, self.ui.note)
             self._ending.before()
             self._evaluate_if_due()
             while trainer.iteration < self._last and not self._reason:
@@ -134,8 +137,10 @@ class Loop:
             asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
         )
         mean, overfits = watch.training_loss, False
+        measures: Mapping[str, float] = {}
         if session.validation is not None:
             loss = self.trainer.validation_loss(self.stop.check)
+            measures = self.trainer.objective.measures()
             best = watch.improves(loss) and self._save_best()
             overfits = watch.evaluated(now, loss, best)
             self._keep(now, loss, best)
@@ -145,7 +150,7 @@ class Loop:
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
-            seconds=time.perf_counter() - start, samples=said,
+            seconds=time.perf_counter() - start, samples=said, measures=measures,
         )  # fmt: skip
         self.ui.evaluation(record)
         if (on_eval := session.given.on_eval) is not None and on_eval(record) is True:
@@ -217,11 +222,15 @@ class Loop:
             self._watch.trained(r.loss, r.trained)
         record = StepRecord(
             iter=r.iteration, n_iter=self._last, epoch=r.epoch, loss=r.loss, lr=r.lr,
-            grad_norm=r.grad_norm, tokens=r.tokens, tokens_per_s=r.tokens / r.seconds,
-            seconds=r.seconds, rss_bytes=resident(), skipped=r.skipped,
+            grad_norm=r.grad_norm, tokens=r.tokens, computed_tokens=r.computed,
+            tokens_per_s=r.tokens / r.seconds, seconds=r.seconds, rss_bytes=resident(),
+            skipped=r.skipped, measures=self.trainer.objective.measures(),
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)
+        self.trainer.objective.done(self.ui.note)
+        if (load := load_row(self.trainer)) is not None:
+            self.ui.record(load)
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 

@@ -63,6 +63,9 @@ def completed_by(options: Options, adapter: Adapter) -> Options:
                 " training needs the same rank in all blocks"
             )
         found[field] = pair.rank
+    experts = {found[f"rank_{slot.name}"] for slot in EVERY_SLOT if slot.kind == "experts"}
+    if options.rank_experts is not None and len(experts) == 1:
+        found["rank_experts"] = experts.pop()
     found |= {"lora_r": adapter.lora_r, "lora_alpha": adapter.alpha}
     for field, value in found.items():
         given = getattr(options, field)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nbllama.objectives.names import OBJECTIVES
 from nbllama.opt.names import OPTIMISERS
+from nbllama.options.finetune.objective import with_objective
 from nbllama.options.finetune.table import Options
 
 if TYPE_CHECKING:
@@ -93,9 +95,11 @@ def with_plan(
     planned: dict[str, Any] = {
         "batch": row.batch if chat and state is None else BATCH_BEFORE,
         "adam_alpha": (rate_of(n_embd) if chat else RATE_OF_TEXT)
-        / OPTIMISERS[options.optimizer].rate_divisor,
+        / OPTIMISERS[options.optimizer].rate_divisor
+        / OBJECTIVES[options.objective].rate_divisor,
         "keep_last": KEPT if chat else 0,
         "answers": ANSWERS if chat and not options.compat else 0,
+        "share_prompts": not (options.compat or options.lora_dropout) and state is None,
     }
     holds_out = chat and state is None and not timed and not validated
     share = held_out_share(n_records) if holds_out and options.val_split is None else 0.0
@@ -103,4 +107,4 @@ def with_plan(
     if chat and not timed:
         planned["epochs"] = row.epochs
     left = {name: value for name, value in planned.items() if getattr(options, name) is None}
-    return replace(options, **left)
+    return with_objective(replace(options, **left))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbllama.checkpoint.identity import Identity, check_fits, model_fingerprint, model_numbers
 from nbllama.errors import CheckpointError, shown
-from nbllama.lora.slots import EVERY_SLOT
+from nbllama.lora.slots import EVERY_SLOT, SLOT_BY_NAME
 from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.options.parser import Option
 from nbllama.train.run.settings import Settings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.data import Dataset
     from nbllama.model.passes import Model
+    from nbllama.train.run.preferences import RunPreferences
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # What a checkpoint from before there was an option means.
@@ -38,10 +39,14 @@ def completed(options: Options, state: TrainState | None) -> Options:
         key = (o.saved.key or name) if o.saved and o.saved.taken else ""
         if key in same.settings:
             stored[name] = _value(options.checkpoint_in or "", o, key, same.settings[key])
+    if options.lora_dropout:  # refused, or with --force: nothing is shared from now on
+        stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
     # --lora-r is the default of all ranks but those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
+    if options.rank_experts is not None:  # it is their default in the same way
+        slots = [slot for slot in slots if SLOT_BY_NAME[slot].kind != "experts"]
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
     if not state.old:
@@ -68,7 +73,11 @@ def _value(path: str, o: Option, key: str, found: Any) -> Any:
 
 
 def identity(
-    settings: Settings, model: Model, data: Dataset, validation: Dataset | None
+    settings: Settings,
+    model: Model,
+    data: Dataset,
+    validation: Dataset | None,
+    preferences: RunPreferences | None = None,
 ) -> Identity:
     """Return what a checkpoint of this run must share with it."""
     return Identity(
@@ -80,7 +89,8 @@ def identity(
         data=data.fingerprint,
         model=model_numbers(model.hp),
         settings=settings.saved()
-        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""},
+        | {"validation_data": validation.fingerprint[:16] if validation is not None else ""}
+        | (preferences.identity() if preferences is not None else {}),
     )
 
 
@@ -102,6 +112,8 @@ def check_resume(
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
+    if options.packing:  # it decides which samples come together
+        free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
     if not state.old:

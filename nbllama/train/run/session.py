@@ -27,11 +27,13 @@ from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
 from nbllama.train.run.outputs import Outputs
+from nbllama.train.run.preferences import run_preferences
 from nbllama.train.run.prompts import load_prompts
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
+from nbllama.train.sharing import saved_line
 from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
@@ -89,7 +91,12 @@ class RunSession:
         self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if self.validation is None and not self.prompts:
             self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
-        self.identity = identity(self.settings, self.model, self.data, self.validation)
+        self.preferences = run_preferences(
+            self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
+        )
+        self.identity = identity(
+            self.settings, self.model, self.data, self.validation, self.preferences
+        )
         self.trainer = self._trainer()
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
@@ -184,6 +191,8 @@ class RunSession:
             dropout=o.lora_dropout,
             seed=s.seed,
             validation=self.validation,
+            objective=self.preferences.objective if self.preferences is not None else None,
+            share_prompts=bool(o.share_prompts),
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
@@ -199,7 +208,9 @@ class RunSession:
         """How many there are in the data, and what the loss is taken on."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
-        if not self.options.packing:
+        if self.trainer.shares:
+            line += f", {saved_line(self.trainer)}"
+        if not self.options.packing or self.options.share_prompts:
             return line
         use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
@@ -215,6 +226,7 @@ class RunSession:
             [
                 ("model", f"{shown(self.options.model_base)}: {hp.arch}, {hp.n_layer} layers"),
                 *s.pairs(self.decay.begin),
+                *(self.preferences.header() if self.preferences is not None else ()),
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),

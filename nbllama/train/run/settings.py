@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from nbllama.errors import UsageError
+from nbllama.lora.slots import EVERY_SLOT
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.report.log import memory
@@ -51,9 +52,13 @@ class Settings:
     notes: tuple[str, ...]  # what the user should know about these numbers
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the options, by its keys and in their order."""
+        """Return what a checkpoint holds of the options, by its keys and in their order.
+
+        An option that the objective has no use for has no value, and is left out.
+        """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
-        return {row.key or name: self.value(row.key or name) for row, name in rows}
+        keys = [row.key or name for row, name in rows]
+        return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
         """Return the value of an option in this run: derived, or else as it was given."""
@@ -113,6 +118,27 @@ class Settings:
 
 
 _DERIVED = {f.name for f in fields(Settings)}
+
+
+def _check_experts(
+    options: Options, ranks: Mapping[str, int], missing: Collection[str]
+) -> list[str]:
+    """Refuse pairs on experts where the model has none, and what does not go with them.
+
+    Returns a line about experts that have none by default.
+    """
+    slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
+    if options.rank_experts and set(slots) <= set(missing):
+        raise UsageError("--rank-experts: this model has no experts; leave it out or give 0")
+    if not any(ranks[name] for name in slots):
+        if set(slots) <= set(missing) or options.rank_experts is not None:
+            return []
+        return ["routed experts get no pairs: --rank-experts gives each of them some"]
+    if options.lora_out.lower().endswith(".bin"):
+        raise UsageError("--lora-out: a .bin holds no LoRA on experts; use .gguf")
+    if options.lora_dropout:
+        raise UsageError("--lora-dropout does not go with LoRA on routed experts (--rank-experts)")
+    return []
 
 
 def _check_old(options: Options) -> None:
@@ -177,6 +203,7 @@ def resolve(
     ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
         raise UsageError("every --rank-... is 0: nothing to train")
+    notes += _check_experts(options, ranks, missing)
     rate = options.adam_alpha or 0.0  # the plan has filled it in
     optimiser = OPTIMISERS[options.optimizer]
     beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2

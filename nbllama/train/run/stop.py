@@ -19,7 +19,7 @@ class StopFlag:
     """
 
     def __init__(self, *names: str) -> None:
-        """`names` of the signals; without any, SIGINT, SIGTERM and SIGHUP."""
+        """`names` of the signals; without any, those of `NAMES`."""
         self._names = names or NAMES
         self.signum = 0
         self.at_once = True

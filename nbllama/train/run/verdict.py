@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,29 @@ def verdict_on(
     return Verdict(LEARNED, told)
 
 
+RIGHT = 0.75  # of the pairs, and of labelled answers
+MORE = 0.1  # by which the share has grown at least
+
+
+def verdict_on_preferences(
+    first: Mapping[str, float], last: Mapping[str, float], longer: str
+) -> Verdict:
+    """Give the verdict on a run on preferences.
+
+    `first`, `last`: means of what was measured in the first and in the last iterations.
+    """
+    names = ("accuracy", "margin")
+    told = ", ".join(
+        f"{name} {first[name]:.2f} -> {last[name]:.2f}"
+        for name in names
+        if name in first and name in last
+    )
+    right, before = last.get("accuracy", 0.0), first.get("accuracy", 0.0)
+    if right < RIGHT and right < before + MORE:
+        return Verdict(HARDLY, f"{told}; try {longer}")
+    return Verdict(LEARNED, told)
+
+
 class Ending:
     """What is found out before and after a run's iterations, and said at its end.
 
@@ -139,7 +162,12 @@ class Ending:
         for q, text in zip(self.questions, self._answers(), strict=True):
             q.after = text
         steps = s.trainer.iteration
-        verdict = verdict_on(loss, self.questions, watch, steps=steps, longer=self._longer())
+        if s.preferences is not None:
+            verdict = verdict_on_preferences(
+                s.preferences.first, s.preferences.last, self._longer()
+            )
+        else:
+            verdict = verdict_on(loss, self.questions, watch, steps=steps, longer=self._longer())
         self._show()
         row: dict[str, Any] = {
             "event": "verdict", "iter": steps, "verdict": verdict.word, "reason": verdict.reason,

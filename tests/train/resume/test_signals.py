@@ -218,6 +218,10 @@ def the_flag() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(60)
     assert e.value.exit_code == 129
+    with pytest.raises(Interrupted) as e, StopFlag().installed():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(60)
+    assert e.value.exit_code == 128 + signal.SIGUSR1
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with StopFlag().installed():
@@ -317,7 +321,7 @@ def test_a_second_signal_does_not_break_off_the_first() -> None:
     handler(signal.SIGINT, None)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 @pytest.mark.parametrize("module", ["numba", "nbllama.options.finetune.table"])
 def test_a_signal_among_the_imports(folder: Path, name: str, module: str) -> None:
     """From the first line of ours on, and also where the import goes through `exec`."""

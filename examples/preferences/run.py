@@ -1,0 +1,117 @@
+"""Teach a rule of style by preferences, and count how often held-out questions are answered by it.
+
+    python -m examples.preferences.run --model MODEL.gguf [--objective dpo] [--from-usual]
+        [--out FOLDER] [--log RESULTS.jsonl] [more options of nbllama finetune ...]
+
+From the base model, or with `--from-usual` from an adapter that was trained to answer in the usual
+way. Answers are greedy, at most 48 tokens. Perplexity is measured on the beginning of a text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbllama
+from examples.preferences.generate import HERE, follows
+from nbllama.data import prompt_ids
+from nbllama.evaluate.scores import token_losses
+from nbllama.generation.batch import generate_many
+from nbllama.objectives.names import LABELS, OBJECTIVES
+
+TEXT = HERE.parents[1] / "tests" / "golden" / "shakespeare.txt"
+LONGEST, WINDOW, WINDOWS = 48, 256, 6
+
+
+def answers(model: Any, adapter: Any) -> list[str]:
+    """Greedy answers to the held-out questions."""
+    lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [
+        prompt_ids(model.tokenizer, model.chat_template, [{"role": "user", "content": question}])
+        for question in (json.loads(line)["question"] for line in lines)
+    ]
+    said = []
+    for at in range(0, len(prompts), 8):
+        said += generate_many(model, prompts[at : at + 8], LONGEST, adapter)
+    return [model.tokenizer.decode(ids) for ids in said]
+
+
+def loss_of_text(model: Any, adapter: Any) -> float:
+    """Mean loss, nats a token, of the beginning of the text, in windows of `WINDOW` tokens."""
+    ids = model.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:20000])
+    total = 0.0
+    for at in range(0, WINDOWS * WINDOW, WINDOW):
+        part = ids[at : at + WINDOW + 1]
+        scores = nbllama.logits(model, part[:-1], adapter)
+        total += float(token_losses(scores, _targets(part)).sum())
+    return total / (WINDOWS * WINDOW)
+
+
+def _targets(ids: Sequence[int]) -> Any:
+    import numpy as np
+
+    return np.array(ids[1:], np.int32)
+
+
+def state(model: Any, adapter: Any) -> dict[str, Any]:
+    """How many answers keep the rule, some answers, and the loss of the text."""
+    said = answers(model, adapter)
+    kept = sum(map(follows, said))
+    return {"kept": kept, "of": len(said), "loss": loss_of_text(model, adapter), "first": said[:3]}
+
+
+def train(model: str, data: Path, adapter: Path, more: Sequence[str]) -> float:
+    """Run the trainer; the seconds that it took."""
+    words = [sys.executable, "-m", "nbllama.finetune", "--model-base", model, "--force"]
+    words += ["--train-data", str(data), "--lora-out", str(adapter), "--checkpoint-out=", *more]
+    print("nbllama finetune", *words[3:], flush=True)
+    start = time.perf_counter()
+    subprocess.run(words, check=True)
+    return time.perf_counter() - start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--objective", default="dpo", choices=[n for n in OBJECTIVES if n != "sft"])
+    parser.add_argument("--from-usual", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("preferences-out"))
+    parser.add_argument("--log", type=Path)
+    args, more = parser.parse_known_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = nbllama.load_model(args.model)
+    common = ["--ctx", "192", "--seed", "1", "--val-split", "0", "--answers", "0"]
+    start, seconds = None, 0.0
+    if args.from_usual:
+        first = args.out / "usual.gguf"
+        if not first.exists():
+            seconds = train(args.model, HERE / "usual.jsonl", first, [*common, "--epochs", "2"])
+        start = nbllama.load_adapter(first, model)
+        common += ["--lora-in", str(first)]
+    before = state(model, start)
+    print("before:", before, flush=True)
+    labels = OBJECTIVES[args.objective].data == LABELS
+    data = HERE / ("labels.jsonl" if labels else "pairs.jsonl")
+    adapter = args.out / f"{args.objective}{'-from-usual' if args.from_usual else ''}.gguf"
+    own = ["--objective", args.objective, "--epochs", "2", *more]
+    seconds += train(args.model, data, adapter, [*common, *own])
+    after = state(model, nbllama.load_adapter(adapter, model))
+    print("after: ", after)
+    row = {
+        "objective": args.objective, "from": "usual" if args.from_usual else "base",
+        "options": more, "seconds": round(seconds), "before": before, "after": after,
+    }  # fmt: skip
+    if args.log:
+        with args.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

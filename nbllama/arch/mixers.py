@@ -1,0 +1,97 @@
+"""Which blocks of a file have something other than attention, and its sizes."""
+
+from __future__ import annotations
+
+from nbllama.arch.hparams import DeltaNet
+from nbllama.arch.keys import per_layer, size
+from nbllama.arch.row import ArchRow
+from nbllama.gguf_io import GGUFFile
+from nbllama.gguf_io.limits import MAX_COUNT
+
+MOST_TAPS = 64
+
+
+def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
+    """Return the kind of each block, "attention" or the row's other one; () where all have it."""
+    if not row.mixer:
+        return ()
+    key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
+    if len(has) < n_layer:
+        raise f.error(f"key '{key}'", f"{len(has)} values for {n_layer} layers")
+    found = tuple("attention" if x else row.mixer for x in has[:n_layer])
+    if "attention" not in found:
+        raise f.error(f"key '{key}'", "no block has attention, which is not supported")
+    return found
+
+
+def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
+    """Find attention where there are heads of keys."""
+    key = f"{row.name}.attention.head_count_kv"
+    return key, [n > 0 for n in f.get(key, "ints").tolist()]
+
+
+def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
+    """Find attention in the last of so many blocks in a row, or where the file says so."""
+    key = f"{row.name}.attention.recurrent_layers"
+    if key in f.metadata:
+        return key, [not flag for flag in f.get(key, "flags")]
+    key = f"{row.name}.full_attention_interval"
+    period = int(f.count(key, MAX_COUNT, default=4, low=1))
+    return key, [(i + 1) % period == 0 for i in range(n_layer)]
+
+
+def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
+    """Read the number of heads of keys, the same in all blocks that have attention."""
+    key = f"{row.name}.attention.head_count_kv"
+    if row.mixer != "conv":
+        return per_layer(f, key, n_layer, default=n_head)
+    values = f.get(key, "ints")
+    some = values[values != 0]
+    if not (some == some[0]).all():
+        raise f.error(f"key '{key}'", "differs between blocks with attention: not supported")
+    if not 1 <= int(some[0]) <= MAX_COUNT:
+        raise f.error(f"key '{key}'", f"{int(some[0])}, allowed 1..{MAX_COUNT}")
+    return int(some[0])
+
+
+def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
+    """Read the sizes of the blocks with a delta net, and check that RoPE's sections fit."""
+    if row.mixer != "delta":
+        return None
+    key = f"{row.name}.ssm"
+    heads, groups = size(f, f"{key}.time_step_rank"), size(f, f"{key}.group_count")
+    of = DeltaNet(
+        heads=heads,
+        key_heads=groups,
+        size=size(f, f"{key}.state_size"),
+        taps=int(f.count(f"{key}.conv_kernel", MOST_TAPS, low=2)),
+    )
+    if heads % groups:
+        raise f.error(f"key '{key}.group_count'", f"{groups} does not divide {heads} heads")
+    if (inner := size(f, f"{key}.inner_size")) != of.n_values:
+        raise f.error(
+            f"key '{key}.inner_size'", f"{inner}, but {heads} heads of {of.size} are {of.n_values}"
+        )
+    return of
+
+
+def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
+    """Check that every pair of numbers that RoPE turns is in a section that text's position turns.
+
+    llama.cpp lets them take turns, one section's first pair, the next one's, and so on; what is in
+    none of the first three is turned by a fourth position, which text does not have.
+    """
+    if row.mixer != "delta":
+        return
+    key = f"{row.name}.rope.dimension_sections"
+    sections = f.get(key, "ints").tolist()
+    pairs = range(n_rot // 2)
+    if len(sections) < 3 or not all(i < 3 * sections[i % 3] for i in pairs):
+        raise f.error(f"key '{key}'", f"{sections} do not cover {n_rot // 2} pairs")
+
+
+def conv_taps(f: GGUFFile, row: ArchRow) -> int:
+    """Read how many tokens a short convolution sees; 0 without one."""
+    if row.mixer != "conv":
+        return 0
+    return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

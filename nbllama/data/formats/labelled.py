@@ -1,0 +1,38 @@
+"""An answer with a judgement: {"prompt", "completion", "label": true or false}.
+
+Prompt and completion are read as in the format `completion`. The label may also be 1 or 0, or one
+of these words as text, as tables have them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbllama.data.formats import completion
+from nbllama.data.formats.record import Format, Labelled, Record, Style, weight_of
+from nbllama.errors import DataError
+
+_LABELS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def read(record: Record, style: Style) -> Labelled:
+    """Read an answer and its label. Raises `DataError`."""
+    good = _label(record.get("label"))
+    if good is None:
+        raise DataError('"label" must be true or false')
+    sample = completion.read(record, style)
+    return Labelled(sample, good, weight_of(record))
+
+
+def _label(value: Any) -> bool | None:
+    if isinstance(value, float):
+        return None
+    return _LABELS.get(str(value).strip().lower())
+
+
+FORMAT = Format(
+    "labelled",
+    ("prompt", "completion", "label"),
+    read,
+    lambda record: _label(record.get("label")) is not None,
+)

@@ -1,0 +1,192 @@
+"""Two answers to one prompt: {"prompt", "chosen", "rejected"}.
+
+"prompt" may be text or a list of messages, and each side text or a list of messages (or one
+message). Texts are put together as they are, without a template; messages make one chat, of which
+the answers of the side are trained. Without "prompt" both sides hold the whole chat or text, and
+what they begin with in common is the prompt. With "instruction" or "question" in place of "prompt"
+the texts go through the chat template as in the format `alpaca`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbllama.data.formats import alpaca
+from nbllama.data.formats.messages import messages_of, wanted_by
+from nbllama.data.formats.record import (
+    ANSWERING_ROLE,
+    Continuation,
+    Conversation,
+    Format,
+    Message,
+    Pair,
+    Plain,
+    Record,
+    Style,
+    conversation,
+    filled,
+    kind_of,
+    text_of,
+    weight_of,
+)
+from nbllama.errors import DataError
+
+SIDES = ("chosen", "rejected")
+_QUESTIONS = ("instruction", "question")
+# A text under one of these names belongs to the prompt, but how it is joined is not known.
+_UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
+
+
+def read(record: Record, style: Style) -> Pair:
+    """Read the two sides. Raises `DataError`."""
+    for side in SIDES:
+        _check(record.get(side), side)
+    chosen: Plain
+    rejected: Plain
+    question = next((key for key in _QUESTIONS if record.get(key) is not None), None)
+    if record.get("prompt") is None and question is not None:
+        chosen, rejected = (_asked(record, question, side, style) for side in SIDES)
+    elif isinstance(record.get("prompt"), list):
+        chosen, rejected = (_after_messages(record, side) for side in SIDES)
+    elif all(isinstance(record.get(side), str) for side in SIDES):
+        chosen, rejected = _texts(record)
+    elif all(isinstance(record.get(side), list) for side in SIDES):
+        chosen, rejected = _chats(record)
+    else:
+        raise DataError(
+            '"chosen" and "rejected" must both be text, or both lists of messages where "prompt" '
+            "is no list"
+        )
+    if chosen == rejected:
+        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+    return Pair(chosen, rejected, weight_of(record))
+
+
+def _check(value: Any, side: str) -> None:
+    if value is None or not isinstance(value, str | list | dict):
+        raise DataError(f'"{side}" must be text or a list of messages, not {kind_of(value)}')
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise DataError(f'"{side}" is empty')
+
+
+def _asked(record: Record, question: str, side: str, style: Style) -> Conversation:
+    value = filled(text_of(record, side), f'"{side}"')
+    names = {"instruction": record[question], "output": value}
+    return alpaca.read(record | names, style)
+
+
+def _side(record: Record, side: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
+    """Return the messages of a side, which ends with an answer; see `messages_of`."""
+    value = record[side]
+    if isinstance(value, str):
+        value = [{"role": ANSWERING_ROLE, "content": value}]
+    elif isinstance(value, dict):
+        value = [value]
+    try:
+        messages, silent, told = messages_of({side: value}, side)
+    except DataError as e:
+        raise DataError(f"{side}: {e}") from None
+    if messages[-1]["role"] != ANSWERING_ROLE:
+        raise DataError(
+            f'{side}: the last message must be of the role "{ANSWERING_ROLE}", not '
+            f'"{messages[-1]["role"]}"'
+        )
+    return messages, silent, told
+
+
+def _chat(
+    asked: list[Message],
+    answered: list[Message],
+    silent: frozenset[int],
+    record: Record,
+    told: tuple[str, ...],
+    side: str,
+) -> Conversation:
+    """Make a chat of which the answers in `answered` are trained, but for those in `silent`."""
+    n = len(asked)
+    quiet = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
+    try:
+        return conversation(
+            asked + answered, frozenset(quiet | {n + i for i in silent}), record, told
+        )
+    except DataError as e:
+        raise DataError(f"{side}: {e}") from None
+
+
+def _after_messages(record: Record, side: str) -> Conversation:
+    asked, _, told = messages_of(record, "prompt")
+    for i, message in enumerate(record["prompt"], 1):
+        if any(wanted_by(message, f"message {i}: ").values()):
+            raise DataError(f'message {i} of "prompt" asks to be trained; only the sides are')
+    answered, silent, more = _side(record, side)
+    n = len(asked)
+    if len(answered) > n and answered[:n] == asked:  # the side repeats the prompt
+        answered, silent = answered[n:], frozenset(i - n for i in silent if i >= n)
+    if answered[0]["role"] not in (ANSWERING_ROLE, "tool"):
+        raise DataError(f'{side}: the first message must be of the role "{ANSWERING_ROLE}"')
+    return _chat(asked, answered, silent, record, told or more, side)
+
+
+def _chats(record: Record) -> tuple[Plain, Plain]:
+    """Return both chats, of which what they have in common at the beginning is the prompt."""
+    (chosen, quiet, told), (rejected, quiet2, told2) = (_side(record, side) for side in SIDES)
+    n = 0
+    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+        n += 1
+    if n == len(chosen) == len(rejected):
+        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+    for side, messages in zip(SIDES, (chosen, rejected), strict=True):
+        if n == len(messages):
+            raise DataError(f"{side}: it has no answer of its own after the common beginning")
+        if messages[n]["role"] != ANSWERING_ROLE:
+            raise DataError(
+                f"the sides differ first in message {n + 1}, which is no answer: they must have "
+                "the same prompt"
+            )
+    if not n:
+        raise DataError("the sides begin with different answers: there is no common prompt")
+    prompt = record.get("prompt")
+    if prompt is not None and not any(
+        m["content"] == text_of(record, "prompt") for m in chosen[:n]
+    ):
+        raise DataError('the text of "prompt" is not in the common beginning of the two chats')
+    sides = ((chosen, quiet, told), (rejected, quiet2, told2))
+    first, second = (
+        _chat(m[:n], m[n:], frozenset(i - n for i in q if i >= n), record, t, side)
+        for side, (m, q, t) in zip(SIDES, sides, strict=True)
+    )
+    return first, second
+
+
+def _texts(record: Record) -> tuple[Plain, Plain]:
+    chosen, rejected = (filled(text_of(record, side), f'"{side}"') for side in SIDES)
+    if record.get("prompt") is not None:
+        prompt = text_of(record, "prompt")
+        return Continuation(prompt, chosen), Continuation(prompt, rejected)
+    if chosen == rejected:
+        raise DataError("chosen and rejected are equal: there is nothing to prefer")
+    if others := [key for key in record if key.lower() in _UNKNOWN]:
+        raise DataError(
+            f'is "{others[0]}" the prompt? Give --data-columns instruction={others[0]} (through '
+            f"the chat template) or --data-columns prompt={others[0]} (joined as it is)"
+        )
+    n = 0
+    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+        n += 1
+    prompt = chosen[:n]
+    words = prompt.split()
+    # only whole words, and the space belongs to the answer, as tokens have it
+    whole = len(prompt.rstrip())
+    if prompt == prompt.rstrip() and words:
+        whole = len(prompt) - len(words[-1])
+        whole = len(prompt[:whole].rstrip())
+    prompt = prompt[:whole]
+    if not prompt:
+        raise DataError('the sides have no common beginning: give the prompt as "prompt"')
+    answers = (chosen[whole:], rejected[whole:])
+    for side, answer in zip(SIDES, answers, strict=True):
+        filled(answer, f'"{side}", after the common beginning,')
+    return Continuation(prompt, answers[0]), Continuation(prompt, answers[1])
+
+
+FORMAT = Format("preference", SIDES, read)

@@ -1,0 +1,36 @@
+"""An order in which samples that begin alike share batches: `--group-prompts`.
+
+The samples are sorted by their tokens, so that those with most in common are neighbours. An epoch
+begins anywhere in that circle, cuts it into groups of `batch` samples, and takes the groups in
+random order; what is left over comes last. So an epoch still sees every sample once, the groups
+differ from epoch to epoch by where they are cut, and the order is a pure function of data, seed,
+epoch and batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.data.order import Order, Shuffled
+from nbllama.data.samples import Samples
+from nbllama.data.shared import sort_key
+
+
+class GroupedOrder(Order):
+    """The orders of a seed's epochs, with samples that begin alike in groups of `batch`."""
+
+    def __init__(self, samples: Samples, seed: int, batch: int) -> None:
+        super().__init__(samples.n_samples, seed)
+        numbers = sorted(range(self.n_samples), key=lambda i: sort_key(samples.inputs(i)))
+        self._sorted = np.array(numbers, np.int64)
+        self._batch = batch
+
+    def epoch(self, epoch: int) -> Shuffled:
+        """Return one epoch's order."""
+        drawn = super().epoch(epoch)
+        circle = np.roll(self._sorted, -int(drawn.order[0]))
+        whole = self.n_samples // self._batch
+        groups = circle[: whole * self._batch].reshape(whole, self._batch)
+        turns = np.argsort(drawn.unit[:whole], kind="stable")
+        order = np.concatenate([groups[turns].reshape(-1), circle[whole * self._batch :]])
+        return Shuffled(order, drawn.unit)

@@ -1,0 +1,62 @@
+"""What is known of the answers of preference data: which are good, and their weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from nbllama.data.data_file import DataFile
+from nbllama.data.formats import Labelled, Pair
+from nbllama.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAIRS, LABELLED = "preference", "labelled"
+
+
+class Judged(NamedTuple):
+    """Of each answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
+
+    good: np.ndarray
+    weight: np.ndarray
+
+    def part(self, numbers: np.ndarray) -> Judged:
+        """Return what is known of the answers of these numbers."""
+        return Judged(self.good[numbers], self.weight[numbers])
+
+    def content(self) -> tuple[bytes, ...]:
+        """Return all of it as bytes, for a fingerprint."""
+        return b"judged", self.good.tobytes(), self.weight.tobytes()
+
+
+def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
+    """Return what is known of the samples of `data`, `records` being the number of each's record.
+
+    A pair is two samples, the chosen one first. None for data without judgements. Raises
+    `DataError` where only some records have any.
+    """
+    if data.format not in (PAIRS, LABELLED):
+        if any(isinstance(s, Pair | Labelled) for _, s in data.samples):
+            raise DataError(_mixed(data))
+        return None
+    wanted = Pair if data.format == PAIRS else Labelled
+    if not all(isinstance(s, wanted) for _, s in data.samples):
+        raise DataError(_mixed(data))
+    good, weight = np.ones(len(records), bool), np.ones(len(records))
+    for i, number in enumerate(records):
+        sample = data.samples[number][1]
+        assert isinstance(sample, Pair | Labelled)
+        good[i] = i % 2 == 0 if isinstance(sample, Pair) else sample.good
+        weight[i] = sample.weight
+    return Judged(good, weight)
+
+
+def _mixed(data: DataFile) -> str:
+    first = type(data.samples[0][1])
+    line = next(line for line, s in data.samples if type(s) is not first)
+    return (
+        f"{data.where(line)}: this record is of another format than those before: preferences and "
+        f"other records cannot be in one run ({shown(data.path)})"
+    )

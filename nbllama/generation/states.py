@@ -1,0 +1,77 @@
+"""What sequences carry from token to token in blocks without attention.
+
+A state stands for all tokens before it, so that a text can only grow, or begin again: no state of
+an earlier place is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbllama.arch import Hparams
+from nbllama.model.mixers import Carried
+from nbllama.model.mixers.shapes import state_shapes
+
+
+def state_floats(hp: Hparams) -> int:
+    """Numbers that one sequence carries."""
+    shapes = (shape for i in range(hp.n_layer) for shape in state_shapes(hp, i).values())
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
+class States:
+    """States of `rows` sequences, all of them zero at first: float32 `[rows, ...]`.
+
+    A step's new states take the place of the old ones in `commit`, once all blocks are done.
+    """
+
+    def __init__(self, hp: Hparams, rows: int) -> None:
+        self._arrays = [
+            {name: np.zeros((rows, *shape), np.float32) for name, shape in of.items()}
+            for of in (state_shapes(hp, layer) for layer in range(hp.n_layer))
+        ]
+        self._count = rows
+        self.begin(range(rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(a.nbytes for of in self._arrays for a in of.values())
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Say which sequences the batches until `commit` have, in their order."""
+        self._new: dict[int, Carried] = {}
+        self._rows = list(rows)
+        self._all = self._rows == list(range(self._count))
+
+    def exchange(self, layer: int) -> Carried:
+        """Return a block's states in front of the batch's tokens, and memory for those behind."""
+        of = self._arrays[layer]
+        before = of if self._all else {name: a[self._rows] for name, a in of.items()}
+        carried = Carried(before, {name: np.empty_like(a) for name, a in before.items()})
+        self._new[layer] = carried
+        return carried
+
+    def commit(self) -> None:
+        """Keep the new states."""
+        for layer, carried in self._new.items():
+            if self._all:
+                self._arrays[layer] = dict(carried.after)
+                continue
+            for name, a in carried.after.items():
+                self._arrays[layer][name][self._rows] = a
+        self._new = {}
+
+    def copy_first(self) -> None:
+        """Give every sequence the state of the first."""
+        for of in self._arrays:
+            for a in of.values():
+                a[1:] = a[:1]
+
+    def clear(self) -> None:
+        """Set all states to zero, as in front of a text."""
+        for of in self._arrays:
+            for a in of.values():
+                a.fill(0)

@@ -1,0 +1,42 @@
+"""Attention of a batch, whose samples may share their beginnings (`nbllama.data.shared`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.ops.attention.attention import attention
+from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.attention.tree import attention_tree, attention_tree_grad
+
+
+def attend(
+    batch: Batch, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, k_offsets: np.ndarray, **how: Any
+) -> None:
+    """Compute `attention` of all sequences; `how`: its other arguments.
+
+    q `[N, H, D]`, k and v `[Nk, G, D]`. `k_offsets` `[S+1]` are those of the keys, unless the batch
+    has a tree.
+    """
+    tree, starts = batch.tree, batch.seq_offsets
+    if tree is None:
+        attention(q, k, v, q_offsets=starts, k_offsets=k_offsets, **how)
+    else:
+        own = tree.k_offsets
+        attention_tree(q, k, v, q_offsets=starts, k_offsets=own, paths=tree.paths, **how)
+
+
+def attend_grad(
+    batch: Batch, do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
+) -> None:
+    """Compute `attention_grad` of all sequences, keys as many as queries; `how`: as above."""
+    tree, starts = batch.tree, batch.seq_offsets
+    if tree is None:
+        attention_grad(do, q, k, v, offsets=starts, **how)
+    else:
+        attention_tree_grad(
+            do, q, k, v, q_offsets=starts, k_offsets=tree.k_offsets, paths=tree.paths,
+            order=tree.order, starts=tree.starts, **how,
+        )  # fmt: skip

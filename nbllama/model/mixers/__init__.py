@@ -1,0 +1,33 @@
+"""What blocks without attention have in its place, a page each.
+
+A page has two functions, which take the block at work (`nbllama.model.block.Block`): `forward`
+computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` turns
+acts.dx from the gradient with respect to that into the gradient of the block's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.model.mixers import delta_net, short_conv
+from nbllama.model.mixers.carried import Carried, StateExchange
+
+if TYPE_CHECKING:
+    from nbllama.model.block import Block
+
+__all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
+
+
+class Mixer(NamedTuple):
+    """The two passes of one kind of block; see above."""
+
+    forward: Callable[[Block, StateExchange | None], None]
+    backward: Callable[[Block, bool], None]
+
+
+MIXERS: Mapping[str, Mixer] = {
+    "conv": Mixer(short_conv.forward, short_conv.backward),
+    "delta": Mixer(delta_net.forward, delta_net.backward),
+}
+"""By the kind of the block (`Hparams.mixer_at`); attention is in `nbllama.model.block` itself."""

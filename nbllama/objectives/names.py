@@ -1,0 +1,41 @@
+"""The objectives by name, with what options and defaults need to know of them. No numpy in here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PAIRS, LABELS = "pairs", "labels"
+
+
+class Objective(NamedTuple):
+    """What is minimised. `data`: what a sample is, "" for answers without a judgement.
+
+    beta, sft_weight: defaults. refers: the loss has a reference. smooths: it has label smoothing.
+    has_margin: it has a target margin. `rate_divisor`: of the default learning rate.
+    """
+
+    name: str
+    data: str
+    beta: float = 0.1
+    sft_weight: float = 0.0
+    refers: bool = True
+    smooths: bool = False
+    has_margin: bool = False
+    rate_divisor: float = 5.0
+
+
+SFT = Objective("sft", "", beta=0.0, refers=False, rate_divisor=1.0)
+OBJECTIVES = {
+    row.name: row
+    for row in (
+        SFT,
+        Objective("dpo", PAIRS, smooths=True),
+        Objective("ipo", PAIRS),
+        Objective("orpo", PAIRS, sft_weight=1.0, refers=False),
+        Objective("simpo", PAIRS, beta=2.0, refers=False, smooths=True, has_margin=True),
+        Objective("kto", LABELS),
+    )
+}
+MARGIN = 1.0
+"""Default of `--margin`, where the loss has one."""
+NONE, BASE, START = "none", "base", "start"

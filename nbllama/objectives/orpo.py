@@ -1,0 +1,42 @@
+"""ORPO, odds ratio preference optimisation, which needs no reference.
+
+    p(y) = exp(log pi(y) / |y|)         log odds(y) = log p(y) - log(1 - p(y))
+    r = log odds(w) - log odds(l)       loss = -b log sigmoid(r)
+
+w is the chosen answer, l the rejected one, |y| the number of an answer's tokens, b is `beta`,
+lambda in the paper. With m = log pi(y) / |y|,
+
+    d log odds / dm = 1 / (1 - p)       d loss / dr = -b sigmoid(-r)
+    d loss / d log pi(w) = -b sigmoid(-r) / ((1 - p(w)) |w|)
+
+and with the other sign for l. The paper's loss also has the negative log-likelihood of the chosen
+answer; that is the term of `supervised`, with the weight 1. The reward of an answer is
+b log pi / |y|.
+
+Source: Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model"
+(2024), equations 4 to 7.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.objectives.sides import PairLoss, Sides, log_sigmoid, sigmoid
+
+LARGEST = -1e-12  # of m: a probability of exactly 1 has infinite odds
+
+
+def orpo(sides: Sides, *, beta: float) -> PairLoss:
+    """Return loss and derivatives of each pair, without the term of the chosen answer alone."""
+    chosen = np.minimum(sides.chosen / sides.n_chosen, LARGEST)
+    rejected = np.minimum(sides.rejected / sides.n_rejected, LARGEST)
+    # 1 - p as -expm1(m), which is exact also where p is almost 1
+    r = (chosen - np.log(-np.expm1(chosen))) - (rejected - np.log(-np.expm1(rejected)))
+    dr = -beta * sigmoid(-r)
+    return PairLoss(
+        -beta * log_sigmoid(r),
+        dr / (-np.expm1(chosen) * sides.n_chosen),
+        -dr / (-np.expm1(rejected) * sides.n_rejected),
+        beta * chosen,
+        beta * rejected,
+    )

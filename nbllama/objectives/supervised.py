@@ -1,0 +1,21 @@
+"""The likelihood of the chosen answer as a further term of a loss of preferences.
+
+    loss = -a log pi(w) / |w|           d loss / d log pi(w) = -a / |w|
+
+w is the chosen answer, |w| the number of its tokens, a is `weight` (`--sft-weight`). It keeps the
+probability of the chosen answers from falling along with that of the rejected ones.
+
+Source: with a = 1 the first term of ORPO (Hong, Lee and Thorne 2024, equation 6); with DPO: Pang et
+al., "Iterative Reasoning Preference Optimization" (2024), equation 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def supervised(
+    chosen: np.ndarray, n_chosen: np.ndarray, *, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the term and its derivative with respect to log pi of the chosen answers, `[n]`."""
+    return -weight * chosen / n_chosen, -weight / n_chosen

@@ -1,0 +1,270 @@
+"""Attention where sequences share their beginning: each shared token has one query, key and value.
+
+Sequence s has queries of its own, and sees the keys of its *path*: rows of sequences before it,
+then its own rows. With `paths` the rows of all paths end to end (`[P]`, each path in the order of
+positions), K and V the keys and values of the N rows:
+
+    k' = K[paths]      v' = V[paths]
+    o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
+    dK[r] = sum over the places p with paths[p] = r, in ascending order, of dk'[p]
+
+and dV likewise. That is all: what a query sees, in which order, and every sum over it, is the same
+as if its sequence were whole, so `o` has the same bits. Only the gradient of a shared key or value
+is a sum over the sequences that see it, which without sharing is made later, in the gradients of
+the weights. RoPE comes before, with the positions that each row has in its path.
+
+Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
+The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; here is
+one for the sum. Copying `2 P G D` floats takes less than a hundredth of a block's time.
+`nbllama.data.shared` makes the paths.
+
+Source: the keys and values of a common prefix are computed once in the servers of language models
+too (vLLM's prefix caching, SGLang's RadixAttention), forwards only. finetune.cpp has nothing alike.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbllama.kernels.jit import kernel
+from nbllama.kernels.turns import in_turn
+from nbllama.ops.attention.attention import (
+    alibi_slopes,
+    attention,
+    attention_grad_ref,
+    attention_ref,
+)
+from nbllama.ops.attention.grad import attention_grad
+from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+
+
+@kernel(parallel=True)
+def _sum_places(places, order, starts, out):
+    """out[r] = sum of places[order[i]] over starts[r] <= i < starts[r + 1], in ascending order."""
+    width = out.shape[1]
+    for r in prange(out.shape[0]):
+        row = out[r]
+        row[:] = places[order[starts[r]]]
+        for i in range(starts[r] + 1, starts[r + 1]):
+            more = places[order[i]]
+            for c in range(width):
+                row[c] += more[c]
+
+
+class _Pool:
+    """Memory for keys and values of all paths, kept between calls and grown when needed."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.float32)
+
+    def arrays(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """Return `count` arrays of this shape."""
+        size = int(np.prod(shape))
+        if self._memory.size < count * size:
+            self._memory = np.empty(count * size, np.float32)
+        return [self._memory[i * size : (i + 1) * size].reshape(shape) for i in range(count)]
+
+
+_POOL = _Pool()
+
+
+def path_floats(n_keys: int, n_kv: int, d: int) -> int:
+    """Return the floats of memory that `attention_tree_grad` takes for `n_keys` keys of paths."""
+    return 4 * n_keys * n_kv * d
+
+
+def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
+    # "clip": with the default mode numpy fills a copy first
+    return np.take(x, paths, axis=0, out=out, mode="clip")
+
+
+def _check_keys(op: str, k: np.ndarray, v: np.ndarray, paths: np.ndarray) -> None:
+    if np.ndim(k) != 3:
+        raise ValueError(f"{op}: k {np.shape(k)}, wanted [N, G, D]")
+    check_array(op, "k", k, k.shape)
+    check_array(op, "v", v, k.shape)
+    check_array(op, "paths", paths, np.shape(paths)[:1], dtype=np.int32)
+    if not paths.size or paths.min() < 0 or paths.max() >= len(k):
+        raise ValueError(f"{op}: paths lead to rows outside 0..{len(k) - 1}")
+
+
+@in_turn
+def attention_tree(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    paths: np.ndarray, scale: float, slopes: np.ndarray, o: np.ndarray, lse: np.ndarray,
+    window: int = 0, cap: float = 0.0,
+) -> None:  # fmt: skip
+    """Compute `attention` of sequences that share keys and values.
+
+    q `[N, H, D]`, k and v `[N, G, D]` and paths int32 `[P]`: see above. `k_offsets` are those of
+    the paths. The rest is as for `attention`. Raises `ValueError` for arrays that do not fit.
+    """
+    _check_keys("attention_tree", k, v, paths)
+    keys, values = _POOL.arrays(4, (len(paths), *k.shape[1:]))[:2]
+    attention(
+        q, _gathered(k, paths, keys), _gathered(v, paths, values), q_offsets=q_offsets,
+        k_offsets=k_offsets, scale=scale, slopes=slopes, o=o, lse=lse, window=window, cap=cap,
+    )  # fmt: skip
+
+
+@in_turn
+def attention_tree_grad(
+    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, o: np.ndarray, lse: np.ndarray,
+    q_offsets: np.ndarray, k_offsets: np.ndarray, paths: np.ndarray, order: np.ndarray,
+    starts: np.ndarray, scale: float, slopes: np.ndarray,
+    dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, window: int = 0, cap: float = 0.0,
+) -> None:  # fmt: skip
+    """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
+
+    Row r is at the places `order[starts[r] : starts[r + 1]]` of `paths`, one at least; `order` is
+    int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
+    `ValueError` for arrays that do not fit.
+    """
+    _check_keys("attention_tree_grad", k, v, paths)
+    check_array("attention_tree_grad", "order", order, paths.shape, dtype=np.int32)
+    check_array("attention_tree_grad", "starts", starts, (len(k) + 1,), dtype=np.int32)
+    if (
+        (np.diff(starts) < 1).any()
+        or starts[0]
+        or starts[-1] != len(paths)
+        or order.min() < 0
+        or order.max() >= len(paths)
+    ):
+        raise ValueError("attention_tree_grad: order and starts do not cover the rows")
+    for name, x in (("dk", dk), ("dv", dv)):
+        check_output("attention_tree_grad", name, x, k.shape)
+    keys, values, dkeys, dvalues = _POOL.arrays(4, (len(paths), *k.shape[1:]))
+    attention_grad(
+        do, q, _gathered(k, paths, keys), _gathered(v, paths, values), o=o, lse=lse,
+        offsets=q_offsets, k_offsets=k_offsets, scale=scale, slopes=slopes, dq=dq, dk=dkeys,
+        dv=dvalues, window=window, cap=cap,
+    )  # fmt: skip
+    wide = (-1, k.shape[1] * k.shape[2])
+    for places, out in ((dkeys, dk), (dvalues, dv)):
+        _sum_places(
+            readonly(places.reshape(wide)), readonly(order), readonly(starts), out.reshape(wide)
+        )
+
+
+def attention_tree_ref(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray, k_offsets: np.ndarray,
+    paths: np.ndarray, scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
+) -> np.ndarray:  # fmt: skip
+    """Compute o `[N, H, D]` in plain numpy, in the dtype of q."""
+    return attention_ref(
+        q, k[paths], v[paths], q_offsets=q_offsets, k_offsets=k_offsets, scale=scale,
+        slopes=slopes, window=window, cap=cap,
+    )  # fmt: skip
+
+
+def attention_tree_grad_ref(
+    do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, q_offsets: np.ndarray,
+    k_offsets: np.ndarray, paths: np.ndarray, scale: float, slopes: np.ndarray, window: int = 0,
+    cap: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """(dq, dk, dv) of `attention_tree_ref`, by whole sequences whose first queries have no weight.
+
+    Their other queries are those of the sequence itself.
+    """
+    own = np.concatenate(
+        [
+            np.arange(end - (last - first), end)
+            for first, last, end in zip(q_offsets, q_offsets[1:], k_offsets[1:], strict=False)
+        ]
+    )
+    whole_q, whole_do = (np.zeros((len(paths), *q.shape[1:]), q.dtype) for _ in range(2))
+    whole_q[own], whole_do[own] = q, do
+    dq, dkeys, dvalues = attention_grad_ref(
+        whole_do, whole_q, k[paths], v[paths], offsets=k_offsets, scale=scale, slopes=slopes,
+        window=window, cap=cap,
+    )  # fmt: skip
+    dk, dv = np.zeros_like(k), np.zeros_like(v)
+    np.add.at(dk, paths, dkeys)
+    np.add.at(dv, paths, dvalues)
+    return dq[own], dk, dv
+
+
+def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    # (own rows, earlier sequence, rows of its path that are shared) of each sequence
+    sequences, h, g, d = {
+        "tiny": (((4, 0, 0), (1, 0, 2), (2, 1, 3)), 4, 2, 3),
+        "one": (((1, 0, 0), (1, 0, 1)), 3, 1, 32),
+        "odd": (((7, 0, 0), (1, 0, 7), (55, 1, 8), (2, 0, 1), (3, 2, 50)), 5, 5, 33),
+        "gqa": (((100, 0, 0), (61, 0, 90), (49, 1, 120)), 9, 3, 64),
+    }[size]
+    whole: list[np.ndarray] = []
+    n = 0
+    for own, other, shared in sequences:
+        beginning = whole[other][:shared] if shared else np.empty(0, np.int32)
+        whole.append(np.concatenate([beginning, np.arange(n, n + own, dtype=np.int32)]))
+        n += own
+    return {
+        "q": rng.standard_normal((n, h, d)).astype(dtype),
+        "k": rng.standard_normal((n, g, d)).astype(dtype),
+        "v": rng.standard_normal((n, g, d)).astype(dtype),
+        "q_offsets": np.cumsum([0, *(own for own, _, _ in sequences)], dtype=np.int32),
+        "k_offsets": np.cumsum([0, *map(len, whole)], dtype=np.int32),
+        "paths": np.concatenate(whole),
+        "scale": 1 / np.sqrt(d),
+        "bias": kind.get("bias", 0.0),
+        "window": int(kind.get("window", 0)),
+        "cap": kind.get("cap", 0.0),
+    }
+
+
+def _attend(q: np.ndarray, bias: float, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    o, lse = np.empty_like(q, order="C"), np.empty(q.shape[:2], np.float32)
+    attention_tree(q, slopes=alibi_slopes(q.shape[1], bias), o=o, lse=lse, **inputs)
+    return o, lse
+
+
+def _gradients(
+    dy: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, paths: np.ndarray, bias: float,
+    **inputs: Any,
+) -> Gradients:  # fmt: skip
+    o, lse = _attend(q, bias, k=k, v=v, paths=paths, **inputs)
+    order = np.argsort(paths, kind="stable").astype(np.int32)
+    starts = np.searchsorted(paths[order], np.arange(len(k) + 1)).astype(np.int32)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    attention_tree_grad(
+        dy, q, k, v, o=o, lse=lse, paths=paths, order=order, starts=starts,
+        slopes=alibi_slopes(q.shape[1], bias), dq=dq, dk=dk, dv=dv, **inputs,
+    )  # fmt: skip
+    return {"q": dq, "k": dk, "v": dv}
+
+
+def _forward_ref(q: np.ndarray, bias: float, **inputs: Any) -> np.ndarray:
+    return attention_tree_ref(q, slopes=alibi_slopes(q.shape[1], bias), **inputs)
+
+
+def _gradients_ref(dy: np.ndarray, q: np.ndarray, bias: float, **inputs: Any) -> Gradients:
+    slopes = alibi_slopes(q.shape[1], bias)
+    grads = attention_tree_grad_ref(dy, q, slopes=slopes, **inputs)
+    return dict(zip("qkv", grads, strict=True))
+
+
+def _op(name: str, **kind: float) -> Op:
+    return Op(
+        name=name,
+        sizes=("tiny", "one", "odd", "gqa"),
+        sample=partial(_sample, kind),
+        forward_ref=_forward_ref,
+        grad_ref=_gradients_ref,
+        forward=lambda **inputs: _attend(**inputs)[0],
+        grad=_gradients,
+        tolerance=4e-6,
+        why="float32 sums of up to 200 products, and an exponential with 2.7e-7",
+        ggml="none: llama.cpp trains every sequence whole",
+    )
+
+
+OPS = (
+    _op("attention of shared prompts"),
+    _op("attention of shared prompts with ALiBi", bias=8.0),
+    _op("attention of shared prompts with a window", window=20),
+    _op("attention of shared prompts with a soft-cap", cap=2.0),
+)

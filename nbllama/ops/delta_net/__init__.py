@@ -1,0 +1,1 @@
+"""Gated delta nets: attention whose past is one matrix for each head."""

@@ -1,0 +1,154 @@
+"""Rows of tokens by expert: which tokens each expert has, and adding what it gives to theirs.
+
+    gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
+    add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
+
+`rows` names every token at most once, as a token has an expert at most once. Experts come in
+ascending order, so what a token gets is summed in an order that depends on nothing but the token's
+own experts.
+
+Shapes: x, out `[N, C]`, y `[M, C]` float32, rows `[M]` int64. Nothing is saved for the gradient.
+
+llama.cpp: `ggml_mul_mat_id`, which groups rows too, and `ggml_add` over the K outputs of a token,
+in the order of their scores. finetune.cpp: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from nbllama.kernels.jit import kernel
+from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
+
+
+class Group(NamedTuple):
+    """The tokens of an expert: their places `slots` in what is sorted by expert, and `rows`."""
+
+    expert: int
+    slots: slice
+    rows: np.ndarray
+
+
+class Groups:
+    """A batch's choices sorted by expert, within an expert by token."""
+
+    def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
+        """Sort `chosen` int32 `[N, K]`."""
+        self.order = np.argsort(chosen, axis=None, kind="stable")
+        self.rows = self.order // chosen.shape[1]
+        self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
+
+    def __iter__(self) -> Iterator[Group]:
+        """Yield the groups that have a token, in ascending order of experts."""
+        ends = np.cumsum(self.counts)
+        for expert in np.flatnonzero(self.counts):
+            slots = slice(int(ends[expert] - self.counts[expert]), int(ends[expert]))
+            yield Group(int(expert), slots, self.rows[slots])
+
+    def sorted(self, w: np.ndarray) -> np.ndarray:
+        """Return w `[N, K]` as `[N K]`, sorted by expert."""
+        return np.asarray(w.reshape(-1)[self.order])
+
+    def unsorted(self, w: np.ndarray, k: int) -> np.ndarray:
+        """Undo `sorted`."""
+        out = np.empty_like(w)
+        out[self.order] = w
+        return out.reshape(-1, k)
+
+
+@kernel(parallel=True)
+def _gather(x, rows, y):
+    for i in prange(rows.shape[0]):
+        n = rows[i]
+        for c in range(y.shape[1]):
+            y[i, c] = x[n, c]
+
+
+@kernel(parallel=True)
+def _add(y, rows, out):
+    for i in prange(rows.shape[0]):
+        n = rows[i]
+        for c in range(y.shape[1]):
+            out[n, c] += y[i, c]
+
+
+def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
+    if np.ndim(x) != 2 or np.ndim(rows) != 1:
+        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: wanted [N, C] and [M]")
+    check_array("rows", "rows", rows, rows.shape, dtype=np.int64)
+    if len(rows) and not (rows[0] >= 0 and rows[-1] < len(x) and (np.diff(rows) > 0).all()):
+        raise ValueError(f"rows: not ascending numbers of the {len(x)} rows")
+    return len(rows), x.shape[1]
+
+
+def gather_rows(x: np.ndarray, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Write y `[M, C]` = x[rows], and return it; `rows` int64 ascending.
+
+    Raises ValueError for arrays that do not fit.
+    """
+    shape = _check(x, rows)
+    check_array("gather_rows", "x", x, x.shape)
+    check_output("gather_rows", "y", y, shape)
+    _gather(readonly(x), readonly(rows), y)
+    return y
+
+
+def add_rows(y: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Compute out[rows] += y `[M, C]`; `rows` int64 ascending.
+
+    Raises ValueError for arrays that do not fit.
+    """
+    shape = _check(out, rows)
+    check_array("add_rows", "y", y, shape)
+    check_output("add_rows", "out", out, out.shape)
+    _add(readonly(y), readonly(rows), out)
+
+
+_ROWS = {"tiny": (3, 4, (0, 2)), "one": (1, 33, (0,)), "odd": (37, 101, (3, 4, 11, 36))}
+
+
+def _sample(rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
+    n, width, rows = _ROWS[size]
+    x = rng.standard_normal((n, width)).astype(dtype)
+    return {"x": x, "y": rng.standard_normal((len(rows), width)).astype(dtype), "size": size}
+
+
+def _rows(size: str) -> np.ndarray:
+    return np.array(_ROWS[size][2], np.int64)
+
+
+def _forward_ref(x: np.ndarray, y: np.ndarray, size: str) -> np.ndarray:
+    out = x.copy()
+    out[_rows(size)] += y
+    return out
+
+
+def _forward(x: np.ndarray, y: np.ndarray, size: str) -> np.ndarray:
+    check_array("add_rows", "out", x, x.shape)
+    out = x.copy()
+    add_rows(y, _rows(size), out)
+    return out
+
+
+def _gradients(dy: np.ndarray, x: np.ndarray, y: np.ndarray, size: str) -> Gradients:
+    return {"x": dy.copy(), "y": gather_rows(dy, _rows(size), np.empty_like(y))}
+
+
+OPS = (
+    Op(
+        name="rows of an expert",
+        sizes=tuple(_ROWS),
+        sample=_sample,
+        forward_ref=_forward_ref,
+        grad_ref=lambda dy, x, y, size: {"x": dy, "y": dy[_rows(size)]},
+        forward=_forward,
+        grad=_gradients,
+        tolerance=1e-7,
+        why="one sum",
+        ggml="ggml_add; ggml_get_rows",
+    ),
+)

@@ -1,0 +1,92 @@
+"""Cut a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
+
+Every special token in turn, longest first, takes all its occurrences in the plain text that is
+left, from left to right. In most vocabularies no special token can begin inside of another one and
+end behind it; then one search for all of them finds the same and is several times as fast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+_SPACES = " \t\n\v\f\r"
+
+Part = tuple[int, int, int | None]
+"""The first character of a part of a text, the one after its last, and the special token's id; None
+for plain text.
+"""
+
+
+class Special(NamedTuple):
+    """A special token; `strips`: it takes the white space after it too."""
+
+    id: int
+    text: str
+    strips: bool
+
+
+class SpecialCuts:
+    """Cuts texts at special tokens, which are given longest first."""
+
+    def __init__(self, tokens: Sequence[Special]) -> None:
+        self._tokens = [token for token in tokens if token.text]
+
+    def cut(self, text: str) -> list[Part]:
+        """Return the parts of `text`, in order."""
+        return self._one_by_one(text) if self._any is None else self._together(text, self._any)
+
+    @cached_property
+    def _any(self) -> re.Pattern[str] | None:
+        """What finds all tokens in one search; None where that may find others."""
+        texts = list(self._ids)
+        if any(token.strips for token in self._tokens):
+            return None
+        begins = {text[:n] for text in texts for n in range(1, len(text))}
+        if any(text[n:] in begins for text in texts for n in range(1, len(text))):
+            return None
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        ids: dict[str, int] = {}
+        for token in self._tokens:
+            ids.setdefault(token.text, token.id)
+        return ids
+
+    def _together(self, text: str, pattern: re.Pattern[str]) -> list[Part]:
+        parts: list[Part] = []
+        at = 0
+        for found in pattern.finditer(text):
+            start, end = found.span()
+            if start > at:
+                parts.append((at, start, None))
+            parts.append((start, end, self._ids[found[0]]))
+            at = end
+        if at < len(text):
+            parts.append((at, len(text), None))
+        return parts
+
+    def _one_by_one(self, text: str) -> list[Part]:
+        parts: list[Part] = [(0, len(text), None)] if text else []
+        for token in self._tokens:
+            if token.text not in text:
+                continue
+            cut: list[Part] = []
+            for start, end, of in parts:
+                at = text.find(token.text, start, end) if of is None else -1
+                while at >= 0:
+                    if at > start:
+                        cut.append((start, at, None))
+                    start = at + len(token.text)
+                    cut.append((at, start, token.id))
+                    if token.strips:
+                        while start < end and text[start] in _SPACES:
+                            start += 1
+                    at = text.find(token.text, start, end)
+                if start < end:
+                    cut.append((start, end, of))
+            parts = cut
+        return parts

@@ -1,0 +1,54 @@
+"""How large the micro-batches of a run can be, and what memory leaves room for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nbllama.data.batch import Dataset
+from nbllama.errors import UsageError
+from nbllama.lora.pairs import Adapter
+from nbllama.model.activations import activation_bytes, set_bytes
+from nbllama.model.passes import Model, layout
+from nbllama.report.log import memory
+from nbllama.train.sharing import Sizes, largest_shared
+
+
+class Limits(NamedTuple):
+    """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample.
+
+    `computed`: rows that are computed, `keys`: tokens that they see, if samples share.
+    """
+
+    tokens: int
+    trained: int
+    longest: int
+    mean_tokens: float
+    mean_trained: float
+    computed: int
+    keys: int
+
+
+def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
+    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
+    lengths = dataset.lengths()
+    means = [float(counts.mean()) for counts in lengths]
+    tokens, trained = dataset.largest(batch, wraps=wraps)
+    sizes = largest_shared(dataset, batch, tokens=tokens) if shares else Sizes(tokens, tokens)
+    longest = int(lengths[0].max())
+    return Limits(tokens, trained, longest, means[0], means[1], sizes.computed, sizes.keys)
+
+
+def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
+    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
+
+    Raises `UsageError` if not even the inputs of all blocks fit.
+    """
+    sizes = layout(model, adapter, most.computed, most.trained, dropout=dropout)
+    least = activation_bytes(sizes, checkpointing=True)
+    if least > nbytes:
+        raise UsageError(
+            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
+            "give more, or a smaller --batch or --ctx"
+        )
+    fit = (nbytes - least) // set_bytes(sizes)
+    return min(int(fit), model.hp.n_layer - 1)

@@ -1,0 +1,79 @@
+"""What a step minimises: a sum over its micro-batches, of tokens or of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from nbllama.data.batch import Batch, Dataset
+
+if TYPE_CHECKING:
+    from nbllama.train.trainer import Trainer
+
+Check = Callable[[], None] | None
+Say = Callable[[str], None]
+
+
+class Objective(Protocol):
+    """A loss of micro-batches whose forward pass is done.
+
+    `data`: what else the run's memory must have room for, sample by sample. `work`: time of a step
+    by that of its passes forward and backward.
+    """
+
+    data: Sequence[Dataset]
+    work: float
+
+    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+        """Begin a step (or an evaluation); return the number that its loss is the mean over."""
+        ...
+
+    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+        """Return the sum of a micro-batch's losses, after its forward pass.
+
+        With `gradient`, the gradient of `weight` times that sum is left in the activations.
+        """
+        ...
+
+    def measures(self) -> Mapping[str, float]:
+        """Return further numbers of the step (or evaluation) so far."""
+        ...
+
+    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+        """Do what must be done before the first step of a run."""
+        ...
+
+    def done(self, say: Say) -> None:
+        """Take note of a step that is done; `say` gets lines for the user."""
+        ...
+
+
+class TokenLoss:
+    """The cross-entropy of each trained token. `floor`: see `ops.cross_entropy`."""
+
+    data: Sequence[Dataset] = ()
+    work = 1.0
+
+    def __init__(self, floor: float = 0.0) -> None:
+        self.floor = floor
+
+    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+        """Return the number of trained tokens."""
+        return sum(batch.n_trained for batch in batches)
+
+    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+        """Return the sum of the tokens' losses, in nats."""
+        return trainer.model.loss(
+            trainer.bound, trainer.acts, trainer.buffers, batch, weight=weight, gradient=gradient,
+            floor=self.floor,
+        )  # fmt: skip
+
+    def measures(self) -> Mapping[str, float]:
+        """Return nothing: there is the loss only."""
+        return {}
+
+    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+        """Do nothing."""
+
+    def done(self, say: Say) -> None:
+        """Do nothing."""

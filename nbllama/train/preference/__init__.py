@@ -1,0 +1,1 @@
+"""Training on preferences: the losses of `nbllama.objectives` in a run."""

@@ -1,0 +1,71 @@
+"""Log-probabilities of whole answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.train.validation import batches
+
+if TYPE_CHECKING:
+    from nbllama.data.samples import Samples
+    from nbllama.model.activations import Activations
+    from nbllama.model.bound import Bound
+    from nbllama.model.passes import Model
+    from nbllama.ops.loss import LossBuffers
+    from nbllama.train.limits import Limits
+
+Check = Callable[[], None] | None
+
+
+def answer_tokens(batch: Batch) -> np.ndarray:
+    """Return the number of trained targets of each sample, int64 `[S]`."""
+    starts = batch.whole().seq_offsets[:-1]
+    counts: np.ndarray = np.add.reduceat(batch.targets >= 0, starts, dtype=np.int64)
+    return counts
+
+
+def log_probabilities(
+    model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, batch: Batch
+) -> np.ndarray:
+    """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
+
+    That is the sum over its trained targets. Each must have one, and the last block's output stays
+    as it is.
+    """
+    counts = answer_tokens(batch)
+    losses = np.empty(batch.n_trained, np.float32)
+    # a watcher sees the pass that has the gradient
+    watch, model.watch, buffers.kept = model.watch, None, losses
+    try:
+        model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
+    finally:
+        model.watch, buffers.kept = watch, None
+    begins = np.cumsum(counts) - counts
+    sums: np.ndarray = np.add.reduceat(losses, begins, dtype=np.float64)
+    return -sums
+
+
+def of_samples(
+    model: Model,
+    bound: Bound,
+    acts: Activations,
+    buffers: LossBuffers,
+    *,
+    samples: Samples,
+    rows: np.ndarray,
+    most: Limits,
+    check: Check,
+) -> Iterator[np.ndarray]:
+    """Yield the log-probabilities of the samples of these numbers, float64, batch by batch.
+
+    The batches are as large as `most` allows. `check` runs between layers.
+    """
+    tokens, trained = (counts[rows] for counts in samples.lengths())
+    for part in batches((tokens, trained), most.computed, most.trained):
+        batch = samples.batch(rows[part].tolist())
+        model.forward(bound, acts, batch, check)
+        yield log_probabilities(model, bound, acts, buffers, batch)

@@ -1,0 +1,202 @@
+"""A loss of preferences as the objective of a trainer.
+
+After the forward pass of a micro-batch the log-probabilities of its answers are summed up, the loss
+gives its derivative with respect to each sum, and that is the weight of the answer's tokens in a
+second pass through the output, which leaves the gradient. The output product is computed twice; the
+blocks are not. No logits are kept.
+
+The loss of a step is the sum over its pairs (or labelled answers), each times its own weight, by
+their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+
+from nbllama.data.batch import Batch, Dataset
+from nbllama.data.preferences import JudgedBatch, Preferences
+from nbllama.objectives.dpo import dpo
+from nbllama.objectives.ipo import ipo
+from nbllama.objectives.kto import kto, kto_reference_point
+from nbllama.objectives.names import LABELS, OBJECTIVES
+from nbllama.objectives.orpo import orpo
+from nbllama.objectives.sides import PairLoss, Sides
+from nbllama.objectives.simpo import simpo
+from nbllama.objectives.supervised import supervised
+from nbllama.train.preference.answers import answer_tokens, log_probabilities, of_samples
+from nbllama.train.preference.measures import Measured, Seen
+
+if TYPE_CHECKING:
+    from nbllama.train.objective import Check
+    from nbllama.train.preference.reference import Reference
+    from nbllama.train.trainer import Trainer
+
+
+class Numbers(NamedTuple):
+    """The numbers of an objective, see `nbllama.options.finetune.objective`."""
+
+    objective: str
+    beta: float
+    label_smoothing: float = 0.0
+    margin: float = 0.0
+    sft_weight: float = 0.0
+
+
+class Answers(NamedTuple):
+    """Answers of a micro-batch, one a sequence: all arrays are `[S]`.
+
+    policy, reference: log-probabilities, float64. n: tokens. good: bool. weight: float64.
+    """
+
+    policy: np.ndarray
+    reference: np.ndarray
+    n: np.ndarray
+    good: np.ndarray
+    weight: np.ndarray
+
+
+class Found(NamedTuple):
+    """Loss float64 of each sample, and of each answer `[S]` its derivative and its reward."""
+
+    loss: np.ndarray
+    slope: np.ndarray
+    reward: np.ndarray
+
+
+def loss_of(numbers: Numbers, answers: Answers, z: float = 0.0) -> Found:
+    """Return the loss of a micro-batch. `z`: the reference point of KTO."""
+    a, x = answers, numbers
+    if OBJECTIVES[x.objective].data == LABELS:
+        single = kto(a.policy, a.reference, a.good, beta=x.beta, z=z)
+        loss, slope = single.loss, single.d_answer
+        if x.sft_weight:
+            more, more_slope = supervised(a.policy, a.n, weight=x.sft_weight)
+            loss, slope = loss + a.good * more, slope + a.good * more_slope
+        return Found(a.weight * loss, a.weight * slope, single.reward)
+    sides = Sides(
+        a.policy[::2], a.policy[1::2], a.reference[::2], a.reference[1::2], a.n[::2], a.n[1::2]
+    )
+    pair = _PAIRS[x.objective](sides, x)
+    loss, d_chosen = pair.loss, pair.d_chosen
+    if x.sft_weight:
+        more, more_slope = supervised(sides.chosen, sides.n_chosen, weight=x.sft_weight)
+        loss, d_chosen = loss + more, d_chosen + more_slope
+    weight = a.weight[::2]
+    return Found(
+        weight * loss,
+        _both(weight * d_chosen, weight * pair.d_rejected),
+        _both(pair.reward_chosen, pair.reward_rejected),
+    )
+
+
+_PAIRS: dict[str, Callable[[Sides, Numbers], PairLoss]] = {
+    "dpo": lambda s, x: dpo(s, beta=x.beta, label_smoothing=x.label_smoothing),
+    "ipo": lambda s, x: ipo(s, beta=x.beta),
+    "orpo": lambda s, x: orpo(s, beta=x.beta),
+    "simpo": lambda s, x: simpo(
+        s, beta=x.beta, margin=x.margin, label_smoothing=x.label_smoothing
+    ),
+}  # fmt: skip
+
+
+def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    return np.stack([chosen, rejected], axis=1).reshape(-1)
+
+
+class PreferenceLoss:
+    """The `Objective` of a run on preferences.
+
+    `reference`: without one all of its log-probabilities count as 0. history: what was measured in
+    each step.
+    """
+
+    def __init__(
+        self, numbers: Numbers, sets: Sequence[Preferences], reference: Reference | None
+    ) -> None:
+        self.numbers, self._reference, self._refers = numbers, reference, reference is not None
+        self.history: list[dict[str, float]] = []
+        self._labels = OBJECTIVES[numbers.objective].data == LABELS
+        self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
+        # the other answers go through the model forwards only
+        self.work = 4 / 3 if self._moves else 1.0
+        self._z = 0.0
+        self._seen, self._measured = Seen(self._refers), Measured(self._labels)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the loss has a reference point that must be estimated."""
+        return self._labels and self._refers
+
+    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+        """Estimate the reference point of KTO, and return the number of samples."""
+        self._measured = Measured(self._labels)
+        judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
+        if self._moves:
+            self._z = self._reference_point(trainer, judged, check)
+        width = 1 if self._labels else 2
+        return sum(batch.n_sequences for batch in judged) // width
+
+    def _reference_point(
+        self, trainer: Trainer, batches: Sequence[JudgedBatch], check: Check
+    ) -> float:
+        policy: list[np.ndarray] = []
+        reference: list[np.ndarray] = []
+        for batch in batches:
+            source = batch.source
+            policy += of_samples(
+                trainer.model, trainer.bound, trainer.acts, trainer.buffers,
+                samples=source.others, rows=batch.rows, most=trainer.limits, check=check,
+            )  # fmt: skip
+            reference.append(_known(source.others_reference, batch.rows))
+        return kto_reference_point(np.concatenate(policy), np.concatenate(reference))
+
+    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+        """Return the sum of the samples' losses; see `Objective.loss`."""
+        # what samples share is computed once, but the targets are in the samples' order
+        samples = cast(JudgedBatch, batch.whole())
+        source, rows = samples.source, samples.rows
+        policy = log_probabilities(
+            trainer.model, trainer.bound, trainer.acts, trainer.buffers, batch
+        )
+        reference = np.zeros(len(rows))
+        if self._refers:
+            reference = _known(source.reference, rows)
+        answers = Answers(
+            policy, reference, answer_tokens(batch), source.judged.good[rows],
+            source.judged.weight[rows],
+        )  # fmt: skip
+        found = loss_of(self.numbers, answers, self._z)
+        self._measured.add(
+            answers.policy, reference, answers.n, answers.good, found.reward, self._z
+        )
+        if gradient:
+            # d loss / d log pi is that of each token; the kernel's sign is that of -log pi
+            of_tokens = np.repeat(-weight * found.slope, answers.n)
+            trainer.model.loss(
+                trainer.bound, trainer.acts, trainer.buffers, batch, weight=of_tokens,
+                gradient=True,
+            )  # fmt: skip
+        return float(found.loss.sum())
+
+    def measures(self) -> dict[str, float]:
+        """Return margin, accuracy, log-probabilities and lengths; see `Measured`."""
+        return self._measured.numbers()
+
+    def start(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
+        """Find or compute the reference; see `Reference.prepare`."""
+        if self._reference is not None:
+            self._reference.prepare(trainer, check, say)
+
+    def done(self, say: Callable[[str], None]) -> None:
+        """Keep what was measured in a step, and warn, once in a run, of what looks wrong."""
+        self.history.append(self.measures())
+        for line in self._seen.step(self._measured):
+            say(line)
+
+
+def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """Return what is known of the reference; zeros while the time of a step is only forecast."""
+    return np.zeros(len(rows)) if values is None else values[rows]

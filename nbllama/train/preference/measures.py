@@ -1,0 +1,111 @@
+"""What a run on preferences shows: margin, accuracy, log-probabilities of both sides, lengths."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+STEPS = 10  # that a warning looks at
+FALLEN = 0.1  # nats a token, of both sides
+RUNAWAY = 10.0  # of the margin; sigmoid(-10) is 5e-5: nothing is left to learn from such a pair
+
+
+class Measured:
+    """Sums over the answers of a step or an evaluation, good ones (chosen) and bad ones apart."""
+
+    def __init__(self, labels: bool) -> None:
+        self._labels = labels
+        self.count = np.zeros(2)
+        self.policy, self.change, self.tokens, self.reward = np.zeros((4, 2))
+        self._right = self._judged = 0
+
+    def add(
+        self,
+        policy: np.ndarray,
+        reference: np.ndarray,
+        n: np.ndarray,
+        good: np.ndarray,
+        reward: np.ndarray,
+        z: float,
+    ) -> None:
+        """Add the answers of a micro-batch, `[S]` each; `z`: KTO's reference point."""
+        for side, on in enumerate((good, ~good)):
+            self.count[side] += np.count_nonzero(on)
+            self.policy[side] += policy[on].sum()
+            self.change[side] += (policy - reference)[on].sum()
+            self.tokens[side] += n[on].sum()
+            self.reward[side] += reward[on].sum()
+        if self._labels:
+            change = policy - reference
+            self._right += int(np.count_nonzero((change > z) == good))
+            self._judged += len(good)
+        else:
+            self._right += int(np.count_nonzero(reward[::2] > reward[1::2]))
+            self._judged += len(good) // 2
+
+    def numbers(self) -> dict[str, float]:
+        """Return the means; a side without answers has none.
+
+        margin: reward of the chosen answers less that of the rejected ones. accuracy: share of the
+        pairs whose chosen answer has the higher reward; of labelled answers, of those on the right
+        side of the reference point. logp_chosen, logp_rejected: nats, sums over an answer's tokens.
+        tokens_chosen, tokens_rejected: length of an answer.
+        """
+        found: dict[str, float] = {}
+        if not self._judged:
+            return found
+        if self.count.all():
+            means = self.reward / self.count
+            found["margin"] = float(means[0] - means[1])
+        found["accuracy"] = self._right / self._judged
+        for side, name in enumerate(("chosen", "rejected")):
+            if self.count[side]:
+                found[f"logp_{name}"] = float(self.policy[side] / self.count[side])
+                found[f"tokens_{name}"] = float(self.tokens[side] / self.count[side])
+        return found
+
+
+class Seen:
+    """The last steps of a run, and what is to be said of them.
+
+    `refers`: changes are against the reference; else against the first steps that were seen.
+    """
+
+    def __init__(self, refers: bool) -> None:
+        self._refers = refers
+        self._first: np.ndarray | None = None
+        self._changes: deque[np.ndarray] = deque(maxlen=STEPS)
+        self._margins: deque[float] = deque(maxlen=STEPS)
+        self._told: set[str] = set()
+
+    def step(self, measured: Measured) -> Sequence[str]:
+        """Take in a step; return new warnings."""
+        if not measured.count.all() or not np.isfinite(measured.policy).all():
+            return ()
+        of = measured.change if self._refers else measured.policy
+        self._changes.append(of / measured.tokens)
+        self._margins.append(measured.numbers()["margin"])
+        if len(self._changes) < STEPS:
+            return ()
+        mean, margin = np.mean(self._changes, axis=0), float(np.mean(self._margins))
+        if self._first is None:
+            self._first = np.zeros(2) if self._refers else mean
+        change = mean - self._first
+        lines = []
+        if (change < -FALLEN).all() and "fallen" not in self._told:
+            self._told.add("fallen")
+            lines.append(
+                "warning: chosen and rejected answers both become less likely (by "
+                f"{-change[0]:.2f} and {-change[1]:.2f} nats a token): the model moves away from "
+                "both; --sft-weight 1, a lower --lr or a higher --beta keep it at the chosen ones"
+            )
+        if margin > RUNAWAY and "runaway" not in self._told:
+            self._told.add("runaway")
+            lines.append(
+                f"warning: the margin runs away ({margin:.1f}): the pairs are told apart with "
+                "certainty, and more of it only moves the model; fewer epochs, a lower --lr or "
+                "--objective ipo hold it"
+            )
+        return lines

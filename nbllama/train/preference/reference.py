@@ -1,0 +1,182 @@
+"""The reference of a run on preferences: log-probabilities computed once, and kept in a file.
+
+The reference is the base model, or the base model with an adapter: the same model, with other
+pairs. A file is named by what it depends on (base, adapter, data with template and --ctx), so a run
+that is continued, or another one in the same folder, finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.data.preferences import Preferences
+from nbllama.data.samples import Samples
+from nbllama.data.text_file import sha256_parts
+from nbllama.errors import NOT_A_NUMBER, NbllamaError, OutputError, shown
+from nbllama.model.bound import Bound
+from nbllama.report.log import duration
+from nbllama.system.files import atomic_write
+from nbllama.train.preference.answers import Check, of_samples
+
+if TYPE_CHECKING:
+    from nbllama.lora.pairs import Adapter
+    from nbllama.train.trainer import Trainer
+
+_MAGIC = b"nbllama reference 1\n"
+
+
+@dataclass
+class Reference:
+    """What the answers of `sets` are compared with.
+
+    adapter: on the base model, None for the base alone. base: the fingerprint of the base model.
+    others: whether each answer is also needed behind another prompt. folder: of the file, None to
+    keep none. path: the file that was read or written.
+    """
+
+    adapter: Adapter | None
+    base: str
+    sets: Sequence[Preferences]
+    others: bool
+    folder: str | None
+    path: str = field(default="", init=False)
+
+    @property
+    def name(self) -> str:
+        """Which reference it is, for a checkpoint."""
+        return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
+
+    @property
+    def key(self) -> str:
+        """Hex sha256 of all that the log-probabilities depend on."""
+        of = "" if self.adapter is None else adapter_digest(self.adapter)
+        return sha256_parts("reference", self.base, of, *(s.fingerprint for s in self._samples()))
+
+    def _samples(self) -> list[Samples]:
+        found = []
+        for one in self.sets:
+            found.append(one.samples)
+            if self.others:
+                found.append(one.others)
+        return found
+
+    @property
+    def file(self) -> str:
+        """Where the log-probabilities are kept; "": nowhere."""
+        if self.folder is None:
+            return ""
+        return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
+
+    def prepare(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
+        """Give the data sets their log-probabilities, from the file or by computing them.
+
+        Raises `NbllamaError` where they are not finite.
+        """
+        n = sum(s.n_samples for s in self._samples())
+        found = read(self.file, self.key, n, say) if self.file else None
+        if found is None:
+            say(f"computing the reference of {n} answers ...")
+            start = time.perf_counter()
+            found = self._compute(trainer, check)
+            say(f"computed the reference in {duration(time.perf_counter() - start)}")
+            if not np.isfinite(found).all():
+                raise NbllamaError(f"the reference: {NOT_A_NUMBER}")
+            if self.file:
+                self._keep(found, say)
+        else:
+            self.path = self.file
+            say(f"the reference is in {shown(self.file, 400)}")
+        at = 0
+        for one in self.sets:
+            one.reference = found[at : at + one.samples.n_samples]
+            at += one.samples.n_samples
+            if self.others:
+                one.others_reference = found[at : at + one.samples.n_samples]
+                at += one.samples.n_samples
+
+    def _compute(self, trainer: Trainer, check: Check) -> np.ndarray:
+        model, most = trainer.model, trainer.limits
+        bound = Bound(model, self.adapter)
+        acts, buffers = trainer.acts, trainer.buffers
+        if self.adapter is not None and not _same_sizes(self.adapter, trainer.adapter):
+            acts = model.activations(self.adapter, most.computed, most.trained, checkpointing=True)
+            buffers = model.loss_buffers(self.adapter, most.trained)
+        parts: list[np.ndarray] = []
+        for samples in self._samples():
+            parts += of_samples(
+                model, bound, acts, buffers, samples=samples,
+                rows=np.arange(samples.n_samples), most=most, check=check,
+            )  # fmt: skip
+        return np.concatenate(parts)
+
+    def _keep(self, values: np.ndarray, say: Callable[[str], None]) -> None:
+        try:
+            write(self.file, self.key, values)
+            self.path = self.file
+        except OutputError as e:
+            say(f"the reference is not kept: {e}; a continued run computes it again")
+
+
+def _same_sizes(a: Adapter, b: Adapter) -> bool:
+    sizes = [{name: pair.rank for name, pair in x.pairs.items()} for x in (a, b)]
+    return sizes[0] == sizes[1]
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """Hex sha256 of an adapter's values and scale."""
+    parts: list[bytes | str | int] = [repr(float(adapter.scale))]
+    for name, values in sorted(adapter.parameters().items()):
+        parts += [name, repr(values.shape), values.tobytes()]
+    return sha256_parts("adapter", *parts)
+
+
+def write(path: str, key: str, values: np.ndarray) -> None:
+    """Write log-probabilities float64 `[n]`.
+
+    Raises `OutputError`, also where a file is that is not such a file.
+    """
+    if os.path.lexists(path) and _begins(path) != _MAGIC:
+        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+    content = np.ascontiguousarray(values, "<f8").tobytes()
+    head = f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode()
+    with atomic_write(path) as out:
+        out.write(_MAGIC + head + content)
+
+
+def _begins(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC))
+    except OSError:
+        return b""
+
+
+def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
+    """Return the log-probabilities in a file, float64 `[n]`; None if they must be computed.
+
+    A file that is damaged or of another key is reported.
+    """
+    head = len(_MAGIC) + 2 * 65
+    try:
+        if os.path.getsize(path) != head + 8 * n:
+            raise ValueError("it has another size than it should")
+        with open(path, "rb") as file:
+            whole = file.read(head + 8 * n)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        say(f"warning: {shown(path, 400)} cannot be used: {e}")
+        return None
+    sums = whole[len(_MAGIC) : head].decode("ascii", "replace").split("\n")
+    content = whole[head:]
+    if not whole.startswith(_MAGIC) or sums[:2] != [key, hashlib.sha256(content).hexdigest()]:
+        say(f"warning: {shown(path, 400)} is damaged: the reference is computed again")
+        return None
+    return np.frombuffer(content, "<f8").astype(np.float64)

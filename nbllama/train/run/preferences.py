@@ -1,0 +1,181 @@
+"""What an objective asks of the data and of a run: pairs or labels, and a reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from nbllama.adapter.file import load_adapter
+from nbllama.checkpoint.identity import model_fingerprint
+from nbllama.data.batch import Dataset
+from nbllama.data.judged import LABELLED
+from nbllama.data.preferences import Preferences
+from nbllama.data.samples import Samples
+from nbllama.errors import DataError, UsageError, shown
+from nbllama.objectives.names import BASE, LABELS, NONE, OBJECTIVES, SFT, START
+from nbllama.train.preference.loss import Numbers, PreferenceLoss
+from nbllama.train.preference.reference import Reference
+
+if TYPE_CHECKING:
+    from nbllama.lora.pairs import Adapter
+    from nbllama.model.passes import Model
+    from nbllama.options.finetune.table import Options
+    from nbllama.train.run.outputs import Outputs
+
+_OF_PAIRS = "dpo, ipo, orpo or simpo"
+
+
+def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
+    """Return data in the form that the objective takes.
+
+    Raises `DataError` for data that are not for it, with what to do.
+    """
+    row, name = OBJECTIVES[objective], shown(path, 400)
+    judged = data.judged if isinstance(data, Samples) else None
+    labelled = isinstance(data, Samples) and data.format == LABELLED
+    if row is SFT:
+        if judged is None:
+            return data
+        held = (
+            "answers labelled good or bad" if labelled else "pairs of a chosen and a rejected one"
+        )
+        wanted = "kto" if labelled else _OF_PAIRS
+        column = "--data-format completion" if labelled else "--data-columns completion=chosen"
+        raise DataError(
+            f"{name} holds {held}: give --objective {wanted}; {column} trains "
+            f"{'all of them' if labelled else 'the chosen ones'} as they are"
+        )
+    if judged is None or not isinstance(data, Samples):
+        form = (
+            "prompt, completion and label" if row.data == LABELS else "prompt, chosen and rejected"
+        )
+        kind = "labelled" if row.data == LABELS else "preference"
+        raise DataError(
+            f"{name} holds no {'labels' if row.data == LABELS else 'pairs'}: "
+            f"--objective {row.name} needs records with {form} (--data-format {kind} where they "
+            "have other keys too)"
+        )
+    if row.data == LABELS:
+        return Preferences(data, 1)
+    if labelled:
+        raise DataError(
+            f"{name} holds labelled answers, no pairs: give --objective kto, not {row.name}"
+        )
+    return Preferences(data, 2)
+
+
+class RunPreferences:
+    """The objective of a run on preferences, and its reference (None: it has none)."""
+
+    def __init__(
+        self,
+        options: Options,
+        model: Model,
+        data: Preferences,
+        validation: Dataset | None,
+        *,
+        outputs: Outputs,
+        say: Callable[[str], None],
+    ) -> None:
+        """Load the adapter of the reference, if there is one.
+
+        Raises `UsageError` for one that is not there, `CheckpointError` for one that does not fit.
+        """
+        sets = [data]
+        if validation is not None:
+            assert isinstance(validation, Preferences)
+            sets.append(validation)
+        self._options, self._data = options, data
+        row = OBJECTIVES[options.objective]
+        self.reference: Reference | None = None
+        if options.reference != NONE:
+            self.reference = Reference(
+                _adapter(options, model, say),
+                model_fingerprint(model.gguf),
+                sets,
+                row.data == LABELS,
+                _folder(outputs),
+            )
+        numbers = Numbers(
+            row.name, options.beta or 0.0, options.label_smoothing or 0.0, options.margin or 0.0,
+            options.sft_weight or 0.0,
+        )  # fmt: skip
+        self.objective = PreferenceLoss(numbers, sets, self.reference)
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.objective.history) // 10)
+
+    @property
+    def first(self) -> dict[str, float]:
+        """Means over the first tenth of the run, one iteration at least."""
+        return _means(self.objective.history[: self._tenth])
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Means over the last tenth of the run, one iteration at least."""
+        return _means(self.objective.history[-self._tenth :])
+
+    def identity(self) -> dict[str, str]:
+        """Return what a checkpoint must share with a run that continues it."""
+        return {"reference": NONE if self.reference is None else self.reference.name}
+
+    def header(self) -> list[tuple[str, str]]:
+        """(name, value) lines for the screen."""
+        o = self._options
+        line = f"{o.objective}, beta {o.beta:g}"
+        line += f", margin {o.margin:g}" if o.margin else ""
+        line += f", label smoothing {o.label_smoothing:g}" if o.label_smoothing else ""
+        line += f", plus {o.sft_weight:g} x the loss of chosen answers" if o.sft_weight else ""
+        if OBJECTIVES[o.objective].refers:
+            line += f"; reference: {shown(o.reference, 400)}"
+        good = self._data.judged.good
+        held = f"{int(good.sum())} good, {int((~good).sum())} bad answers"
+        if OBJECTIVES[o.objective].data != LABELS:
+            held = f"{self._data.n_samples} pairs"
+        return [("objective", line), ("preferences", held)]
+
+
+def run_preferences(
+    options: Options,
+    model: Model,
+    data: Dataset,
+    validation: Dataset | None,
+    *,
+    outputs: Outputs,
+    say: Callable[[str], None],
+) -> RunPreferences | None:
+    """Return the objective of a run on preferences; None for a run on answers alone."""
+    if not isinstance(data, Preferences):
+        return None
+    return RunPreferences(options, model, data, validation, outputs=outputs, say=say)
+
+
+def _adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
+    """Read the reference's adapter once more: the one in training changes."""
+    if options.reference == BASE:
+        return None
+    option, path = "--reference", options.reference or ""
+    if path == START:
+        option, path = "--reference start: --lora-in", options.lora_in
+    try:
+        return load_adapter(path, model.hp, model.shapes, say)
+    except FileNotFoundError as e:
+        raise UsageError(
+            f"{option} {shown(path, 400)}: no such file or folder; give none, base, start or the "
+            "file of an adapter"
+        ) from e
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
+
+
+def _folder(outputs: Outputs) -> str | None:
+    """Return the folder that the run writes into, None if it writes nothing."""
+    name = outputs.checkpoint or outputs.adapter
+    return os.path.dirname(name.rstrip("/" + os.sep)) if name else None

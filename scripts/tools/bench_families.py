@@ -1,0 +1,148 @@
+"""Steps and single tokens of the dense architectures, on random models that are thin but wide.
+
+A step is measured against one of a `llama` of the same sizes, both as FLOPs that must be done a
+second, the fastest of several rounds in turns; a single token against llama.cpp. Run by
+scripts/tools/bench_families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "scripts" / "tools")]
+
+from bench import machine  # noqa: E402
+from bench_generation import Llama  # noqa: E402
+from bench_parts.step import Case, make_trainer, work_of  # noqa: E402
+from bench_parts.timing import timed  # noqa: E402
+
+from examples.toy_archs import MODELS  # noqa: E402
+from nbllama.generation.session import Session  # noqa: E402
+from nbllama.model.passes import load_model  # noqa: E402
+
+PAGE = ROOT / "docs" / "results" / "families.md"
+SIZES: dict[str, Any] = {
+    "n_layer": 2, "n_embd": 1024, "n_head": 16, "n_head_kv": 4, "head_dim": 64, "n_ff": 2816,
+    "n_vocab": 8192, "types": "Q4_0",
+}  # fmt: skip
+LLAMA = "llama, 7B to 30B"
+FAMILIES = {
+    "gemma": "gemma, 2B and 7B",
+    "olmo2": "olmo2, OLMo 2",
+    "exaone4": "exaone4, 1.2B",
+    "glm4": "glm4, GLM-4-0414 9B and 32B",
+    "command-r": "command-r, 35B",
+    "cohere2": "cohere2, 7B and 111B",
+    "starcoder2": "starcoder2, 3B to 15B",
+    "stablelm": "stablelm, 2 1.6B (biases)",
+    "nemotron": "nemotron, Minitron 4B and 8B",
+    "phi2": "phi2, 1, 1.5 and 2",
+    "apertus": "apertus, 8B and 70B",
+    "arcee": "arcee, AFM 4.5B",
+}
+TOKENS, ROUNDS, SINGLE, LEAD = 256, 7, 24, 64
+
+
+def make(name: str, path: Path) -> None:
+    """Write the model; windows are wider than the context, so that all have the same work."""
+    thin = MODELS[name]
+    sizes = dict(SIZES)
+    if "n_rot" in thin.options:
+        sizes["n_rot"] = 32
+    keys = dict(thin.options.get("keys") or {})
+    if "attention.sliding_window" in keys:
+        keys["attention.sliding_window"] = 4096
+    if name.startswith("apertus"):
+        keys = {k: [v[0]] * SIZES["n_layer"] for k, v in keys.items()}
+    thin.make(path, **sizes, keys=keys)
+
+
+def in_turns(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the shortest time of each, the runs taken in turns."""
+    for run in runs.values():
+        run()
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            best[name] = min(best[name], timed(run))
+    return best
+
+
+def step_share(path: Path, llama: Path) -> tuple[float, float]:
+    """GF/s of a step, and how large a part of those of the llama that is."""
+    cases = {str(p): Case(str(p), TOKENS, 1, ROUNDS, False) for p in (path, llama)}
+    trainers = {name: make_trainer(case) for name, case in cases.items()}
+    best = in_turns({name: t.step for name, t in trainers.items()})
+    rates = [work_of(trainers[n].model, cases[n])[0] / best[n] for n in cases]
+    return rates[0] / 1e9, rates[0] / rates[1]
+
+
+def token_ratio(path: Path, threads: int) -> tuple[float, float]:
+    """Tokens a second one by one, and how many times llama.cpp's that is."""
+    model = load_model(path)
+    ours, theirs = Session(model, None, 512), Llama(path, 512, threads)
+    ids = np.random.default_rng(0).integers(3, model.hp.n_vocab, LEAD + SINGLE)
+
+    def tokens(run: Any, back: Callable[[], object]) -> Callable[[], float]:
+        def measure() -> float:
+            back()
+            run.feed(ids[:LEAD])
+            return min(timed(lambda t=t: run.feed(t)) for t in ids[LEAD:, None])
+
+        return measure
+
+    runs = {"ours": tokens(ours, lambda: ours.truncate(0)), "theirs": tokens(theirs, theirs.clear)}
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            best[name] = min(best[name], run())
+    return 1 / best["ours"], best["theirs"] / best["ours"]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FAMILIES))
+    p.add_argument("--write", action="store_true")
+    o = p.parse_args()
+    if unknown := [n for n in o.names if n not in FAMILIES]:
+        p.error(f"unknown: {', '.join(unknown)}")
+    threads = numba.get_num_threads()
+    lines = ["| architecture | step, GF/s | of llama's | one token, tokens/s | of llama.cpp's |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    print("\n".join(lines), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        llama = Path(folder) / "base.gguf"
+        make(LLAMA, llama)
+        for name in ["llama", *(o.names or FAMILIES)]:
+            path = Path(folder) / f"{name}.gguf"
+            make(LLAMA if name == "llama" else FAMILIES[name], path)
+            speed, share = step_share(path, llama)
+            rate, ratio = token_ratio(path, threads)
+            lines.append(f"| {name} | {speed:.0f} | {share:.2f} | {rate:.0f} | {ratio:.2f} |")
+            print(lines[-1], flush=True)
+    if o.write:
+        sizes = ", ".join(f"{k} {v}" for k, v in SIZES.items())
+        PAGE.write_text(
+            "# Speed of the dense architectures\n\n"
+            f"Written by `scripts/tools/bench_families --write` on {date.today()}; {machine()}, "
+            f"{threads} threads.\n\nRandom models ({sizes}; windows wider than the context). A "
+            f"step has {TOKENS} tokens; its speed is that of the FLOPs that must be done, and "
+            "is given as a part of that of a llama of the same sizes, too. Both are the fastest of "
+            f"{ROUNDS} rounds, taken in turns with the llama or with llama.cpp.\n\n"
+            + "\n".join(lines) + "\n",
+            encoding="utf-8",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
