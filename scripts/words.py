@@ -1,4 +1,4 @@
-"""Find phrases in the documentation that scripts/phrases.txt replaces with others.
+"""Find phrases in the documentation that scripts/tools/phrases.txt replaces with others.
 
 Without arguments it checks every file of PAGES, else the files that are named. It searches prose
 only: in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PHRASES = Path(__file__).with_name("phrases.txt")
+PHRASES = ROOT / "scripts" / "tools" / "phrases.txt"
 PAGES = ("*.md", "requirements/*.md", "docs/**/*.md", "examples/**/*.md")
 # Programs write these pages from their own help texts and titles.
 GENERATED = {"docs/options.md", "docs/main-options.md"}

@@ -48,7 +48,7 @@ def tokens_per_second(billions: float) -> float:
         for row in (*bench["step"], *bench["models"])
         if row["checkpointing"] and row["threads"] == 2 and row["ctx"] * row["batch"] >= 256
     ]
-    return statistics.median(measured) / (4 * billions)
+    return float(statistics.median(measured)) / (4 * billions)
 
 
 def hours(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""scripts/words.py: the documentation has none of the phrases of scripts/phrases.txt."""
+"""scripts/words.py: the documentation has none of the phrases of scripts/tools/phrases.txt."""
 
 from __future__ import annotations
 
