@@ -155,7 +155,7 @@ def test_excerpts_of_kernels_are_of_the_source() -> None:
 @pytest.mark.parametrize("page", WALKTHROUGH, ids=[page.stem for page in WALKTHROUGH])
 def test_figures_have_texts_and_are_small(page: Path) -> None:
     found = images(page)
-    assert found or number(page) == "7"
+    assert found or number(page) in {"7", "12"}
     for text, target in found:
         assert len(text) > 30, f"{target} has no text for those who do not see it"
         figure = page.parent / target
