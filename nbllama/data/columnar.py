@@ -36,8 +36,10 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         names = metadata.schema.to_arrow_schema().names
         if len(set(names)) < len(names):
             raise DataError(f"{where}: a column comes twice")
-        # pyarrow ends the process if it is asked for the numbers of a column whose part of the
-        # footer is damaged. This reads what they describe, without keeping it, and only fails.
+        if metadata.num_rows * metadata.num_columns * _VALUE_BYTES > MAX_UNPACKED:
+            raise _too_large(where)
+        # If a column's part of the footer is damaged, asking for the column's numbers makes pyarrow
+        # abort the process. Reading the values, without keeping them, raises an error instead.
         pq.ParquetFile(source).scan_contents()
         # Texts that repeat are stored once: here they stay so, and their sizes are added up.
         packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))

@@ -1,8 +1,8 @@
 """Cut a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
 
 Every special token in turn, longest first, takes all its occurrences in the plain text that is
-left, from left to right. In most vocabularies no special token can begin inside of another one and
-end behind it; then one search for all of them finds the same and is several times as fast.
+left, from left to right. In most vocabularies no special token can begin inside another one and
+end after it; then one search for all of them finds the same and is several times as fast.
 """
 
 from __future__ import annotations
