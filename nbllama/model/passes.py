@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,20 @@ from nbllama.ops.loss import LossBuffers, output_loss
 from nbllama.ops.softcap import soft_cap
 
 M = TypeVar("M", bound="Model")
+
+
+class Trunk(Protocol):
+    """Stores the input of block `layer`, x `[N, C]`, by the samples of a batch."""
+
+    layer: int
+
+    def load(self, x: np.ndarray, batch: Batch) -> bool:
+        """Fill x; False if a sample is missing."""
+        ...
+
+    def keep(self, x: np.ndarray, batch: Batch) -> None:
+        """Store x."""
+        ...
 
 
 class Model(Weights):
@@ -89,16 +103,31 @@ class Model(Weights):
 
     @own_cores()
     def forward(
-        self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
+        self,
+        bound: Bound,
+        acts: Activations,
+        batch: Batch,
+        check: Callable[[], None] | None = None,
+        *,
+        trunk: Trunk | None = None,
     ) -> None:
         """Embeddings and all blocks; the last block's output is acts.x(n_layer).
 
-        `check` runs between blocks.
+        `check` runs between blocks. If `trunk` has the samples, its blocks are skipped. A watcher
+        sees every block, so then `trunk` is not used.
         """
-        self.embed_tokens(bound, acts, batch)
-        for layer in range(self.hp.n_layer):
+        if self.watch is not None:
+            trunk = None
+        first = 0
+        if trunk is not None and trunk.load(acts.x(trunk.layer, batch.n_tokens), batch):
+            first = trunk.layer
+        else:
+            self.embed_tokens(bound, acts, batch)
+        for layer in range(first, self.hp.n_layer):
             if check is not None:
                 check()
+            if trunk is not None and layer == trunk.layer and not first:
+                trunk.keep(acts.x(layer, batch.n_tokens), batch)
             block_forward(self, layer, bound, acts, batch=batch)
 
     @own_cores()

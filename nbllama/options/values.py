@@ -139,18 +139,19 @@ class Size:
     """A number of bytes, plain or in units of 10^3, 10^6, 10^9: `750M`, `1.5G`."""
 
     metavar: str = "SIZE"
+    least: int = 1
 
     def parse(self, text: str) -> int:
         """Return the bytes; `ValueError` for anything else."""
         unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 0.0)
         number = float(text[:-1] if unit else text) * (unit or 1.0)
-        if not 1 <= number < 2**62:
+        if not self.least <= number < 2**62:
             raise ValueError(text)
         return int(number)
 
     def allowed(self) -> str:
         """Describe the values, for help and errors."""
-        return "a number of bytes, such as 750M or 1.5G"
+        return ("" if self.least else "0 or ") + "a number of bytes, such as 750M or 1.5G"
 
 
 @dataclass(frozen=True)

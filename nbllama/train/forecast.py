@@ -40,6 +40,7 @@ class Forecast(NamedTuple):
     saving: int  # the copy of adapter and moments that a save makes
     weights: int  # the mapped file
     seconds: float
+    stored_seconds: float  # an iteration for which the frozen blocks' output is stored
 
     @property
     def untouched(self) -> int:
@@ -75,7 +76,8 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
     """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
-    return _memory(trainer, threads)._replace(seconds=step_seconds(trainer))
+    seconds, stored = step_seconds(trainer)
+    return _memory(trainer, threads)._replace(seconds=seconds, stored_seconds=stored)
 
 
 def _memory(trainer: Trainer, threads: int) -> Forecast:
@@ -119,6 +121,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         saving=(3 if trainer.opt.has_second_moment else 2) * 4 * adapter.n_parameters,
         weights=model.gguf.size,
         seconds=0.0,
+        stored_seconds=0.0,
     )
 
 

@@ -70,8 +70,8 @@ def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
 
 
 @one_at_a_time
-def step_seconds(trainer: Trainer) -> float:
-    """Seconds an iteration will take on average.
+def step_seconds(trainer: Trainer) -> tuple[float, float]:
+    """Seconds an iteration will take on average, and without the blocks below the lowest pair.
 
     One block of each kind and one loss are timed at the run's own size. Changes nothing.
     """
@@ -101,8 +101,8 @@ def step_seconds(trainer: Trainer) -> float:
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
     # Blocks below the lowest pair run forwards only: about a third of the work.
-    work = {kind: sum(1 if i >= lowest else 1 / 3 for i in of) for kind, of in kinds.items()}
-    per_token = sum(min(blocks[kind]) * work[kind] for kind in kinds) / batch.n_tokens
+    above = sum(min(blocks[k]) * sum(i >= lowest for i in of) for k, of in kinds.items())
+    below = sum(min(blocks[k]) * sum(i < lowest for i in of) / 3 for k, of in kinds.items())
     per_trained = min(heads) / batch.n_trained
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
@@ -110,4 +110,5 @@ def step_seconds(trainer: Trainer) -> float:
         per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
-    return per_step * (per_token * computed + per_trained * mean.mean_trained)
+    stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)
+    return stored + per_step * below / batch.n_tokens * computed, stored

@@ -27,7 +27,7 @@ from nbllama.kernels.own_cores import own_cores
 from nbllama.kernels.turns import new_turn, one_at_a_time
 from nbllama.lora.pairs import Adapter
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model
+from nbllama.model.passes import Model, Trunk
 from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
@@ -80,7 +80,8 @@ class StepResult(NamedTuple):
 class Trainer:
     """A model, an adapter, its optimiser, and a place in the data; `step` is one iteration.
 
-    `bound`, `acts` and `buffers` are the adapter at work, and the memory of the passes.
+    `bound`, `acts` and `buffers` are the adapter at work, and the memory of the passes. `trunk`,
+    if it is set, stores the output of the frozen blocks below the lowest pair (`train.trunk`).
     Several threads may call one trainer: their calls take turns.
     """
 
@@ -153,6 +154,7 @@ class Trainer:
             dropout=drops,
         )
         self.buffers = model.loss_buffers(adapter, self.limits.trained)
+        self.trunk: Trunk | None = None
         self._skipped_in_a_row = 0
 
     @property
@@ -187,7 +189,7 @@ class Trainer:
         total = 0.0
         for micro, batch in enumerate(batches):
             self.set_dropout(micro)
-            self.model.forward(self.bound, self.acts, batch, check)
+            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
             total += self.objective.loss(self, batch, weight=1.0 / trained, gradient=True)
             if not math.isfinite(total):
                 break
@@ -226,7 +228,7 @@ class Trainer:
         """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
         trained, total = self.objective.before(self, self._validation, check), 0.0
         for batch in self._validation:
-            self.model.forward(self.bound, self.acts, batch, check)
+            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
             total += self.objective.loss(self, batch, weight=1.0, gradient=False)
         return total / trained
 

@@ -39,6 +39,13 @@ class RunOptions:
         "the others twice; takes the place of --use-checkpointing",
         shown_default="off",
     )
+    trunk_cache: int | None = _run(
+        Size(least=0),
+        None,
+        "with --lora-layers last:N, store the output of the blocks below in a file of at most SIZE "
+        "bytes next to the checkpoint, so that it is computed once; 0: never",
+        shown_default="on for several epochs, if it takes at most a tenth of the free disk",
+    )
     live: int | None = _run(
         Port(),
         None,

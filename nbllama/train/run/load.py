@@ -12,18 +12,25 @@ from nbllama.train.trainer import Trainer
 def load_row(trainer: Trainer) -> dict[str, Any] | None:
     """Return the row `experts` of the last iteration; None for a model without any.
 
-    `busiest`: tokens of the expert with the most of them, over the mean of its block, by block;
-    `idle`: experts without a token, by block. A router that is frozen moves only with what it
-    reads: a busiest expert that grows from step to step shows that training moves that.
+    `first`: the lowest block that is counted. `busiest`: tokens of the expert with the most of
+    them, over the mean of its block, by block; `idle`: experts without a token, by block. The
+    router is frozen, so its choices change only with its input: a busiest expert that grows from
+    step to step shows that training changes that input.
     """
     load, experts = trainer.bound.load, trainer.model.hp.experts
     if load is None or experts is None:
         return None
-    blocks = load[experts.first :]
+    first = experts.first
+    if trainer.trunk is not None:  # the blocks below are not computed each time
+        first = max(first, trainer.trunk.layer)
+    blocks = load[first:]
+    if not len(blocks):
+        return None
     mean = np.maximum(blocks.mean(axis=1), 1e-9)
     return {
         "event": "experts",
         "iter": trainer.iteration,
+        "first": first,
         "busiest": [round(float(x), 2) for x in blocks.max(axis=1) / mean],
         "idle": [int(n) for n in (blocks == 0).sum(axis=1)],
     }

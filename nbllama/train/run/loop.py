@@ -76,6 +76,7 @@ class Loop:
             self._tell_end(str(e))
             raise
         run.iteration, run.reason = self.trainer.iteration, self._reason
+        self.session.finished = not run.interrupted
         run.paths = self.outputs.paths
         if self.outputs.log:
             run.paths["log"] = self.outputs.log
@@ -239,7 +240,7 @@ class Loop:
         if results:
             mean = sum(r.seconds for r in results) / len(results)
             lines += [
-                ("an iteration", f"{mean:.2f} s, forecast {told.seconds:.2f} s"),
+                ("an iteration", f"{mean:.2f} s, forecast {self.session.mean_seconds(told):.2f} s"),
                 ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
                 *self._ending.rows,
             ]

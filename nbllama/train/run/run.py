@@ -21,6 +21,7 @@ from nbllama.train.run.result import Run
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
+from nbllama.train.run.trunk import stored_trunk
 from nbllama.train.run.write_lora import write_lora
 
 
@@ -68,6 +69,7 @@ def train(
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=told)
             else:
-                run = Loop(session).run(told)
+                with stored_trunk(session):
+                    run = Loop(session).run(told)
         run.notes = ui.notes
         return run

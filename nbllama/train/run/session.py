@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -33,6 +35,7 @@ from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
+from nbllama.train.run.trunk import plan_trunk
 from nbllama.train.sharing import saved_line
 from nbllama.train.trainer import Trainer
 
@@ -98,6 +101,11 @@ class RunSession:
             self.settings, self.model, self.data, self.validation, self.preferences
         )
         self.trainer = self._trainer()
+        self.trunk = plan_trunk(
+            self.trainer, self.validation, size=options.trunk_cache, n_iter=self.settings.n_iter,
+            outputs=outputs, say=ui.note,
+        )  # fmt: skip
+        self.finished = False  # whether the run came to its end
         rates = self.decay, self.settings, self.trainer.iteration, self.trainer.factor
         for note in check_rates(*rates):
             ui.note(note)
@@ -215,6 +223,22 @@ class RunSession:
         use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
 
+    def mean_seconds(self, told: Forecast) -> float:
+        """Seconds that an iteration of this run takes on average, by the forecast."""
+        if self.trunk is None:
+            return told.seconds
+        trainer, n_iter = self.trainer, self.settings.n_iter
+        per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
+        first = min(n_iter, math.ceil(trainer.dataset.n_samples / per_step))
+        if os.path.exists(self.trunk.path):
+            first = 0
+        return (first * told.seconds + (n_iter - first) * told.stored_seconds) / max(1, n_iter)
+
+    def _later(self, told: Forecast) -> str:
+        if self.trunk is None:
+            return ""
+        return f", {told.stored_seconds:.2f} s where the frozen blocks are stored"
+
     def forecast(self) -> Forecast:
         """Print what the run is and what it will take.
 
@@ -230,18 +254,22 @@ class RunSession:
                 ("samples", f"{self.data.n_samples}{self._held_out()}"),
                 ("tokens", self._tokens()),
                 ("trained", f"{n_parameters:,} parameters".replace(",", " ")),
+                *([("frozen", self.trunk.line())] if self.trunk is not None else ()),
             ]
         )
         check_memory(self.trainer, self.threads)
         ui.compiling()
         ui.compiling(compile_kernels(self.trainer))
         told = forecast(self.trainer, self.threads)
-        in_all = duration(told.seconds * s.n_iter)
+        in_all = duration(self.mean_seconds(told) * s.n_iter)
         mapped = memory(told.weights)
         on, off = memory(told.activations[True]), memory(told.activations[False])
         ui.header(
             [
-                ("forecast", f"{told.seconds:.2f} s an iteration, {in_all} in all"),
+                (
+                    "forecast",
+                    f"{told.seconds:.2f} s an iteration{self._later(told)}, {in_all} in all",
+                ),
                 ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
                 ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
             ]

@@ -1,0 +1,144 @@
+"""`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
+
+By default it does so if every sample is read more than once and the file takes at most a tenth of
+the free disk. The file is next to the checkpoint (or the adapter), and is removed when the run is
+finished; an interrupted run leaves it for the run that continues it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from nbllama.checkpoint.environment import environment
+from nbllama.checkpoint.identity import model_fingerprint
+from nbllama.data.text_file import sha256_parts
+from nbllama.errors import OutputError, shown
+from nbllama.report.log import memory
+from nbllama.train.trunk import TrunkCache, trunk_bytes
+
+if TYPE_CHECKING:
+    from nbllama.data.batch import Dataset
+    from nbllama.model.passes import Model
+    from nbllama.train.run.outputs import Outputs
+    from nbllama.train.run.session import RunSession
+    from nbllama.train.trainer import Trainer
+
+SHARE_OF_DISK = 0.1  # of the free disk, at most, without --trunk-cache
+
+
+class TrunkPlan(NamedTuple):
+    """What is stored: `nbytes` in the file `path` (of `key`) for the blocks below `layer`."""
+
+    path: str
+    key: str
+    layer: int
+    nbytes: int
+
+    def line(self) -> str:
+        """Say for the screen what is stored."""
+        blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
+        return (
+            f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
+            f" {shown(self.path, 400)}"
+        )
+
+
+def plan_trunk(
+    trainer: Trainer,
+    validation: Dataset | None,
+    *,
+    size: int | None,
+    n_iter: int,
+    outputs: Outputs,
+    say: Callable[[str], None],
+) -> TrunkPlan | None:
+    """Decide whether the run stores the output of its frozen blocks; None if not.
+
+    `size`: the bytes of `--trunk-cache`, None without it. `n_iter`: iterations of this run. If the
+    option asks for what cannot be done, `say` gets a line.
+    """
+    model = trainer.model
+    layer = min(trainer.adapter.lowest_layer(), model.hp.n_layer)
+    if size == 0:
+        return None
+    if layer == 0:
+        if size is not None:
+            say("--trunk-cache: not used, the first block is trained; give --lora-layers last:N")
+        return None
+    name = outputs.checkpoint or outputs.adapter
+    if not name:
+        if size is not None:
+            say("--trunk-cache: not used, the run writes neither a checkpoint nor an adapter")
+        return None
+    folder = os.path.dirname(name.rstrip("/" + os.sep))
+    key = trunk_key(model, layer)
+    path = os.path.join(folder, f"trunk-{key[:16]}.cache")
+    tokens = samples = 0
+    for data in filter(None, (trainer.dataset, validation)):
+        tokens += int(data.lengths()[0].sum())
+        samples += data.n_samples
+    nbytes = trunk_bytes(tokens, samples, model.hp.n_embd)
+    plan = TrunkPlan(path, key, layer, nbytes)
+    if os.path.exists(path):  # of an interrupted run
+        return plan if size is None or nbytes <= size else _too_small(nbytes, size, say)
+    if size is not None:
+        return plan if nbytes <= size else _too_small(nbytes, size, say)
+    per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
+    if n_iter * per_step <= trainer.dataset.n_samples:
+        return None
+    try:
+        free = shutil.disk_usage(folder or os.curdir).free
+    except OSError:
+        return None
+    return plan if nbytes <= SHARE_OF_DISK * free else None
+
+
+def _too_small(nbytes: int, size: int, say: Callable[[str], None]) -> None:
+    say(
+        f"--trunk-cache: not used, the data need {memory(nbytes)} and {memory(size)} are allowed;"
+        f" give {nbytes} or more"
+    )
+
+
+def trunk_key(model: Model, layer: int) -> str:
+    """Hex sha256 of what the output of the blocks below `layer` depends on besides the tokens."""
+    where = sorted(environment().items())
+    return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
+
+
+@contextmanager
+def stored_trunk(session: RunSession) -> Iterator[None]:
+    """Store the output of the frozen blocks meanwhile, if the run plans to.
+
+    A file that cannot be used is reported, and the run computes all blocks. The file stays if
+    the run did not come to its end.
+    """
+    plan, trainer = session.trunk, session.trainer
+    if plan is None:
+        yield
+        return
+    try:
+        cache = TrunkCache(
+            plan.path, plan.key, layer=plan.layer, width=session.model.hp.n_embd,
+            say=session.ui.note,
+        )  # fmt: skip
+    except OutputError as e:
+        session.ui.note(f"the frozen blocks are computed in every epoch: {e}")
+        yield
+        return
+    if cache.n_samples:
+        session.ui.note(
+            f"{shown(plan.path, 400)}: found the frozen blocks' output of {cache.n_samples} samples"
+        )
+    with cache:
+        trainer.trunk = cache
+        try:
+            yield
+        finally:
+            trainer.trunk = None
+        if session.finished:
+            cache.remove()
