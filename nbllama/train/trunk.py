@@ -162,10 +162,11 @@ class TrunkCache:
             if digest in self._places:
                 continue
             values = np.ascontiguousarray(x[rows[first:last]], "<f4")
-            place = _Place(self._end + _RECORD.size, last - first, zlib.crc32(values))
+            raw = values.tobytes()
+            place = _Place(self._end + _RECORD.size, last - first, zlib.crc32(raw))
             record = _RECORD.pack(digest, place.n, place.checksum)
             try:
-                self._write(self._end, record + values.tobytes())
+                self._write(self._end, record + raw)
             except OSError as e:
                 self._full = True
                 with suppress(OSError):
@@ -177,7 +178,7 @@ class TrunkCache:
                 )
                 return
             self._places[digest] = place
-            self._end = place.offset + values.nbytes
+            self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
         """Read a sample's vectors `[n, C]`; None, after a line, if they are damaged."""

@@ -44,7 +44,7 @@ NEW = """
 --data-format --data-columns --chat-template --template-date --template-vars --system-as-user
 --strict-resume
 --train-on-prompt --on-long --skip-bad --parse-special
---packing --no-packing --activation-memory
+--packing --no-packing --activation-memory --trunk-cache
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
 """.split()

@@ -53,7 +53,7 @@ def test_activations_and_logits_to_the_byte(model: Model) -> None:
 
 
 def test_the_parts_add_up() -> None:
-    told = Forecast(1, {True: 20, False: 300}, False, 300, 4000, 50000, 600000, 7000000, 0.5)
+    told = Forecast(1, {True: 20, False: 300}, False, 300, 4000, 50000, 600000, 7000000, 0.5, 0.4)
     assert told.untouched == 654300 and told.peak == 7654301
     assert told._replace(chosen=20).untouched == 654020
 

@@ -338,7 +338,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
         trainer(model, toy_adapter(model), rows, checkpointing=checkpointing) for _ in range(2)
     )
     before = state_of(t)
-    assert compile_kernels(t) > 0 and step_seconds(t) > 0
+    assert compile_kernels(t) > 0 and min(step_seconds(t)) > 0
     assert same_bits(state_of(t).arrays, before.arrays)
     assert state_of(t).counters == before.counters
     assert not any(g.any() for g in t.gradients.values())

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from nbllama.data.batch import Batch
 from nbllama.data.shared import share
 from nbllama.errors import OutputError
 from nbllama.lora.pairs import Adapter
+from nbllama.model import passes
+from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 from nbllama.train.trainer import Trainer
@@ -79,7 +82,8 @@ def test_the_same_bits_as_without(
     model: Model, tmp_path: Path, shares: bool, checkpointing: bool
 ) -> None:
     options = {"share_prompts": shares, "checkpointing": checkpointing}
-    plain, said = make(model, None, **options), []
+    said: list[str] = []
+    plain = make(model, None, **options)
     expected = run_to_the_end(plain)
     with open_cache(tmp_path / "trunk", model, said) as cache:
         stored = make(model, cache, **options)
@@ -93,13 +97,11 @@ def test_the_same_bits_as_without(
 def test_skipped_blocks_are_not_computed(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import nbllama.model.passes as passes
+    layers: list[int] = []
 
-    layers, real = [], passes.block_forward
-
-    def spy(model: Model, layer: int, *args: object, **more: object) -> None:
+    def spy(model: Model, layer: int, *args: Any, **more: Any) -> None:
         layers.append(layer)
-        real(model, layer, *args, **more)
+        block_forward(model, layer, *args, **more)
 
     monkeypatch.setattr(passes, "block_forward", spy)
     with open_cache(tmp_path / "trunk", model, []) as cache:
@@ -125,7 +127,8 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     for n in (9, 4, 30):
         tokens = np.concatenate([beginning, rng.integers(0, model.hp.n_vocab, n)]).astype(np.int32)
         rows.append((tokens, tokens))
-    bound, said = Bound(model, adapter), []
+    said: list[str] = []
+    bound = Bound(model, adapter)
     acts = model.activations(adapter, 99, 99, checkpointing=True)
 
     def last(batch: Batch, cache: TrunkCache | None) -> np.ndarray:
@@ -267,7 +270,7 @@ def test_an_interrupted_run_leaves_it_to_the_next(
     assert run(words(folder, *more, "--save-every", "1", ctx=99)).code == 0
     adapter, real = (folder / "lora-9.gguf").read_bytes(), Trainer.step
 
-    def step(self: Trainer, *args: object) -> object:
+    def step(self: Trainer, *args: Any) -> object:
         if self.iteration == 4:
             raise StopRequested
         return real(self, *args)

@@ -35,7 +35,7 @@ def test_steps_that_are_not_finite(folder: Path, run: Run, monkeypatch: pytest.M
         calls += 1
         return math.nan if calls - warm in (3, 5) else loss(self, *args, **more)
 
-    monkeypatch.setattr(forecast, "step_seconds", lambda trainer: 1.0)
+    monkeypatch.setattr(forecast, "step_seconds", lambda trainer: (1.0, 1.0))
     warm = 1  # of `compile`
     monkeypatch.setattr(Model, "loss", spoiled)
     done = run(words(folder, "--adam-iter", "6", "--save-every", "1", "--log", "log"))

@@ -83,10 +83,14 @@ def plan_trunk(
         samples += data.n_samples
     nbytes = trunk_bytes(tokens, samples, model.hp.n_embd)
     plan = TrunkPlan(path, key, layer, nbytes)
-    if os.path.exists(path):  # of an interrupted run
-        return plan if size is None or nbytes <= size else _too_small(nbytes, size, say)
-    if size is not None:
-        return plan if nbytes <= size else _too_small(nbytes, size, say)
+    if size is not None and nbytes > size:
+        say(
+            f"--trunk-cache: not used, the data need {memory(nbytes)} and {memory(size)} are"
+            f" allowed; give {nbytes} or more"
+        )
+        return None
+    if size is not None or os.path.exists(path):  # the file of an interrupted run
+        return plan
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if n_iter * per_step <= trainer.dataset.n_samples:
         return None
@@ -95,13 +99,6 @@ def plan_trunk(
     except OSError:
         return None
     return plan if nbytes <= SHARE_OF_DISK * free else None
-
-
-def _too_small(nbytes: int, size: int, say: Callable[[str], None]) -> None:
-    say(
-        f"--trunk-cache: not used, the data need {memory(nbytes)} and {memory(size)} are allowed;"
-        f" give {nbytes} or more"
-    )
 
 
 def trunk_key(model: Model, layer: int) -> str:
