@@ -26,6 +26,7 @@ ROOMS = (
     "kernels", "quants",  # how weights become numbers,
     "text", "data",  # how text becomes batches
     "ops",  # what is computed, an operation a page
+    "objectives",  # losses of preferences, and their derivatives
     "lora", "opt", "model", "checkpoint",  # what is trained and saved
     "adapter", "generation", "export", "evaluate",  # what is made of it
     "report", "options", "peek",  # what a run says and is asked

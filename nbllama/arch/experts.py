@@ -59,7 +59,7 @@ def block_rows(
 
 
 def read_experts(
-    f: GGUFFile, arch: str, row: ExpertsRow | None, n_layer: int, warnings: list[str]
+    f: GGUFFile, arch: str, row: ExpertsRow | None, n_layer: int, *, warnings: list[str]
 ) -> Experts | None:
     """Read a file's experts; None for a dense model."""
     if row is None:

@@ -61,7 +61,7 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     scales = _scales(f, row, Sizes(n_layer, n_embd, n_head))
     freq_base = positions.freq_base(f, row, head_dim)
     window, period, window_rope = positions.window(f, row, n_layer, Rope(freq_base, freq_scale))
-    experts = read_experts(f, row.name, row.experts, n_layer, warnings)
+    experts = read_experts(f, row.name, row.experts, n_layer, warnings=warnings)
     hp = Hparams(
         arch=row.name,
         n_vocab=_n_vocab(f, row, n_embd, warnings),

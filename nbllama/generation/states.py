@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbllama.arch import Hparams
+from nbllama.model.mixer_shapes import state_shapes
 from nbllama.model.mixers import Carried
-from nbllama.model.mixers.shapes import state_shapes
 
 
 def state_floats(hp: Hparams) -> int:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbllama.generation.token_writer import Writer
-from nbllama.model.block import POST_NORMS, QK_NORMS
+from nbllama.model.block import QK_NORMS
 from nbllama.model.bound import Bound
+from nbllama.model.parts import POST_NORMS
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.linear.linear import LoraPair

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
-from nbllama.model.mixers.shapes import (
+from nbllama.model.mixer_shapes import (
     mixer_backward_shapes,
     mixer_forward_shapes,
     mixer_shapes,

@@ -29,7 +29,7 @@ def attend(
 
 
 def attend_grad(
-    batch: Batch, do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
+    batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
     """Compute `attention_grad` of all sequences, keys as many as queries; `how`: as above."""
     tree, starts = batch.tree, batch.seq_offsets

@@ -16,11 +16,10 @@ one expert. Kept for the backward pass: gate and up `[N K, F]` sorted by expert,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from nbllama.arch.experts import Experts
+from nbllama.model.parts import BlockParts
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.experts.gate import expert_gate, expert_gate_grad
 from nbllama.ops.experts.router import NO_BIAS, Gating, route, route_grad
@@ -29,9 +28,6 @@ from nbllama.ops.linear.linear import Input, LoraPair, hidden_floats, linear, li
 from nbllama.ops.linear.matvec import MOST_TOKENS
 from nbllama.ops.linear.panels import NO_PANELS
 
-if TYPE_CHECKING:
-    from nbllama.model.block import Block
-
 _TENSORS = {"gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"}
 _SHARED_WEIGHT = "ffn_gate_inp_shexp.weight"
 
@@ -39,7 +35,7 @@ _SHARED_WEIGHT = "ffn_gate_inp_shexp.weight"
 class Mixture:
     """The mixture of one block at work on one batch."""
 
-    def __init__(self, block: Block, experts: Experts) -> None:
+    def __init__(self, block: BlockParts, experts: Experts) -> None:
         self.block, self.experts, self.n = block, experts, block.n
         kept, own = block.kept, block.kept.mixture
         size = self.n * experts.used
@@ -83,7 +79,7 @@ class Mixture:
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
-        self, name: str, expert: int, dy: np.ndarray, x: Input, dx: np.ndarray, *, add: bool = False
+        self, name: str, expert: int, dy: np.ndarray, x: Input, *, dx: np.ndarray, add: bool = False
     ) -> None:
         """Compute dx `[M, n_in]` = (or += with `add`), and add the gradients of the pair."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
@@ -202,15 +198,15 @@ class Mixture:
             dyg = gather_rows(dy, rows, self._rows("routed_y", group))
             act = self._act(group, sorted_weights)
             dact = _flat(block.shared("dact"), len(rows), e.n_ff)
-            self.project_grad("down", expert, dyg, self.input(act, expert, "down"), dact)
+            self.project_grad("down", expert, dyg, self.input(act, expert, "down"), dx=dact)
             gate, up = self.gate[slots], self.up[slots]
             expert_gate_grad(dact, gate, up, sorted_weights[slots], kind=e.kind, dw=dw[slots])
             if (bias := self.bias("down", expert)) is not None:
                 dw[slots] += np.einsum("mc,c->m", dyg, bias, optimize=False)
             x = gather_rows(read, rows, self._rows("routed_x", group))
             source, dxg = self.input(x, expert, "gate", "up"), self._rows("routed_dx", group)
-            self.project_grad("gate", expert, gate, source, dxg)
-            self.project_grad("up", expert, up, source, dxg, add=True)
+            self.project_grad("gate", expert, gate, source, dx=dxg)
+            self.project_grad("up", expert, up, source, dx=dxg, add=True)
             add_rows(dxg, rows, dread)
         dz = np.empty_like(self.scores)
         route_grad(groups.unsorted(dw, e.used), self.scores, self.chosen, dz, gating=self.gating)

@@ -52,7 +52,8 @@ class Mixers(Operations):
         q, k, v = self.convolved(i)
         q, k = self.to_length_1(q), self.to_length_1(k)
         g, beta = self.gates(i)
-        o = delta_net_ref(q, k, v, g, beta, offsets=self.batch.seq_offsets, scale=self.delta_scale)
+        offsets, scale = self.batch.seq_offsets, self.delta_scale
+        o = delta_net_ref(q, k, v, g=g, beta=beta, offsets=offsets, scale=scale)
         o = keep(f"delta_o-{i}", o)
         normed = self.norm_of_heads(o, f"blk.{i}.ssm_norm").reshape(n, -1)
         y = self.keep(f"delta_out-{i}", gated_ref(self.kept[f"delta_z-{i}"], normed, False))
@@ -69,10 +70,10 @@ class Mixers(Operations):
         q, k, v = self.convolved(i)
         g, beta = self.gates(i)
         d = delta_net_grad_ref(
-            do, self.to_length_1(q), self.to_length_1(k), v, g, beta, offsets=offsets,
+            do, self.to_length_1(q), self.to_length_1(k), v, g=g, beta=beta, offsets=offsets,
             scale=self.delta_scale,
         )  # fmt: skip
-        dalpha, db = gates_grad_ref(np.stack([d["g"], d["beta"]]), *self.gate_inputs(i))
+        dalpha, db = gates_grad_ref(np.stack([d["g"], d["beta"]]), **self.gate_inputs(i))
         d["q"], d["k"] = self.to_length_1_grad(d["q"], q), self.to_length_1_grad(d["k"], k)
         dconv = np.concatenate([d[name].reshape(n, -1) for name in "qkv"], axis=1)
         taps = self.taps("ssm_conv1d", i)
@@ -90,14 +91,15 @@ class Mixers(Operations):
         keys = of.key_heads * of.size
         return [x.reshape(len(y), -1, of.size) for x in np.split(y, [keys, 2 * keys], axis=1)]
 
-    def gate_inputs(self, i: int) -> tuple[np.ndarray, ...]:
-        """Return what the two gates are made of."""
+    def gate_inputs(self, i: int) -> dict[str, np.ndarray]:
+        """Return what the two gates are made of, by the arguments of `gates_ref`."""
         a, dt = self.tensors[f"blk.{i}.ssm_a"], self.tensors[f"blk.{i}.ssm_dt.bias"]
-        return self.kept[f"delta_alpha-{i}"], self.kept[f"delta_beta-{i}"], a, dt
+        alpha, b = self.kept[f"delta_alpha-{i}"], self.kept[f"delta_beta-{i}"]
+        return {"alpha": alpha, "b": b, "a": a, "dt": dt}
 
     def gates(self, i: int) -> np.ndarray:
         """Return g and beta, `[2, N, H]`."""
-        return gates_ref(*self.gate_inputs(i))
+        return gates_ref(**self.gate_inputs(i))
 
     @property
     def delta_scale(self) -> float:

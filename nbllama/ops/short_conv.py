@@ -198,7 +198,7 @@ def leave_state(
 
 
 def short_conv_grad(
-    dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray, dbcx: np.ndarray
+    dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray, *, dbcx: np.ndarray
 ) -> None:
     """Write dbcx `[N, 3 C]`, the gradient with respect to bcx, for dy `[N, C]`.
 
@@ -256,7 +256,7 @@ def _forward(bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def _gradients(dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray) -> Gradients:
     out = np.empty_like(bcx)
-    short_conv_grad(dy, bcx, w, offsets, out)
+    short_conv_grad(dy, bcx, w, offsets, dbcx=out)
     return {"bcx": out}
 
 

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from nbllama.data.batch import Batch, Dataset
-
-if TYPE_CHECKING:
-    from nbllama.train.trainer import Trainer
+from nbllama.lora.pairs import Adapter
+from nbllama.model.activations import Activations
+from nbllama.model.bound import Bound
+from nbllama.model.passes import Model
+from nbllama.ops.loss import LossBuffers
+from nbllama.train.limits import Limits
 
 Check = Callable[[], None] | None
 Say = Callable[[str], None]
+
+
+class Passes(Protocol):
+    """What an objective uses of a trainer: the model, the adapter at work, and their memory."""
+
+    model: Model
+    adapter: Adapter
+    bound: Bound
+    acts: Activations
+    buffers: LossBuffers
+    limits: Limits
 
 
 class Objective(Protocol):
@@ -24,11 +38,11 @@ class Objective(Protocol):
     data: Sequence[Dataset]
     work: float
 
-    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+    def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Begin a step (or an evaluation); return the number that its loss is the mean over."""
         ...
 
-    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+    def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of a micro-batch's losses, after its forward pass.
 
         With `gradient`, the gradient of `weight` times that sum is left in the activations.
@@ -39,7 +53,7 @@ class Objective(Protocol):
         """Return further numbers of the step (or evaluation) so far."""
         ...
 
-    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+    def start(self, trainer: Passes, check: Check, say: Say) -> None:
         """Do what must be done before the first step of a run."""
         ...
 
@@ -57,11 +71,11 @@ class TokenLoss:
     def __init__(self, floor: float = 0.0) -> None:
         self.floor = floor
 
-    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+    def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Return the number of trained tokens."""
         return sum(batch.n_trained for batch in batches)
 
-    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+    def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of the tokens' losses, in nats."""
         return trainer.model.loss(
             trainer.bound, trainer.acts, trainer.buffers, batch, weight=weight, gradient=gradient,
@@ -72,7 +86,7 @@ class TokenLoss:
         """Return nothing: there is the loss only."""
         return {}
 
-    def start(self, trainer: Trainer, check: Check, say: Say) -> None:
+    def start(self, trainer: Passes, check: Check, say: Say) -> None:
         """Do nothing."""
 
     def done(self, say: Say) -> None:

@@ -11,7 +11,7 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.kernels.turns import one_at_a_time
 from nbllama.model.activations import Activations
 from nbllama.model.block import block_backward, block_forward
-from nbllama.train.sharing import counted
+from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
 TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled

@@ -7,6 +7,7 @@ import pytest
 
 from nbllama.errors import CheckpointError, UsageError
 from nbllama.lora.pairs import Adapter, Pair
+from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.finetune.table import Options, parse
 from nbllama.train.run.lora_in import completed_by
 
@@ -28,7 +29,9 @@ def test_ranks_and_alpha_are_the_adapter_s() -> None:
     made = completed_by(options(), adapter(blk0_attn_q=8, blk1_attn_q=8, output=2))
     ranks = {name: getattr(made, name) for name in vars(made) if name.startswith("rank_")}
     assert {name: rank for name, rank in ranks.items() if rank} == {"rank_wq": 8, "rank_out": 2}
-    assert len(ranks) == 13 and None not in ranks.values()
+    assert ranks.pop("rank_experts") is None  # only the default of other ranks
+    assert ranks.keys() == {f"rank_{slot.name}" for slot in EVERY_SLOT}
+    assert None not in ranks.values()
     assert (made.lora_r, made.lora_alpha) == (8, 12)
     # what was given and agrees may stand
     same = completed_by(options("--lora-r", "8", "--rank-wk", "0"), adapter(blk0_attn_q=8))

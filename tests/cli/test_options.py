@@ -35,6 +35,7 @@ OLD = """
 NEW = """
 --list-archs --rank-wqkv --rank-gate-shexp --rank-down-shexp --rank-up-shexp
 --rank-experts --rank-gate-exps --rank-down-exps --rank-up-exps
+--rank-conv-in --rank-conv-out --rank-attn-gate --rank-ssm-alpha --rank-ssm-beta --rank-ssm-out
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
@@ -45,6 +46,7 @@ NEW = """
 --strict-resume
 --train-on-prompt --on-long --skip-bad --parse-special
 --packing --no-packing --activation-memory --trunk-cache
+--share-prompts --no-share-prompts --group-prompts --no-group-prompts
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
 """.split()

@@ -72,7 +72,7 @@ def test_a_checkpoint_holds_these_settings_in_this_order() -> None:
         ("lr_schedule", "cosine"), ("wsd_decay", 0.1), ("lora_dropout", 0.0),
         ("lora_layers", "all"), ("loraplus_lr_ratio", 1.0), ("rslora", True), ("alpha", 8.0),
         ("eval_every", 26), ("val_split", 0.0), ("early_stop", 0), ("last", 256),
-        ("share_prompts", True), ("group_prompts", False),
+        ("share_prompts", True), ("group_prompts", False), ("objective", "sft"),
     ]  # fmt: skip
 
 
@@ -230,7 +230,9 @@ def test_compat_restores_the_old_defaults() -> None:
 
 def test_the_old_scale_is_one() -> None:
     for given, kept in (("", 4), ("--lora-r 6", 6), ("--lora-r 6 --lora-alpha 12", 6)):
-        for got in (settings("--compat " + given), settings(given, unscaled=True)):
+        # the plan of a run that continues an old checkpoint shares nothing
+        continued = settings("--no-share-prompts " + given, unscaled=True)
+        for got in (settings("--compat " + given), continued):
             assert got.lora_alpha == got.lora_r == kept
             assert bool(got.notes) == ("alpha" in given)
     assert settings("--lora-r 6 --lora-alpha 12").lora_alpha == 12

@@ -67,7 +67,7 @@ def _short_conv_grad(size: str) -> Run:
     out = np.empty_like(bcx)
 
     def ours() -> Arrays:
-        short_conv_grad(dy, bcx, w, _whole(n), out)
+        short_conv_grad(dy, bcx, w, _whole(n), dbcx=out)
         return {"dbcx": out}
 
     inputs = {"dy": dy, "bcx": bcx, "w": w, "offsets": _whole(n)}

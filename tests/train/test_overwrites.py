@@ -22,6 +22,7 @@ def check(**values: str) -> None:
     """What the program does first with these options, by their fields."""
     given = {"model_base": "m.gguf", "checkpoint_in": ""} | OFF | values
     more = ["--dump", "1:loss"] if "dump_out" in values else []
+    more += ["--objective", "dpo"] if "reference" in values else []
     Outputs(parse([f"--{name.replace('_', '-')}={text}" for name, text in given.items()] + more))
 
 

@@ -61,7 +61,10 @@ def sums(model: ReferenceModel, batch: Any, params: Any, scale: float) -> np.nda
     return np.add.reduceat(of_tokens, batch.seq_offsets[:-1])
 
 
-@pytest.mark.parametrize("name", ["dpo, with sft", "ipo", "orpo", "simpo, smoothed", "kto"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ipo", "orpo", "simpo, smoothed")]
+
+
+@pytest.mark.parametrize("name", ["dpo, with sft", "kto", *SLOW])
 def test_gradients_against_finite_differences(tmp_path: Path, name: str) -> None:
     model, numbers = toy_model(tmp_path, n_head=4, n_head_kv=2), NUMBERS[name]
     t, data = made(model, numbers, batch=3)
@@ -142,6 +145,7 @@ def test_where_policy_and_reference_are_the_same_the_loss_is_that_of_a_coin(
     assert abs(t.objective.measures()["margin"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_learns_its_pairs(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     for name in ("dpo", "ipo", "orpo", "simpo", "kto"):

@@ -67,7 +67,7 @@ def test_every_objective_trains(folder: Path, run: Run, objective: str) -> None:
     assert len(kept) == (0 if objective in ("orpo", "simpo") else 1)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("objective", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_a_run_that_is_continued_has_the_same_bits(folder: Path, run: Run, objective: str) -> None:
     pairs(folder)
     other = copy_of(folder, "other")

@@ -1,6 +1,6 @@
 """What blocks without attention have in its place, a page each.
 
-A page has two functions, which take the block at work (`nbllama.model.block.Block`): `forward`
+A page has two functions, which take the block at work (`nbllama.model.parts.BlockParts`): `forward`
 computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` turns
 acts.dx from the gradient with respect to that into the gradient of the block's input.
 """
@@ -8,13 +8,11 @@ acts.dx from the gradient with respect to that into the gradient of the block's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from nbllama.model.mixers import delta_net, short_conv
 from nbllama.model.mixers.carried import Carried, StateExchange
-
-if TYPE_CHECKING:
-    from nbllama.model.block import Block
+from nbllama.model.parts import BlockParts
 
 __all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 
@@ -22,8 +20,8 @@ __all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 class Mixer(NamedTuple):
     """The two passes of one kind of block; see above."""
 
-    forward: Callable[[Block, StateExchange | None], None]
-    backward: Callable[[Block, bool], None]
+    forward: Callable[[BlockParts, StateExchange | None], None]
+    backward: Callable[[BlockParts, bool], None]
 
 
 MIXERS: Mapping[str, Mixer] = {

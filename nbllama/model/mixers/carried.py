@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from nbllama.model.block import Block
+from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
@@ -22,7 +21,7 @@ StateExchange = Callable[[int], Carried]
 """Takes a layer; gives its states, of which `after` is to be written."""
 
 
-def carried(block: Block, states: StateExchange | None) -> Carried | None:
+def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
     """Return the block's states; None where every sequence begins here.
 
     Raises ValueError for a sequence that goes on from an earlier token but has no state.

@@ -7,11 +7,12 @@ read -> z                                            silu(z) norm(o) -> ssm_out
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nbllama.model.mixers.carried import StateExchange, carried
+from nbllama.model.parts import BlockParts
 from nbllama.ops.activation import gated, gated_grad
 from nbllama.ops.delta_net.conv import conv_silu, conv_silu_grad
 from nbllama.ops.delta_net.delta_net import delta_net
@@ -19,9 +20,6 @@ from nbllama.ops.delta_net.gates import gates, gates_grad
 from nbllama.ops.delta_net.grad import delta_net_grad
 from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 from nbllama.ops.short_conv import leave_state
-
-if TYPE_CHECKING:
-    from nbllama.model.block import Block
 
 INPUTS = ("qkv", "z", "alpha", "beta")
 
@@ -41,7 +39,7 @@ class _Parts(NamedTuple):
 class DeltaBlock:
     """One such block at work on one batch; shapes as in `nbllama.ops.delta_net.delta_net`."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: BlockParts) -> None:
         of = block.hp.delta
         assert of is not None  # or the model had no such block
         self.block, self.of = block, of
@@ -95,7 +93,7 @@ class DeltaBlock:
         return float(1 / np.sqrt(np.float32(self.of.size)))
 
 
-def forward(block: Block, states: StateExchange | None) -> None:
+def forward(block: BlockParts, states: StateExchange | None) -> None:
     """Compute `kept.x_mid` from the block's input."""
     kept, hp, of = block.kept, block.hp, DeltaBlock(block)
     x = block.acts.x(block.layer, block.n)
@@ -110,7 +108,7 @@ def forward(block: Block, states: StateExchange | None) -> None:
     conv = state.before["conv"] if state is not None else None
     parts = of.parts(conv)
     delta_net(
-        parts.q, parts.k, parts.v, parts.g, parts.beta, offsets=of.offsets, scale=of.scale,
+        parts.q, parts.k, parts.v, g=parts.g, beta=parts.beta, offsets=of.offsets, scale=of.scale,
         o=kept.mixed["o"], before=state.before["delta"] if state is not None else None,
         after=state.after["delta"] if state is not None else None,
     )  # fmt: skip
@@ -124,7 +122,7 @@ def forward(block: Block, states: StateExchange | None) -> None:
     block.see("ffn_inp", kept.x_mid)
 
 
-def backward(block: Block, below: bool) -> None:
+def backward(block: BlockParts, below: bool) -> None:
     """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
     Without `below` only what this block's own pairs need is computed.
@@ -151,8 +149,8 @@ def backward(block: Block, below: bool) -> None:
     parts = of.parts(None)
     d = {name: block.shared(f"delta_d{name}") for name in ("q", "k", "v", "g", "beta")}
     delta_net_grad(
-        do, parts.q, parts.k, parts.v, parts.g, parts.beta, offsets=of.offsets, scale=of.scale,
-        dq=d["q"], dk=d["k"], dv=d["v"], dg=d["g"], dbeta=d["beta"],
+        do, parts.q, parts.k, parts.v, g=parts.g, beta=parts.beta, offsets=of.offsets,
+        scale=of.scale, dq=d["q"], dk=d["k"], dv=d["v"], dg=d["g"], dbeta=d["beta"],
     )  # fmt: skip
     # gates, lengths and the convolution
     dalpha, db = block.shared("delta_dalpha"), block.shared("delta_db")
@@ -178,4 +176,4 @@ def backward(block: Block, below: bool) -> None:
         block.project_grad(name, dinput, read, out, add=i > 0)
     if out is not None:
         block.see_grad("attn_norm", out)
-        block.reads_grad(out, x, hp.attn_norm, kept.rstd_att, dx if below else None)
+        block.reads_grad(out, x, hp.attn_norm, kept.rstd_att, dx=dx if below else None)

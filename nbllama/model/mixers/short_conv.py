@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from nbllama.model.mixers.carried import StateExchange, carried
+from nbllama.model.parts import BlockParts
 from nbllama.ops.short_conv import short_conv, short_conv_grad
 
-if TYPE_CHECKING:
-    from nbllama.model.block import Block
 
-
-def _taps(block: Block) -> np.ndarray:
+def _taps(block: BlockParts) -> np.ndarray:
     return block.model.taps(block.name("shortconv.conv.weight"))
 
 
-def forward(block: Block, states: StateExchange | None) -> None:
+def forward(block: BlockParts, states: StateExchange | None) -> None:
     """Compute `kept.x_mid` from the block's input."""
     kept, hp, offsets = block.kept, block.hp, block.batch.seq_offsets
     x = block.acts.x(block.layer, block.n)
@@ -36,7 +32,7 @@ def forward(block: Block, states: StateExchange | None) -> None:
     block.see("ffn_inp", kept.x_mid)
 
 
-def backward(block: Block, below: bool) -> None:
+def backward(block: BlockParts, below: bool) -> None:
     """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
     Without `below` only what this block's own pairs need is computed.
@@ -50,7 +46,7 @@ def backward(block: Block, below: bool) -> None:
     short_conv(bcx, taps, offsets, y)
     block.project_grad("conv_out", block.branch_grad("conv_out", dx), y, dy)
     block.see_grad("conv_mixed", dy)
-    short_conv_grad(dy, bcx, taps, offsets, dbcx)
+    short_conv_grad(dy, bcx, taps, offsets, dbcx=dbcx)
     block.see_grad("conv_in", dbcx)
     x = block.acts.x(block.layer, block.n)
     read = block.reads(x, hp.attn_norm, kept.rstd_att)
@@ -58,4 +54,4 @@ def backward(block: Block, below: bool) -> None:
     block.project_grad("conv_in", dbcx, read, out)
     if out is not None:
         block.see_grad("attn_norm", out)
-        block.reads_grad(out, x, hp.attn_norm, kept.rstd_att, dx if below else None)
+        block.reads_grad(out, x, hp.attn_norm, kept.rstd_att, dx=dx if below else None)

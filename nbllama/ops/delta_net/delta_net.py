@@ -45,9 +45,9 @@ def delta_net_ref(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    *,
     g: np.ndarray,
     beta: np.ndarray,
-    *,
     offsets: np.ndarray,
     scale: float,
     state: np.ndarray | None = None,
@@ -156,9 +156,9 @@ def delta_net(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    *,
     g: np.ndarray,
     beta: np.ndarray,
-    *,
     offsets: np.ndarray,
     scale: float,
     o: np.ndarray,
@@ -172,7 +172,7 @@ def delta_net(
 
     Raises ValueError for arrays that do not fit each other.
     """
-    check_inputs("delta_net", q, k, v, g, beta, offsets=offsets)
+    check_inputs("delta_net", q, k, v, g=g, beta=beta, offsets=offsets)
     check_output("delta_net", "o", o, v.shape)
     shape = (len(offsets) - 1, *v.shape[1:], k.shape[2])
     if before is not None:
@@ -194,9 +194,9 @@ def check_inputs(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    *,
     g: np.ndarray,
     beta: np.ndarray,
-    *,
     offsets: np.ndarray,
 ) -> None:
     """Raise ValueError for inputs that do not fit each other."""

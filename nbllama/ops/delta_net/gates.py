@@ -32,7 +32,7 @@ def gates_ref(alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray) -
 
 
 def gates_grad_ref(
-    dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
+    dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, *, a: np.ndarray, dt: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return dalpha and db, for dy `[2, N, H]`."""
     beta = 1 / (1 + np.exp(-b))
@@ -147,7 +147,7 @@ def _gradients(
 def _gradients_ref(
     dy: np.ndarray, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
 ) -> Gradients:
-    dalpha, db = gates_grad_ref(np.swapaxes(dy, 0, 1), alpha, b, a, dt)
+    dalpha, db = gates_grad_ref(np.swapaxes(dy, 0, 1), alpha, b, a=a, dt=dt)
     return {"alpha": dalpha, "b": db}
 
 

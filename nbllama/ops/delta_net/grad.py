@@ -33,9 +33,9 @@ def delta_net_grad_ref(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    *,
     g: np.ndarray,
     beta: np.ndarray,
-    *,
     offsets: np.ndarray,
     scale: float,
 ) -> dict[str, np.ndarray]:
@@ -217,9 +217,9 @@ def delta_net_grad(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    *,
     g: np.ndarray,
     beta: np.ndarray,
-    *,
     offsets: np.ndarray,
     scale: float,
     dq: np.ndarray,
@@ -232,7 +232,7 @@ def delta_net_grad(
 
     For sequences that begin here. Raises ValueError for arrays that do not fit each other.
     """
-    check_inputs("delta_net_grad", q, k, v, g, beta, offsets=offsets)
+    check_inputs("delta_net_grad", q, k, v, g=g, beta=beta, offsets=offsets)
     check_array("delta_net_grad", "do", do, v.shape)
     outputs = (("dq", dq, q), ("dk", dk, k), ("dv", dv, v), ("dg", dg, g), ("dbeta", dbeta, beta))
     for name, array, like in outputs:

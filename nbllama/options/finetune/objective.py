@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from nbllama.errors import UsageError
-from nbllama.objectives.names import BASE, MARGIN, NONE, OBJECTIVES, SFT, START
+from nbllama.objectives.names import MARGIN, OBJECTIVES, SFT
 from nbllama.options.parser import Saved, option
 from nbllama.options.values import Choice, Real, Text
-
-if TYPE_CHECKING:
-    from nbllama.options.finetune.table import Options
 
 _objective = partial(option, "Objective")
 
@@ -22,9 +17,6 @@ def _defaults(name: str) -> str:
     usual = rows[0][1]
     others = "".join(f"; {value:g} with {row}" for row, value in rows if value != usual)
     return f"{usual:g}{others}"
-
-
-_OF_PREFERENCES = ("beta", "label_smoothing", "margin", "reference", "sft_weight")
 
 
 @dataclass(frozen=True)
@@ -79,49 +71,3 @@ class ObjectiveOptions:
         saved=Saved(45),
         without=0.0,
     )
-
-
-def check_objective(options: Options) -> None:
-    """Raise `UsageError` for options that the objective has no use for."""
-    row = OBJECTIVES[options.objective]
-    fits = {
-        "label_smoothing": row.smooths, "margin": row.has_margin, "reference": row.refers,
-    }  # fmt: skip
-    for name in _OF_PREFERENCES:
-        value = getattr(options, name)
-        if value is None or (row is not SFT and fits.get(name, True)):
-            continue
-        if not (name == "reference" and value == NONE) and value != 0:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no meaning with --objective {row.name}; leave it"
-                " out"
-            )
-    if row is SFT:
-        return
-    if options.reference == START and not options.lora_in:
-        raise UsageError("--reference start: there is no adapter that the run starts from; give "
-                         "--lora-in, or --reference base")  # fmt: skip
-    if options.reference == "":
-        raise UsageError("--reference is empty; give none, base, start or a file")
-    for name in ("packing", "train_on_prompt", "compat"):
-        if getattr(options, name):
-            raise UsageError(
-                f"--{name.replace('_', '-')} cannot be had with --objective {row.name}; leave it"
-                " out"
-            )
-
-
-def with_objective(options: Options) -> Options:
-    """Return options in which the numbers of a loss of preferences are filled in."""
-    row = OBJECTIVES[options.objective]
-    if row is SFT:
-        return options
-    filled: dict[str, Any] = {
-        "beta": row.beta,
-        "label_smoothing": 0.0,
-        "margin": MARGIN if row.has_margin else 0.0,
-        "reference": (START if options.lora_in else BASE) if row.refers else NONE,
-        "sft_weight": row.sft_weight,
-    }
-    left = {name: value for name, value in filled.items() if getattr(options, name) is None}
-    return replace(options, **left)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nbllama.errors import UsageError
+from nbllama.objectives.names import NONE, OBJECTIVES, SFT, START
 from nbllama.options.config import config_words
 from nbllama.options.data import RecordOptions
 from nbllama.options.escapes import unescape
@@ -19,7 +20,7 @@ from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.lora import LoraOptions
 from nbllama.options.finetune.model import ModelOptions
-from nbllama.options.finetune.objective import ObjectiveOptions, check_objective
+from nbllama.options.finetune.objective import ObjectiveOptions
 from nbllama.options.finetune.run import RunOptions
 from nbllama.options.finetune.step import StepOptions
 from nbllama.options.parser import markdown, parse_into, read, table
@@ -84,7 +85,7 @@ def parse(argv: Sequence[str]) -> Options:
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or give 0"
         )
-    check_objective(options)
+    _check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)
         if not text or "/" in text or "\\" in text:
@@ -92,6 +93,39 @@ def parse(argv: Sequence[str]) -> Options:
     if options.escape:
         return replace(options, sample_start=unescape(options.sample_start))
     return options
+
+
+_OF_PREFERENCES = ("beta", "label_smoothing", "margin", "reference", "sft_weight")
+
+
+def _check_objective(options: Options) -> None:
+    """Raise `UsageError` for options that the objective has no use for."""
+    row = OBJECTIVES[options.objective]
+    fits = {
+        "label_smoothing": row.smooths, "margin": row.has_margin, "reference": row.refers,
+    }  # fmt: skip
+    for name in _OF_PREFERENCES:
+        value = getattr(options, name)
+        if value is None or (row is not SFT and fits.get(name, True)):
+            continue
+        if not (name == "reference" and value == NONE) and value != 0:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no meaning with --objective {row.name}; leave it"
+                " out"
+            )
+    if row is SFT:
+        return
+    if options.reference == START and not options.lora_in:
+        raise UsageError("--reference start: there is no adapter that the run starts from; give "
+                         "--lora-in, or --reference base")  # fmt: skip
+    if options.reference == "":
+        raise UsageError("--reference is empty; give none, base, start or a file")
+    for name in ("packing", "train_on_prompt", "compat"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be had with --objective {row.name}; leave it"
+                " out"
+            )
 
 
 def page() -> str:

@@ -29,7 +29,7 @@ def answer_tokens(batch: Batch) -> np.ndarray:
 
 
 def log_probabilities(
-    model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, batch: Batch
+    model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
     """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
 
@@ -68,4 +68,4 @@ def of_samples(
     for part in batches((tokens, trained), most.computed, most.trained):
         batch = samples.batch(rows[part].tolist())
         model.forward(bound, acts, batch, check)
-        yield log_probabilities(model, bound, acts, buffers, batch)
+        yield log_probabilities(model, bound, acts, buffers, batch=batch)

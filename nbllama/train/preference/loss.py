@@ -30,9 +30,8 @@ from nbllama.train.preference.answers import answer_tokens, log_probabilities, o
 from nbllama.train.preference.measures import Measured, Seen
 
 if TYPE_CHECKING:
-    from nbllama.train.objective import Check
+    from nbllama.train.objective import Check, Passes
     from nbllama.train.preference.reference import Reference
-    from nbllama.train.trainer import Trainer
 
 
 class Numbers(NamedTuple):
@@ -130,7 +129,7 @@ class PreferenceLoss:
         """Whether the loss has a reference point that must be estimated."""
         return self._labels and self._refers
 
-    def before(self, trainer: Trainer, batches: Sequence[Batch], check: Check) -> int:
+    def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Estimate the reference point of KTO, and return the number of samples."""
         self._measured = Measured(self._labels)
         judged = [cast(JudgedBatch, batch.whole()) for batch in batches]
@@ -140,7 +139,7 @@ class PreferenceLoss:
         return sum(batch.n_sequences for batch in judged) // width
 
     def _reference_point(
-        self, trainer: Trainer, batches: Sequence[JudgedBatch], check: Check
+        self, trainer: Passes, batches: Sequence[JudgedBatch], check: Check
     ) -> float:
         policy: list[np.ndarray] = []
         reference: list[np.ndarray] = []
@@ -153,13 +152,13 @@ class PreferenceLoss:
             reference.append(_known(source.others_reference, batch.rows))
         return kto_reference_point(np.concatenate(policy), np.concatenate(reference))
 
-    def loss(self, trainer: Trainer, batch: Batch, *, weight: float, gradient: bool) -> float:
+    def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of the samples' losses; see `Objective.loss`."""
         # what samples share is computed once, but the targets are in the samples' order
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         policy = log_probabilities(
-            trainer.model, trainer.bound, trainer.acts, trainer.buffers, batch
+            trainer.model, trainer.bound, trainer.acts, trainer.buffers, batch=batch
         )
         reference = np.zeros(len(rows))
         if self._refers:
@@ -170,7 +169,7 @@ class PreferenceLoss:
         )  # fmt: skip
         found = loss_of(self.numbers, answers, self._z)
         self._measured.add(
-            answers.policy, reference, answers.n, answers.good, found.reward, self._z
+            answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self._z
         )
         if gradient:
             # d loss / d log pi is that of each token; the kernel's sign is that of -log pi
@@ -185,7 +184,7 @@ class PreferenceLoss:
         """Return margin, accuracy, log-probabilities and lengths; see `Measured`."""
         return self._measured.numbers()
 
-    def start(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
+    def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Find or compute the reference; see `Reference.prepare`."""
         if self._reference is not None:
             self._reference.prepare(trainer, check, say)

@@ -27,6 +27,7 @@ class Measured:
         reference: np.ndarray,
         n: np.ndarray,
         good: np.ndarray,
+        *,
         reward: np.ndarray,
         z: float,
     ) -> None:

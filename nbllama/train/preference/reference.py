@@ -27,7 +27,7 @@ from nbllama.train.preference.answers import Check, of_samples
 
 if TYPE_CHECKING:
     from nbllama.lora.pairs import Adapter
-    from nbllama.train.trainer import Trainer
+    from nbllama.train.objective import Passes
 
 _MAGIC = b"nbllama reference 1\n"
 
@@ -74,7 +74,7 @@ class Reference:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
 
-    def prepare(self, trainer: Trainer, check: Check, say: Callable[[str], None]) -> None:
+    def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
         """Give the data sets their log-probabilities, from the file or by computing them.
 
         Raises `NbllamaError` where they are not finite.
@@ -101,7 +101,7 @@ class Reference:
                 one.others_reference = found[at : at + one.samples.n_samples]
                 at += one.samples.n_samples
 
-    def _compute(self, trainer: Trainer, check: Check) -> np.ndarray:
+    def _compute(self, trainer: Passes, check: Check) -> np.ndarray:
         model, most = trainer.model, trainer.limits
         bound = Bound(model, self.adapter)
         acts, buffers = trainer.acts, trainer.buffers

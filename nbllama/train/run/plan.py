@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbllama.objectives.names import OBJECTIVES
+from nbllama.objectives.names import BASE, MARGIN, NONE, OBJECTIVES, SFT, START
 from nbllama.opt.names import OPTIMISERS
-from nbllama.options.finetune.objective import with_objective
 from nbllama.options.finetune.table import Options
 
 if TYPE_CHECKING:
@@ -108,3 +107,19 @@ def with_plan(
         planned["epochs"] = row.epochs
     left = {name: value for name, value in planned.items() if getattr(options, name) is None}
     return with_objective(replace(options, **left))
+
+
+def with_objective(options: Options) -> Options:
+    """Return options in which the numbers of a loss of preferences are filled in."""
+    row = OBJECTIVES[options.objective]
+    if row is SFT:
+        return options
+    filled: dict[str, Any] = {
+        "beta": row.beta,
+        "label_smoothing": 0.0,
+        "margin": MARGIN if row.has_margin else 0.0,
+        "reference": (START if options.lora_in else BASE) if row.refers else NONE,
+        "sft_weight": row.sft_weight,
+    }
+    left = {name: value for name, value in filled.items() if getattr(options, name) is None}
+    return replace(options, **left)

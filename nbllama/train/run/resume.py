@@ -77,6 +77,7 @@ def identity(
     model: Model,
     data: Dataset,
     validation: Dataset | None,
+    *,
     preferences: RunPreferences | None = None,
 ) -> Identity:
     """Return what a checkpoint of this run must share with it."""

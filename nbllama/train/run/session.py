@@ -36,7 +36,7 @@ from nbllama.train.run.resume import check_resume, completed, identity
 from nbllama.train.run.settings import Settings, fresh_seed, resolve
 from nbllama.train.run.stop import StopFlag
 from nbllama.train.run.trunk import plan_trunk
-from nbllama.train.sharing import saved_line
+from nbllama.train.saved_rows import saved_line
 from nbllama.train.trainer import Trainer
 
 OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
@@ -98,7 +98,7 @@ class RunSession:
             self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
         )
         self.identity = identity(
-            self.settings, self.model, self.data, self.validation, self.preferences
+            self.settings, self.model, self.data, self.validation, preferences=self.preferences
         )
         self.trainer = self._trainer()
         self.trunk = plan_trunk(

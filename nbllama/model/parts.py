@@ -1,0 +1,159 @@
+"""What the passes of a block are made of: its names, norms and linear layers, and its branches.
+
+`nbllama.model.block` has the passes of ordinary blocks, `nbllama.model.mixture` those of a mixture
+of experts, `nbllama.model.mixers` those of blocks without attention. Shapes as in the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.lora.slots import LINEARS
+from nbllama.model.activations import Activations
+from nbllama.model.bound import Bound
+from nbllama.model.weights import Weights
+from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
+from nbllama.ops.linear.panels import NO_PANELS
+
+# The norms that only some models have, by the layer they come after. They carry no pair.
+POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
+
+# llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
+_POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
+
+
+class BlockParts:
+    """One block at work on one batch."""
+
+    def __init__(
+        self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch
+    ) -> None:
+        self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
+        self.hp, self.n = model.hp, len(batch.tokens)
+        self.kept = acts.block(layer, self.n)
+        self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
+        self.watch = model.watch
+
+    def see(self, name: str, x: np.ndarray) -> None:
+        """Show a result to who watches."""
+        if self.watch is not None:
+            self.watch.node(name, self.layer, x)
+
+    def see_grad(self, name: str, dx: np.ndarray) -> None:
+        """Show a gradient to who watches."""
+        if self.watch is not None:
+            self.watch.gradient(name, self.layer, dx)
+
+    def name(self, tensor: str) -> str:
+        """Return the full name of a tensor of this block."""
+        return f"blk.{self.layer}.{tensor}"
+
+    def trains(self, *linears: str) -> bool:
+        """Whether any of these linear layers has a pair that is trained."""
+        return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
+
+    def shared(self, name: str) -> np.ndarray:
+        """Return an array that all blocks share, one row a token."""
+        return self.acts.shared(name, self.n)
+
+    def dense(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of feed-forward `[N, F]`; beside experts it may have room for more."""
+        return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
+
+    # What the passes are made of
+
+    def source(self) -> tuple[np.ndarray, str, np.ndarray]:
+        """Return the stream that feed-forward reads, the norm of that, and its rstd."""
+        if self.hp.side_by_side:
+            return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
+        return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
+
+    def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
+        """Return what is read of the stream x: normed, until the next call, or x itself."""
+        if not norm:
+            return x
+        y = self.shared("norm")
+        self.bound.normed(self.name(f"{norm}.weight"), x, y, rstd)
+        return y
+
+    def reads_grad(
+        self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
+    ) -> None:
+        """Add the gradient with respect to x to dx; a pair's gradients go to `bound.grads`."""
+        if norm:
+            self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
+        elif dx is not None:
+            dx += dy
+
+    def input(self, x: np.ndarray, *linears: str) -> Input:
+        """Prepare x `[N, n_in]` as the input of these linear layers."""
+        group = [(self.pairs[name], self.kept.h_memory.get(name)) for name in linears]
+        return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
+
+    def masked(self, *linears: str) -> Masked | None:
+        """Dropout of the input of these linear layers, if any of them has a pair."""
+        if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
+            return None
+        mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
+        return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
+
+    def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
+        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
+        w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
+        out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
+        self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
+        if bias is not None:
+            out += bias
+
+    def project_grad(
+        self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
+    ) -> None:
+        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+
+        The gradients of the layer's pair are added to `bound.grads`.
+        """
+        dy, out = dy.reshape(self.n, -1), None if dx is None else dx.reshape(self.n, -1)
+        buffers = (self.acts.pool("grad_panels"), self.acts.pool("grad_hidden"))
+        w, h = self.model.linear(self.layer, name), self.kept.h.get(name, NO_PANELS)
+        linear_grad(
+            w, self.pairs[name], dy, x, hp=h, dx=out, buffers=buffers, add=add,
+            masked=self.masked(name),
+        )  # fmt: skip
+
+    # What attention and feed-forward add to the stream: `name` is their last layer
+
+    def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
+        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
+        hp, kept, node = self.hp, self.kept, LINEARS[name].node
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            self.project(name, x, stream, add=True)
+            if self.watch is not None and self.watch.wants(node, self.layer):
+                alone = np.empty_like(stream)
+                self.project(name, x, alone)
+                self.see(node, alone)
+            return
+        y = self.shared("branch")
+        if hp.has_post_norms:
+            out = kept.norms[name]
+            self.project(name, x, out)
+            self.bound.normed(self.name(POST_NORMS[name]), out, y, kept.norms[f"rstd_{name}"])
+            self.see(node, out)
+            self.see(_POST_NODES[name], y)
+        else:
+            self.project(name, x, y)
+            self.see(node, y)
+        y *= np.float32(hp.residual_scale)
+        stream += y
+
+    def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
+        """Return the gradient with respect to the layer's output, from that of the stream."""
+        hp, kept = self.hp, self.kept
+        if hp.residual_scale == 1 and not hp.has_post_norms:
+            return dstream
+        dy = self.shared("branch")
+        np.multiply(dstream, np.float32(hp.residual_scale), out=dy)
+        if hp.has_post_norms:
+            norm, rstd = self.name(POST_NORMS[name]), kept.norms[f"rstd_{name}"]
+            self.bound.normed_grad(norm, dy, kept.norms[name], rstd, dx=dy)
+        return dy

@@ -1,0 +1,48 @@
+"""What sharing of beginnings (`nbllama.data.shared`) saves in an epoch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nbllama.data.order import Position
+from nbllama.data.shared import share
+from nbllama.train.trainer import Trainer
+
+MOST_BATCHES = 1000  # that are laid out to see what is saved
+
+
+class Counted(NamedTuple):
+    """Tokens of the first batches of an epoch, and how many are computed; `whole`: of all."""
+
+    tokens: int
+    computed: int
+    batches: int
+    whole: bool
+
+    @property
+    def share(self) -> float:
+        """Computed tokens by tokens."""
+        return self.computed / self.tokens
+
+
+def saved_line(trainer: Trainer) -> str:
+    """Return what sharing saves in an epoch, for the screen."""
+    found = counted(trainer)
+    if found.computed == found.tokens:
+        return "none of them shared"
+    percent = f"{100 * found.share:.1f} %"
+    if not found.whole:
+        return f"about {percent} computed: shared beginnings once"
+    return f"{found.computed} ({percent}) computed: shared beginnings once"
+
+
+def counted(trainer: Trainer) -> Counted:
+    """Lay out the batches of the present epoch, at most `MOST_BATCHES`. Changes nothing."""
+    epoch = trainer.position.epoch
+    place, tokens, computed, n = Position(epoch), 0, 0, 0
+    while place.epoch == epoch and n < MOST_BATCHES:
+        (batch,), place, _ = trainer.feed.take(place, trainer.batch, 1)
+        tokens += batch.n_tokens
+        computed += share(batch).n_tokens if trainer.shares else batch.n_tokens
+        n += 1
+    return Counted(tokens, computed, n, place.epoch != epoch)
