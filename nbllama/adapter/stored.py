@@ -184,10 +184,12 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
     differ.
     """
     where = f"tensor '{shown(name)}'"
-    if slot_of(name) is None:
+    if (found := slot_of(name)) is None:
         raise refuse(path, where, "has a LoRA pair, but no model has such a tensor to train")
     if a is None or b is None:
         raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
+    if found[0].kind != "experts" and (most := max(a.ndim, b.ndim)) > 2:
+        raise refuse(path, where, f"its pair has {most} dimensions, must be 2")
     if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
         raise refuse(path, where, f"lora_a {a.shape} and lora_b {b.shape} are no pair")
     if a.shape[-2] != b.shape[-1]:

@@ -98,6 +98,7 @@ class Watcher:
         z, p = attention_matrices(
             q, k, q_offsets=q_offsets, k_offsets=k_offsets, scale=hp.attn_scale,
             slopes=self.model.slopes, window=hp.window_at(layer), cap=hp.attn_softcap,
+            sinks=self.model.vectors.get(f"blk.{layer}.attn_sinks.weight"),
         )  # fmt: skip
         self._keep(scores, z)
         self._keep(soft, p)

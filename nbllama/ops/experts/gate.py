@@ -73,8 +73,8 @@ def expert_gate_grad_ref(
     dgate, dup = d * u * (s + slope * g * s * (1 - s)), d * g * s
     if kind == "clamped":
         limit = float(_LIMIT)
-        dgate = np.where(gate < limit, dgate, 0)
-        dup = np.where(np.abs(up) < limit, dup, 0)
+        dgate = np.where(gate >= limit, 0, dgate)  # NaN stays NaN
+        dup = np.where(np.abs(up) >= limit, 0, dup)
     return dgate, dup, (dout * g * s * u).sum(axis=1)
 
 

@@ -14,6 +14,7 @@ chosen, and each gets a weight w:
 
 A bias b, if there is one, is added to the scores for the choice alone. Where scores are equal the
 expert with the lower number comes first. (llama.cpp leaves that to a sort that is not stable.)
+One NaN makes all scores of its token NaN, so that the choice cannot pass over it.
 
 Gradient, with dw given and the choice fixed; du = scale dw, and S the sum of u before `normed`:
 
@@ -68,6 +69,7 @@ def route_ref(
         p = e / e.sum(axis=1, keepdims=True)
     else:
         p = 1 / (1 + np.exp(-z)) if gating.kind == "sigmoid" else z
+        p = np.where(np.isnan(z).any(axis=1, keepdims=True), z.dtype.type(np.nan), p)
     scores = p + bias if bias.size else p
     chosen = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
     return p, chosen, weights_ref(p, chosen, gating)
@@ -123,6 +125,12 @@ def _scores(z, code):
     elif code == SIGMOID:
         for e in range(z.shape[0]):
             z[e] = _ONE / (_ONE + exp_f32(-z[e]))
+    lost = False
+    for e in range(z.shape[0]):
+        if z[e] != z[e]:
+            lost = True
+    if lost:
+        z[:] = np.float32(np.nan)
 
 
 @kernel()
@@ -149,6 +157,7 @@ def _choose(p, bias, chosen):
                         taken = True
                 if taken:
                     best += 1
+            top = np.float32(np.nan)  # all that follow are chosen so
         chosen[k] = best
         last = top
         before = best
