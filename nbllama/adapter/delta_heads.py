@@ -21,23 +21,16 @@ def check_heads(base: Base, names: Iterable[str]) -> None:
 
     `names`: of base tensors that have a pair.
     """
-    shapes = base.shapes or {}
     for name in names:
         found = slot_of(name)
         if found is None or not _in_delta_net(found[0].tensor, base):
             continue
-        block = f"blk.{found[1]}"
-        try:
-            heads, size = (
-                shapes[f"{block}.{t}"][0] for t in ("ssm_alpha.weight", "ssm_norm.weight")
-            )
-            rows = shapes[f"{block}.attn_qkv.weight"][0]
-        except KeyError:
+        if base.delta is None:
             raise UsageError(
                 f"whether Hugging Face has the rows of {name} in another order depends on the"
                 " model: give --model-base FILE"
-            ) from None
-        if rows != 3 * heads * size:
+            )
+        if base.delta.key_heads != base.delta.heads:
             raise UsageError(
                 f"Hugging Face has the heads of {name} in another order than this model's GGUF"
                 " file: a PEFT folder cannot hold this adapter; .gguf and .bin do"

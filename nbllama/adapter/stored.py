@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch import ARCHS, HF_MODULES, ArchRow, Hparams
+from nbllama.arch import ARCHS, HF_MODULES, ArchRow, DeltaNet, Hparams
 from nbllama.checkpoint.stored import ALPHAS
 from nbllama.errors import CheckpointError, UsageError, shown
 from nbllama.lora.pairs import Adapter, Pair
@@ -26,11 +26,12 @@ class Base(NamedTuple):
     head_dim: int | None = None
     n_layer: int | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None  # numpy shapes of all tensors
+    delta: DeltaNet | None = None  # sizes of its delta nets; None also where it has none
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
         """Return what adapters must know of a base model: `hp` and its tensors' numpy shapes."""
-        return cls(hp.arch, hp.head_dim, hp.n_layer, shapes)
+        return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
         """Return what is known here, completed by what is known there."""
