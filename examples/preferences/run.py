@@ -4,7 +4,7 @@
         [--out FOLDER] [--log RESULTS.jsonl] [more options of nbllama finetune ...]
 
 From the base model, or with `--from-usual` from an adapter that was trained to answer in the usual
-way. Answers are greedy, at most 48 tokens. Perplexity is measured on the beginning of a text. The
+way. Answers are greedy, at most 24 tokens. Perplexity is measured on the beginning of a text. The
 seconds of a run are those of the processor, of all cores together, next to those of the clock.
 """
 
@@ -28,7 +28,7 @@ from nbllama.generation.batch import generate_many
 from nbllama.objectives.names import LABELS, OBJECTIVES
 
 TEXT = HERE.parents[1] / "tests" / "golden" / "shakespeare.txt"
-LONGEST, WINDOW, WINDOWS = 48, 256, 6
+LONGEST, WINDOW, WINDOWS = 24, 256, 6
 
 
 def answers(model: Any, adapter: Any) -> list[str]:
@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         labels = OBJECTIVES[objective].data == LABELS
         data = HERE / ("labels.jsonl" if labels else "pairs.jsonl")
         adapter = args.out / f"{objective}{'-from-usual' if args.from_usual else ''}.gguf"
-        own = ["--objective", objective, "--epochs", "2", *more]
+        length = [] if "--epochs" in more else ["--epochs", "1"]
+        own = ["--objective", objective, *length, *more]
         seconds, processor = train(args.model, data, adapter, [*common, *own])
         after = state(model, nbllama.load_adapter(adapter, model))
         print("after: ", after, flush=True)
