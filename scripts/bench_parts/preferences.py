@@ -5,6 +5,7 @@ The pairs are those of the example. All settings that the sides share are in `SE
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,17 +13,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import nbllama
 from bench_parts.hugging_face import write_weights
 from nbllama.adapter.hf_names import hf_module
+from nbllama.data.batch import Dataset
+from nbllama.data.feed import Feed
 from nbllama.data.order import Position
 from nbllama.data.preferences import JudgedBatch
 from nbllama.kernels.cores import physical_cores, use_threads
 from nbllama.lora.pairs import Adapter
+from nbllama.model.passes import Model
 from nbllama.opt.adamw import AdamW
 from nbllama.opt.schedule import Schedule
 from nbllama.options.finetune.table import parse
@@ -38,7 +42,7 @@ from nbllama.train.trainer import Trainer
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "preferences" / "pairs.jsonl"
 SETTINGS: dict[str, Any] = {
-    "rank": 16, "alpha": 32, "rate": 2e-4, "beta": 0.1, "batch": 4, "steps": 21,
+    "rank": 16, "alpha": 32, "rate": 2e-4, "beta": 0.1, "batch": 4,
 }  # fmt: skip
 
 
@@ -47,7 +51,7 @@ def session(model_path: str, checkpointing: bool, words: Sequence[str] = ()) -> 
     s = SETTINGS
     options = parse([
         f"--model-base={model_path}", "--train-data=records", "--objective=dpo",
-        f"--beta={s['beta']}", f"--batch={s['batch']}", f"--adam-iter={s['steps']}",
+        f"--beta={s['beta']}", f"--batch={s['batch']}", "--adam-iter=1000",
         f"--lora-r={s['rank']}", f"--lora-alpha={s['alpha']}", f"--adam-alpha={s['rate']}",
         "--lr-schedule=constant", "--warmup=0", "--weight-decay=0", "--seed=1", "--val-split=0",
         "--answers=0", "--ctx=192", "--checkpoint-in=", "--checkpoint-out=", "--lora-out=",
@@ -61,21 +65,35 @@ def session(model_path: str, checkpointing: bool, words: Sequence[str] = ()) -> 
     )  # fmt: skip
 
 
-def supervised(run: RunSession) -> Trainer:
-    """Return a trainer of the same tokens by their cross-entropy."""
-    own = run.trainer
-    adapter = nbllama.init_adapter(run.model, SETTINGS["rank"], SETTINGS["alpha"], seed=1)
-    return Trainer(
-        run.model, adapter, AdamW(adapter.parameters(), SETTINGS["rate"]), own.dataset,
-        rates=Schedule(warmup=1), feed=own.feed, batch=own.batch, grad_acc=1,
-        checkpointing=own.checkpointing, share_prompts=own.shares,
-    )  # fmt: skip
+class Work(NamedTuple):
+    """What a trainer of the same tokens needs."""
+
+    model: Model
+    data: Dataset
+    feed: Feed
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, run: RunSession) -> Work:
+        """Return what a DPO run works on."""
+        own = run.trainer
+        return cls(run.model, own.dataset, own.feed, own.checkpointing)
+
+    def supervised(self) -> Trainer:
+        """Return a trainer that minimises the cross-entropy of all answers."""
+        rank, alpha, rate, batch = (SETTINGS[k] for k in ("rank", "alpha", "rate", "batch"))
+        adapter = nbllama.init_adapter(self.model, rank, alpha, seed=1)
+        return Trainer(
+            self.model, adapter, AdamW(adapter.parameters(), rate), self.data,
+            rates=Schedule(warmup=1), feed=self.feed, batch=batch, grad_acc=1,
+            checkpointing=self.checkpointing, share_prompts=True,
+        )  # fmt: skip
 
 
 def compare_steps(model_path: str, checkpointing: bool, steps: int) -> dict[str, Any]:
     """Time of a DPO step over that of an SFT step of the same tokens, one after the other."""
     run = session(model_path, checkpointing)
-    trainers = {"sft": supervised(run), "dpo": run.trainer}
+    trainers = {"sft": Work.of(run).supervised(), "dpo": run.trainer}
     for trainer in trainers.values():
         compile_kernels(trainer)
         trainer.objective.start(trainer, None, lambda line: None)
@@ -97,18 +115,21 @@ def compare_steps(model_path: str, checkpointing: bool, steps: int) -> dict[str,
     }  # fmt: skip
 
 
-def measure(model_path: str, checkpointing: bool, objective: str) -> dict[str, Any]:
-    """Seconds of a step, losses and peak memory of this process, of a run of `SETTINGS`."""
+def measure(model_path: str, checkpointing: bool, objective: str, steps: int) -> dict[str, Any]:
+    """Seconds of a step but the first, losses and peak memory of this process."""
     run = session(model_path, checkpointing)
     trainer = run.trainer
     if objective == "sft":
-        run.trainer = trainer = supervised(run)
+        work = Work.of(run)
+        del run, trainer
+        gc.collect()  # the other trainer's memory does not count
+        trainer = work.supervised()
     compile_kernels(trainer)
     start = time.perf_counter()
     trainer.objective.start(trainer, None, lambda line: None)
     reference = time.perf_counter() - start
     losses, ends = [], []
-    for _ in range(SETTINGS["steps"]):
+    for _ in range(steps):
         losses.append(trainer.step().loss)
         ends.append(time.perf_counter())
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
@@ -119,14 +140,16 @@ def measure(model_path: str, checkpointing: bool, objective: str) -> dict[str, A
     }  # fmt: skip
 
 
-def peer(python: str, model_path: str, checkpointing: bool) -> dict[str, Any]:
+def peer(python: str, model_path: str, checkpointing: bool, steps: int) -> dict[str, Any]:
     """Measure the same run by TRL's DPOTrainer, in a process of its own."""
     run = session(model_path, checkpointing)
-    settings = SETTINGS | {"checkpointing": checkpointing, "threads": physical_cores()}
+    settings = SETTINGS | {
+        "checkpointing": checkpointing, "threads": physical_cores(), "steps": steps,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         weights, pairs = Path(folder) / "weights.npz", Path(folder) / "pairs.npz"
         write_weights(run.model, np.zeros((1, 1), np.int32), weights)
-        np.savez(pairs, **_pairs(run), **_halves(run.trainer.adapter))
+        np.savez(pairs, **_pairs(run, steps), **_halves(run.trainer.adapter))
         words = [python, str(Path(__file__).with_name("peer_preferences.py"))]
         words += [str(weights), str(pairs), json.dumps(settings)]
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -137,10 +160,10 @@ def peer(python: str, model_path: str, checkpointing: bool) -> dict[str, Any]:
     return {"objective": "TRL's dpo", "checkpointing": checkpointing} | found
 
 
-def _pairs(run: RunSession) -> dict[str, np.ndarray]:
-    """Return the pairs of all steps in their order: `ids` and `sizes`, see peer_preferences.py."""
+def _pairs(run: RunSession, steps: int) -> dict[str, np.ndarray]:
+    """Return the pairs of the steps in their order: `ids` and `sizes`, see peer_preferences.py."""
     ids, sizes, place = [], [], Position(0, 0)
-    for _ in range(SETTINGS["steps"]):
+    for _ in range(steps):
         taken = run.trainer.feed.take(place, run.trainer.batch, 1)
         place = taken.after
         (batch,) = taken.batches

@@ -26,7 +26,16 @@ PARTS = ("steps", "memory", "peer")
 
 def own(args: argparse.Namespace, checkpointing: bool, objective: str) -> dict[str, Any]:
     """Run `measure` in a new process."""
-    words = [sys.executable, __file__, "--model", args.model, "--one", objective]
+    words = [
+        sys.executable,
+        __file__,
+        "--model",
+        args.model,
+        "--one",
+        objective,
+        "--steps",
+        str(args.steps),
+    ]
     words += ["--checkpointing"] if checkpointing else []
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
@@ -40,7 +49,7 @@ def against_peer(args: argparse.Namespace, checkpointing: bool) -> dict[str, Any
     ours, theirs = [], []
     for _ in range(args.repeat):
         ours.append(own(args, checkpointing, "dpo"))
-        theirs.append(peer(args.peer, args.model, checkpointing))
+        theirs.append(peer(args.peer, args.model, checkpointing, args.steps))
     a, b = (min(found, key=lambda row: row["seconds"]) for found in (ours, theirs))
     apart = max(abs(x - y) for x, y in zip(a["losses"], b["losses"], strict=True))
     return {
@@ -53,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--model", default=None)
-    parser.add_argument("--steps", type=int, default=18, help="of each objective in part steps")
+    parser.add_argument("--steps", type=int, default=21, help="of each run; the first is not timed")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each side in part peer")
     parser.add_argument("--peer", help="an interpreter that has torch, peft and trl")
     parser.add_argument("--checkpointing", action="store_true")
@@ -62,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model = args.model or demo_model()
     if args.one:
-        print(json.dumps(measure(args.model, args.checkpointing, args.one)))
+        print(json.dumps(measure(args.model, args.checkpointing, args.one, args.steps)))
         return
     for part in args.parts or PARTS:
         row: dict[str, Any]
