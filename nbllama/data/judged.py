@@ -56,7 +56,12 @@ def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
 def _mixed(data: DataFile) -> str:
     first = type(data.samples[0][1])
     line = next(line for line, s in data.samples if type(s) is not first)
+    reason = "preferences and other records cannot be in one run"
+    if first is Labelled:
+        reason = "after a labelled answer each record needs a label that is true or false"
+    elif first is Pair:
+        reason = "after a pair each record needs chosen and rejected"
     return (
-        f"{data.where(line)}: this record is of another format than those before: preferences and "
-        f"other records cannot be in one run ({shown(data.path)})"
+        f"{data.where(line)}: this record is of another format than those before: {reason} "
+        f"({shown(data.path)})"
     )

@@ -102,6 +102,8 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
     "chosen and rejected are equal": {"prompt": "a", "chosen": "b", "rejected": "b"},
     '"rejected" is empty': {"prompt": "a", "chosen": "b", "rejected": "  "},
     '"chosen" is empty': {"prompt": [USER], "chosen": [], "rejected": [BAD]},
+    '"rejected" is missing': {"prompt": "a", "chosen": "b"},
+    "not null": {"prompt": "a", "chosen": None, "rejected": "b"},
     "differ first in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
     "no common prompt": {"chosen": [GOOD], "rejected": [BAD]},
     "no answer of its own": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
@@ -171,10 +173,29 @@ def test_a_pair_that_is_cut_to_the_same_is_left_out(tmp_path: Path, tokenizer: T
     assert any("1 pairs were left out" in note for note in made.notes)
 
 
-def test_mixed_records_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    path = file(tmp_path, PAIR, PAIR, {"messages": [USER, GOOD]})
-    with pytest.raises(DataError, match=r"line 3: this record is of another format"):
+LABELLED = {"prompt": [USER], "completion": [GOOD], "label": True}
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ((PAIR, {"messages": [USER, GOOD]}), "needs chosen and rejected"),
+        ((PAIR, LABELLED), "needs chosen and rejected"),
+        (({"messages": [USER, GOOD]}, PAIR), "cannot be in one run"),
+        ((LABELLED, PAIR), "needs a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": "spam"}), "needs a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": None}), "needs a label that is true or false"),
+        ((LABELLED, LABELLED | {"label": 2}), "needs a label that is true or false"),
+        ((LABELLED, {"prompt": [USER], "completion": [BAD]}), "a label that is true or false"),
+    ],
+)
+def test_mixed_records_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, records: tuple[dict[str, Any], ...], reason: str
+) -> None:
+    path = file(tmp_path, records[0], *records)
+    with pytest.raises(DataError, match=r"line 3: this record is of another format") as e:
         samples(path, tokenizer)
+    assert reason in str(e.value)
 
 
 def test_both_sides_stay_together_when_data_are_held_out(

@@ -170,3 +170,36 @@ def test_a_file_of_the_reference(tmp_path: Path) -> None:
     raw[-1] ^= 1
     Path(path).write_bytes(raw)
     assert read(path, key, 2, lines.append) is None and len(lines) == 3
+
+
+def test_a_shared_prompt_gives_the_reference_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model(tmp_path)
+    forward, rows = Model.forward, 0
+
+    def counted(self: Model, bound: Any, acts: Any, batch: Any, check: Any = None) -> None:
+        nonlocal rows
+        rows += batch.n_tokens
+        forward(self, bound, acts, batch, check)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    found, computed = [], []
+    for shares in (False, True):
+        data = preferences(model, n=4)
+        begins = data.samples.offsets
+        for i in range(0, 8, 2):  # the sides of a pair begin with the same tokens
+            a, b = int(begins[i]), int(begins[i + 1])
+            data.samples.ids[b : b + 5] = data.samples.ids[a : a + 5]
+        reference = Reference(None, "base", [data], False, None)
+        objective = PreferenceLoss(NUMBERS["dpo"], [data], reference)
+        t = trainer(
+            model, toy_adapter(model), data, batch=2, objective=objective, share_prompts=shares
+        )
+        rows = 0
+        objective.start(t, None, lambda line: None)
+        assert data.reference is not None
+        found.append(data.reference)
+        computed.append(rows)
+    assert np.array_equal(*found)
+    assert computed[0] - computed[1] >= 4 * 5

@@ -40,7 +40,9 @@ _UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
 def read(record: Record, style: Style) -> Pair:
     """Read the two sides. Raises `DataError`."""
     for side in SIDES:
-        _check(record.get(side), side)
+        if side not in record:
+            raise DataError(f'"{side}" is missing')
+        _check(record[side], side)
     chosen: Plain
     rejected: Plain
     question = next((key for key in _QUESTIONS if record.get(key) is not None), None)

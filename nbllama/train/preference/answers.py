@@ -11,12 +11,14 @@ from nbllama.data.batch import Batch
 from nbllama.train.validation import batches
 
 if TYPE_CHECKING:
+    from nbllama.data.preferences import Preferences
     from nbllama.data.samples import Samples
     from nbllama.model.activations import Activations
     from nbllama.model.bound import Bound
     from nbllama.model.passes import Model
     from nbllama.ops.loss import LossBuffers
     from nbllama.train.limits import Limits
+    from nbllama.train.trainer import Trainer
 
 Check = Callable[[], None] | None
 
@@ -69,3 +71,29 @@ def of_samples(
         batch = samples.batch(rows[part].tolist())
         model.forward(bound, acts, batch, check)
         yield log_probabilities(model, bound, acts, buffers, batch=batch)
+
+
+def of_preferences(
+    trainer: Trainer,
+    bound: Bound,
+    acts: Activations,
+    buffers: LossBuffers,
+    *,
+    data: Preferences,
+    check: Check,
+) -> Iterator[np.ndarray]:
+    """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
+
+    A prompt that answers share is computed once, if the trainer shares. The memory must have room
+    for each single sample. `check` runs between layers.
+    """
+    most = trainer.limits
+    for numbers in batches(data.lengths(), most.tokens, most.trained):
+        for at in range(0, len(numbers), trainer.batch):
+            part = numbers[at : at + trainer.batch]
+            laid_out = trainer.laid_out([data.batch(part)])
+            if laid_out[0].n_tokens > most.computed:  # validation data may share less
+                laid_out = trainer.laid_out([data.batch([i]) for i in part])
+            for batch in laid_out:
+                trainer.model.forward(bound, acts, batch, check)
+                yield log_probabilities(trainer.model, bound, acts, buffers, batch=batch)

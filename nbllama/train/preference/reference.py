@@ -23,7 +23,7 @@ from nbllama.errors import NOT_A_NUMBER, NbllamaError, OutputError, shown
 from nbllama.model.bound import Bound
 from nbllama.report.log import duration
 from nbllama.system.files import atomic_write
-from nbllama.train.preference.answers import Check, of_samples
+from nbllama.train.preference.answers import Check, of_preferences, of_samples
 
 if TYPE_CHECKING:
     from nbllama.lora.pairs import Adapter
@@ -109,11 +109,13 @@ class Reference:
             acts = model.activations(self.adapter, most.computed, most.trained, checkpointing=True)
             buffers = model.loss_buffers(self.adapter, most.trained)
         parts: list[np.ndarray] = []
-        for samples in self._samples():
-            parts += of_samples(
-                model, bound, acts, buffers, samples=samples,
-                rows=np.arange(samples.n_samples), most=most, check=check,
-            )  # fmt: skip
+        for one in self.sets:
+            parts += of_preferences(trainer, bound, acts, buffers, data=one, check=check)
+            if self.others:
+                parts += of_samples(
+                    model, bound, acts, buffers, samples=one.others,
+                    rows=np.arange(one.others.n_samples), most=most, check=check,
+                )  # fmt: skip
         return np.concatenate(parts)
 
     def _keep(self, values: np.ndarray, say: Callable[[str], None]) -> None:
