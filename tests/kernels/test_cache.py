@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written(
         assert run(tmp_path, function=minus_one) == COMPILED
     assert files(tmp_path) == before
     (line,) = caplog.messages
-    assert str(tmp_path) in line and os.strerror(code) in line and "compiled anew" in line
+    assert str(tmp_path) in line and os.strerror(code) in line and "compiled again" in line
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file(
