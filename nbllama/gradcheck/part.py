@@ -1,4 +1,4 @@
-"""A few blocks of a model as a model of its own: embeddings, these blocks, output."""
+"""A few blocks of a model as a separate model: embeddings, these blocks, output."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Choose blocks that together have every combination of weight types, and the last one.
+    """Choose the last block, and blocks that together have every combination of weight types.
 
-    Where blocks differ by their place, the first ones up to a whole period are among them.
+    If blocks differ by their position, the first blocks up to a whole period are included.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window else 0, hp.rope_period)
