@@ -1,24 +1,24 @@
-"""A block of the model, forwards and backwards: attention and feed-forward.
+"""A block of the model, forward and backward: attention and feed-forward.
 
-Each reads the residual stream, in most models a normed copy of it, and adds its output to the
-stream. What differs between models comes from `Hparams`, and each step below asks it:
+Both read the residual stream (in most models a normalised copy of it) and add their output to the
+stream. The differences between models are in `Hparams`, and the steps below depend on it:
 
-| step | what differs |
+| step | differences |
 |---|---|
-| `reads` | the norm of what is read, if any; whether feed-forward reads what attention read |
-| `heads` | norms of queries and keys, before or after RoPE, of heads or of all of them; RoPE |
+| `reads` | the norm of the input, if any; whether feed-forward has the same input as attention |
+| `heads` | norms of queries and keys, before or after RoPE, per head or over all heads; RoPE |
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
-| `activation` | with a gate or without one, and which function |
+| `activation` | with or without a gate, and the function |
 | `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
-| `branch` | norm and scale of what is added to the stream |
+| `branch` | norm and scale of the output that is added to the stream |
 
-The block is written three times. This file is for training: many tokens, forwards and backwards.
-`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token, as
-fast as it goes. `nbllama.model.reference` has every operation in a line of plain float64 numpy;
-tests hold the other two to it. Whoever changes one changes all three.
+There are three implementations of the block. This file is for training: many tokens, forward and
+backward. `nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one
+token, optimised for speed. `nbllama.model.reference` has each operation as one line of plain
+float64 numpy; tests compare the other two with it. If you change one, change all three.
 
-Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
-for the backward pass is a `BlockSet` (`nbllama.model.activations`).
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
+`BlockSet` (`nbllama.model.activations`) for the backward pass.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from nbllama.ops.linear.panels import NO_PANELS
 from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
-# The norms that only some models have, by the layer they come after. They carry no pair.
+# Norms that only some models have, by the layer that they follow. They have no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
@@ -51,7 +51,7 @@ GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+"""Takes a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
 
 
 def block_forward(
@@ -66,14 +66,15 @@ def block_forward(
     k_offsets: np.ndarray | None = None,
     states: StateExchange | None = None,
 ) -> None:
-    """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
+    """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
-    are those of the keys it gives. `states`: of the sequences, in blocks without attention.
+    `recompute` stops when the backward pass has everything it needs. With `cache`, `k_offsets`
+    `[S+1]` are the offsets of the keys that it returns. `states`: the sequences' states, for blocks
+    without attention.
     """
     block = Block(model, layer, bound, acts, batch)
     if recompute:
-        block.watch = None  # it was seen the first time
+        block.watch = None  # already reported by the first forward pass
     if mixer := MIXERS.get(model.hp.mixer_at(layer)):
         mixer.forward(block, states)
     else:
@@ -84,10 +85,10 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
+    """Run block `layer` backward: acts.dx changes from the output's to the input's gradient.
 
-    `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
-    only feeds the layers below is left out.
+    `lowest` is the lowest block with trained parameters. In this block, the work that only the
+    layers below would need is skipped.
     """
     block = Block(model, layer, bound, acts, batch)
     block.feed_forward_backward()
@@ -99,7 +100,7 @@ def block_backward(
 
 
 class Block:
-    """One block at work on one batch."""
+    """One block with one batch."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, batch: Batch
@@ -118,12 +119,12 @@ class Block:
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
 
     def see(self, name: str, x: np.ndarray) -> None:
-        """Show a result to who watches."""
+        """Pass a result to the watcher, if there is one."""
         if self.watch is not None:
             self.watch.node(name, self.layer, x)
 
     def see_grad(self, name: str, dx: np.ndarray) -> None:
-        """Show a gradient to who watches."""
+        """Pass a gradient to the watcher, if there is one."""
         if self.watch is not None:
             self.watch.gradient(name, self.layer, dx)
 
@@ -132,21 +133,21 @@ class Block:
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
-        """Whether any of these linear layers has a pair that is trained."""
+        """Return whether any of these linear layers has a pair that is trained."""
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
-        """Return an array that all blocks share, one row a token."""
+        """Return an array that all blocks share, one row per token."""
         return self.acts.shared(name, self.n)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return an array of feed-forward `[N, F]`; beside experts it may have room for more."""
+        """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
         return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
 
-    # What the passes are made of
+    # The parts of the passes
 
     def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
-        """Return what is read of the stream x: normed, until the next call, or x itself."""
+        """Return the stream x, normalised (until the next call), or x itself without a norm."""
         if not norm:
             return x
         y = self.shared("norm")
@@ -156,7 +157,7 @@ class Block:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; a pair's gradients go to `bound.grads`."""
+        """Add the gradient with respect to x to dx; add a pair's gradients to `bound.grads`."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
@@ -168,14 +169,14 @@ class Block:
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
     def masked(self, *linears: str) -> Masked | None:
-        """Dropout of the input of these linear layers, if any of them has a pair."""
+        """Return the dropout of these linear layers' input, if any of them has a pair."""
         if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
             return None
         mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
+        """Set y `[N, ...]` to (`add`: increase it by) the output of layer `name`, with its bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
@@ -185,7 +186,7 @@ class Block:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+        """Set dx `[N, ...]` to (with `add`: increase it by) the gradient with respect to x.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
@@ -197,10 +198,10 @@ class Block:
             masked=self.masked(name),
         )  # fmt: skip
 
-    # What attention and feed-forward add to the stream: `name` is their last layer
+    # Outputs of attention and feed-forward, added to the stream; `name` is their last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
+        """Add the layer's output to stream `[N, C]`, normalised and scaled if the model does so."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)
@@ -223,7 +224,7 @@ class Block:
         stream += y
 
     def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
-        """Return the gradient with respect to the layer's output, from that of the stream."""
+        """Return the gradient with respect to the layer's output, given that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream
@@ -237,7 +238,7 @@ class Block:
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
+        """Compute queries or keys y `[N, heads, D]`: project, normalise if needed, and rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -270,17 +271,17 @@ class Block:
         self.see_grad(f"{node}_raw", dy)
 
     def turn(self, node: str, y: np.ndarray) -> None:
-        """Turn y `[N, heads, D]` by RoPE."""
+        """Rotate y `[N, heads, D]` by RoPE."""
         self.model.rotate(self.layer, y, self.batch.positions)
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
-        """Turn the gradient back."""
+        """Rotate the gradient back."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows as long as its weight (a head, or all), their rstd."""
+        """Return the norm's name, x in rows of its weight's length (one head or all), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
@@ -318,7 +319,7 @@ class Block:
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return attention's output `[N, H, D]`, times its gates where it has some."""
+        """Return attention's output `[N, H, D]`, times its gates if it has any."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")
@@ -326,12 +327,12 @@ class Block:
         return y
 
     def attention_backward(self, below: bool) -> None:
-        """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+        """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
-        Without `below` only what this block's own pairs need is computed.
+        Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # then dnorm has feed-forward's part
+        side_by_side = self.hp.side_by_side  # then dnorm already has feed-forward's part
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -368,7 +369,7 @@ class Block:
     # Feed-forward
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return the stream that feed-forward reads, the norm of that, and its rstd."""
+        """Return the stream that feed-forward reads, the name of its norm, and its rstd."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
@@ -393,7 +394,7 @@ class Block:
         self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
-        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
+        """Compute the block's output; with `recompute`, only what the gradient needs."""
         if self.mixture is not None:
             self.mixture.forward(recompute)
             return
@@ -422,7 +423,7 @@ class Block:
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
-        """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
+        """Change acts.dx from the gradient with respect to the output to that of `x_mid`."""
         kept, hp = self.kept, self.hp
         dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
@@ -438,7 +439,7 @@ class Block:
             if hp.gated:
                 self.project_grad("gate", kept.gate, read, dnorm)
             self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
-        if not hp.side_by_side:  # else attention adds its part first
+        if not hp.side_by_side:  # otherwise attention adds its part first
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx)
         self.see_grad("ffn_inp", dx)

@@ -32,7 +32,7 @@ _MXFP4_TOO_LARGE = 253
 
 @kernel()
 def _first_special(raw, at, stride, start, stop, mask):
-    """Return the first i in [start, stop) whose u16 at `at + stride * i` has all `mask` bits; or -1."""
+    """Return the first i in start .. stop-1 whose u16 at `at + stride * i` has all of `mask`."""
     for i in range(start, stop):
         if (u16(raw, at + stride * i) & mask) == mask:
             return i
