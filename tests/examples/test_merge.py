@@ -89,7 +89,7 @@ def test_other_tokens_are_told(
     monkeypatch.setattr(example, "merge", merge)
     monkeypatch.setattr(example, "train", lambda *args: None)
     assert example.main(run_on_a_toy) == 1
-    assert capfd.readouterr().err.endswith("llama.cpp and nbllama wrote different tokens\n")
+    assert capfd.readouterr().err.endswith("llama.cpp and nbllama generated different tokens\n")
 
 
 def test_what_cannot_work_ends_in_a_line(
@@ -100,7 +100,7 @@ def test_what_cannot_work_ends_in_a_line(
     assert "no.gguf" in capfd.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         example.main(["one.txt", "--model", "x"])
-    assert "1 texts are given; give two" in capfd.readouterr().err
+    assert "1 texts; give two" in capfd.readouterr().err
 
 
 @pytest.mark.slow
