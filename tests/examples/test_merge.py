@@ -78,7 +78,7 @@ def test_other_tokens_are_told(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Merged at other scales than those of the mix, with the adapters of the run before."""
+    """Merged at other scales than those of the mix, with the adapters of the previous run."""
     whole = example.merge
 
     def merge(*args: Any) -> None:
@@ -106,7 +106,7 @@ def test_what_cannot_work_ends_in_a_line(
 @pytest.mark.slow
 @pytest.mark.long
 def test_on_the_demo_model(example: ModuleType, tmp_path: Path, demo_model: Path) -> None:
-    """With the example's own texts: each adapter's style shows in what it says."""
+    """With the example's texts: each adapter's style is visible in its output."""
     log = tmp_path / "log.jsonl"
     words = ["--model", str(demo_model), "--out", str(tmp_path / "out"), "--log", str(log)]
     assert example.main(words) == 0
