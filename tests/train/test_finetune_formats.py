@@ -77,7 +77,7 @@ def test_start_from_an_adapter(toy: Path, name: str, capfd: pytest.CaptureFixtur
     assert (after.alpha, after.lora_r, state.iteration) == (6, 4, 1)
     assert list(after.pairs) == list(start.pairs) and not same(start, after)
     for tensor, x in start.parameters().items():
-    # one step of AdamW at 1e-3 moves a value by at most the learning rate and the decay of 0.1
+        # one step of AdamW at 1e-3 moves a value by at most the learning rate and the decay of 0.1
         assert abs(after.parameters()[tensor] - x).max() <= 1.001e-3 + 1e-4 * abs(x).max()
         # (1 - beta2) g² after one step from zero, and (1 - beta1) g
         m, v = state.m[tensor], state.v[tensor]
