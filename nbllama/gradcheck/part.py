@@ -35,11 +35,11 @@ class PartOfFile(GGUFFile):
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
     """Return a tensor's name in the part; None if it is not in it."""
-    found = _BLOCK.fullmatch(name)
-    if found is None:
+    match = _BLOCK.fullmatch(name)
+    if match is None:
         return name
-    layer = int(found[1])
-    return f"blk.{layers.index(layer)}.{found[2]}" if layer in layers else None
+    layer = int(match[1])
+    return f"blk.{layers.index(layer)}.{match[2]}" if layer in layers else None
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:

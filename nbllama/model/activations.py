@@ -215,12 +215,12 @@ class Arena:
 
     def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Return new float32 arrays by name; their contents are undefined."""
-        made = {}
+        arrays = {}
         for name, shape in shapes.items():
             end = self._used + math.prod(shape)
-            made[name] = self.memory[self._used : end].reshape(shape)
+            arrays[name] = self.memory[self._used : end].reshape(shape)
             self._used += _floats({name: shape})
-        return made
+        return arrays
 
 
 class Activations:
@@ -272,8 +272,8 @@ class Activations:
 
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, cut to `n` rows."""
-        own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        *groups, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
+        index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
         return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)
 

@@ -24,8 +24,8 @@ def attend(
     if tree is None:
         attention(q, k, v, q_offsets=starts, k_offsets=k_offsets, **how)
     else:
-        own = tree.k_offsets
-        attention_tree(q, k, v, q_offsets=starts, k_offsets=own, paths=tree.paths, **how)
+        path_offsets = tree.k_offsets
+        attention_tree(q, k, v, q_offsets=starts, k_offsets=path_offsets, paths=tree.paths, **how)
 
 
 def attend_grad(

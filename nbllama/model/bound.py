@@ -59,10 +59,10 @@ class Bound:
 
     def pair(self, name: str) -> LoraPair | None:
         """Return the pair of a matrix, with the arrays for its gradients."""
-        if self.adapter is None or (found := self.adapter.pairs.get(name)) is None:
+        if self.adapter is None or (stored := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
-        return LoraPair(found.a, found.b, self.adapter.scale, da, db)
+        return LoraPair(stored.a, stored.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
         """Return a layer's pair. Layers in one tensor share A, and each has its own rows of B."""

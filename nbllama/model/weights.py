@@ -42,23 +42,23 @@ class Linear(NamedTuple):
 
 def linears(hp: Hparams) -> dict[str, Linear]:
     """Return a model's layers of `LINEARS`; one tensor of the file can hold several of them."""
-    found = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
+    layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
         for name, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
-            found[name] = Linear("attn_qkv", slice(first, first + n))
+            layers[name] = Linear("attn_qkv", slice(first, first + n))
     if hp.fused_gate_up:
-        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
-        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+        layers["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
+        layers["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
     if not hp.gated:
-        del found["gate"]
+        del layers["gate"]
     others = {"conv": CONV, "delta": DELTA}
     unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
     if hp.experts is not None and not hp.experts.first:
         unused |= {*DENSE}
     if hp.experts is None or not hp.experts.n_ff_shared:
         unused |= {*SHARED}
-    return {name: of for name, of in found.items() if name not in unused}
+    return {name: of for name, of in layers.items() if name not in unused}
 
 
 class Weights:
@@ -207,11 +207,11 @@ class Weights:
         return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
+        """Return the types of a block's matrices; equal tuples need the same kernels."""
         names = [f"blk.{layer}.{tensor}.weight" for tensor, _ in self.linears.values()]
-        found = [self.matrices[name].type_id for name in names if name in self.matrices]
+        types = [self.matrices[name].type_id for name in names if name in self.matrices]
         routed = (self.experts.get(f"blk.{layer}.{tensor}.weight") for tensor in ROUTED)
-        return (*found, *(weights[0].type_id for weights in routed if weights))
+        return (*types, *(weights[0].type_id for weights in routed if weights))
 
 
 def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:

@@ -39,9 +39,9 @@ class Dump(Mapping[str, np.ndarray]):
         """Return the array with this name. Raises `KeyError`."""
         if name in self.arrays:
             return self.arrays[name]
-        for own in self.arrays:
-            if name in aliases(own):
-                return self.arrays[own]
+        for stored in self.arrays:
+            if name in aliases(stored):
+                return self.arrays[stored]
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -94,8 +94,8 @@ def load(path: Path) -> Dump:
             total = sum(member.file_size for member in archive.infolist())
         if total > min(MOST_BYTES, os.path.getsize(path)):
             raise GGUFError(f"{name}: {total} bytes of arrays exceed the file or the limit")
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in found.files}
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = {key: npz[key] for key in npz.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:
         raise GGUFError(f"{name}: not a readable .npz file: {shown(e, 200)}") from e
     about = _about(arrays.pop(ABOUT, None))
@@ -109,7 +109,7 @@ def _about(text: np.ndarray | None) -> dict[str, Any]:
     if text is None or text.dtype.kind != "U" or text.size != 1:
         return {}
     try:
-        found = json.loads(str(text))
+        about = json.loads(str(text))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return about if isinstance(about, dict) else {}

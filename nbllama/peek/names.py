@@ -105,11 +105,11 @@ def node_name(name: str, layer: int) -> str:
 @lru_cache(maxsize=1 << 16)
 def aliases(name: str) -> tuple[str, ...]:
     """Return other names of the same array: finetune.cpp's numbers."""
-    found = _NODE.fullmatch(name)
-    if found is None:
+    match = _NODE.fullmatch(name)
+    if match is None:
         return ()
-    block, rest = found[2] or "", found[3] or ""
-    return tuple(f"{t}{block}{rest}" for t in _NUMBERS.get(found[1], ()))
+    block, rest = match[2] or "", match[3] or ""
+    return tuple(f"{t}{block}{rest}" for t in _NUMBERS.get(match[1], ()))
 
 
 class Patterns:
@@ -127,10 +127,10 @@ class Patterns:
 
     def __call__(self, name: str) -> bool:
         """Return whether a pattern matches `name`."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = any(self._one(text, name) for text in self.texts)
-        return found
+        fits = self._known.get(name)
+        if fits is None:
+            fits = self._known[name] = any(self._one(text, name) for text in self.texts)
+        return fits
 
     def _one(self, text: str, name: str) -> bool:
         bare = name if "@" in text else name.partition("@")[0]
@@ -180,5 +180,5 @@ def kind_of(name: str) -> str:
         return "parameter"
     if bare in BATCH:
         return "batch"
-    found = _NODE.fullmatch(bare)
-    return "activation" if found and found[1] in _NUMBERS else "weight"
+    match = _NODE.fullmatch(bare)
+    return "activation" if match and match[1] in _NUMBERS else "weight"

@@ -56,12 +56,12 @@ def _panels(dump: Dump, kind: str, head: int | None) -> list[Panel]:
         x = np.asarray(x, np.float64)
         if not x.size:
             continue
-        own = kind
+        view = kind
         if kind == "auto":
-            own = "attention" if name.startswith("kq_soft_max") and x.ndim == 3 else "histogram"
-        if own == "attention":
+            view = "attention" if name.startswith("kq_soft_max") and x.ndim == 3 else "histogram"
+        if view == "attention":
             panels += _attention(name, x, head)
-        elif own == "heat":
+        elif view == "heat":
             if x.ndim > 1:
                 panels.append((name, "heat", _shrunk(x.reshape(len(x), -1))))
         else:
@@ -115,9 +115,9 @@ def _figure(panels: list[Panel]) -> Any:
             axes.set_ylabel("token", fontsize=8)
             figure.colorbar(image, ax=axes, shrink=0.8)
         else:
-            most = float(np.nanmax(np.abs(x))) or 1.0
+            largest = float(np.nanmax(np.abs(x))) or 1.0
             image = axes.imshow(
-                x, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
+                x, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
             )
             axes.set_xlabel("column", fontsize=8)
             axes.set_ylabel("row", fontsize=8)

@@ -33,14 +33,14 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
         raise UsageError(f"{shown(path, 400)}: there is no such file")
     if is_dump(path):
         return load(path).matching(*patterns)
-    found = None if os.path.isdir(path) else _gguf(path)
-    if found is None:
+    gguf = None if os.path.isdir(path) else _gguf(path)
+    if gguf is None:
         stored = read_stored(path, Base())
         halves: dict[str, np.ndarray] = {}
         for name, pair in stored.pairs.items():
             halves |= {f"{name}.lora_a": pair.a, f"{name}.lora_b": pair.b}
         return Dump(halves, {"adapter": path}).matching(*patterns)
-    with found as f:
+    with gguf as f:
         if f.metadata.get("training.type") == "finetune_lora" or is_old(f):
             return _checkpoint(path).matching(*patterns)
         return _model(f, patterns)

@@ -146,12 +146,12 @@ class Watcher:
 
 def all_names(model: Model, adapter: Adapter | None) -> list[str]:
     """Return all names that a watch of this model can copy."""
-    found = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
+    known = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
     if adapter is None:  # a pass can bind an adapter later
         parameters = [f"{name}.lora_{half}" for name in model.gguf.tensors for half in "ab"]
     else:
         parameters = list(adapter.parameters())
-    return found + names.parameter_names(parameters, (".grad", ".m", ".v", ".after"))
+    return known + names.parameter_names(parameters, (".grad", ".m", ".v", ".after"))
 
 
 @contextmanager
