@@ -8,10 +8,10 @@ the small LoRA products h, and the inputs of further norms if the model has them
 computed again from these, element by element.
 
 Without gradient checkpointing every block has its own set. With it the blocks share one set, only
-the blocks' inputs are kept, and the backward pass runs each block's forward pass again. `kept`
-selects a number of blocks in between that have their own set, which saves their second forward
-pass. The last block does not need its own, because its backward pass directly follows its forward
-pass. In all cases the gradient has the same bits.
+the blocks' inputs are kept, and the backward pass runs each block's forward pass again. As a
+compromise, `kept` of the blocks can have their own set, which saves their second forward pass. The
+last block does not need one, because its backward pass directly follows its forward pass. In all
+cases the gradient has the same bits.
 
 If nothing is trained (`ForwardActivations`), a block's input is not needed after the block: the
 stream alternates between two arrays, and there is one set.

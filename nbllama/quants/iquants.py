@@ -51,7 +51,7 @@ def put_shifted(scale, at, shift, out, to):
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Decode 256 rows; per group of 32 one u32: four times seven sign bits and a scale on top."""
+    """Decode from 256 rows; per group a u32: four times seven sign bits and a scale on top."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -66,7 +66,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode 512 rows; a byte of scales serves two times 16 weights."""
+    """Decode from 512 rows; a byte of scales serves two times 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -81,7 +81,7 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Decode 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -97,7 +97,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Decode 256 rows of 4; per group of 32 one u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -112,7 +112,7 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Decode 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
+    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -128,7 +128,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode 2048 rows; u16 per group: four times three row bits, three of scale, sign of delta."""
+    """Decode from 2048 rows; u16 per group: four times three row bits, three of scale, delta's sign."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -152,7 +152,7 @@ def iq1_m_scale(raw, at):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Decode 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
+    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
 
     There are sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.
     """

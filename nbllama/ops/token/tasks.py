@@ -138,7 +138,7 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Normalise heads `[n, D]` if there is a norm, and rotate them; with `norm_last`, first."""
+    """Normalise heads `[n, D]` if there is a norm, then rotate them; `norm_last`: rotate first."""
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
