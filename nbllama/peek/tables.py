@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(x: np.ndarray) -> Statistics:
-    """In float64."""
+    """Compute the statistics of an array, in float64."""
     flat = np.asarray(x, np.float64).reshape(-1)
     good = flat[np.isfinite(flat)]
     odd = flat.size - good.size

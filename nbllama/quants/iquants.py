@@ -128,7 +128,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Decode from 2048 rows; u16 per group: four times three row bits, three of scale, delta's sign."""
+    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)

@@ -32,7 +32,7 @@ def values32(raw, at):
 
 @kernel(inline=True)
 def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
-    """One scale."""
+    """Multiply IQ4_NL, which has one scale."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 18 * b
