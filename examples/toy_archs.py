@@ -1,8 +1,8 @@
-"""The registry of architectures that are checked: thin random models of each kind that people have.
+"""The registry of tested architectures: thin random models of each kind of real model.
 
-`MODELS` is the one list: the logits, gradients, adapters and merges of every entry are compared in
-tests/arch/test_archs.py and tests/arch/test_arch_gradients.py, and `--list-archs` must name
-exactly these.
+`MODELS` is the only list: the logits, gradients, adapters and merges of every entry are compared in
+tests/arch/test_archs.py and tests/arch/test_arch_gradients.py, and `--list-archs` must list exactly
+these architectures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 class Thin(NamedTuple):
-    """A thin model: arguments of `make_llama`, and those that give rows of whole K-quant blocks."""
+    """A thin model: arguments of `make_llama`, and others for rows of whole K-quant blocks."""
 
     arch: str
     options: dict[str, Any]
@@ -49,7 +49,7 @@ class Thin(NamedTuple):
 
     @property
     def deep(self) -> bool:
-        """Has as many layers as the real one, because llama.cpp goes by their number."""
+        """Whether it has as many layers as the real model, because llama.cpp checks the number."""
         return bool(self.options.get("n_layer", 2) > 8)
 
 
@@ -66,7 +66,7 @@ WINDOWS = {
 EXAONE4 = OLMO2 | {"qk_norm": True, "rope_freq_base": 1e6, "tokenizer": "bpe"}
 LAYER_NORM: dict[str, Any] = {"layer_norm": True, "norm_biases": True}
 UNGATED_BIASES = (*QKV, "attn_output", "ffn_up", "ffn_down")
-# ggml's GELU is a staircase, and a step taken elsewhere must not show much: a small ffn_down.
+# ggml's GELU is a step function; a small ffn_down reduces the effect of steps at other places.
 GELU: dict[str, Any] = LAYER_NORM | {
     "gated": False, "biases": UNGATED_BIASES, "down_size": 0.1, "tokenizer": "bpe",
 }  # fmt: skip
@@ -90,7 +90,7 @@ DENSE = {
 
 
 def mixture(count: int, used: int, n_ff: int, **more: Any) -> dict[str, Any]:
-    """Options of a mixture: its tensors, and the keys that say how large it is."""
+    """Return the options of a mixture: its tensors, and the keys with its sizes."""
     keys: dict[str, Any] = {"expert_count": count, "expert_used_count": used}
     keys |= more.pop("keys", {})
     return {"experts": {"count": count, "n_ff": n_ff, **more}, "keys": keys}
@@ -535,7 +535,7 @@ MODELS |= {
 
 
 def random_adapter(model: Model, norms: bool) -> Adapter:
-    """Random A and B of different ranks on every tensor that takes a pair."""
+    """Return random A and B of different ranks for every tensor that can have a pair."""
     missing = without_tensor(model.shapes)
     if model.hp.tied_output and not norms:
         missing.add("tok_embd")  # llama.cpp cannot run such an adapter

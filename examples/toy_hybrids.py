@@ -13,7 +13,7 @@ from examples.toy_models import add_experts, add_matrix, add_tokenizer
 
 
 class Writer:
-    """A file of one architecture: keys, then random tensors in the order of the calls."""
+    """A file of one architecture: metadata keys, then random tensors in the order of the calls."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Writer:
                 self.gguf.add_uint32(full, value)
 
     def matrix(self, name: str, shape: tuple[int, int], size: float | None = None) -> None:
-        """Add a matrix of normal numbers; their size is 1 / sqrt(n_in) unless it is given."""
+        """Add a matrix of normal random numbers, of standard deviation `size` or 1 / sqrt(n_in)."""
         values = self.rng.standard_normal(shape) * (size or 1 / np.sqrt(shape[1]))
         add_matrix(self.gguf, f"{name}.weight", values.astype(np.float32), self.types)
 
@@ -48,7 +48,7 @@ class Writer:
         self.gguf.add_tensor(name, values.astype(np.float32))
 
     def taps(self, name: str, shape: tuple[int, int]) -> None:
-        """Add the weights of a convolution, `[channels, taps]`, which stay float32."""
+        """Add the weights of a convolution, `[channels, taps]`, always in float32."""
         values = 0.6 * self.rng.standard_normal(shape) / np.sqrt(shape[1])
         self.gguf.add_tensor(f"{name}.weight", values.astype(np.float32))
 
@@ -58,7 +58,7 @@ class Writer:
         self.matrix(f"{block}.ffn_down", (n_embd, n_ff))
 
     def mixture(self, block: str, n_embd: int, experts: Mapping[str, Any]) -> None:
-        """Add a router and experts, as `make_llama` has them."""
+        """Add a router and experts, as in `make_llama`."""
         add_experts(self.gguf, block, n_embd, experts, self.rng, self.types)
 
     def write(self) -> None:
@@ -84,7 +84,7 @@ def make_lfm2(
     experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a random model of the architecture; `kv_heads`: 0 in blocks with a convolution."""
+    """Write a random model of this architecture; `kv_heads`: 0 for blocks with a convolution."""
     w = Writer(path, arch, types, seed)
     sizes = {
         "block_count": len(kv_heads),
@@ -149,10 +149,10 @@ def make_qwen35(
     experts: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a random model of the architecture.
+    """Write a random model of this architecture.
 
-    `heads`, `key_heads`, `size`, `taps`: of the delta nets. `n_idle`: blocks behind the others that
-    predict further tokens.
+    `heads`, `key_heads`, `size`, `taps` are those of the delta nets. `n_idle`: number of final
+    blocks that predict further tokens.
     """
     w = Writer(path, arch, types, seed)
     third, period = n_rot // 2 // 3, (keys or {}).get("full_attention_interval", 4)

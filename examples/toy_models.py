@@ -1,7 +1,7 @@
-"""Small random models in GGUF files that llama.cpp loads.
+"""Small random models in GGUF files that llama.cpp can load.
 
-Files are written by the `gguf` package and quantised by llama.cpp, so nothing of nbllama is
-needed to make its own test input.
+The `gguf` package writes the files and llama.cpp quantises them, so the test input of nbllama does
+not depend on nbllama.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 RopeScaling = tuple[str, float] | tuple[str, float, int]
 ATTENTION_BIASES = ("attn_q", "attn_k", "attn_v", "attn_output")
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
-# Each word is made of two tokens that stand before it, so that merging can reach it.
+# Each word consists of two tokens that come before it, so that merging can produce it.
 MERGES = "th he in er an ou re on at en ing and the her you hat".split()
 
 
@@ -55,25 +55,24 @@ def make_llama(
     down_size: float = 1.0,
     experts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a random model of the llama architecture, or of another one with such tensors.
+    """Write a random model of the llama architecture, or of another one with the same tensors.
 
     `types`: a quant name for all matrices, or names by tensor ("attn_q", "token_embd", ...) with
-    "*" for the others (F32 without it). A row is `n_embd`, `n_head * head_dim` (attn_output) or
-    `n_ff` (ffn_down) long and must be whole blocks. `biases`: True for the four attention
-    projections, or the names of the linears that get one. `rope_scaling`: ("linear", factor) or
+    "*" for the others (F32 without it). A row has `n_embd`, `n_head * head_dim` (attn_output) or
+    `n_ff` (ffn_down) numbers, which must be whole blocks. `biases`: True for the four attention
+    projections, or the names of the linears with a bias. `rope_scaling`: ("linear", factor) or
     ("yarn", factor, original context). `rope_factors`: a `rope_freqs.weight` as in Llama 3.
-    `tokenizer`: "spm" (with byte tokens where n_vocab allows: 259 and more; below that llama.cpp
-    ends the process on text it cannot spell), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none".
-    `keys`: more of the architecture's metadata, without "ARCH." (those of xIELU have none).
-    `qk_norm`: norms of queries and keys ("whole": of all heads together); `pre_norms`,
-    `second_norm`: norms before attention and feed-forward, and the name of the second;
-    `post_norms`: after them; `fused`: queries, keys and values in one matrix, gate and up in
-    another ("up": only these); `gated`: whether there is a gate; `layer_norm`: the eps is of
-    LayerNorm; `norm_biases`, `output_bias`: biases of norms and logits; a `second_norm` of ""
-    is none; `down_size`: a factor of ffn_down. `experts`: a mixture of experts (`_add_experts`) in
-    place of feed-forward, in all blocks from number "first" on. The same arguments write the same
-    bytes.
-    Raises ValueError for a row that is not whole blocks.
+    `tokenizer`: "spm" (with byte tokens if n_vocab is at least 259; below that llama.cpp ends the
+    process on text without tokens), "bpe" (GPT-2 bytes, n_vocab >= 259) or "none". `keys`: more of
+    the architecture's metadata, without "ARCH." (those of xIELU have no such prefix). `qk_norm`:
+    norms of queries and keys ("whole": over all heads together); `pre_norms`, `second_norm`: norms
+    before attention and feed-forward, and the name of the second ("": none); `post_norms`: norms
+    after them; `fused`: queries, keys and values in one matrix, gate and up in another ("up": only
+    these); `gated`: whether there is a gate; `layer_norm`: the eps is for LayerNorm;
+    `norm_biases`, `output_bias`: biases of norms and logits; `down_size`: a factor of ffn_down.
+    `experts`: a mixture of experts (`add_experts`) instead of feed-forward, in all blocks from
+    number "first" on. The same arguments write the same bytes. Raises ValueError for a row that is
+    not whole blocks.
     """
     rng = np.random.default_rng(seed)
     head_dim = head_dim or n_embd // n_head
@@ -147,7 +146,7 @@ def make_llama(
         if norm_biases:
             vector(f"{name}.bias", n_embd, 0.0)
 
-    # A tied matrix also makes the logits, whose size it decides.
+    # A tied matrix also computes the logits, so its scale is that of the logits.
     matrix("token_embd.weight", (n_vocab, n_embd), 2 / np.sqrt(n_embd) if tied else 1.0)
     norm("output_norm")
     if output_bias:
@@ -167,7 +166,7 @@ def make_llama(
             vector(f"blk.{i}.attn_k_norm.weight", heads[1] * head_dim, 1.0)
         if post_norms:
             vector(f"blk.{i}.post_attention_norm.weight", n_embd, 1.0)
-            # Small: ggml's GELU is a staircase, and a step taken elsewhere must not show much.
+            # Small: ggml's GELU is a step function; this reduces the effect of steps elsewhere.
             size = 0.05 + 0.01 * rng.standard_normal(n_embd)
             w.add_tensor(f"blk.{i}.post_ffw_norm.weight", size.astype(np.float32))
         mixed = experts is not None and i >= experts.get("first", 0)
@@ -196,9 +195,9 @@ def add_experts(
 ) -> None:
     """Add a block's router and experts.
 
-    "count" and "n_ff": their number and width; "shared": width of a shared expert, with
-    "shared_weight" the vector that weighs it; "select": the bias of the choice; "biases": of the
-    router and all matrices; "sinks": the number of heads, which each have one.
+    "count" and "n_ff": their number and width; "shared": width of a shared expert;
+    "shared_weight": a vector for its weight; "select": a bias of the choice; "biases": biases of
+    the router and all matrices; "sinks": the number of heads, each with one sink.
     """
     n, n_ff = experts["count"], experts["n_ff"]
 
@@ -232,7 +231,7 @@ def add_experts(
 
 
 def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
-    """`tests.oracle.gguf_file.decode_to_f32`: the same model in float32, all metadata kept."""
+    """Run `tests.oracle.gguf_file.decode_to_f32`: the same model in float32 with all metadata."""
     from tests.oracle import gguf_file
 
     gguf_file.decode_to_f32(src, dst)
@@ -241,7 +240,7 @@ def decode_to_f32(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> N
 def add_matrix(
     w: GGUFWriter, name: str, values: np.ndarray, types: str | Mapping[str, str]
 ) -> None:
-    """Add a matrix in the type that `types` (see `make_llama`) says for its name."""
+    """Add a matrix in the type that `types` (see `make_llama`) has for its name."""
     slot = name.split(".")[-2]
     kind = types if isinstance(types, str) else types.get(slot, types.get("*", "F32"))
     if kind == "F32":
@@ -256,7 +255,7 @@ def add_matrix(
 
 
 def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
-    """The keys of a tokenizer with `n_vocab` tokens; kinds as in `make_llama`."""
+    """Add the keys of a tokenizer with `n_vocab` tokens; kinds as in `make_llama`."""
     if kind == "none":
         w.add_tokenizer_model("none")
         return
@@ -279,7 +278,7 @@ def add_tokenizer(w: GGUFWriter, kind: str, n_vocab: int) -> None:
 
 
 def _filler(n: int) -> list[str]:
-    """Tokens that no text needs: they only make the vocabulary as large as was asked."""
+    """Return tokens that no text needs: they only fill the vocabulary to its size."""
     return [f"<filler{i}>" for i in range(n)]
 
 
@@ -317,7 +316,7 @@ def _bpe_tokens(n_vocab: int) -> tuple[list[str], list[TokenType], dict[str, Any
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable letter of each byte, in byte order."""
+    """Return GPT-2's printable letter of each byte, in byte order."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(b if b in printable else next(others)) for b in range(256)]

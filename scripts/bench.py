@@ -1,10 +1,10 @@
 """Speed and memory against numpy's sgemm, PyTorch + PEFT (float32, NF4) and the old finetune.
 
-Parts that are named are measured again, the others keep their last results; without names all are
-measured. Results are saved after every part. A figure that cannot be, such as a rate above the
-machine's peak, is an error.
+The parts that are named are measured again, and the others keep their last results; without names,
+all parts are measured. Results are saved after every part. An impossible figure, such as a
+throughput above the machine's peak, is an error.
 
-`--quick` shows that every part runs: few repeats, small random models, results in
+`--quick` checks that every part runs: few repeats, small random models, results in
 build/bench-quick.
 """
 
@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# OpenBLAS's threads would look for new work for 100 ms after a product, on the cores that the next
-# variant needs; 2**22 ticks (2 ms) still bridge two products in a row. Before numpy is loaded.
+# OpenBLAS's threads would poll for new work for 100 ms after a product, on the cores that the next
+# variant needs; 2**22 ticks (2 ms) are enough between two products in a row. Set before numpy is
+# loaded.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "22")
 
 import numpy as np
@@ -71,7 +72,7 @@ def demo_model() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-# Both sides held to vectors of one width: Numba's code and numpy's OpenBLAS.
+# Both sides limited to vectors of one width: Numba's code and numpy's OpenBLAS.
 VECTORS = {
     "AVX2": {
         "NUMBA_CPU_NAME": "haswell",
@@ -83,8 +84,8 @@ VECTORS = {
 
 
 def in_child(case: dict[str, Any], **more: str) -> dict[str, Any]:
-    """`step.measure` in a process of its own, for its peak memory; sgemm has as many threads.
-    `more`: of the environment. An empty case: `kernels.few_matmuls`.
+    """Run `step.measure` in a separate process, for its peak memory; sgemm has as many threads.
+    `more`: further environment variables. An empty case runs `kernels.few_matmuls`.
     """
     words = [sys.executable, __file__, "--case", json.dumps(case)]
     env = dict(os.environ) | more
@@ -98,7 +99,7 @@ def in_child(case: dict[str, Any], **more: str) -> dict[str, Any]:
 
 
 class Bench:
-    """The parts; each gives rows."""
+    """The parts; each returns rows."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.model = given, given.model or demo_model()
@@ -153,7 +154,7 @@ class Bench:
         from nbllama.kernels.lanes import host_vector_length
 
         if host_vector_length() < 16:
-            return  # one width is all there is
+            return  # there is only one width
         for name, env in VECTORS.items():
             step = in_child(self.standard(256, 4, False), **env)
             yield {"vectors": name} | in_child({}, **env) | step
@@ -190,13 +191,13 @@ class Bench:
 
         python = self.given.peer or sys.executable
         if not has_modules(python, "torch", "transformers", "peft"):
-            print("peer: left out; pip install -e '.[peer]', or --peer PYTHON that has torch")
+            print("peer: skipped; pip install -e '.[peer]', or give --peer PYTHON with torch")
             return
         kinds = ["float32"]
         if has_modules(python, "bitsandbytes", "accelerate"):
             kinds.append("NF4")
         else:
-            print(f"peer: NF4 left out; {python} has no bitsandbytes")
+            print(f"peer: NF4 skipped; {python} has no bitsandbytes")
         for kind in kinds:
             for ctx, batch, on in ((256, 4, False), (256, 4, True), (512, 1, False)):
                 case = Case(self.model, ctx, batch, min(2, self.steps), on, physical_cores())
@@ -208,7 +209,7 @@ class Bench:
 
         python = self.given.peer or sys.executable
         if not has_modules(python, "torch", "transformers", "peft"):
-            print("jobs: the peer is left out; --peer PYTHON names one that has torch")
+            print("jobs: the peer is skipped; give --peer PYTHON with torch")
             python = None
         quick = bool(self.given.quick)
 
@@ -223,7 +224,7 @@ class Bench:
         from nbllama.kernels.cores import physical_cores
 
         if self.given.old_finetune is None:
-            print("old: left out; --old-finetune PATH times a built one")
+            print("old: skipped; give --old-finetune PATH")
             return
         model = self.random_model(next(iter(self.random_models)))
         for on in (True, False):
@@ -246,7 +247,7 @@ def cpu_name() -> str:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Describe the machine of the measurements."""
     return (
         f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"numpy {np.__version__}"
@@ -254,7 +255,7 @@ def machine() -> str:
 
 
 def save(found: dict[str, Any], model: str, folder: Path) -> None:
-    """Write the three files into `folder`."""
+    """Write the three files to `folder`."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
@@ -271,12 +272,14 @@ def main() -> None:
     p.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     p.add_argument("--model", help="default: the demo model")
     p.add_argument("--models", default=str(ROOT / "build" / "bench-models"), metavar="DIR",
-                   help="where the random models are kept")  # fmt: skip
-    p.add_argument("--out", type=Path, metavar="DIR", help="of the results; default: docs/results")
-    p.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and peft")
-    p.add_argument("--old-finetune", metavar="PATH", help="a built finetune of llama.cpp")
+                   help="folder for the random models")  # fmt: skip
     p.add_argument(
-        "--quick", action="store_true", help="only to see that every part runs; no measurement"
+        "--out", type=Path, metavar="DIR", help="folder for the results; default: docs/results"
+    )
+    p.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and peft")
+    p.add_argument("--old-finetune", metavar="PATH", help="the old finetune program of llama.cpp")
+    p.add_argument(
+        "--quick", action="store_true", help="only check that every part runs, without measuring"
     )
     p.add_argument("--case", help=argparse.SUPPRESS)
     given = p.parse_args()
@@ -296,7 +299,7 @@ def main() -> None:
         return
     bench = Bench(given)
     if unknown := set(given.parts) - bench.parts.keys():
-        p.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(bench.parts)}")
+        p.error(f"no part {', '.join(sorted(unknown))}; the parts are {', '.join(bench.parts)}")
     folder = given.out or (ROOT / "build" / "bench-quick" if given.quick else RESULTS)
     stored = folder / "bench.json"
     found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
@@ -316,7 +319,7 @@ def main() -> None:
         save(found, bench.model, folder)
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
     if given.quick:
-        print(f"every part ran; the figures are no measurement: {folder / 'bench.json'}")
+        print(f"every part ran; the figures are not measurements: {folder / 'bench.json'}")
         return
     for t in targets(found):
         met, sign = "met    " if t.met else "not met", "<=" if t.at_most else ">="

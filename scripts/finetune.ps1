@@ -1,10 +1,10 @@
-# The old workflow by environment variables, for Windows: the twin of finetune.sh, which explains them.
+# The old workflow with environment variables, for Windows: like finetune.sh, which explains them.
 #
 #   $env:dataset = 'slqm'; $env:data_dir = '..\'; $env:model_dir = '..\'
 #   $env:model_name = 'chinese-llama-2-7b-16k.Q2_K'
 #   powershell -ExecutionPolicy Bypass -File scripts\finetune.ps1
 #
-# Arguments go to the program and win. Written for Windows PowerShell 5.1 and later; never run yet.
+# Arguments are passed to the program and have priority. For Windows PowerShell 5.1 and later; not tested yet.
 
 $ErrorActionPreference = 'Stop'
 $OutputEncoding = [Console]::OutputEncoding = New-Object System.Text.UTF8Encoding($false)
@@ -48,11 +48,11 @@ $jsonl = Join-Path $dataDir "$dataset.jsonl"
 if (-not (Test-Path -LiteralPath $data) -and (Test-Path -LiteralPath $jsonl)) { $data = $jsonl }
 $log = Join-Path (Get-Location).ProviderPath "$modelName.log"
 
-# Runs a program; every line goes to the screen and, as UTF-8, to the log. Returns its exit code.
+# Runs a program; its lines go to the screen and, as UTF-8, to the log. Returns its exit code.
 function Invoke-Logged([string[]] $words) {
     $utf8 = New-Object System.Text.UTF8Encoding($false)
     $writer = New-Object System.IO.StreamWriter($log, $true, $utf8)
-    $ErrorActionPreference = 'Continue'  # its notes on standard error are no errors
+    $ErrorActionPreference = 'Continue'  # notes on standard error are not errors
     try {
         & $python -m @words 2>&1 | ForEach-Object {
             $writer.WriteLine("$_")

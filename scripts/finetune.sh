@@ -1,19 +1,19 @@
 #!/bin/sh
-# The old workflow by environment variables: trains an adapter and, with inter=1, merges it and
-# opens a chat on the result.
+# The old workflow with environment variables: trains an adapter and, with inter=1, merges it and
+# starts a chat with the result.
 #
 #   dataset=slqm data_dir=../ model_dir=../ model_name=chinese-llama-2-7b-16k.Q2_K sh scripts/finetune.sh
 #
 #   dataset     the training data is $data_dir/$dataset.txt, or .jsonl      shakespeare
 #   data_dir    its folder                                                  ./
 #   model_dir   the base model is $model_dir/$model_name.gguf               ./
-#   model_name                                                              must be given
+#   model_name                                                              required
 #   cmd         finetune or finetune-bc: the same program                   finetune
 #   adamiter    iterations of this run                                      30
 #   inter       1: merge and chat afterwards
 #
-# Arguments go to the program and win: `sh scripts/finetune.sh --batch 4 --ctx 64`. All that it
-# prints also goes to $model_name.log in this folder, as UTF-8. Files are lora-$model_name-*.gguf and
+# Arguments are passed to the program and have priority: `sh scripts/finetune.sh --batch 4 --ctx 64`.
+# Its output also goes to $model_name.log in this folder, as UTF-8. Files are lora-$model_name-*.gguf and
 # chk-$model_name-*.gguf; a second run continues from chk-$model_name-LATEST.gguf.
 set -u
 

@@ -1,12 +1,11 @@
-"""Damaged files, one after another: each is read, or refused in one line. All else is a finding.
+"""Read damaged files: each must be read correctly, or refused in one line.
 
     scripts/fuzz TARGET --seconds N --seed S [--files N]
 
-TARGET is one of `TARGETS`, or `all`, which shares the time. It ends earlier after so many files
-of each. A file may take 2 seconds, and
-300 MB more than the one before it; what is read must be finite and lie inside the file. A file that
-is found wrong is kept in build/fuzz; its name has target, seed and number. Exits with 1 if
-there was one.
+TARGET is one of `TARGETS`, or `all`, which divides the time among them. `--files` also limits the
+number of files per target. A file can take 2 seconds, and 300 MB more than the file before it.
+Numbers that are read must be finite, and tensors must be inside the file. A file with a wrong
+outcome is kept in build/fuzz; its name has target, seed and number. The exit code is then 1.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from tests.train.toy_runs import toy_adapter, toy_chat, toy_model
 
 SECONDS, MEGABYTES = 2.0, 300
 TOO_LONG = f"more than {SECONDS:g} s"
-SCRIPTS = 2  # of a page about a run
+SCRIPTS = 2  # script elements in a page about a run
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "fuzz"
 Read = Callable[[Path], None]
@@ -67,7 +66,7 @@ class Target(NamedTuple):
 
 
 class TooSlow(BaseException):
-    """A file takes more than its time."""
+    """Reading a file takes too long."""
 
 
 def bytes_of(path: Path, whole: bytes, rng: random.Random) -> None:
@@ -81,7 +80,7 @@ def structure(path: Path, whole: bytes, rng: random.Random) -> None:
 
 
 def values(path: Path, whole: bytes, rng: random.Random) -> None:
-    """Change a few values of a checkpoint, with a sha256 that is right."""
+    """Change a few values of a checkpoint, with a correct sha256."""
     path.write_bytes(whole)
 
     def change(entries: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
@@ -106,7 +105,7 @@ def text(path: Path, whole: bytes, rng: random.Random) -> None:
         i = rng.randrange(len(lines))
         match rng.randrange(4):
             case 0:
-                lines[i] = damaged(lines[i].ljust(80), rng)  # long enough for all that it cuts out
+                lines[i] = damaged(lines[i].ljust(80), rng)  # long enough for every cut
             case 1:
                 del lines[i]
                 lines = lines or [b""]
@@ -122,7 +121,7 @@ def text(path: Path, whole: bytes, rng: random.Random) -> None:
 
 
 def read_tensors(path: Path) -> None:
-    """Read a header; every tensor lies inside the file."""
+    """Read a header; check that every tensor is inside the file."""
     size = path.stat().st_size
     with open_gguf(path) as f:
         for t in f.tensors.values():
@@ -146,14 +145,14 @@ def _base(folder: Path) -> tuple[Any, Any]:
 
 
 def read_adapter(path: Path) -> None:
-    """Read an adapter of any format for the model next to it; its numbers are finite."""
+    """Read an adapter of any format for the model next to it; check that its numbers are finite."""
     adapter = load_adapter(path, *_base(path.parent), say=lambda line: None)
     for pair in adapter.pairs.values():
         assert np.isfinite(pair.a).all() and np.isfinite(pair.b).all()
 
 
 def read_checkpoint(path: Path) -> None:
-    """Read a checkpoint; its numbers are finite."""
+    """Read a checkpoint; check that its numbers are finite."""
     state = load_checkpoint(path)
     for arrays in (state.adapter.parameters(), state.m, state.v):
         assert all(np.isfinite(x).all() for x in arrays.values())
@@ -177,7 +176,7 @@ def make_bin(folder: Path) -> Path:
 
 
 def make_peft(name: str) -> Callable[[Path], Path]:
-    """Write a PEFT folder, of which the file `name` will be damaged."""
+    """Write a PEFT folder whose file `name` will be damaged."""
 
     def make(folder: Path) -> Path:
         (folder / "peft").mkdir()
@@ -237,12 +236,12 @@ def _too_slow(signum: int, frame: FrameType | None) -> None:
 
 
 def memory() -> int:
-    """Return the most memory that the process has had, in MB."""
+    """Return the peak memory of the process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def outcome(read: Read, path: Path) -> str:
-    """Read a file: "read", "refused", or what is wrong."""
+    """Read a file; return "read", "refused", or what is wrong."""
     before = memory()
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -263,7 +262,7 @@ def outcome(read: Read, path: Path) -> str:
 
 
 def run(name: str, seconds: float, seed: int, files: float = math.inf) -> dict[str, int]:
-    """Fuzz one target for some seconds or files; how many files there were of each outcome."""
+    """Fuzz one target for some seconds or files; return the number of files per outcome."""
     target, counts = TARGETS[name], {"read": 0, "refused": 0, "wrong": 0}
     rng = random.Random(f"{name} {seed}")
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -276,7 +275,7 @@ def run(name: str, seconds: float, seed: int, files: float = math.inf) -> dict[s
         while time.monotonic() < end and sum(counts.values()) < files:
             target.spoil(path, whole, rng)
             found = outcome(target.read, path)
-            if found == TOO_LONG:  # once more: perhaps the machine was busy
+            if found == TOO_LONG:  # try again, in case the machine was busy
                 found = outcome(target.read, path)
             if found in counts:
                 counts[found] += 1
@@ -292,7 +291,7 @@ def run(name: str, seconds: float, seed: int, files: float = math.inf) -> dict[s
 
 
 def main() -> int:
-    """Run the program; the exit code."""
+    """Run the program; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("target", choices=[*TARGETS, "all"])
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -300,9 +299,9 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=sys.maxsize)
     asked = parser.parse_args()
     names = list(TARGETS) if asked.target == "all" else [asked.target]
-    warnings.simplefilter("error")  # a warning of numpy is a number that was not checked
+    warnings.simplefilter("error")  # a numpy warning means that a number was not checked
     signal.signal(signal.SIGALRM, _too_slow)
-    os.fsync = lambda fd: None  # no file here has to last
+    os.fsync = lambda fd: None  # no file here must survive a crash
     print("| target | seed | files | read | refused | wrong |\n|---|---|---|---|---|---|")
     wrong = 0
     for name in names:

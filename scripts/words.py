@@ -1,7 +1,7 @@
 """Find phrases in the documentation that scripts/tools/phrases.txt replaces with others.
 
-Without arguments it checks every file of PAGES, else the files that are named. It searches prose
-only: in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.
+Without arguments it checks every file of PAGES, otherwise the given files. It searches only prose:
+in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.
 It prints one line per phrase (file, line, phrase, what to write) and exits with 1 if there are any.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PHRASES = ROOT / "scripts" / "tools" / "phrases.txt"
 PAGES = ("*.md", "requirements/*.md", "docs/**/*.md", "examples/**/*.md")
-# Programs write these pages from their own help texts and titles.
+# Programs generate these pages from their help texts and titles.
 GENERATED = {"docs/options.md", "docs/main-options.md"}
 GENERATED_FOLDER = "docs/results/"
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
@@ -26,7 +26,7 @@ SPAN = re.compile(r"`[^`\n]*`")
 
 
 class Found(NamedTuple):
-    """A phrase in a text: the line it begins in (from 1), the phrase, and what to write."""
+    """A phrase in a text: its first line (from 1), the phrase, and what to write instead."""
 
     line: int
     phrase: str
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def read_phrases(path: Path = PHRASES) -> dict[str, str]:
-    """Phrase, in lower case, to what to write; ValueError for a line that is wrong."""
+    """Return a dict from lower-case phrase to replacement; ValueError for a malformed line."""
     phrases: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -49,7 +49,7 @@ def read_phrases(path: Path = PHRASES) -> dict[str, str]:
 
 
 def prose(path: Path) -> str:
-    """The text of a file with spaces in place of code; lines keep their numbers."""
+    """Return the text of a file with spaces instead of code; line numbers do not change."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return _comments_and_strings(text)
@@ -77,7 +77,7 @@ def _comments_and_strings(text: str) -> str:
 
 
 def find(text: str, phrases: dict[str, str]) -> Iterator[Found]:
-    """All phrases in a text, in its order; words may be separated by line breaks."""
+    """Yield all phrases in a text, in order; their words can be separated by line breaks."""
     one = "|".join(
         r"\s+".join(re.escape(word) for word in phrase.split())
         for phrase in sorted(phrases, key=len, reverse=True)
@@ -88,7 +88,7 @@ def find(text: str, phrases: dict[str, str]) -> Iterator[Found]:
 
 
 def pages() -> list[Path]:
-    """The files that are checked by default."""
+    """Return the files that are checked by default."""
     found = sorted({path for pattern in PAGES for path in ROOT.glob(pattern)})
     names = {path: path.relative_to(ROOT).as_posix() for path in found}
     return [

@@ -1,4 +1,4 @@
-"""Chromium without a window, for the pages that people look at."""
+"""Chromium without a window, for tests of web pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
-    """Selenium's driver of a browser with its own empty profile; skips where there is none."""
+    """Selenium's driver of a browser with an empty profile; skips if there is no browser."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="the browser test needs selenium")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver_path = shutil.which("chromedriver")

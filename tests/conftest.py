@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-# Before Numba is imported: two threads exist also where there is one core.
+# Before Numba is imported: use two threads even on one core.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
 
 import hypothesis
 
 ROOT = Path(__file__).resolve().parent.parent
-# Files of the real old `finetune`; the README there says how they were made.
+# Files of the real old `finetune`; the README there describes how they were made.
 GOLDEN = ROOT / "tests" / "golden"
 
-# The first example compiles kernels. The same examples every time: a failure can be repeated.
+# The first example compiles kernels. The examples are always the same, so failures are repeatable.
 hypothesis.settings.register_profile("nbllama", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("nbllama")
 

@@ -1,4 +1,4 @@
-"""Measured differences between our kernels and a reference, each with the bound it must keep.
+"""Measured differences between our kernels and a reference, each with its upper bound.
 
 With `NBLLAMA_DIFFERENCES=FILE` in the environment every measurement is also appended to FILE as a
 JSON line; `python -m tests.differences FILE` prints the largest of each name as a table.
@@ -25,7 +25,7 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def record(name: str, value: float, bound: float) -> float:
-    """Note a measured `value` (NaN counts as infinite), assert that it is at most `bound`."""
+    """Record a measured `value` (NaN counts as infinite); assert that it is at most `bound`."""
     value = float("inf") if np.isnan(value) else value
     if path := os.environ.get("NBLLAMA_DIFFERENCES"):
         with open(path, "a", encoding="utf-8") as f:
@@ -35,7 +35,7 @@ def record(name: str, value: float, bound: float) -> float:
 
 
 def compare(name: str, got: np.ndarray, wanted: np.ndarray, bound: float) -> float:
-    """`record` of the relative difference of two arrays of one shape."""
+    """Record the relative difference of two arrays of one shape."""
     return record(name, relative(got, wanted), bound)
 
 

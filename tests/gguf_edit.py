@@ -1,6 +1,6 @@
-"""A GGUF file again with other metadata: keys left out, added, or with values of other types.
+"""A copy of a GGUF file with other metadata: keys removed, added, or with values of other types.
 
-Through the `gguf` package's reader and the bytes of `tests.gguf_io.build`; nothing of nbllama.
+It uses the reader of the `gguf` package and the bytes of `tests.gguf_io.build`, not nbllama.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The public functions, as a reader of the documentation would use them."""
+"""The public functions, used as in the documentation."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_trace_gives_every_activation(model: Model) -> None:
         after = found[f"blk.{i + 1}.x" if i + 1 < hp.n_layer else "x_out"]
         np.testing.assert_allclose(x_mid, x + att @ w_o.T, atol=1e-5)
         np.testing.assert_allclose(after, x_mid + act @ w_down.T, atol=1e-5)
-        # the first token sees only itself
+        # the first token attends only to itself
         np.testing.assert_allclose(
             found[f"blk.{i}.att"][0, ::2], found[f"blk.{i}.v"][0], rtol=1e-6, atol=0
         )

@@ -1,4 +1,4 @@
-"""Every key that a reader consumes, with numbers that no file should have: refused in one line, or
+"""Every key that a reader uses, with numbers that no file should have: refused in one line, or
 harmless; never a loop, an allocation or an error of another kind.
 """
 
@@ -148,7 +148,7 @@ def test_every_key(
 
 
 def test_the_number_of_blocks_that_hung(tmp_path: Path) -> None:
-    """It took 4 GB within 45 s, and went on."""
+    """It took 4 GB within 45 s, and more after that."""
     path = make_old(tmp_path)
     changed(path, "llama.block_count", (2**32 - 1, ValueType.UINT32))
     with pytest.raises(NbllamaError, match=r"block_count': 4294967295, allowed 0\.\.512"):

@@ -1,4 +1,4 @@
-"""Who may import whom, what stays lazy, and what one place alone may know."""
+"""Allowed imports between parts, lazy imports, and names that only one place can use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "nbllama"
 
-# The rooms of the package, from the ground up. A module may import from its own room and from rooms
+# The rooms of the package, from the bottom up. A module may import from its own room and from rooms
 # above it in this list, never from one below.
 ROOMS = (
     "errors",
@@ -25,7 +25,7 @@ ROOMS = (
     "gguf_io", "arch",  # what is read: files, the model's sizes,
     "kernels", "quants",  # how weights become numbers,
     "text", "data",  # how text becomes batches
-    "ops",  # what is computed, an operation a page
+    "ops",  # operations, one per page
     "objectives",  # losses of preferences, and their derivatives
     "lora", "opt", "model", "checkpoint",  # what is trained and saved
     "adapter", "generation", "export", "evaluate",  # what is made of it
@@ -41,7 +41,7 @@ SHELLS = {
     "show_data", "verify",
 }  # fmt: skip
 
-# What users may import from nbllama itself: a change here is a change for them.
+# Names that users can import from nbllama: a change here is a change for them.
 PUBLIC = [
     "AdamW",
     "Adapter",
@@ -79,7 +79,7 @@ OUTSIDE = {
     "yaml": {"options"},
 }
 
-# Modules that must come without numpy, Numba and the like, so that `--help` is quick.
+# Modules that must not import numpy, Numba and similar packages, so that `--help` is fast.
 LIGHT = (
     "", "errors", "report", "report.log", "options.finetune.table", "options.chat", "options.merge",
     "options.verify", "options.data", "options.show_data", "options.adapters",
@@ -146,7 +146,7 @@ def test_direction(path: Path) -> None:
 def test_no_circle() -> None:
     """Also inside the rooms, and also by imports inside of functions."""
     left = {module_name(path): set(imports(path)) for path in sources()}
-    del left["nbllama"]  # it names its parts for type checkers only, and imports none
+    del left["nbllama"]  # it imports its parts only for type checkers
     left = {m: {o for o in others if o in left and o != m} for m, others in left.items()}
     while left:
         ready = {module for module, others in left.items() if not others & left.keys()}
@@ -178,7 +178,7 @@ def test_light_parts_import_nothing_heavy(part: str) -> None:
 
 
 def _code(path: Path) -> Iterator[ast.AST]:
-    """All nodes of a file but its docstrings."""
+    """All nodes of a file except its docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = set()
     for node in ast.walk(tree):
@@ -218,7 +218,7 @@ def test_only_jit_makes_kernels_and_nothing_is_made_from_text() -> None:
 
 def test_the_public_names() -> None:
     assert list(nbllama.__all__) == PUBLIC
-    # importing a module of that name would put it in the function's place
+    # importing a module with that name would replace the function
     assert not set(nbllama.__all__) & {*ROOMS, *SHELLS}
     for name in nbllama.__all__:
         assert hasattr(nbllama, name), name

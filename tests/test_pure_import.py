@@ -26,7 +26,7 @@ import nbllama
 skipped = []
 for module in pkgutil.walk_packages(nbllama.__path__, "nbllama."):
     if module.name.rpartition(".")[2].startswith("_") and not module.name.endswith(".jit"):
-        continue  # programs of their own
+        continue  # separate programs
     try:
         importlib.import_module(module.name)
     except ImportError as e:
@@ -77,7 +77,7 @@ def test_settings_environment_and_the_user_s_own_cache_stay(tmp_path: Path) -> N
 
 
 def test_a_layer_that_runs_already_is_used(tmp_path: Path) -> None:
-    """Also one that the package would not have chosen."""
+    """Also for a setting that the package would not choose."""
     pytest.importorskip("numba.np.ufunc.omppool", reason="no OpenMP library")
     _, layer = run(tmp_path, "launched", NUMBA_THREADING_LAYER="workqueue")
     assert layer == "workqueue"

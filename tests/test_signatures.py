@@ -1,4 +1,4 @@
-"""How functions are called: few arguments by position, and types where no compiler reads them."""
+"""Signatures: few positional arguments, and type annotations outside compiled code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, Function]]:
 
 
 def by_position(function: Function) -> int:
-    """How many arguments may be given by position, without `self`."""
+    """How many arguments can be given by position, without `self`."""
     names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
@@ -91,7 +91,7 @@ def test_public_functions_take_few_arguments_by_position() -> None:
         for path in sources("")
         if (names := too_many(path.read_text(encoding="utf-8")))
     }
-    assert not found, f"more than {MOST} arguments by position: put the rest behind `*,`"
+    assert not found, f"more than {MOST} arguments by position: put the rest after `*,`"
 
 
 def test_only_kernels_go_without_types() -> None:

@@ -2,8 +2,8 @@
 
     python examples/demo/ask.py MODEL.gguf [--adapter ADAPTER.gguf] [--json RESULT.json]
 
-Every question goes through the model's chat template; the answer is greedy, at most 32 tokens.
-An answer is right if it contains the fact, character for character.
+Every question is formatted by the model's chat template; the answer is greedy, with at most 32
+tokens. An answer is right if it contains the fact, character for character.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Result:
 
 
 def load_questions(path: Path = QUESTIONS) -> list[Question]:
-    """The questions of a JSON-lines file of {"question": ..., "fact": ...}."""
+    """Return the questions of a JSON-lines file of {"question": ..., "fact": ...}."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Question(**json.loads(line)) for line in lines if line.strip()]
 
@@ -75,7 +75,7 @@ def evaluate(
     questions: Iterable[Question],
     tell: Callable[[Answer], None] | None = None,
 ) -> Result:
-    """Answer all `questions` with `model` (and `adapter`, or None); `tell` sees each answer."""
+    """Answer all `questions` with `model` (and `adapter`, or None); call `tell` for each answer."""
     answers = []
     for q in questions:
         prompt = prompt_ids(
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", help="base model (.gguf)")
     parser.add_argument("--adapter", help="LoRA adapter to use on it")
     parser.add_argument("--questions", type=Path, default=QUESTIONS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers to this file")
     args = parser.parse_args(argv)
     try:
         model = nbllama.load_model(args.model)

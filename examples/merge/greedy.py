@@ -1,9 +1,9 @@
-"""What llama.cpp writes after prompts, greedily.
+"""llama.cpp's greedy continuations of prompts.
 
     echo '{"model": "m.gguf", "prompts": [[1, 2]], "n": 8, "threads": 2}' | python greedy.py
 
-reads a request and prints `{"answers": [[...]]}`; a prompt and its answer are lists of token ids. A
-program of its own, as llama.cpp ends the whole process on files that it cannot use.
+reads a request and prints `{"answers": [[...]]}`; a prompt and its answer are lists of token ids.
+It is a separate program because llama.cpp ends the whole process on files that it cannot use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GGML_TYPE_F32 = 0
 
 
 def answers(request: dict[str, Any]) -> list[list[int]]:
-    """The most likely next token, `n` times, after each prompt; up to an end of the text."""
+    """Return the `n` most likely next tokens after each prompt, up to an end of text."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -24,7 +24,7 @@ def answers(request: dict[str, Any]) -> list[list[int]]:
     params.n_gpu_layers, params.n_parallel, params.warmup = 0, 1, False
     params.n_ctx = max(256, request["n"] + max(map(len, request["prompts"])))
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
-    # llama.cpp's own choice is 16 bits for keys and values
+    # llama.cpp's default is 16 bits for keys and values
     params.cache_type_k = params.cache_type_v = GGML_TYPE_F32
     server = xllamacpp.Server(params)
     wanted = {"n_predict": request["n"], "temperature": 0.0, "stream": False}

@@ -1,9 +1,9 @@
-"""Two adapters, mixed by their scales, merged into one file, and the same text from llama.cpp.
+"""Combine two adapters by their scales, merge them, and get the same text from llama.cpp.
 
     python examples/merge/run.py --model MODEL.gguf [A.txt B.txt] [--out FOLDER] [--log FILE]
 
-An adapter is trained on each text. Then nbllama goes on with a few prompts, with the adapters side
-by side at the scales 0.4 and 0.8, and llama.cpp does so with the merged model. Exit code 1: the
+An adapter is trained on each text. Then nbllama completes a few prompts with both adapters at the
+scales 0.4 and 0.8, and llama.cpp completes them with the merged model. The exit code is 1 if the
 tokens differ.
 """
 
@@ -27,7 +27,7 @@ PROMPTS = ("Day 15.", "Take a pound of", "The old man went to")
 
 
 def train(args: argparse.Namespace, text: str, adapter: Path) -> None:
-    """Run `nbllama.finetune` on one text, as anyone would on the command line."""
+    """Run `nbllama.finetune` on one text, as on the command line."""
     options = {
         "model-base": args.model, "train-data": text, "data-format": "raw", "lora-out": adapter,
         "checkpoint-in": "", "checkpoint-out": "", "ctx": args.ctx, "batch": args.batch,
@@ -39,7 +39,7 @@ def train(args: argparse.Namespace, text: str, adapter: Path) -> None:
 
 
 def merge(args: argparse.Namespace, adapters: Sequence[Path], merged: Path) -> None:
-    """Run `nbllama.export_lora`: float32, so that nothing is lost by rounding to another type."""
+    """Run `nbllama.export_lora` with float32, which avoids rounding to another type."""
     words = ["-m", args.model, "-o", str(merged), "--outtype", "f32", "-t", str(args.threads)]
     for path, scale in zip(adapters, SCALES, strict=True):
         words += ["--lora-scaled", str(path), str(scale)]
@@ -51,20 +51,20 @@ def program(name: str, *words: str) -> None:
 
 
 def by_llama_cpp(model: Path, prompts: list[list[int]], args: argparse.Namespace) -> list[Any]:
-    """Token ids that llama.cpp writes after each prompt (`greedy.py`)."""
+    """Return the token ids that llama.cpp generates after each prompt (`greedy.py`)."""
     request = {"model": str(model), "prompts": prompts, "n": args.tokens, "threads": args.threads}
     done = subprocess.run(
         [sys.executable, str(HERE / "greedy.py")],
         input=json.dumps(request), capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise NbllamaError(f"llama.cpp failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])["answers"]
 
 
 def agreement(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens at the beginning are the same."""
+    """Return the number of equal tokens at the beginning."""
     same = 0
     while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:
         same += 1
@@ -72,7 +72,7 @@ def agreement(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """All steps; whether llama.cpp and nbllama wrote the same tokens."""
+    """Run all steps; return whether llama.cpp and nbllama generated the same tokens."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     adapters, merged = [out / "a.gguf", out / "b.gguf"], out / "merged-f32.gguf"
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> bool:
     for text, prompt, found in zip(args.prompt, prompts, theirs, strict=True):
         written = {}
         for name, adapter in {"base": None, "a": a, "b": b, "mixed": mixed}.items():
-            # exact: llama.cpp has no quantised weights here that it would round activations for
+            # exact: the merged model is float32, so llama.cpp does not round activations either
             written[name] = nbllama.generate(model, prompt, args.tokens, adapter, exact=True)
             tell(step=name, prompt=text, text=model.tokenizer.decode(written[name]))
         found = [token for token in found if token not in model.tokenizer.eog_ids]
@@ -115,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("texts", nargs="*", default=texts, help="two UTF-8 texts")
     parser.add_argument("--model", required=True, help="base model (.gguf)")
     parser.add_argument("--out", default="merge-out", help="folder for adapters and merged model")
-    parser.add_argument("--log", help="write all results there, a JSON object a line")
-    parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="texts to go on with")
-    parser.add_argument("--tokens", type=int, default=40, help="tokens of each answer")
+    parser.add_argument("--log", help="write all results to this file, one JSON object per line")
+    parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="texts to complete")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens per answer")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--ctx", type=int, default=64)
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     if len(args.texts) != 2:
-        parser.error(f"{len(args.texts)} texts are given; give two, or none for the example's own")
+        parser.error(f"{len(args.texts)} texts; give two, or none for those of the example")
     try:
         agree = run(args)
     except NbllamaError as e:
@@ -138,9 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     if not agree:
-        print("error: llama.cpp and nbllama wrote different tokens", file=sys.stderr)
+        print("error: llama.cpp and nbllama generated different tokens", file=sys.stderr)
         return 1
-    print("llama.cpp with the merged file and nbllama with the mixed adapters wrote the same.")
+    print("llama.cpp with the merged file and nbllama with both adapters gave the same text.")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Train on a text of your own, then ask for its next line at several adapter scales.
+"""Train on your own text, then generate its next line at several adapter scales.
 
     python examples/slqm/run.py TEXT.txt --model MODEL.gguf [--out FOLDER] [--log RESULTS.jsonl]
 
-TEXT.txt is any UTF-8 text with paragraphs on lines of their own. Every tenth paragraph is held out.
-Perplexity is measured before and after training on the held-out paragraphs, and on as many of the
-others.
+TEXT.txt is any UTF-8 text with one paragraph per line. Every tenth paragraph is held out.
+Perplexity is measured before and after training, on the held-out paragraphs and on the same number
+of other paragraphs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nbllama.errors import NbllamaError, UsageError
 VERSE = "人间清暑殿，天上广寒宫。"
 QUESTION = f"“{VERSE}”的下一句"
 SCALES = (0.0, 0.5, 1.0, 1.5)
-WINDOW = 256  # tokens whose loss is taken together
+WINDOW = 256  # tokens per window of the loss
 
 
 def split(text: str) -> tuple[list[str], list[str]]:
-    """The paragraphs to train on and the held-out tenth: the 10th, the 20th, ..."""
+    """Return the paragraphs for training and the held-out tenth: the 10th, the 20th, ..."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < 10:
         raise UsageError(f"the text has {len(lines)} paragraphs; at least 10 are needed")
@@ -41,8 +41,8 @@ def split(text: str) -> tuple[list[str], list[str]]:
 
 
 def perplexity(model: Any, adapter: Any, text: str) -> float:
-    """exp of the mean loss in nats per token, in windows of `WINDOW` tokens that each begin with
-    the model's first token (BOS, else EOS), as in training.
+    """Return exp of the mean loss in nats per token, in windows of `WINDOW` tokens that each begin
+    with the model's first token (BOS, else EOS), as in training.
     """
     tokenizer = model.tokenizer
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -58,7 +58,7 @@ def perplexity(model: Any, adapter: Any, text: str) -> float:
 
 
 def train(args: argparse.Namespace, text: Path, adapter: Path) -> float:
-    """Run `nbllama.finetune`, as anyone would on the command line; seconds it took."""
+    """Run `nbllama.finetune` as on the command line; return the seconds that it took."""
     command = [
         sys.executable, "-m", "nbllama.finetune",
         "--model-base", args.model, "--train-data", str(text), "--data-format", "raw",
@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, text: Path, adapter: Path) -> float:
 
 
 def continued(model: Any, adapter: Any, prompt: str, n: int = 60) -> str:
-    """The first line of the greedy continuation of a prompt, in whole characters."""
+    """Return the first line of the greedy continuation of a prompt, in whole characters."""
     first = [] if model.tokenizer.bos_id is None else [model.tokenizer.bos_id]
     ids = nbllama.generate(
         model, [*first, *model.tokenizer.encode(prompt)], max_new_tokens=n, adapter=adapter
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
     model = nbllama.load_model(args.model)
-    # As many of the paragraphs that are trained on, spread over the text.
+    # the same number of trained paragraphs, spread over the text
     parts = {"held_out": "\n".join(held_out), "trained": "\n".join(trained[::9])}
     tell(
         step="data", paragraphs=len(trained) + len(held_out), held_out=len(held_out),
@@ -124,11 +124,11 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a UTF-8 text, paragraphs on lines of their own")
+    parser.add_argument("text", help="a UTF-8 text with one paragraph per line")
     parser.add_argument("--model", required=True, help="base model (.gguf)")
     parser.add_argument("--out", default="slqm-out", help="folder for the adapter")
-    parser.add_argument("--log", help="write all results there, a JSON object a line")
-    parser.add_argument("--prompt", default=VERSE, help="a line of the text to go on from")
+    parser.add_argument("--log", help="write all results to this file, one JSON object per line")
+    parser.add_argument("--prompt", default=VERSE, help="a line of the text to continue")
     parser.add_argument("--question", default=QUESTION, help="the same as a question")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)

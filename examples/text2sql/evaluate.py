@@ -1,10 +1,10 @@
-"""Ask a model the test questions, run the SQL that it writes, and count what finds the right rows.
+"""Ask a model the test questions, run its SQL, and count the answers that find the right rows.
 
     python -m examples.text2sql.evaluate MODEL.gguf build/text2sql/en [--adapter ADAPTER.gguf]
 
-Answers are greedy. An answer is right if it finds the wanted rows in both databases; their order
-counts only where the question asks for one. With `--schema` the model gets the table definitions in
-the system message: the fair question to a model that was not trained on them.
+Answers are greedy. An answer is right if it finds the expected rows in both databases; their order
+counts only if the question asks for one. With `--schema` the model gets the table definitions in
+the system message, which is fair to a model that was not trained on them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Dates are text, 2025-03-31. Last quarter is quarters_ago = 1. Answer with SQL on
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one question."""
+    """The answer to one question, and its verdict."""
 
     kind: str
     question: str
@@ -65,11 +65,11 @@ class Result:
 
     @property
     def n_same_text(self) -> int:
-        """Answers that are the wanted query letter for letter."""
+        """Number of answers that equal the expected query exactly."""
         return sum(a.answer == a.wanted for a in self.answers)
 
     def summary(self) -> dict[str, Any]:
-        """All but the answers, for a line of JSON."""
+        """Return everything except the answers, for a line of JSON."""
         low, high = wilson(self.n_right, len(self.answers))
         return {
             "n": len(self.answers), "n_right": self.n_right,
@@ -78,7 +78,7 @@ class Result:
         }  # fmt: skip
 
     def line(self) -> str:
-        """One line to read."""
+        """Return one line of text."""
         s = self.summary()
         return (
             f"{s['n_right']} of {s['n']} right by execution: {100 * s['accuracy']:.1f} % "
@@ -87,12 +87,12 @@ class Result:
 
 
 def wilson(n_right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, by default for 95 % (Wilson 1927)."""
+    """Return Wilson's score interval of a share, by default for 95 % (Wilson 1927)."""
     if not 0 <= n_right <= n or n < 1:
-        raise ValueError(f"{n_right} of {n} is no share")
+        raise ValueError(f"{n_right} of {n} is not a share")
     p, zz = n_right / n, z * z / n
     middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    # at the ends rounding would leave a hair of the other side
+    # at the ends, rounding would leave a tiny rest on the other side
     low = 0.0 if n_right == 0 else (middle - half) / (1 + zz)
     return low, 1.0 if n_right == n else (middle + half) / (1 + zz)
 
@@ -105,7 +105,7 @@ def evaluate(
     system: str = SYSTEM,
     tell: Callable[[Answer], None] | None = None,
 ) -> Result:
-    """Ask all of `pairs`; `tell` sees each answer."""
+    """Ask all of `pairs`; `tell` is called with each answer."""
     prompts = [
         prompt_ids(model.tokenizer, model.chat_template, chat(p.question, system=system))
         for p in pairs
@@ -125,7 +125,7 @@ def evaluate(
             tell(answers[-1])
 
     generate_many(model, prompts, MAX_NEW_TOKENS, adapter, tell=take)
-    model.chat_template.close()  # a process of its own
+    model.chat_template.close()  # it has a separate process
     return Result(tuple(answers))
 
 
@@ -137,7 +137,7 @@ def evaluate_folder(
     limit: int | None = None,
     tell: Callable[[Answer], None] | None = None,
 ) -> Result:
-    """`evaluate` with the first `limit` test questions and the databases of a generated folder."""
+    """Run `evaluate` with the first `limit` test questions and the databases of a folder."""
     pairs = read_pairs(folder / "test.jsonl")[:limit]
     databases = [execute.open_read_only(folder / name) for name in DATABASES]
     try:
@@ -148,14 +148,14 @@ def evaluate_folder(
 
 
 def show(answer: Answer) -> None:
-    """One answer on the screen."""
+    """Print one answer."""
     print(f"{'right' if answer.right else 'wrong'}  {answer.question}")
     if not answer.right:
         print(f"       {answer.answer!r}: {answer.reason}\n       wanted {answer.wanted!r}")
 
 
 def show_kinds(result: Result) -> None:
-    """Wrong answers by kind of question."""
+    """Print the number of wrong answers by kind of question."""
     wrong = Counter(a.kind for a in result.answers if not a.right)
     for kind, n in wrong.most_common():
         print(f"  {n:3} wrong  {kind}")
@@ -164,11 +164,11 @@ def show_kinds(result: Result) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Execution accuracy of a model's SQL.")
     parser.add_argument("model", help="base model (.gguf)")
-    parser.add_argument("folder", type=Path, help="what generate.py wrote")
+    parser.add_argument("folder", type=Path, help="folder that generate.py wrote")
     parser.add_argument("--adapter", help="LoRA adapter to use on it")
-    parser.add_argument("--schema", action="store_true", help="tell the model the tables")
-    parser.add_argument("--limit", type=int, help="only so many questions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers there")
+    parser.add_argument("--schema", action="store_true", help="give the model the tables")
+    parser.add_argument("--limit", type=int, help="number of questions (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers to this file")
     args = parser.parse_args(argv)
     try:
         model = nbllama.load_model(args.model)

@@ -1,4 +1,4 @@
-"""Run a query on SQLite so that nothing it does can hurt, and compare what two queries find."""
+"""Run a query safely on SQLite, and compare the results of two queries."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 2.0  # of computing for one query; a busy machine does not count
+SECONDS = 2.0  # CPU time limit of one query
 MOST_ROWS = 10_000
-_STEPS = 1000  # of SQLite's virtual machine between two looks at the clock
+_STEPS = 1000  # steps of SQLite's virtual machine between two checks of the time
 
 _READING = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
@@ -21,22 +21,22 @@ _READING = {
 
 
 class Found(NamedTuple):
-    """Rows of a query, or why there are none."""
+    """The rows of a query, or the reason why there are none."""
 
     rows: list[tuple[Any, ...]]
     error: str = ""
 
 
 class Verdict(NamedTuple):
-    """Whether an answer is right, and if not, why."""
+    """Whether an answer is right and, if not, the reason."""
 
     right: bool
     reason: str
 
 
 def open_read_only(path: str | os.PathLike[str]) -> sqlite3.Connection:
-    """A connection that can only read `path`: the file is opened so, and all statements but
-    `select` are refused, those that would reach other files too.
+    """Return a connection that can only read `path`: the file is opened read-only, and all
+    statements except `select` are refused, including those that would access other files.
     """
     uri = Path(path).resolve().as_uri() + "?mode=ro"
     db = sqlite3.connect(uri, uri=True)
@@ -48,7 +48,7 @@ def open_read_only(path: str | os.PathLike[str]) -> sqlite3.Connection:
 
 
 def execute(db: sqlite3.Connection, sql: str, seconds: float = SECONDS) -> Found:
-    """Rows of one statement; `error` says if it took too long, found too much or failed."""
+    """Return the rows of one statement; `error` is set if it is too slow, too large or fails."""
     end = time.thread_time() + seconds
     db.set_progress_handler(lambda: time.thread_time() > end, _STEPS)
     try:
@@ -66,7 +66,7 @@ def execute(db: sqlite3.Connection, sql: str, seconds: float = SECONDS) -> Found
 
 
 def has_order(sql: str) -> bool:
-    """Whether the outermost query asks for an order: "order by" outside of parentheses and
+    """Return whether the outermost query asks for an order: "order by" outside of parentheses and
     quotes.
     """
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", sql.lower())
@@ -78,8 +78,8 @@ def has_order(sql: str) -> bool:
 def same_rows(
     wanted: Sequence[tuple[Any, ...]], found: Sequence[tuple[Any, ...]], ordered: bool
 ) -> bool:
-    """Whether two results are the same: each row as often as in the other, in the same order if
-    that was asked for. Columns keep their order; numbers are compared to 9 digits.
+    """Return whether two results are the same: each row occurs equally often, and in the same order
+    if the query asks for one. The order of columns matters; numbers are compared to 9 digits.
     """
     a, b = [_plain(row) for row in wanted], [_plain(row) for row in found]
     return a == b if ordered else Counter(a) == Counter(b)
@@ -93,9 +93,9 @@ def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def judge(databases: Sequence[sqlite3.Connection], wanted: str, answer: str) -> Verdict:
-    """Whether the query `answer` finds what the query `wanted` finds, on every database.
+    """Return whether the queries `answer` and `wanted` have the same result on every database.
 
-    Raises `ValueError` if `wanted` itself does not run.
+    Raises `ValueError` if `wanted` does not run.
     """
     if not answer:
         return Verdict(False, "no query")
@@ -112,8 +112,8 @@ def judge(databases: Sequence[sqlite3.Connection], wanted: str, answer: str) -> 
 
 
 def extract_sql(text: str) -> str:
-    """The query in an answer: of a fenced block if there is one, from the first word `select` or
-    `with` up to a semicolon or an empty line; "" if there is none.
+    """Return the query in an answer: from the first word `select` or `with` (in a fenced block, if
+    there is one) up to a semicolon or an empty line; "" if there is none.
     """
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", text, re.DOTALL)
     body = fenced[1] if fenced else text

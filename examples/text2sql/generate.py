@@ -4,7 +4,7 @@
 
 Writes `train.jsonl` (chats, for `--train-data`), `validation.jsonl` (chats too), `test.jsonl`
 (question, SQL, kind, phrasing) and `wholesale-1.db`, `wholesale-2.db`: the same company with other
-rows, so that a wrong query that is right on one of them by chance is found out on the other.
+rows, so that a wrong query that is right on one of them by chance fails on the other.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 from examples.text2sql import execute, questions, schema
 from examples.text2sql.questions import KINDS, SLOTS, Phrasings
 
-SYSTEM = "SQL"  # the whole system message: the model learns the schema instead of reading it
+SYSTEM = "SQL"  # the whole system message: the model learns the schema from the examples
 DATABASES = ("wholesale-1.db", "wholesale-2.db")
-COPIES = 4  # of a training pair at most; kinds without a gap have few pairs
-TRIES = 200  # to find a value for which the query finds something
+COPIES = 4  # largest number of copies of a training pair; kinds without a gap have few pairs
+TRIES = 200  # attempts to find a value for which the query returns rows
 
 
 class Pair(NamedTuple):
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 def pairs_of(
     kind: str, phrasings: list[str], language: str, db: sqlite3.Connection, rng: random.Random
 ) -> Iterator[Pair]:
-    """Pairs of one kind without end; each query finds something in `db`."""
+    """Yield endless pairs of one kind; each query returns rows from `db`."""
     while True:
         for phrasing in rng.sample(phrasings, len(phrasings)):
             yield _pair(kind, phrasing, language, db, rng)
@@ -65,8 +65,8 @@ def _pair(
 def make_pairs(
     split: str, language: str, n: int, db: sqlite3.Connection, seed: int, copies: int = 1
 ) -> list[Pair]:
-    """`n` pairs of a split, all kinds equally often as far as they have so many pairs; each at
-    most `copies` times. Fewer than `n` if there are no more.
+    """Return `n` pairs of a split, or fewer if there are not enough. All kinds occur equally often
+    if they have enough pairs; each pair occurs at most `copies` times.
     """
     rng = random.Random(f"{split} {language} {seed}")
     phrasings: Phrasings = questions.load_phrasings(language)
@@ -94,19 +94,19 @@ def _fresh(source: Iterator[Pair], seen: Counter[str], copies: int) -> Pair | No
 
 
 def chat(question: str, sql: str = "", system: str = SYSTEM) -> list[dict[str, str]]:
-    """The messages of a question, with its answer if there is one."""
+    """Return the messages of a question, with its answer if there is one."""
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     return messages + ([{"role": "assistant", "content": sql}] if sql else [])
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, UTF-8."""
+    """Write one JSON object per line, in UTF-8."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """What was written to `test.jsonl`."""
+    """Read the pairs of `test.jsonl`."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [Pair(**json.loads(line)) for line in lines if line]
 
@@ -115,7 +115,7 @@ def generate(
     out: Path, language: str = "en", train: int = 2600, validation: int = 90, test: int = 270,
     seed: int = 1,
 ) -> dict[str, int]:  # fmt: skip
-    """Write all files into the folder `out`; how many pairs each split has."""
+    """Write all files into the folder `out`; return the number of pairs per split."""
     out.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(DATABASES, 1):
         schema.create(out / name, number)

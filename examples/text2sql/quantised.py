@@ -1,19 +1,19 @@
-"""What a quantised base does to an adapter: the same training on four bases of one model.
+"""The effect of a quantised base on an adapter: the same training on four bases of one model.
 
     scripts/tools/widen_smollm2 build/wide-f16.gguf f16
     python -m examples.text2sql.quantised build/wide-f16.gguf --result docs/results/quantised.jsonl
 
-From the F16 model the others are made with `nbllama.quantize` (llama.cpp's mixes). On each base the
-same pairs are trained with the same options; the adapter is then judged four times:
+`nbllama.quantize` makes the other bases from the F16 model (llama.cpp's mixes). On each base the
+same pairs are trained with the same options; the adapter is then evaluated in four ways:
 
 - *on its base*: as it was trained;
-- *merged into F16*: added to the weights that the base was made from;
-- *F16, quantised again*: that file, quantised as its base was;
-- *merged back*: added to its base, in the base's own types.
+- *merged into F16*: added to the weights from which the base was made;
+- *F16, quantised again*: that file, quantised in the same way as its base;
+- *merged back*: added to its base, in the types of the base.
 
-Judged by the loss on the validation answers (which no training saw) and by execution accuracy on
-test questions. A base whose lines are already in the result file is not repeated; `--table` only
-prints the table of that file.
+Each is evaluated by the loss on the validation answers (which are not in the training data) and by
+execution accuracy on test questions. A base whose lines are already in the result file is not
+repeated; `--table` only prints the table of that file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def program(name: str, *words: str) -> None:
 
 
 def validation_loss(model: Any, adapter: Any, path: Path) -> float:
-    """Mean cross-entropy in nats of the answers' tokens."""
+    """Return the mean cross-entropy of the answers' tokens, in nats."""
     total, count = 0.0, 0
     for line in path.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
@@ -63,7 +63,7 @@ def validation_loss(model: Any, adapter: Any, path: Path) -> float:
 
 
 def judge(path: Path, adapter: Path | None, data: Path, n_test: int) -> dict[str, Any]:
-    """Loss and accuracy of a model, with an adapter or without."""
+    """Return loss and accuracy of a model, with or without an adapter."""
     model = nbllama.load_model(path)
     loaded = nbllama.load_adapter(adapter, model) if adapter else None
     loss = validation_loss(model, loaded, data / "validation.jsonl")
@@ -74,7 +74,7 @@ def judge(path: Path, adapter: Path | None, data: Path, n_test: int) -> dict[str
 def rows_of(
     base: str, original: Path, out: Path, n_train: int, n_test: int, threads: int
 ) -> Iterator[dict[str, Any]]:
-    """Make one base, train on it, judge; a row for each of `WAYS`."""
+    """Make one base, train on it and evaluate it; yield one row per entry of `WAYS`."""
     data = out / "data"
     generate.generate(data, "en", n_train)
     path = original if base == "f16" else out / f"{base}.gguf"
@@ -100,13 +100,13 @@ def rows_of(
 
 
 def done(base: str, rows: Rows) -> bool:
-    """Whether a base has all its rows."""
-    n_ways = len(WAYS) - (base == "f16")  # F16 has no second quantising
+    """Return whether a base has all its rows."""
+    n_ways = len(WAYS) - (base == "f16")  # F16 is not quantised again
     return len([r for r in rows if r["base"] == base]) == n_ways
 
 
 def table(rows: Rows) -> str:
-    """The rows of whole bases as a Markdown table: loss, and right answers of those asked."""
+    """Return the rows of complete bases as a Markdown table: loss, and number of right answers."""
     lines = [f"| base | MB | {' | '.join(WAYS)} |", "|---|---:" + "|---:" * len(WAYS) + "|"]
     for base in dict.fromkeys(r["base"] for r in rows):
         if not done(base, rows):

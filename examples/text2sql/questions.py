@@ -1,8 +1,7 @@
-"""Kinds of questions: the SQL of each, what its gaps may hold, and how people ask for it.
+"""Kinds of questions: the SQL of each, the values of its gaps, and its phrasings.
 
-The words are in `phrasings/en.txt` and `phrasings/zh.txt`: for every kind some phrasings to train
-with, others for validation and others again for the test. `[a|b]` in a phrasing is a choice,
-`{slot}` a gap.
+The words are in `phrasings/en.txt` and `phrasings/zh.txt`: every kind has different phrasings for
+training, validation and test. In a phrasing, `[a|b]` is a choice and `{slot}` a gap.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PHRASINGS = Path(__file__).resolve().parent / "phrasings"
 _OF_CUSTOMERS = "from orders join customers using (customer_id)"
 _SOLD = "from items join products using (product_id)"
 
-# kind -> SQL; keywords in small letters, because SmolLM2 needs fewer tokens for them
+# kind -> SQL; keywords are in lower case, because SmolLM2 needs fewer tokens for them
 KINDS = {
     # orders: filters
     "orders_over": "select order_id from orders where amount > {amount}",
@@ -114,7 +113,7 @@ KINDS = {
 
 
 class Value(NamedTuple):
-    """What stands in a gap: in the SQL, in English, in Chinese."""
+    """The value of a gap: in SQL, in English and in Chinese."""
 
     sql: str
     en: str
@@ -137,7 +136,7 @@ _DIGITS = "零一二三四五六七八九"
 
 
 def chinese_number(n: int) -> str:
-    """1 to 99999999 in Chinese numerals: 10500 is 一万零五百."""
+    """Return 1 to 99999999 in Chinese numerals: 10500 is 一万零五百."""
     if n >= 10000:
         high, rest = divmod(n, 10000)
         text = ("两" if high == 2 else chinese_number(high)) + "万"
@@ -192,7 +191,7 @@ def _number(low: int, high: int) -> Callable[[random.Random], Value]:
 
 
 def _day(first: int, last: int) -> Callable[[random.Random], Value]:
-    """A day between `first` and `last` days before today."""
+    """Return a function that chooses a day between `first` and `last` days before today."""
 
     def draw(rng: random.Random) -> Value:
         d = schema.TODAY - datetime.timedelta(days=rng.randint(last, first))
@@ -249,8 +248,8 @@ Phrasings = dict[str, dict[str, list[str]]]  # kind -> split -> phrasings
 
 
 def load_phrasings(language: str) -> Phrasings:
-    """The phrasings of a language. Raises `ValueError`, with the line, for a file that is no such
-    list, and for a kind or a split without a phrasing.
+    """Return the phrasings of a language. Raises `ValueError`, with the line, for a malformed file,
+    and for a kind or a split without a phrasing.
     """
     path = PHRASINGS / f"{language}.txt"
     found: Phrasings = {kind: {split: [] for split in SPLITS} for kind in KINDS}
@@ -279,7 +278,7 @@ def load_phrasings(language: str) -> Phrasings:
 
 
 def gaps(text: str) -> list[str]:
-    """Names of the `{slot}` gaps of a phrasing or an SQL text."""
+    """Return the names of the `{slot}` gaps of a phrasing or an SQL text."""
     return re.findall(r"\{(\w+)\}", text)
 
 
@@ -287,17 +286,17 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 def choose(phrasing: str, rng: random.Random) -> str:
-    """A phrasing with each `[a|b]` decided."""
+    """Return a phrasing with one option chosen for each `[a|b]`."""
     return _CHOICE.sub(lambda m: rng.choice(m[1].split("|")), phrasing)
 
 
 def variants(phrasing: str) -> Iterator[str]:
-    """All that `choose` can make of a phrasing."""
+    """Yield all results that `choose` can return for a phrasing."""
     parts = _CHOICE.split(phrasing)
     choices = [p.split("|") if i % 2 else [p] for i, p in enumerate(parts)]
     return ("".join(words) for words in itertools.product(*choices))
 
 
 def fill(text: str, values: dict[str, Value], form: str) -> str:
-    """`text` with its gaps filled; `form` is "sql", "en" or "zh"."""
+    """Return `text` with its gaps filled; `form` is "sql", "en" or "zh"."""
     return text.format(**{name: getattr(value, form) for name, value in values.items()})

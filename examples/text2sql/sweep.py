@@ -1,10 +1,9 @@
-"""How accuracy moves with rank, amount of data and learning rate, one factor at a time.
+"""The effect of rank, amount of data and learning rate on accuracy, one factor at a time.
 
     python -m examples.text2sql.sweep --result docs/results/text2sql-sweep.jsonl
 
-Seven short runs: a base run, and two others for each factor. A run whose line is already in the
-result file is not repeated. `--table` only prints the table of that file, as it stands in the
-README.
+There are seven short runs: a base run, and two others for each factor. A run whose line is already
+in the result file is not repeated. `--table` only prints the table of that file, as in the README.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Run(NamedTuple):
 
 
 def runs(n_train: int, threads: int) -> list[Run]:
-    """The base run and its neighbours."""
+    """Return the base run and its variants."""
     base = Training(threads=threads)
     return [
         Run("base", n_train, base),
@@ -41,7 +40,7 @@ def runs(n_train: int, threads: int) -> list[Run]:
 
 
 def measure(run: Run, model_path: Path, out: Path, n_test: int) -> dict[str, Any]:
-    """Train and evaluate one run; its row."""
+    """Train and evaluate one run; return its row."""
     name = f"{run.factor}-{run.n_train}-r{run.training.rank}-lr{run.training.rate:g}"
     folder = out / name
     generate.generate(folder, "en", run.n_train, test=n_test)
@@ -57,7 +56,7 @@ def measure(run: Run, model_path: Path, out: Path, n_test: int) -> dict[str, Any
 
 
 def table(rows: Rows) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| changed | examples | rank | rate | tokens | last loss | right | 95 % interval |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -72,7 +71,7 @@ def table(rows: Rows) -> str:
 
 
 def done(run: Run, rows: Rows) -> bool:
-    """Whether a run has its row."""
+    """Return whether a run has its row."""
     wanted = (run.factor, run.n_train, run.training.rank, run.training.rate)
     return any((r["factor"], r["n_train"], r["rank"], r["rate"]) == wanted for r in rows)
 

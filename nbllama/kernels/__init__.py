@@ -1,1 +1,1 @@
-"""What every kernel is made with: the compiler options, vector code, threads and their cores."""
+"""The basis of all kernels: compiler options, kernel cache, vector code, threads and cores."""

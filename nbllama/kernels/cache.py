@@ -1,9 +1,10 @@
-"""Compiled kernels on disk: one file for each kernel and signature.
+"""Compiled kernels on disk: one file per kernel and signature.
 
-Numba's own cache has an index for each function, which two processes that compile at once can mix
-up, and an error where a file is damaged. Here a file's name is a hash of all that its machine code
-depends on within the kernel set (`key`), and its text begins with a hash of the rest. Whatever is
-cut, changed, not ours or of another key is a miss: the kernel is compiled and the file replaced.
+Numba's own cache has an index per function, which two processes that compile at the same time can
+corrupt, and it raises an error for a damaged file. Here the name of a file is a hash of everything
+that its machine code depends on within the kernel set (`key`), and its content begins with a hash
+of the rest. A file that is truncated, changed, not from this package or of another key is a cache
+miss: the kernel is compiled and the file replaced.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _DIGEST = 32  # bytes
 
 @cache
 def _note(why: str) -> None:
-    """One line, once, on standard error unless the program handles logging."""
+    """Log one line, once; it goes to standard error unless the program configures logging."""
     _log.warning(
-        "note: kernels are compiled anew at each start, which takes minutes: %s"
+        "note: kernels are compiled again at each start, which takes minutes: %s"
         " (NBLLAMA_CACHE_DIR can name another folder)",
         why,
     )
@@ -45,7 +46,7 @@ def _note(why: str) -> None:
 
 @cache
 def _source_hash(path: str) -> str:
-    """Of the file that defines a function; empty where there is no file."""
+    """Return the hash of the file that defines a function; empty if there is no file."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
@@ -53,12 +54,12 @@ def _source_hash(path: str) -> str:
 
 
 class KernelCache(_Cache):
-    """The cache of one function, as Numba's dispatchers and callbacks want it."""
+    """The cache of one function, with the interface that Numba's dispatchers and callbacks use."""
 
     def __init__(self, function: Callable[..., Any], folder: Callable[[], KernelFolder]) -> None:
-        """Ask for `folder` when the first kernel is compiled, not when it is defined.
+        """Store `folder`, which is called when the first kernel is compiled.
 
-        What was typed at a prompt is not cached.
+        Functions that were typed at a prompt are not cached.
         """
         self._function, self._folder = function, folder
         self._source = _source_hash(function.__code__.co_filename)
@@ -66,7 +67,7 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
-        """The folder of the kernels, "" without one."""
+        """The folder of the kernels; "" if there is none."""
         return str(self._folder().path or "")
 
     def enable(self) -> None:
@@ -78,10 +79,10 @@ class KernelCache(_Cache):
         self._enabled = False
 
     def flush(self) -> None:
-        """Nothing: a recompiled kernel replaces its file."""
+        """Do nothing: a recompiled kernel replaces its file."""
 
     def key(self, sig: Any, codegen: Any) -> str:
-        """All that decides the machine code, but for what the folder's name covers."""
+        """Return everything that decides the machine code, except what the folder's name covers."""
         code, cells = self._function.__code__, self._function.__closure__ or ()
         closure = dumps(tuple(cell.cell_contents for cell in cells)) if cells else b""
         hashes = [hashlib.sha256(b).hexdigest() for b in (code.co_code, closure)]
@@ -102,7 +103,7 @@ class KernelCache(_Cache):
         return _load(self._path(folder.path, key), target_context, key)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a kernel's file; a note where that cannot be done."""
+        """Write a kernel's file; log a note if that fails."""
         folder = self._folder()
         if not self._enabled:
             return
@@ -128,20 +129,20 @@ class KernelCache(_Cache):
 
 
 def _load(path: Path, target_context: Any, key: str) -> Any:
-    """Load the kernel of a file; None if there is none, or none that is good."""
+    """Load the kernel of a file; None if the file is missing or not valid."""
     payload = _read(path)
     if payload is None:
         return None
     try:
         found, data = pickle.loads(payload)
         return CompileResult._rebuild(target_context, *data) if found == key else None
-    except Exception as e:  # whatever an unreadable pickle raises
-        _log.warning("note: %s is compiled anew: %s: %s", path.name, type(e).__name__, e)
+    except Exception as e:  # an unreadable pickle can raise anything
+        _log.warning("note: %s is compiled again: %s: %s", path.name, type(e).__name__, e)
         return None
 
 
 def _read(path: Path) -> bytes | None:
-    """Read the pickle of a file; None if there is none that is whole and may be trusted."""
+    """Read the pickle of a file; None unless the file is complete and can be trusted."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     except OSError:

@@ -1,4 +1,4 @@
-"""How many threads compute: the machine's physical cores, unless the user says otherwise."""
+"""The number of compute threads: the machine's physical cores, unless the user sets it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 def physical_cores() -> int:
     """Count the physical cores that this process may use.
 
-    Never more than its CPU affinity and the quota of its control group (a container's limit) allow.
+    The count respects its CPU affinity and the quota of its control group (a container's limit).
     """
     import psutil
 
@@ -20,23 +20,23 @@ def physical_cores() -> int:
 
 
 def processors() -> int:
-    """Logical processors that this process may use."""
+    """Return the number of logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def use_threads(threads: int | None) -> int:
-    """Compute with so many threads (physical cores for None), whether Numba is imported or not.
+    """Set the number of compute threads (None: physical cores), before or after Numba's import.
 
-    Never more than there are processors: the threads would only wait for each other. Returns their
-    number.
+    It is limited to the number of processors; more threads would only wait for each other. Returns
+    the number of threads.
     """
     threads = min(threads or physical_cores(), processors())
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # Where colorama is installed, Numba would have it write to the terminal at the end.
+        # If colorama is installed, Numba would make it write to the terminal at exit.
         os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     import numba
 

@@ -1,9 +1,9 @@
 """The folder that keeps the machine code of one set of kernels between processes.
 
-Its files hold pickles, and loading a pickle can run any program. So a folder is used only if it is
-no link, belongs to this user or to root, and nobody else may write to it; the same is checked of
-every file. A folder in which nothing can be written is read. Each process holds a lock on the
-folder that it uses; old folders that nobody holds are removed when a new one is made.
+Its files are pickles, and loading a pickle can run any code. So a folder is used only if it is not
+a link, belongs to this user or to root, and nobody else can write to it; every file is checked in
+the same way. A folder that is not writable is only read. Each process holds a lock on the folder
+that it uses. Old folders without a lock are removed when a new one is created.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import NamedTuple
 if sys.platform != "win32":
     import fcntl
 
-KEPT = 8  # folders, the last used ones
-LATELY = 7 * 86400.0  # seconds since its last use in which a folder is kept, whatever their number
+KEPT = 8  # number of most recently used folders to keep
+LATELY = 7 * 86400.0  # seconds; a folder used more recently is kept as well
 _HALF_WRITTEN = 3600.0  # seconds after which a temporary file is a leftover
 _IN_USE = "in-use"  # the locked file; its time is that of the folder's last use
 _PREFIX = "kernels-"
 
 
 class KernelFolder(NamedTuple):
-    """`path`: None if there is no folder that can be used; `why` says what is wrong with it."""
+    """`path` is None if no folder can be used; `why` then gives the reason."""
 
     path: Path | None
     why: str
 
 
 def cache_root() -> Path:
-    """`NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's own folder for caches."""
+    """Return `NBLLAMA_CACHE_DIR`, `NUMBA_CACHE_DIR`, or the user's folder for caches."""
     for name in ("NBLLAMA_CACHE_DIR", "NUMBA_CACHE_DIR"):
         if base := os.environ.get(name):
             return Path(base)
@@ -51,7 +51,7 @@ def cache_root() -> Path:
 
 
 def not_trusted(found: os.stat_result) -> str:
-    """Why nothing is loaded from a file or folder with this `lstat`; empty if it may be."""
+    """Return why a file or folder with this `lstat` is not trusted; empty if it is trusted."""
     if stat.S_ISLNK(found.st_mode):
         return "it is a link"
     if sys.platform == "win32":
@@ -65,7 +65,7 @@ def not_trusted(found: os.stat_result) -> str:
 
 @cache
 def kernel_folder(kernels: str) -> KernelFolder:
-    """Return the folder of the kernels with this hash, made if need be."""
+    """Return the folder of the kernels with this hash; create it if necessary."""
     root = cache_root()
     path = root / f"{_PREFIX}{kernels}"
     _sweep_temporary()
@@ -73,7 +73,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
         root.mkdir(parents=True, exist_ok=True)
         while True:
             new = not os.path.lexists(path)
-            # others may read: an image can be built by one user and run by another
+            # readable by others: a container image can be built by one user and run by another
             with suppress(FileExistsError):
                 path.mkdir(mode=0o755)
             found = path.lstat()
@@ -92,7 +92,7 @@ def kernel_folder(kernels: str) -> KernelFolder:
 
 
 def _lock(fd: int, how: int) -> bool:
-    """Whether a file is now locked so (a file system without locks counts as locked)."""
+    """Lock a file; return whether it is locked (a file system without locks counts as locked)."""
     try:
         fcntl.flock(fd, how)
     except BlockingIOError:
@@ -103,7 +103,7 @@ def _lock(fd: int, how: int) -> bool:
 
 
 def _hold(path: Path) -> bool:
-    """Lock a folder as used until the process ends; False if it was removed meanwhile."""
+    """Lock a folder as in use until the process ends; False if it was removed in the meantime."""
     if sys.platform == "win32":
         return True
     place, fd = path / _IN_USE, -1
@@ -112,7 +112,7 @@ def _hold(path: Path) -> bool:
             fd = os.open(place, flags | os.O_NOFOLLOW, 0o644)
             break
     if fd < 0:
-        return path.is_dir()  # nothing can be written, and so nothing removed
+        return path.is_dir()  # not writable, so it cannot be removed either
     _lock(fd, fcntl.LOCK_SH)
     with suppress(FileNotFoundError):
         if os.path.samestat(place.lstat(), os.fstat(fd)):
@@ -124,7 +124,7 @@ def _hold(path: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """Time of the last use, seconds; also of folders without the locked file."""
+    """Return the time of the last use in seconds, also for folders without the lock file."""
     times = [folder.lstat().st_mtime]
     with suppress(OSError):
         times.append((folder / _IN_USE).lstat().st_mtime)
@@ -132,7 +132,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove what is neither among the `KEPT` last used folders, nor used `LATELY`, nor held."""
+    """Remove folders that are not among the `KEPT` newest, not used `LATELY` and not locked."""
     if sys.platform == "win32":
         return
     found = []
@@ -152,14 +152,14 @@ def _remove(folder: Path) -> None:
     try:
         if _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
             gone = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
-            folder.rename(gone)  # at once: whoever comes now makes a new one
+            folder.rename(gone)  # atomic: another process then creates a new folder
             shutil.rmtree(gone, ignore_errors=True)
     finally:
         os.close(fd)
 
 
 def _sweep_half_written(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote a kernel."""
+    """Remove the files of processes that were killed while they wrote a kernel."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - file.lstat().st_mtime > _HALF_WRITTEN:
@@ -167,7 +167,7 @@ def _sweep_half_written(folder: Path) -> None:
 
 
 def _sweep_temporary() -> None:
-    """Remove the folders that versions up to 0.1 left in the folder for temporary files."""
+    """Remove the folders that versions up to 0.1 left in the system's temporary folder."""
     if sys.platform == "win32":
         return
     for folder in Path(tempfile.gettempdir()).glob("nbllama-kernels-*"):

@@ -1,21 +1,21 @@
 """The only place with Numba options.
 
-Every kernel is made by `kernel`. Flags follow one rule: never `fastmath=True`, because it assumes
-that no NaN and no infinity exist, and then `isnan` is false and a broken loss goes unseen.
+Every kernel is created by `kernel`. Never use `fastmath=True`: it assumes that no NaN and no
+infinity exist, so `isnan` is always false and a broken loss goes unnoticed.
 
 - `kernel()`: strict IEEE arithmetic (decoders: bit-equal to numpy).
 - `kernel(fast=True)`: `contract, reassoc, nsz, arcp`: sums may be vectorised. The order of such a
   sum depends on the vector width, not on the number of threads.
-- `kernel(parallel=True)`: `prange` over what is written, never a reduction across threads.
+- `kernel(parallel=True)`: `prange` over the output, never a reduction across threads.
 
-A kernel that others call is copied into their machine code (`forceinline`). A call would run the
-version of it that the process loaded first, which may add in another order: a process that compiles
-would differ in the last bits from one that loads, and run slower.
+A kernel that other kernels call is copied into their machine code (`forceinline`). A call would run
+the version that the process loaded first, which may add in another order. A process that compiles
+would then differ in the last bits from one that loads from the cache, and it would be slower.
 
-Compiled kernels are kept in a folder whose name holds a hash of every kernel source
-(`nbllama.kernels.cache`), because an edit in a kernel changes all that call it. A folder that
-training does not need (`own="quants/encode"`) has a cache folder of its own, so that an edit there
-leaves the trainer's compiled kernels in use. Numba's own settings and caches stay as they are.
+Compiled kernels are stored in a folder whose name contains a hash of every kernel source
+(`nbllama.kernels.cache`), because an edit in a kernel changes all its callers. A folder that
+training does not need (`own="quants/encode"`) has its own cache folder, so that an edit there does
+not invalidate the trainer's kernels. Numba's own settings and caches are not changed.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from nbllama.kernels.threading_layer import at_large, launch
 from nbllama.kernels.turns import FORK, LOCK, refuse
 
 PLAIN = os.environ.get("NBLLAMA_KERNELS") == "plain"
-"""Whether plain loops take the place of vector code (checked in `quants.base`)."""
+"""Whether plain loops replace the vector code (checked in `quants.base`)."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 _PACKAGE = Path(errors.__file__).resolve().parent
 
 FOLDERS = ("kernels", "ops", "quants")
-"""Folders of the package in which kernels may be defined."""
+"""Folders of the package that can define kernels."""
 OWN_FOLDERS = ("quants/encode",)
-"""Those inside of them whose kernels are cached apart (`own`)."""
+"""Their subfolders with a separate cache (`own`)."""
 
 
 def kernel_sources(own: str = "") -> list[Path]:
-    """All files whose text decides what the kernels compute, in a fixed order."""
+    """Return all files that affect what the kernels compute, in a fixed order."""
     found = {p for folder in FOLDERS for p in (_PACKAGE / folder).rglob("*.py")}
     apart = {
         p for folder in OWN_FOLDERS if folder != own for p in (_PACKAGE / folder).rglob("*.py")
@@ -63,7 +63,7 @@ def kernel_sources(own: str = "") -> list[Path]:
 
 @cache
 def kernel_hash(own: str = "") -> str:
-    """Hex digest (16 characters) of kernel sources and the versions that compile them."""
+    """Return the hex digest (16 characters) of the kernel sources and the compiler versions."""
     kernel_set = os.environ.get("NBLLAMA_KERNELS", "")
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version, kernel_set)
     h = hashlib.sha256(" ".join(versions).encode())
@@ -76,7 +76,7 @@ def _folder(own: str) -> KernelFolder:
     return kernel_folder(kernel_hash(own))
 
 
-_call = CPUDispatcher.__call__  # a step calls it a thousand times: no way through super()
+_call = CPUDispatcher.__call__  # called a thousand times per step: avoids super()
 
 
 class _Kernel(CPUDispatcher):
@@ -93,10 +93,10 @@ class _Kernel(CPUDispatcher):
 
 
 class _ParallelKernel(_Kernel):
-    """A compiled function that all threads run: one at a time."""
+    """A compiled function that runs on all threads, one call at a time."""
 
     def compile(self, sig: Any) -> Any:
-        launch()  # before Numba does, on a layer of its own choice
+        launch()  # before Numba launches a layer that it chooses itself
         return super().compile(sig)
 
     def __call__(self, *args: Any) -> Any:
@@ -109,11 +109,11 @@ class _ParallelKernel(_Kernel):
 def kernel(
     *, parallel: bool = False, fast: bool = False, own: str = "", inline: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a compiled function of the package (see the module's text).
+    """Decorate a compiled function of the package (see the module docstring).
 
-    `own`: the folder of the package whose kernels are cached apart; empty for all others.
-    `inline`: copied into its caller before types are known, for what is called once a row: an
-    array is passed to a function as seven words.
+    `own`: the folder of the package if its kernels have a separate cache, else empty. `inline`:
+    copy the function into its caller before types are inferred. This is for functions that are
+    called once per row, because an array is passed to a function as seven words.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -133,10 +133,10 @@ def kernel(
 
 
 def thread_routine(function: Callable[[int, int], None]) -> Any:
-    """Decorate what each of several threads runs, called by its `address`.
+    """Decorate a routine that each thread runs; it is called by its `address`.
 
-    The parallel loop around it then need not be compiled again with every such routine. Takes two
-    int64.
+    The parallel loop around it then does not have to be compiled again for every such routine. The
+    routine takes two int64.
     """
     launch()
     signature = normalize_signature("void(int64, int64)")

@@ -1,6 +1,6 @@
 """Sizes of the micro-kernel, chosen once from the host's registers.
 
-| host | VL (floats a vector) | NV | ROWS | registers used |
+| host | VL (floats per vector) | NV | ROWS | registers used |
 |---|---|---|---|---|
 | AVX-512 | 16 | 2 | 6 | 12 + 2 + 1 of 32 |
 | AVX2 with FMA, NEON | 8 | 2 | 6 | 12 + 2 + 1 of 16 (NEON: twice that of 32) |
@@ -14,7 +14,7 @@ import numba
 
 
 def host_vector_length() -> int:
-    """Floats in one vector for the CPU that Numba compiles for (`NUMBA_CPU_NAME` is honoured)."""
+    """Return the floats per vector of the CPU that Numba compiles for, or of `NUMBA_CPU_NAME`."""
     name = numba.config.CPU_NAME
     if name is None:
         features = llvm.get_host_cpu_features()

@@ -1,9 +1,9 @@
-"""A core for each thread: `with own_cores():` around one step, one batch or one token.
+"""One core per thread: `with own_cores():` around one step, one batch or one token.
 
-Where all cores compute, Linux may wake a thread on the core of the one that wakes it, look no
-further because the machine seems full, and leave both there for seconds, at half the speed. So each
-thread is bound to a core for as long as the work takes. Only where every core has a thread: with
-fewer threads the system knows better which cores are free.
+When all cores are busy, Linux sometimes wakes a thread on the core of the thread that woke it, does
+not search for another core because the machine seems full, and leaves both there for seconds, at
+half the speed. So each thread is bound to a core while the work runs. This happens only if every
+core has a thread; with fewer threads, the system is better at choosing free cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if LINUX:
 
     @kernel(parallel=True)
     def _bind(masks):
-        """Thread i runs on the processors whose bits are set in masks uint64 `[threads, words]`."""
+        """Bind thread i to the processors whose bits are set in masks uint64 `[threads, words]`."""
         for _ in prange(masks.shape[0]):
             mask = masks[get_thread_id()]
             _bind_me(0, 8 * mask.size, mask.ctypes)
@@ -39,7 +39,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return the processors of one physical core, as Linux writes them; else a name for each."""
+    """Return the processors of a physical core, as Linux lists them; else the processor alone."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()
@@ -48,7 +48,7 @@ def _core_of(processor: int) -> str:
 
 
 def _masks(places: list[list[int]]) -> np.ndarray:
-    """uint64 `[len(places), words]` with the bits of each place's processors."""
+    """Return uint64 `[len(places), words]` with the bits of each place's processors."""
     masks = np.zeros((len(places), max(map(max, places)) // 64 + 1), np.uint64)
     for i, place in enumerate(places):
         for p in place:
@@ -60,7 +60,7 @@ def _masks(places: list[list[int]]) -> np.ndarray:
 def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Return masks that give each thread its own core (or processor), and masks of all of them.
 
-    None where there are more cores or processors than threads.
+    Returns None if there are more cores or processors than threads.
     """
     by_core: dict[str, list[int]] = {}
     for p in sorted(processors):
@@ -75,10 +75,10 @@ def _cores(processors: frozenset[int], threads: int) -> tuple[np.ndarray, np.nda
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Bind Numba's threads, this one among them, to a core each until the end of the block.
+    """Bind each of Numba's threads, including this one, to a core until the end of the block.
 
-    What this thread starts later (another program, a library's threads) runs on the same cores as
-    it. Other Python threads that come to such a block wait until this one has left its own.
+    Programs and threads that this thread starts later run on the same cores as it. Other Python
+    threads wait at such a block until this thread has left its block.
     """
     with LOCK:
         masks, allowed = None, frozenset[int]()

@@ -1,8 +1,8 @@
-"""The routines of `nbllama.kernels.simd` as plain loops: the text to read first, and the fallback.
+"""The routines of `nbllama.kernels.simd` as plain loops: easier to read, and the fallback.
 
-`NBLLAMA_KERNELS=plain` puts them in the place of the vector code, and so under every matmul,
-attention, LoRA product and loss of the package. The results are equal within rounding: a vector
-unit rounds a multiply-add once, these loops round twice. They take several times as long.
+`NBLLAMA_KERNELS=plain` replaces the vector code with them in every matmul, attention, LoRA product
+and loss of the package. The results are equal up to rounding: a vector unit rounds a multiply-add
+once, these loops round twice. They are several times slower.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def transpose_add_tile(x, x0, x_row, y, y0, y_row):
 
 @kernel()
 def row_max(row, start, n):
-    """Largest of `row[start : start + n]`; a NaN is passed over."""
+    """Return the largest of `row[start : start + n]`; NaN is ignored."""
     top = np.float32(-np.inf)
     for i in range(start, start + n):
         if row[i] > top:

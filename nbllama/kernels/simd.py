@@ -1,22 +1,22 @@
 """Vector code that Numba's loops cannot express: the one module of intrinsics.
 
-They are built as llvmlite IR. Everything heavy in this package is a product of two matrices, and
+They are built as llvmlite IR. Most of the work in this package is products of two matrices, and
 every such product runs through one small routine, the *micro-kernel*:
 
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
-`ROWS * NV` vectors of C stay in registers while k runs; one step of k loads NV vectors of B,
-broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so that the arithmetic units, not
-the loads, are the limit. A and C are addressed by strides, B is a *panel*: `PANEL` neighbouring
-numbers for each k.
+`ROWS * NV` vectors of C stay in registers in the loop over k. One step of k loads NV vectors of B,
+broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the limit is the arithmetic
+units, not the loads. A and C are addressed by strides; B is a *panel*: `PANEL` neighbouring numbers
+for each k.
 
-The sizes (`nbllama.kernels.lanes`) follow the host's registers.
+The sizes (`nbllama.kernels.lanes`) depend on the host's registers.
 
-Each number of C is one lane's own sum in the order of k. No size of tile, panel or thread count
-changes its bits. `llvm.fmuladd` becomes a fused multiply-add where the CPU has one.
+Each number of C is the sum of one lane in the order of k. Its bits do not depend on the tile size,
+the panel size or the number of threads. `llvm.fmuladd` becomes a fused multiply-add if the CPU has
+one.
 
-`nbllama.kernels.plain` has plain loops for what each routine computes, which replace them with
-`NBLLAMA_KERNELS=plain`.
+`nbllama.kernels.plain` has the same routines as plain loops; `NBLLAMA_KERNELS=plain` uses those.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def _element(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
 def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh):
     """Compute C[i, j] += sum over k of A[i, k] * B[k, j], ROWS x PANEL numbers: the micro-kernel.
 
-    With `fresh` C starts from zero, not from what it holds: that spares a pass that clears it.
+    With `fresh`, C starts from zero instead of its contents; this saves a pass that clears it.
 
     `a, b, c` are float32 arrays of any rank and layout: only their first element's address is used.
     A[i, k] is at element `a0 + i*a_row + k*a_k`, B[k, j] at `b0 + k*b_k + j`, C[i, j] at
-    `c0 + i*c_row + j`. Nothing is checked: the caller owns the bounds.
+    `c0 + i*c_row + j`. Nothing is checked: the caller is responsible for the bounds.
     """
     for array in (a, b, c):
         if not isinstance(array, types.Array) or array.dtype != types.float32:
@@ -107,7 +107,7 @@ def fma_tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, n_k, c, c0, c_row, fresh)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """VL vectors of VL lanes, transposed by log2(VL) rounds of interleaving row i with i + VL/2."""
+    """Transpose VL vectors of VL lanes: log2(VL) rounds that interleave rows i and i + VL/2."""
     half = VL // 2
 
     def mask(first: int) -> Any:
@@ -147,19 +147,19 @@ def _make_transpose(add: bool) -> Any:
     return transpose
 
 
-# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square of numbers turned over in
-# registers; the second adds to y instead. x and y are float32 arrays, nothing is checked.
+# y[y0 + i*y_row + j] = x[x0 + j*x_row + i] for i, j < VL: a square of numbers, transposed in
+# registers; the second one adds to y. x and y are float32 arrays; nothing is checked.
 transpose_tile = _make_transpose(add=False)
 transpose_add_tile = _make_transpose(add=True)
 
 
 @intrinsic
 def next_task(typingctx, counter):
-    """counter[0]++ as one indivisible step: the number before it, which no other thread gets.
+    """Increment counter[0] atomically; return its previous value, which no other thread gets.
 
-    `counter` is an int64 array that was set to 0 before the threads began. Threads that draw their
-    tasks from it all end at about the same time, also where one core is slower or taken by another
-    process; with fixed shares all would wait for that one.
+    `counter` is an int64 array that was set to 0 before the threads started. Threads that draw
+    their tasks from it finish at about the same time, even if a core is slower or busy with another
+    process. With a fixed division of the work, all threads would wait for that core.
     """
     sig = types.int64(counter)
 
@@ -172,7 +172,7 @@ def next_task(typingctx, counter):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """Compute a * b + c in float32, fused where the CPU has it; loops over it vectorise."""
+    """Compute a * b + c in float32, fused if the CPU supports it; loops over it vectorise."""
     sig = types.float32(types.float32, types.float32, types.float32)
 
     def codegen(context, builder, signature, args):
@@ -210,8 +210,8 @@ def bits_of_float(typingctx, number):
 def row_max(typingctx, row, start, n):
     """Return the largest of `row[start : start + n]` (float32, n >= 1).
 
-    A NaN is passed over: test sums, not this. LLVM vectorises such a loop only where it may assume
-    that no NaN exists.
+    NaN is ignored, so check a sum for NaN, not this. LLVM vectorises such a loop only if it can
+    assume that no NaN exists.
     """
     sig = types.float32(row, types.int64, types.int64)
 
@@ -246,7 +246,7 @@ def row_max(typingctx, row, start, n):
     return sig, codegen
 
 
-# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that r is exact.
+# exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 has two parts, so r is exact.
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)

@@ -1,8 +1,8 @@
-"""Numba's threading layer, chosen at the first launch; nothing of it is left in Numba's settings.
+"""Numba's threading layer, chosen at the first launch without changing Numba's settings.
 
-OpenMP starts a kernel on all threads in about 1 us, Numba's own queue of work in 50 to 100 us. A
-layer that the user names (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`) or has already
-launched is used as it is.
+OpenMP starts a kernel on all threads in about 1 us, Numba's own work queue in 50 to 100 us. If the
+user has set a layer (`NUMBA_THREADING_LAYER`, `numba.config.THREADING_LAYER`) or launched one
+already, that layer is used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from nbllama.kernels.turns import on_fork
 def _load_openmp() -> bool:
     """Load the OpenMP layer, if its library is installed.
 
-    GNU's library lets a thread without work look for it some 300,000 times before it sleeps, in the
-    way of any other process on the same cores; 10,000 looks (tens of us) are as fast
+    In GNU's library, an idle thread polls for work about 300,000 times before it sleeps, which
+    slows down other processes on the same cores. 10,000 polls (tens of us) are as fast
     (docs/speed.md).
     """
     looks = {"GOMP_SPINCOUNT": "10000"}
     if looks.keys() & os.environ.keys() or "OMP_WAIT_POLICY" in os.environ:
         looks = {}
-    os.environ.update(looks)  # read once, by the library as it is loaded
+    os.environ.update(looks)  # the library reads it once, when it is loaded
     try:
         importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
@@ -50,7 +50,7 @@ _launched = False
 
 
 def launch() -> None:
-    """Have Numba launch its threads, on our layer unless there is another already."""
+    """Make Numba launch its threads, on our layer unless another one is already running."""
     global _launched
     if _launched:
         return
@@ -66,19 +66,19 @@ def launch() -> None:
 
 
 def get_num_threads() -> int:
-    """Threads that a parallel kernel started by this thread runs on."""
+    """Return the number of threads of a parallel kernel that this thread starts."""
     launch()
     return int(numba.get_num_threads())
 
 
 def _threads_are_lost() -> bool:
-    """In a forked child: whether it lacks threads that kernels, or Numba's compiler, wait for."""
+    """Return whether this forked child lacks threads that kernels or Numba's compiler need."""
     compiling = global_compiler_lock._lock
     if _launching.locked() or not compiling.acquire(blocking=False):
         return True
     compiling.release()
     try:
-        return str(numba.threading_layer()) == "omp"  # the others start theirs again
+        return str(numba.threading_layer()) == "omp"  # the other layers restart their threads
     except ValueError:
         return False  # none was launched
 
@@ -87,7 +87,7 @@ on_fork(_threads_are_lost)
 
 
 class _Bound(threading.local):
-    """The processors of this thread when it is not bound to a core; None while it is not."""
+    """The processors that a bound thread had before; None while it is not bound to a core."""
 
     processors: frozenset[int] | None = None
 
@@ -97,9 +97,9 @@ BOUND = _Bound()
 
 @contextmanager
 def at_large() -> Iterator[None]:
-    """Unbind this thread from its core inside of the block.
+    """Unbind this thread from its core inside the block.
 
-    Numba may count the processors anew when it compiles, and would count one.
+    Numba may count the processors again when it compiles, and would count only one.
     """
     if BOUND.processors is None:
         yield

@@ -1,7 +1,7 @@
-"""Counters by which threads go through phases together, and what they hand each other by address.
+"""Counters that let threads run through phases together, and access to memory by address.
 
 A phase ends when all its tasks are *done*, not when all threads have *arrived*: a thread that the
-system starts late, or never, holds nobody up, since the others draw its tasks.
+system starts late, or never, delays no other thread, because the others draw its tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from nbllama.kernels.jit import kernel
 
 _I64 = ir.IntType(64)
-_PATIENCE = 4000  # looks at a counter before the core is offered to others
+_PATIENCE = 4000  # polls of a counter before the thread yields its core
 
 if os.name == "posix":
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -34,9 +34,9 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 @intrinsic
 def count_more(typingctx, counters, index, more):
-    """Compute counters[index] += more as one indivisible step; return the number before it.
+    """Compute counters[index] += more atomically; return the previous value.
 
-    What this thread wrote before is seen by whoever sees the new number.
+    A thread that reads the new value also sees everything that this thread wrote before.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -49,13 +49,13 @@ def count_more(typingctx, counters, index, more):
 
 @kernel(inline=True)
 def count(counters, index):
-    """counters[index]++, as `count_more` does it."""
+    """Increment counters[index] atomically, as `count_more` does; return the previous value."""
     return count_more(counters, index, 1)
 
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """counters[index], read anew each time, with all that was written before it was counted up."""
+    """Read counters[index] from memory, and with it all writes before its last increment."""
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):
@@ -67,7 +67,7 @@ def counted(typingctx, counters, index):
 
 @kernel()
 def wait_for(done, phase, tasks):
-    """Return when `tasks` tasks of a phase are done."""
+    """Wait until `tasks` tasks of a phase are done."""
     looks = 0
     while counted(done, phase) < tasks:
         looks += 1

@@ -1,10 +1,10 @@
 """Calls from several Python threads take turns.
 
-Kernels write to scratch memory that belongs to the package, draw their tasks from shared counters,
-and one of Numba's threading layers aborts the process when two threads start kernels at once. So
-there is one lock. Every parallel kernel holds it (`nbllama.kernels.jit`), every function that uses
-scratch holds it until its result is copied out, and a pass of the model holds it from its first
-kernel to its last (`nbllama.kernels.own_cores`). A thread that holds the lock may take it again.
+Kernels write to scratch memory of the package and draw their tasks from shared counters, and one of
+Numba's threading layers aborts the process if two threads start kernels at the same time. So there
+is one lock. Every parallel kernel holds it (`nbllama.kernels.jit`), every function that uses
+scratch memory holds it until its result is copied, and a pass of the model holds it from its first
+kernel to its last (`nbllama.kernels.own_cores`). A thread that holds the lock can acquire it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AFTER_FORK = (
 
 
 class _Fork:
-    """`refused`: in a child of a process whose threads did not survive the fork."""
+    """`refused` is True in a forked child that lacks the threads of its parent."""
 
     refused = False
 
@@ -40,7 +40,7 @@ FORK = _Fork()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Let only one thread at a time be inside of functions with this decorator."""
+    """Let only one thread at a time run functions with this decorator."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,17 +51,17 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_turn() -> Any:
-    """Return an RLock for `one_at_a_time`, free in a forked child whoever held it."""
+    """Return an RLock for `one_at_a_time`; in a forked child it is always released."""
     lock = threading.RLock()
     _of_objects.add(lock)
     return lock
 
 
 def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
-    """Let only one thread at a time be inside of the decorated methods of one object.
+    """Let only one thread at a time run the decorated methods of an object.
 
-    Also for functions whose first argument is an object. The object has a `turn` (`new_turn`).
-    Other objects have their turns in between.
+    It also works for functions whose first argument is an object. The object has an attribute
+    `turn` (`new_turn`). Methods of other objects can run in between.
     """
 
     @wraps(method)
@@ -73,12 +73,12 @@ def one_at_a_time(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse() -> NoReturn:
-    """For a process in which `FORK.refused`."""
+    """Raise the error for a process in which `FORK.refused` is True."""
     raise NbllamaError(_AFTER_FORK)
 
 
 def on_fork(threads_are_lost: Callable[[], bool]) -> None:
-    """From now on a forked child asks `threads_are_lost`, and refuses kernels if they are."""
+    """Make forked children call `threads_are_lost`, and refuse kernels if it returns True."""
 
     def in_child() -> None:
         FORK.refused = FORK.refused or threads_are_lost()
@@ -87,7 +87,7 @@ def on_fork(threads_are_lost: Callable[[], bool]) -> None:
 
 
 def _free_locks() -> None:
-    """In a forked child, which has no thread but the one that forked."""
+    """Release all locks in a forked child, which has only the thread that forked."""
     for lock in (LOCK, *_of_objects):
         lock._at_fork_reinit()
 

@@ -1,8 +1,8 @@
-"""A model that is computed: its tensors, one block, the passes through all of them.
+"""The computation of a model: its tensors, one block, and the passes through all blocks.
 
-Read them in this order: `weights` (tensors of the file), `bound` (an adapter at work on them),
+Read the modules in this order: `weights` (tensors of the file), `bound` (an adapter bound to them),
 `activations` (memory of a step), `block` (one block, forward and backward), `passes` (the model).
-`reference` is the same in plain float64 numpy, one operation a line.
+`reference` is the same in plain float64 numpy, one operation per line.
 """
 
 from nbllama.model.passes import Model, load_model

@@ -1,20 +1,20 @@
-"""Memory of one training step: what the forward pass keeps for the backward pass.
+"""Memory of one training step: the activations that the backward pass needs.
 
-It is allocated once, as one piece.
+It is allocated once, as one array.
 
-Kept for a block, next to its input x (`C` floats a token): q, k, v after RoPE, the attention output
-and its lse, the residual stream between attention and feed-forward, gate and up, and the small LoRA
-products h; where a model has more norms, what they were given. Everything else is computed again
-from these, element by element.
+For each block it stores, besides the input x (`C` floats per token): q, k, v after RoPE, the
+attention output and its lse, the residual stream between attention and feed-forward, gate and up,
+the small LoRA products h, and the inputs of further norms if the model has them. Everything else is
+computed again from these, element by element.
 
-Without gradient checkpointing every block has its own set. With it the blocks share one, only the
-blocks' inputs are kept, and the backward pass runs each block's forward pass again. In between,
-`kept` of the blocks have sets of their own: each saves its second forward pass. The last block
-needs none, as its backward pass follows its forward pass. Whichever way, the gradient has the same
-bits.
+Without gradient checkpointing every block has its own set. With it the blocks share one set, only
+the blocks' inputs are kept, and the backward pass runs each block's forward pass again. As a
+compromise, `kept` of the blocks can have their own set, which saves their second forward pass. The
+last block does not need one, because its backward pass directly follows its forward pass. In all
+cases the gradient has the same bits.
 
-Where nothing is trained (`ForwardActivations`), no block's input outlives it: the stream has two
-arrays, which take turns, and there is one set.
+If nothing is trained (`ForwardActivations`), a block's input is not needed after the block: the
+stream alternates between two arrays, and there is one set.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
-Shapes = dict[str, tuple[int, ...]]  # by the name of the array
+Shapes = dict[str, tuple[int, ...]]  # by name of the array
 
 ALIGN = 16  # floats: every array begins at a cache line
-STREAMS = 2  # arrays of the stream where nothing is trained: a block reads one, writes the other
+STREAMS = 2  # stream arrays if nothing is trained: a block reads one and writes the other
 
 
 class Layout(NamedTuple):
-    """What decides the sizes of all arrays of a step."""
+    """The numbers that determine the sizes of all arrays of a step."""
 
     hp: Hparams
     ranks: Mapping[str, int]  # LoRA rank by name in `lora.slots.LINEARS`, 0: no pair
-    tokens: int  # of the largest micro-batch
-    trained: int = 0  # positions with a target, of the largest micro-batch
+    tokens: int  # in the largest micro-batch
+    trained: int = 0  # positions with a target, in the largest micro-batch
     dropout: bool = False
-    expert_rank: int = 0  # of the pairs of experts
+    expert_rank: int = 0  # rank of the experts' pairs
 
     @property
     def widest(self) -> int:
-        """Floats a token of the widest input of a linear layer, or gradient of its output."""
+        """Floats per token of the widest linear layer's input, or of its output's gradient."""
         hp = self.hp
         return max(hp.n_embd, self.ff_input, hp.n_head * hp.head_dim, mixer_width(hp))
 
     @property
     def ff_input(self) -> int:
-        """Floats a token of the widest input of a feed-forward layer's last matrix."""
+        """Floats per token of the widest input of a feed-forward layer's last matrix."""
         e = self.hp.experts
         if e is None:
             return self.hp.n_ff
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class BlockSet:
-    """What one block's forward pass leaves behind; shapes in `block_shapes`."""
+    """The activations saved by one block's forward pass; shapes are in `block_shapes`."""
 
     q: np.ndarray
     k: np.ndarray
@@ -83,14 +83,14 @@ class BlockSet:
     rstd_att: np.ndarray
     rstd_ffn: np.ndarray
     norms: dict[str, np.ndarray]  # input and rstd of the norms that only some models have
-    mixed: dict[str, np.ndarray]  # what blocks without attention keep in its place
+    mixed: dict[str, np.ndarray]  # activations of blocks without attention
     h_memory: dict[str, np.ndarray]  # by linear layer
-    h: dict[str, np.ndarray]  # the packed h that the forward pass made there
-    mixture: dict[str, np.ndarray]  # of a mixture of experts: `mixture_shapes.kept_shapes`
+    h: dict[str, np.ndarray]  # the packed h that the forward pass computed in it
+    mixture: dict[str, np.ndarray]  # for a mixture of experts: `mixture_shapes.kept_shapes`
 
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of a `BlockSet`'s arrays for `n` tokens."""
+    """Return the shapes of a `BlockSet`'s arrays for `n` tokens."""
     heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
     return {
         "q": (n, heads, d),
@@ -107,12 +107,12 @@ def block_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
-    """Shape of what a norm of `n` rows leaves for its gradient: rstd, with LayerNorm's mean."""
+    """Return the shape that a norm of `n` rows saves: rstd, and the mean for LayerNorm."""
     return (n,) if hp.norm == "rms" else (n, 2)
 
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of `BlockSet.norms`: of q and k, and after attention and feed-forward."""
+    """Return the shapes of `BlockSet.norms`: for q and k, and after attention and feed-forward."""
     heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
     shapes: Shapes = {}
     if hp.has_qk_norm:
@@ -124,7 +124,7 @@ def norm_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def forward_shapes(layout: Layout) -> Shapes:
-    """Shapes of the arrays that all blocks share in the forward pass."""
+    """Return the shapes of the arrays that all blocks share in the forward pass."""
     hp, n = layout.hp, layout.tokens
     plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
@@ -137,7 +137,7 @@ def forward_shapes(layout: Layout) -> Shapes:
 
 
 def shared_shapes(layout: Layout) -> Shapes:
-    """Shapes of the arrays that all blocks and the loss share."""
+    """Return the shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.expert_rank, *layout.ranks.values())
     shapes = forward_shapes(layout) | {
@@ -164,12 +164,12 @@ def shared_shapes(layout: Layout) -> Shapes:
 
 
 def stream_shapes(layout: Layout, count: int) -> Shapes:
-    """Shapes of `count` arrays for the stream between blocks."""
+    """Return the shapes of `count` arrays for the stream between blocks."""
     return {f"x{i}": (layout.tokens, layout.hp.n_embd) for i in range(count)}
 
 
 def h_shapes(layout: Layout) -> Shapes:
-    """Shapes of a block's LoRA products h, by linear layer."""
+    """Return the shapes of a block's LoRA products h, by linear layer."""
     return {name: (hidden_floats(layout.tokens, r),) for name, r in layout.ranks.items() if r}
 
 
@@ -178,21 +178,21 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
-    """Shapes of one block's own set, by group: the last one is that of LoRA's h."""
+    """Return the shapes of one block's set, by group; the last group is LoRA's h."""
     hp, n = layout.hp, layout.tokens
     shapes = block_shapes(hp, n), norm_shapes(hp, n), mixer_shapes(hp, n), kept_shapes(hp, n)
     return (*shapes, h_shapes(layout))
 
 
 def set_bytes(layout: Layout) -> int:
-    """Bytes of one block's own set."""
+    """Return the bytes of one block's set."""
     return 4 * sum(map(_floats, set_shapes(layout)))
 
 
 def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> int:
-    """Bytes that `Activations` will allocate.
+    """Return the bytes that `Activations` will allocate.
 
-    `kept`: blocks that have their own set though `checkpointing` is on.
+    `kept`: number of blocks that have their own set although `checkpointing` is on.
     """
     n_layer = layout.hp.n_layer
     shapes = stream_shapes(layout, n_layer + 1) | shared_shapes(layout)
@@ -201,33 +201,33 @@ def activation_bytes(layout: Layout, *, checkpointing: bool, kept: int = 0) -> i
 
 
 def forward_bytes(layout: Layout) -> int:
-    """Bytes that `ForwardActivations` will allocate."""
+    """Return the bytes that `ForwardActivations` will allocate."""
     shapes = stream_shapes(layout, STREAMS) | forward_shapes(layout)
     return 4 * (_floats(shapes) + ALIGN) + set_bytes(layout)
 
 
 class Arena:
-    """One piece of memory from which arrays are cut, one after the other."""
+    """One block of memory that is divided into arrays, one after the other."""
 
     def __init__(self, nbytes: int) -> None:
         self.memory = np.empty(nbytes // 4, np.float32)
         self._used = -(self.memory.ctypes.data // 4) % ALIGN
 
     def arrays(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Return new float32 arrays by name; what is in them is undefined."""
-        made = {}
+        """Return new float32 arrays by name; their contents are undefined."""
+        arrays = {}
         for name, shape in shapes.items():
             end = self._used + math.prod(shape)
-            made[name] = self.memory[self._used : end].reshape(shape)
+            arrays[name] = self.memory[self._used : end].reshape(shape)
             self._used += _floats({name: shape})
-        return made
+        return arrays
 
 
 class Activations:
     """All arrays of a step, for at most `layout.tokens` tokens: `x`, `shared`, `pool`, `block`."""
 
     def __init__(self, layout: Layout, *, checkpointing: bool, kept: int = 0) -> None:
-        """Arguments as for `activation_bytes`."""
+        """Allocate the arrays; the arguments are those of `activation_bytes`."""
         n_layer = layout.hp.n_layer
         if not 0 <= kept < n_layer:
             raise ValueError(f"kept is {kept}, with {n_layer} blocks")
@@ -248,17 +248,17 @@ class Activations:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, for comparison with `activation_bytes` or `forward_bytes`."""
+        """Allocated bytes, for comparison with `activation_bytes` or `forward_bytes`."""
         return int(self._arena.memory.nbytes)
 
     def recomputes(self, layer: int) -> bool:
-        """Whether block `layer` must run forwards again before its backward pass."""
+        """Return whether block `layer` must repeat its forward pass before its backward pass."""
         return layer < self._top - self.kept
 
     def x(self, layer: int, n: int) -> np.ndarray:
-        """Input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
+        """Return the input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
 
-        Where nothing is trained, that of the block two below is overwritten.
+        If nothing is trained, this overwrites the input of the block two below.
         """
         return self._stream[layer % len(self._stream)][:n]
 
@@ -272,14 +272,14 @@ class Activations:
 
     def block(self, layer: int, n: int) -> BlockSet:
         """Return the set of block `layer`, cut to `n` rows."""
-        own = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
-        *groups, h_memory, h = self._sets[own if own > 0 and layer < self._top else 0]
+        index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
+        *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)
         return BlockSet(**arrays, norms=norms, mixed=mixed, mixture=mixture, h_memory=h_memory, h=h)
 
 
 class ForwardActivations(Activations):
-    """The arrays of a forward pass that no backward pass follows."""
+    """The arrays of a forward pass without a backward pass."""
 
     def __init__(self, layout: Layout) -> None:
         self.kept = 0

@@ -1,4 +1,4 @@
-"""Attention of a batch, whose samples may share their beginnings (`nbllama.data.shared`)."""
+"""Attention of a batch whose samples can share prefixes (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def attend(
 ) -> None:
     """Compute `attention` of all sequences; `how`: its other arguments.
 
-    q `[N, H, D]`, k and v `[Nk, G, D]`. `k_offsets` `[S+1]` are those of the keys, unless the batch
-    has a tree.
+    q is `[N, H, D]`, k and v are `[Nk, G, D]`. `k_offsets` `[S+1]` are the offsets of the keys;
+    they are not used if the batch has a tree.
     """
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
         attention(q, k, v, q_offsets=starts, k_offsets=k_offsets, **how)
     else:
-        own = tree.k_offsets
-        attention_tree(q, k, v, q_offsets=starts, k_offsets=own, paths=tree.paths, **how)
+        path_offsets = tree.k_offsets
+        attention_tree(q, k, v, q_offsets=starts, k_offsets=path_offsets, paths=tree.paths, **how)
 
 
 def attend_grad(
     batch: Batch, do: np.ndarray, *, q: np.ndarray, k: np.ndarray, v: np.ndarray, **how: Any
 ) -> None:
-    """Compute `attention_grad` of all sequences, keys as many as queries; `how`: as above."""
+    """Compute `attention_grad` of all sequences, as many keys as queries; `how`: as in `attend`."""
     tree, starts = batch.tree, batch.seq_offsets
     if tree is None:
         attention_grad(do, q, k, v, offsets=starts, **how)

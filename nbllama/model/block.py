@@ -1,24 +1,24 @@
-"""A block of the model, forwards and backwards: attention and feed-forward.
+"""A block of the model, forward and backward: attention and feed-forward.
 
-Each reads the residual stream, in most models a normed copy of it, and adds its output to the
-stream. What differs between models comes from `Hparams`, and each step below asks it:
+Both read the residual stream (in most models a normalised copy of it) and add their output to the
+stream. The differences between models are in `Hparams`, and the steps below depend on it:
 
-| step | what differs |
+| step | differences |
 |---|---|
-| `reads` | the norm of what is read, if any; whether feed-forward reads what attention read |
-| `heads` | norms of queries and keys, before or after RoPE, of heads or of all of them; RoPE |
+| `reads` | the norm of the input, if any; whether feed-forward has the same input as attention |
+| `heads` | norms of queries and keys, before or after RoPE, per head or over all heads; RoPE |
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
-| `activation` | with a gate or without one, and which function |
+| `activation` | with or without a gate, and the function |
 | `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
-| `branch` | norm and scale of what is added to the stream |
+| `branch` | norm and scale of the output that is added to the stream |
 
-The block is written three times. This file is for training: many tokens, forwards and backwards.
-`nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one token, as
-fast as it goes. `nbllama.model.reference` has every operation in a line of plain float64 numpy;
-tests hold the other two to it. Whoever changes one changes all three.
+There are three implementations of the block. This file is for training: many tokens, forward and
+backward. `nbllama.generation.token_program` (with the kernels of `nbllama.ops.token`) is for one
+token, optimised for speed. `nbllama.model.reference` has each operation as one line of plain
+float64 numpy; tests compare the other two with it. If you change one, change all three.
 
-Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. What the forward pass leaves
-for the backward pass is a `BlockSet` (`nbllama.model.activations`).
+Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff. The forward pass saves a
+`BlockSet` (`nbllama.model.activations`) for the backward pass.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from nbllama.ops.linear.linear import Input
 from nbllama.ops.out_gate import out_gate, out_gate_grad
 from nbllama.ops.ungated import ungated, ungated_grad
 
-# The norms that only some models have, by the layer they come after. They carry no pair.
+# Norms that only some models have, by the layer that they follow. They have no pair.
 QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes layer, new keys and values `[N, G, D]`; gives all of the sequence's (generation)."""
+"""Takes a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
 
 
 def block_forward(
@@ -64,14 +64,15 @@ def block_forward(
     k_offsets: np.ndarray | None = None,
     states: StateExchange | None = None,
 ) -> None:
-    """Block `layer`: acts.x(layer) -> acts.x(layer + 1), leaving a `BlockSet`.
+    """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    `recompute` stops where the backward pass has all it needs. With `cache`, `k_offsets` `[S+1]`
-    are those of the keys it gives. `states`: of the sequences, in blocks without attention.
+    `recompute` stops when the backward pass has everything it needs. With `cache`, `k_offsets`
+    `[S+1]` are the offsets of the keys that it returns. `states`: the sequences' states, for blocks
+    without attention.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
-        block.watch = None  # it was seen the first time
+        block.watch = None  # already reported by the first forward pass
     if mixer := MIXERS.get(model.hp.mixer_at(layer)):
         mixer.forward(block, states)
     else:
@@ -82,10 +83,10 @@ def block_forward(
 def block_backward(
     model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch, lowest: int
 ) -> None:
-    """Block `layer` backwards: acts.dx from the gradient of its output to that of its input.
+    """Run block `layer` backward: acts.dx changes from the output's to the input's gradient.
 
-    `lowest` is the lowest block with something trained: in it, and nowhere above, the work that
-    only feeds the layers below is left out.
+    `lowest` is the lowest block with trained parameters. In this block, the work that only the
+    layers below would need is skipped.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     block.feed_forward_backward()
@@ -114,7 +115,7 @@ class Block(BlockParts):
     # Attention
 
     def heads(self, name: str, x: Input, y: np.ndarray) -> None:
-        """Compute queries or keys y `[N, heads, D]`: projected, normed if need be, turned."""
+        """Compute queries or keys y `[N, heads, D]`: project, normalise if needed, and rotate."""
         node = LINEARS[name].node
         raw = self.kept.norms[name] if self.hp.has_qk_norm else y
         if name == "q" and self.hp.attn_gate:
@@ -147,17 +148,17 @@ class Block(BlockParts):
         self.see_grad(f"{node}_raw", dy)
 
     def turn(self, node: str, y: np.ndarray) -> None:
-        """Turn y `[N, heads, D]` by RoPE."""
+        """Rotate y `[N, heads, D]` by RoPE."""
         self.model.rotate(self.layer, y, self.batch.positions)
         self.see(node, y)
 
     def turn_grad(self, node: str, dy: np.ndarray) -> None:
-        """Turn the gradient back."""
+        """Rotate the gradient back."""
         self.see_grad(node, dy)
         self.model.rotate(self.layer, dy, self.batch.positions, inverse=True)
 
     def norm_of_heads(self, name: str, x: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return the norm's name, x in rows as long as its weight (a head, or all), their rstd."""
+        """Return the norm's name, x in rows of its weight's length (one head or all), and rstd."""
         norm = self.name(QK_NORMS[name])
         rows = x.reshape(-1, len(self.model.vectors[norm]))
         return norm, rows, self.kept.norms[f"rstd_{name}"].reshape(-1)[: len(rows)]
@@ -195,7 +196,7 @@ class Block(BlockParts):
         self.see("ffn_inp", kept.x_mid)
 
     def gated_att(self) -> np.ndarray:
-        """Return attention's output `[N, H, D]`, times its gates where it has some."""
+        """Return attention's output `[N, H, D]`, times its gates if it has any."""
         if not self.hp.attn_gate:
             return self.kept.att
         y = self.shared("att_gated")
@@ -203,12 +204,12 @@ class Block(BlockParts):
         return y
 
     def attention_backward(self, below: bool) -> None:
-        """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+        """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
-        Without `below` only what this block's own pairs need is computed.
+        Without `below`, only the gradients of this block's pairs are computed.
         """
         kept, n = self.kept, self.n
-        side_by_side = self.hp.side_by_side  # then dnorm has feed-forward's part
+        side_by_side = self.hp.side_by_side  # then dnorm already has feed-forward's part
         norm_trained = self.bound.trains(self.name("attn_norm.weight"))
         if not (below or norm_trained or self.trains("q", "k", "v", "o")):
             return
@@ -264,7 +265,7 @@ class Block(BlockParts):
         self.see_grad("ffn_up", self.kept.up)
 
     def feed_forward(self, recompute: bool) -> None:
-        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
+        """Compute the block's output; with `recompute`, only what the gradient needs."""
         if self.mixture is not None:
             self.mixture.forward(recompute)
             return
@@ -293,7 +294,7 @@ class Block(BlockParts):
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
-        """acts.dx from the gradient with respect to the block's output to that of `x_mid`."""
+        """Change acts.dx from the gradient with respect to the output to that of `x_mid`."""
         kept, hp = self.kept, self.hp
         dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
@@ -309,7 +310,7 @@ class Block(BlockParts):
             if hp.gated:
                 self.project_grad("gate", kept.gate, read, dnorm)
             self.project_grad("up", kept.up, read, dnorm, add=hp.gated)
-        if not hp.side_by_side:  # else attention adds its part first
+        if not hp.side_by_side:  # otherwise attention adds its part first
             self.see_grad("ffn_norm", dnorm)
             self.reads_grad(dnorm, x, norm, rstd, dx=dx)
         self.see_grad("ffn_inp", dx)

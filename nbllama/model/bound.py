@@ -1,4 +1,4 @@
-"""An adapter at work on a model: what the passes look up, and where gradients are added up."""
+"""An adapter bound to a model: lookups for the passes, and the arrays of the gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad, rms_norm_grad_weight
 
 
 class Bound:
-    """An adapter at work on a model: pairs by tensor, effective norms, gradients by parameter.
+    """An adapter bound to a model: pairs by tensor, effective norms, gradients of the parameters.
 
-    `dropout`: of the inputs of the blocks' pairs; None except in training.
+    `dropout` applies to the inputs of the blocks' pairs; None except in training.
     """
 
     dropout: Dropout | None = None
-    load: np.ndarray | None = None  # int64 [n_layer, E]: tokens that each expert had so far
+    load: np.ndarray | None = None  # int64 [n_layer, E]: tokens per expert so far
 
     def __init__(self, model: Weights, adapter: Adapter | None, trained: bool = False) -> None:
-        """Bind `adapter`; `CheckpointError` if its shapes are not the model's."""
+        """Bind `adapter`; raise `CheckpointError` if its shapes do not fit the model."""
         if adapter is not None and (problem := adapter.misfit(model.shapes)):
             raise CheckpointError(f"the adapter is for another model: {problem}")
         self._model = model
@@ -37,7 +37,7 @@ class Bound:
         self.refresh()
 
     def refresh(self) -> None:
-        """Recompute what depends on the adapter's values: call it after every optimiser step."""
+        """Recompute the effective norms; call it after every optimiser step."""
         self._norms = {}
         if self.adapter is not None:
             scale = np.float32(self.adapter.scale)
@@ -47,25 +47,25 @@ class Bound:
                     self._norms[name] = self._model.vectors[name] + delta
 
     def zero_grads(self) -> None:
-        """Set all gradients to 0, and forget which experts were used."""
+        """Set all gradients and the counts of the experts' tokens to 0."""
         if self.load is not None:
             self.load.fill(0)
         for g in self.grads.values():
             g.fill(0)
 
     def trains(self, *names: str) -> bool:
-        """Whether any of these base tensors has a pair that is trained."""
+        """Return whether any of these base tensors has a pair that is trained."""
         return any(name + ".lora_a" in self.grads for name in names)
 
     def pair(self, name: str) -> LoraPair | None:
-        """Return the pair of a matrix, with the arrays of its gradients."""
-        if self.adapter is None or (found := self.adapter.pairs.get(name)) is None:
+        """Return the pair of a matrix, with the arrays for its gradients."""
+        if self.adapter is None or (stored := self.adapter.pairs.get(name)) is None:
             return None
         da, db = self.grads.get(name + ".lora_a"), self.grads.get(name + ".lora_b")
-        return LoraPair(found.a, found.b, self.adapter.scale, da, db)
+        return LoraPair(stored.a, stored.b, self.adapter.scale, da, db)
 
     def linear_pair(self, layer: int, linear: str) -> LoraPair | None:
-        """Return a layer's pair; layers in one tensor share A, and each has its rows of B."""
+        """Return a layer's pair. Layers in one tensor share A, and each has its own rows of B."""
         tensor, rows = self._model.linears[linear]
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
@@ -74,7 +74,7 @@ class Bound:
         return pair._replace(b=pair.b[rows], db=db)
 
     def expert_pair(self, layer: int, tensor: str, expert: int) -> LoraPair | None:
-        """Return one expert's pair, of a tensor of all experts."""
+        """Return the pair of one expert, from a tensor of all experts."""
         pair = self.pair(f"blk.{layer}.{tensor}.weight")
         if pair is None:
             return None
@@ -82,13 +82,13 @@ class Bound:
         return LoraPair(pair.a[expert], pair.b[expert], pair.scale, da, db)
 
     def norm(self, name: str) -> np.ndarray:
-        """Norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""
+        """Return the norm weight `[C]` with its LoRA delta, w + s (B A)[0]."""
         return self._norms.get(name, self._model.vectors[name])
 
     def normed(self, name: str, x: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
-        """Write y `[N, C]`, the norm with this weight of x `[N, C]`, and what its gradient needs.
+        """Write y `[N, C]`, the norm of x `[N, C]` with this weight, and rstd for its gradient.
 
-        That is rstd `[N]`, of LayerNorm its mean too, in memory `[N, 2]`
+        rstd is `[N]`; for LayerNorm it is `[N, 2]` and includes the mean
         (`activations.norm_numbers`).
         """
         w, hp = self.norm(name), self._model.hp
@@ -109,7 +109,7 @@ class Bound:
         dx: np.ndarray | None,
         add: bool = False,
     ) -> None:
-        """Compute dx `[N, C]` (+= with `add`), the gradient with respect to x; add the pair's."""
+        """Set dx `[N, C]` (`add`: +=) to the gradient with respect to x; add the pair's as well."""
         self.add_norm_grad(name, dy, x, rstd)
         if dx is None:
             return
@@ -123,8 +123,8 @@ class Bound:
     def add_norm_grad(self, name: str, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray) -> None:
         """Add the gradient of a norm's pair, if it has one that is trained.
 
-        dy and x `[N, C]` are the norm's output gradient and input, rstd from `normed`. With
-        dw `[C]` the gradient with respect to the effective weight:
+        dy `[N, C]` is the gradient of the norm's output, x `[N, C]` its input, and rstd is from
+        `normed`. With dw `[C]`, the gradient with respect to the effective weight:
 
             dA += s Bᵀ dw        dB += s dw Aᵀ
         """

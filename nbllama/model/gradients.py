@@ -13,7 +13,7 @@ from nbllama.model.passes import Model
 def loss_and_gradients(
     model: Model, adapter: Adapter, batch: Batch, checkpointing: bool
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean loss (nats per trained token) and its gradients, by the passes that the trainer makes.
+    """Return the mean loss (nats per trained token) and its gradients, with the trainer's passes.
 
     The gradients are float32 with the names and shapes of `adapter.parameters()`.
     """

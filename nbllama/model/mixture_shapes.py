@@ -1,17 +1,18 @@
-"""Shapes of the arrays that mixtures of experts need beyond those of dense blocks."""
+"""Shapes of the arrays that mixtures of experts need in addition to those of dense blocks."""
 
 from __future__ import annotations
 
 from nbllama.arch import Hparams
 from nbllama.ops.linear.linear import hidden_floats
 
-Shapes = dict[str, tuple[int, ...]]  # by the name of the array
+Shapes = dict[str, tuple[int, ...]]  # by name of the array
 
 
 def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of `BlockSet.mixture`: scores, choice and weights; of the shared expert gate and up.
+    """Return the shapes of `BlockSet.mixture`.
 
-    `chosen` holds int32. `shared_weight` is what the shared expert's output is multiplied by.
+    It has the experts' scores, the choice and the weights, and gate and up of the shared expert.
+    `chosen` is int32. The shared expert's output is multiplied by `shared_weight`.
     """
     if hp.experts is None:
         return {}
@@ -24,9 +25,9 @@ def kept_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixture_shapes(hp: Hparams, n: int, rank: int) -> Shapes:
-    """Shapes of what the mixtures share: input, output and LoRA products of one expert's tokens.
+    """Return the shapes that mixtures share: input, output, LoRA products of an expert's tokens.
 
-    `rank`: the largest of the experts' pairs.
+    `rank`: the largest rank of the experts' pairs.
     """
     if hp.experts is None:
         return {}

@@ -36,12 +36,12 @@ class BlockParts:
         self.watch = model.watch
 
     def see(self, name: str, x: np.ndarray) -> None:
-        """Show a result to who watches."""
+        """Pass a result to the watcher, if there is one."""
         if self.watch is not None:
             self.watch.node(name, self.layer, x)
 
     def see_grad(self, name: str, dx: np.ndarray) -> None:
-        """Show a gradient to who watches."""
+        """Pass a gradient to the watcher, if there is one."""
         if self.watch is not None:
             self.watch.gradient(name, self.layer, dx)
 
@@ -50,27 +50,27 @@ class BlockParts:
         return f"blk.{self.layer}.{tensor}"
 
     def trains(self, *linears: str) -> bool:
-        """Whether any of these linear layers has a pair that is trained."""
+        """Return whether any of these linear layers has a pair that is trained."""
         return any(pair.da is not None for name in linears if (pair := self.pairs[name]))
 
     def shared(self, name: str) -> np.ndarray:
-        """Return an array that all blocks share, one row a token."""
+        """Return an array that all blocks share, one row per token."""
         return self.acts.shared(name, self.n)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
-        """Return an array of feed-forward `[N, F]`; beside experts it may have room for more."""
+        """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
         return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
 
     # What the passes are made of
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
-        """Return the stream that feed-forward reads, the norm of that, and its rstd."""
+        """Return the stream that feed-forward reads, the name of its norm, and its rstd."""
         if self.hp.side_by_side:
             return self.acts.x(self.layer, self.n), self.hp.attn_norm, self.kept.rstd_att
         return self.kept.x_mid, self.hp.ffn_norm, self.kept.rstd_ffn
 
     def reads(self, x: np.ndarray, norm: str, rstd: np.ndarray) -> np.ndarray:
-        """Return what is read of the stream x: normed, until the next call, or x itself."""
+        """Return the stream x, normalised (until the next call), or x itself without a norm."""
         if not norm:
             return x
         y = self.shared("norm")
@@ -80,7 +80,7 @@ class BlockParts:
     def reads_grad(
         self, dy: np.ndarray, x: np.ndarray, norm: str, rstd: np.ndarray, *, dx: np.ndarray | None
     ) -> None:
-        """Add the gradient with respect to x to dx; a pair's gradients go to `bound.grads`."""
+        """Add the gradient with respect to x to dx; add a pair's gradients to `bound.grads`."""
         if norm:
             self.bound.normed_grad(self.name(f"{norm}.weight"), dy, x, rstd, dx=dx, add=True)
         elif dx is not None:
@@ -92,14 +92,14 @@ class BlockParts:
         return Input(x, self.acts.pool("panels"), group, self.masked(*linears))
 
     def masked(self, *linears: str) -> Masked | None:
-        """Dropout of the input of these linear layers, if any of them has a pair."""
+        """Return the dropout of these linear layers' input, if any of them has a pair."""
         if self.bound.dropout is None or not any(self.pairs[name] for name in linears):
             return None
         mask = self.bound.dropout.at(self.layer, LINEARS[linears[0]].source)
         return Masked(mask, self.acts.pool("dropped"), self.acts.pool("dropped_panels"))
 
     def project(self, name: str, x: Input, y: np.ndarray, *, add: bool = False) -> None:
-        """Compute y `[N, ...]` = (or += with `add`) the output of layer `name`, with its bias."""
+        """Set y `[N, ...]` to (`add`: increase it by) the output of layer `name`, with its bias."""
         w, bias = self.model.linear(self.layer, name), self.model.bias(self.layer, name)
         out, memory = y.reshape(self.n, -1), self.kept.h_memory.get(name)
         self.kept.h[name] = linear(w, self.pairs[name], x, out, hidden=memory, add=add)
@@ -109,7 +109,7 @@ class BlockParts:
     def project_grad(
         self, name: str, dy: np.ndarray, x: np.ndarray, dx: np.ndarray | None, *, add: bool = False
     ) -> None:
-        """Compute dx `[N, ...]` = (or += with `add`) the gradient with respect to x.
+        """Set dx `[N, ...]` to (with `add`: increase it by) the gradient with respect to x.
 
         The gradients of the layer's pair are added to `bound.grads`.
         """
@@ -124,7 +124,7 @@ class BlockParts:
     # What attention and feed-forward add to the stream: `name` is their last layer
 
     def branch(self, name: str, x: Input, stream: np.ndarray) -> None:
-        """Add the layer's output, normed and scaled where the model does so, to stream `[N, C]`."""
+        """Add the layer's output to stream `[N, C]`, normalised and scaled if the model does so."""
         hp, kept, node = self.hp, self.kept, LINEARS[name].node
         if hp.residual_scale == 1 and not hp.has_post_norms:
             self.project(name, x, stream, add=True)
@@ -147,7 +147,7 @@ class BlockParts:
         stream += y
 
     def branch_grad(self, name: str, dstream: np.ndarray) -> np.ndarray:
-        """Return the gradient with respect to the layer's output, from that of the stream."""
+        """Return the gradient with respect to the layer's output, given that of the stream."""
         hp, kept = self.hp, self.kept
         if hp.residual_scale == 1 and not hp.has_post_norms:
             return dstream

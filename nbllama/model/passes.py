@@ -1,11 +1,11 @@
 """The model: the forward pass, the loss, and the backward pass.
 
-`nbllama.model.weights` has the tensors, `nbllama.model.bound` an adapter on them,
-`nbllama.model.block` what happens within a block.
+`nbllama.model.weights` has the tensors, `nbllama.model.bound` binds an adapter to them, and
+`nbllama.model.block` computes a block.
 
 The order of operations is that of finetune.cpp's graph (t01 embeddings .. t36 loss). Activations
-are a stream: all sequences of a micro-batch end to end, `[N, C]` float32. Base weights are never
-changed and never decoded whole.
+are a stream: all sequences of a micro-batch, concatenated, `[N, C]` float32. Base weights are never
+changed, and never decoded as a whole.
 
 Shapes: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
 positions.
@@ -54,7 +54,7 @@ class Trunk(Protocol):
 
 
 class Model(Weights):
-    """A GGUF model ready to compute; made by `load_model`."""
+    """A GGUF model that is ready to run; created by `load_model`."""
 
     @classmethod
     def load(
@@ -68,8 +68,9 @@ class Model(Weights):
     ) -> M:
         """Open a GGUF model; its weights stay memory-mapped.
 
-        Numbers that are given replace the file's (`arch.with_overrides`), and so does `pre`, the
-        name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not supported.
+        Numbers in the arguments replace those of the file (`arch.with_overrides`), and so does
+        `pre`, the name of a pre-tokenizer. Raises `GGUFError` for a file that is damaged or not
+        supported.
         """
         gguf = open_gguf(path)
         hp = hparams_from_gguf(gguf)
@@ -79,7 +80,7 @@ class Model(Weights):
         return cls(gguf, hp, pre)
 
     def embed_tokens(self, bound: Bound, acts: Activations, batch: Batch) -> None:
-        """Token embeddings (with their LoRA pair) into acts.x(0)."""
+        """Write the token embeddings (with their LoRA pair) to acts.x(0)."""
         x = acts.x(0, len(batch.tokens))
         embed(self.matrix("token_embd"), batch.tokens, x)
         pair = bound.pair("token_embd.weight")
@@ -92,7 +93,7 @@ class Model(Weights):
             self.watch.node("inp_embd", -1, x)
 
     def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
-        """Gradient of the embedding's pair from acts.dx."""
+        """Add the gradients of the embedding's pair, given acts.dx."""
         pair = bound.pair("token_embd.weight")
         if pair is not None and pair.da is not None and pair.db is not None:
             dx = acts.shared("dx", len(batch.tokens))
@@ -111,9 +112,9 @@ class Model(Weights):
         *,
         trunk: Trunk | None = None,
     ) -> None:
-        """Embeddings and all blocks; the last block's output is acts.x(n_layer).
+        """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
-        `check` runs between blocks. If `trunk` has the samples, its blocks are skipped. A watcher
+        `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. A watcher
         sees every block, so then `trunk` is not used.
         """
         if self.watch is not None:
@@ -142,11 +143,10 @@ class Model(Weights):
         gradient: bool,
         floor: float = 0.0,
     ) -> float:
-        """Sum of the trained positions' losses, after `forward`.
+        """Return the sum of the trained positions' losses; call it after `forward`.
 
-        With `gradient`, acts.dx becomes the gradient of `weight` times that sum (or of the sum with
-        a weight for each position, float64 `[M]`). `floor`: see
-        `ops.cross_entropy`.
+        With `gradient`, acts.dx is set to the gradient of `weight` times that sum (or of the sum
+        with one weight per position, float64 `[M]`). `floor`: see `ops.cross_entropy`.
         """
         n = len(batch.tokens)
         rows, targets = batch.trained()
@@ -167,7 +167,7 @@ class Model(Weights):
         )  # fmt: skip
         if self.watch is not None:
             if any(map(self.watch.wants, TOP_NODES)):
-                # which the loss has of the trained tokens alone, and never whole
+                # the loss computes logits only for trained tokens, and never as a whole
                 whole, last = batch.whole(), acts.x(self.hp.n_layer, n)
                 last = last if batch.tree is None else last[batch.tree.rows]
                 show_loss(self.watch, self.logits(bound, last), whole, weight)
@@ -183,13 +183,13 @@ class Model(Weights):
             bound.normed_grad(name, dnormed, x, rstd, dx=back)
             if batch.tree is None:
                 dx[rows] = back
-            else:  # a row may have several targets
+            else:  # a row can have several targets
                 np.add.at(dx, rows, back)
         return total
 
     @own_cores()
     def logits(self, bound: Bound, x: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
-        """Logits float32 `[N, V]` from the last block's output x `[N, C]`.
+        """Compute the logits float32 `[N, V]` from the last block's output x `[N, C]`.
 
         `panels`: memory for packed x.
         """
@@ -216,7 +216,7 @@ class Model(Weights):
     def backward(
         self, bound: Bound, acts: Activations, batch: Batch, check: Callable[[], None] | None = None
     ) -> None:
-        """All blocks backwards from acts.dx; gradients are added to `bound.grads`."""
+        """Run all blocks backward from acts.dx; gradients are added to `bound.grads`."""
         adapter = bound.adapter
         lowest = adapter.lowest_layer() if adapter is not None else self.hp.n_layer
         top = self.hp.n_layer - 1
@@ -238,7 +238,7 @@ class Model(Weights):
         kept: int = 0,
         dropout: bool = False,
     ) -> Activations:
-        """Memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
+        """Allocate memory for micro-batches of at most `n` tokens, `n_trained` of them trained.
 
         `kept`: see `nbllama.model.activations`.
         """
@@ -246,7 +246,7 @@ class Model(Weights):
         return Activations(sizes, checkpointing=checkpointing, kept=kept)
 
     def forward_activations(self, adapter: Adapter | None, n: int) -> ForwardActivations:
-        """Memory for at most `n` tokens that are only read."""
+        """Allocate memory for at most `n` tokens, without a backward pass."""
         return ForwardActivations(layout(self, adapter, n))
 
     def loss_buffers(self, adapter: Adapter | None, n_trained: int) -> LossBuffers:
@@ -260,7 +260,7 @@ class Model(Weights):
 def layout(
     model: Weights, adapter: Adapter | None, n: int, n_trained: int = 0, *, dropout: bool = False
 ) -> Layout:
-    """Sizes of a step's arrays, with the largest rank of each linear layer over the blocks."""
+    """Return the sizes of a step's arrays, with each linear layer's largest rank in any block."""
     ranks = dict.fromkeys(LINEARS, 0)
     for base, pair in (adapter.pairs if adapter is not None else {}).items():
         for name, (tensor, _) in model.linears.items():
@@ -272,5 +272,5 @@ def layout(
 
 
 def load_model(path: str | os.PathLike[str], **constants: Any) -> Model:
-    """Open a GGUF model; see `Model.load` for `constants` and what is raised."""
+    """Open a GGUF model; `Model.load` documents `constants` and the errors."""
     return Model.load(path, **constants)

@@ -1,13 +1,13 @@
 """The whole model on one page: forward pass, loss and backward pass in plain float64 numpy.
 
-One operation a line, in order; `_Pass.forward` and `_Pass.backward` are the page to read. Every
-operation and its gradient (`nbllama.model.reference_ops`) is the plain-numpy function of its page
-in `nbllama.ops`, where formula and derivative are. Nothing here is used for training: it is slow
-and exact, and what the kernels' passes (`nbllama.model.block`, `nbllama.model.passes`) are checked
-against. Its own gradients are checked against finite differences of its loss
+It has one operation per line, in order; read `_Pass.forward` and `_Pass.backward`. Every operation
+and its gradient (`nbllama.model.reference_ops`) is the plain-numpy function of its page in
+`nbllama.ops`, which has the formula and the derivative. Training does not use this module: it is
+slow and exact, and the passes with kernels (`nbllama.model.block`, `nbllama.model.passes`) are
+checked against it. Its gradients are checked against finite differences of its loss
 (tests/model/test_reference.py).
 
-Shapes: N tokens (all sequences end to end), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
+Shapes: N tokens (all sequences, concatenated), C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff,
 V n_vocab. `dx` is the gradient of the mean loss with respect to x.
 """
 
@@ -37,23 +37,23 @@ class ReferenceModel(ReferenceTensors):
         seen: Seen | None = None,
         change: Parameters | None = None,
     ) -> np.ndarray:
-        """Compute the logits `[N, V]`, where `change` is added to the activations that it names.
+        """Compute the logits `[N, V]`; `change` is added to the activations that it names.
 
-        `seen` gets every activation under llama.cpp's name (see `nbllama.peek.names`).
+        Every activation is stored in `seen` under llama.cpp's name (see `nbllama.peek.names`).
         """
         return _Pass(self, batch, params, scale, seen=seen, change=change).forward()
 
     def loss(
         self, batch: Batch, params: Parameters, scale: float, change: Parameters | None = None
     ) -> float:
-        """Mean loss over the trained positions of a batch; `change` as in `logits`."""
+        """Return the mean loss over a batch's trained positions; `change` as in `logits`."""
         z = self.logits(batch, params, scale, change=change)
         return _mean_loss(z, batch)
 
     def loss_and_gradients(
         self, batch: Batch, params: Parameters, scale: float
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Mean loss, and its gradient with respect to every array of `params`."""
+        """Return the mean loss, and its gradient with respect to every array of `params`."""
         run = _Pass(self, batch, params, scale)
         loss = _mean_loss(run.forward(), batch)
         run.backward()
@@ -66,14 +66,14 @@ def _mean_loss(z: np.ndarray, batch: Batch) -> float:
 
 
 class _Pass(Mixers):
-    """One forward pass, with all that it computed in `kept`, and one backward pass."""
+    """One forward pass, which stores all its results in `kept`, and one backward pass."""
 
     def forward(self) -> np.ndarray:
-        """Logits `[N, V]`."""
+        """Compute the logits `[N, V]`."""
         hp, keep, kept = self.hp, self.keep, self.kept
         x = keep("inp_embd", hp.embed_scale * self.embed())
         for i in range(hp.n_layer):
-            # attention, on a normed copy of the stream x [N, C]
+            # attention, on a normalised copy of the stream x [N, C]
             h = read = keep(f"attn_norm-{i}", self.reads(x, i, hp.attn_norm))
             y = self.attend(h, i) if hp.mixer_at(i) == "attention" else self.mixed(h, i)
             if hp.has_post_norms:
@@ -100,7 +100,7 @@ class _Pass(Mixers):
         return keep("result_output", z)
 
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute what attention of block `i` gives for h `[N, C]`."""
+        """Compute the output of block `i`'s attention for h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
         q = keep(f"Qcur_raw-{i}", self.queries(h, i))
         k = keep(f"Kcur_raw-{i}", self.linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim))
@@ -118,7 +118,7 @@ class _Pass(Mixers):
         return keep(f"attn_out-{i}", self.linear(att, i, "o"))
 
     def backward(self) -> None:
-        """Gradients of the mean loss into `grads`: the lines of `forward` from the last one up."""
+        """Add the gradients of the mean loss to `grads`: the lines of `forward` in reverse."""
         hp, kept = self.hp, self.kept
         rows = self.batch.targets >= 0
         z, dz = kept["result_output"], np.zeros_like(kept["result_output"])
@@ -128,7 +128,7 @@ class _Pass(Mixers):
         dh = self.product_grad(dz, kept["result_norm"], self.head)
         dx = self.norm_grad(hp.logit_scale * dh, kept[f"l_out-{hp.n_layer - 1}"], hp.output_norm)
         for i in reversed(range(hp.n_layer)):
-            # feed-forward; dx goes on to the stream's earlier part, and through the branch
+            # feed-forward; dx flows to the earlier part of the stream, and through the branch
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
                 dy = self.norm_grad(dy, kept[f"ffn_out-{i}"], f"blk.{i}.post_ffw_norm")
@@ -160,7 +160,7 @@ class _Pass(Mixers):
         self.embed_grad(hp.embed_scale * dx)
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Gradient with respect to `attend`'s h, from that of what it gives."""
+        """Return the gradient with respect to `attend`'s h, given that of its output."""
         hp, kept, n = self.hp, self.kept, len(self.batch.tokens)
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
@@ -182,5 +182,5 @@ class _Pass(Mixers):
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:
-    """Return an adapter's arrays as float64 copies, to be varied."""
+    """Return an adapter's arrays as float64 copies, which can be varied."""
     return {name: p.astype(np.float64) for name, p in adapter.parameters().items()}

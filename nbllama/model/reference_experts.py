@@ -1,4 +1,4 @@
-"""The mixture of experts of the reference page: one expert after the other, for all its tokens."""
+"""The mixture of experts of the reference model: one expert after the other, for all its tokens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class ReferenceMixture:
-    """The mixture of one block of a pass."""
+    """The mixture of experts of one block in a pass."""
 
     def __init__(self, run: Operations, layer: int, experts: Experts) -> None:
         self.run, self.layer, self.e = run, layer, experts
         self.gating = Gating(experts.gating, experts.normed, experts.scale)
 
     def weight(self, name: str) -> np.ndarray | None:
-        """Return a tensor of the block, if there is one."""
+        """Return a tensor of the block, or None if the block does not have it."""
         return self.run.tensors.get(f"blk.{self.layer}.{name}")
 
     def linear(self, x: np.ndarray, name: str, expert: int) -> np.ndarray:
@@ -37,7 +37,7 @@ class ReferenceMixture:
         return y if bias is None else y + bias[expert]
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, name: str, expert: int) -> np.ndarray:
-        """Return dx, and add the gradients of the expert's pair."""
+        """Return dx; add the gradients of the expert's pair."""
         run, base = self.run, f"blk.{self.layer}.ffn_{name}_exps"
         dx: np.ndarray = dy @ run.tensors[f"{base}.weight"][expert]
         if pair := run.pair(base):
@@ -49,7 +49,7 @@ class ReferenceMixture:
         return dx
 
     def forward(self, h: np.ndarray) -> np.ndarray:
-        """Compute what the experts add to the stream, for h `[N, C]`."""
+        """Compute the experts' output, which is added to the stream, for h `[N, C]`."""
         i, keep, kept = self.layer, self.run.keep, self.run.kept
         z = h @ self.run.tensors[f"blk.{i}.ffn_gate_inp.weight"].T
         if (bias := self.weight("ffn_gate_inp.bias")) is not None:
@@ -72,7 +72,7 @@ class ReferenceMixture:
         return out
 
     def shared(self, h: np.ndarray) -> np.ndarray:
-        """Compute the shared expert's output, times what it is weighted by."""
+        """Compute the shared expert's output, times its weight."""
         i, run = self.layer, self.run
         gate, up = run.linear(h, i, "gate_shexp"), run.linear(h, i, "up_shexp")
         run.kept[f"shared-{i}"] = np.stack([gate, up])

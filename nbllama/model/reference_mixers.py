@@ -1,6 +1,6 @@
-"""What only some blocks of the reference page have, in plain float64 numpy.
+"""Parts that only some blocks of the reference model have, in plain float64 numpy.
 
-Blocks without attention, and the gates of an attention that has them.
+These are the blocks without attention, and the gates of attention's output.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nbllama.ops.short_conv import short_conv_grad_ref, short_conv_ref
 
 
 class Mixers(Operations):
-    """Operations, and what some blocks have in place of attention."""
+    """Operations, and the alternatives to attention in some blocks."""
 
     def mixed(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute what block `i`, which has no attention, gives for h `[N, C]`."""
+        """Compute the output of block `i`, which has no attention, for h `[N, C]`."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta(h, i)
         bcx = self.keep(f"conv_in-{i}", self.linear(h, i, "conv_in"))
@@ -30,7 +30,7 @@ class Mixers(Operations):
         return self.keep(f"conv_out-{i}", self.linear(y, i, "conv_out"))
 
     def mixed_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
-        """Return the gradient with respect to `mixed`'s h, from that of what it gives."""
+        """Return the gradient with respect to `mixed`'s h, given that of its output."""
         if self.hp.mixer_at(i) == "delta":
             return self.delta_grad(dy, i)
         kept, taps = self.kept, self.taps("shortconv.conv", i)
@@ -42,10 +42,10 @@ class Mixers(Operations):
         """Return the weights of a convolution, `[K, ...]`."""
         return np.asarray(self.tensors[f"blk.{i}.{name}.weight"].T)
 
-    # The delta net: `kept` has what the projections gave
+    # The delta net: `kept` has the outputs of the projections
 
     def delta(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Compute what a block with a delta net gives."""
+        """Compute the output of a block with a delta net."""
         keep, n = self.keep, len(h)
         for name in ("qkv", "z", "alpha", "beta"):
             keep(f"delta_{name}-{i}", self.linear(h, i, name))
@@ -92,7 +92,7 @@ class Mixers(Operations):
         return [x.reshape(len(y), -1, of.size) for x in np.split(y, [keys, 2 * keys], axis=1)]
 
     def gate_inputs(self, i: int) -> dict[str, np.ndarray]:
-        """Return what the two gates are made of, by the arguments of `gates_ref`."""
+        """Return the inputs of the two gates, by the arguments of `gates_ref`."""
         a, dt = self.tensors[f"blk.{i}.ssm_a"], self.tensors[f"blk.{i}.ssm_dt.bias"]
         alpha, b = self.kept[f"delta_alpha-{i}"], self.kept[f"delta_beta-{i}"]
         return {"alpha": alpha, "b": b, "a": a, "dt": dt}
@@ -103,12 +103,12 @@ class Mixers(Operations):
 
     @property
     def delta_scale(self) -> float:
-        """Scale of what queries read."""
+        """Scale of the queries' output."""
         assert self.hp.delta is not None
         return float(1 / np.sqrt(self.hp.delta.size))
 
     def to_length_1(self, x: np.ndarray) -> np.ndarray:
-        """Compute x / sqrt(sum of squares + eps), of each head."""
+        """Compute x / sqrt(sum of squares + eps) of each head."""
         length = np.sqrt((x * x).sum(axis=-1, keepdims=True) + self.hp.rms_eps)
         return np.asarray(x / length)
 
@@ -121,7 +121,7 @@ class Mixers(Operations):
     # The gates of attention's output
 
     def queries(self, h: np.ndarray, i: int) -> np.ndarray:
-        """Return queries `[N, H, D]` as projected; keep their gates, where there are some."""
+        """Return the projected queries `[N, H, D]`; store their gates, if there are any."""
         hp, y = self.hp, self.linear(h, i, "q")
         if not hp.attn_gate:
             return y.reshape(-1, hp.n_head, hp.head_dim)
@@ -135,14 +135,14 @@ class Mixers(Operations):
         return self.keep(f"attn_gated-{i}", out_gate_ref(att, self.kept[f"q_gate-{i}"]))
 
     def gated_att_grad(self, dy: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return gradients with respect to attention's output, and to queries with gates."""
+        """Return the gradients with respect to attention's output and to the gates."""
         att = self.kept[f"kqv_out-{i}"]
         if not self.hp.attn_gate:
             return dy, None
         return out_gate_grad_ref(dy.reshape(att.shape), att, self.kept[f"q_gate-{i}"])
 
     def with_gates(self, dq: np.ndarray, dgate: np.ndarray | None) -> np.ndarray:
-        """Return the gradient of the projection that makes queries, and gates if there are some."""
+        """Return the gradient with respect to the projection's output: queries and any gates."""
         if dgate is not None:
             dq = dgate + np.stack([dq, np.zeros_like(dq)], axis=2)
         return dq.reshape(len(dq), -1)

@@ -1,6 +1,6 @@
-"""The operations of the reference page, each with its gradient and its tensor's LoRA pair.
+"""The operations of the reference model, each with its gradient and its tensor's LoRA pair.
 
-`nbllama.model.reference` says in which order they come. Gradients of pairs are added to `grads`.
+`nbllama.model.reference` calls them in order. Gradients of pairs are added to `grads`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Seen = Callable[[str, np.ndarray], object]
 
 
 class ReferenceTensors:
-    """Every tensor of a model decoded to `dtype`, and what is computed from its constants."""
+    """All tensors of a model decoded to `dtype`, and values computed from its constants."""
 
     def __init__(self, model: Model, dtype: type = np.float64) -> None:
         self.hp, self.dtype = model.hp, dtype
@@ -43,7 +43,7 @@ class ReferenceTensors:
 
 
 class Operations:
-    """What a pass over one batch is made of, and what it has computed so far."""
+    """The operations of a pass over one batch, and the results so far."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Operations:
         self.act = ("ffn_geglu" if self.gelu else "ffn_swiglu") if self.hp.gated else f"ffn_{kind}"
 
     def keep(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Remember an activation under llama.cpp's name."""
+        """Store an activation under llama.cpp's name."""
         if self.change is not None and name in self.change:
             x = x + self.change[name].reshape(x.shape)
         if self.seen is not None:
@@ -75,7 +75,7 @@ class Operations:
         return x
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
+        """Return the pair (A `[R, n_in]`, B `[n_out, R]`) of a tensor."""
         key = f"{name}.weight.lora_"
         if key + "a" not in self.params:
             return None
@@ -84,7 +84,7 @@ class Operations:
     def add_grads(
         self, name: str, da: np.ndarray, db: np.ndarray, rows: slice = slice(None)
     ) -> None:
-        """Add to the gradients of a tensor's pair; `rows`: those of B."""
+        """Add to the gradients of a tensor's pair; `rows`: the rows of B."""
         self.grads[f"{name}.weight.lora_a"] += da
         self.grads[f"{name}.weight.lora_b"][rows] += db
 
@@ -101,7 +101,7 @@ class Operations:
             self.add_grads("token_embd", da, db)
 
     def product(self, x: np.ndarray, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """Compute x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` of W and B of a part of a tensor."""
+        """Compute x Wᵀ + s (x Aᵀ) Bᵀ, plus the bias; `rows` selects rows of W and B."""
         y = matmul_ref(x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             y = y + lora_ref(x, pair[0], pair[1][rows], self.scale)
@@ -111,7 +111,7 @@ class Operations:
     def product_grad(
         self, dy: np.ndarray, x: np.ndarray, name: str, rows: slice = slice(None)
     ) -> np.ndarray:
-        """Return dx, and add the pair's dA and dB. W is frozen: its own gradient is not used."""
+        """Return dx; add the pair's dA and dB. W is frozen, so its gradient is not used."""
         dx, _ = matmul_grad_ref(dy, x, self.tensors[f"{name}.weight"][rows])
         if pair := self.pair(name):
             through, da, db = lora_grad_ref(dy, x, pair[0], pair[1][rows], scale=self.scale)
@@ -125,7 +125,7 @@ class Operations:
         return self.product(x, f"blk.{layer}.{tensor}", rows)
 
     def linear_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, linear: str) -> np.ndarray:
-        """Return dx of a linear layer of a block, and add its pair's gradients."""
+        """Return dx of a linear layer of a block; add its pair's gradients."""
         tensor, rows = self.model.linears[linear]
         return self.product_grad(dy, x, f"blk.{layer}.{tensor}", rows)
 
@@ -136,7 +136,7 @@ class Operations:
         return w if pair is None else w + self.scale * (pair[1] @ pair[0])[0]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        """RMSNorm or LayerNorm of the last axis."""
+        """Compute the RMSNorm or LayerNorm of the last axis."""
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
         if self.hp.norm == "layer":
             bias = self.tensors.get(f"{name}.bias")
@@ -144,7 +144,7 @@ class Operations:
         return rms_norm_ref(rows, w, self.hp.rms_eps).reshape(x.shape)
 
     def norm_grad(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-        """Return dx of `norm`, and add the gradients of the weight's pair."""
+        """Return dx of `norm`; add the gradients of the weight's pair."""
         rows, w = x.reshape(-1, x.shape[-1]), self.norm_weight(name)
         grad = layer_norm_grad_ref if self.hp.norm == "layer" else rms_norm_grad_ref
         dx, dw = grad(dy.reshape(rows.shape), rows, w, self.hp.rms_eps)
@@ -154,15 +154,15 @@ class Operations:
         return dx.reshape(x.shape)
 
     def reads(self, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return what is read of the stream: normed, where there is a norm."""
+        """Return the stream x, normalised if there is a norm."""
         return self.norm(x, f"blk.{layer}.{norm}") if norm else x
 
     def reads_grad(self, dy: np.ndarray, x: np.ndarray, layer: int, norm: str) -> np.ndarray:
-        """Return the gradient with respect to the stream, from that of `reads`."""
+        """Return the gradient with respect to the stream, given that of `reads`."""
         return self.norm_grad(dy, x, f"blk.{layer}.{norm}") if norm else dy
 
     def norm_of_heads(self, x: np.ndarray, name: str) -> np.ndarray:
-        """Of x `[N, heads, D]`: of each head, or of all together if the weight is as long."""
+        """Normalise x `[N, heads, D]`: each head, or all heads together if the weight fits them."""
         return self.norm(x.reshape(-1, len(self.norm_weight(name))), name).reshape(x.shape)
 
     def norm_grad_of_heads(self, dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
@@ -171,7 +171,7 @@ class Operations:
         return self.norm_grad(dy, rows, name).reshape(x.shape)
 
     def ungated(self, x: np.ndarray, layer: int) -> np.ndarray:
-        """act(x) of a feed-forward layer without a gate."""
+        """Compute act(x) of a feed-forward layer without a gate."""
         return ungated_ref(x, self.hp.activation, self.model.xielu(layer))
 
     def ungated_grad(self, dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
@@ -184,7 +184,7 @@ class Operations:
         return q if of is None else q * of.at(self.batch.positions)[:, None, None]
 
     def rotate(self, x: np.ndarray, layer: int, inverse: bool = False) -> np.ndarray:
-        """RoPE of x `[N, heads, D]`, where the block has it; its gradient turns back."""
+        """Apply RoPE to x `[N, heads, D]` if the block has it; with `inverse`, rotate back."""
         positions, halves = self.batch.positions, self.hp.rope_pairing == "halves"
         tables = self.model.rope_tables(int(positions.max()) + 1, layer)
         if tables is None:
@@ -194,7 +194,7 @@ class Operations:
         return rope_ref(x, positions, cos, sin, halves=halves, inverse=inverse)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int) -> np.ndarray:
-        """Compute outputs `[N, H, D]`; each sequence sees itself, up to each token."""
+        """Compute the outputs `[N, H, D]` of causal attention within each sequence."""
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         if self.seen is not None:
             matrices = attention_matrices(q, k, q_offsets=offsets, k_offsets=offsets, **constants)
@@ -205,13 +205,13 @@ class Operations:
     def attention_grad(
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return dq, dk and dv of a block's attention, from the gradient of its outputs."""
+        """Return dq, dk and dv of a block's attention, given the gradient of its outputs."""
         q, k, v = (self.kept[f"{name}-{layer}"] for name in ("q", "k", "Vcur"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 
     def constants(self, layer: int) -> dict[str, Any]:
-        """Return the keyword arguments of a block's attention that are not its arrays."""
+        """Return the keyword arguments of a block's attention, except for the arrays."""
         hp, slopes = self.hp, alibi_slopes(self.hp.n_head, self.hp.alibi_max_bias)
         window, cap = hp.window_at(layer), hp.attn_softcap
         sinks = self.tensors.get(f"blk.{layer}.attn_sinks.weight")

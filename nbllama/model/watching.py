@@ -1,7 +1,7 @@
-"""Who may look at what the passes compute: the hook that `nbllama.peek` uses.
+"""The hook through which `nbllama.peek` reads intermediate results of the passes.
 
-`Weights.watch` is None except while someone watches. At each named result the passes ask that one
-question; nothing is copied, kept or computed for a watcher that is not there.
+`Weights.watch` is None unless a watcher is active. The passes check this at each named result;
+without a watcher, nothing is copied, stored or computed for it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """What the passes call.
+    """The methods that the passes call.
 
-    Arrays are theirs: they are overwritten later, and must not be changed. Names are llama.cpp's;
-    `layer` is -1 outside of the blocks.
+    The arrays belong to the passes: they are overwritten later, and a watcher must not change them.
+    Names are those of llama.cpp; `layer` is -1 outside the blocks.
     """
 
     def begin(self, bound: Any, batch: Batch) -> None:
         """Begin a forward pass with a `nbllama.model.bound.Bound`."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Whether it is worth computing something that the passes do not need."""
+        """Return whether to compute a result that the passes do not need themselves."""
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """See a result of the forward pass, one row a token."""
+        """Receive a result of the forward pass, one row per token."""
 
     def attention(
         self,
@@ -41,21 +41,21 @@ class Watcher(Protocol):
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """See queries `[N, H, D]` and keys `[Nk, G, D]` of a block, sequence by sequence."""
+        """Receive the queries `[N, H, D]` and keys `[Nk, G, D]` of a block."""
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """See the gradient of the loss with respect to a result of the forward pass."""
+        """Receive the gradient of the loss with respect to a result of the forward pass."""
 
 
 TOP_NODES = ("result_norm", "result_output", "result_output.grad", "loss")
-"""What `show_loss` shows, and the logits that it is given."""
+"""The nodes of `show_loss`, and its input, the logits."""
 
 
 def show_loss(watch: Watcher, logits: np.ndarray, batch: Batch, weight: float | np.ndarray) -> None:
-    """Show the loss of each trained token, and the gradient with respect to the logits `[N, V]`.
+    """Pass each trained token's loss and the gradient with respect to the logits to the watcher.
 
-    That is the gradient of `weight` (a number, or one for each trained token) times the losses, in
-    sum.
+    The logits are `[N, V]`. The gradient is that of the sum of the losses times `weight`, a number
+    or one number per trained token.
     """
     z, rows = logits.astype(np.float64), batch.targets >= 0
     targets = batch.targets[rows]

@@ -1,4 +1,4 @@
-"""A model's tensors as they lie in the GGUF file, and what is computed once from its constants."""
+"""A model's tensors as stored in the GGUF file, and values computed once from its constants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nbllama.text.chat_template import ChatTemplate, chat_template_for
 Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 
 
-# Linear layers of blocks without attention, by their kind.
+# Linear layers of blocks without attention, by kind.
 CONV = ("conv_in", "conv_out")
 DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
 ROUTED = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
@@ -31,9 +31,9 @@ DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
 
 
 class Linear(NamedTuple):
-    """Where the matrix of a linear layer is: a tensor, without `blk.N.` and `.weight`.
+    """The location of a linear layer's matrix: a tensor name, without `blk.N.` and `.weight`.
 
-    `rows`: of a tensor that holds several layers.
+    `rows`: its rows, if the tensor holds several layers.
     """
 
     tensor: str
@@ -41,44 +41,42 @@ class Linear(NamedTuple):
 
 
 def linears(hp: Hparams) -> dict[str, Linear]:
-    """Return a model's layers of `LINEARS`; its file may have several of them in one tensor."""
-    found = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
+    """Return a model's layers of `LINEARS`; one tensor of the file can hold several of them."""
+    layers = {name: Linear(slot.tensor) for name, slot in LINEARS.items()}
     if hp.fused_qkv:
         n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
         for name, first, n in (("q", 0, n_q), ("k", n_q, n_kv), ("v", n_q + n_kv, n_kv)):
-            found[name] = Linear("attn_qkv", slice(first, first + n))
+            layers[name] = Linear("attn_qkv", slice(first, first + n))
     if hp.fused_gate_up:
-        found["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
-        found["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
+        layers["gate"] = Linear("ffn_up", slice(0, hp.n_ff))
+        layers["up"] = Linear("ffn_up", slice(hp.n_ff, 2 * hp.n_ff))
     if not hp.gated:
-        del found["gate"]
+        del layers["gate"]
     others = {"conv": CONV, "delta": DELTA}
     unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
     if hp.experts is not None and not hp.experts.first:
         unused |= {*DENSE}
     if hp.experts is None or not hp.experts.n_ff_shared:
         unused |= {*SHARED}
-    return {name: of for name, of in found.items() if name not in unused}
+    return {name: of for name, of in layers.items() if name not in unused}
 
 
 class Weights:
-    """The tensors of a GGUF model, its constants and tokenizer."""
+    """The tensors of a GGUF model, its constants and its tokenizer."""
 
-    watch: Watcher | None = None  # who looks at what the passes compute
+    watch: Watcher | None = None  # receives intermediate results of the passes
 
     def __init__(self, gguf: GGUFFile, hp: Hparams, pre: str | None = None) -> None:
         self.gguf = gguf
         self.hp = hp
         self._pre = pre
         self.matrices: dict[str, Weight] = {}
-        self.experts: dict[
-            str, tuple[Weight, ...]
-        ] = {}  # of a tensor of experts, one after another
+        self.experts: dict[str, tuple[Weight, ...]] = {}  # the experts of a tensor, in order
         self.vectors: dict[str, np.ndarray] = {}
         known = expected_tensors(hp)
         for name, info in gguf.tensors.items():
             if name not in known:
-                continue  # of another sense than text
+                continue  # not part of the text model
             if len(info.shape) == 3:
                 self.experts[name] = _slices(name, info.type_id, gguf.data(name), info.shape)
             elif len(info.shape) == 2 and not name.endswith(".bias"):
@@ -113,25 +111,25 @@ class Weights:
         return w
 
     def linears_at(self, layer: int) -> list[str]:
-        """Names of the linear layers that block `layer` has."""
+        """Return the names of the linear layers of block `layer`."""
         names = ((name, f"blk.{layer}.{of.tensor}.weight") for name, of in self.linears.items())
         return [name for name, tensor in names if tensor in self.matrices]
 
     def taps(self, name: str) -> np.ndarray:
-        """Return the weights of a convolution, `[C, K]` in the file, as float32 `[K, C]`."""
+        """Return the weights of a convolution (`[C, K]` in the file) as float32 `[K, C]`."""
         if name not in self._taps:
             self.matrix(name.removesuffix(".weight"))  # checks it
             self._taps[name] = np.ascontiguousarray(self.tensor(name).T)
         return self._taps[name]
 
     def linear(self, layer: int, name: str) -> Weight:
-        """Return the matrix of a layer of `LINEARS`; of a tensor that holds several, its rows."""
+        """Return the matrix of a layer of `LINEARS`: its rows, if the tensor holds several."""
         if (layer, name) not in self._parts:
             tensor, rows = self.linears[name]
             w = self.matrix(f"blk.{layer}.{tensor}")
             if rows != slice(None):
                 lines = w.raw.reshape(w.shape[0], -1)[rows]
-                # of its own name, by which the products of several weights are told apart
+                # a separate name, which distinguishes the products of several weights
                 part = f"{w.name}[{rows.start}:{rows.stop}]"
                 w = Weight(part, w.type_id, lines.reshape(-1), (len(lines), w.shape[1]))
             self._parts[layer, name] = w
@@ -158,7 +156,7 @@ class Weights:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The model's own chat template (`chat_template_for`)."""
+        """The chat template of the model (`chat_template_for`)."""
         return chat_template_for(self.tokenizer)
 
     @property
@@ -167,9 +165,9 @@ class Weights:
         return {name: info.shape for name, info in self.gguf.tensors.items()}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
-        """Return cos and sin `[n_positions or more, n_rot/2]`, grown for a longer context.
+        """Return cos and sin `[n_positions or more, n_rot/2]`; they grow with the context.
 
-        None in a block without RoPE.
+        Returns None for a block without RoPE.
         """
         of = self.hp.rope_at(layer)
         if of is None:
@@ -189,12 +187,12 @@ class Weights:
                 n_ctx_orig=scaling.n_ctx_orig,
                 factors=self.vectors.get(ROPE_FACTORS),
             )
-        return tables  # not what another thread may have put there meanwhile
+        return tables  # not the attribute: another thread could have replaced it
 
     def rotate(
         self, layer: int, y: np.ndarray, positions: np.ndarray, *, inverse: bool = False
     ) -> None:
-        """Turn y `[N, heads, D]` in place by the block's RoPE, where it has one."""
+        """Rotate y `[N, heads, D]` in place by the block's RoPE, if it has one."""
         if tables := self.rope_tables(int(positions.max()) + 1, layer):
             halves = self.hp.rope_pairing == "halves"
             rope(y, positions, *tables, halves=halves, inverse=inverse)
@@ -205,15 +203,15 @@ class Weights:
             q *= self.hp.temperature.at(positions)[:, None, None]
 
     def xielu(self, layer: int) -> Xielu:
-        """Return the numbers of a block's activation, where it needs some."""
+        """Return the numbers of a block's activation, if it has any."""
         return xielu_numbers(*self.hp.xielu[layer]) if self.hp.xielu else NO_NUMBERS
 
     def block_types(self, layer: int) -> tuple[int, ...]:
-        """Types of a block's matrices, in a fixed order: equal tuples need the same kernels."""
+        """Return the types of a block's matrices; equal tuples need the same kernels."""
         names = [f"blk.{layer}.{tensor}.weight" for tensor, _ in self.linears.values()]
-        found = [self.matrices[name].type_id for name in names if name in self.matrices]
+        types = [self.matrices[name].type_id for name in names if name in self.matrices]
         routed = (self.experts.get(f"blk.{layer}.{tensor}.weight") for tensor in ROUTED)
-        return (*found, *(weights[0].type_id for weights in routed if weights))
+        return (*types, *(weights[0].type_id for weights in routed if weights))
 
 
 def _slices(name: str, type_id: int, raw: np.ndarray, shape: tuple[int, ...]) -> tuple[Weight, ...]:

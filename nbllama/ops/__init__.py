@@ -1,6 +1,6 @@
-"""The ops of the model, one a page; `OPS` is all of them, built when it is first asked for.
+"""The ops of the model, one per page. `OPS` holds all of them; it is built on first access.
 
-A page joins by adding its name to `PAGES` and giving a tuple `OPS: tuple[Op, ...]`.
+To add a page, add its name to `PAGES` and define a tuple `OPS: tuple[Op, ...]` in it.
 """
 
 from __future__ import annotations

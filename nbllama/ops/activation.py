@@ -10,13 +10,13 @@ Gradient:
     dgate = dout * up * (s + a s (1 - s) dz/da)         dup = dout * act(gate)
 
 Shapes: gate, up, out, dout `[N, F]` float32. Saved for the gradient: gate and up. The gradient runs
-in place (gate becomes dgate, up becomes dup), as the two are the widest arrays of a layer. The
-kernel names them once: where an output argument is also an input, LLVM's test for overlap fails and
-the loop is not vectorised (5 times as long).
+in place (gate becomes dgate, up becomes dup), because the two are the widest arrays of a layer. The
+kernel takes each of them as one argument: if the same array were both an input and an output
+argument, LLVM's overlap check would fail and the loop would not be vectorised (5 times slower).
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); Hendrycks and Gimpel, "Gaussian Error
 Linear Units" (2016). llama.cpp: `ggml_swiglu_split`, `ggml_silu_back`; its `ggml_geglu_split` reads
-GELU from a table of halves and so differs by up to 1e-3. finetune.cpp: t27, t28.
+GELU from a float16 table and so differs by up to 1e-3. finetune.cpp: t27, t28.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def _sigmoid_ref(a: np.ndarray, gelu: bool) -> tuple[np.ndarray, np.ndarray]:
     """(s, dz/da)."""
     z = _LINEAR * a + _CUBIC * a**3 if gelu else a
     slope = _LINEAR + 3 * _CUBIC * a**2 if gelu else np.ones_like(a)
-    return (1 + np.tanh(z / 2)) / 2, slope  # the same s(z), without an overflow
+    return (1 + np.tanh(z / 2)) / 2, slope  # equals s(z), without overflow
 
 
 def gated_ref(gate: np.ndarray, up: np.ndarray, gelu: bool) -> np.ndarray:
-    """act(gate) * up in plain numpy, in the dtype of the inputs."""
+    """Compute act(gate) * up in plain numpy, in the dtype of the inputs."""
     s, _ = _sigmoid_ref(gate, gelu)
     return gate * s * up
 
@@ -55,7 +55,7 @@ def gated_ref(gate: np.ndarray, up: np.ndarray, gelu: bool) -> np.ndarray:
 def gated_grad_ref(
     dout: np.ndarray, gate: np.ndarray, up: np.ndarray, gelu: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dgate, dup) of `gated_ref`."""
+    """Return the gradients (dgate, dup) of `gated_ref`."""
     s, slope = _sigmoid_ref(gate, gelu)
     return dout * up * (s + gate * s * (1 - s) * slope), dout * gate * s
 
@@ -126,7 +126,7 @@ def _grad(dout, gate, up, gelu):
 
 
 def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = False) -> None:
-    """Write out `[N, F]` = act(gate) * up; SwiGLU, or GeGLU with `gelu`.
+    """Write out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU with `gelu`.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -139,7 +139,7 @@ def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = Fal
 
 
 def gated_grad(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, *, gelu: bool = False) -> None:
-    """Overwrite gate `[N, F]` with its gradient and up `[N, F]` with its own, for dout `[N, F]`.
+    """Overwrite gate and up `[N, F]` with their gradients, given dout `[N, F]`.
 
     Raises ValueError for arrays that do not fit each other, or that share memory.
     """

@@ -2,14 +2,14 @@
 
     loss_t = log sum_v exp(z_tv) - z_t,target        dz = w (softmax(z) - onehot(target))
 
-Logits are panels (`ops.panels`) `zp[p, v, j]`: so the output product leaves them (`matmul_packed`),
-and so the gradient's product reads them. A task owns `BLOCK` numbers v of one panel and shifts its
-exponentials by the largest logit m_b of each token in it; the blocks are put together afterwards,
-with exp(z - m) = exp(z - m_b) exp(m_b - m).
+Logits are panels (`ops.linear.panels`) `zp[p, v, j]`: the output product (`matmul_packed`) writes
+them in this layout, and the product of the gradient reads it. A task owns `BLOCK` logits v of one
+panel and shifts its exponentials by each token's largest logit m_b in the block. The blocks are
+combined afterwards, with exp(z - m) = exp(z - m_b) exp(m_b - m).
 
-Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024 that had a floor f
-= 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient; it is an option here, and
-off (0) unless an old run is to be repeated. The block-wise sum: Milakov and Gimelshein, "Online
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024 it had a floor
+f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient. Here the floor is an
+option, off (0) unless an old run is reproduced. The block-wise sum: Milakov and Gimelshein, "Online
 normalizer calculation for softmax" (2018).
 """
 
@@ -26,17 +26,17 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits of a token that a task owns; those of a whole panel stay in the L2 cache
+BLOCK = 1024  # logits per token in a task; those of a whole panel stay in the L2 cache
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Loss of each row in plain numpy: z `[M, V]`, targets `[M]` -> `[M]`."""
+    """Compute the loss of each row in plain numpy: z `[M, V]`, targets `[M]` -> `[M]`."""
     top = z.max(axis=1)
     return np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), targets]
 
 
 def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """d(weight * sum of losses)/dz, `[M, V]`."""
+    """Compute d(weight * sum of losses)/dz, `[M, V]`."""
     e = np.exp(z - z.max(axis=1, keepdims=True))
     p = e / e.sum(axis=1, keepdims=True)
     p[np.arange(len(z)), targets] -= 1
@@ -45,7 +45,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """top[j] = largest of z[:, j]; a NaN may be passed over, the sum will have it."""
+    """top[j] = largest of z[:, j]; it can miss a NaN, which then appears in the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):
@@ -77,7 +77,7 @@ def _sums(z, total):
 
 @kernel(parallel=True)
 def _blocks(zp, tops, sums):
-    """Each block's exponentials in the place of its logits, their shifts and their sums."""
+    """Replace each block's logits by exponentials; write their shifts and their sums."""
     n_blocks = tops.shape[1]
     for task in prange(tops.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -111,9 +111,9 @@ def cross_entropy(
 ) -> None:
     """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
-    The logits become their own gradient times `weight`, zeros past row M; without `gradient` they
-    are of no more use. `weight`: a number, or float64 `[M]` with one for each row. `targets` int32
-    `[M]`; `floor`: see the module's text.
+    The logits are overwritten with their gradient times `weight`, and zeros past row M; without
+    `gradient` their contents are undefined afterwards. `weight` is a number, or float64 `[M]` with
+    one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
@@ -154,7 +154,7 @@ def packed(z: np.ndarray) -> np.ndarray:
 
 
 def unpacked(zp: np.ndarray, m: int) -> np.ndarray:
-    """Return the first m rows of panels, row-major `[m, V]`."""
+    """Return the first m rows of the panels, row-major `[m, V]`."""
     return np.ascontiguousarray(zp.transpose(0, 2, 1).reshape(-1, zp.shape[1])[:m])
 
 

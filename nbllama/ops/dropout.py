@@ -1,14 +1,14 @@
-"""LoRA dropout: the input of a pair, not of its weight, with values left out at random.
+"""LoRA dropout: values are dropped at random from the input of the pair, not of its weight.
 
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
 
-`keep` is no stored array but a function of where it is asked for: Philox 4x32 with ten rounds
-("Parallel Random Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter
-(k // 4, t, site, micro-batch) and a key of (seed, step) into four 32-bit numbers, one for each of
-four neighbouring columns; a value is kept where its number is at least p 2³². So the forward pass,
-its recomputation under gradient checkpointing and the backward pass see the same mask, at any
-number of threads, and a continued run sees that of an uninterrupted one.
+`keep` is not stored but computed from the position: Philox 4x32 with ten rounds ("Parallel Random
+Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter (k // 4, t, site, micro-batch)
+and a key of (seed, step) into four 32-bit numbers, one for each of four neighbouring columns. A
+value is kept if its number is at least p 2³². So the forward pass, its recomputation under gradient
+checkpointing and the backward pass use the same mask for any number of threads, and a resumed run
+uses the mask of an uninterrupted one.
 
 Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", Srivastava et al. 2014.
@@ -27,16 +27,16 @@ from nbllama.kernels.lanes import PANEL
 from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
 
-_STREAM = 1 << 33  # keeps these Philox keys apart from those of the data order and of A's start
-_SITES = 8  # inputs of pairs in a block, rounded up
+_STREAM = 1 << 33  # separates these Philox keys from those of the data order and of A's start
+_SITES = 8  # inputs of pairs per block, rounded up
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Which values are left out.
+    """A dropout mask.
 
-    Probability `p`, two 32-bit `key` words of (seed, step), the number of the micro-batch, and the
-    `site`, which distinguishes the inputs of one pass.
+    It has the probability `p`, two 32-bit `key` words of (seed, step), the number of the
+    micro-batch, and the `site`, which distinguishes the inputs of one pass.
     """
 
     p: float
@@ -45,12 +45,12 @@ class Dropout:
     site: int = 0
 
     def at(self, layer: int, place: int) -> Dropout:
-        """Return the same for input number `place` of a block."""
+        """Return the mask for input number `place` of block `layer`."""
         return replace(self, site=layer * _SITES + place)
 
 
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
-    """Return the masks of a micro-batch. `p` is from 0 to 1, 1 excluded."""
+    """Return the mask of a micro-batch. Raises ValueError unless 0 <= `p` < 1."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout {p} is not in [0, 1)")
     word = int(np.random.Philox(key=np.array([seed, _STREAM + step], np.uint64)).random_raw())
@@ -58,7 +58,7 @@ def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:
 
 
 def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Philox 4x32-10 in plain numpy: counters uint32 `[n, 4]` -> random uint32 `[n, 4]`."""
+    """Compute Philox 4x32-10 in numpy: counters uint32 `[n, 4]` -> random uint32 `[n, 4]`."""
     c = [counter[:, i].astype(np.uint64) for i in range(4)]
     k0, k1 = key
     for _ in range(10):
@@ -89,7 +89,7 @@ def _threshold(p: float) -> int:
 
 @kernel()
 def _philox(c0, c1, c2, c3, k0, k1):
-    """Four random numbers; every argument holds 32 bits in a uint64."""
+    """Return four random numbers; every argument holds 32 bits in a uint64."""
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     for _ in range(10):
@@ -106,7 +106,7 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 @kernel()
 def _mask_row(t, site, micro, k0, k1, threshold, factor, row):
-    """row[k] = factor where the value of token t in column k is kept, else 0."""
+    """row[k] = factor if the value of token t in column k is kept, else 0."""
     width = row.shape[0]
     for k in range(0, width, 4):
         four = _philox(np.uint64(k // 4), np.uint64(t), site, micro, k0, k1)
@@ -139,13 +139,13 @@ def _add_dropped(dhp, a, site, micro, k0, k1, threshold, factor, dx):
 
 
 def _words(mask: Dropout) -> tuple[Any, ...]:
-    """Return the kernels' arguments."""
+    """Return the kernels' arguments for a mask."""
     words = [np.uint64(w) for w in (mask.site, mask.micro, *mask.key, _threshold(mask.p))]
     return (*words, np.float32(1 / (1 - mask.p)))
 
 
 def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
-    """Compute x' `[N, K]` of x float32 `[N, K]`, in the start of float32 `memory`."""
+    """Compute x' `[N, K]` for x float32 `[N, K]`, at the start of float32 `memory`."""
     check_array("dropout", "x", x, np.shape(x)[:2])
     if memory.dtype != np.float32 or memory.size < x.size or not memory.flags.c_contiguous:
         raise ValueError(f"dropout: {memory.size} numbers of memory are too few for x {x.shape}")
@@ -156,7 +156,7 @@ def dropped(x: np.ndarray, mask: Dropout, memory: np.ndarray) -> np.ndarray:
 
 
 def add_dropped(dhp: np.ndarray, a: np.ndarray, mask: Dropout, dx: np.ndarray) -> None:
-    """Add (dh A) keep / (1 - p) to dx `[N, K]`: dh packed `[P, R6, PANEL]`, a `[R, K]`."""
+    """Add (dh A) keep / (1 - p) to dx `[N, K]`; dhp is dh packed `[P, R6, PANEL]`, a `[R, K]`."""
     check_array("add_dropped", "dh", dhp, (n_panels(len(dx)), np.shape(dhp)[1], PANEL))
     check_array("add_dropped", "a", a, (len(a), dx.shape[1]))
     check_output("add_dropped", "dx", dx, dx.shape)

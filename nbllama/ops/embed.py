@@ -3,13 +3,13 @@
     x[n]  = W[tok[n]]                           rows decoded from the GGUF bytes
     x[n] += s B[tok[n]] A                       the pair's part: one row of B, all of A
 
-The base is frozen, so only the pair has a gradient:
+The base model is frozen, so only the pair has a gradient:
 
     dB[v] += s sum over n with tok[n] = v of A dx[n]        dA += s sum_n B[tok[n]]^T dx[n]
 
-Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32:
-the pair of token_embd is laid out as every other pair, although GGUF adapters store it swapped.
-Saved for the gradient: nothing but tok. Sums run over tokens in ascending order.
+Shapes: W `[V, C]` undecoded, tok int32 `[N]`, x and dx `[N, C]`, A `[R, C]`, B `[V, R]`, float32.
+The pair of token_embd has the same layout as every other pair, although GGUF adapters store it
+swapped. Saved for the gradient: only tok. Sums run over tokens in ascending order.
 
 Source: Hu et al., "LoRA" (2021). llama.cpp: `ggml_get_rows`, `ggml_get_rows_back`,
 `llm_graph_context::build_inp_embd`. finetune.cpp: t00, t01.
@@ -49,7 +49,7 @@ def embed_lora_ref(
 def embed_lora_grad_ref(
     dx: np.ndarray, tokens: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dA, dB) of `embed_lora_ref`; the gradient with respect to its x is dx."""
+    """Return (dA, dB) of `embed_lora_ref`; the gradient with respect to x is dx."""
     db = np.zeros_like(b)
     np.add.at(db, tokens, scale * dx @ a.T)
     return scale * b[tokens].T @ dx, db
@@ -85,14 +85,14 @@ def _project(dx, a, scale, projected):
 
 @kernel()
 def _scatter(projected, tokens, db):
-    # tokens repeat, so rows of dB are shared: one thread, in the order of the tokens
+    # Tokens repeat, so several add to the same row of dB: one thread adds them, in token order.
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
             db[tokens[n], r] += projected[n, r]
 
 
 def embed(w: Weight, tokens: np.ndarray, x: np.ndarray) -> None:
-    """Write x `[N, C]`: the rows `tokens` (int32 `[N]`) of the table `w` `[V, C]`, decoded.
+    """Decode the rows `tokens` (int32 `[N]`) of the table `w` `[V, C]` into x `[N, C]`.
 
     Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
     """
@@ -131,7 +131,7 @@ def embed_lora_grad(
     da: np.ndarray,
     db: np.ndarray,
 ) -> None:
-    """Add the pair's gradients for dx `[N, C]` to da `[R, C]` and db `[V, R]`.
+    """Add the pair's gradients, given dx `[N, C]`, to da `[R, C]` and db `[V, R]`.
 
     Raises ValueError for arrays that do not fit each other or a token outside 0 .. V-1.
     """

@@ -3,17 +3,17 @@
     mean[n] = mean_c x[n, c]            rstd[n] = 1 / sqrt(mean_c (x[n, c] - mean[n])^2 + eps)
     xh[n, c] = (x[n, c] - mean[n]) rstd[n]              y[n, c] = w[c] xh[n, c] + b[c]
 
-Gradient. With g = w * dy, and because every x[n, c] moves the mean and the deviation of its row:
+Gradient. Every x[n, c] changes the mean and the deviation of its row, so with g = w * dy:
 
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A model may have no w
-(it is 1) or no b (it is 0); b is never trained and has no gradient. Saved for the gradient: x,
-mean and rstd. Both sums are float64, as in llama.cpp.
+Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. In a model without w
+it is 1, without b it is 0; b is never trained and has no gradient. Saved for the gradient: x, mean
+and rstd. Both sums are computed in float64, as in llama.cpp.
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016). llama.cpp: `ggml_norm`, `ggml_mul`,
-`ggml_add`; ggml has no gradient of it. finetune.cpp: none.
+`ggml_add`; ggml has no gradient for it. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
 COLUMNS = 64  # columns of dw that one task owns
-TOKENS = 64  # tokens summed to a partial sum before it joins dw
+TOKENS = 64  # tokens in a partial sum that is then added to dw
 
 _NOTHING = np.empty(0, np.float32)  # a weight or bias that the model does not have
 _NOTHING.flags.writeable = False
@@ -43,7 +43,7 @@ def layer_norm_ref(
 
 
 def _normed_ref(x: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """(xh, rstd as a column)."""
+    """Return xh `[N, C]` and rstd `[N, 1]`."""
     centred = x - x.mean(axis=1, keepdims=True)
     rstd = 1 / np.sqrt(np.mean(centred * centred, axis=1, keepdims=True) + eps)
     return centred * rstd, rstd
@@ -52,7 +52,7 @@ def _normed_ref(x: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
 def layer_norm_grad_ref(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dx, dw) of `layer_norm_ref`."""
+    """Return the gradients (dx, dw) of `layer_norm_ref`."""
     xh, rstd = _normed_ref(x, eps)
     g = dy if w is None else w * dy
     along = np.mean(g * xh, axis=1, keepdims=True)
@@ -96,10 +96,11 @@ def _plain_sums(dy, x, mean):
     return total, along
 
 
-# Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
+# Only the sums are compiled with fast math: with its `arcp` flag, the reciprocal square root would
+# become the CPU's estimate.
 @kernel()
 def layer_norm_row(x, w, b, eps, y):
-    """Compute y of one row, w and b of length 0 for none; return (mean, rstd)."""
+    """Compute y of one row and return (mean, rstd); pass w or b of length 0 for none."""
     mean = np.float32(_sum(x) / x.shape[0])
     variance = np.float32(_sum_of_squares(x, mean) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(variance + eps)
@@ -177,7 +178,7 @@ def layer_norm(
     mean: np.ndarray,
     rstd: np.ndarray,
 ) -> None:
-    """Write y `[N, C]`, mean and rstd `[N]` for x `[N, C]`, w and b `[C]` or None.
+    """Write y `[N, C]`, mean and rstd `[N]` for x `[N, C]`; w and b are `[C]` or None.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -201,7 +202,7 @@ def layer_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Compute dx `[N, C]` = (or += with `add`) the gradient with respect to x.
+    """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
 
     mean and rstd `[N]` are from `layer_norm`. Raises ValueError for arrays that do not fit each
     other.
@@ -219,7 +220,7 @@ def layer_norm_grad(
 def layer_norm_grad_weight(
     dy: np.ndarray, x: np.ndarray, *, mean: np.ndarray, rstd: np.ndarray, dw: np.ndarray
 ) -> None:
-    """Dw `[C]` += the gradient with respect to w, summed over tokens in ascending order.
+    """Add the gradient with respect to w to dw `[C]`, summed over tokens in ascending order.
 
     Raises ValueError for arrays that do not fit each other.
     """

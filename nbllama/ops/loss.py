@@ -1,13 +1,13 @@
-"""Cross-entropy fused with the output product: the whole `[N, V]` matrix of logits never exists.
+"""Cross-entropy fused with the output product: the `[N, V]` logits are never stored as a whole.
 
     z = x Wᵀ (+ LoRA)        loss = sum over rows of the cross-entropy of z with the row's target
-    dz by `ops.cross_entropy`, in the place of z          dx = dz W (+ LoRA)
+    dz from `ops.cross_entropy`, overwriting z            dx = dz W (+ LoRA)
 
 Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They
-pass in chunks of at most `CHUNK` rows, large enough that W is decoded for many of them at once. The
-weight `w` of a row is 1 / (trained tokens of the step), so that sums over micro-batches are the
-step's mean; a loss of preferences has a weight for each row (`nbllama.objectives`). Where a model
-bends its logits by a soft-cap (`ops.softcap`), a copy of the bent chunk is kept.
+are processed in chunks of at most `CHUNK` rows, large enough to decode W once for many rows. The
+weight `w` of a row is 1 / (trained tokens of the step), so that the sum over micro-batches is the
+step's mean. A preference loss has one weight per row (`nbllama.objectives`). If the model has a
+soft-cap for its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
 """
@@ -24,15 +24,15 @@ from nbllama.ops.linear.matmul import NO_PAIR, Weight, even, matmul_grad, matmul
 from nbllama.ops.linear.panels import NO_PANELS, n_panels, pack
 from nbllama.ops.softcap import soft_cap, soft_cap_grad
 
-CHUNK = 192  # most rows whose logits are alive together
+CHUNK = 192  # upper limit of rows whose logits are in memory together
 
 
 class LossBuffers:
     """Reused memory of one chunk: packed logits and input.
 
-    With a soft-cap `cap` there are the logits before and after it. `seen`: None, or a list to which
-    every call with a gradient adds the losses of its rows (float32 `[M]` in pieces). `kept`: None,
-    or memory float32 `[M]` for the losses of all rows of a call.
+    With a soft-cap `cap` it holds the logits before and after the cap. `seen`: None, or a list to
+    which every call with a gradient appends the losses of its rows (float32, one array per chunk).
+    `kept`: None, or float32 memory `[M]` for the losses of all rows of a call.
     """
 
     seen: list[np.ndarray] | None = None
@@ -51,7 +51,7 @@ class LossBuffers:
 
     @staticmethod
     def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0) -> int:
-        """Bytes such buffers take (for the memory forecast)."""
+        """Return the bytes of such buffers, for the memory forecast."""
         lanes = n_panels(min(CHUNK, most_rows)) * PANEL
         return 4 * lanes * (n_vocab * (2 if cap > 0 else 1) + n_embd + 2 * packed_rows(rank) + 1)
 
@@ -69,13 +69,13 @@ def output_loss(
     cap: float = 0.0,
     bias: np.ndarray | None = None,
 ) -> float:
-    """Sum of the rows' losses, unweighted.
+    """Return the unweighted sum of the rows' losses, and compute its gradient.
 
-    x float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` becomes the gradient of
-    `weight` times that sum, or of the sum in which each row has its own weight (float64 `[M]`);
-    with None only the loss is computed. `floor`: see `ops.cross_entropy`.
-    `cap`: the soft-cap of the logits (0: none), for which the buffers must have been made. `bias`
-    `[V]` is added to the logits before it.
+    x is float32 `[M, C]`, targets int32 `[M]`, w `[V, C]`. `dx` `[M, C]` is set to the gradient of
+    `weight` times the sum, or of the sum with one weight per row (float64 `[M]`); if `dx` is None,
+    only the loss is computed. `floor`: see `ops.cross_entropy`. `cap`: the soft-cap of the logits
+    (0: none); the buffers must have been created with it. `bias` `[V]` is added to the logits
+    before the soft-cap.
     """
     total, weights = 0.0, np.broadcast_to(np.asarray(weight, np.float64), len(x))
     chunk = even(n_panels(len(x)), buffers.losses.size) * PANEL if len(x) else 1

@@ -1,7 +1,7 @@
-"""What one op of this package is, so that tests and benchmarks can run over all of them alike.
+"""The definition of an op, which lets tests and benchmarks treat all ops in the same way.
 
 Each file of `nbllama.ops` is one page: formula and derivative, a reference in plain numpy, Numba
-kernels, and thin wrappers that check their arguments. Its `OPS` tuple names the ops of the page.
+kernels, and thin wrappers that check their arguments. Its `OPS` tuple lists the ops of the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 Inputs = dict[str, Any]  # keyword arguments by name
-Gradients = dict[str, np.ndarray]  # by the name of the input
+Gradients = dict[str, np.ndarray]  # by name of the input
 
 SERIAL = 65536
 """Below this many numbers one thread is faster than starting two (about 50 us)."""
@@ -21,20 +21,21 @@ SERIAL = 65536
 
 @dataclass(frozen=True)
 class Op:
-    """One differentiable function, twice: as numpy reference and through the kernels.
+    """One differentiable function in two implementations: a numpy reference and the kernels.
 
-    `sample(rng, size, dtype)` makes the keyword arguments of the other four; `size` is one of
-    `sizes`, of which "tiny" has few enough numbers to differentiate by each of them. Float arrays
-    have the given dtype, integer arrays int32 (they get no gradient), bytes uint8, and everything
-    that is no array is a parameter. None of the four changes its arguments.
+    `sample(rng, size, dtype)` makes the keyword arguments of the four functions below. `size` is
+    one of `sizes`; "tiny" is small enough for a finite difference of every number. Float arrays
+    have the given dtype, integer arrays are int32 (they get no gradient), bytes are uint8, and
+    everything else is a parameter. None of the four functions changes its arguments.
 
-    - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs;
-    - `grad_ref(dy, **inputs)` is the gradient of `sum(dy * output)` by each differentiable input;
-    - `forward`, `grad`: the same through the kernels, float32 only. They refuse what the wrappers
-      refuse: an array of another shape or dtype, or one that is not contiguous.
+    - `forward_ref(**inputs)` is the output in plain numpy, in the dtype of the inputs.
+    - `grad_ref(dy, **inputs)` is the gradient of `sum(dy * output)` with respect to each
+      differentiable input.
+    - `forward` and `grad` do the same through the kernels, in float32 only. Like the wrappers, they
+      refuse an array of another shape or dtype, or one that is not contiguous.
 
     `tolerance` bounds the largest difference between kernel and reference, relative to the largest
-    number of the reference; `why` gives its reason. `ggml` names what computes the same in ggml.
+    number of the reference; `why` explains it. `ggml` names the equivalent functions of ggml.
     """
 
     name: str
@@ -54,7 +55,7 @@ def check_array(
 ) -> None:
     """Raise ValueError unless `array` is a C-contiguous array of exactly this shape and dtype.
 
-    Kernels have no bounds checks: every wrapper calls this for every array before its kernel.
+    Kernels have no bounds checks, so every wrapper checks each array before it calls its kernel.
     """
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{op}: {name} is {type(array).__name__}, not an array")
@@ -69,7 +70,7 @@ def check_array(
 def check_output(
     op: str, name: str, array: np.ndarray, shape: tuple[int, ...], *, dtype: Any = np.float32
 ) -> None:
-    """`check_array` for an array that a kernel writes: it must be writable too."""
+    """Raise ValueError like `check_array`, and also if `array` is not writable."""
     check_array(op, name, array, shape, dtype=dtype)
     if not array.flags.writeable:
         raise ValueError(f"{op}: {name} is read-only")
@@ -78,7 +79,7 @@ def check_output(
 def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
     """Return a writable copy with the strides of `array` (numpy's copies are contiguous).
 
-    For ops that work in place: their `Op.forward` must refuse what the wrapper refuses.
+    Ops that work in place need it: their `Op.forward` must refuse whatever the wrapper refuses.
     """
     span = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     memory = np.empty(span // array.itemsize + 1, array.dtype)
@@ -88,7 +89,7 @@ def copy_as_laid_out(array: np.ndarray) -> np.ndarray:
 
 
 def readonly(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view, as kernels take inputs: writable ones would compile once more."""
+    """Return a read-only view: a kernel would be compiled again for a writable input."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,10 +1,10 @@
-"""The gate on attention's output (Qwen 3.5): each number times the sigmoid of its own gate.
+"""The gate on attention's output (Qwen 3.5): each number times the sigmoid of its gate.
 
     y = x s(z)                          s(z) = 1 / (1 + exp(-z))
     dx = dy s(z)                        dz = dy x s(z) (1 - s(z))
 
-One projection makes queries and gates, a head's D queries and then its D gates: z is part 1 of
-qz `[N, H, 2, D]`, of which part 0 is not looked at. x, y `[N, H, D]`; all float32.
+One projection computes queries and gates: for each head, D queries and then D gates. z is part 1 of
+qz `[N, H, 2, D]`; part 0 is not read. x, y `[N, H, D]`; all float32.
 
 llama.cpp: `ggml_sigmoid`, then `ggml_mul`.
 """
@@ -31,13 +31,13 @@ def out_gate_ref(x: np.ndarray, qz: np.ndarray) -> np.ndarray:
 def out_gate_grad_ref(
     dy: np.ndarray, x: np.ndarray, qz: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return dx and dqz, whose part 0 is 0."""
+    """Return dx and dqz; part 0 of dqz is 0."""
     s, dqz = 1 / (1 + np.exp(-qz[:, :, 1])), np.zeros_like(qz)
     dqz[:, :, 1] = dy * x * s * (1 - s)
     return dy * s, dqz
 
 
-# z - z is 0, or NaN where z is: exp_f32 makes a number of NaN.
+# z - z is 0, or NaN if z is NaN or infinite: it makes the output NaN as well.
 @kernel()
 def _row(x, z, y):
     for i in range(x.shape[0]):

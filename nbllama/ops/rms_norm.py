@@ -2,19 +2,19 @@
 
     rstd[n] = 1 / sqrt(mean_c x[n, c]^2 + eps)        y[n, c] = w[c] * x[n, c] * rstd[n]
 
-Gradient. With xh = x * rstd and g = w * dy, and because d rstd / d x[c] = -rstd^2 xh[c] / C:
+Gradient, with xh = x * rstd and g = w * dy, from d rstd / d x[c] = -rstd^2 xh[c] / C:
 
     dx[n, c] = rstd[n] * (g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-The kernel takes what does not depend on c out of the loop. With xh = x * rstd the same dx is
+The kernel moves the factors that do not depend on c out of the loop. With xh = x * rstd, dx is also
 
     along[n] = rstd[n]^2 * mean_c(dy[n, c] * w[c] * x[n, c])
     dx[n, c] = rstd[n] * (dy[n, c] * w[c] - x[n, c] * along[n])
 
-Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32; N is any number of rows, so a
-norm over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of
-squares is summed in float64 as llama.cpp does; a NaN in x makes its whole row of y NaN.
+Shapes: x, y, dy, dx `[N, C]`, w, dw `[C]`, rstd `[N]`, all float32. N is any number of rows: a norm
+over heads is the same op on `[N * H, D]`. Saved for the gradient: x and rstd. The mean of squares
+is summed in float64, as in llama.cpp; a NaN in x makes its whole row of y NaN.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). llama.cpp:
 `ggml_rms_norm`, `ggml_mul`, `ggml_rms_norm_back`. finetune.cpp: t02..t04, t22..t24, t31..t33.
@@ -31,7 +31,7 @@ from nbllama.kernels.jit import kernel
 from nbllama.ops.op import SERIAL, Gradients, Inputs, Op, check_array, check_output, readonly
 
 COLUMNS = 64  # columns of dw that one task owns
-TOKENS = 64  # tokens summed to a partial sum before it joins dw
+TOKENS = 64  # tokens in a partial sum that is then added to dw
 
 
 def rms_norm_ref(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
@@ -42,7 +42,7 @@ def rms_norm_ref(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
 def rms_norm_grad_ref(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dx, dw) of `rms_norm_ref`."""
+    """Return the gradients (dx, dw) of `rms_norm_ref`."""
     rstd = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
     xh, g = x * rstd, w * dy
     return rstd * (g - xh * np.mean(g * xh, axis=1, keepdims=True)), (dy * xh).sum(axis=0)
@@ -64,10 +64,11 @@ def _sum_of_products(dy, w, x):
     return total
 
 
-# Only the sums are fast: with `arcp` a reciprocal square root would become the CPU's estimate.
+# Only the sums are compiled with fast math: with its `arcp` flag, the reciprocal square root would
+# become the CPU's estimate.
 @kernel()
 def norm_row(x, w, eps, y):
-    """Compute one row y; return its rstd."""
+    """Compute one row of y; return its rstd."""
     mean = np.float32(_sum_of_squares(x) / x.shape[0])
     rstd = np.float32(1.0) / np.sqrt(mean + eps)
     for c in range(x.shape[0]):
@@ -148,9 +149,9 @@ def rms_norm_grad(
     dx: np.ndarray,
     add: bool = False,
 ) -> None:
-    """Compute dx `[N, C]` = (or += with `add`) the gradient with respect to x; rstd as computed.
+    """Set dx `[N, C]` to (with `add`: increase it by) the gradient with respect to x.
 
-    Raises ValueError for arrays that do not fit each other.
+    rstd `[N]` is from `rms_norm`. Raises ValueError for arrays that do not fit each other.
     """
     shape = _shape(x)
     check_array("rms_norm_grad", "dy", dy, shape)

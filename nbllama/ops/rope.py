@@ -1,24 +1,24 @@
-"""Rotary position embedding: pairs of numbers of a head turn by an angle that grows with position.
+"""Rotary position embedding: pairs of numbers in a head are rotated by a position-dependent angle.
 
     theta[p, i] = p * freq_base^(-2i / n_rot)                  i = 0 .. n_rot/2 - 1
     y[a] = x[a] cos - x[b] sin      y[b] = x[a] sin + x[b] cos
 
-The pair (a, b) of i is (2i, 2i + 1) when *interleaved* (llama) or (i, i + n_rot/2) as *halves*
-(qwen, gemma); numbers from n_rot on stay. Gradient: the transposed matrix, which is the rotation
-back, with the same magnitude:
+The pair (a, b) for i is (2i, 2i + 1) if *interleaved* (llama), or (i, i + n_rot/2) for *halves*
+(qwen, gemma). Numbers from n_rot on are not changed. The gradient uses the transposed matrix, which
+rotates back with the same magnitude:
 
     dx[a] = dy[a] cos + dy[b] sin      dx[b] = dy[b] cos - dy[a] sin
 
 Shapes: x, y `[N, H, D]` float32, positions int32 `[N]`, cos and sin float32 `[P, n_rot/2]` for
-P positions. Nothing is saved: the gradient needs only positions and tables.
+P positions. Nothing is saved: the gradient needs only the positions and the tables.
 
-The tables hold YaRN too: the angle is mixed from the interpolated and the extrapolated one, and cos
-and sin carry a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). They follow ggml step by
-step: theta is multiplied by freq_base^(-2/n_rot) again and again, in float32. At position 8191
-that is up to 1.3e-3 radian away from the exact angle (n_rot 128, base 10000), but an adapter meets
-those angles, not the exact ones, when llama.cpp runs it. Of the numbers of `ggml_rope_ext` in an
-x86-64 build 1 % differ, by one unit in the last place; with YaRN, where its compiler has fused the
-mixing of the two angles, by up to 1e-5.
+The tables include YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
+and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). They follow ggml step
+by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191 this
+is up to 1.3e-3 radian away from the exact angle (n_rot 128, base 10000), but llama.cpp will run the
+adapter with these angles, not with the exact ones. Compared with `ggml_rope_ext` in an x86-64
+build, 1 % of the numbers differ by one unit in the last place. With YaRN, whose mix of angles that
+compiler fuses, they differ by up to 1e-5.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
@@ -56,7 +56,7 @@ def rope_tables(
     n_ctx_orig: int = 0,
     factors: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(cos, sin), float32 `[n_positions, n_rot/2]`, rounded as in ggml's own cache of angles.
+    """Return (cos, sin), float32 `[n_positions, n_rot/2]`, rounded as in ggml's cache of angles.
 
     The parameters are those of `ggml_rope_ext`; `factors` float32 `[n_rot/2]` divide the angles
     (tensor rope_freqs.weight). Raises ValueError for an odd `n_rot` or `factors` of another length.
@@ -84,7 +84,7 @@ def rope_tables(
             inner = inner * (f32(1) - mix) + outer * mix
         angles[:, i] = inner
         theta = theta * step
-    # a float32 sine is the rounded float64 one; numpy's own float32 sine is some units off
+    # round the float64 sine: numpy's float32 sine is off by some units in the last place
     wide = angles.astype(np.float64)
     return np.cos(wide).astype(f32) * magnitude, np.sin(wide).astype(f32) * magnitude
 
@@ -92,10 +92,11 @@ def rope_tables(
 def yarn_range(
     n_rot: int, n_ctx_orig: int, freq_base: float, *, beta_fast: float, beta_slow: float
 ) -> tuple[np.float32, np.float32]:
-    """Return the pairs between which YaRN changes from extrapolation to interpolation.
+    """Return the range of pairs in which YaRN changes from extrapolation to interpolation.
 
-    Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context; the
-    range ends where that is `beta_fast` and `beta_slow` (llama.cpp: ggml_rope_yarn_corr_dims).
+    Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context. The ends
+    of the range are where this is `beta_fast` and `beta_slow` (llama.cpp:
+    ggml_rope_yarn_corr_dims).
     """
     f32 = np.float32
 
@@ -186,7 +187,7 @@ def rope(
     halves: bool,
     inverse: bool = False,
 ) -> None:
-    """Turn x `[N, H, D]` in place; with `inverse`, turn a gradient back.
+    """Rotate x `[N, H, D]` in place; with `inverse`, rotate a gradient back.
 
     Raises ValueError for arrays that do not fit each other or a position outside the tables.
     """
@@ -197,7 +198,7 @@ def rope(
     check_array("rope", "cos", cos, cos.shape)
     check_array("rope", "sin", sin, cos.shape)
     if positions.size:
-        # two passes of numpy take longer than all the rest of one token
+        # for a single token, two passes of numpy would take longer than everything else here
         few = positions.tolist() if positions.size < 8 else (positions.min(), positions.max())
         if min(few) < 0 or max(few) >= len(cos):
             raise ValueError(f"rope: positions {min(few)}..{max(few)}, tables of {len(cos)}")

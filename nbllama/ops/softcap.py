@@ -1,9 +1,9 @@
-"""Soft-cap of the logits: a tanh that bends them smoothly into (-cap, cap).
+"""Soft-cap of the logits: a tanh limits them smoothly to (-cap, cap).
 
     y = cap * tanh(z / cap)            dz = dy * (1 - (y / cap)^2)
 
 Shapes: z, y, dy `[M, V]` float32, both passes in place. Saved for the gradient: y. The same
-function on attention scores stands in `nbllama.ops.attention`.
+function on attention scores is in `nbllama.ops.attention`.
 
 Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning" (2016),
 section A.1; Gemma Team, "Gemma 2" (2024), section 2. llama.cpp: `ggml_scale`, `ggml_tanh`.
@@ -74,7 +74,7 @@ def soft_cap(z: np.ndarray, cap: float) -> None:
 
 
 def soft_cap_grad(dy: np.ndarray, y: np.ndarray, cap: float) -> None:
-    """Turn dy `[M, V]` into the gradient with respect to z; y is what `soft_cap` made of z.
+    """Turn dy `[M, V]` into the gradient with respect to z; y is the output of `soft_cap`.
 
     Raises ValueError for arrays that do not fit each other, or a cap not above 0.
     """

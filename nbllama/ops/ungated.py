@@ -1,4 +1,4 @@
-"""The activation of a feed-forward layer of two matrices: a function of each number.
+"""The activation of a feed-forward layer with two matrices: a function of each number.
 
     out = act(x)
 
@@ -15,15 +15,15 @@ Gradient: dx = dout * act'(a), with
                         n (exp(a) - 1) + beta                   for a <= eps
                         beta - n                                between: eps is -1e-6
 
-Apertus learns two numbers a layer: p = softplus(alpha_p), n = beta + softplus(alpha_n)
+Apertus learns two numbers per layer: p = softplus(alpha_p), n = beta + softplus(alpha_n)
 (`xielu_numbers`).
 
-Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x, which it overwrites with dx, as it
-is the widest array of a layer.
+Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient overwrites it with
+dx, because it is the widest array of a layer.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,
-which reads a table of halves and so differs by up to 1e-3; `ggml_relu`, `ggml_sqr`; `ggml_xielu`.
+which reads a float16 table and so differs by up to 1e-3; `ggml_relu`, `ggml_sqr`; `ggml_xielu`.
 finetune.cpp: none.
 """
 
@@ -50,7 +50,7 @@ _TWO = np.float32(2.0)
 
 GELU, RELU2, XIELU = range(3)
 CODES = {"gelu": GELU, "relu2": RELU2, "xielu": XIELU}
-"""The activations by name, and what the kernels call them."""
+"""The activations by name, and their codes in the kernels."""
 
 
 class Xielu(NamedTuple):
@@ -66,14 +66,14 @@ NO_NUMBERS = Xielu()
 
 
 def xielu_numbers(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Xielu:
-    """Return the numbers of a layer from those that are stored, rounded as llama.cpp does."""
+    """Return the numbers of a layer, computed from the stored ones and rounded as in llama.cpp."""
     f32 = np.float32
     p, n = (f32(a) if a > 20 else np.log(f32(1) + np.exp(f32(a))) for a in (alpha_p, alpha_n))
     return Xielu(float(f32(p)), float(f32(beta) + f32(n)), float(f32(beta)), float(f32(eps)))
 
 
 def ungated_ref(x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS) -> np.ndarray:
-    """act(x) in plain numpy, in the dtype of x."""
+    """Compute act(x) in plain numpy, in the dtype of x."""
     if kind == "relu2":
         return np.maximum(x, 0) ** 2
     if kind == "gelu":
@@ -86,7 +86,7 @@ def ungated_ref(x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS) -> np.nda
 def ungated_grad_ref(
     dout: np.ndarray, x: np.ndarray, kind: str, numbers: Xielu = NO_NUMBERS
 ) -> np.ndarray:
-    """Compute dx of `ungated_ref`."""
+    """Return dx, the gradient of `ungated_ref`."""
     if kind == "relu2":
         return dout * 2 * np.maximum(x, 0)
     if kind == "gelu":
@@ -196,7 +196,7 @@ def ungated(x: np.ndarray, out: np.ndarray, *, kind: str, numbers: Xielu = NO_NU
 def ungated_grad(
     dout: np.ndarray, x: np.ndarray, *, kind: str, numbers: Xielu = NO_NUMBERS
 ) -> None:
-    """Overwrite x `[N, F]` with its gradient, for dout `[N, F]`.
+    """Overwrite x `[N, F]` with its gradient, given dout `[N, F]`.
 
     Raises ValueError for arrays that do not fit each other or share memory, or another kind.
     """

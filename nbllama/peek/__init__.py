@@ -1,4 +1,4 @@
-"""Any weight, activation, gradient or moment by name, as numpy.
+"""Access to any weight, activation, gradient or moment by name, as a numpy array.
 
     with nbllama.peek.watch(model, "attn_norm-0", "kq_soft_max-*") as seen:
         nbllama.logits(model, tokens)
@@ -8,10 +8,10 @@
 
 | module | does |
 |---|---|
-| `names` | what there is by name: llama.cpp's names, finetune.cpp's numbers, patterns |
-| `watcher` | `watch`: takes copies while the passes run |
+| `names` | the names: llama.cpp's names, finetune.cpp's numbers, patterns |
+| `watcher` | `watch`: copies arrays while the passes run |
 | `training` | the same at chosen iterations of `nbllama.finetune` (`--dump`) |
-| `dump` | arrays by name and where they are from; `.npz` files |
+| `dump` | arrays by name and their origin; `.npz` files |
 | `source` | the arrays of any file: dumps, models, checkpoints, adapters |
 | `tables`, `pictures` | statistics, differences, histograms, heat maps, attention maps |
 """

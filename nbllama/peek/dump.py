@@ -1,7 +1,7 @@
-"""Arrays by name with what is known of where they are from, and their `.npz` files.
+"""Arrays by name, with information about their origin, and their `.npz` files.
 
-A dump is an ordinary numpy archive: `numpy.load` opens it. Beside the arrays it holds `__about__`,
-a text with the model, the iteration and so on as JSON.
+A dump is an ordinary numpy archive: `numpy.load` opens it. In addition to the arrays it has
+`__about__`, a JSON text with the model, the iteration and so on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nbllama.system.files import atomic_write
 from nbllama.system.regular import first_bytes
 
 ABOUT = "__about__"
-MOST_BYTES = 1 << 34  # of an archive's arrays together
+MOST_BYTES = 1 << 34  # limit of the total size of an archive's arrays
 _DTYPES = "fiub"
 Path = str | os.PathLike[str]
 
 
 class Dump(Mapping[str, np.ndarray]):
-    """A mapping from names to arrays; finetune.cpp's numbers are found, too."""
+    """A mapping from names to arrays; finetune.cpp's numbers work as names, too."""
 
     def __init__(
         self, arrays: Mapping[str, np.ndarray] | None = None, about: dict[str, Any] | None = None
@@ -36,12 +36,12 @@ class Dump(Mapping[str, np.ndarray]):
         self.about = about or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return the array of this name. Raises `KeyError`."""
+        """Return the array with this name. Raises `KeyError`."""
         if name in self.arrays:
             return self.arrays[name]
-        for own in self.arrays:
-            if name in aliases(own):
-                return self.arrays[own]
+        for stored in self.arrays:
+            if name in aliases(stored):
+                return self.arrays[stored]
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -51,28 +51,28 @@ class Dump(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
     def matching(self, *patterns: str) -> Dump:
-        """Those that fit a pattern. Raises `UsageError` for one that fits nothing."""
+        """Return the arrays that match a pattern. Raises `UsageError` if a pattern has no match."""
         if not patterns:
             return self
         wanted = Patterns(patterns)
         if unused := wanted.unused(self.arrays):
-            raise UsageError(f"nothing here is named {shown(unused[0])}")
+            raise UsageError(f"no array is named {shown(unused[0])}")
         return Dump({k: v for k, v in self.arrays.items() if wanted(k)}, self.about)
 
     def table(self, *patterns: str) -> str:
-        """Names, shapes and statistics as text."""
+        """Return names, shapes and statistics as text."""
         return table(self.matching(*patterns))
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` file, whole or not at all. Raises `OutputError`."""
+        """Write an `.npz` file, completely or not at all. Raises `OutputError`."""
         text = np.array(json.dumps(self.about, sort_keys=True))
         with atomic_write(path) as file:
-            # the stubs take keyword arguments of np.savez for its options
+            # the type stubs treat these keyword arguments as options of np.savez
             np.savez(file, **{ABOUT: text}, **self.arrays)  # type: ignore[arg-type]
 
 
 def is_dump(path: Path) -> bool:
-    """Whether a file begins as an `.npz` archive does."""
+    """Return whether a file begins like an `.npz` archive."""
     try:
         return first_bytes(path, 4) == b"PK\x03\x04"
     except OSError:
@@ -80,24 +80,24 @@ def is_dump(path: Path) -> bool:
 
 
 def load(path: Path) -> Dump:
-    """Read an `.npz` file, of this program or any with arrays of numbers.
+    """Read an `.npz` file from this program, or any other with arrays of numbers.
 
-    Raises `GGUFError` (a bad file) for one that is damaged, compressed, larger than it says, or
-    holds Python objects.
+    Raises `GGUFError` (a bad file) if it is damaged, compressed, larger than its header says, or
+    contains Python objects.
     """
     name = shown(os.fspath(path), 400)
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED:
-                    raise GGUFError(f"{name}: {shown(member.filename)}: compressed; not read")
+                    raise GGUFError(f"{name}: {shown(member.filename)}: compressed; use np.savez")
             total = sum(member.file_size for member in archive.infolist())
         if total > min(MOST_BYTES, os.path.getsize(path)):
-            raise GGUFError(f"{name}: {total} bytes of arrays, more than the file or the limit")
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in found.files}
+            raise GGUFError(f"{name}: {total} bytes of arrays exceed the file or the limit")
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = {key: npz[key] for key in npz.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:
-        raise GGUFError(f"{name}: not an .npz file that can be read: {shown(e, 200)}") from e
+        raise GGUFError(f"{name}: not a readable .npz file: {shown(e, 200)}") from e
     about = _about(arrays.pop(ABOUT, None))
     odd = [key for key, x in arrays.items() if x.dtype.kind not in _DTYPES]
     if odd:
@@ -109,7 +109,7 @@ def _about(text: np.ndarray | None) -> dict[str, Any]:
     if text is None or text.dtype.kind != "U" or text.size != 1:
         return {}
     try:
-        found = json.loads(str(text))
+        about = json.loads(str(text))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return about if isinstance(about, dict) else {}

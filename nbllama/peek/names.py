@@ -1,18 +1,18 @@
-"""What there is by name, and patterns for it. Nothing here needs numpy.
+"""The names of all arrays, and patterns for them. This module does not need numpy.
 
-| name | what | kind |
+| name | meaning | kind |
 |---|---|---|
 | `blk.3.attn_q.weight` | a base tensor, decoded to float32 | weight |
 | `blk.3.attn_q.weight.lora_a` | half of its pair, before the step | parameter |
-| `....lora_a.grad` | its gradient of the whole step, before clipping | gradient |
+| `....lora_a.grad` | its gradient over the whole step, before clipping | gradient |
 | `....lora_a.m`, `.v` | its AdamW moments, after the step | moment |
-| `....lora_a.after` | the half itself after the step | parameter |
+| `....lora_a.after` | the half after the step | parameter |
 | `Qcur-3` | an activation of block 3, llama.cpp's name | activation |
-| `Qcur-3.grad` | the gradient of the loss by it | gradient |
+| `Qcur-3.grad` | the gradient of the loss with respect to it | gradient |
 | `tokens`, `targets`, `positions`, `offsets` | the batch, int32 | batch |
 
-An activation of a later micro-batch or call of the same watch has its number behind it: `Qcur-3@1`.
-finetune.cpp's numbers are other names for activations: `t07-3` is `Qcur-3`.
+An activation of a later micro-batch or call within the same watch has its number appended:
+`Qcur-3@1`. finetune.cpp's numbers are aliases for activations: `t07-3` is `Qcur-3`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from nbllama.errors import UsageError, shown
 
 
 class Node(NamedTuple):
-    """An activation: its shape in letters, finetune.cpp's numbers for it, and what it is.
+    """An activation: its shape in letters, finetune.cpp's numbers for it, and its meaning.
 
     The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-    tokens, E experts, K experts of a token.
+    tokens, E experts, K experts per token.
     """
 
     name: str
@@ -98,39 +98,39 @@ _NODE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(-[0-9]+)?((?:\.grad)?(?:@[0-9]+)?)
 
 
 def node_name(name: str, layer: int) -> str:
-    """Return the full name of a node: with its block's number, where it is in one."""
+    """Return the full name of a node: with its block's number, if it is in a block."""
     return name if layer < 0 else f"{name}-{layer}"
 
 
 @lru_cache(maxsize=1 << 16)
 def aliases(name: str) -> tuple[str, ...]:
-    """Other names of the same array: finetune.cpp's numbers."""
-    found = _NODE.fullmatch(name)
-    if found is None:
+    """Return other names of the same array: finetune.cpp's numbers."""
+    match = _NODE.fullmatch(name)
+    if match is None:
         return ()
-    block, rest = found[2] or "", found[3] or ""
-    return tuple(f"{t}{block}{rest}" for t in _NUMBERS.get(found[1], ()))
+    block, rest = match[2] or "", match[3] or ""
+    return tuple(f"{t}{block}{rest}" for t in _NUMBERS.get(match[1], ()))
 
 
 class Patterns:
-    """Shell patterns (`*`, `?`, `[0-3]`), several of them with commas between.
+    """Shell patterns (`*`, `?`, `[0-3]`), separated by commas.
 
-    They are compared with whole names and aliases; `.weight` may be left out. The number of a
-    micro-batch is not looked at unless the pattern has one.
+    They are compared with whole names and aliases; `.weight` can be omitted. The number of a
+    micro-batch is ignored unless the pattern has one.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(p.strip() for text in texts for p in text.split(",") if p.strip())
         if not self.texts:
-            raise UsageError("an empty pattern; '*' takes everything")
+            raise UsageError("an empty pattern; use '*' for everything")
         self._known: dict[str, bool] = {}
 
     def __call__(self, name: str) -> bool:
-        """Whether a pattern fits `name`."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = any(self._one(text, name) for text in self.texts)
-        return found
+        """Return whether a pattern matches `name`."""
+        fits = self._known.get(name)
+        if fits is None:
+            fits = self._known[name] = any(self._one(text, name) for text in self.texts)
+        return fits
 
     def _one(self, text: str, name: str) -> bool:
         bare = name if "@" in text else name.partition("@")[0]
@@ -140,13 +140,13 @@ class Patterns:
         return bare.endswith(".weight") and fnmatchcase(bare, f"{text}.weight")
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """Return the patterns that fit none of `names`."""
+        """Return the patterns that match none of `names`."""
         every = list(names)
         return [t for t in self.texts if not any(self._one(t, name) for name in every)]
 
 
 def activation_names(n_layer: int) -> list[str]:
-    """Every activation of a model with so many blocks, and their gradients."""
+    """Return all activations of a model with `n_layer` blocks, and their gradients."""
     names = [(n, node_name(n.name, -1)) for n in ENDS]
     names += [(n, node_name(n.name, layer)) for layer in range(n_layer) for n in BLOCK + MIXERS]
     out = []
@@ -156,12 +156,12 @@ def activation_names(n_layer: int) -> list[str]:
 
 
 def parameter_names(parameters: Iterable[str], suffixes: Sequence[str]) -> list[str]:
-    """NAME.lora_a and what a step has beside it."""
+    """Return NAME.lora_a and the other names of a step, with each suffix."""
     return [name + s for name in parameters for s in ("", *suffixes)]
 
 
 def check(patterns: Patterns, names: Iterable[str]) -> None:
-    """Raise `UsageError` for a pattern that fits nothing there is."""
+    """Raise `UsageError` for a pattern that matches no name."""
     if unused := patterns.unused(names):
         raise UsageError(
             f"nothing is named {shown(unused[0])}; activations are named like attn_norm-0, Qcur-0,"
@@ -180,5 +180,5 @@ def kind_of(name: str) -> str:
         return "parameter"
     if bare in BATCH:
         return "batch"
-    found = _NODE.fullmatch(bare)
-    return "activation" if found and found[1] in _NUMBERS else "weight"
+    match = _NODE.fullmatch(bare)
+    return "activation" if match and match[1] in _NUMBERS else "weight"

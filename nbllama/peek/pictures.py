@@ -1,4 +1,4 @@
-"""Pictures of arrays: histograms, heat maps, attention maps. Needs matplotlib."""
+"""Pictures of arrays: histograms, heat maps, attention maps. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nbllama.system.files import atomic_write, check_writable
 
 KINDS = ("auto", "histogram", "heat", "attention")
 MOST_PANELS = 36
-_MOST_CELLS = 512  # a side of a heat map; larger ones are shown by block means
+_MOST_CELLS = 512  # per side of a heat map; larger arrays are shown as block means
 _FORMATS = ("svg", "png", "pdf")
 
 
 def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> list[str]:
-    """Write one picture with a panel an array (of an attention map one a head); returns notes.
+    """Write a picture with one panel per array (attention maps: one per head); return notes.
 
-    `kind` "auto": attention maps for probabilities, else histograms. The ending of `path` says the
-    format. `head`: that head only. Raises `UsageError` without matplotlib, for another ending, and
-    for arrays of which there is no such picture; `OutputError`.
+    `kind` "auto": attention maps for probabilities, else histograms. The suffix of `path` sets the
+    format. `head`: only that head. Raises `UsageError` without matplotlib, for another suffix, and
+    for arrays that do not fit this kind of picture; `OutputError` if writing fails.
     """
     ending = os.path.splitext(path)[1].lower().lstrip(".")
     if ending not in _FORMATS:
-        raise UsageError(f"{shown(path, 400)}: a picture ends in {', '.join(_FORMATS)}")
+        raise UsageError(f"{shown(path, 400)}: a picture must end in {', '.join(_FORMATS)}")
     panels = _panels(dump, kind, head)
     if not panels:
         raise UsageError("nothing to draw: no array has numbers")
@@ -39,7 +39,7 @@ def draw(dump: Dump, path: str, kind: str = "auto", head: int | None = None) -> 
     check_writable(path)
     figure = _figure(panels)
     memory = io.BytesIO()
-    # no date: the same numbers give the same file
+    # no date, so that the same numbers give the same file
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     figure.savefig(memory, format=ending, dpi=150, metadata=metadata)
     with atomic_write(path) as file:
@@ -56,12 +56,12 @@ def _panels(dump: Dump, kind: str, head: int | None) -> list[Panel]:
         x = np.asarray(x, np.float64)
         if not x.size:
             continue
-        own = kind
+        view = kind
         if kind == "auto":
-            own = "attention" if name.startswith("kq_soft_max") and x.ndim == 3 else "histogram"
-        if own == "attention":
+            view = "attention" if name.startswith("kq_soft_max") and x.ndim == 3 else "histogram"
+        if view == "attention":
             panels += _attention(name, x, head)
-        elif own == "heat":
+        elif view == "heat":
             if x.ndim > 1:
                 panels.append((name, "heat", _shrunk(x.reshape(len(x), -1))))
         else:
@@ -73,13 +73,13 @@ def _attention(name: str, x: np.ndarray, head: int | None) -> list[Panel]:
     if x.ndim != 3:
         raise UsageError(f"{shown(name)}: an attention map needs heads x tokens x tokens")
     if head is not None and head >= len(x):
-        raise UsageError(f"{shown(name)}: there is no head {head}, there are {len(x)}")
+        raise UsageError(f"{shown(name)}: there is no head {head}; the heads are 0..{len(x) - 1}")
     heads = range(len(x)) if head is None else [head]
     return [(f"{name}, head {h}", "attention", _shrunk(x[h])) for h in heads]
 
 
 def _shrunk(x: np.ndarray) -> np.ndarray:
-    """At most `_MOST_CELLS` a side, each cell the mean of what it stands for."""
+    """Shrink x to at most `_MOST_CELLS` per side; each cell is the mean of its numbers."""
     x = np.where(np.isfinite(x), x, np.nan)
     for axis in (0, 1):
         n = x.shape[axis]
@@ -115,9 +115,9 @@ def _figure(panels: list[Panel]) -> Any:
             axes.set_ylabel("token", fontsize=8)
             figure.colorbar(image, ax=axes, shrink=0.8)
         else:
-            most = float(np.nanmax(np.abs(x))) or 1.0
+            largest = float(np.nanmax(np.abs(x))) or 1.0
             image = axes.imshow(
-                x, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
+                x, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
             )
             axes.set_xlabel("column", fontsize=8)
             axes.set_ylabel("row", fontsize=8)

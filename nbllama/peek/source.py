@@ -1,4 +1,4 @@
-"""The arrays of any file by name: a dump, a model, a checkpoint, an adapter."""
+"""The arrays of any file by name: a dump, a model, a checkpoint or an adapter."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ from nbllama.peek.names import Patterns
 from nbllama.quants import QUANTS, decode
 from nbllama.system.regular import first_bytes
 
-MOST_BYTES = 8 << 30  # of one file's decoded tensors
+MOST_BYTES = 8 << 30  # limit of one file's decoded tensors
 
 
 def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
-    """Read what fits a pattern from a file, decoded to float32; of a checkpoint also the moments.
+    """Read the tensors of a file that match a pattern, decoded to float32.
 
-    The moments are called `NAME.m` and `NAME.v`.
-
-    Raises `UsageError` where there is no file or nothing of such a name, `GGUFError` and
-    `CheckpointError` for what cannot be read, `NotEnoughMemory` for more than 8 GB at once.
+    For a checkpoint this includes the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if there
+    is no such file or no such name, `GGUFError` and `CheckpointError` for a file that cannot be
+    read, and `NotEnoughMemory` for more than 8 GB at once.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: there is no such file")
     if is_dump(path):
         return load(path).matching(*patterns)
-    found = None if os.path.isdir(path) else _gguf(path)
-    if found is None:
+    gguf = None if os.path.isdir(path) else _gguf(path)
+    if gguf is None:
         stored = read_stored(path, Base())
         halves: dict[str, np.ndarray] = {}
         for name, pair in stored.pairs.items():
             halves |= {f"{name}.lora_a": pair.a, f"{name}.lora_b": pair.b}
         return Dump(halves, {"adapter": path}).matching(*patterns)
-    with found as f:
+    with gguf as f:
         if f.metadata.get("training.type") == "finetune_lora" or is_old(f):
             return _checkpoint(path).matching(*patterns)
         return _model(f, patterns)
 
 
 def _gguf(path: str) -> GGUFFile | None:
-    """Open a GGUF file that is no adapter; None for what `read_stored` reads."""
+    """Open a GGUF file other than an adapter; None for a file that `read_stored` reads."""
     try:
         f = open_gguf(path)
     except GGUFError:
@@ -72,7 +71,7 @@ def _checkpoint(path: str) -> Dump:
 def _model(f: GGUFFile, patterns: Sequence[str]) -> Dump:
     fits = Patterns(patterns) if patterns else None
     if fits is not None and (unused := fits.unused(f.tensors)):
-        raise UsageError(f"nothing here is named {shown(unused[0])}")
+        raise UsageError(f"no array is named {shown(unused[0])}")
     chosen = [t for t in f.tensors.values() if fits is None or fits(t.name)]
     nbytes = sum(4 * math.prod(t.shape) for t in chosen)
     if nbytes > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Statistics of arrays, and of the difference of two dumps, as rows and as text."""
+"""Statistics of arrays, and of the difference between two dumps, as rows and as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.peek.names import kind_of
 
 
 class Statistics(NamedTuple):
-    """Of the finite numbers; `odd`: how many are NaN or infinite. NaN where there is none."""
+    """Statistics of the finite numbers (NaN if there are none); `odd` counts NaN and infinities."""
 
     mean: float
     std: float
@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(x: np.ndarray) -> Statistics:
-    """In float64."""
+    """Compute the statistics of an array, in float64."""
     flat = np.asarray(x, np.float64).reshape(-1)
     good = flat[np.isfinite(flat)]
     odd = flat.size - good.size
@@ -41,7 +41,7 @@ def _shape(x: np.ndarray) -> str:
 
 
 def table(dump: Mapping[str, np.ndarray], values: int = 0) -> str:
-    """One line an array; `values`: so many of its first numbers below it."""
+    """Return one line per array; `values`: how many of its first numbers to print below it."""
     rows: list[tuple[str, ...]]
     rows = [("name", "kind", "shape", "dtype", "mean", "std", "min", "max", "zeros", "not finite")]
     lines = {}
@@ -68,10 +68,10 @@ def _text(rows: list[tuple[str, ...]], after: dict[int, str] | None = None) -> s
 
 
 class Difference(NamedTuple):
-    """The difference of two arrays of one name.
+    """The difference between two arrays of the same name.
 
-    `largest`: max |a - b|; `relative`: that over max |a|; `changed`: numbers that differ. `why`:
-    what makes them not comparable, "" if nothing does.
+    `largest`: max |a - b|; `relative`: `largest` / max |a|; `changed`: how many numbers differ.
+    `why`: the reason why they cannot be compared, or "".
     """
 
     name: str
@@ -88,7 +88,7 @@ class Difference(NamedTuple):
 
 
 def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Difference:
-    """Compare two arrays; None: it is not there. NaN equals NaN, and an infinity itself."""
+    """Compare two arrays; None means missing. NaN equals NaN, and an infinity equals itself."""
     if a is None or b is None:
         return Difference(name, math.nan, math.nan, 0, 0, f"only in {'B' if a is None else 'A'}")
     if a.shape != b.shape:
@@ -98,7 +98,7 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
     if not differ.any():
         return Difference(name, 0.0, 0.0, 0, a.size)
     with np.errstate(invalid="ignore"):
-        # a NaN on one side, or infinities, differ by more than any number
+        # NaN on one side, or different infinities, count as an infinite difference
         apart = np.nan_to_num(np.abs(wide_a - wide_b), nan=math.inf)
     largest = float(apart[differ].max())
     finite = np.abs(wide_a[np.isfinite(wide_a)])
@@ -108,13 +108,13 @@ def difference(name: str, a: np.ndarray | None, b: np.ndarray | None) -> Differe
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[Difference]:
-    """By name, those of A first."""
+    """Compare all arrays by name, those of A first."""
     here, there = dict(a), dict(b)
     return [difference(name, here.get(name), there.get(name)) for name in here | there]
 
 
 def difference_table(found: list[Difference], everything: bool = False) -> str:
-    """Write what differs, and a last line that counts."""
+    """Return a table of the differences, and a last line with the count."""
     rows: list[tuple[str, ...]]
     rows = [("name", "largest difference", "relative", "numbers that differ")]
     for d in found:

@@ -1,4 +1,4 @@
-"""`watch`: copies of what the passes of a model compute, while they compute it."""
+"""`watch`: copies of intermediate results while the passes of a model run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nbllama.peek import names
 from nbllama.peek.dump import Dump
 from nbllama.peek.names import Patterns, node_name
 
-MOST_BYTES = 4 << 30  # of copies; more is left out and told
+MOST_BYTES = 4 << 30  # limit of the copies; arrays beyond it are skipped and reported
 
 
 class Watcher:
-    """A `nbllama.model.watching.Watcher` that copies what fits `patterns` into a `Dump`.
+    """A `nbllama.model.watching.Watcher` that copies arrays that match `patterns` into a `Dump`.
 
-    `left_out`: names for which there was no room within `most_bytes`.
+    `left_out`: names of the arrays that did not fit in `most_bytes`.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Watcher:
         self._room = most_bytes
         self._pass = -1
 
-    # What the passes call
+    # Called by the passes
 
     def begin(self, bound: Bound, batch: Batch) -> None:
-        """Note a pass that starts, and copy its batch, each sample whole."""
+        """Count a new pass, and copy its batch with each sample whole."""
         self._pass += 1
         self.bound, self._tree = bound, batch.tree
         batch = batch.whole()
@@ -49,26 +49,26 @@ class Watcher:
             self._keep(name, x)
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Whether a pattern fits a node or, with `.grad` behind it, its gradient."""
+        """Return whether a pattern matches a node or, with `.grad` appended, its gradient."""
         bare, dot, rest = name.partition(".")
         return self.patterns(node_name(bare, layer) + dot + rest)
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Copy an activation if a pattern fits it.
+        """Copy an activation if a pattern matches it.
 
-        A row that samples share is in the copy as often as they have it.
+        A row that several samples share appears once per sample in the copy.
         """
         self._keep(node_name(name, layer), self._expanded(x))
 
     def gradient(self, name: str, layer: int, dx: np.ndarray) -> None:
-        """Copy the gradient with respect to an activation if a pattern fits it.
+        """Copy the gradient with respect to an activation if a pattern matches it.
 
-        A row that samples share has the sum over all of them in each.
+        For a row that several samples share, each copy is the sum over all of them.
         """
         self._keep(f"{node_name(name, layer)}.grad", self._expanded(dx))
 
     def _expanded(self, x: np.ndarray) -> np.ndarray:
-        """Return one row a token of the samples; x has them, or one row a computed token."""
+        """Return x with one row per token of the samples, if it has one per computed token."""
         tree = self._tree
         if tree is None or len(x) != len(tree.starts) - 1:
             return x
@@ -84,9 +84,9 @@ class Watcher:
         q_offsets: np.ndarray,
         k_offsets: np.ndarray,
     ) -> None:
-        """Scores and probabilities, which the kernels never hold whole, by the numpy reference.
+        """Compute scores and probabilities in numpy; the kernels never store them as a whole.
 
-        `[H, N, Nk]` of the whole stream: 0 (or -inf) where a token is of another sequence.
+        They are `[H, N, Nk]` of the whole stream: 0 (or -inf) for tokens of other sequences.
         """
         scores, soft = node_name("kq", layer), node_name("kq_soft_max", layer)
         if not (self.patterns(scores) or self.patterns(soft)):
@@ -103,16 +103,16 @@ class Watcher:
         self._keep(scores, z)
         self._keep(soft, p)
 
-    # What is there before and after
+    # Before and after the passes
 
     def take_weights(self) -> None:
-        """Decode and keep the base tensors."""
+        """Decode and store the base tensors."""
         for name in self.model.gguf.tensors:
             if self.patterns(name) and self._fits(name, int(np.prod(self.model.shapes[name])) * 4):
                 self.into.arrays[name] = self.model.tensor(name)
 
     def take_parameters(self, adapter: Adapter | None, suffix: str = "") -> None:
-        """Copy the adapter's arrays as they are now."""
+        """Copy the current arrays of the adapter."""
         self.take({} if adapter is None else adapter.parameters(), suffix)
 
     def take(self, arrays: Mapping[str, np.ndarray], suffix: str) -> None:
@@ -123,7 +123,7 @@ class Watcher:
                 self.into.arrays[full] = x.copy()
 
     def finish(self, opt: Optimiser | None = None) -> None:
-        """Gradients of the parameters of the last pass, and the moments of `opt`."""
+        """Copy the parameters' gradients of the last pass, and the moments of `opt`."""
         if self.bound is not None:
             self.take(self.bound.grads, ".grad")
         if opt is not None:
@@ -146,13 +146,13 @@ class Watcher:
 
 
 def all_names(model: Model, adapter: Adapter | None) -> list[str]:
-    """Everything that a watch of this model can see."""
-    found = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
-    if adapter is None:  # it may come later
+    """Return all names that a watch of this model can copy."""
+    known = [*names.BATCH, *model.gguf.tensors, *names.activation_names(model.hp.n_layer)]
+    if adapter is None:  # a pass can bind an adapter later
         parameters = [f"{name}.lora_{half}" for name in model.gguf.tensors for half in "ab"]
     else:
         parameters = list(adapter.parameters())
-    return found + names.parameter_names(parameters, (".grad", ".m", ".v", ".after"))
+    return known + names.parameter_names(parameters, (".grad", ".m", ".v", ".after"))
 
 
 @contextmanager
@@ -163,17 +163,17 @@ def watch(
     opt: Optimiser | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Iterator[Dump]:
-    """Copy what the passes of `model` compute, while the context is open.
+    """Copy intermediate results of the passes of `model` while the context is open.
 
-    Everything whose name fits a pattern is copied into the `Dump` that the context gives. What was
-    computed last under a name stays.
+    Every array whose name matches a pattern is copied into the `Dump` that the context returns. If
+    an array is computed several times under the same name, the last copy is kept.
 
-    Weights are there at once. Parameters of `adapter` are those at the beginning, and as
-    `NAME.after` those at the end; gradients (`NAME.grad`) and the moments of `opt` are those at the
-    end. The names: `nbllama.peek.names`.
+    Weights are available immediately. Parameters of `adapter` are copied at the beginning, and as
+    `NAME.after` at the end; gradients (`NAME.grad`) and the moments of `opt` are copied at the end.
+    The names are in `nbllama.peek.names`.
 
-    Raises `UsageError` for a pattern that fits nothing, `NotEnoughMemory` at the end if the copies
-    do not fit in `most_bytes`, `RuntimeError` if someone watches already.
+    Raises `UsageError` for a pattern without a match, `NotEnoughMemory` at the end if the copies
+    do not fit in `most_bytes`, and `RuntimeError` if the model is already being watched.
     """
     if model.watch is not None:
         raise RuntimeError("the model is watched already")

@@ -2,7 +2,7 @@
 
 Every kernel has the signature `decode_x(raw, src, n_blocks, out, dst)`: decode `n_blocks` blocks
 from byte `src` of `raw` (uint8, read-only) into `out` (float32) from element `dst` on. Arithmetic
-is strict: results are the bits that llama.cpp's `dequantize_row_x` gives.
+is strict: the results have the same bits as those of llama.cpp's `dequantize_row_x`.
 """
 
 from nbllama.quants.base import DECODERS, QUANTS, nbytes, quant_type

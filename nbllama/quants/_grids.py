@@ -1,9 +1,9 @@
-"""Code books of the IQ types and of MXFP4, taken from the `gguf` package at run time.
+"""Code books of the IQ types and of MXFP4, read from the `gguf` package at run time.
 
-A code of an IQ type names a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows lie one after the
-other in a flat uint8 array (two's complement), so kernels read them as they read blocks; Numba
-freezes these arrays into the machine code. A family that uses them is imported when a file has such
-a type.
+A code of an IQ type is the index of a row of 8 (IQ1, IQ2) or 4 (IQ3) small integers. Rows are
+stored one after the other in a flat uint8 array (two's complement), so kernels read them in the
+same way as blocks. Numba freezes these arrays into the machine code. A family that uses them is
+imported only when a file has such a type.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gguf import quants
 
 
 def _grid(kind: type) -> np.ndarray:
-    """Rows of a code book as flat bytes: uint8 [n_rows * row_length]."""
+    """Return the rows of a code book as flat bytes: uint8 [n_rows * row_length]."""
     kind.init_grid()  # type: ignore[attr-defined]
     rows: np.ndarray = kind.grid  # type: ignore[attr-defined]
     return rows.astype(np.int8).reshape(-1).view(np.uint8)
@@ -32,7 +32,7 @@ IQ3_XXS = _grid(quants.IQ3_XXS)
 IQ3_S = _grid(quants.IQ3_S)
 """512 rows of 4 from {1, 3, ... 15}; llama.cpp `iq3s_grid`."""
 SIGNS = np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)
-"""128 bytes: seven sign bits, and an eighth that makes their number even; `ksigns_iq2xs`."""
+"""128 bytes: seven sign bits, and an eighth that makes the count even; `ksigns_iq2xs`."""
 IQ4 = np.array(quants.IQ4_NL.kvalues, dtype=np.int8).view(np.uint8)
 """The 16 values of a four-bit code of IQ4_NL and IQ4_XS, denser near zero; `kvalues_iq4nl`."""
 MXFP4 = np.array(quants.MXFP4.kvalues, dtype=np.int8).view(np.uint8)

@@ -1,18 +1,18 @@
 """Reading fields of packed blocks and writing weights, as one-instruction intrinsics.
 
-`raw[i]` in Numba would do, but slower, for reasons that these functions remove:
+`raw[i]` in Numba would also work, but these functions are faster for three reasons:
 
-- The compiler must assume that a write to `out` changes `raw`, so it may not read sixteen bytes at
-  once. Loads here carry an alias scope and stores say that they are outside of it: in this package
+- The compiler must assume that a write to `out` changes `raw`, so it cannot read sixteen bytes at
+  once. Loads here have an alias scope, and stores are marked as outside of it: in this package
   `raw` (a read-only file) and `out` (float32 scratch) never overlap.
-- A field of two or four bytes sits at any address; these loads assume no alignment.
-- An index may be negative in Python; here it is an offset from the first byte, never wrapped.
+- A field of two or four bytes can be at any address; these loads assume no alignment.
+- An index can be negative in Python; here it is an offset from the first byte and never wraps.
 
-Nothing is checked: the caller owns the bounds. Integers come back as int64, so that arithmetic on
-them keeps one type; `number` turns a small integer into float32 and tells the compiler that 32
-bits are enough, which is what lets a loop over bytes become vector code.
+Nothing is checked: the caller is responsible for the bounds. Integers are returned as int64, so
+that arithmetic on them has one type. `number` converts a small integer to float32 and so shows the
+compiler that 32 bits are enough; this allows a loop over bytes to become vector code.
 
-Little-endian hosts only, as GGUF's data.
+Only little-endian hosts are supported, like GGUF's data.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def _raw_scope(builder: Any) -> Any:
 
 
 def mark_raw_load(builder: Any, load: Any) -> None:
-    """Say of a load that it reads `raw`, at any alignment."""
+    """Mark a load as one that reads `raw`, at any alignment."""
     load.align = 1
     load.set_metadata("alias.scope", _raw_scope(builder))
 
 
 def mark_store_outside(builder: Any, store: Any) -> None:
-    """Say of a store of float32 numbers that it does not write to `raw`."""
+    """Mark a store of float32 numbers as one that does not write to `raw`."""
     store.align = 4
     store.set_metadata("noalias", _raw_scope(builder))
 
 
 def _load(kind: Any, convert: Callable[[Any, Any, Any], Any], result: Any, raw: Any) -> Any:
-    """Signature and code generator of `convert(field of LLVM type kind at byte i of raw)`."""
+    """Return signature and code generator of `convert(field of LLVM type kind at byte i)`."""
     if not isinstance(raw, types.Array) or raw.dtype != types.uint8:
         raise TypeError(f"raw must be a uint8 array, not {raw}")
 
@@ -73,17 +73,17 @@ def _sign_extend(context: Any, builder: Any, field: Any) -> Any:
 
 
 def has_half(context: Any) -> bool:
-    """Whether the CPU converts half to float itself (else LLVM would call a library)."""
+    """Return whether the CPU can convert half to float (otherwise LLVM would call a library)."""
     triple, _, features = context.codegen().magic_tuple()
     machine = triple.split("-")[0]
     return machine in ("aarch64", "arm64") or "+f16c" in features.split(",")
 
 
 def half_by_integers(builder: Any, field: Any) -> Any:
-    """IEEE half (as i16) to float with integer instructions, exact for every finite half.
+    """Convert an IEEE half (as i16) to float with integer instructions, exact if it is finite.
 
-    1. Move sign, exponent and mantissa to their places and correct the exponent's bias (112 more).
-    2. Exponent 31 means infinity or NaN: once more 112 makes it 255.
+    1. Move sign, exponent and mantissa to their places and correct the exponent's bias (add 112).
+    2. Exponent 31 means infinity or NaN: add 112 again to make it 255.
     3. Exponent 0 means zero or subnormal: the value is mantissa * 2^-24.
     """
     bits = builder.zext(field, _I32)
@@ -111,13 +111,13 @@ def _brain_half(context: Any, builder: Any, field: Any) -> Any:
 
 @intrinsic
 def u8(typingctx, raw, i):
-    """Byte `i` of `raw`, 0..255, as int64."""
+    """Read byte `i` of `raw`, 0..255, as int64."""
     return _load(_I8, _zero_extend, types.int64, raw)
 
 
 @intrinsic
 def i8(typingctx, raw, i):
-    """Byte `i` of `raw` as a signed number, -128..127, as int64."""
+    """Read byte `i` of `raw` as a signed number, -128..127, as int64."""
     return _load(_I8, _sign_extend, types.int64, raw)
 
 
@@ -141,13 +141,13 @@ def f32(typingctx, raw, i):
 
 @intrinsic
 def f16(typingctx, raw, i):
-    """Read the IEEE half from byte `i` of `raw` as float32; exact, infinities and NaN stay such."""
+    """Read the IEEE half from byte `i` of `raw` as float32; exact, keeps infinities and NaN."""
     return _load(_I16, _half, types.float32, raw)
 
 
 @intrinsic
 def f16_by_integers(typingctx, raw, i):
-    """`f16` as it is computed on a CPU without such an instruction (for tests)."""
+    """Compute `f16` as on a CPU without such an instruction (for tests)."""
     return _load(_I16, lambda context, builder, x: half_by_integers(builder, x), types.float32, raw)
 
 
@@ -179,7 +179,7 @@ def single_of_bits(typingctx, bits):
 
 @intrinsic
 def number(typingctx, integer):
-    """`integer`, which must fit 32 bits, as float32."""
+    """Return `integer`, which must fit in 32 bits, as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.sitofp(builder.trunc(args[0], _I32), _F32)
@@ -189,7 +189,7 @@ def number(typingctx, integer):
 
 @intrinsic
 def put(typingctx, out, i, value):
-    """`out[i] = value` for a float32 array that does not overlap any `raw`."""
+    """Set `out[i] = value` for a float32 array that does not overlap any `raw`."""
     if not isinstance(out, types.Array) or out.dtype != types.float32 or not out.mutable:
         raise TypeError(f"out must be a writable float32 array, not {out}")
 

@@ -1,10 +1,10 @@
 """Short vectors as Numba values: `Codes` (n bytes) and `Weights` (n float32), with operators.
 
-A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a handful of vector
-instructions on any CPU: the code generated here is LLVM's own vector arithmetic, and LLVM splits 16
-lanes into what registers hold (one of AVX-512, two of AVX2, four of SSE2 or NEON). Loops over 16 or
-32 bytes are unrolled before LLVM's loop vectoriser sees them, and Numba leaves the other one, which
-works on straight code, off.
+A line such as `store(out, to, d * signed((load16(raw, at) & 15) - 8))` becomes a few vector
+instructions on any CPU: the generated code is LLVM's own vector arithmetic, and LLVM splits 16
+lanes into registers (one of AVX-512, two of AVX2, four of SSE2 or NEON). LLVM would not vectorise
+plain loops over 16 or 32 bytes: they are unrolled before its loop vectoriser runs, and Numba
+disables the vectoriser for straight-line code.
 
 | expression | meaning, for every lane |
 |---|---|
@@ -15,7 +15,7 @@ works on straight code, off.
 | `d * w`, `w + m`, `w - m` | with one float32 for all lanes, rounded after every step (no FMA) |
 | `store(out, i, w)` | out[i ...] = w |
 
-Floating-point results are those of scalar code, bit for bit. No bounds are checked. As in `_raw`,
+Floating-point results equal those of scalar code, bit for bit. No bounds are checked. As in `_raw`,
 `raw` and `out` never overlap.
 """
 
@@ -121,25 +121,25 @@ def _load(lanes: int, raw: Any) -> Any:
 
 @intrinsic
 def load4(typingctx, raw, i):
-    """Bytes i .. i+3 of `raw`."""
+    """Load bytes i .. i+3 of `raw`."""
     return _load(4, raw)
 
 
 @intrinsic
 def load8(typingctx, raw, i):
-    """Bytes i .. i+7 of `raw`."""
+    """Load bytes i .. i+7 of `raw`."""
     return _load(8, raw)
 
 
 @intrinsic
 def load16(typingctx, raw, i):
-    """Bytes i .. i+15 of `raw`."""
+    """Load bytes i .. i+15 of `raw`."""
     return _load(16, raw)
 
 
 @intrinsic
 def load32(typingctx, raw, i):
-    """Bytes i .. i+31 of `raw`."""
+    """Load bytes i .. i+31 of `raw`."""
     return _load(32, raw)
 
 
@@ -162,7 +162,7 @@ def nibbles8(typingctx, raw, i):
 
 @intrinsic
 def unsigned(typingctx, codes):
-    """Bytes 0..255 as float32."""
+    """Convert bytes 0..255 to float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = builder.zext(args[0], ir.VectorType(_I32, codes.lanes))
@@ -173,7 +173,7 @@ def unsigned(typingctx, codes):
 
 @intrinsic
 def signed(typingctx, codes):
-    """Bytes -128..127 as float32."""
+    """Convert bytes -128..127 to float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = builder.sext(args[0], ir.VectorType(_I32, codes.lanes))
@@ -184,7 +184,7 @@ def signed(typingctx, codes):
 
 @intrinsic
 def times_over_256(typingctx, codes, factor):
-    """(code * factor) // 256 with codes 0..255 and a factor 0..255."""
+    """Compute (code * factor) // 256 for codes 0..255 and a factor 0..255."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = builder.zext(args[0], ir.VectorType(_I16, codes.lanes))
@@ -208,7 +208,7 @@ def bits16(typingctx, bits):
 
 @intrinsic
 def two_rows_of_4(typingctx, book, i, k):
-    """Bytes i .. i+3 and then k .. k+3 of `book`, as 8 codes."""
+    """Load bytes i .. i+3 and then k .. k+3 of `book`, as 8 codes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -226,7 +226,7 @@ def two_rows_of_4(typingctx, book, i, k):
 
 @intrinsic
 def negative_where(typingctx, weights, bits):
-    """Weights(8) with the sign changed in each lane whose bit (lowest first) is set."""
+    """Return Weights(8) with the sign changed in each lane whose bit (lowest first) is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[1], _I8), ir.VectorType(ir.IntType(1), 8))
@@ -237,7 +237,7 @@ def negative_where(typingctx, weights, bits):
 
 @intrinsic
 def lookup(typingctx, table, codes):
-    """`table[code]` for 16 codes, which must be below 16, in a table of 16 bytes."""
+    """Look up `table[code]` in a table of 16 bytes for 16 codes, which must be below 16."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -267,7 +267,7 @@ def lookup(typingctx, table, codes):
 
 @intrinsic
 def store(typingctx, out, i, weights):
-    """out[i + lane] = weights[lane] for a float32 array that does not overlap any `raw`."""
+    """Set out[i + lane] = weights[lane] for a float32 array that does not overlap any `raw`."""
     if not isinstance(out, types.Array) or out.dtype != types.float32 or not out.mutable:
         raise TypeError(f"out must be a writable float32 array, not {out}")
 

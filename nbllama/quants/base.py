@@ -1,12 +1,12 @@
-"""Which weight types there are, and where their decoders are; nothing is compiled here.
+"""The weight types and where their decoders are; nothing is compiled here.
 
-The table is `nbllama.gguf_io.types.TENSOR_TYPES`: a row there names the file of this package (its
-`family`) in which `decode_NAME` is the decoder. A family is imported when one of its types is first
-asked for: the tables of the IQ types cost time that most files need not pay.
+The table is `nbllama.gguf_io.types.TENSOR_TYPES`. Each row names the file of this package (its
+`family`) that has the decoder `decode_NAME`. A family is imported when one of its types is first
+used, because building the tables of the IQ types takes time and most files do not need them.
 
-There are two sets of decoders with equal results: plain loops in this folder (the text to read),
-and vectors in the folder `vector`, which run two to five times as fast. The environment chooses
-the first with `NBLLAMA_KERNELS=plain`. A type without a decoder in vectors uses the plain one.
+There are two sets of decoders with equal results: plain loops in this folder (easier to read), and
+vector code in the folder `vector`, which is two to five times as fast. `NBLLAMA_KERNELS=plain` in
+the environment selects the plain loops. A type without vector code uses the plain decoder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nbllama.errors import GGUFError, UsageError, shown
 from nbllama.gguf_io.types import TENSOR_TYPES, TensorType
 
 QUANTS: dict[int, TensorType] = {id: t for id, t in TENSOR_TYPES.items() if t.family}
-"""Every weight type that can be decoded, by ggml's id."""
+"""All weight types that can be decoded, by ggml's id."""
 
 
 def quant_type(type_id: int) -> TensorType:
@@ -36,7 +36,7 @@ def quant_type(type_id: int) -> TensorType:
 
 
 def nbytes(type_id: int, n_elements: int) -> int:
-    """Bytes of `n_elements` weights; ValueError unless they are whole blocks."""
+    """Return the bytes of `n_elements` weights; ValueError unless they are whole blocks."""
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
         raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")
@@ -44,7 +44,7 @@ def nbytes(type_id: int, n_elements: int) -> int:
 
 
 KERNEL_SET = os.environ.get("NBLLAMA_KERNELS") or "vector"
-"""Which decoders run: "vector" or "plain"."""
+"""The decoders in use: "vector" or "plain"."""
 if KERNEL_SET not in ("vector", "plain"):
     raise UsageError(f"NBLLAMA_KERNELS is {shown(KERNEL_SET)}; it can be plain or vector")
 
@@ -62,7 +62,7 @@ def find_decoder(type_id: int, kernel_set: str = KERNEL_SET) -> Any:
 
 
 class _Decoders(Mapping[int, Any]):
-    """Type id -> kernel of the chosen set, imported when first looked up."""
+    """Mapping from type id to the kernel of the chosen set, imported at the first lookup."""
 
     def __getitem__(self, type_id: int) -> Any:
         return find_decoder(type_id)

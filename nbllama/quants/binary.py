@@ -1,4 +1,4 @@
-"""Q1_0: 128 weights of one bit each and one scale, w = d where the bit is set, else -d.
+"""Q1_0: 128 weights of one bit each and one scale, w = d if the bit is set, else -d.
 
 A block has 18 bytes (llama.cpp: `block_q1_0`): the half d at 0, bits at 2..17; weight i is bit
 i % 8 (lowest first) of byte i // 8.

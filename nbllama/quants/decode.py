@@ -1,7 +1,7 @@
-"""Decoding from Python, with every size and bound checked before a kernel runs.
+"""Decoding from Python; all sizes and bounds are checked before a kernel runs.
 
-Kernels check nothing (a read past the end of a mapped file kills the process), so these functions
-are the only way to a decoder outside of other kernels.
+Kernels check nothing (a read past the end of a mapped file kills the process), so Python code must
+call decoders only through these functions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nbllama.quants.base import DECODERS, nbytes, quant_type
 
 
 def as_readonly(raw: np.ndarray) -> np.ndarray:
-    """Return a read-only view of bytes [n]: kernels compile once, for read-only input.
+    """Return a read-only view of bytes [n]: kernels are compiled only for read-only input.
 
     Raises ValueError unless `raw` is a contiguous one-dimensional uint8 array.
     """

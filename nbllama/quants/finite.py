@@ -1,16 +1,16 @@
-"""`check_finite`, llama.cpp's `--check-tensors`: are all weights of a tensor numbers.
+"""`check_finite`, like llama.cpp's `--check-tensors`: check that all weights are finite.
 
 One NaN scale in a file of 4 GB makes every loss NaN, thousands of operations away from its cause.
-Codes of a block are always finite, so it is enough to look at the scales: one or two halves per
-block. In the plain formats every number is looked at.
+Codes of a block are always finite, so it is enough to check the scales: one or two halves per
+block. In the plain formats every number is checked.
 
-An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN when all bits of their
-exponent are set, so one kernel serves them all: a 16-bit field every `stride` bytes, and a mask.
-The plain formats are first read in words of four bytes, which is as fast as memory.
+An IEEE half, a bfloat16 and the upper half of a float32 are infinite or NaN if all bits of their
+exponent are set, so one kernel serves them all: it reads a 16-bit field every `stride` bytes and
+applies a mask. The plain formats are first read in words of four bytes, which is as fast as memory.
 
-Three types differ. Every scale of NVFP4 is a number (llama.cpp reads its NaN as 0). IQ1_M spreads
-its scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and
-253 and 254 overflow float32 together with the largest codes.
+Three types differ. Every scale of NVFP4 is finite (llama.cpp reads its NaN as 0). IQ1_M spreads its
+scale over four fields. The scale of MXFP4 is an exponent: 255 is NaN by its specification, and 253
+and 254 overflow float32 together with the largest codes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MXFP4_TOO_LARGE = 253
 
 @kernel()
 def _first_special(raw, at, stride, start, stop, mask):
-    """First i in [start, stop) whose u16 at byte `at + stride * i` has all of `mask`, or -1."""
+    """Return the first i in start .. stop-1 whose u16 at `at + stride * i` has all of `mask`."""
     for i in range(start, stop):
         if (u16(raw, at + stride * i) & mask) == mask:
             return i
@@ -41,10 +41,10 @@ def _first_special(raw, at, stride, start, stop, mask):
 
 @kernel()
 def _special_in_words(raw, n_words, mask, step):
-    """Whether one number of the first `n_words` u32 (one F32, two F16 or BF16 each) is special.
+    """Return whether the first `n_words` u32 (one F32, two F16 or BF16 each) have a special number.
 
-    Adding the exponent's lowest bit `step` to an exponent of all ones, and to no other one, carries
-    into the sign's place, which `mask` has cleared.
+    Adding the exponent's lowest bit `step` carries into the place of the sign, which `mask` has
+    cleared, only if all bits of the exponent are set.
     """
     carries = np.int32(0)
     for i in range(n_words):
@@ -54,7 +54,7 @@ def _special_in_words(raw, n_words, mask, step):
 
 @kernel()
 def _first_special_iq1_m(raw, n):
-    """First of n IQ1_M blocks whose scale is infinite or NaN; -1 if none is.
+    """Return the first of n IQ1_M blocks whose scale is infinite or NaN; -1 if none is.
 
     The half's sign and exponent are bits 15 .. 10: the top nibble and half of the next one.
     """
@@ -68,7 +68,7 @@ def _first_special_iq1_m(raw, n):
 
 @kernel()
 def _first_special_mxfp4(raw, n):
-    """First of n MXFP4 blocks whose scale is NaN or overflows; -1 if none does."""
+    """Return the first of n MXFP4 blocks whose scale is NaN or overflows; -1 if none does."""
     for i in range(n):
         if u8(raw, 17 * i) >= _MXFP4_TOO_LARGE:
             return i
@@ -76,9 +76,9 @@ def _first_special_mxfp4(raw, n):
 
 
 def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
-    """Index of the first block (F32, F16, BF16: number) that is not finite; -1 when all are.
+    """Return the index of the first block (F32, F16, BF16: number) that is not finite, or -1.
 
-    raw uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, ValueError
+    raw is uint8 [nbytes(type_id, n_elements)]. Raises GGUFError for an unsupported type, ValueError
     when sizes do not match.
     """
     t = quant_type(type_id)
@@ -107,7 +107,7 @@ def _first_special_number(t: TensorType, raw: np.ndarray, n: int) -> int:
 def check_finite(type_id: int, raw: np.ndarray, n_elements: int, name: str) -> None:
     """Raise GGUFError naming tensor `name` if a weight in it is, or could be, infinite or NaN.
 
-    Arguments and other errors as of `first_special`.
+    Arguments and other errors are those of `first_special`.
     """
     i = first_special(type_id, raw, n_elements)
     if i >= 0:

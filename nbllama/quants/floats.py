@@ -1,4 +1,4 @@
-"""Plain number formats: F32, F16, BF16. One element is a block of its own.
+"""Plain number formats: F32, F16, BF16. Each block is one element.
 
 | type | bytes | value |
 |---|---|---|
@@ -6,8 +6,8 @@
 | F16 | 2 | IEEE half: sign 1, exponent 5, mantissa 10 |
 | BF16 | 2 | the upper half of an IEEE single: sign 1, exponent 8, mantissa 7 |
 
-llama.cpp: `ggml_fp16_to_fp32_row`, `ggml_bf16_to_fp32_row`. Every half and every bfloat16 is
-exactly a float32, so nothing is rounded here.
+llama.cpp: `ggml_fp16_to_fp32_row`, `ggml_bf16_to_fp32_row`. Every half and every bfloat16 has an
+exact float32 value, so nothing is rounded here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nbllama.quants._raw import bf16, f16, f32, put
 
 @kernel()
 def decode_f32(raw, src, n_blocks, out, dst):
-    """Copy float32 numbers that may sit at any byte address."""
+    """Copy float32 numbers, which can be at any byte address."""
     for i in range(n_blocks):
         put(out, dst + i, f32(raw, src + 4 * i))
 
 
 @kernel()
 def decode_f16(raw, src, n_blocks, out, dst):
-    """Half to float; infinities and NaN stay what they are."""
+    """Convert half to float; infinities and NaN are kept."""
     for i in range(n_blocks):
         put(out, dst + i, f16(raw, src + 2 * i))
 
 
 @kernel()
 def decode_bf16(raw, src, n_blocks, out, dst):
-    """bfloat16 to float; infinities and NaN stay what they are."""
+    """Convert bfloat16 to float; infinities and NaN are kept."""
     for i in range(n_blocks):
         put(out, dst + i, bf16(raw, src + 2 * i))

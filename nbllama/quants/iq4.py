@@ -1,13 +1,13 @@
-"""IQ4_NL IQ4_XS: four-bit codes that name one of 16 unevenly spaced values.
+"""IQ4_NL IQ4_XS: four-bit codes, each the index of one of 16 unevenly spaced values.
 
 | type | weights | bytes | fields (llama.cpp: `block_iq4_nl`, `block_iq4_xs`) |
 |---|---|---|---|
 | IQ4_NL | 32 | 18 | d 0, qs 2..17 |
 | IQ4_XS | 256 | 136 | d 0, scales_h 2..3 (u16), scales_l 4..7, qs 8..135 |
 
-IQ4_NL: w = d * value[q]; byte j of `qs` has weight j in its low half and weight j + 16 in its high.
-IQ4_XS: eight groups of 32 packed like that, w = (d * (scale - 32)) * value[q]; of the six bits of
-scale g, four are half a byte of `scales_l` and two are bits 2g, 2g + 1 of `scales_h`.
+IQ4_NL: w = d * value[q]; byte j of `qs` has weight j in its low half and weight j + 16 in its high
+half. IQ4_XS: eight groups of 32, packed in the same way, w = (d * (scale - 32)) * value[q]. Of the
+six bits of scale g, four are half a byte of `scales_l` and two are bits 2g, 2g + 1 of `scales_h`.
 
 llama.cpp: `dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`. Results are bit-equal with it.
 """

@@ -1,7 +1,7 @@
-"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: 256 weights whose codes name rows of a code book.
+"""IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S: codes are indices of rows of a code book.
 
-A super-block has 8 groups of 32 weights. Layout, bytes from the start; `d` is an IEEE half, u16 and
-u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
+A super-block has 256 weights in 8 groups of 32. Layout, bytes from the start; `d` is an IEEE half,
+u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
 
 | type | bytes | fields |
 |---|---|---|
@@ -13,9 +13,9 @@ u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s`):
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
-IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 for 0.25.
+IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25.
 IQ3_S: w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125).
-Scales are four-bit numbers (IQ1: three-bit). Seven sign bits stand for eight: their number is even.
+Scales are four-bit numbers (IQ1: three-bit). Seven sign bits encode eight, whose count is even.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
 Results are bit-equal with it and with gguf-py.
@@ -51,7 +51,7 @@ def put_shifted(scale, at, shift, out, to):
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Rows from 256; per group of 32 one u32: four times seven sign bits and a scale on top."""
+    """Decode from 256 rows; per group a u32: four times seven sign bits and a scale on top."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -66,7 +66,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Rows from 512; a byte of scales serves two times 16 weights."""
+    """Decode from 512 rows; a byte of scales serves two times 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -81,7 +81,7 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Rows from 1024 (two high bits in `qh`, one byte of it per group of 32), all signs stored."""
+    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -97,7 +97,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Rows of 4 from 256; per group of 32 one u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -112,7 +112,7 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Rows of 4 from 512 (ninth bit in `qh`, one byte of it per group of 32), all signs stored."""
+    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -128,7 +128,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Rows from 2048; u16 per group: four times three row bits, three of scale, sign of delta."""
+    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -143,7 +143,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def iq1_m_scale(raw, at):
-    """Return d of an IQ1_M block at byte `at`: its four nibbles top the four u16 of `scales`."""
+    """Return d of an IQ1_M block at byte `at`: its nibbles are the top of the u16 of `scales`."""
     bits = 0
     for k in range(4):
         bits |= (u16(raw, at + 48 + 2 * k) >> 12) << (4 * k)
@@ -152,9 +152,9 @@ def iq1_m_scale(raw, at):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Rows from 2048; half a byte of `qh` per 8 weights (three row bits, sign of delta).
+    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta).
 
-    Sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.
+    There are sixteen three-bit scales, four in the low twelve bits of each u16 of `scales`.
     """
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b

@@ -1,4 +1,4 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K: super-blocks of 256 weights with scales of their own for 16 or 32 each.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K: super-blocks of 256 weights with one scale per group of 16 or 32.
 
 Layout, bytes from the start of a super-block; `d` and `dmin` are IEEE halves:
 
@@ -25,7 +25,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8
 
 @kernel()
 def decode_q2_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; q has two bits; a scales byte: scale | min << 4."""
+    """Decode w = (d * scale) * q - dmin * min; q has two bits; scales byte: scale | min << 4."""
     for b in range(n_blocks):
         at, to = src + 84 * b, dst + 256 * b
         d, dmin = f16(raw, at + 80), f16(raw, at + 82)
@@ -41,7 +41,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def q3_scale(raw, at, g):
-    """Six-bit scale of group `g` from the 12 bytes at `at`.
+    """Return the six-bit scale of group `g` from the 12 bytes at `at`.
 
     The four low bits: low halves of bytes 0..7 for groups 0..7, high halves for groups 8..15.
     The two high bits: field g >> 2 of byte 8 + (g & 3).
@@ -52,7 +52,7 @@ def q3_scale(raw, at, g):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -68,10 +68,11 @@ def decode_q3_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def scale_and_min(raw, at, g):
-    """Six-bit scale and minimum of group `g` from the 12 bytes at `at` (`get_scale_min_k4`).
+    """Return the six-bit scale and minimum of group `g` from 12 bytes (`get_scale_min_k4`).
 
     Bytes 0..3 have scales 0..3 and bytes 4..7 minima 0..3 in their low six bits. The four low bits
-    of scale and minimum 4..7 are the halves of bytes 8..11, the two high bits sit on top of 0..7.
+    of scales and minima 4..7 are the halves of bytes 8..11; their two high bits are the top bits of
+    bytes 0..7.
     """
     if g < 4:
         return u8(raw, at + g) & 63, u8(raw, at + g + 4) & 63
@@ -97,7 +98,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is q's fifth."""
+    """Decode w = (d * scale) * q - dmin * min; like Q4_K, and bit g of `qh[j]` is q's fifth bit."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin = f16(raw, at), f16(raw, at + 2)
@@ -115,8 +116,9 @@ def decode_q5_k(raw, src, n_blocks, out, dst):
 def decode_q6_k(raw, src, n_blocks, out, dst):
     """Decode w = (d * scale) * (q - 32); q has four bits in `ql`, two in `qh`.
 
-    Scales are signed bytes. Of each half (128 weights), 64 bytes of `ql` hold weights 0..63 in
-    their low and 64..127 in their high halves, and 32 bytes of `qh` hold four two-bit fields.
+    Scales are signed bytes. For each half (128 weights), 64 bytes of `ql` have weights 0..63 in
+    their low halves and 64..127 in their high halves, and 32 bytes of `qh` have four two-bit fields
+    each.
     """
     for b in range(n_blocks):
         at, to = src + 210 * b, dst + 256 * b

@@ -24,7 +24,7 @@ from nbllama.quants._raw import f16, i8, number, put, u8, u32
 
 @kernel()
 def decode_q4_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 8), q of four bits."""
+    """Decode w = d * (q - 8); q has four bits."""
     for b in range(n_blocks):
         at, to = src + 18 * b, dst + 32 * b
         d = f16(raw, at)
@@ -36,7 +36,7 @@ def decode_q4_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q4_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m, q of four bits."""
+    """Decode w = d * q + m; q has four bits."""
     for b in range(n_blocks):
         at, to = src + 20 * b, dst + 32 * b
         d, m = f16(raw, at), f16(raw, at + 2)
@@ -48,7 +48,7 @@ def decode_q4_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 16), q of five bits."""
+    """Decode w = d * (q - 16); q has five bits."""
     for b in range(n_blocks):
         at, to = src + 22 * b, dst + 32 * b
         d, high = f16(raw, at), u32(raw, at + 2)
@@ -62,7 +62,7 @@ def decode_q5_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_1(raw, src, n_blocks, out, dst):
-    """Decode w = d * q + m, q of five bits."""
+    """Decode w = d * q + m; q has five bits."""
     for b in range(n_blocks):
         at, to = src + 24 * b, dst + 32 * b
         d, m, high = f16(raw, at), f16(raw, at + 2), u32(raw, at + 4)
@@ -76,7 +76,7 @@ def decode_q5_1(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q8_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * q, q a signed byte."""
+    """Decode w = d * q; q is a signed byte."""
     for b in range(n_blocks):
         at, to = src + 34 * b, dst + 32 * b
         d = f16(raw, at)

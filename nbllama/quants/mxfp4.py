@@ -6,8 +6,8 @@ has weight j in its low half and weight j + 16 in its high half.
     w = 2^(e - 128) * value[q]
 
 The table `value` has the float's values doubled (0, 1, 2, 3, 4, 6, 8, 12 and their negatives),
-hence the 128 for a bias of 127. As in llama.cpp, code 8 is 0 and not -0, and e = 255, which the OCP
-specification calls NaN, is a number here; `check_finite` finds it.
+hence 128 although the bias is 127. As in llama.cpp, code 8 is 0 and not -0, and e = 255, which is
+NaN in the OCP specification, is a number here; `check_finite` reports it.
 
 llama.cpp: `dequantize_row_mxfp4`, `ggml_e8m0_to_fp32_half`. Results are bit-equal with it.
 """
@@ -23,7 +23,7 @@ _VALUES = _grids.MXFP4
 
 @kernel()
 def power_of_two(e):
-    """2^(e - 128) for e = 0..255 as float32; the two least ones are subnormal."""
+    """Return 2^(e - 128) for e = 0..255 as float32; the two smallest ones are subnormal."""
     return single_of_bits((e - 1) << 23 if e >= 2 else 0x00200000 << e)
 
 

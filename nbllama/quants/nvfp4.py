@@ -1,4 +1,4 @@
-"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1), an eight-bit float for each 16.
+"""NVFP4: 64 four-bit floats (sign 1, exponent 2, mantissa 1), one eight-bit float per 16 as scale.
 
 A block has 36 bytes (llama.cpp: `block_nvfp4`): four scales at 0..3, codes at 4..35; byte j of the
 eight of group s has weight 16 s + j in its low half and weight 16 s + 8 + j in its high half.
@@ -8,9 +8,9 @@ eight of group s has weight 16 s + j in its low half and weight 16 s + 8 + j in 
 
 with the mantissa m in the lowest three bits of c and the exponent e in the next four; the highest
 bit has no meaning. The table `value` has the float's values doubled, as in `quants.mxfp4`, hence
-the half. As in llama.cpp, c = 127 is 0, where the format of the scale has its NaN.
+the division by 2. As in llama.cpp, c = 127 is 0, although it is NaN in the format of the scale.
 
-A model may also have a scale for each whole tensor (`NAME.scale`); such a file is refused.
+A model can also have one scale per tensor (`NAME.scale`); such a file is refused.
 
 llama.cpp: `dequantize_row_nvfp4`, `ggml_ue4m3_to_fp32`. Results are bit-equal with it.
 """
@@ -29,7 +29,7 @@ _LEAST = np.float32(2.0**-10)
 
 @kernel()
 def half_scale(c):
-    """scale(c) / 2 as float32."""
+    """Return scale(c) / 2 as float32."""
     e, m = (c >> 3) & 15, c & 7
     if c == 127:
         return np.float32(0.0)

@@ -5,13 +5,13 @@
 | TQ1_0 | 54 | qs 0..47, qh 48..51, d 52 |
 | TQ2_0 | 66 | qs 0..63, d 64 |
 
-TQ2_0: four two-bit codes a byte; field n of `qs[32h + j]` is weight 128h + 32n + j.
+TQ2_0: four two-bit codes per byte; field n of `qs[32h + j]` is weight 128h + 32n + j.
 
-TQ1_0: five base-3 digits a byte (3^5 = 243 <= 256). The byte is the fraction digits / 243 in units
-of 1/256, rounded up; digit n appears by multiplying with 3^n (the fraction: the byte wraps around)
-and then with 3 (the whole part). Runs of bytes: 0..31 give weights 0..159, 32..47 give 160..239,
-both with five digits; the four bytes of `qh` give the last 16 with four digits. Digit n of byte j
-of a run of m bytes is weight n * m + j of that run.
+TQ1_0: five base-3 digits per byte (3^5 = 243 <= 256). The byte is the fraction digits / 243 in
+units of 1/256, rounded up. To get digit n, multiply by 3^n and keep the fraction (the byte wraps
+around), then multiply by 3 and take the integer part. Runs of bytes: 0..31 give weights 0..159,
+32..47 give 160..239, both with five digits; the four bytes of `qh` give the last 16 with four
+digits. Digit n of byte j of a run of m bytes is weight n * m + j of that run.
 
 llama.cpp: `dequantize_row_tq1_0`, `dequantize_row_tq2_0`. Results are bit-equal with it.
 """
@@ -24,7 +24,7 @@ from nbllama.quants._raw import f16, number, put, u8
 
 @kernel()
 def _digits(raw, at, length, n_digits, d, out, to):
-    """Weights of `length` bytes with `n_digits` base-3 digits each."""
+    """Decode the weights of `length` bytes with `n_digits` base-3 digits each."""
     power = 1
     for n in range(n_digits):
         for j in range(length):
@@ -35,7 +35,7 @@ def _digits(raw, at, length, n_digits, d, out, to):
 
 @kernel()
 def decode_tq1_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (digit - 1), five digits a byte."""
+    """Decode w = d * (digit - 1), five digits per byte."""
     for b in range(n_blocks):
         at, to = src + 54 * b, dst + 256 * b
         d = f16(raw, at + 52)
@@ -46,7 +46,7 @@ def decode_tq1_0(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_tq2_0(raw, src, n_blocks, out, dst):
-    """Decode w = d * (q - 1), four codes a byte."""
+    """Decode w = d * (q - 1), four codes per byte."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at + 64)

@@ -1,1 +1,1 @@
-"""The measurements of scripts/bench, a module each; `report` makes the pages of their results."""
+"""The measurements of scripts/bench, one module each; `report` writes the page of results."""

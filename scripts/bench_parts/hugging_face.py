@@ -1,4 +1,4 @@
-"""PyTorch + PEFT on the same model and tokens, in a process of its own."""
+"""PyTorch + PEFT on the same model and tokens, in a separate process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {
 
 
 def hugging_face(model: Model) -> dict[str, np.ndarray]:
-    """All weights in float32 by Hugging Face's names; q and k with pairs i, i + D/2."""
+    """Return all weights in float32 by Hugging Face's names; q and k have pairs i, i + D/2."""
     hp, state = model.hp, {}
     ends = {
         "token_embd.weight": "model.embed_tokens.weight",
@@ -46,7 +46,7 @@ def hugging_face(model: Model) -> dict[str, np.ndarray]:
 
 
 def write_weights(model: Model, tokens: np.ndarray, path: Path) -> None:
-    """What peer.py reads."""
+    """Write the input file of peer.py."""
     hp = model.hp
     config = {
         "vocab_size": hp.n_vocab, "hidden_size": hp.n_embd, "intermediate_size": hp.n_ff,
@@ -59,7 +59,7 @@ def write_weights(model: Model, tokens: np.ndarray, path: Path) -> None:
 
 
 def loss_of(model: Model, tokens: np.ndarray) -> float:
-    """Our mean loss of `tokens` `[B, T+1]` without an adapter: the peer's first loss."""
+    """Return our mean loss of `tokens` `[B, T+1]` without an adapter: the peer's first loss."""
     batch = Batch.from_rows((row[:-1], row[1:]) for row in tokens)
     bound, n = Bound(model, None), batch.n_tokens
     acts = model.activations(None, n, n, checkpointing=True)
@@ -71,15 +71,15 @@ def loss_of(model: Model, tokens: np.ndarray) -> float:
 
 
 def has_modules(python: str, *names: str) -> bool:
-    """Whether an interpreter finds these packages."""
+    """Return whether an interpreter has these packages."""
     code = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
     return subprocess.run([python, "-c", code, *names], capture_output=True).returncode == 0
 
 
 def bench_peer(python: str, weights: str, case: Case) -> dict[str, Any]:
-    """Steps of PEFT on the same weights and tokens; its first loss next to ours.
+    """Measure steps of PEFT on the same weights and tokens, with its first loss and ours.
 
-    `weights`: "float32", or "NF4", the four bits of bitsandbytes, into which the float32 weights
+    `weights`: "float32", or "NF4", the four-bit type of bitsandbytes, to which the float32 weights
     are rounded.
     """
     model_path, ctx, batch = case.model, case.ctx, case.batch

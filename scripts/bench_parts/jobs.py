@@ -1,6 +1,6 @@
-"""Whole epochs over records, as people run them: ours and PyTorch + PEFT's, on the same samples.
+"""Whole epochs over records, as in real use: ours and PyTorch + PEFT's, on the same samples.
 
-Both see the same samples in the same batches, of one epoch, with rank 8, alpha 16, batch 8 and no
+Both train one epoch on the same samples in the same batches, with rank 8, alpha 16, batch 8 and no
 checkpointing. The peer pads each batch to its longest sample, as TRL's trainer does.
 """
 
@@ -42,14 +42,14 @@ QUICK_RECORDS = 16
 
 
 def records(job: str, quick: bool) -> list[Any]:
-    """The records of a job; a few of them for `quick`."""
+    """Return the records of a job; with `quick`, a few of them."""
     with JOBS[job].open(encoding="utf-8") as file:
         found = [json.loads(line) for line in file]
     return found[:QUICK_RECORDS] if quick else found
 
 
 def session(model_path: str, job: str, quick: bool, words: list[str]) -> RunSession:
-    """A run of one epoch that writes nothing."""
+    """Return a run of one epoch that writes no files."""
     options = parse([
         f"--model-base={model_path}", "--train-data=records", f"--batch={BATCH}", "--epochs=1",
         f"--lora-r={RANK}", f"--lora-alpha={ALPHA}", f"--adam-alpha={RATE}", "--seed=1",
@@ -63,7 +63,7 @@ def session(model_path: str, job: str, quick: bool, words: list[str]) -> RunSess
 
 
 def batches_of(run: RunSession) -> list[Batch]:
-    """The batches of the first epoch."""
+    """Return the batches of the first epoch."""
     trainer, place, found = run.trainer, Position(0, 0), []
     while place.epoch == 0:
         taken = trainer.feed.take(place, trainer.batch, 1)
@@ -73,7 +73,7 @@ def batches_of(run: RunSession) -> list[Batch]:
 
 
 def measure_job(model_path: str, job: str, quick: bool, words: list[str]) -> dict[str, Any]:
-    """One epoch of ours: seconds, peak memory of this process, mean loss of the first batch."""
+    """Run one epoch: seconds, peak memory of this process, and mean loss of the first batch."""
     run = session(model_path, job, quick, words)
     trainer = run.trainer
     tokens = sum(batch.n_tokens for batch in batches_of(run))
@@ -90,7 +90,7 @@ def measure_job(model_path: str, job: str, quick: bool, words: list[str]) -> dic
 
 
 def peer_job(python: str, model_path: str, job: str, quick: bool) -> dict[str, Any]:
-    """The same epoch by the peer, in a process of its own."""
+    """Run the same epoch with the peer, in a separate process."""
     run = session(model_path, job, quick, [])
     batches = batches_of(run)
     rows = [np.diff(batch.seq_offsets) for batch in batches]
@@ -115,9 +115,9 @@ def peer_job(python: str, model_path: str, job: str, quick: bool) -> dict[str, A
 
 
 def bench_jobs(ours: Any, python: str | None, model: str, quick: bool) -> Any:
-    """Rows of the bench: ours, the peer's where there is one, and ours over theirs.
+    """Yield the rows: ours, the peer's if there is one, and the ratios.
 
-    `ours` measures a job in a process of its own.
+    `ours` measures a job in a separate process.
     """
     for job in JOBS:
         row = ours(job)

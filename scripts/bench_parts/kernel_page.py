@@ -1,4 +1,4 @@
-"""docs/kernels.md from the rows that scripts/tools/kernel_tables measured."""
+"""Write docs/kernels.md from the rows that scripts/tools/kernel_tables measured."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ TEXTS = {
 
 
 LAST = {"module": "module", "llama.cpp": "llama.cpp's side", "size": "size"}
-"""The columns behind the numbers; one that is the same in a whole table stands above it."""
+"""The columns after the numbers; a value that is the same in a whole table is printed above it."""
 
 
 def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
@@ -85,10 +85,10 @@ def page(rows: dict[str, Any], about: dict[str, Any]) -> str:
             for column in LAST
             if len({c[column] for c in cells.values()}) == 1
         }
-        said = "; ".join(f"{LAST[column]} {value}" for column, value in common.items())
+        shared = "; ".join(f"{LAST[column]} {value}" for column, value in common.items())
         out.append(f"## {title}\n\n{text}\n")
-        if said:
-            out.append(f"All rows: {said}.\n")
+        if shared:
+            out.append(f"All rows: {shared}.\n")
         out.append('<div class="numbers" markdown>\n')
         out += table(cases, rows, cells, [column for column in LAST if column not in common])
         out.append("</div>\n")

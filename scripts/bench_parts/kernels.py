@@ -22,18 +22,18 @@ TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
 TYPES += ("F16", "BF16", "F32")
 TYPE_IDS = {q.name: q.id for q in QUANTS.values()}
 SHAPES = ((576, 1536), (1536, 576), (2048, 5632), (4096, 4096))  # (n_in, n_out)
-SECONDS = 0.3 if QUICK else 1.0  # of a case
+SECONDS = 0.3 if QUICK else 1.0  # per case
 
 
 def weight(name: str, n_in: int, n_out: int) -> Weight:
-    """A weight of finite random blocks: what is in them does not change the time."""
+    """Return a weight of finite random blocks; the values do not affect the time."""
     kind = QUANTS[TYPE_IDS[name]]
     raw = random_blocks(kind.id, n_in * n_out // kind.block_size)
     return Weight("w", kind.id, as_readonly(raw.reshape(-1)), (n_out, n_in))
 
 
 def decoder(w: Weight) -> Callable[[np.ndarray], None]:
-    """Decodes the whole of w into float32 `[n_out * n_in]` on all threads."""
+    """Return a function that decodes all of w to float32 `[n_out * n_in]` on all threads."""
     decode, row_bytes, (n_out, n_in) = DECODERS[w.type_id], w.row_bytes, w.shape
     blocks = n_in // QUANTS[w.type_id].block_size
 
@@ -46,7 +46,7 @@ def decoder(w: Weight) -> Callable[[np.ndarray], None]:
 
 
 def matmul_case(w: Weight, n: int, decode: Callable[[np.ndarray], None]) -> dict[str, Any]:
-    """Forward and gradient against sgemm on ready float32 weights; packing of x is counted in."""
+    """Compare forward and gradient with sgemm on float32 weights; the time includes packing x."""
     n_out, n_in = w.shape
     rng = np.random.default_rng(n)
     x = rng.standard_normal((n, n_in)).astype(np.float32)
@@ -86,7 +86,7 @@ def matmul_case(w: Weight, n: int, decode: Callable[[np.ndarray], None]) -> dict
 
 
 def bench_matmul() -> Iterator[dict[str, Any]]:
-    """Every type and shape with 512 tokens; few tokens for three types."""
+    """Measure every type and shape with 512 tokens, and three types with few tokens."""
     for name in TYPES[:5:4] if QUICK else TYPES:
         for n_in, n_out in SHAPES[::2] if QUICK else SHAPES:
             if n_in % QUANTS[TYPE_IDS[name]].block_size:
@@ -99,7 +99,7 @@ def bench_matmul() -> Iterator[dict[str, Any]]:
 
 
 def few_matmuls() -> dict[str, float]:
-    """Shares of sgemm with 512 tokens over some types and all shapes: median and lowest."""
+    """Return the share of sgemm with 512 tokens for some types, all shapes: median and lowest."""
     found = []
     for name in ("Q4_0",) if QUICK else ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
         for n_in, n_out in SHAPES[:1] if QUICK else SHAPES:
@@ -111,7 +111,7 @@ def few_matmuls() -> dict[str, float]:
 
 
 def attention_case(h: int, g: int, d: int, t: int) -> dict[str, Any]:
-    """Causal attention, GF/s with the causal half of the products counted, and against sgemm."""
+    """Measure causal attention: GF/s for the causal half of the products, and relative to sgemm."""
     rng = np.random.default_rng(1)
     a = rng.standard_normal((1024, 1024)).astype(np.float32)
     out = np.empty_like(a)
@@ -165,7 +165,7 @@ def bench_attention() -> Iterator[dict[str, Any]]:
 
 
 def bench_loss() -> Iterator[dict[str, Any]]:
-    """Cross-entropy with the output product and its gradient by the input (Q8_0 and Q4_1 head)."""
+    """Measure cross-entropy with the output product and the input's gradient (Q8_0, Q4_1 head)."""
     rng, (m, c, v) = np.random.default_rng(3), (512, 576, 49152)
     x = rng.standard_normal((m, c)).astype(np.float32)
     targets, dx = rng.integers(0, v, m).astype(np.int32), np.empty_like(x)

@@ -1,4 +1,4 @@
-"""llama.cpp's old `finetune`, timed by the lines that it prints."""
+"""Timing of llama.cpp's old `finetune` by the lines that it prints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CTX, BATCH = 64, 4
 
 
 def lines_of(words: list[str], folder: str) -> Iterator[str]:
-    """The lines of a program as it prints them, through a pseudo-terminal: into a pipe, a C program
-    writes only whole buffers, and all lines would come at its end.
+    """Yield the lines of a program as it prints them, through a pseudo-terminal. Into a pipe, a C
+    program writes whole buffers, and all lines would arrive at its end.
 
-    Raises RuntimeError where there are no pseudo-terminals (Windows), and for an exit code that is
-    not 0.
+    Raises RuntimeError on systems without pseudo-terminals (Windows), and for an exit code other
+    than 0.
     """
     if sys.platform == "win32":
         raise RuntimeError("the old finetune can be timed on Linux and macOS only")
@@ -39,7 +39,7 @@ def lines_of(words: list[str], folder: str) -> Iterator[str]:
         while True:
             try:
                 data = terminal.read(65536)
-            except OSError:  # EIO, Linux's end of a terminal
+            except OSError:  # EIO: on Linux, the end of a terminal
                 break
             if not data:
                 break
@@ -50,8 +50,8 @@ def lines_of(words: list[str], folder: str) -> Iterator[str]:
 
 
 def bench_old(program: str, model_path: str, checkpointing: bool, threads: int) -> dict[str, Any]:
-    """Tokens/s of a built `finetune` of llama.cpp, ctx 64 x 4: from the time between iterations 2
-    and 4 of its log. `gflops`: of what a step must do.
+    """Measure the tokens/s of llama.cpp's `finetune`, ctx 64 x 4, from the time between iterations
+    2 and 4 of its log. `gflops` counts the necessary work of a step.
     """
     at: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,13 @@
-"""The same training step by PyTorch and Hugging Face PEFT: a program of its own.
+"""The same training step with PyTorch and Hugging Face PEFT: a separate program.
 
 peer.py WEIGHTS.npz CTX BATCH STEPS CHECKPOINTING THREADS FORMAT prints one JSON line. It imports
-torch, transformers, peft and numpy, nothing of this package, so that any interpreter that has these
-can run it. WEIGHTS.npz holds Hugging Face's names and a `config` (JSON as bytes); `tokens`
-`[B, T+1]` is the batch.
+torch, transformers, peft and numpy, but not this package, so that any interpreter that has these
+can run it. WEIGHTS.npz has arrays under Hugging Face's names and a `config` (JSON as bytes);
+`tokens` `[B, T+1]` is the batch.
 
-FORMAT is float32, or NF4: bitsandbytes' four bits, by the recipe of PEFT's documentation (a model
-loaded with `BitsAndBytesConfig`, `prepare_model_for_kbit_training`, bfloat16 products). For that
-the model is first saved as a folder, by a process of its own whose memory does not count:
+FORMAT is float32, or NF4: bitsandbytes' four-bit type, as in the documentation of PEFT (a model
+loaded with `BitsAndBytesConfig`, `prepare_model_for_kbit_training`, bfloat16 products). For NF4 the
+model is first saved as a folder, by a separate process whose memory does not count:
 peer.py WEIGHTS.npz FOLDER.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 
 def float32_model(path: str) -> Any:
-    """The weights of the file as Hugging Face's model."""
+    """Return the weights of the file as Hugging Face's model."""
     import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,7 +45,7 @@ def float32_model(path: str) -> Any:
 
 
 def nf4_model(path: str, checkpointing: bool) -> Any:
-    """The same in bitsandbytes' NF4, ready to be trained."""
+    """Return the same model in bitsandbytes' NF4, ready for training."""
     import torch
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -62,7 +62,7 @@ def nf4_model(path: str, checkpointing: bool) -> Any:
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process; not ru_maxrss on Linux, which begins with the parent's."""
+    """Return the peak memory of this process; not ru_maxrss on Linux: it includes the parent's."""
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as file:
             return 1024 * next(int(x.split()[1]) for x in file if x.startswith("VmHWM:"))
@@ -77,7 +77,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder, whose `kernels` is not the one that transformers looks for
+    sys.path.pop(0)  # this folder, whose `kernels` is not the one that transformers imports
     if len(sys.argv) == 3:
         float32_model(sys.argv[1]).save_pretrained(sys.argv[2])
         return

@@ -1,6 +1,6 @@
-"""An epoch over records by PyTorch and Hugging Face PEFT: a program of its own, as peer.py is.
+"""An epoch over records with PyTorch and Hugging Face PEFT: a separate program, like peer.py.
 
-peer_job.py WEIGHTS.npz SAMPLES.npz RANK ALPHA RATE THREADS prints one JSON line. SAMPLES.npz holds
+peer_job.py WEIGHTS.npz SAMPLES.npz RANK ALPHA RATE THREADS prints one JSON line. SAMPLES.npz has
 `tokens` and `targets` `[N]` (-1: not trained), `lengths` of the samples, and `samples_of_batch`.
 Batches are padded to their longest sample; padding is masked in the attention and in the loss.
 """
@@ -17,7 +17,7 @@ FOLDER = str(Path(__file__).resolve().parent)
 
 
 def padded(tokens: Any, targets: Any, lengths: Any) -> tuple[Any, Any, Any]:
-    """Ids, labels and attention mask `[B, T]` of some samples laid end to end."""
+    """Return ids, labels and attention mask `[B, T]` of some concatenated samples."""
     import numpy as np
     import torch
 
@@ -33,7 +33,7 @@ def padded(tokens: Any, targets: Any, lengths: Any) -> tuple[Any, Any, Any]:
 
 
 def main() -> None:
-    sys.path[:] = [p for p in sys.path if p != FOLDER]  # its `kernels` is not transformers'
+    sys.path[:] = [p for p in sys.path if p != FOLDER]  # its `kernels` is not that of transformers
     weights, samples, rank, alpha, rate, threads = sys.argv[1:]
     import importlib.util
 
@@ -68,7 +68,7 @@ def main() -> None:
         loss.backward()
         return float(loss.detach())
 
-    step(*(part[:1] for part in batches[0]))  # warms up
+    step(*(part[:1] for part in batches[0]))  # warm-up
     optimiser.zero_grad()
     losses, start = [], time.perf_counter()
     for batch in batches:

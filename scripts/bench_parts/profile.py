@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, kernel by kernel: `profile(Case)`."""
+"""The time of a training step by kernel: `profile(Case)`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bench_parts.step import Case, make_trainer
 from bench_parts.timing import Sgemm, timed
 from nbllama.train.probe import compile_kernels
 
-# name of a row: where its functions are looked up by those who call them
+# name of a row: the modules in which callers look up its functions
 KERNELS: dict[str, list[tuple[ModuleType, str]]] = {
     "products with the weights, forward": [(nbllama.ops.linear.linear, "matmul")],
     "products with the weights, gradient": [(nbllama.ops.linear.linear, "matmul_grad")],
-    "output product and loss, both ways": [(nbllama.model.passes, "output_loss")],
+    "output product and loss, with gradient": [(nbllama.model.passes, "output_loss")],
     "attention": [(nbllama.model.block, "attend")],
     "attention, gradient": [(nbllama.model.block, "attend_grad")],
     "packing with h = s x Aᵀ": [(nbllama.ops.linear.linear, "pack_with_hidden")],
@@ -34,7 +34,7 @@ PRODUCTS = ("matmul", "matmul_grad", "output_loss")
 
 @contextmanager
 def counted(seconds: dict[str, float], flops: dict[str, float]) -> Iterator[None]:
-    """Every call of `KERNELS` adds its time, and a product the work it must do."""
+    """Add up the time of every call of `KERNELS`, and the work of products."""
     before = []
     for row, places in KERNELS.items():
         for module, name in places:
@@ -57,7 +57,7 @@ def _timing(
         seconds[row] += time.perf_counter() - begin
         if name in PRODUCTS:
             weight = args[0]
-            tokens = len(args[2])  # of y, dx, or the targets
+            tokens = len(args[2])  # length of y, dx, or the targets
             times = 4 if name == "output_loss" else 2
             flops[row] += times * tokens * weight.shape[0] * weight.shape[1]
         return result
@@ -66,7 +66,7 @@ def _timing(
 
 
 def profile(case: Case) -> list[dict[str, Any]]:
-    """A row for each of `KERNELS` and one for the rest, of the fastest of `case.steps` steps."""
+    """Return a row per entry of `KERNELS`, and one for the rest, of the fastest step."""
     trainer = make_trainer(case)
     compile_kernels(trainer)
     trainer.step()
@@ -81,7 +81,7 @@ def profile(case: Case) -> list[dict[str, Any]]:
             best = (whole, dict(seconds), dict(flops), (before + sgemm.rate()) / 2)
     whole, spent, work, rate = best
     if missing := sorted(KERNELS.keys() - spent.keys()):
-        raise RuntimeError(f"no call was seen of: {', '.join(missing)}; KERNELS names old places")
+        raise RuntimeError(f"not called: {', '.join(missing)}; update KERNELS")
     rows = [
         {
             "what": what,

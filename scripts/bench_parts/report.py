@@ -1,4 +1,4 @@
-"""The report of scripts/bench: a row for each target with met or not met, tables, and a plot."""
+"""The report of scripts/bench: a row per target (met or not met), tables, and a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Rows = list[dict[str, Any]]
 
 
 class Target(NamedTuple):
-    """A measured number beside what was asked for."""
+    """A measured number and its target."""
 
     what: str
     measured: float
@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
 
 def table(rows: Rows, columns: dict[str, str]) -> str:
-    """Markdown table; `columns`: title -> format string over a row."""
+    """Return a Markdown table; `columns`: title -> format string for a row."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(f.format(**row) for f in columns.values()) + " |" for row in rows]
     return "\n".join(lines)
@@ -33,7 +33,7 @@ def find(rows: Rows, **wanted: Any) -> dict[str, Any] | None:
 
 
 def targets(found: dict[str, Rows]) -> list[Target]:
-    """All rows for which there is a measurement."""
+    """Return all targets that have a measurement."""
     out: list[Target] = []
     many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
     if many:
@@ -129,7 +129,7 @@ STEP = {
     "GF/s": "{gflops:.0f}",
     "sgemm GF/s": "{sgemm_gflops:.0f}",
     "share": "{share:.2f}",
-    "with what is computed again": "{share_with_again:.2f}",
+    "share with recomputation": "{share_with_again:.2f}",
     "activations MB": "{activations_mb:.0f}",
     "peak MB (forecast)": "{peak_mb:.0f} ({forecast_mb:.0f})",
     "s (forecast)": "{seconds:.2f} ({forecast_seconds:.2f})",
@@ -186,15 +186,15 @@ JOB = {
 }
 ALONE = {name: JOB[name] for name in ("job", "seconds", "peak MB")}
 OLD = {"checkpointing": "{checkpointing}", "tokens/s": "{tokens_per_s:.1f}"}
-START = {"what": "{what}", "seconds": "{seconds:.2f}", "said that it compiles": "{told}"}
+START = {"what": "{what}", "seconds": "{seconds:.2f}", "reported compilation": "{told}"}
 
 
 PROFILE = {"what": "{what}", "ms": "{ms:.0f}", "% of the step": "{of_step:.1f}"}
-PROFILE |= {"of sgemm's rate": "{share}"}
+PROFILE |= {"of sgemm's throughput": "{share}"}
 
 
 def report(found: dict[str, Rows], about: dict[str, str]) -> str:
-    """The page; parts that were not measured are left out."""
+    """Return the page; parts that were not measured are omitted."""
     many = [r for r in found.get("matmul", []) if r["tokens"] >= 256]
     few = [r for r in found.get("matmul", []) if r["tokens"] < 256]
     peers = [{"weights": "float32"} | r for r in found.get("peer", [])]
@@ -204,7 +204,7 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
         ("Targets", target_table(found)),
         ("A training step", table(found.get("step", []), STEP)),
         (
-            "Where the time of its fastest step at ctx 256 x 4 goes",
+            "Time of the fastest step at ctx 256 x 4, by kernel",
             table(found.get("profile", []), PROFILE),
         ),
         ("With vectors of one width", table(found.get("vectors", []), VECTORS)),
@@ -222,11 +222,11 @@ def report(found: dict[str, Rows], about: dict[str, str]) -> str:
     text = f"""# Speed and memory
 
 Made by `scripts/bench` on {about["date"]}; {about["machine"]}. Ratios are medians over rounds in
-which the variants ran one after the other; GF/s are best runs; compile time is in none but the
-first start. `share`: (4 x parameters x tokens + attention) / time over the rate of numpy's float32
-matmul (1024 x 576 x 1536) before and after each step; checkpointing computes blocks again, which
-`share` does not count as work and the column after it does. Steps are those of {about["model"]}
-with rank 4 on the seven linears and random tokens, unless a model is named.
+which the variants ran one after the other; GF/s are best runs. Only the first start includes
+compile time. `share`: (4 x parameters x tokens + attention) / time, divided by the throughput of
+numpy's float32 matmul (1024 x 576 x 1536) before and after each step. Checkpointing computes blocks
+again; `share` does not count this as work, but the next column does. Steps are those of
+{about["model"]} with rank 4 on the seven linears and random tokens, unless a model is named.
 
 ![share of sgemm](bench.svg)
 """
@@ -238,7 +238,7 @@ with rank 4 on the seven linears and random tokens, unless a model is named.
 
 
 def plot(found: dict[str, Rows]) -> str:
-    """Bars of the matmuls' shares of sgemm (512 tokens) by type, and of the steps', as SVG."""
+    """Return an SVG with bars: share of sgemm of the matmuls (512 tokens) by type, and of steps."""
     bars: list[tuple[str, float]] = []
     kinds = dict.fromkeys(r["type"] for r in found.get("matmul", []))
     for kind in kinds:

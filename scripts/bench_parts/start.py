@@ -1,4 +1,4 @@
-"""How long the program takes to begin: import, a start with no compiled kernels, and the next."""
+"""The start-up time: import, a start without compiled kernels, and the next start."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def first_step(model: str, cache: str, folder: str) -> tuple[float, bool]:
-    """Seconds from the start of the process to its first iteration; whether it spoke of
-    compiling before.
+    """Return the seconds from the start of the process to its first iteration, and whether it
+    reported compilation before that.
     """
     text = Path(folder) / "data.txt"
     text.write_text("once upon a time there was a small bench. " * 2000, encoding="utf-8")
@@ -27,7 +27,7 @@ def first_step(model: str, cache: str, folder: str) -> tuple[float, bool]:
     words += ["--lora-out", f"{folder}/out.gguf", "--checkpoint-out", f"{folder}/checkpoint.gguf"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     env |= {"NBLLAMA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-    start, told = time.perf_counter(), False
+    start, compiled = time.perf_counter(), False
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     ) as run:
@@ -35,18 +35,18 @@ def first_step(model: str, cache: str, folder: str) -> tuple[float, bool]:
         lines = []
         for line in run.stdout:
             lines.append(line)
-            told = told or line.startswith("compiling")
+            compiled = compiled or line.startswith("compiling")
             if "loss" in line and "iter" in line:
                 seconds = time.perf_counter() - start
                 for _ in run.stdout:
                     pass
-                return seconds, told
+                return seconds, compiled
     raise RuntimeError(f"no iteration was printed: {lines[-1:]}")
 
 
 def import_time() -> float:
-    """Seconds of `import nbllama` in a new process, by its own clock: the start of Python itself
-    takes longer, and varies by more.
+    """Return the seconds of `import nbllama` in a new process, measured inside the process: the
+    start of Python itself takes longer and varies more.
     """
     code = "from time import perf_counter as t; a = t(); import nbllama; print(t() - a)"
     words, env = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT)}
@@ -61,6 +61,6 @@ def bench_start(model: str) -> Iterator[dict[str, Any]]:
     }
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
         for what in ("first start", "second start"):
-            seconds, told = first_step(model, cache, folder)
+            seconds, compiled = first_step(model, cache, folder)
             Path(folder, "checkpoint.gguf").unlink(missing_ok=True)
-            yield {"what": what, "seconds": seconds, "told": told}
+            yield {"what": what, "seconds": seconds, "told": compiled}

@@ -1,4 +1,4 @@
-"""Whole training steps of one configuration, in a process of its own: `measure(Case)`."""
+"""Whole training steps of one configuration, in a separate process: `measure(Case)`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OLD = SEVEN | {"tok_embd": 4, "out": 4, "att_norm": 1, "ffn_norm": 1, "out_norm"
 
 
 class Case(NamedTuple):
-    """`threads` 0: all cores. `old`: LoRA on everything, as the old program has it."""
+    """`threads` 0: all cores. `old`: LoRA on everything, like the old program."""
 
     model: str
     ctx: int
@@ -59,16 +59,17 @@ class Tokens(RowPerSample):
 
 
 def random_row(n_vocab: int, ctx: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and their targets, the tokens after them."""
+    """Return tokens and their targets, which are the next tokens."""
     ids = np.random.default_rng(i).integers(0, n_vocab, ctx + 1).astype(np.int32)
     return ids[:-1], ids[1:]
 
 
 def work_of(model: Model, case: Case) -> tuple[float, float]:
-    """FLOPs that a step must do, and those that it does with what checkpointing computes again.
+    """Return the necessary FLOPs of a step, and its FLOPs including checkpointing's recomputation.
 
-    Must: 4 x parameters x tokens (forward and gradient by the input) and 3.5 x the attention's two
-    products. Again: all of a block but its last matrix, in all blocks but the last.
+    Necessary: 4 x parameters x tokens (forward, and gradient with respect to the input) and 3.5 x
+    the attention's two products. Recomputed: all blocks except the last one, each without its last
+    matrix.
     """
     hp, tokens = model.hp, case.ctx * case.batch
     sizes = {name: w.shape[0] * w.shape[1] for name, w in model.matrices.items()}
@@ -83,7 +84,7 @@ def work_of(model: Model, case: Case) -> tuple[float, float]:
 
 
 def make_trainer(case: Case) -> Trainer:
-    """Model, new adapter and random data, with the case's number of threads."""
+    """Return a trainer with a new adapter and random data, with the case's number of threads."""
     numba.set_num_threads(case.threads or physical_cores())
     model = load_model(case.model)
     adapter = init_adapter(
@@ -97,7 +98,7 @@ def make_trainer(case: Case) -> Trainer:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Median time of a step beside sgemm's rate before and after it, peak memory, forecast."""
+    """Measure a step's median time, sgemm's throughput before and after it, memory and forecast."""
     trainer, threads = make_trainer(case), case.threads or physical_cores()
     model = trainer.model
     compile_seconds = compile_kernels(trainer)

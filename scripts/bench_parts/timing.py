@@ -1,4 +1,4 @@
-"""Timing of interleaved variants, and what the machine's own sgemm reaches in the same moment."""
+"""Timing of interleaved variants, and the throughput of sgemm at the same time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from nbllama.kernels.own_cores import own_cores
 
-# OpenBLAS's threads look for new work for a while after a product (bench.py: 2 ms), on the cores
+# OpenBLAS's threads poll for new work for a while after a product (bench.py: 2 ms), on the cores
 # that the next variant needs.
 SETTLE = 0.03  # seconds
 QUICK = bool(os.environ.get("NBLLAMA_BENCH_QUICK"))
 
 
 def bind_blas() -> None:
-    """OpenBLAS's threads on a core each, as `own_cores` binds ours: it would be an unfair race."""
+    """Bind each of OpenBLAS's threads to a core, as `own_cores` does, for a fair comparison."""
     if sys.platform != "linux":
         return
     here = threading.get_native_id()
@@ -32,7 +32,7 @@ def bind_blas() -> None:
             os.sched_setaffinity(thread, {core})
 
 
-bind_blas()  # now, while there are no threads but numpy's
+bind_blas()  # now, while numpy has the only threads
 
 
 def timed(f: Callable[[], Any]) -> float:
@@ -42,11 +42,11 @@ def timed(f: Callable[[], Any]) -> float:
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[dict[str, float]]:
-    """Rounds of all variants, one after the other, for about `seconds`; at least three.
+    """Run rounds of all variants, one after the other, for about `seconds`; at least three.
 
-    In a round a variant runs for `SETTLE`, so that it has both cores to itself (OpenBLAS and Numba
-    have different threads), and then for 20 ms or twice; the round holds the shortest of these
-    times.
+    In a round a variant first runs for `SETTLE`, so that the other variant's threads are idle
+    (OpenBLAS and Numba have different threads), and then for 20 ms or twice. The round has the
+    shortest of these times.
     """
     once = {name: min(timed(f), timed(f)) for name, f in runs.items()}
     counts = {name: max(2, min(20, int(0.02 / t))) for name, t in once.items()}
@@ -66,12 +66,12 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], seconds: float) -> list[d
 
 
 def ratio(rounds: list[dict[str, float]], over: str, under: str) -> float:
-    """Median of the rounds' quotients: how many times as fast `under` is as `over`."""
+    """Return the median of the rounds' ratios: how many times as fast `under` is as `over`."""
     return median(r[over] / r[under] for r in rounds)
 
 
 class Sgemm:
-    """numpy's float32 matmul of 1024 x 576 by 576 x 1536, the yardstick of whole steps."""
+    """numpy's float32 matmul of 1024 x 576 by 576 x 1536, the reference for whole steps."""
 
     WORK = 2 * 1024 * 576 * 1536
 
@@ -82,7 +82,7 @@ class Sgemm:
         self.y = np.empty((1024, 1536), np.float32)
 
     def rate(self) -> float:
-        """FLOP/s now: the median of 40 products in a row, followed by a rest."""
+        """Measure FLOP/s: the median of 40 products in a row, followed by a pause."""
         with own_cores():
             run = [timed(lambda: np.matmul(self.x, self.w, out=self.y)) for _ in range(40)]
         time.sleep(SETTLE)

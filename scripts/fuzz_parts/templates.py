@@ -1,7 +1,7 @@
 """Damaged and hostile chat templates, in the sandbox of the program.
 
-The program starts a new process after each template that failed. Here the process is kept while it
-answers, so that a template takes a millisecond.
+The program starts a new process after each template that failed. Here the process is kept as long
+as it answers, so that a template takes a millisecond.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHATS: list[list[dict[str, Any]]] = [
         {"role": "user", "content": "{% raw %}"},
     ],
 ]
-CANARY = "nbllama-fuzz-canary"  # a file that no template may make
+CANARY = "nbllama-fuzz-canary"  # a file that no template must be able to create
 PIECES = [
     "{% for m in messages %}", "{% endfor %}", "{% if messages[0] %}", "{% else %}", "{% endif %}",
     "{{ messages }}", "{{ bos_token + eos_token }}", "{{ messages | tojson(indent=2) }}",
@@ -38,7 +38,7 @@ PIECES = [
     "{{ range(9) | list }}", "{{ dict(a=1) | items | list }}", "{{ (1).__add__ }}", "{#", "#}",
     "{%", "%}", "{{", "}}", "-", "\0", "\ud7ff", "'", '"', "(" * 200, "|trim", "[0]", ".content",
 ]  # fmt: skip
-SLOW = [  # each of these takes the whole limit of time or memory
+SLOW = [  # each of these reaches the limit of time or memory
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{{ 'x' * 999999999 }}",
     "{{ range(999999) | list | string * 999 }}",
@@ -46,7 +46,7 @@ SLOW = [  # each of these takes the whole limit of time or memory
 
 
 class Kept(TemplateSandbox):
-    """A sandbox whose process lives on after it has answered."""
+    """A sandbox whose process keeps running after an answer."""
 
     def compile(self, source: str) -> None:
         """Compile another template."""
@@ -58,7 +58,7 @@ class Kept(TemplateSandbox):
                 self._ask({"op": "compile", "source": source}, self._compile_seconds, "compiling")
 
     def close(self) -> None:
-        """Do nothing, unless the process is stuck or ended: it is asked again."""
+        """Do nothing unless the process is stuck or has ended: it is reused."""
 
     def _wait(self, seconds: float, doing: str) -> Any:
         try:
@@ -70,7 +70,7 @@ class Kept(TemplateSandbox):
 
 
 class Templates:
-    """Reads templates; its process is started with the first one."""
+    """Reads templates; the first one starts the process."""
 
     def __init__(self) -> None:
         self._template: ChatTemplate | None = None
@@ -78,7 +78,7 @@ class Templates:
     def read(self, path: Path) -> None:
         """Compile a file's template and render two chats with it.
 
-        Raises NbllamaError where it is refused, AssertionError if it could run a program.
+        Raises NbllamaError if it is refused, AssertionError if it could run a program.
         """
         source = find_layout(str(path)).source
         if self._template is None:
@@ -101,14 +101,14 @@ class Templates:
 
 
 def make(folder: Path) -> Path:
-    """Write a template of every kind of statement, from which the damaged ones are made."""
+    """Write a template with every kind of statement, from which the damaged ones are made."""
     path = folder / "t.jinja"
     path.write_text("\n".join(x.source for x in LAYOUTS.values()), encoding="utf-8")
     return path
 
 
 def spoil(path: Path, whole: bytes, rng: random.Random) -> None:
-    """Write one of the layouts with pieces put in, left out or moved."""
+    """Write one of the layouts with pieces inserted, removed or moved."""
     text = rng.choice(list(LAYOUTS.values())).source
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(text) + 1)

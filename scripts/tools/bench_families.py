@@ -1,8 +1,8 @@
-"""Steps and single tokens of the dense architectures, on random models that are thin but wide.
+"""Steps and single tokens of the dense architectures, on random models with few, wide layers.
 
-A step is measured against one of a `llama` of the same sizes, both as FLOPs that must be done a
-second, the fastest of several rounds in turns; a single token against llama.cpp. Run by
-scripts/tools/bench_families.
+A step is compared with a step of a `llama` model of the same size, in necessary FLOPs per second;
+both are the fastest of several rounds, run in turns. A single token is compared with llama.cpp. Run
+by scripts/tools/bench_families.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TOKENS, ROUNDS, SINGLE, LEAD = 256, 7, 24, 64
 
 
 def make(name: str, path: Path) -> None:
-    """Write the model; windows are wider than the context, so that all have the same work."""
+    """Write the model; windows are wider than the context, so that all do the same work."""
     thin = MODELS[name]
     sizes = dict(SIZES)
     if "n_rot" in thin.options:
@@ -68,7 +68,7 @@ def make(name: str, path: Path) -> None:
 
 
 def in_turns(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the shortest time of each, the runs taken in turns."""
+    """Return the shortest time of each run; they run in turns."""
     for run in runs.values():
         run()
     best = dict.fromkeys(runs, float("inf"))
@@ -79,7 +79,7 @@ def in_turns(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def step_share(path: Path, llama: Path) -> tuple[float, float]:
-    """GF/s of a step, and how large a part of those of the llama that is."""
+    """Return the GF/s of a step, and the ratio to the GF/s of the llama model."""
     cases = {str(p): Case(str(p), TOKENS, 1, ROUNDS, False) for p in (path, llama)}
     trainers = {name: make_trainer(case) for name, case in cases.items()}
     best = in_turns({name: t.step for name, t in trainers.items()})
@@ -88,7 +88,7 @@ def step_share(path: Path, llama: Path) -> tuple[float, float]:
 
 
 def token_ratio(path: Path, threads: int) -> tuple[float, float]:
-    """Tokens a second one by one, and how many times llama.cpp's that is."""
+    """Return tokens/s for single tokens, and the ratio to llama.cpp's."""
     model = load_model(path)
     ours, theirs = Session(model, None, 512), Llama(path, 512, threads)
     ids = np.random.default_rng(0).integers(3, model.hp.n_vocab, LEAD + SINGLE)
@@ -136,9 +136,9 @@ def main() -> None:
             "# Speed of the dense architectures\n\n"
             f"Written by `scripts/tools/bench_families --write` on {date.today()}; {machine()}, "
             f"{threads} threads.\n\nRandom models ({sizes}; windows wider than the context). A "
-            f"step has {TOKENS} tokens; its speed is that of the FLOPs that must be done, and "
-            "is given as a part of that of a llama of the same sizes, too. Both are the fastest of "
-            f"{ROUNDS} rounds, taken in turns with the llama or with llama.cpp.\n\n"
+            f"step has {TOKENS} tokens; its speed counts the necessary FLOPs, and is also given "
+            "relative to a llama model of the same size. Both are the fastest of "
+            f"{ROUNDS} rounds, run in turns with the llama model or with llama.cpp.\n\n"
             + "\n".join(lines) + "\n",
             encoding="utf-8",
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The measurements behind docs/decode.md; run by scripts/tools/bench_generation.
+"""The measurements for docs/decode.md; run by scripts/tools/bench_generation.
 
-`speed`: prompt and single tokens, the package and llama.cpp in turns in one process, the median of
-the paired ratios. `memory`: private memory that a session of 512 tokens takes. `accuracy`: how far
-int8 products move the probabilities of a text, token by token, from the exact ones.
+`speed`: prompt and single tokens, the package and llama.cpp in turns in one process, as the median
+of paired ratios. `memory`: private memory of a session of 512 tokens. `accuracy`: the difference
+between the probabilities of a text's tokens with int8 products and with exact products.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTEXT = 512
 
 
 class Llama:
-    """llama.cpp on a file: as many threads, its own defaults otherwise."""
+    """llama.cpp on a file: the same number of threads, otherwise its defaults."""
 
     def __init__(self, path: Path, n_ctx: int, threads: int) -> None:
         from tests.oracle import lib, model, vocab
@@ -95,7 +95,7 @@ def speed(path: Path, threads: int) -> None:
 
 
 def private_bytes() -> int:
-    """RssAnon of this process; SystemExit on systems other than Linux."""
+    """Return the RssAnon of this process; SystemExit on systems other than Linux."""
     if sys.platform != "linux":
         sys.exit("error: private memory can be measured on Linux only")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -103,8 +103,8 @@ def private_bytes() -> int:
 
 
 def memory(path: Path, threads: int) -> None:
-    """A full context of `CONTEXT` tokens, most of it one prompt. What a first, small session has
-    left behind, such as machine code and the file's header, is not counted.
+    """Measure a full context of `CONTEXT` tokens, most of it one prompt. A small session runs
+    first, so that memory such as machine code and the file's header is not counted.
     """
     model = load_model(path)
     for n_ctx in (64, CONTEXT):
@@ -115,11 +115,11 @@ def memory(path: Path, threads: int) -> None:
             session.feed([3 + token])
         took = private_bytes() - before
         del session
-    told = session_memory(model, None, CONTEXT, step=CONTEXT, threads=threads)
+    forecast = session_memory(model, None, CONTEXT, step=CONTEXT, threads=threads)
     print(
-        f"| {path.name} | {model.gguf.size / 1e6:.0f} | {told.cache / 1e6:.1f} | "
-        f"{told.arena / 1e6:.1f} | {told.private / 1e6:.1f} | {took / 1e6:.1f} | "
-        f"{took / told.private:.3f} |",
+        f"| {path.name} | {model.gguf.size / 1e6:.0f} | {forecast.cache / 1e6:.1f} | "
+        f"{forecast.arena / 1e6:.1f} | {forecast.private / 1e6:.1f} | {took / 1e6:.1f} | "
+        f"{took / forecast.private:.3f} |",
         flush=True,
     )
 

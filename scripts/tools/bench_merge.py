@@ -1,9 +1,9 @@
-"""How long a calibrated merge of a 7B model takes, from one matrix of each shape.
+"""The time of a calibrated merge of a 7B model, estimated from one matrix of each shape.
 
-Times are those of the processor, all threads together, so that other programs on the machine do not
-count; they are divided by the number of threads that the step uses. Rows share nothing, so `ROWS`
-of a matrix are measured, and the rest is reckoned from them. So is the factorisation of the widest
-input, by the cube of its width, from that of the narrower one; `--whole` measures it.
+Times are processor times of all threads together, so that other programs on the machine do not
+count, divided by the number of threads of the step. Rows share nothing, so `ROWS` rows of a matrix
+are measured and the total is extrapolated. The factorisation of the widest input is extrapolated
+from the narrower one by the cube of the width; `--whole` measures it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from nbllama.quants.encode import quantise
 
 LAYERS, BATCH, ROWS = 32, 512, 512
 NARROW = 4096
-INPUTS = {NARROW: 3, 11008: 1}  # inputs of a block by their width
+INPUTS = {NARROW: 3, 11008: 1}  # number of inputs per block, by width
 MATRICES = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}
-ATTENTION = 1.1  # the forward pass over its matrix products: attention and norms
+ATTENTION = 1.1  # time of the forward pass / time of its matrix products
 
 
 def timed(threads: int, call: Callable[[], Any]) -> tuple[Any, float]:
-    """Call, and measure seconds of the processor a thread."""
+    """Call, and measure the processor seconds per thread."""
     start = time.process_time()
     result = call()
     return result, (time.process_time() - start) / threads
 
 
 def main(words: Sequence[str]) -> None:
-    """Print the steps and what they add up to."""
+    """Print the time of the steps and the total."""
     whole, words = "--whole" in words, [w for w in words if w != "--whole"]
     kind, tokens = (
         (words[0] if words else "Q4_K").upper(),
@@ -95,7 +95,7 @@ def main(words: Sequence[str]) -> None:
         _, product = timed(threads, lambda w=weight, x=panels, y=y: matmul(w, x, y))
         products += count * part * product
         seconds, encoding = part * seconds, part * encoding
-        total += count * (2 * seconds + encoding)  # the base's scales and new ones
+        total += count * (2 * seconds + encoding)  # with the base's scales and with new ones
         print(f"{shape[0]} x {shape[1]} rounded: {seconds:.1f} s, new scales: {encoding:.1f} s")
     forward = ATTENTION * LAYERS * products * tokens / BATCH
     print(f"7B, {kind}, {tokens} tokens, {threads} threads: {LAYERS} blocks of {total:.0f} s,")

@@ -1,8 +1,8 @@
 """Training throughput on chats of mixed lengths, with padded rows and without.
 
-Lengths are log-normal (sigma 0.9, median 110 tokens, at most --ctx), with as many tokens of the
-answer trained as there are in chats of that kind: half. Token ids are random: they cost the same.
-Counted are the samples' own tokens, so that all ways did the same work for the user.
+Lengths are log-normal (sigma 0.9, median 110 tokens, at most --ctx). Half of the tokens are
+trained, as in real chats, where they are the answer. Token ids are random, which does not affect
+the time. Padding does not count as tokens, so that all variants do the same work for the user.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RATES = Schedule(warmup=1)
 
 
 def chats(n: int, n_ctx: int, n_vocab: int, seed: int = 0) -> Samples:
-    """`n` samples of random tokens with lengths as chats have them."""
+    """Return `n` samples of random tokens with the lengths of chats."""
     rng = np.random.default_rng(seed)
     sizes = np.clip(np.exp(rng.normal(np.log(110), 0.9, n)), 8, n_ctx).astype(np.int64)
     offsets = np.concatenate(([0], np.cumsum(sizes + 1)))
@@ -43,8 +43,8 @@ def chats(n: int, n_ctx: int, n_vocab: int, seed: int = 0) -> Samples:
 
 
 class Padded(RowPerSample):
-    """Every sample a row that is filled up with tokens without a target: to `n_ctx`, or to the
-    longest sample of its batch.
+    """One row per sample, padded with tokens without a target to `n_ctx` or to the longest sample
+    of its batch.
     """
 
     def __init__(self, samples: Samples, n_ctx: int | None) -> None:
@@ -111,9 +111,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
             computed[name] = seen
     base = statistics.median(times["padded to --ctx"])
-    print(
-        f"{args.samples} samples, {tokens} tokens of their own, ctx {args.ctx}, batch {args.batch}"
-    )
+    print(f"{args.samples} samples, {tokens} tokens, ctx {args.ctx}, batch {args.batch}")
     print(f"{'':30}{'tokens computed':>16}{'seconds':>9}{'tokens/s':>10}{'speed':>7}")
     for name, seconds in times.items():
         median = statistics.median(seconds)

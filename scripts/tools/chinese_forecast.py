@@ -1,8 +1,8 @@
 """The table of docs/chinese-base-models.md: time and memory of 7B and 13B models, by `--dry-run`.
 
-The models are holes in files (`make_random_model --sparse`), as a forecast needs their sizes and
-types alone. Every one is forecast with one thread and with two, and more cores are worked out by
-Amdahl's law from these two: it knows nothing of how many cores one memory can feed.
+The model files are sparse (`make_random_model --sparse`), because a forecast needs only sizes and
+types. Each model is forecast with one and with two threads, and times for more cores follow from
+these two by Amdahl's law, which ignores the limit of the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = {
 }
 TYPES, CORES = ("Q2_K", "Q4_K"), (2, 8, 32)
 CTX, BATCH = 64, 4
-TRIES, BUSY = 4, 0.7  # of the time of one thread
+TRIES, BUSY = 4, 0.7  # BUSY: largest time of two threads, relative to one thread
 
 
 def run(*words: str | Path) -> str:
@@ -33,7 +33,7 @@ def run(*words: str | Path) -> str:
 
 
 def forecast(model: Path, text: Path, threads: int) -> tuple[float, str]:
-    """Seconds an iteration and memory at the peak, as the program says them."""
+    """Return seconds per iteration and peak memory, as the program prints them."""
     out = run(
         "-m", "nbllama.finetune", "--model-base", model, "--train-data", text,
         "--ctx", str(CTX), "--batch", str(BATCH), "--use-checkpointing", "--threads", str(threads),
@@ -47,23 +47,25 @@ def forecast(model: Path, text: Path, threads: int) -> tuple[float, str]:
 
 
 def undisturbed(model: Path, text: Path) -> tuple[float, float, str]:
-    """Seconds with one and with two threads, and memory; measured again while others are busy."""
+    """Return the seconds with one and two threads, and memory; repeat while the machine is busy."""
     for _ in range(TRIES):
         (one, _), (two, memory) = (forecast(model, text, n) for n in (1, 2))
         if two < BUSY * one:
             return one, two, memory
-    raise SystemExit(f"error: two threads took {two:.0f} s and one {one:.0f} s: others are busy")
+    raise SystemExit(
+        f"error: two threads took {two:.0f} s and one {one:.0f} s: the machine is busy"
+    )
 
 
 def on(cores: int, one: float, two: float) -> float:
-    """Seconds on `cores` cores from those of one and of two (Amdahl's law)."""
+    """Return the seconds on `cores` cores, given those on one and two cores (Amdahl's law)."""
     serial = max(0.0, 2 * two - one)
     return serial + (one - serial) / cores
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--model", choices=MODELS, help="this one alone")
+    p.add_argument("--model", choices=MODELS, help="only this model")
     given = p.parse_args()
     print("| model | weights | memory | 1 core | 2 cores | 8 cores | 32 cores |")
     print("|---|---|---|---|---|---|---|")

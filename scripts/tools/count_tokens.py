@@ -1,7 +1,7 @@
-"""How many tokens a text takes in the vocabularies of GGUF files: a line of a Markdown table each.
+"""Count a text's tokens in the vocabularies of GGUF files, as lines of a Markdown table.
 
-Ids are compared with llama.cpp's before they are counted. "in bytes" are tokens that are a single
-byte of a character: what a vocabulary knows too little of is spelled out in them.
+Ids are compared with llama.cpp's before they are counted. "in bytes" counts tokens that are a
+single byte of a character, which replace characters that are missing in a vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.oracle import LlamaVocab
 
 
 def row(name: str, text: str) -> str:
-    """`| file | kind | size of the vocabulary | tokens | characters a token | in bytes |`."""
+    """Return `| file | kind | vocabulary size | tokens | characters per token | in bytes |`."""
     with open_gguf(name) as f:
         tokenizer = tokenizer_from_gguf(f)
         kind = {"llama": "SentencePiece", "gpt2": "BPE"}[f.get("tokenizer.ggml.model", "str")]
@@ -24,7 +24,7 @@ def row(name: str, text: str) -> str:
     ids = tokenizer.encode(text)
     with LlamaVocab(name) as theirs:
         if theirs.tokenize(text) != ids:
-            raise SystemExit(f"error: {name}: llama.cpp has other ids")
+            raise SystemExit(f"error: {name}: the ids differ from llama.cpp's")
     pieces = (tokenizer.token_bytes(i) for i in ids)
     single = sum(len(piece) == 1 and piece[0] >= 0x80 for piece in pieces)
     size, each = f"{tokenizer.n_vocab:,}", f"{len(text) / len(ids):.2f}"
@@ -34,11 +34,11 @@ def row(name: str, text: str) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("text", metavar="TEXT", help="a file in UTF-8")
-    p.add_argument("models", metavar="MODEL.gguf", nargs="+", help="models, or vocabularies alone")
+    p.add_argument("models", metavar="MODEL.gguf", nargs="+", help="models or vocabulary files")
     given = p.parse_args()
     text = Path(given.text).read_text(encoding="utf-8")
     print(f"{len(text):,} characters, {len(text.encode()):,} bytes\n")
-    print("| file | tokenizer | vocabulary | tokens | characters a token | in bytes |")
+    print("| file | tokenizer | vocabulary | tokens | characters per token | in bytes |")
     print("|---|---|---|---|---|---|")
     for name in given.models:
         print(row(name, text))

@@ -1,9 +1,9 @@
 """The table of docs/which-model.md: memory and time of a training run by model size.
 
-Memory is what `--dry-run` forecasts for a sparse random model of the shape (`make_random_model.py
---sparse`): it adds up arrays, so other programs on the machine do not change it. Time is not taken
-from that forecast, which measures this machine as it is now. It is computed from the throughput of
-docs/results/bench.json, in products per second, which hardly depends on the model's size.
+Memory is the `--dry-run` forecast for a sparse random model of the shape (`make_random_model.py
+--sparse`): it is a sum of array sizes, so other programs on the machine do not affect it. Time is
+not from that forecast, which measures this machine in its current state. It is computed from the
+throughput in docs/results/bench.json, in products per second, which hardly depends on model size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CTX, BATCH, RANK = 256, 4, 16
 TOKENS = 100_000
-# Name, what it stands for, the words for make_random_model, parameters in billions.
+# Name, example model, arguments for make_random_model, parameters in billions.
 MODELS = (
     ("0.5B", "Qwen 2.5 0.5B", "qwen2 896 24 14 2 4864 151936 tied", 0.49),
     ("1.5B", "Qwen 2.5 1.5B", "qwen2 1536 28 12 2 8960 151936 tied", 1.54),
@@ -41,7 +41,7 @@ def run(*words: str | Path) -> str:
 
 
 def tokens_per_second(billions: float) -> float:
-    """The throughput that docs/results/bench.json lets one expect, with checkpointing."""
+    """Return the expected throughput with checkpointing, from docs/results/bench.json."""
     bench = json.loads((ROOT / "docs" / "results" / "bench.json").read_text(encoding="utf-8"))
     measured = [
         row["gflops"]

@@ -1,6 +1,6 @@
-"""Ours, plain numpy and llama.cpp, kernel by kernel: the largest difference and the speed of every
-case of the tests' registry, as docs/kernels.md. One thread each: a comparison of kernels, that a
-second program on the machine disturbs less.
+"""Compare our kernels with plain numpy and llama.cpp: the largest difference and the speed of every
+case in the tests' registry, as docs/kernels.md. Each uses one thread: this compares kernels, and
+other programs on the machine disturb it less.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "kernels.md"
 
 
 def chosen(names: list[str]) -> list[Case]:
-    """The cases that a name, a group or a pattern means; SystemExit for one that means nothing."""
+    """Return the cases of names, groups or patterns; SystemExit for one without a match."""
     if not names:
         return list(CASES)
     for name in names:
@@ -44,7 +44,7 @@ def _means(name: str, case: Case) -> bool:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Differences over all sizes; times of the large one, the three in turns in this process."""
+    """Measure differences for all sizes, and times for the large size, with the three in turns."""
     found = [differences(case, size) for size in SIZES]
     row: dict[str, Any] = {"error": max(own for own, _ in found)}
     theirs = [d for _, d in found if d is not None]
@@ -68,7 +68,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def save(rows: dict[str, Any], about: dict[str, Any]) -> None:
-    """Both files, without cases that are no more."""
+    """Write both files, without cases that no longer exist."""
     rows = {case.name: rows[case.name] for case in CASES if case.name in rows}
     STORED.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", "utf-8")
     PAGE.write_text(page(rows, about), encoding="utf-8")
@@ -79,8 +79,8 @@ def main() -> None:
     p.add_argument(
         "names", nargs="*", metavar="NAME", help="cases, groups or patterns; default all"
     )
-    p.add_argument("--seconds", type=float, default=0.3, help="of timing a case (%(default)s)")
-    p.add_argument("--missing", action="store_true", help="of these, those without a result")
+    p.add_argument("--seconds", type=float, default=0.3, help="time per case (%(default)s)")
+    p.add_argument("--missing", action="store_true", help="only cases without a result")
     p.add_argument("--page", action="store_true", help="write the page from the last results")
     given = p.parse_args()
     stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}

@@ -1,4 +1,4 @@
-"""Pictures of the page of a real run, made in Chromium while it trains."""
+"""Pictures of the live page of a real run, taken in Chromium while it trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.browser import chromium, show  # noqa: E402
 
 FIGURES = ROOT / "docs" / "walkthrough" / "figures"
 CHATS = ROOT / "examples" / "demo" / "train.jsonl"
-STOP_AT = 16  # iterations; 20 would be all
+STOP_AT = 16  # iterations, of 20
 OPTIONS = """--ctx 64 --batch 4 --lora-r 8 --seed 1 --no-checkpointing --checkpoint-in=
 --checkpoint-out chk-ITERATION.gguf --lora-out lora-ITERATION.gguf --save-every 0 --adam-iter 20
 --adam-alpha 2e-3 --eval-every 4 --sample-prompts prompts.txt --sample-tokens 32
@@ -28,13 +28,13 @@ OPTIONS = """--ctx 64 --batch 4 --lora-r 8 --seed 1 --no-checkpointing --checkpo
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """The run of page 9 that learns by heart; the address of its page."""
+    """Start the run of page 9 that memorises its data; return it and the address of its page."""
     chats = CHATS.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "few.jsonl").write_text("".join(chats[0:24:3]), encoding="utf-8")
     (folder / "held-out.jsonl").write_text("".join(chats[49:73:6]), encoding="utf-8")
     (folder / "prompts.txt").write_text(question(chats[0]) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "nbllama.finetune", "--model-base", str(demo_model())]
-    # what it prints goes into a file: a pipe that nobody reads would stop it
+    # its output goes to a file: a pipe without a reader would block it
     with open(folder / "out.txt", "w", encoding="utf-8") as out:
         run = subprocess.Popen([*command, *OPTIONS], cwd=folder, stdout=out, text=True)
     while run.poll() is None:
@@ -46,20 +46,20 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def question(line: str) -> str:
-    """What the user says in a chat."""
+    """Return the user's message in a chat."""
     text = json.loads(line)["messages"][0]["content"]
     assert isinstance(text, str)
     return text
 
 
 def wait_for(browser: Any, run: subprocess.Popen[str], code: str) -> None:
-    """Until the page answers something true, or the run has ended."""
+    """Wait until the code returns a true value on the page, or the run has ended."""
     while run.poll() is None and not browser.execute_script(f"return {code}"):
         time.sleep(0.3)
 
 
 def picture(browser: Any, name: str, titles: str) -> None:
-    """The cards whose headings fit a pattern, one below the other, as one picture."""
+    """Save the cards whose headings match a pattern, one below the other, as one picture."""
     box = browser.execute_script(
         "scrollTo(0, 0); const shown = [...document.querySelectorAll('main > *')].filter(e =>"
         " e.offsetParent && new RegExp(arguments[0]).test("
@@ -76,7 +76,7 @@ def picture(browser: Any, name: str, titles: str) -> None:
 
 
 def main() -> None:
-    """Watch one run from its start to its stop."""
+    """Watch one run from start to stop."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run, address = start(folder)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def watch(browser: Any, run: subprocess.Popen[str], address: str, folder: Path) -> None:
-    """Ask, look, and stop."""
+    """Ask questions on the page, take the pictures, and stop the run."""
     show(browser, address, 1280, 900)
     iteration = "Number(/iteration (\\d+)/.exec(document.querySelector('.about').textContent)[1])"
     wait_for(browser, run, f"{iteration} >= 2")
@@ -98,7 +98,7 @@ def watch(browser: Any, run: subprocess.Popen[str], address: str, folder: Path) 
     wait_for(browser, run, f"{iteration} >= {STOP_AT - 2}")
     browser.find_element("css selector", ".ask textarea").send_keys(asked + "\n")
     wait_for(browser, run, f"{iteration} >= {STOP_AT}")
-    # as high as the page, so that nothing is scrolled
+    # as high as the page, so that nothing has to scroll
     show(browser, address, 1280, 4200)
     time.sleep(2)
     picture(browser, "live-curves", r"\.gguf$|^[\d.]+$|^Loss")

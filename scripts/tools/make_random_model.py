@@ -1,11 +1,11 @@
-"""A random model of a real model's size: for measurements of speed and memory, not for its words.
+"""Write a random model of a real model's size, for measurements of speed and memory.
 
-The weights of a tensor are blocks drawn from a pool, which is a normal sample of the usual size
-(1 / sqrt(n_in)) put through the package's own quantiser. So logits stay finite and of a normal
-model's size. The file is streamed: memory stays under 100 MB whatever its size. All matrices have
-one type, or with `--mix` those that llama.cpp's quantiser gives the tensors of such a file.
-`--sparse` leaves the weights out (a hole in the file, read as zeros), where only names and sizes
-matter. The same arguments write the same bytes.
+The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale
+(1 / sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model.
+The file is streamed: memory stays under 100 MB for any size. All matrices have one type, or with
+`--mix` the types that llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the
+file, which reads as zeros), if only names and sizes matter. The same arguments write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # so that it runs from anywhere
+sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
 from examples.toy_models import add_tokenizer  # noqa: E402
 from nbllama.arch import ARCHS  # noqa: E402
@@ -33,11 +33,11 @@ from nbllama.quants import nbytes  # noqa: E402
 from nbllama.quants.encode import QUANTISED, quantise  # noqa: E402
 
 PIECE = 1 << 24  # bytes written at once
-POOL = 1 << 20  # weights of the pool a tensor's blocks are drawn from
+POOL = 1 << 20  # weights in the pool from which blocks are drawn
 
 
 class Shape(NamedTuple):
-    """Sizes of a model; vocabulary, layers and so on as GGUF names them."""
+    """Sizes of a model, with GGUF's names."""
 
     n_embd: int
     n_layer: int
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
         return self.head_dim or self.n_embd // self.n_head
 
     def experts(self, arch: str) -> Experts | None:
-        """The experts, in every block and without a shared one."""
+        """Return the experts, which are in every block, without a shared expert."""
         row = ARCHS[arch].experts
         if not self.n_expert or row is None:
             return None
@@ -92,7 +92,7 @@ QKV = ("attn_q", "attn_k", "attn_v")
 XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
 UNGATED = (*QKV, "attn_output", "ffn_up", "ffn_down")
 BIASES = {"qwen2": QKV, "qwen2vl": QKV, "seed_oss": QKV, "phi2": UNGATED}
-# Keys that these cannot do without, after "ARCH." except for those of xIELU.
+# Required keys of these architectures, after "ARCH." except for those of xIELU.
 KEYS: dict[str, dict[str, Any]] = {
     "apertus": {f"xielu.{k}": v for k, v in XIELU.items()},
     "granite": {"logit_scale": 1.0},
@@ -121,13 +121,13 @@ ORDER = (
 
 
 def mixer_at(arch: str, layer: int) -> str:
-    """What a block has to bring tokens together: every third, or fourth, has attention."""
+    """Return the kind of a block's mixer: every third, or fourth, block has attention."""
     period = {"conv": 3, "delta": 4}.get(kind := ARCHS[arch].mixer, 1)
     return "attention" if (layer + 1) % period == 0 else kind
 
 
 def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of what a model of this architecture must have, and its usual biases."""
+    """Yield name and shape of the required tensors of an architecture, and its usual biases."""
     d, experts = s.head, s.experts(arch)
     values = DELTA["heads"] * DELTA["size"]
     sizes = {
@@ -161,7 +161,7 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every matrix, without ".weight", in the order of the file."""
+    """Yield name and shape of every matrix, without ".weight", in the order of the file."""
 
     def place(name: str) -> tuple[int, int]:
         block, _, tensor = name.removeprefix("blk.").partition(".")
@@ -175,7 +175,7 @@ def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, 
 
 
 def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]:
-    """Name, shape and mean of every vector, of the biases of all experts, and of taps."""
+    """Yield name, shape and mean of every vector, of all experts' biases, and of taps."""
     for name, shape in tensors(s, arch):
         if name.endswith(TAPS):
             yield name, shape, 1 / shape[1]
@@ -186,7 +186,7 @@ def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]
 
 
 class Blocks:
-    """Random blocks of a weight type at the scale of a row's length."""
+    """Random blocks of a weight type, scaled by the length of a row."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -194,14 +194,14 @@ class Blocks:
         self.pools: dict[tuple[int, int], np.ndarray] = {}
 
     def pool(self, kind: int, n_in: int) -> np.ndarray:
-        """uint8 `[blocks, bytes of 256 weights]`."""
+        """Return the pool as uint8 `[blocks, bytes of 256 weights]`."""
         if (kind, n_in) not in self.pools:
             raw = quantise(kind, self.sample / np.float32(np.sqrt(n_in)))
             self.pools[kind, n_in] = raw.reshape(POOL // 256, -1)
         return self.pools[kind, n_in]
 
     def pieces(self, kind: int, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """The bytes of a tensor, a piece at a time."""
+        """Yield the bytes of a tensor, one piece at a time."""
         pool, left = self.pool(kind, shape[-1]), nbytes(kind, math.prod(shape))
         at_once = PIECE // pool.shape[1]
         while left > 0:
@@ -211,7 +211,7 @@ class Blocks:
 
 
 def types_of(s: Shape, arch: str, kind: str, tied: bool, mix: bool) -> dict[str, str]:
-    """Weight type by tensor; what llama.cpp takes instead where a row is not whole blocks."""
+    """Return weight types by tensor; llama.cpp's substitute if a row is not whole blocks."""
     shapes = {f"{name}.weight": shape for name, shape in matrices(s, arch, tied)}
     if mix:
         types = tensor_types(
@@ -225,10 +225,10 @@ def types_of(s: Shape, arch: str, kind: str, tied: bool, mix: bool) -> dict[str,
 def write(
     path: str, s: Shape, arch: str, types: dict[str, str], *, tied: bool, seed: int, sparse: bool
 ) -> int:
-    """Write the model; returns the bytes of the file."""
+    """Write the model; return the bytes of the file."""
     rng = np.random.default_rng(seed)
     w = GGUFWriter(None, arch)
-    # llama.cpp looks for tokens of Phi-3 in a model of that name
+    # llama.cpp expects tokens of Phi-3 in a model with that name
     w.add_name("random" if arch == "phi3" else f"random {arch}")
     w.add_block_count(s.n_layer)
     w.add_context_length(4096)
@@ -300,16 +300,16 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("out", metavar="OUT.gguf")
     p.add_argument("--arch", choices=sorted(ARCHS), default="llama")
     p.add_argument("--shape", choices=SHAPES, default="1.1b", help="sizes of a known model")
-    p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="of all matrices")
+    p.add_argument("--type", choices=QUANTISED, default="Q4_K", help="type of all matrices")
     p.add_argument(
-        "--mix", action="store_true", help="more bits for some, as llama-quantize has it for TYPE"
+        "--mix", action="store_true", help="more bits for some, like llama-quantize for TYPE"
     )
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--tied", action="store_true", help="token_embd makes the logits too")
-    p.add_argument("--sparse", action="store_true", help="no weights: a hole, read as zeros")
+    p.add_argument("--tied", action="store_true", help="token_embd also computes the logits")
+    p.add_argument("--sparse", action="store_true", help="no weights: a hole that reads as zeros")
     for name in Shape._fields:
         kind = float if name == "rope_freq_base" else int
-        p.add_argument("--" + name.replace("_", "-"), type=kind, help="in place of the shape's")
+        p.add_argument("--" + name.replace("_", "-"), type=kind, help="replaces the shape's value")
     return p
 
 
@@ -320,10 +320,10 @@ def main() -> None:
     s = SHAPES[given.shape]._replace(**own)
     mixed = s.n_expert > 0
     if mixed != (s.experts(given.arch) is not None) or not 0 <= s.n_expert_used <= s.n_expert:
-        p.error(f"--n-expert {s.n_expert} does not go with --arch {given.arch}")
+        p.error(f"--n-expert {s.n_expert} does not work with --arch {given.arch}")
     whole = s.head_dim or s.n_embd % s.n_head == 0
     if min(s[:7]) < 1 or not whole or s.n_head % s.n_head_kv or s.head % 2:
-        p.error(f"these sizes make no model: {s._asdict()}")
+        p.error(f"these sizes are not valid: {s._asdict()}")
     try:
         types = types_of(s, given.arch, given.type, given.tied, given.mix)
         size = write(

@@ -31,7 +31,7 @@ TILE = 96
 
 @njit(error_model="numpy")
 def plain_loop(x, raw, y, row):  # type: ignore[no-untyped-def]
-    """Every number of W is decoded for every token."""
+    """Decode every number of W for every token."""
     for t in range(N):
         for n in range(N_OUT):
             DECODE(raw, n * ROW_BYTES, K // BLOCK, row, 0)
@@ -54,7 +54,7 @@ def decode_once(x, raw, y, row):  # type: ignore[no-untyped-def]
 
 @njit(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def vectorised_sum(x, raw, y, row):  # type: ignore[no-untyped-def]
-    """The sum over k may be reordered: LLVM makes vectors of it."""
+    """Allow LLVM to reorder the sum over k and to vectorise it."""
     for n in range(N_OUT):
         DECODE(raw, n * ROW_BYTES, K // BLOCK, row, 0)
         for t in range(N):
@@ -65,7 +65,7 @@ def vectorised_sum(x, raw, y, row):  # type: ignore[no-untyped-def]
 
 
 def tiled(fma_tile) -> Callable[..., None]:  # type: ignore[no-untyped-def]
-    """Panels, a tile of W decoded into the cache, and the micro-kernel."""
+    """Use panels, a tile of W decoded into the cache, and the micro-kernel."""
 
     @njit(error_model="numpy")
     def run(xp, raw, y, w, c):  # type: ignore[no-untyped-def]
@@ -115,7 +115,7 @@ def main() -> None:
          lambda: matmul(W, pack(x, panels), y), 15),
         ("the same", most, lambda: matmul(W, pack(x, panels), y), 15),
     ]  # fmt: skip
-    print("| stage | threads | GF/s | times the one before |\n| --- | --- | --- | --- |")
+    print("| stage | threads | GF/s | speed-up |\n| --- | --- | --- | --- |")
     before = 0.0
     for name, threads, f, repeats in stages:
         numba.set_num_threads(threads)

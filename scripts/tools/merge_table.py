@@ -1,14 +1,14 @@
-"""What is left of an adapter after a merge into each weight type.
+"""Measure how much of an adapter's effect a merge into each weight type keeps.
 
     scripts/tools/merge_table BASE.gguf ADAPTER.gguf DATA [--text FILE] [--out FILE] [TYPE ...]
 
-For each TYPE (all of them by default) all matrices of the blocks are merged, rounded to nearest and
-with error feedback, in memory. A row for each: the loss on the answers of records that were held
-back from the sample, the KL divergence from base and adapter there, the part of the adapter's
-effect that is kept, and the perplexity on other text. The embeddings stay as they are in the base.
+For each TYPE (default: all), all matrices of the blocks are merged in memory, rounded to nearest
+and with error feedback. Each row has the loss on the answers of records that are not in the sample,
+the KL divergence from base and adapter on them, the share of the adapter's effect that is kept, and
+the perplexity on other text. The embeddings are not changed.
 
-An adapter of the 576-wide SmolLM2 is widened as `scripts/tools/widen_smollm2` widens the model,
-where BASE is 768 wide.
+If BASE is 768 wide, an adapter of the 576-wide SmolLM2 is widened in the same way as the model in
+`scripts/tools/widen_smollm2`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from nbllama.system.program import run_program
 from scripts.tools.widen_smollm2 import demo_model
 
 TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-CONTEXT = 256  # tokens of a chunk of the other text
+CONTEXT = 256  # tokens per chunk of the other text
 CHUNKS = 6
 
 
 def adapter_for(model: Model, path: str) -> Adapter:
-    """Read an adapter, widened where it is of the narrower model."""
+    """Read an adapter; widen it if it is for the narrower model."""
     try:
         return nbllama.load_adapter(path, model)
     except nbllama.errors.CheckpointError:
@@ -64,7 +64,7 @@ def adapter_for(model: Model, path: str) -> Adapter:
 
 
 class Table:
-    """All merges of one base and adapter, and what they are measured on."""
+    """All merges of one base and adapter, and their test data."""
 
     def __init__(
         self, base: str, adapter: str, data: str, text: str | None, blocks: int | None
@@ -141,7 +141,7 @@ def _run(words: list[str]) -> None:
     parser.add_argument("data")
     parser.add_argument("types", nargs="*", default=list(TYPES))
     parser.add_argument("--text", help="a file of other text")
-    parser.add_argument("--out", help="append rows there, a JSON object a line")
+    parser.add_argument("--out", help="append rows to this file, one JSON object per line")
     parser.add_argument("--blocks", type=int, help="use the pairs of the first N blocks only")
     parser.add_argument("--threads", type=int, help="threads (all cores)")
     parser.add_argument("--products", action="store_true", help="measure the products only")

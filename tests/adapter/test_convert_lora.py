@@ -1,4 +1,4 @@
-"""`python -m nbllama.convert_lora`: six directions, what each loses, what llama.cpp does."""
+"""`python -m nbllama.convert_lora`: six directions, the losses of each, results in llama.cpp."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(NAMES, 2)))
 def test_there_and_back_the_same_bits(toy: Path, tmp_path: Path, first: str, second: str) -> None:
-    """Ranks that are all alike, or differ by powers of two, with a scale that is not 1."""
+    """Equal ranks, or ranks that differ by powers of two, with a scale other than 1."""
     slots = WITHOUT_NORMS if "peft" in (first, second) else ALL
     for ranks, alpha, lora_r in (
         (dict.fromkeys(slots, 4), 11, 4),
@@ -83,7 +83,7 @@ def test_norm_pairs_are_left_out_of_a_peft_folder(toy: Path, tmp_path: Path) -> 
 
 
 def test_scales_that_a_format_has_no_place_for(toy: Path, tmp_path: Path) -> None:
-    """One scale a file (.bin), or one by the rank (GGUF): B makes up for it, which is said."""
+    """One scale per file (.bin) or per rank (GGUF): B is adjusted, and that is reported."""
     ranks = {"wq": 3, "wk": 4}
     adapter = trained(toy, ranks, 8, 4)
     base = model(toy)
@@ -117,7 +117,7 @@ def test_scales_that_a_format_has_no_place_for(toy: Path, tmp_path: Path) -> Non
 
 
 def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
-    """Our own files say enough for every direction but those that begin with a .bin."""
+    """Our own files suffice for every direction except those that begin with a .bin."""
     one = stored(toy, {"wq": 2, "w2": 2}, 4, 2)
     write_stored(tmp_path / "a.gguf", one)
     assert convert(str(tmp_path / "a.gguf"), f"{tmp_path}/p/") == []
@@ -165,7 +165,7 @@ def test_llama_cpp_does_what_was_trained(toy: Path, tmp_path: Path) -> None:
         got = {kind: llama.logits(tokens, [(file, 1.0)]) for kind, file in files.items()}
     assert abs(got["gguf"] - plain).max() > 0.02 * abs(plain).max()
     for kind in ("bin", "peft"):
-        # B rounded once more or once less, float32 through two layers
+        # B is rounded once more or once less; float32 through two layers
         assert abs(got[kind] - got["gguf"]).max() < 2e-6 * abs(plain).max()
 
 

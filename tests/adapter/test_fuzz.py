@@ -1,4 +1,4 @@
-"""Damaged adapters of every format: refused in one line or read, never anything else."""
+"""Damaged adapters of every format: refused in one line or read, nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = {
 
 
 def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, put in or left out, mostly where the header is."""
+    """A few bytes changed, inserted or removed, mostly in the header."""
     data = bytearray(whole)
     for _ in range(rng.choice((1, 1, 2, 8))):
         at = rng.randrange(len(data) if rng.random() < 0.2 else min(len(data), 600))
@@ -63,5 +63,5 @@ def test_damage(tmp_path: Path, name: str) -> None:
             assert got.misfit(base[1]) is None and 0 < got.scale < np.inf
             assert all(np.isfinite(x).all() for x in got.parameters().values())
         (tmp_path / file).write_bytes(whole)
-    assert 0 < read < 200 * len(FILES[name])  # some damage is harmless, most is not
+    assert 0 < read < 200 * len(FILES[name])  # some damage is harmless
     shutil.rmtree(tmp_path / "a", ignore_errors=True)

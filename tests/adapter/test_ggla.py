@@ -61,7 +61,7 @@ def by_hand(norm_ne: tuple[int, ...]) -> bytes:
 
 @pytest.mark.parametrize("july", [False, True])
 def test_bytes_by_hand(tmp_path: Path, july: bool) -> None:
-    """Rank fastest; data on 32 bytes, the next record right behind; one dimension in July 2024."""
+    """Rank fastest; data on 32 bytes, the next record follows; one dimension in July 2024."""
     path = tmp_path / "a.bin"
     assert write_ggla(path, small(), july_2024=july) == []
     assert path.read_bytes() == by_hand((1,) if july else (1, 1))
@@ -71,7 +71,7 @@ def test_bytes_by_hand(tmp_path: Path, july: bool) -> None:
     np.testing.assert_array_equal(back.pairs[NAME].b, B)
     np.testing.assert_array_equal(back.pairs[NORM].a, A[:1])
     np.testing.assert_array_equal(back.pairs[NORM].b, [[5]])
-    # alpha / r holds for all: an alpha of its own for the pair of rank 1
+    # alpha / r is the same for all: the pair of rank 1 has a separate alpha
     assert back.alphas == {NAME: 3, NORM: 1.5}
 
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_s_tensors_make_the_old_tool_s_file(tmp_path: Path) -> None
     [
         (16.0, 8, (8, 16), (16, 8)),
         (2.5, 5, (10, 5), (5, 10)),
-        (0.125, 1 << 14, (1 << 17, 1), None),  # r of the header is no rank any more
+        (0.125, 1 << 14, (1 << 17, 1), None),  # r of the header is not a rank any more
     ],
 )
 def test_alpha_as_a_whole_number(
@@ -215,6 +215,6 @@ def test_every_cut_is_refused(tmp_path: Path) -> None:
             pairs = read_ggla(path).pairs
         except CheckpointError:
             continue
-        # A file that ends behind a whole pair does not say that more should follow.
+        # Nothing in a file that ends after a complete pair indicates that more should follow.
         assert list(pairs) == [NORM]
         assert whole[size:].find(b"blk.0.attn_q.weight.loraA") == 20

@@ -114,7 +114,7 @@ def test_stored_form(toy: Path, tmp_path: Path) -> None:
 
 
 def test_blocks_without_a_pair(tmp_path: Path) -> None:
-    """Only in the last of three blocks, of another rank in one: whole paths, and exact ones."""
+    """Only in the last of three blocks, with another rank in one: whole paths, exact ones."""
     rng = np.random.default_rng(0)
 
     def pair(rank: int) -> Pair:
@@ -210,7 +210,7 @@ def test_what_must_be_known_of_the_base_model(toy: Path, tmp_path: Path) -> None
     assert list(read_peft(folder(tmp_path / "v", v), Base()).pairs) == ["blk.0.attn_v.weight"]
     whole = stored(toy, {"wq": 2}, 4, 2)
     write_peft(tmp_path / "own", whole)
-    assert same_bits(whole, read_peft(tmp_path / "own", Base()))  # our files say it themselves
+    assert same_bits(whole, read_peft(tmp_path / "own", Base()))  # our files contain it
     for known in (Base(), Base("llama")):
         bare = Stored(4, 2, whole.pairs, whole.alphas, known)
         with pytest.raises(UsageError, match="--model-base"):
@@ -329,7 +329,7 @@ def test_what_is_missing(toy: Path, tmp_path: Path) -> None:
         (path / gone).unlink()
         with pytest.raises(CheckpointError, match=gone):
             load_adapter(path, *base)
-        os.mkfifo(path / gone)  # a pipe without a writer must not be waited for
+        os.mkfifo(path / gone)  # must not wait for a pipe without a writer
         with pytest.raises(CheckpointError, match="not a regular file"):
             load_adapter(path, *base)
 

@@ -1,4 +1,4 @@
-"""An adapter for every architecture that Hugging Face has too: the same there, and read back.
+"""Adapters for all architectures that Hugging Face also has: same results there, and read back.
 
 Needs the extra `peer` (torch, transformers, peft), as tests/adapter/test_peft_itself.py.
 """
@@ -22,7 +22,7 @@ from tests.adapter.test_peft_itself import TOKENS, hf_logits, hf_rows, peft, tor
 from tests.differences import relative
 
 GLOBAL, LOCAL = ({"rope_type": "default", "rope_theta": base} for base in (1e6, 1e4))
-# The kind of model, Hugging Face's class, and what its configuration says beyond the sizes.
+# The kind of model, Hugging Face's class, and the entries of its configuration besides sizes.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, 7B to 30B": ("Llama", {"rope_parameters": LOCAL}),
     "llama, Llama 3 1B": (

@@ -1,6 +1,6 @@
-"""An adapter that we trained does in Hugging Face PEFT what it does here.
+"""An adapter that we trained has the same results in Hugging Face PEFT.
 
-Needs the extra `peer` (torch, transformers, peft), which is gigabytes on many machines.
+Needs the extra `peer` (torch, transformers, peft), which takes gigabytes on many machines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hf_rows(w: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k as Hugging Face has them, written out head by head."""
+    """Rows of q or k in Hugging Face's order, head by head."""
     out = np.empty_like(w)
     for h in range(heads):
         for i in range(D // 2):
@@ -88,7 +88,7 @@ def close(got: np.ndarray, want: np.ndarray) -> bool:
 
 
 def trained_steps(model: Model, ranks: dict[str, int]) -> nbllama.Adapter:
-    """A few real steps of AdamW, so that it is an adapter that was trained here."""
+    """A few real steps of AdamW, so that the adapter is really trained here."""
     adapter = nbllama.init_adapter(model, 4, 8, ranks=ranks)
     opt = nbllama.AdamW(adapter.parameters(), 0.05, beta1=0.9, beta2=0.999)
     for _ in range(4):
@@ -134,7 +134,7 @@ def test_what_peft_saves_is_read(toy: Path, tmp_path: Path, rslora: bool) -> Non
             p.data.mul_(0.1 if "embedding" in name else 0.5)
     want = hf_logits(lora)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks the hub for the base model's configuration
+        warnings.simplefilter("ignore")  # it requests the base model's configuration from the hub
         lora.save_pretrained(tmp_path / "p", save_embedding_layers=False)
     adapter = nbllama.load_adapter(tmp_path / "p", model)
     assert len(adapter.pairs) == 2 + 2 * 4

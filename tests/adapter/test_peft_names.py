@@ -1,4 +1,4 @@
-"""PEFT folders of the architectures whose modules are not called as llama's, written and read."""
+"""PEFT folders of architectures whose module names differ from llama's, written and read."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def test_modules(name: str, tmp_path: Path) -> None:
     [("smollm3", True), ("arcee", True), ("ernie4_5", False), ("glm4", False), ("olmo2", False)],
 )
 def test_order_of_rows(arch: str, turned: bool) -> None:
-    """Where RoPE turns neighbours at Hugging Face too, rows keep their order."""
+    """If Hugging Face's RoPE also rotates neighbours, rows keep their order."""
     assert Base(arch).interleaved is turned

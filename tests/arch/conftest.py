@@ -1,4 +1,4 @@
-"""A file of one architecture, and where a test writes it."""
+"""A file of one architecture, and the path to which a test writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kinds of models the default suite takes through everything, and which the slow one."""
+"""The kinds of models that the default suite tests in full, and those of the slow suite."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ ALIKE = {
     "ernie4_5-moe, 21B-A3B and 300B-A47B",
     "glm4moe, 4.5 and 4.6, 355B (norms of heads)",
 }
-"""Kinds that compute nothing which no other kind does: the default suite compares their logits, and
+"""Kinds whose computations all occur in other kinds: the default suite compares their logits, and
 a token's program."""
 
 
 def kinds(names: Iterable[str] = MODELS, also_slow: Iterable[str] = ()) -> list[Any]:
-    """Parameters of a test: these kinds, those that are alike marked slow."""
+    """Parameters of a test: these kinds; similar ones are marked slow."""
     slow = ALIKE | set(also_slow)
     return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in names]
 
 
 def by_table(name: str) -> bool:
-    """Whether the kind has GELU, which ggml looks up in a table of halves."""
+    """Whether the kind has GELU, which ggml looks up in a float16 table."""
     return name.startswith(("gemma", "starcoder2", "phi2"))

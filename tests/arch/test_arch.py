@@ -75,7 +75,7 @@ def test_every_field(model: Model, path: Path) -> None:
 
 
 class TestOptional:
-    """Missing keys take llama.cpp's defaults; what may be absent is told by the tensors."""
+    """Missing keys have llama.cpp's defaults; the tensors determine what can be absent."""
 
     def test_tied_output(self, model: Model, path: Path) -> None:
         del model.tensors["output.weight"]
@@ -200,7 +200,7 @@ def test_expected_tensors(model: Model, path: Path) -> None:
 
 
 class TestRows:
-    """What no row uses yet but the next ones need."""
+    """Features that no row uses yet but the next rows will need."""
 
     def row(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         monkeypatch.setitem(ARCHS, "llama", replace(ARCHS["llama"], **changes))

@@ -24,7 +24,7 @@ Grouping = Callable[[list[str], Hparams], list[list[str]]]
 
 
 def one_by_one(names: list[str], hp: Hparams) -> list[list[str]]:
-    """Each parameter alone; of a deep model those of some blocks, of each kind that it has."""
+    """Each parameter alone; for a deep model, those of some blocks of each kind."""
     blocks: Collection[int] = range(hp.n_layer)
     if hp.n_layer > 8:
         blocks = {0, 1, hp.window_period - 1, hp.n_layer // 2, hp.n_layer - 1}
@@ -41,11 +41,11 @@ def by_kind(names: list[str], hp: Hparams) -> list[list[str]]:
 
 
 def length_of(name: str, grads: Parameters, params: Parameters) -> float:
-    """Length of a gradient, in which its errors are measured.
+    """The norm of a gradient, the unit of its errors.
 
-    A norm's `b` has one row: its gradient sums n_embd numbers to `rank`, and what rounding does to
-    them is as large when they cancel. So of it the length that the sum could have: from that of the
-    weight's gradient, which `a` got times `b`, times that of `a`.
+    A norm's `b` has one row: its gradient sums n_embd numbers to `rank`, and their rounding errors
+    are as large if they cancel. So its unit is the norm that the sum could have: that of the
+    weight's gradient (`a` has it times `b`) times the norm of `a`.
     """
     own = float(np.linalg.norm(grads[name]))
     if len(grads[name]) > 1 or not name.endswith(".lora_b"):
@@ -75,11 +75,11 @@ def check_gradients(model: Model, groups: Grouping) -> None:
         numeric = slope(reference, batch, params, adapter.scale, direction=direction, h=STEP)
         got = sum(float((grads[name] * d).sum()) for name, d in direction.items())
         size = math.hypot(*(length_of(name, grads, params) for name in names))
-        # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room
+        # float32 kernels: errors of about 1e-6 of the gradient norm; 1e-4 leaves room
         assert got == pytest.approx(numeric, abs=1e-4 * size + 1e-8), names
 
 
-# Deep for the scale of their queries alone, or wide for their heads, which `test_logits` sees.
+# Deep only for the scale of their queries, or wide for their heads; `test_logits` covers both.
 SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")
 
 

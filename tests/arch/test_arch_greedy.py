@@ -1,4 +1,4 @@
-"""Every architecture: the text that it writes, and the same bits at any number of threads."""
+"""Every architecture: its generated text, and the same bits with any number of threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.generation.test_generation_vs_llama import differs_at, ours, theirs
 from tests.oracle import LlamaModel
 from tests.train.toy_runs import random_batch
 
-# In the default suite: each way in which a block differs from llama's once.
+# In the default suite: each difference of a block from llama's block, once.
 QUICK = (
     "mistral3, Ministral 3 (YaRN, temperature)",
     "hunyuan-dense, 0.5B to 7B",

@@ -26,8 +26,8 @@ from tests.conftest import ROOT
 from tests.differences import compare, record, relative
 
 
-# float32 on both sides, each sum in its own order: 2.2e-6 at most was measured. Gemma's GELU is a
-# staircase in llama.cpp (see `gated_by_table`): where a rounding of ours ends on another step, one
+# float32 on both sides, sums in different orders: at most 2.2e-6 was measured. Gemma's GELU is a
+# step function in llama.cpp (see `gated_by_table`): if our rounding ends on another step, one
 # activation is 5e-4 off; 1.8e-5 of the largest logit was measured. A delta net carries its rounding
 # from token to token: as much after 257 of them.
 def bound_of(name: str) -> float:
@@ -61,7 +61,7 @@ def test_the_list_is_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_other_architectures_are_refused_by_name(arch: str, said: str, tmp_path: Path) -> None:
-    """Before anything else of the file is looked at: this one has no tensors."""
+    """Before anything else in the file is checked: this one has no tensors."""
     path = tmp_path / "m.gguf"
     write_gguf(path, [("general.architecture", arch, ValueType.STRING)], [])
     with pytest.raises(GGUFError, match=said) as caught:
@@ -89,14 +89,14 @@ def tokens_of(n: int) -> list[int]:
 
 
 def gelu_by_table(x: np.ndarray) -> np.ndarray:
-    """GELU as ggml has it: from a table of halves (`ggml_vec_geglu_f32`)."""
+    """GELU as in ggml: from a float16 table (`ggml_vec_geglu_f32`)."""
     half = x.astype(np.float16).astype(np.float64)
     act = ungated_ref(half, "gelu").astype(np.float16).astype(np.float32)
     return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, act))
 
 
 def gated_by_table(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool) -> None:
-    """The activation as ggml has it."""
+    """The activation as in ggml."""
     if gelu:
         out[:] = gelu_by_table(gate) * up
     else:
@@ -114,12 +114,12 @@ def ungated_by_table(
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our models with ggml's GELU, so that all else can be compared tightly."""
+    """Our models with ggml's GELU, so that everything else can be compared with tight bounds."""
     monkeypatch.setattr("nbllama.model.block.gated", gated_by_table)
     monkeypatch.setattr("nbllama.model.block.ungated", ungated_by_table)
 
 
-# What the exact GELU differs from llama.cpp's table, of the largest logit: 5.9e-5 was measured for
+# Difference of the exact GELU from llama.cpp's table, of the largest logit: 5.9e-5 was measured for
 # Gemma; 3.0e-4 for the two-matrix layers, whose models have no small norms after them.
 EXACT_GELU = 1e-3
 

@@ -1,4 +1,4 @@
-"""What the files of today's dense families say beyond sizes, and what of it is refused."""
+"""Metadata of today's dense families besides sizes, and refusals."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_glm_that_sees_is_refused(tmp_path: Path) -> None:
 
 
 def test_tensors_of_other_senses_are_left_alone(tmp_path: Path) -> None:
-    """As in files that hold all of a model that sees: one line says so, and text is the same."""
+    """As in files of a whole vision model: one line says so, and text is the same."""
     plain, path = tmp_path / "plain.gguf", tmp_path / "m.gguf"
     MODELS["gemma3, without a window"].make(plain)
     with open_gguf(plain) as f:

@@ -1,4 +1,4 @@
-"""What the files of mixtures of experts say beyond sizes, and what of it is refused."""
+"""Metadata of mixtures of experts besides sizes, and refusals."""
 
 from __future__ import annotations
 

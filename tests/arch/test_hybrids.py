@@ -1,4 +1,4 @@
-"""What the files of models with few attention blocks say, and what of it is refused."""
+"""Metadata of models with few attention blocks, and refusals."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_peft(tmp_path: Path) -> None:
 
 
 def test_nodes_are_those_of_the_reference(tmp_path: Path) -> None:
-    """Every name that peek has for blocks without attention, with the float64 values."""
+    """All names of peek for blocks without attention, compared with the float64 values."""
     compared = set()
     tokens = np.random.default_rng(2).integers(3, 288, 12).astype(np.int32)
     batch = Batch.from_rows([(tokens, np.full(12, -1, np.int32))])

@@ -1,6 +1,6 @@
-"""Metadata that people's files have: read as llama.cpp reads it, with logits to prove it.
+"""Metadata of real files: read as llama.cpp reads it, checked by comparing logits.
 
-What is in single keys, and how each contradiction is refused: tests/arch.
+Single keys, and the refusal of each contradiction: tests/arch.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def test_without_every_key_that_has_a_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["spm", "bpe"])
 def test_padding_rows(tokenizer: str, tmp_path: Path) -> None:
-    """Converters round vocabularies up with `[PADn]` tokens that no text gives."""
+    """Converters pad vocabularies with `[PADn]` tokens that no text produces."""
     plain, path = tmp_path / "plain.gguf", tmp_path / "padded.gguf"
     make_llama(plain, n_vocab=352, tokenizer=tokenizer)
     with open_gguf(plain) as f:

@@ -1,4 +1,4 @@
-"""RoPE scaling as files ask for it: keys old and new, YaRN, what the user puts in their place."""
+"""RoPE scaling by the keys of a file: old and new keys, YaRN, and the user's overrides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints as the old tool wrote them, made from parts: both layouts, any order of moments."""
+"""Checkpoints in the format of the old tool: both layouts, any order of moments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F32, TEXT = ValueType.FLOAT32, ValueType.STRING
 
 
 def legacy(name: str, x: np.ndarray) -> np.ndarray:
-    """A parameter as the old tool lays it out in memory: rank fastest."""
+    """A parameter in the old tool's memory layout: rank fastest."""
     return np.ascontiguousarray(x.T if name.endswith("_a") else x)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or hold what cannot be: refused with one line and exit 5."""
+"""Checkpoints that are damaged or have impossible values: refused with one line and exit 5."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_bit_flips(tmp_path: Path, good: bytes) -> None:
 def test_format_version_is_covered(tmp_path: Path, good: bytes) -> None:
     path = tmp_path / "c.gguf"
     assert good[4] == 3
-    path.write_bytes(good[:4] + b"\2" + good[5:])  # GGUF 2 differs from 3 in nothing that we read
+    path.write_bytes(good[:4] + b"\2" + good[5:])  # for our reader, GGUF 2 and 3 are the same
     refused(path, "damaged")
 
 
@@ -67,7 +67,7 @@ def test_padding_is_covered(tmp_path: Path, good: bytes) -> None:
 def test_truncations(tmp_path: Path, good: bytes) -> None:
     path = tmp_path / "c.gguf"
     rng = random.Random(2)
-    # the file ends with padding, which may go without harm
+    # the file ends with padding, which can be missing
     sizes = {0, 1, 23, 24, len(good) - 32, *(rng.randrange(len(good) - 32) for _ in range(200))}
     for size in sizes:
         path.write_bytes(good[:size])

@@ -1,4 +1,4 @@
-"""kill -9 of a process that saves: what is under the final name is whole, whenever it comes."""
+"""kill -9 of a process that saves: at any time, the file under the final name is complete."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ for _ in range(n_kills):
             save_checkpoint(path, state)
             os.write(write, b".")
     os.close(write)
-    told = iteration + sum(len(os.read(read, 1)) for _ in range(rng.randrange(3)))
+    reported = iteration + sum(len(os.read(read, 1)) for _ in range(rng.randrange(3)))
     time.sleep(rng.uniform(0, 1.5 * one_save))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:
-        told += len(pipe.read())
+        reported += len(pipe.read())
     state.iteration = iteration = load_checkpoint(path).iteration
-    lost += not told <= iteration <= told + 1
+    lost += not reported <= iteration <= reported + 1
 files.sweep_temporary(path)
 print(json.dumps({"lost": lost, "saved": iteration, "left": os.listdir(os.path.dirname(path))}))
 """
@@ -50,12 +50,12 @@ def kills(tmp_path: Path, n: int) -> None:
     out = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(out.stdout)
     assert result["lost"] == 0
-    assert result["saved"] > n / 2  # one a child on average, and more where time was left
+    assert result["saved"] > n / 2  # one per child on average, and more if there was time
     assert result["left"] == ["c.gguf"]
 
 
 def test_kill_at_random(tmp_path: Path) -> None:
-    """The file is always whole, and never older than the last save that was told to be done."""
+    """The file is always complete, and never older than the last save reported as done."""
     kills(tmp_path, 40)
 
 

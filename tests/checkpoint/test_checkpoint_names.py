@@ -1,4 +1,4 @@
-"""Names of numbered outputs, and which of them are removed."""
+"""Names of numbered outputs, and the removal of old ones."""
 
 from __future__ import annotations
 

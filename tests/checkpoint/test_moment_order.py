@@ -15,7 +15,7 @@ from tests.conftest import GOLDEN
 
 
 def short(order: str, n_layer: int) -> str:
-    """Every second name without what all names have in common."""
+    """Every second name, without the common part of all names."""
     names = parameter_order(order, n_layer)
     halves = [name.rpartition(".")[2][-1] for name in names]
     assert halves == (["a", "b"] if order.startswith("left") else ["b", "a"]) * (len(names) // 2)
@@ -59,7 +59,7 @@ def test_agreement() -> None:
     x = {"a": np.array([3.0, 0.0]), "b": np.array([1.0, 1.0]), "c": np.zeros(2)}
     x["d"], one = np.array([2.0]), {"d": np.array([-1.0])}
     y = {"a": np.array([1.0, 0.0]), "b": np.array([1.0, -1.0]), "c": np.ones(2)} | one
-    assert agreement(x, y, x) == pytest.approx(0.5)  # c and d say nothing
+    assert agreement(x, y, x) == pytest.approx(0.5)  # c and d give no evidence
     assert agreement(x, y, ["b"]) == pytest.approx(0)
     assert agreement(x, y, ["c"]) == 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the old tool: both layouts are read, and what is wrong with one is reported."""
+"""Checkpoints of the old tool: both layouts are read, and errors are reported."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_both_layouts(tmp_path: Path, drop_ones: bool, order: str) -> None:
     assert len(state.rng_state.split()) == 625
     assert (state.best_loss, state.previous_loss, state.no_improvement) == (5.5, 5.25, 2)
     assert state.past_losses == ()
-    # A gradient with a little of the moments in it tells the order.
+    # A gradient that contains a little of the moments reveals the order.
     rng = np.random.default_rng(9)
     grads = {n: (x + 2 * rng.standard_normal(x.shape)).astype(np.float32) for n, x in m.items()}
     placed = place_moments(flat(state), state.adapter, grads, N_LAYER)

@@ -1,4 +1,4 @@
-"""A program on a pseudo terminal, as a user sits before it."""
+"""A program on a pseudo-terminal, as a user runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _environment(**changed: str) -> dict[str, str]:
 
 
 def _by_default() -> None:
-    # A shell that started the tests in the background has its children ignore SIGINT.
+    # A shell that started the tests in the background makes its children ignore SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -46,7 +46,7 @@ class Terminal:
         return self.raw.decode("utf-8").replace("\r\n", "\n")
 
     def wait_for(self, pattern: str, seconds: float = 120) -> str:
-        """Read until the text that is new since the last call matches; that text."""
+        """Read until the new text since the last call matches; return that text."""
         start, end = len(self.raw), time.monotonic() + seconds
         while True:
             text = self.raw[start:].decode("utf-8", "ignore").replace("\r\n", "\n")
@@ -62,7 +62,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt(self) -> None:
-        """What the terminal does for Ctrl-C: the signal goes to the foreground process."""
+        """Press Ctrl-C: the terminal sends the signal to the foreground process."""
         self.process.send_signal(signal.SIGINT)
 
     def end(self, seconds: float = 60) -> int:
@@ -80,7 +80,7 @@ class Terminal:
     def _read(self) -> bytes:
         try:
             got = os.read(self.master, 65536)
-        except OSError:  # Linux: no one holds the other side any more
+        except OSError:  # Linux: the other side is closed
             got = b""
         self.raw += got
         return got

@@ -1,4 +1,4 @@
-"""`--card`: what is written beside the adapter, and a user's own file that is kept."""
+"""`--card`: the files written next to the adapter, and a user's own file that is kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_card_and_modelfile(tmp_path: Path, capfd: object) -> None:
     assert command[:3] == ["python", "-m", "nbllama.export_lora"]
     assert lines[2] == f"FROM {merged}"
     assert lines[-2:] == [f"# FROM {tmp_path / 'toy.gguf'}", f"# ADAPTER {adapter}"]
-    assert export_lora.main([*command[3:], "--no-compare"]) == 0  # it makes what FROM names
+    assert export_lora.main([*command[3:], "--no-compare"]) == 0  # it creates the file of FROM
     assert (
         nbllama.load_model(merged).hp.n_layer
         == nbllama.load_model(tmp_path / "toy.gguf").hp.n_layer
@@ -53,7 +53,7 @@ def test_card_and_modelfile(tmp_path: Path, capfd: object) -> None:
 
 @pytest.mark.parametrize("name", ["lora-ITERATION.bin", "lora-ITERATION/"])
 def test_an_adapter_that_ollama_cannot_read(tmp_path: Path, name: str) -> None:
-    """Both files name the GGUF beside it, and the command that they hold makes it."""
+    """Both files name the GGUF next to them, and the command in them creates it."""
     assert main(words(tmp_path, "--card", "--lora-out", f"{tmp_path}/{name}")) == 0
     ours = f"{tmp_path}/{name}".replace("ITERATION", "LATEST")
     twin = tmp_path / "lora-LATEST.gguf"
@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_says_how_long_it_was_in_all(tmp_path: Path) -> None:
 
 
 def test_names_from_outside_are_no_markup() -> None:
-    """A name cannot leave its place in the card, or add an instruction to the Modelfile."""
+    """A name cannot escape its place in the card, or add an instruction to the Modelfile."""
     name = "m```\n<img src=x onerror=alert(1)>|[a](b)\x1b[31m.gguf"
     run = {
         "data": {"<b>": "x|y"}, "model": name, "options": {"sample-start": "````"},

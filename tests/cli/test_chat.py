@@ -1,4 +1,4 @@
-"""The program as its user meets it: pipes, a terminal, Ctrl-C, every refusal."""
+"""The program in use: pipes, a terminal, Ctrl-C, every refusal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 
 def greedy(folder: Path, text: str, n: int, adapter: Any = None) -> str:
-    """`text` and what follows it by the public functions."""
+    """`text` and its continuation by the public functions."""
     model = nbllama.load_model(folder / "base.gguf")
     tokenizer = tokenizer_from_gguf(model.gguf)
     prompt = tokenizer.encode(text, add_special=True)
@@ -159,7 +159,7 @@ def test_a_chat_reads_only_what_is_new(folder: Path, ask: Ask) -> None:
     words = [*CHAT, "--chat-template", folder / "plain.jinja", "-c", "2000"]
     _, err = ask(*words, said=said)
     read = int(err.splitlines()[-1].split()[1])
-    # the last turn alone lays out six messages; read again and again it would be 21
+    # the last turn alone renders six messages; rendering all again each turn would be 21
     assert read < 8 * len_ids(folder, "<user>the hen and her rat eat on thin reed<bot>" + 9 * "x")
 
 
@@ -250,12 +250,12 @@ def test_ctrl_c_stops_the_answer_then_the_program(folder: Path) -> None:
     terminal.interrupt()
     terminal.wait_for(r"\n> $")
     terminal.type("hat\n")
-    terminal.wait_for(r"(?s)hat\n.{20}")  # and the chat goes on
+    terminal.wait_for(r"(?s)hat\n.{20}")  # and the chat continues
     terminal.interrupt()
     terminal.wait_for(r"\n> $")
     assert terminal.process.poll() is None
     # Between writing the prompt and waiting for a key, readline does not see a signal: a moment
-    # that no hand can meet.
+    # that no user can hit.
     time.sleep(0.5)
     terminal.interrupt()
     assert terminal.end() == 130

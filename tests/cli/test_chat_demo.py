@@ -1,4 +1,4 @@
-"""The program on the demo's model, quantised as it is."""
+"""The program with the demo's quantised model."""
 
 from __future__ import annotations
 

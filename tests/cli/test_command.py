@@ -1,4 +1,4 @@
-"""The command `nbllama VERB ...`: every verb alike, and what is said to a word that is none."""
+"""The command `nbllama VERB ...`: every verb, and the answer to an unknown word."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_verb_is_tested_and_described_in_one_line() -> None:
 
 
 def fresh(code: str, *words: str) -> tuple[str, set[str], float]:
-    """What a new interpreter prints, the packages it has loaded, and its processor time."""
+    """The output of a new interpreter, its loaded packages, and its processor time."""
     start = os.times()
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint('\\0', *sys.modules)", *words],

@@ -1,4 +1,4 @@
-"""Options of other programs are answered with what was meant."""
+"""For options of other programs, the message names the option that was meant."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TABLES = {
     "convert-lora": (others.CONVERT_LORA, ConvertLoraOptions),
 }
 
-# What is typed by users of mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp, and
-# a part of the line that they must get.
+# Options that users of mlx-lm, PEFT, TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp type, and
+# a part of the line that they must see.
 MEANT = {
     "--lora-rank": "did you mean --lora-r?",
     "--lora_rank": "did you mean --lora-r?",
@@ -110,7 +110,7 @@ def test_what_other_trainers_call_it() -> None:
 
 
 def test_what_resembles_another_option_by_chance() -> None:
-    """Nothing is better than a wrong hint."""
+    """No hint is better than a wrong hint."""
     for typed in ("--outputs-to", "--device-x", "--zzz-steps", "--zzz"):
         assert line(typed) == f"unknown option '{typed}'; --help lists them all"
     names = [name for o in OPTIONS for name in (*o.names, *o.off)]

@@ -1,7 +1,7 @@
-"""Every program that reads a model, met by a user who gives it the wrong thing.
+"""Every program that reads a model, with wrong input.
 
 One line on standard error says what, where and what to do, with the exit code of `nbllama.errors`;
-nothing that was there is changed. What each program's own test file already refuses is not
+existing files are not changed. Refusals that are in each program's own test file are not
 repeated here.
 """
 
@@ -207,7 +207,7 @@ def test_one_line_and_the_exit_code(
     program: str, words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, more = PROGRAMS[program]
-    # of an option that is given twice the last one holds
+    # if an option is given twice, the last value counts
     assert run([*more, *words.split(" ")]) == code
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ") and said in lines[-1], lines
@@ -230,7 +230,7 @@ def test_a_folder_that_takes_no_files(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_merge_that_cannot_be_compared_fails(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file is complete, and the last line says that its logits are no numbers."""
+    """The file is complete, and the last line says that its logits are not numbers."""
     words = ["-m", files / "base.gguf", "-s", files / "a.gguf", "1e30", "-o", tmp_path / "m.gguf"]
     assert export_lora.main([*map(str, words), "-t", "1"]) == 1
     err = capsys.readouterr().err

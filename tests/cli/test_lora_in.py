@@ -1,4 +1,4 @@
-"""`--lora-in`: what an adapter decides, and what the command line may still say."""
+"""`--lora-in`: what an adapter determines, and what the command line can still set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.train.run.lora_in import completed_by
 
 
 def adapter(**ranks: int) -> Adapter:
-    """Pairs by tensor name, `_` for `.` where it stands behind blk and a number."""
+    """Pairs by tensor name, with `_` for `.` after blk and after the number."""
     pairs = {}
     for name, rank in ranks.items():
         full = name.replace("blk0_", "blk.0.").replace("blk1_", "blk.1.") + ".weight"
@@ -33,7 +33,7 @@ def test_ranks_and_alpha_are_the_adapter_s() -> None:
     assert ranks.keys() == {f"rank_{slot.name}" for slot in EVERY_SLOT}
     assert None not in ranks.values()
     assert (made.lora_r, made.lora_alpha) == (8, 12)
-    # what was given and agrees may stand
+    # values that agree are allowed
     same = completed_by(options("--lora-r", "8", "--rank-wk", "0"), adapter(blk0_attn_q=8))
     assert (same.lora_r, same.rank_wk, same.rank_wq) == (8, 0, 8)
 

@@ -1,4 +1,4 @@
-"""The command line of `main`: the table, the modes, what contradicts."""
+"""The command line of `main`: the table, the modes, contradictions."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_adapters_are_taken_in_order() -> None:
     )
     assert got.adapters == [("a", 1), ("b", 1), ("c", 0.5), ("d", 2), ("e", -1), ("f", 1)]
     assert got.options.prompt == "text"
-    # the value of another option is no option
+    # the value of another option is not an option
     assert parse_main(["-m", "m", "-p", "--lorax", "-r", "a", "-r", "b"]).options.reverse_prompt
 
 

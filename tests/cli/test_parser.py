@@ -1,4 +1,4 @@
-"""The parser on a small table of its own."""
+"""The parser with a small table of options."""
 
 from __future__ import annotations
 

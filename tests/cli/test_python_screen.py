@@ -1,4 +1,4 @@
-"""What a run shows that was started from Python: by where its output goes."""
+"""The output of a run started from Python, depending on where it goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 class Cell(io.StringIO):
-    """As what ipykernel puts in the place of standard output."""
+    """Like ipykernel's replacement of standard output."""
 
     __module__ = "ipykernel.iostream"
 

@@ -118,8 +118,8 @@ def test_output_is_utf8_whatever_the_locale(env: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ("print('x' * 100000)", 1),  # written through at once: main itself sees the error
-        ("sys.stdout.write('x')", 0),  # only seen when flushed at the end
+        ("print('x' * 100000)", 1),  # written immediately, so main gets the error
+        ("sys.stdout.write('x')", 0),  # the error occurs only at the final flush
         ("raise E.DataError('no')", 2),
     ],
 )

@@ -1,4 +1,4 @@
-"""Defaults by the kind of data: what was not given is filled in, what was given is kept."""
+"""Defaults by the kind of data: missing settings are filled in, given ones are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVEN = ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 NORMS = ["att_norm", "ffn_norm", "out_norm"]
 EXPERTS = [slot.name for slot in FUSED_SLOTS if slot.name != "wqkv"]
 OFF = [*NORMS, "tok_embd", "out", "wqkv", *EXPERTS]
-DENSE = {"wqkv", *EXPERTS}  # what a model of the old tool's kind does not have
+DENSE = {"wqkv", *EXPERTS}  # not in models of the old tool's kind
 FUSED = {"wq", "wk", "wv", "w1", *EXPERTS}
 
 
@@ -116,7 +116,7 @@ def test_a_model_with_fused_projections() -> None:
     on = {slot: rank for slot, rank in ranks.items() if rank}
     assert on == {"tok_embd": 3, "out": 3, "wo": 5, "w2": 3, "w3": 3, "wqkv": 3}
     assert settings("--rank-wqkv 2", missing=FUSED).ranks["wqkv"] == 2
-    # What is asked for is kept, and then refused by `init_adapter`, which knows the tensors.
+    # The request is kept, and then refused by `init_adapter`, which has the tensors.
     assert settings("--rank-wq 2", missing=FUSED).ranks["wq"] == 2
 
 
@@ -135,7 +135,7 @@ def test_norms_train_for_the_old_format_only() -> None:
 def test_tied_embeddings() -> None:
     got = settings(missing={"out", *DENSE})
     assert (got.ranks["tok_embd"], got.ranks["out"], got.notes) == (0, 0, ())
-    # What is asked for is kept; the adapter's own checks warn or refuse, knowing the tensors.
+    # The request is kept; the adapter's checks, which have the tensors, warn or refuse.
     assert settings("--rank-tok-embd 4", missing={"out", *DENSE}).ranks["tok_embd"] == 4
     assert settings("--rank-out 4", missing={"out", *DENSE}).ranks["out"] == 4
 
@@ -222,7 +222,7 @@ def test_compat_restores_the_old_defaults() -> None:
     assert [got.ranks[n] for n in NORMS] == [1, 1, 1]
     assert got.ranks["tok_embd"] == got.ranks["wq"] == 4
     assert settings("--compat --rank-out-norm 0").ranks["out_norm"] == 0
-    # The cap of 256 iterations holds beside --epochs, which only ours lifts.
+    # The cap of 256 iterations also applies with --epochs; only our own defaults lift it.
     assert settings("--compat --epochs 3").n_iter == 256
     assert settings("--compat --epochs 2").n_iter == 250
     assert settings("--compat --epochs 0").n_iter == 256

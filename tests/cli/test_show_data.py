@@ -83,7 +83,7 @@ def test_plain_text_is_trained_whole(folder: Path) -> None:
 
 
 def test_records_and_samples(folder: Path) -> None:
-    """How many samples are made of the records, and why more than one of some."""
+    """How many samples the records give, and why some give more than one."""
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
         "{% if not loop.last or m.role != 'assistant' %} !{% endif %}<|im_end|>\n{% endfor %}"

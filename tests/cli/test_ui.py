@@ -1,4 +1,4 @@
-"""The display: plain lines into a pipe, a live picture on a terminal, and no failure of either."""
+"""The display: plain lines in a pipe, live output on a terminal, and neither can fail."""
 
 from __future__ import annotations
 

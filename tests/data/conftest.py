@@ -14,7 +14,7 @@ from nbllama.gguf_io import open_gguf
 from nbllama.text import CHATML, Tokenizer, tokenizer_from_gguf
 from nbllama.text.chat_template import ChatTemplate, chat_template_for
 
-# Trims what people wrote, as Llama 2's and Gemma's templates do, and refuses other roles.
+# Trims messages, like the templates of Llama 2 and Gemma, and refuses other roles.
 TRIMMING = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}"
@@ -68,7 +68,7 @@ def trimming() -> Iterator[ChatTemplate]:
 
 @pytest.fixture
 def write_lines(tmp_path: Path) -> Callable[..., Path]:
-    """Writes one JSON line for each chat, a list of (role, content), to `chats.jsonl`."""
+    """Writes one JSON line per chat, a list of (role, content), to `chats.jsonl`."""
 
     def write(*chats: list[tuple[str, str]], **more: Any) -> Path:
         path = tmp_path / "chats.jsonl"

@@ -101,7 +101,7 @@ DAMAGE: list[Callable[[random.Random, bytearray], None]] = [
 def mutants(
     seed: int, n: int, more: list[tuple[str, bytes, int]] | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """`n` damaged files: (name, content). `more`: files beside `SEEDS`."""
+    """`n` damaged files: (name, content). `more`: files in addition to `SEEDS`."""
     r = random.Random(seed)
     seeds = SEEDS + (more or [])
     for _ in range(n):

@@ -38,7 +38,7 @@ def trained_text(tokenizer: Tokenizer, data: Samples, i: int) -> list[str]:
 
 
 def test_one_turn(bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lines) -> None:
-    """Worked by hand: ids 3 + byte, 1 <|im_start|>, 2 <|im_end|>, and the merges of the toy."""
+    """Computed by hand: ids 3 + byte, 1 <|im_start|>, 2 <|im_end|>, and the merges of the toy."""
     data = load_chat(write_lines([(U, "q"), (A, "x!")]), bpe, 64, chatml)
     batch = data.batch([0])
     user, assistant = bpe.encode("user\nq"), bpe.encode("assistant\n")
@@ -81,7 +81,7 @@ def test_turns_and_system(bpe: Tokenizer, chatml: ChatTemplate, write_lines: Lin
 def test_the_sequence_is_the_whole_text(
     demo_tokenizer: Tokenizer, demo_template: ChatTemplate, write_lines: Lines
 ) -> None:
-    """Tokens and last target spell what the template makes of the chat, up to the last answer."""
+    """Tokens and last target spell the rendered chat, up to the last answer."""
     chat = [(U, "Who?\n"), (A, " Odette, née 中  "), (U, "\nAnd?"), (A, "No \U00020000 one.")]
     data = load_chat(write_lines(chat), demo_tokenizer, 512, demo_template)
     batch = data.batch([0])
@@ -113,7 +113,7 @@ def test_training_sees_what_generation_sees(
     encoded = encode_chat(demo_tokenizer, demo_template, messages)
     first = int(np.flatnonzero(encoded.trained)[0])
     assert encoded.ids[:first].tolist() == prompt
-    # The tokens of the answer and its end of turn, nothing behind it.
+    # The tokens of the answer and its end of turn, nothing after it.
     assert encoded.trained[first:].all()
     spelled = demo_tokenizer.decode(encoded.ids[first:].tolist(), special=True)
     assert spelled == answer + "<|im_end|>"
@@ -124,7 +124,7 @@ def test_no_token_reaches_across_the_border(
     demo_tokenizer: Tokenizer, demo_template: ChatTemplate, answer: str
 ) -> None:
     """In one text the template's "\n" and the answer's white space would make one token, which
-    inference never sees: it has the prompt's tokens, and goes on with the answer's.
+    inference never sees: it has the prompt's tokens, and continues with the answer's.
     """
     messages = [{"role": U, "content": "q"}, {"role": A, "content": answer}]
     encoded = encode_chat(demo_tokenizer, demo_template, messages)
@@ -265,7 +265,7 @@ def test_fingerprint(
         return load_chat(write_lines(*chats), tokenizer, n_ctx, chatml).fingerprint
 
     first = of(chat)
-    renamed = write_lines(chat, source="a key that is passed over").rename(tmp_path / "other")
+    renamed = write_lines(chat, source="a key that is ignored").rename(tmp_path / "other")
     assert load_chat(renamed, bpe, 64, chatml).fingerprint == first
     others = {
         of([(U, "the"), (A, "hands")]),
@@ -279,7 +279,7 @@ def test_fingerprint(
 
 
 def test_fingerprint_follows_what_the_template_writes(bpe: Tokenizer, write_lines: Lines) -> None:
-    """A template may write the date: another day, other samples."""
+    """If a template writes the date, samples differ on another day."""
     source = "{{ strftime_now('%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     path = write_lines([(U, "q"), (A, "x")])
     prints = []

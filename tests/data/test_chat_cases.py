@@ -1,7 +1,7 @@
-"""Small templates, one mechanism each, with chats of every kind: what is trained, and what is said.
+"""Small templates, one mechanism each, with all kinds of chats: trained tokens and messages.
 
-`cases/chats/truth.json` has the right samples; the record files next to it are forms of chats that
-are easily read otherwise than they are meant.
+`cases/chats/truth.json` has the correct samples; the record files next to it are forms of chats
+that are easily misread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def found(data: Samples) -> list[dict[str, Any]]:
 
 
 def is_apart(tokenizer: Tokenizer, data: Samples) -> bool:
-    """Whether every prompt and every answer has the ids that it has alone."""
+    """Whether every prompt and every answer has the same ids as alone."""
     for i, (text, trained) in enumerate(data.texts):
         part = slice(int(data.offsets[i]), int(data.offsets[i + 1]))
         expected: list[int] = []

@@ -1,4 +1,4 @@
-"""Samples that a text opens: each rule of the old tool on texts small enough to see."""
+"""Samples at start texts: each rule of the old tool on small texts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def samples(text: str, start: str, n_ctx: int = 9, **options: bool) -> list[str]
 
 
 def test_split() -> None:
-    assert samples("x<a<bc<", "<") == ["a", "bc", ""]  # what is before the first is dropped
+    assert samples("x<a<bc<", "<") == ["a", "bc", ""]  # the text before the first one is dropped
     assert samples("x<a<bc<", "<", include=True) == ["<a", "<bc", "<"]
     assert samples("aaaaa", "aa") == ["", "a"]  # no overlaps, from the left
     assert samples("aaaaa", "aa", include=True) == ["aa", "aaa"]
@@ -133,7 +133,7 @@ def test_no_token_at_all() -> None:
 
 
 def test_run_b_of_the_old_tool() -> None:
-    """What its log says of 63 samples."""
+    """The old tool's log has 63 samples."""
     with open_gguf(GOLDEN / "tiny-q4_k.gguf") as f:
         tokenizer = tokenizer_from_gguf(f)
     data = load_raw_text(GOLDEN / "hamlet.txt", tokenizer, 48, cutter=SampleStart("\n\n"))

@@ -1,4 +1,4 @@
-"""The demo's own data set, and the script that asks its questions."""
+"""The demo's data set, and the script that asks its questions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_facts_are_asked_six_times_and_held_out_twice(ask: ModuleType) -> None:
     facts = Counter(q.fact for q in held_out)
     assert len(facts) == 22 and set(facts.values()) == {2}
     told = Counter(fact for _, answer in pairs() for fact in facts if fact in answer)
-    # Exactly one fact an answer: no fact is part of another one's answer.
+    # Exactly one fact per answer: no fact is part of another one's answer.
     assert told == {fact: 6 for fact in facts} and len(pairs()) == 6 * 22
 
 
@@ -101,7 +101,7 @@ def test_ids_are_those_of_llama_cpp(
 
 
 class Parrot:
-    """A model that answers with the words that it is told, and notes what it was asked."""
+    """A model that gives predefined answers, and stores the questions."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, answers: list[str]) -> None:
         self.tokenizer, self.chat_template = tokenizer, template

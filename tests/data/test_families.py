@@ -1,6 +1,6 @@
-"""Chats in the layouts of families whose own templates llama.cpp's tests do not have.
+"""Chats in the layouts of families whose templates are not in llama.cpp's tests.
 
-The templates here are only as long as the layout needs; what else the families' files do (tools,
+The templates here are only as long as the layout needs; other features of the families (tools,
 checks of roles) is in the templates of `test_templates_of_llama_cpp.py`.
 """
 
@@ -78,7 +78,7 @@ UNDECIDED = {("olmo2: OLMo 2", "assistant twice")}
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name: str, tmp_path: Path) -> None:
-    """Trained by the rule, or without a part that the layout has no place for, which is said."""
+    """Trained by the rule, or without a part that does not fit the layout, which is reported."""
     found = list(cells(tmp_path, name, LAYOUTS[name]))
     wrong = [c for c in found if c.mark not in "=~rc" and (name, c.kind) not in UNDECIDED]
     assert not wrong, wrong

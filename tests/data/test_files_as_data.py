@@ -1,4 +1,4 @@
-"""What a file may be beside plain JSON or text: packed, archived, otherwise encoded, or no data."""
+"""Files other than plain JSON or text: compressed, archived, in other encodings, or no data."""
 
 from __future__ import annotations
 

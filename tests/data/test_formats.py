@@ -1,4 +1,4 @@
-"""The other formats of records, the files that hold them, and how a file's kind is told."""
+"""The other formats of records, their files, and the detection of a file's kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def opened(folder: Path, text: str, name: str = "data", **options: Any) -> DataF
 
 
 def one(folder: Path, record: Any, **options: Any) -> tuple[str, Any]:
-    """The format that is told from a record, and what becomes of it."""
+    """The format that is detected from a record, and the result."""
     found = opened(folder, json.dumps(record), **options)
     ((line, sample),) = found.samples
     assert line == 1 and found.kind == "chat"
@@ -181,7 +181,7 @@ class TestTables:
             (2, Conversation([message("user", "q\n\ni"), message("assistant", "a, b")]))
         ]
         assert opened(tmp_path, "text\none\ntwo\n", "x.csv").format == "text"
-        # One column of this name may be any text, if nothing else says that it is a table.
+        # A single column of this name can be any text, if nothing else shows that it is a table.
         assert opened(tmp_path, "text\none\ntwo\n", "x").kind == "raw"
         assert opened(tmp_path, "text\none\n", "x", data_format="csv").samples == [
             (2, Continuation("", "one"))

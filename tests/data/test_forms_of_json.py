@@ -1,4 +1,4 @@
-"""The forms in which people write JSON records, and where the records lie in them."""
+"""The forms of JSON record files, and where the records are in them."""
 
 from __future__ import annotations
 

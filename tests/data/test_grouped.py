@@ -1,4 +1,4 @@
-"""`--group-prompts`: samples that begin alike come together, each once an epoch."""
+"""`--group-prompts`: samples with the same prefix are adjacent, each once per epoch."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LINE = json.dumps(CHAT)
     ],
 )
 def test_the_content_decides(tmp_path: Path, content: str, kind: str) -> None:
-    """But a file whose name says that it holds records is never raw text."""
+    """But a file with the name of a record file is never raw text."""
     for name in ("data.txt", "data.jsonl"):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")

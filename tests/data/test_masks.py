@@ -1,6 +1,6 @@
-"""Which tokens are trained, to the character, for every layout that the package knows.
+"""The trained tokens, to the character, for every layout of the package.
 
-What is wanted is worked out from the rendered text and the messages alone: each answer with the
+The expected tokens are computed only from the rendered text and the messages: each answer with the
 token that ends its turn, in the vocabulary of the layout's family.
 """
 
@@ -28,7 +28,7 @@ from tests.text.vocabs import train_bpe, train_spm, write_vocab
 
 Case = tuple[Tokenizer, ChatTemplate]
 
-# layout -> (kind of vocabulary, its control tokens, what ends an answer in the text)
+# layout -> (kind of vocabulary, its control tokens, the text that ends an answer)
 FAMILIES = {
     "alpaca": ("spm", (), "</s>"),
     "baichuan": ("spm", ("<reserved_106>", "<reserved_107>"), "</s>"),
@@ -95,7 +95,7 @@ WORDS = st.lists(
     min_size=1,
     max_size=6,
 ).map("".join)  # fmt: skip
-# An answer begins with a letter here: then no token reaches over its first border.
+# Answers here begin with a letter, so that no token crosses their first border.
 ANSWERS = WORDS.map(lambda s: "a" + s + ".")
 
 
@@ -120,7 +120,7 @@ def test_answers_and_their_ends_are_trained(
     encoded = encode_chat(tokenizer, template, messages)
     found = stretches(tokenizer, encoded)
     end = FAMILIES[name][2]
-    # Llama 2's answers begin with a space; SPM puts one behind a special token.
+    # Llama 2's answers begin with a space; SPM inserts one after a special token.
     lead = b" " if name in ("llama-2", "baichuan") else b""
     assert found == [lead + (answer + end).encode() for _, answer in turns]
     # Only the template's own special tokens are there: as many as with harmless messages.
@@ -130,7 +130,7 @@ def test_answers_and_their_ends_are_trained(
     assert [i for i in encoded.ids.tolist() if i in marks] == [
         i for i in plain.ids.tolist() if i in marks
     ]
-    # What the model sees before its answer is what it will be asked with.
+    # The context before an answer is the prompt at inference.
     asked = prompt_ids(tokenizer, template, messages[:-1])
     before = encoded.ids[: np.flatnonzero(encoded.trained)[-1] + 1].tolist()
     assert before[: len(asked)] == asked
@@ -148,7 +148,7 @@ def test_an_ordinary_chat_has_llama_cpps_ids(cases: dict[str, Case], name: str) 
         ids = [tokenizer.bos_id, *ids]
     found = encode_chat(tokenizer, template, messages).ids.tolist()
     assert found == ids[: len(found)]
-    # What is left is the template's white space behind the end of the turn.
+    # The rest is the template's white space after the end of the turn.
     assert not tokenizer.decode(ids[len(found) :]).strip()
 
 
@@ -180,7 +180,7 @@ def test_a_prompt_and_what_follows(cases: dict[str, Case]) -> None:
     assert found.ids.tolist() == [1, *spm.encode("the </s> hand"), 2]
     assert found.ids.tolist().count(2) == 1
     assert stretches(spm, found) == [b" hand</s>"]
-    # All of a document is trained but the BOS in front of it.
+    # All of a document is trained except for the BOS before it.
     assert encode_continuation(spm, Continuation("", "hand")).trained.tolist()[:2] == [False, True]
     found = encode_continuation(bpe, Continuation("the", "<|eot_id|> hand"))
     assert bpe.bos_id is not None and bpe.add_bos == (found.ids[0] == bpe.bos_id)

@@ -1,4 +1,4 @@
-"""JSON lines of chats: how they are read, and every way in which one may be bad."""
+"""JSON lines of chats: reading, and all kinds of bad lines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_lines_and_their_numbers(tmp_path: Path) -> None:
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
-    """JSON strings may hold U+2028 and others as they are; `str.splitlines` breaks there."""
+    """JSON strings can contain U+2028 and others unescaped; `str.splitlines` breaks there."""
     text = "one \u2028 two \x85 three \x0b four\nfive"
     assert list(numbered_lines(text)) == [(1, text.split("\n")[0]), (2, "five")]
     line = GOOD.replace('"a"', '"a\u2028b"')
@@ -66,7 +66,7 @@ def test_content_is_kept_as_it_is_and_unknown_keys_are_passed_over(tmp_path: Pat
 
 
 def test_parts_weights_and_tools(tmp_path: Path) -> None:
-    """OpenAI's further keys, as a server gets them."""
+    """Further keys of OpenAI's format, as a server receives them."""
     function = {"name": "f", "arguments": '{"x": "天"}'}
     call = {"id": "1", "type": "function", "function": function}
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "!"}]
@@ -149,7 +149,7 @@ def test_arguments_of_calls(tmp_path: Path, call: Any, arguments: Any) -> None:
     ],
 )
 def test_mask_keys(tmp_path: Path, key: str, value: Any, silent: bool) -> None:
-    """In a chat and in ShareGPT alike; on another message only if it says no."""
+    """In a chat and in ShareGPT; on other messages only if the value is false."""
     chat = one(tmp_path, {"messages": [Q, {**A, key: value}, Q, A]})
     assert chat.silent == ({1} if silent else set())
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}] * 2
@@ -286,7 +286,7 @@ def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: s
 
 
 def check(folder: Path, line: str, reason: str) -> None:
-    """`line` behind a good and a blank one must be told as line 3, in one terminal line; or be
+    """`line` after a good and a blank one must be reported as line 3, in one terminal line; or be
     counted, with the same reason.
     """
     content = f"{GOOD}\n\n{line}\n{GOOD}\n".encode()

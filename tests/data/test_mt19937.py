@@ -14,7 +14,7 @@ def test_the_value_that_the_cpp_standard_demands() -> None:
 
 
 def plain(seed: int, n: int) -> list[int]:
-    """The generator as its paper writes it, word by word."""
+    """The generator as in its paper, word by word."""
     x = [seed & 0xFFFFFFFF]
     for i in range(1, 624):
         x.append((1812433253 * (x[-1] ^ x[-1] >> 30) + i) & 0xFFFFFFFF)
@@ -49,12 +49,12 @@ def test_the_text_is_the_state() -> None:
 
 
 def test_the_text_of_another_cpp_library() -> None:
-    """libc++ prints the words from the place on, the oldest first, and no place."""
+    """libc++ prints the words from the position on, the oldest first, without the position."""
     rng = MT19937.seeded(7)
     rng.draw(1000)
     *words, place = rng.text().split()
-    # The words before the place are of the newest block, those behind it of the one before;
-    # libc++ makes each word when it is asked for, so the state are the 624 words drawn last.
+    # The words before the position are of the newest block, those after it of the previous one;
+    # libc++ computes each word when it is needed, so the state is the last 624 words drawn.
     older = MT19937.seeded(7)
     older.draw(624)  # the block before
     block = older.text().split()[:-1]

@@ -1,4 +1,4 @@
-"""Damaged files of records: never plain text, never another error than ours, nothing lost."""
+"""Damaged files of records: never plain text, only our own errors, nothing lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_mutants(tmp_path: Path) -> None:
             n_read += 1
             whole = n_alpaca(content)
             if name == "noname" and (not whole or 2 * whole < content.count(b"\n")):
-                continue  # no name and few whole records: nothing says what it was
+                continue  # no name and few complete records: its kind is unknown
             assert found.kind == "chat", (name, content)
             assert len(found.samples) + len(found.bad) >= n_marks(content), (name, content)
             reported = found.bad or any("not read" in n or "not trained" in n for n in found.notes)
@@ -72,7 +72,7 @@ def n_alpaca(content: bytes) -> int:
 
 
 def n_marks(content: bytes) -> int:
-    """Records that stand in a text whole on lines of their own, counted without a reader."""
+    """Count complete records on separate lines of a text, without the reader."""
     whole = rb'^\{"messages": \[\{"role": "user", "content": "[^"\\]*"\}, ' \
             rb'\{"role": "assistant", "content": "[^"\\]*"\}\]\},?\r?$'  # fmt: skip
     return len(re.findall(whole, content, re.M))

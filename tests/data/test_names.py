@@ -1,4 +1,4 @@
-"""Columns, keys and speakers under the names that people give them; what is said about texts."""
+"""Usual names of columns, keys and speakers; messages about texts."""
 
 from __future__ import annotations
 

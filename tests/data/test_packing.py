@@ -1,4 +1,4 @@
-"""Packing: whole samples up to a number of tokens, each once an epoch, from two integers."""
+"""Packing: whole samples up to a number of tokens, each once per epoch, from two integers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCAB = 320
 
 
 def samples(sizes: list[int], n_ctx: int, seed: int = 0) -> Samples:
-    """Samples of so many input tokens, of which a random part is trained, at least the last one."""
+    """Samples with these numbers of input tokens; a random part is trained, at least the last."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, VOCAB, sum(sizes) + len(sizes)).astype(np.int32)
     offsets = np.cumsum([0] + [n + 1 for n in sizes])
@@ -55,7 +55,7 @@ def test_every_sample_comes_once_an_epoch_and_batches_are_full(
             batches, after, n_samples = feed.take(position, batch, grad_acc)
             assert 1 <= len(batches) <= grad_acc
             assert n_samples == sum(b.n_sequences for b in batches)
-            # The same from another feed that has seen nothing: two integers are the whole state.
+            # The same from a new feed: two integers are the whole state.
             again = SeedFeed(data, seed).take(position, batch, grad_acc)
             assert all(
                 np.array_equal(getattr(a, f), getattr(b, f))
@@ -92,14 +92,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def padded(data: Samples, i: int, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample i as a row of n_ctx tokens, filled up behind with tokens that have no target."""
+    """Sample i as a row of n_ctx tokens, padded at the end with tokens without a target."""
     b = data.batch([i])
     rest = n_ctx - b.n_tokens
     return np.pad(b.tokens, (0, rest)), np.pad(b.targets, (0, rest), constant_values=-1)
 
 
 def test_the_gradient_is_that_of_unpacked_and_of_padded_rows(model: Model) -> None:
-    """Packed, one sample a batch, and one sample a padded row: the same loss and gradient, within
+    """Packed, one sample per batch, one sample per padded row: the same loss and gradient, within
     the rounding of sums in another order (float32; 1e-5 of each tensor's largest value)."""
     sizes, n_ctx = [9, 3, 16, 1, 7, 12, 2, 5], 16
     data = samples(sizes, n_ctx)

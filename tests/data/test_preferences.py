@@ -93,7 +93,7 @@ def test_labels(tmp_path: Path) -> None:
     found = read(tmp_path, *records)
     assert [s.good for s in found] == [True, False, True, False]
     assert all(isinstance(s, Labelled) for s in found)
-    # a label that is no judgement is a key like any other
+    # a label that is not a judgement is an ordinary key
     (other,) = read(tmp_path, {"prompt": "a", "completion": "b", "label": "spam"})
     assert other == Continuation("a", "b")
 

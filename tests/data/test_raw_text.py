@@ -19,7 +19,7 @@ from tests.conftest import GOLDEN
 
 
 class OneTokenAByte:
-    """A tokenizer to reason with: ids are UTF-8 bytes; BOS 300, EOS 301."""
+    """A simple tokenizer: ids are UTF-8 bytes; BOS 300, EOS 301."""
 
     bos_id: int | None = 300
     eos_id: int | None = 301
@@ -37,9 +37,9 @@ TOY: Any = OneTokenAByte()
 
 
 def old_tool_rows(data: list[int], n_ctx: int, bos: int) -> list[tuple[list[int], list[int]]]:
-    """What finetune-2024 makes of a text without options, written from its description.
+    """The rows of finetune-2024 for a text without options, written from its description.
 
-    Windows as `tokenize_file` has them; rows as `get_example_targets_batch`, but for the EOS
+    Windows as in `tokenize_file`; rows as in `get_example_targets_batch`, except for the EOS
     padding of a short row.
     """
     windows = [(0, min(n_ctx, len(data)))]

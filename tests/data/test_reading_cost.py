@@ -1,4 +1,4 @@
-"""What reading many chats costs, in counts that no other work on the machine changes."""
+"""The cost of reading many chats, in counts that other work on the machine does not change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Counting:
 def test_the_library_gets_every_word_once(
     demo_model: Path, demo_template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the number of chats and answers: what it costs is its share of all reading."""
+    """For any number of chats and answers, the cost is its share of all reading."""
     with open_gguf(demo_model) as f:
         tokenizer = tokenizer_from_gguf(f)
     assert isinstance(tokenizer, BpeTokenizer)

@@ -1,4 +1,4 @@
-"""Rows of raw text and the two orders, against the old tool's procedure written out plainly."""
+"""Rows of raw text and the two orders, compared with a plain version of the old procedure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dataset(sizes: list[int], n_ctx: int, **rules: Any) -> RawText:
 def old_rows(
     data: RawText, order: list[int], offsets: list[int], first: int, n_rows: int
 ) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """(inputs, targets) of each row, as finetune-2024's batch assembly has them, token by token."""
+    """(inputs, targets) of each row, as in finetune-2024's batch assembly, token by token."""
     rules, count, used = data.rules, len(order), 0
     rows = []
     for _ in range(n_rows):
@@ -93,7 +93,7 @@ def test_batches_of_the_old_tool(
             draws = rng.draw(n).tolist()
             order = [i for _, i in sorted((draw, i) for i, draw in enumerate(draws))]
             drawn = rng.draw(n).tolist()
-            # An empty sample's size - 1 wraps around in C++: its offset is behind its end anyway.
+            # An empty sample's size - 1 wraps around in C++: its offset is after its end anyway.
             offsets = [
                 int((sizes[i] - 1) * (float(d) / float(2**32 - 2))) if sizes[i] else 10**9
                 for i, d in zip(order, drawn, strict=True)
@@ -114,7 +114,7 @@ def test_old_orders_go_through_the_epochs() -> None:
     feed = OldFeed(data, MT19937.seeded(3).text(), epoch=5)
     last = feed.take(Position(5, 8), 2, 1)
     assert last.after == Position(6)
-    # A second look backwards, and a feed that starts at the state that a checkpoint holds.
+    # Read earlier samples again, and start a feed from the state in a checkpoint.
     one = feed.take(Position(6, 4), 2, 2)
     other = OldFeed(data, feed.rng_state(Position(6)), epoch=6).take(Position(6, 4), 2, 2)
     again = feed.take(Position(5, 8), 2, 1)
@@ -131,7 +131,7 @@ def test_an_old_batch_wraps_in_the_old_order_and_drops_what_goes_beyond() -> Non
     (batch,), after, used = feed.take(Position(0, 4), 3, 1)
     assert batch.targets[::2].tolist() == [100 * i + 10 for i in (order[4], order[0], order[1])]
     assert (after, used) == (Position(1), 3)
-    # at most one epoch an evaluation, however large the batch
+    # at most one epoch per evaluation, for any batch size
     assert feed.take(Position(0, 0), 23, 1).after == Position(1)
     assert feed.take(Position(0, 0), 23, 2).after == Position(2)
 

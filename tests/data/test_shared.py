@@ -1,4 +1,4 @@
-"""Beginnings that samples share: which rows are left, and how many there can be."""
+"""Shared prefixes of samples: the remaining rows, and the largest possible number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def batch_of(rows: list[list[int]]) -> Batch:
 
 
 def n_distinct(rows: list[list[int]]) -> int:
-    """Tokens to compute: different beginnings, of which the first two tokens count together."""
+    """Tokens to compute: different prefixes; the first two tokens count together."""
     beginnings = {tuple(r[:n]) for r in rows for n in range(LEAST, len(r) + 1)}
     alone = sum(len(r) < LEAST for r in rows)
     return len(beginnings) + alone + (LEAST - 1) * len({b for b in beginnings if len(b) == LEAST})
@@ -88,12 +88,12 @@ def test_most_rows_of_any_choice(rows: list[list[int]], n: int) -> None:
 
 
 def test_few_rows_are_not_shared() -> None:
-    """With so few rows other kernels would compute them, with other bits."""
+    """Other kernels would compute so few rows, with other bits."""
     assert max(MOST_QUERIES, MOST_OF_A_PRODUCT_WITHOUT_PANELS) + 1 == FEWEST_ROWS
     few = batch_of([[1, 2, 3, 4]] * 5)
     assert share(few) is few
     assert share(batch_of([[1, 2, 3, 4, 5]] * 5)).n_tokens == 5
-    apart = batch_of([[1, 2, 3, 4, 5], [1, 3, 3, 4, 5]])  # one token is not worth it
+    apart = batch_of([[1, 2, 3, 4, 5], [1, 3, 3, 4, 5]])  # sharing one token does not help
     assert share(apart) is apart
 
 
@@ -141,7 +141,7 @@ def test_what_records_can_save_is_known() -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_samples_of_the_same_tokens(n: int) -> None:
-    """A sample that is the beginning of another one has no rows of its own."""
+    """A sample that is a prefix of another sample has no separate rows."""
     found = share(batch_of([[1, 2, 3, 4, 5, 6]] * n + [[1, 2, 3]]))
     assert found.n_tokens == 6 and found.n_sequences == 1
     assert found.tree is not None and len(found.tree.rows) == 6 * n + 3

@@ -19,7 +19,7 @@ from nbllama.text.chat_template import ChatTemplate
 from nbllama.text.special_cuts import SpecialCuts
 from tests.data.conftest import TRIMMING
 
-# Pieces that meet at borders in every way: white space, special tokens whole and in halves, words,
+# Pieces for all kinds of borders: white space, special tokens whole and in halves, words,
 # characters of two to four bytes, and one that SmolLM2's vocabulary has no token for.
 PIECES = st.lists(
     st.sampled_from(
@@ -56,7 +56,7 @@ def is_covered(text: str, placed: Placed) -> bool:
 def test_ids_are_those_of_the_whole_text(
     demo_tokenizer: Tokenizer, chatml: ChatTemplate, contents: list[str]
 ) -> None:
-    """Without special tokens in messages both ways give `encode(text, parse_special=True)`."""
+    """Without special tokens in messages, both methods equal `encode(text, parse_special=True)`."""
     messages = chat(*(c.replace("<|im_end|>", "").replace("<|im_start|>", "") for c in contents))
     suspects = [holds_special(demo_tokenizer, m["content"]) for m in messages]
     if any(suspects):  # the halves of a special token met
@@ -134,7 +134,7 @@ def test_what_a_special_token_in_a_message_becomes(
 def test_white_space_that_a_special_token_swallows(
     bpe: Tokenizer, chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Phi-3's end-of-turn token takes the line break after it along, in both ways of encoding."""
+    """Phi-3's end-of-turn token includes the line break after it, in both encoding methods."""
     tokens = [token._replace(strips=token.id == 2) for token in bpe._cuts._tokens]
     monkeypatch.setattr(bpe, "_cuts", SpecialCuts(tokens))
     messages = chat("the", "hand")

@@ -1,4 +1,4 @@
-"""Statistics of a data set, worked by hand."""
+"""Statistics of a data set, computed by hand."""
 
 from __future__ import annotations
 

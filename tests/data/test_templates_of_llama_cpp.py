@@ -68,7 +68,7 @@ class Server:
         self._server = xllamacpp.Server(params)
 
     def prompt(self, messages: list[Any], tools: Any) -> str | None:
-        """What it makes of messages; None where it refuses them."""
+        """The rendered messages; None if it refuses them."""
         body = {"messages": messages, **({"tools": tools} if tools else {})}
         request = urllib.request.Request(
             self._server.listening_address + "/apply-template",
@@ -88,7 +88,7 @@ def served(
     """(prompts that were compared, those that differ). `left_out`: see `KNOWN`."""
     today = datetime.now()
     server = Server(model, source)
-    # What the server gives to a template besides.
+    # Further variables that the server passes to a template.
     variables: dict[str, Any] = {"date_string": today.strftime("%d %b %Y")}
     with chat_template_for(tokenizer, source) as plain:
         if Traits(plain).asks_to_think:
@@ -113,8 +113,8 @@ def served(
             prepared, texts = rendered
             for number, mine in zip(prepared.numbers, texts[::2], strict=True):
                 before = [_as_sent(m) for m in record["messages"][:number]]
-                # Where a template has no calls, the server has none (ours are in Hermes form);
-                # nor has it those that a template writes only where the content is null.
+                # If a template has no calls, the server has none (ours are in Hermes form);
+                # nor calls that a template writes only if the content is null.
                 called = any("tool_calls" in m for m in before)
                 if called and (form.arguments == NONE or form.null or left_out == RESULTS):
                     continue
@@ -169,7 +169,7 @@ def test_prompts_are_the_servers(
 
 
 RESULTS = "results of tools"
-# What is not compared. Ministral: the server sends thoughts as parts of a content, a list. Gemma 4
+# Not compared: Ministral, where the server sends thoughts as parts of a content (a list). Gemma 4
 # in its older form: the server rewrites results of tools before it renders.
 KNOWN = {
     "mistralai-Ministral-3-14B-Reasoning-2512": "in a key",

@@ -1,7 +1,7 @@
-"""Runs the Python blocks of a Markdown page in one namespace, and compares what they print with the
+"""Runs the Python blocks of a Markdown page in one namespace, and compares their output with the
 `text` block below each of them.
 
-Sybil finds and runs the blocks. Words must be equal; numbers may differ as they do between CPUs:
+Sybil finds and runs the blocks. Words must be equal; numbers can differ as they do between CPUs:
 whole ones not at all, decimals by 2 % and one in the last place, those with an exponent by a
 factor of five (they are errors of rounding).
 """
@@ -28,7 +28,7 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def number(page: Path) -> str:
-    """The number of a page of the walkthrough, which its name begins with."""
+    """The number of a page of the walkthrough, with which its name begins."""
     return page.name.partition("-")[0]
 
 
@@ -37,12 +37,12 @@ def walkthrough() -> list[Path]:
     return sorted(WALKTHROUGH.glob("[0-9]*-*.md"), key=lambda page: int(number(page)))
 
 
-# Ink and grid of figures.mplstyle, and what they are on a dark page.
+# Ink and grid of figures.mplstyle, and their colours on a dark page.
 DARK = {"#1f2328": "#e6edf3", "#d0d7de": "#454c56"}
 
 
 class Printed(NamedTuple):
-    """What a block printed: `start`, `end` and `text` of the block of output below it, or where one
+    """The output of a block: `start`, `end` and `text` of the output block below it, or where one
     belongs (start == end).
     """
 
@@ -59,8 +59,8 @@ def _parsers() -> Any:
 
 
 def run_page(page: Path, folder: Path) -> list[Printed]:
-    """Run every Python block of `page` in `folder`, where it may leave files. What a block raises
-    comes out as it is.
+    """Run every Python block of `page` in `folder`, where it can leave files. Exceptions of a block
+    are not caught.
     """
     import matplotlib
 
@@ -102,7 +102,7 @@ def _run(example: Example, page: str) -> list[Printed]:
 
 
 def same(wanted: str, got: str) -> bool:
-    """Whether two printed texts agree but for what numbers may differ by."""
+    """Whether two printed texts agree, except for the allowed differences of numbers."""
     if " ".join(NUMBER.sub("#", wanted).split()) != " ".join(NUMBER.sub("#", got).split()):
         return False
     pairs = zip(NUMBER.findall(wanted), NUMBER.findall(got), strict=True)
@@ -134,7 +134,7 @@ def for_dark_pages(svg: str) -> str:
 
 
 def same_figure(wanted: str, got: str) -> bool:
-    """Whether two SVG files are the same but for coordinates, which may differ by half a point."""
+    """Whether two SVG files are the same, except for differences of half a point in coordinates."""
     if NUMBER.sub("#", wanted) != NUMBER.sub("#", got):
         return False
     pairs = zip(NUMBER.findall(wanted), NUMBER.findall(got), strict=True)
@@ -142,8 +142,8 @@ def same_figure(wanted: str, got: str) -> bool:
 
 
 def update(page: Path, folder: Path) -> None:
-    """Run a page and put what its blocks print into it, and its figures beside it. What is the same
-    but for rounding, which differs between CPUs, stays as it is.
+    """Run a page, write its output into it, and its figures next to it. Output that differs only
+    by rounding, which differs between CPUs, is not changed.
     """
     text = page.read_text(encoding="utf-8")
     for printed in reversed(run_page(page, folder)):

@@ -41,4 +41,4 @@ def test_more_cores_by_amdahls_law() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert [script.on(n, 100.0, 55.0) for n in (1, 2, 10)] == pytest.approx([100, 55, 19])
-    assert script.on(8, 100.0, 49.0) == 12.5  # no share of it is less than nothing
+    assert script.on(8, 100.0, 49.0) == 12.5  # no share is negative

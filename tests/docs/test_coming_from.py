@@ -17,7 +17,7 @@ OTHER_PROGRAMS = {"--lora", "--nearest"}  # options of nbllama's other programs
 
 
 def named(page: Path) -> set[str]:
-    """The options in the column about nbllama, or, where there is none, on the whole page."""
+    """The options in the column about nbllama or, without such a column, on the whole page."""
     text = page.read_text(encoding="utf-8")
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
     cells = [row[2] for row in rows if len(row) > 3] if page.stem.startswith("from-") else [text]

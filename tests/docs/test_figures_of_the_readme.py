@@ -39,7 +39,7 @@ def figures() -> dict[str, str]:
 
 
 def wrong(text: str, now: dict[str, str]) -> list[str]:
-    """What a README says about speed that is not what was measured."""
+    """Statements of a README about speed that differ from the measurements."""
     text = " ".join(FENCE.sub("", text).split())
     found = {
         "tokens/s": re.findall(r"([\d.]+) tokens/s", text),

@@ -1,4 +1,4 @@
-"""The lines of Python in the README do what it says: a model, chats, an answer."""
+"""The Python lines in the README do what it says: a model, chats, an answer."""
 
 from __future__ import annotations
 

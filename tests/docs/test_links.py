@@ -1,4 +1,4 @@
-"""Every link of README and docs leads somewhere, to the heading it names; nothing is built."""
+"""Every link of README and docs has a target, including the heading; no site is built."""
 
 from __future__ import annotations
 

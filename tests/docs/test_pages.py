@@ -1,4 +1,4 @@
-"""The pages' code runs, prints what they say, and draws the figures that they show."""
+"""The pages' code runs, prints the shown output, and draws the shown figures."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_page_runs_and_prints_what_it_shows(
     for p in printed:
         assert same(p.text, p.got), (
             f"{page.name}, line {p.line}: the page shows\n{p.text}\nbut this was printed\n{p.got}\n"
-            f"(scripts/walkthrough {number(page)} writes it anew)"
+            f"(scripts/walkthrough {number(page)} writes it again)"
         )
     text = page.read_text(encoding="utf-8")
     drawn = {figure.name for figure in tmp_path.glob("*.svg")}
@@ -85,7 +85,7 @@ def test_a_page_runs_and_prints_what_it_shows(
     ],
 )
 def test_python_on_other_pages_runs(page: Path, demo_model: Path, tmp_path: Path) -> None:
-    """Where there are a model, chats and preferences, by the names that the pages give them."""
+    """A folder with a model, chats and preferences, with the names that the pages use."""
     pytest.importorskip("matplotlib")
     (tmp_path / "model.gguf").symlink_to(demo_model)
     (tmp_path / "train.jsonl").symlink_to(ROOT / "examples" / "demo" / "train.jsonl")
@@ -94,7 +94,7 @@ def test_python_on_other_pages_runs(page: Path, demo_model: Path, tmp_path: Path
 
 
 def test_no_python_is_exempt() -> None:
-    """Every block that is marked as Python is one that runs; what does not run has no language (a
+    """Every block marked as Python runs; a block that does not run has no language (a
     command, a formula, an excerpt of a kernel) or another.
     """
     for page in (*PAGES, *OTHERS):
@@ -125,7 +125,7 @@ def typed(code: str) -> str | None:
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.stem)
 def test_every_block_can_be_typed_into_python(page: Path) -> None:
-    """Before 3.13 the console wants an empty line after an indented part, and none within one."""
+    """Before 3.13 the console needs an empty line after an indented part, and none within one."""
     for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
         if language.split() == ["python"]:
             refused = typed(text)
@@ -140,7 +140,7 @@ def test_what_the_console_refuses_is_found() -> None:
 
 
 def test_excerpts_of_kernels_are_of_the_source() -> None:
-    """A block without a language that begins with a decorator is lines of the package."""
+    """A block without a language that begins with a decorator is an excerpt of the package."""
     sources = "\n".join(p.read_text("utf-8") for p in sorted((ROOT / "nbllama").rglob("*.py")))
     lines = {line.partition("  # type:")[0].strip() for line in sources.splitlines()}
     found = 0

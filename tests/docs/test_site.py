@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Loaded(HTMLParser):
-    """What a page loads by itself, and the ids and links in it."""
+    """The files that a page loads automatically, and its ids and links."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()

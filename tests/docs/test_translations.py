@@ -45,7 +45,7 @@ def test_the_chinese_page_is_chinese(name: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, demo_model: Path) -> Path:
-    """Where the reader of the Start page is after its second part."""
+    """The state of the reader of the Start page after its second part."""
     (tmp_path / "model.gguf").symlink_to(demo_model)
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "nbllama"

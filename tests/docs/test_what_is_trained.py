@@ -1,4 +1,4 @@
-"""The pictures of "What exactly is trained" are what the program makes."""
+"""The pictures of "What exactly is trained" equal the output of the program."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_the_demo_model_in_float32(tmp_path: Path, run: Run, demo_model: Path) -
         ids = there.vocab.tokenize(text.read_bytes(), add_special=True, parse_special=False)
         short = there.vocab.detokenize(ids[: 4 * 256]).decode()
     expected = llama_cpp_perplexity(model, short, 256)
-    assert got[0] == pytest.approx(expected[0], rel=1e-4)  # wanted is 1e-3
+    assert got[0] == pytest.approx(expected[0], rel=1e-4)  # the requirement is 1e-3
 
 
 def test_chunks() -> None:
@@ -113,7 +113,7 @@ def test_chunks() -> None:
 
 
 def test_losses_of_a_chunk_are_those_of_one_row(tmp_path: Path) -> None:
-    """The pieces in which logits come change nothing."""
+    """The size of the pieces of logits changes nothing."""
     make_llama(tmp_path / "m.gguf")
     model = load_model(tmp_path / "m.gguf")
     tokens = np.random.default_rng(1).integers(0, 320, 300).astype(np.int32)

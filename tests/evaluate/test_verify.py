@@ -1,4 +1,4 @@
-"""`python -m nbllama.verify`: each check with an adapter that passes it and one that does not."""
+"""`python -m nbllama.verify`: each check with an adapter that passes and one that fails."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_merge_that_loses_the_adapter(tmp_path: Path, run: Run) -> None:
 
 
 def test_llama_cpp_does_not_do_what_norms_add(tmp_path: Path, run: Run) -> None:
-    """llama.cpp ignores pairs of norms: the very case that this check is for."""
+    """llama.cpp ignores pairs of norms: this is the case that the check is for."""
     pytest.importorskip("xllamacpp")
     base = tmp_path / "m.gguf"
     make_llama(base)
@@ -182,7 +182,7 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_the_demo_model(tmp_path: Path, run: Run, demo_model: Path) -> None:
-    """On quantised weights llama.cpp's rounding shows, and is not taken for the adapter's fault."""
+    """On quantised weights, llama.cpp's rounding is visible, but not blamed on the adapter."""
     pytest.importorskip("xllamacpp")
     made = adapter_for(demo_model, rank=4, alpha=8.0, strength=0.03)
     nbllama.save_adapter(tmp_path / "a.gguf", made, nbllama.load_model(demo_model))

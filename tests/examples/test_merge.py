@@ -78,7 +78,7 @@ def test_other_tokens_are_told(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Merged at other scales than those of the mix, with the adapters of the run before."""
+    """Merged at other scales than those of the mix, with the adapters of the previous run."""
     whole = example.merge
 
     def merge(*args: Any) -> None:
@@ -89,7 +89,7 @@ def test_other_tokens_are_told(
     monkeypatch.setattr(example, "merge", merge)
     monkeypatch.setattr(example, "train", lambda *args: None)
     assert example.main(run_on_a_toy) == 1
-    assert capfd.readouterr().err.endswith("llama.cpp and nbllama wrote different tokens\n")
+    assert capfd.readouterr().err.endswith("llama.cpp and nbllama generated different tokens\n")
 
 
 def test_what_cannot_work_ends_in_a_line(
@@ -100,13 +100,13 @@ def test_what_cannot_work_ends_in_a_line(
     assert "no.gguf" in capfd.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         example.main(["one.txt", "--model", "x"])
-    assert "1 texts are given; give two" in capfd.readouterr().err
+    assert "1 texts; give two" in capfd.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_on_the_demo_model(example: ModuleType, tmp_path: Path, demo_model: Path) -> None:
-    """With the example's own texts: each adapter's style shows in what it says."""
+    """With the example's texts: each adapter's style is visible in its output."""
     log = tmp_path / "log.jsonl"
     words = ["--model", str(demo_model), "--out", str(tmp_path / "out"), "--log", str(log)]
     assert example.main(words) == 0

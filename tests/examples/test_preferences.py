@@ -1,4 +1,4 @@
-"""The example of preferences: its files follow from its seed, and the rule parts the sides."""
+"""The example of preferences: its files depend on the seed, and the rule separates the sides."""
 
 from __future__ import annotations
 

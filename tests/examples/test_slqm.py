@@ -1,4 +1,4 @@
-"""The example of a text of one's own, on a toy model: every step, and what it writes."""
+"""The example with the user's own text, on a toy model: every step and its output."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_phrasing_is_in_two_splits(language: str) -> None:
-    """Neither as it is written nor in any of its variants, whatever the kind, case or stops."""
+    """Neither as written nor in any variant, for any kind, case or punctuation."""
     seen: dict[str, str] = {}
     for kind, splits in questions.load_phrasings(language).items():
         for split, phrasings in splits.items():
@@ -68,7 +68,7 @@ def test_no_phrasing_is_in_two_splits(language: str) -> None:
 
 
 def mask_of(language: str) -> re.Pattern[str]:
-    """What matches the names, dates and numbers that stand in gaps."""
+    """Patterns for the names, dates and numbers in gaps."""
     rng = random.Random(0)
     values = {getattr(draw(rng), language) for draw in SLOTS.values() for _ in range(300)}
     words = sorted((v for v in values if not v.isdigit()), key=len, reverse=True)
@@ -115,7 +115,7 @@ def test_splits_are_balanced_and_the_test_has_no_question_twice(folder: Path) ->
 
 
 def test_orders_have_one_answer_and_amounts_add_up(db: sqlite3.Connection) -> None:
-    """What `order by` needs, and what the two ways to sales have in common."""
+    """The requirements of `order by`, and the equality of the two ways to compute sales."""
     for unique in ("select day from orders", "select price from products"):
         rows = db.execute(unique).fetchall()
         assert len(rows) == len(set(rows))

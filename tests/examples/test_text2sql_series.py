@@ -1,4 +1,4 @@
-"""Series of runs of the text-to-SQL example: the sweep, the bases, and where one goes on."""
+"""Series of runs of the text-to-SQL example: the sweep, the bases, and continuing a series."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_series_measures_what_has_no_rows(
     assert results.read_rows(path) == []
     assert results.series(path, "ab", done, measure, table) == 0
     assert capsys.readouterr() == ("aabb\n", "")
-    # what failed leaves no row; what is there is not measured again
+    # a failed run leaves no row; existing rows are not measured again
     assert results.series(path, "abc", done, measure, table) == NbllamaError("").exit_code
     assert capsys.readouterr() == ("", "error: no more\n")
     assert measured == ["a", "b", "c"] and len(results.read_rows(path)) == 4

@@ -1,4 +1,4 @@
-"""Merges that are calibrated on a sample: what is kept, which data are used, and exit codes."""
+"""Calibrated merges: the kept effect, the data that are used, and exit codes."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_same_keeps_types_and_loads_in_llama_cpp(kind: str, tmp_path: Path) -> N
     model = nbllama.load_model(base)
     wanted = nbllama.logits(model, TOKENS, nbllama.load_adapter(lora, model))
     got = nbllama.logits(nbllama.load_model(out), TOKENS)
-    # Q4_K rounds each weight by 7 %, which is 0.14 here; a delta left out is the other figure.
+    # Q4_K rounds each weight by 7 %, which is 0.14 here; the other figure is a missing delta.
     assert relative(got, wanted) < {"Q4_K": 0.2, "Q6_K": 0.06}.get(kind, 0.03)
     assert relative(nbllama.logits(model, TOKENS), wanted) > 0.3
     assert relative(llama(out), got) < 0.05  # llama.cpp rounds activations too
@@ -166,7 +166,7 @@ def test_the_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     export("-m", base, "-o", out[0], "-l", lora, "--outtype", "q5_k_s")
     monkeypatch.setattr(rewrite, "PIECE", 3000)
     export("-m", base, "-o", out[1], "-l", lora, "--outtype", "q5_k_s")
-    # a product of fewer rows may add up otherwise in its last bit, which seldom changes a code
+    # a product of fewer rows can differ in its last bit, which rarely changes a code
     a, b = (np.frombuffer(path.read_bytes(), np.uint8) for path in out)
     assert a.shape == b.shape and (a != b).mean() < 1e-3
 

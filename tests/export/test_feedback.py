@@ -58,7 +58,7 @@ def test_kernel_and_reference_are_the_same_rounding(
         importance=factor.importance, first=grid.first, last=grid.last,
     )  # fmt: skip
     same = got.codes[:, factor.order] == codes
-    # where a sum in float32 falls on the other side of a half, all that follows differs
+    # if a float32 sum falls on the other side of a half, everything after it differs
     assert same.mean() > 0.9 and same[:, -256:].mean() > 0.99
     np.testing.assert_allclose(got.cost, cost, rtol=0.02)
 
@@ -98,7 +98,7 @@ def test_it_finds_nearly_the_best_of_all_codes() -> None:
         ratios.append((ours / best, plain / best))
     ours, plain = np.array(ratios).T
     assert ours.min() > 1 - 1e-6
-    assert (ours <= plain * (1 + 1e-6)).mean() > 0.9  # it is no search of all codes
+    assert (ours <= plain * (1 + 1e-6)).mean() > 0.9  # it is not a search of all codes
     assert np.exp(np.log(ours).mean()) < 0.6 * np.exp(np.log(plain).mean())
 
 

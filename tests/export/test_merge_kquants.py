@@ -1,5 +1,5 @@
-"""A real model merged into K-quants: is the result as near the unmerged one as llama.cpp's own
-quantiser gets it?
+"""A real model merged into K-quants: is the result as close to the unmerged one as with llama.cpp's
+own quantiser?
 
 The model is the 768-wide SmolLM2 of scripts/tools/widen_smollm2, whose rows are whole blocks of
 K-quants.

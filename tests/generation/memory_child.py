@@ -2,11 +2,11 @@
 
 `python -m tests.generation.memory_child TOY MODEL N_CTX`
 
-RssAnon of /proc/self/status is what a process holds that is in no file. It is read
+RssAnon of /proc/self/status is the memory of a process that is not in files. It is read
 
-- when a session on TOY, of the same weight types, has compiled or loaded every kernel and is gone
-  again: what Python, Numba and its machine code hold;
-- when a session on MODEL has filled a context of N_CTX tokens, all but the last `SINGLE` of them in
+- when a session on TOY, with the same weight types, has compiled or loaded every kernel and has
+  ended: the memory of Python, Numba and its machine code;
+- when a session on MODEL has filled a context of N_CTX tokens, all except the last `SINGLE` in
   one prompt.
 
 Prints one line of JSON: the two in bytes, pages of MODEL's file that are in memory, and the

@@ -1,4 +1,4 @@
-"""Many prompts side by side against each of them alone."""
+"""Many prompts together, compared with each of them alone."""
 
 from __future__ import annotations
 

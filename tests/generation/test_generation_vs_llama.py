@@ -23,7 +23,7 @@ from tests.export.merge_models import adapter_for
 from tests.oracle import LlamaModel, decode_to_f32
 
 BOUND = 1e-5
-TIE = 1e-3  # of the largest logit: such a choice may fall on either side
+TIE = 1e-3  # of the largest logit: such a choice can go either way
 PROMPTS = (
     "Once upon a time", "The capital of France is", "def fibonacci(n):", "Water boils at",
     "My favourite colour is blue because", "In 1969, the first", "The quick brown fox",
@@ -94,7 +94,7 @@ def mixed(model: Model, lora: Sequence[tuple[Path, float]]) -> Adapter:
     ids=["GQA", "MHA", "tied", "yarn"],
 )
 def test_two_adapters_on_toy_models(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
-    """Whatever the type of the weights, the same as llama.cpp on the weights as float32."""
+    """For any weight type, the same as llama.cpp with the weights in float32."""
     base = tmp_path / "base.gguf"
     make_llama(base, types=kind, **options)
     decode_to_f32(base, tmp_path / "f32.gguf")
@@ -138,7 +138,7 @@ def test_a_shifted_context_is_llama_cpp_s(tmp_path: Path, options: dict[str, Any
 
 @pytest.fixture(scope="module")
 def demo(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The demo model in float32, with two adapters beside it."""
+    """The demo model in float32, with two adapters."""
     folder = tmp_path_factory.mktemp("demo")
     decode_to_f32(demo_model, folder / "f32.gguf")
     yield folder / "f32.gguf"
@@ -162,7 +162,7 @@ def greedy_on_the_demo_model(demo: Path, prompts: Sequence[str], n: int) -> None
     for tie in ties:
         print("a tie:", *tie)
     assert len(ties) <= 2
-    assert changed > len(prompts) / 2  # the adapters say something else
+    assert changed > len(prompts) / 2  # the adapters change the text
 
 
 def test_greedy_on_the_demo_model(demo: Path) -> None:

@@ -1,4 +1,4 @@
-"""The forecast of a session's memory: against its arrays, against the system, and as it is told."""
+"""The forecast of a session's memory: compared with its arrays and the system, and printed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_forecast_is_printed_and_nothing_computed(
 
 @LINUX
 def test_a_file_larger_than_memory_has_a_forecast(tmp_path: Path) -> None:
-    """70e9 weights: names and sizes, and a hole in the place of the data."""
+    """70e9 weights: names and sizes, with a hole instead of the data."""
     path = tmp_path / "70b.gguf"
     maker = ROOT / "scripts" / "tools" / "make_random_model.py"
     child(maker, path, "--shape", "70b", "--type", "Q3_K", "--sparse")

@@ -1,4 +1,4 @@
-"""Growing texts: what is read again, what is forgotten, what the samplers remember."""
+"""Growing texts: tokens that are read again or dropped, and the samplers' memory."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_shift_forgets_half_of_what_is_not_kept(model: Model) -> None:
     p.append(PROMPT)
     assert len(drawn(p, 40)) == 40
     assert p._session.cache.length < 16 < p.n_read == len(PROMPT) + 39
-    p.become([*p.tokens[:-1], 7, 8])  # the end of the text may still be changed
+    p.become([*p.tokens[:-1], 7, 8])  # the end of the text can still be changed
     p.read()
     with pytest.raises(ContextFull, match="was forgotten"):
         p.become([*PROMPT[:5], 9, 9])

@@ -18,7 +18,7 @@ from nbllama.ops.linear.matvec import MOST_TOKENS
 from tests.train.toy_runs import toy_adapter, toy_model
 
 PROMPT = [1, 45, 7, 300, 12, 12, 99]
-# One token at a time takes other sums than many at once; logits here reach about 4.
+# One token at a time has other sums than many at once; logits here are up to about 4.
 TOLERANCE = 2e-5
 
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def endless(model: Model, *eog_ids: int) -> Model:
-    """A model for which only `eog_ids` end a text; random models say anything."""
+    """A model for which only `eog_ids` end a text; random models generate anything."""
     model.__dict__["tokenizer"] = SimpleNamespace(eog_ids=frozenset(eog_ids))
     return model
 
@@ -70,7 +70,7 @@ def test_however_the_tokens_come_the_logits_are_those_of_the_whole(model: Model,
     wanted = nbllama.logits(model, tokens)
     session = Session(model, None, 40)
     kept = [session.feed(tokens[start : start + cut]) for start in range(0, 40, cut)]
-    # looked at only now: what was returned must not be overwritten by what came after
+    # checked only now: the returned arrays must not be overwritten by later calls
     for found, at in zip(kept, range(cut, 40 + cut, cut), strict=True):
         np.testing.assert_allclose(found, wanted[min(at, 40) - 1], rtol=0, atol=TOLERANCE)
 
@@ -180,7 +180,7 @@ def test_tokens_can_be_taken_back(model: Model) -> None:
 def test_a_shift_is_as_if_the_tokens_had_never_been(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """With one block keys and values know nothing of the tokens before them."""
+    """With one block, keys and values do not depend on the tokens before them."""
     model = endless(toy_model(tmp_path, n_layer=1, **options))
     tokens = np.random.default_rng(2).integers(0, 320, 60).tolist()
     session = Session(model, None, 60)

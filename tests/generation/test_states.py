@@ -1,4 +1,4 @@
-"""Models whose blocks carry states: text in steps, several texts at once, a text that changes."""
+"""Models whose blocks have states: text in steps, several texts at once, a text that changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENS = np.random.default_rng(1).integers(3, 288, 60).tolist()
 
 
 def test_steps_give_the_same_bits(model: Model) -> None:
-    """A state behind 41 tokens is that behind 6, 5, 22 and 8 more."""
+    """A state after 41 tokens equals the state after 6, 5, 22 and 8 more."""
     whole = Session(model, None, 64, exact=True).feed(TOKENS[:41])
     np.testing.assert_array_equal(in_steps(model, (6, 5, 22, 8)), whole)
 
@@ -51,7 +51,7 @@ def in_steps(model: Model, steps: tuple[int, ...]) -> np.ndarray:
 
 
 def test_a_token_does_not_depend_on_its_batch(model: Model) -> None:
-    """Alone, and with other sequences before and behind it."""
+    """Alone, and with other sequences before and after it."""
     alone = nbllama.logits(model, TOKENS[:20])
     longer = nbllama.logits(model, TOKENS)
     np.testing.assert_array_equal(longer[:20], alone)
@@ -82,7 +82,7 @@ def test_a_step_that_is_interrupted_changes_nothing(model: Model) -> None:
 
 
 def test_a_text_that_changes_is_read_again(model: Model) -> None:
-    """A state does not go back to an earlier token; one that is only longer goes on."""
+    """A state cannot return to an earlier token; a text that is only longer continues it."""
     session = Session(model, None, 64)
     session.feed(TOKENS[:20])
     session.truncate(20)
@@ -132,7 +132,7 @@ def test_a_short_sequence_keeps_the_end_of_the_state_before_it() -> None:
 
 
 def test_a_chat_of_a_model_with_states(model: Model, tmp_path: Path) -> None:
-    """The model writes text as any other."""
+    """The model generates text like any other."""
     assert isinstance(model.generate("the hen", max_tokens=3), str)
 
 

@@ -1,6 +1,6 @@
-"""GGUF files as bytes, each part replaceable by a wrong one.
+"""GGUF files as bytes; each part can be replaced by a wrong one.
 
-Nothing of nbllama is used, so a mistake in the package cannot hide in its own test input.
+It does not use nbllama, so a mistake in the package cannot hide in its own test input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def u64(value: int) -> bytes:
 
 
 def string(text: str | bytes, length: int | None = None) -> bytes:
-    """A length-prefixed string; `length` is what the prefix says, by default the truth."""
+    """A length-prefixed string; `length` is the value of the prefix, by default the right one."""
     raw = text.encode() if isinstance(text, str) else text
     return u64(len(raw) if length is None else length) + raw
 

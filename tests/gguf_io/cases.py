@@ -1,6 +1,6 @@
 """Malformed GGUF files by name: (id, bytes, what the message must contain).
 
-Ids are those of the table of malformed files that the reader must refuse; a letter tells variants.
+Ids are those of the table of malformed files that the reader must refuse; letters mark variants.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def counts() -> Iterator[Case]:
 
 
 def _one_tensor_less_aligned() -> bytes:
-    """Says one tensor less, and the records end where no padding would show it."""
+    """States one tensor less, and the records end where no padding would reveal it."""
     head = Gguf(kvs=(kv_str("k", "x" * 10),), tensors=(T("abc", (8,)),))
     fill = -len(head.header()) % 32
     kvs = (kv_str("k", "x" * (10 + fill)),)

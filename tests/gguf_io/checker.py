@@ -1,4 +1,4 @@
-"""An independent check of what the reader hands out, and ggml's own reader for comparison."""
+"""An independent check of the reader's results, and ggml's own reader for comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.gguf_io import GGUFFile
 
 
 def check_ranges(f: GGUFFile) -> None:
-    """Every tensor lies inside the file, aligned, apart from the others, and can be read."""
+    """Every tensor is inside the file, aligned, separate from the others, and can be read."""
     size = os.path.getsize(f.path)
     free_from = 24  # the smallest header
     for t in sorted(f.tensors.values(), key=lambda t: t.offset):
@@ -52,7 +52,7 @@ class GgmlFile(NamedTuple):
 
 
 def read_with_ggml(path: str | os.PathLike[str]) -> GgmlFile | None:
-    """The file as real llama.cpp sees it; None when that refuses it.
+    """The file as read by real llama.cpp; None if it refuses the file.
 
     Only for files that this package accepts: ggml ends the process on some bad ones.
     """
@@ -91,7 +91,7 @@ def read_with_ggml(path: str | os.PathLike[str]) -> GgmlFile | None:
 
 
 def check_against_ggml(f: GGUFFile) -> None:
-    """What this package accepted, ggml accepts too, and sees the same tensors at the same bytes."""
+    """ggml also accepts a file that this package accepts, with the same tensors and bytes."""
     theirs = read_with_ggml(f.path)
     assert theirs is not None, "accepted here, refused by ggml"
     assert (theirs.version, theirs.alignment) == (f.version, f.alignment)

@@ -1,4 +1,4 @@
-"""Seeded files: valid ones made of atoms, and mutations of the atoms that know the format."""
+"""Seeded files: valid ones made of atoms, and format-aware mutations of the atoms."""
 
 from __future__ import annotations
 

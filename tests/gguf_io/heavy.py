@@ -1,8 +1,8 @@
-"""Open files whose headers ask for much, and print what each cost; run as a child process.
+"""Open files with demanding headers, and print the cost of each; run as a child process.
 
     python -m tests.gguf_io.heavy FOLDER
 
-prints one JSON line a file: name, message ("" when it loads), CPU seconds, peak resident set in
+prints one JSON line per file: name, message ("" if it loads), CPU seconds, peak resident set in
 bytes above the one before the first file.
 """
 

@@ -10,8 +10,8 @@ from nbllama.gguf_io import RawTensor, ValueType, open_gguf, write_gguf
 
 
 def split(path: str | os.PathLike[str], prefix: Path, sizes: Sequence[int]) -> list[Path]:
-    """Write the tensors of `path` to as many files as there are `sizes`, so many to each; the last
-    one takes what is left. 0 for the first is `gguf-split --no-tensor-first-split`.
+    """Write the tensors of `path` to one file per entry of `sizes` (numbers of tensors); the last
+    one gets the rest. 0 for the first is `gguf-split --no-tensor-first-split`.
     """
     names = [Path(f"{prefix}-{i + 1:05}-of-{len(sizes):05}.gguf") for i in range(len(sizes))]
     with open_gguf(path) as f:

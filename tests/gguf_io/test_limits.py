@@ -1,4 +1,4 @@
-"""No header costs more than a second or 200 MB, whatever it claims."""
+"""No header costs more than a second or 200 MB, for any claimed sizes."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def test_cost_of_every_file(tmp_path: Path) -> None:
         assert peak < MOST_BYTES, (name, peak)
         assert (message == "") == (name in LOAD), (name, message)
         assert OVER.get(name, "") in message, (name, message)
-    # The two that are meant to hurt do: otherwise this test measures nothing.
+    # The two expensive files must be expensive: otherwise this test measures nothing.
     assert max(cost[3] for cost in costs) > 100_000_000

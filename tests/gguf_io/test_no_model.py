@@ -1,4 +1,4 @@
-"""What is named as a model and is none: one line that says what it is and what to do."""
+"""Files given as a model that are not models: one line says what they are and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in parts: the same model as in one file, from any of them; and what is no such model."""
+"""A model in parts: the same model as in one file, from any part; and invalid sets of parts."""
 
 from __future__ import annotations
 

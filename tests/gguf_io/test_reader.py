@@ -1,4 +1,4 @@
-"""What the reader gives for good files."""
+"""The reader's results for good files."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.gguf_io.cases import CASES, ENDS, GOOD
 
 
 def refused(path: Path | str) -> str:
-    """The message that refuses `path`, which must be one printable line that begins with it."""
+    """The message for the refused `path`, which must be one printable line that begins with it."""
     with pytest.raises(GGUFError) as caught:
         open_gguf(path).close()
     message = str(caught.value)

@@ -268,7 +268,7 @@ def test_round_trip(path: Path, metadata: dict[str, Any], tensors: dict[str, Any
 
 
 def test_a_tensor_in_pieces(tmp_path: Path) -> None:
-    """Pieces are asked for in their turn, make the same file as one array, and must add up."""
+    """Pieces are requested in order, give the same file as one array, and must be complete."""
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
     asked: list[str] = []
 

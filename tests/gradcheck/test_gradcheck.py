@@ -1,4 +1,4 @@
-"""`python -m nbllama.gradcheck`: right models pass, one wrong sign anywhere is caught."""
+"""`python -m nbllama.gradcheck`: correct models pass, and any single wrong sign is found."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def flipped(output: int | str, *, of: str = "") -> Callable[[Any], Any]:
             before = None if out is None else out.copy()
             result = real(*args, **more)
             if before is not None:
-                # what was added is taken away; what was written is negated
+                # added values are subtracted; written values are negated
                 added = more.get("add", False)
                 out[...] = 2 * before - out if added else -out
             return result

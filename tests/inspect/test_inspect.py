@@ -1,4 +1,4 @@
-"""`python -m nbllama.inspect`: what it shows of each kind of file, refusals, hostile files."""
+"""`python -m nbllama.inspect`: its output for each kind of file, refusals, hostile files."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     path.write_bytes(data)
     code, out, err = run(capsys, path)
     assert code == 5 and "sha256" in err
-    # what the header states is shown all the same
+    # the contents of the header are shown anyway
     assert "training.iteration_count" in out and "blk.*.attn_q.weight.lora_a (2)" in out
 
 
@@ -171,7 +171,7 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\u202e\n\r"
 
 
 def hostile() -> bytes:
-    """Well formed, with terminal commands in every string that a file may choose."""
+    """Well formed, with terminal commands in every string of the file."""
     return Gguf(
         kvs=(
             kv_str("general.architecture", f"llama{EVIL}"),

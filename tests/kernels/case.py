@@ -1,4 +1,4 @@
-"""What an entry of the registry is: one thing that kernels compute, three times over.
+"""An entry of the registry: one computation of kernels, in three implementations.
 
 A case makes inputs of a size and runs them through our kernels, through a reference in plain numpy
 and, where it has such an op, through llama.cpp. The tests compare the three on small sizes,
@@ -33,7 +33,7 @@ Inputs = dict[str, Any]
 
 
 class Theirs:
-    """A call of llama.cpp that can be repeated: `run`, then `read` what it computed."""
+    """A repeatable call of llama.cpp: `run`, then `read` the results."""
 
     def __init__(self, run: Callable[[], Any], read: Callable[[], Arrays]) -> None:
         self.run, self.read = run, read
@@ -47,9 +47,9 @@ class Run:
     - `reference(**inputs)`: the same in plain numpy, in the dtype of the inputs;
     - `theirs(graph)`: llama.cpp's tensors by name, added to a graph and not yet computed, or a
       `Theirs` for what is no graph; None where llama.cpp has nothing of the kind;
-    - `work`: what one call does, in the case's unit: operations, bytes or weights;
-    - `seen`, `their_seen`: what is compared of what `ours` and `theirs` gave, where that has a
-      layout of its own.
+    - `work`: the work of one call, in the case's unit: operations, bytes or weights;
+    - `seen`, `their_seen`: select the compared part of the results of `ours` and `theirs`, if that
+      has a different layout.
     """
 
     inputs: Inputs
@@ -103,7 +103,7 @@ def case(
     timed_reference: bool = True,
     distance: Callable[[np.ndarray, np.ndarray], float] = relative,
 ) -> Callable[[Callable[[str], Run]], Callable[[str], Run]]:
-    """A decorator: the function, given a size, makes the `Run` of a case that joins `CASES`."""
+    """A decorator: the function returns a case's `Run` for a size; the case is added to `CASES`."""
 
     def join(make: Callable[[str], Run]) -> Callable[[str], Run]:
         CASES.append(

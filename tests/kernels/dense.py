@@ -145,7 +145,7 @@ def _ungated_grad(size: str, kind: str) -> Run:
     return Run({"dout": dout, "x": x}, ours, reference, known, 12 * x.size)
 
 
-# ggml looks gelu up in a table of halves: 11 bits
+# ggml looks gelu up in a float16 table: 11 bits
 case("gelu", "small", ungated, bound=4e-6, llama="ggml_gelu", llama_bound=1e-3,
      shape="1024 x 1536")(partial(_ungated, kind="gelu"))  # fmt: skip
 case("relu squared", "small", ungated, bound=3e-7, llama="ggml_relu, ggml_sqr",

@@ -1,4 +1,4 @@
-"""Activation, soft-cap, dropout, and how rows are laid out for products: each number by itself."""
+"""Activation, soft-cap, dropout, and the layouts of rows for products: elementwise operations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _gated_grad(size: str, gelu: bool) -> Run:
 case("swiglu", "small", gated, bound=1e-6, llama="ggml_swiglu_split", shape="1024 x 1536")(
     partial(_gated, gelu=False)
 )
-# ggml looks gelu up in a table of halves: 11 bits
+# ggml looks gelu up in a float16 table: 11 bits
 case("geglu", "small", gated, bound=4e-6, llama="ggml_geglu_split", llama_bound=1e-3,
      shape="1024 x 1536")(partial(_gated, gelu=True))  # fmt: skip
 case("swiglu, gradient", "small", gated_grad, bound=1e-6, llama="ggml_mul (2), ggml_silu_back, "
@@ -160,7 +160,7 @@ def _pack(size: str) -> Run:
     )
 
 
-_int8_of = {  # block: llama.cpp's function, its block as numpy sees it
+_int8_of = {  # block: llama.cpp's function, its block as a numpy dtype
     32: ("quantize_row_q8_0", np.dtype([("d", "<f2"), ("q", "i1", 32)])),
     256: ("quantize_row_q8_K", np.dtype([("d", "<f4"), ("q", "i1", 256), ("sums", "<i2", 16)])),
 }

@@ -1,4 +1,4 @@
-"""Cross-entropy, and the output layer that it is fused with."""
+"""Cross-entropy, and the output layer with which it is fused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kernels.panels import to_panels, unpacked
 from tests.kernels.products import Layer, times, times_back
 from tests.oracle import Graph
 
-# A row's exponentials are summed up in float32: beside one near 1 a part of the small ones is lost.
+# A row's exponentials are summed in float32: next to one near 1, small ones lose digits.
 VOCABULARY_SUM = 2e-5
 
 

@@ -1,4 +1,4 @@
-"""Panels of tokens as plain numpy lays them out (`nbllama.ops.linear.panels`)."""
+"""Panels of tokens in plain numpy (`nbllama.ops.linear.panels`)."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def to_panels(x: np.ndarray, height: int | None = None) -> np.ndarray:
 
 
 def unpacked(panels: np.ndarray, n: int, k: int) -> np.ndarray:
-    """The `[n, k]` that panels hold."""
+    """The contents of panels as `[n, k]`."""
     return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:n, :k]

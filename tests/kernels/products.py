@@ -1,6 +1,6 @@
 """A linear layer with its LoRA pair, and the pair's own thin products.
 
-The big products by themselves, for each weight type, are in `weights.py`.
+The large products alone, for each weight type, are in `weights.py`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Sample:
         self.n, self.k, self.n_out, self.rank = SHAPES[size]
         self.w = Layer("Q4_1", self.n_out, self.k)
         self.x, self.dy = normal(1, self.n, self.k), normal(2, self.n, self.n_out)
-        # a pair that weighs as much as the weight
+        # a pair with as large an effect as the weight
         size_of_w = float(self.w.decoded.std())
         self.a = normal(3, self.rank, self.k)
         self.b, self.scale = normal(4, self.n_out, self.rank) * size_of_w, 0.5

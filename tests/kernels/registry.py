@@ -1,4 +1,4 @@
-"""All cases, and what of `nbllama.ops` needs none of its own.
+"""All cases, and the parts of `nbllama.ops` that do not need a separate case.
 
 A public function of a page of `nbllama/ops`, or a weight type, that is in neither fails
 `test_registry.py`.
@@ -30,7 +30,7 @@ __all__ = ["CASES", "GROUPS", "NO_CASE", "Case", "public_functions"]
 
 assert all(
     (tokens, elements, dense, experts, attention, products, loss, mixers, weights)
-)  # their cases have joined
+)  # this registers their cases
 
 GROUPS = (
     *("small", "attention", "products"),
@@ -90,7 +90,7 @@ def _modules() -> Iterator[str]:
 
 def public_functions() -> dict[str, Callable[..., Any]]:
     """Every function of a page of `nbllama.ops` that other modules may call, by its full name;
-    references and kernels are told from it by their names and their type.
+    references and kernels are excluded by their names and their type.
     """
     found = {}
     for module in _modules():

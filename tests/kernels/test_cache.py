@@ -39,7 +39,7 @@ def add_one(x):
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """Neither a note nor a folder is remembered from test to test."""
+    """Forget notes and folders between tests."""
     for remembered in (kernel_cache._note, kernel_folder.kernel_folder):
         remembered.cache_clear()
     yield
@@ -68,7 +68,7 @@ def test_a_kernel_is_found_again_and_its_file_left_alone(tmp_path: Path) -> None
     before = file.stat()
     assert run(tmp_path) == FOUND
     assert file.stat() == before or file.stat().st_mtime_ns == before.st_mtime_ns
-    assert stat.S_IMODE(before.st_mode) & 0o133 == 0  # no one else writes it, no one runs it
+    assert stat.S_IMODE(before.st_mode) & 0o133 == 0  # not writable by others
 
 
 def sealed(payload: bytes) -> bytes:
@@ -136,7 +136,7 @@ def test_other_constants_and_other_sources_are_other_kernels() -> None:
 
 
 def refusing(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing can be written, with this error."""
+    """Make all writes fail with this error."""
     opened = os.open
 
     def refuse(path: Any, flags: int, *more: Any, **options: Any) -> int:
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written(
         assert run(tmp_path, function=minus_one) == COMPILED
     assert files(tmp_path) == before
     (line,) = caplog.messages
-    assert str(tmp_path) in line and os.strerror(code) in line and "compiled anew" in line
+    assert str(tmp_path) in line and os.strerror(code) in line and "compiled again" in line
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file(
@@ -224,7 +224,7 @@ def test_what_others_may_have_written_is_never_loaded(
         (line,) = caplog.messages
         assert str(place) in line and "is not used" in line
     pickle.loads(pickle.dumps(Marks(mark)))
-    assert mark.exists()  # loading it would have been seen
+    assert mark.exists()  # so loading it would be noticed
 
 
 @POSIX
@@ -308,7 +308,7 @@ def test_old_folders_are_removed_but_for_those_in_use(
             os.utime(path, (time.time() - 99 * day,) * 2)  # the lock counts, not the time
         kernel_folder.kernel_folder("new")
         left = {p.name.removeprefix("kernels-") for p in files(tmp_path)}
-        # the seven last used ones, of which 18 is the first, and what is in use
+        # the seven most recently used ones, of which 18 is the first, and those in use
         assert left == {"new", "of-mine", "18", "19", *(f"{i:02}" for i in range(6))}
         other.stdin.close()
     kernel_folder.kernel_folder("newer")

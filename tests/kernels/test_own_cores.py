@@ -1,4 +1,4 @@
-"""Threads on cores of their own, and the threading layer below them."""
+"""Threads bound to separate cores, and the threading layer."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_what_has_no_op_says_why() -> None:
 
 
 def test_a_wrong_number_is_found() -> None:
-    """The comparison can fail: one number of a reference wrong by 1e-4 of the largest."""
+    """The comparison can fail: with one number of a reference wrong by 1e-4 of the largest."""
     for name in ("rms_norm", "matmul Q4_K, gradient", "attention, gradient", "decode IQ3_S"):
         case = BY_NAME[name]
         right = case.make("odd")
@@ -106,7 +106,7 @@ def _with(run, reference):
 
 
 def test_a_graph_of_ggml_runs_any_number_of_times() -> None:
-    """What is timed computes the same again, and nothing grows with it."""
+    """A timed call gives the same result again, and memory does not grow."""
     run = BY_NAME["attention, soft-cap"].make("odd")
     with llama(run, 2) as theirs:
         found = []

@@ -130,7 +130,7 @@ def test_a_refusal_is_one_line() -> None:
 
 
 class Counted:
-    """Notes how many threads are inside of its method at once."""
+    """Records how many threads are inside its method at once."""
 
     def __init__(self) -> None:
         self.turn = turns.new_turn()
@@ -177,7 +177,7 @@ def test_an_error_ends_the_turn() -> None:
 
 
 def test_a_thread_is_not_kept_waiting_by_a_busy_one() -> None:
-    """Beside a thread that takes one turn after the other, another one has its turns too."""
+    """While a thread takes one turn after the other, another thread also gets its turns."""
     stop, had = threading.Event(), [0, 0]
 
     @turns.in_turn

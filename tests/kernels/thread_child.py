@@ -1,6 +1,6 @@
 """A process in which eight Python threads call the package at once; run by `test_turns.py`.
 
-Prints `right`, or every call whose bytes are not those of the same call alone.
+Prints `right`, or every call whose bytes differ from the same call alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Call = Callable[[], Any]
 
 
 def digest(found: Any) -> str:
-    """Of the bytes of all arrays, and of all else as text."""
+    """Hash of the bytes of all arrays, and of everything else as text."""
     h = hashlib.sha256()
 
     def add(x: Any) -> None:
@@ -58,7 +58,7 @@ def digest(found: Any) -> str:
 
 
 def steps(model: Model) -> Any:
-    """Three steps of a run of its own."""
+    """Three steps of a separate run."""
     adapter = toy_adapter(model)
     run = trainer(model, adapter, random_rows(model, [30, 17, 25, 40]), grad_acc=2)
     losses = [run.step().loss for _ in range(3)]
@@ -109,7 +109,7 @@ def calls(model: Model, adapter: Adapter) -> dict[str, Call]:
 
 
 def at_once(run: Callable[[int], None]) -> None:
-    """`run(i)` in thread i, all begun together."""
+    """`run(i)` in thread i, all started together."""
     begin = threading.Barrier(THREADS)
 
     def thread(i: int) -> None:
@@ -173,7 +173,7 @@ def main() -> None:
         made = calls(model, toy_adapter(model))
         wanted = {name: digest(call()) for name, call in made.items()}
         wrong = compiled_at_once() + one_trainer(model)
-        names, fresh = list(made), toy_model(Path(folder))  # whose tables nobody has asked for
+        names, fresh = list(made), toy_model(Path(folder))  # whose tables are not computed yet
         made = calls(fresh, toy_adapter(fresh))
 
         def run(i: int) -> None:

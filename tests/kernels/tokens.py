@@ -1,4 +1,4 @@
-"""Embedding, norm and rotation: what works on each token by itself."""
+"""Embedding, norm and rotation: operations on each token alone."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _quantise(size: str, t: TensorType) -> Run:
         return {"w": decode(t.id, raw, rows.size)}
 
     def plain(rows: np.ndarray) -> Arrays:
-        """gguf-py's own quantisation; for the types that it has none of, the weights themselves."""
+        """gguf-py's quantisation; for types that it does not support, the weights."""
         rows = rows.astype(np.float32)
         if t.name in SEARCHED:
             return {"w": rows.reshape(-1)}
@@ -163,7 +163,7 @@ for _t in QUANTS.values():
         _searched = _t.name in SEARCHED
         case(f"quantise {_t.name}", "quantise", quantise, unit="Gweights/s",
              bound=1.1 * ERRORS[_t.name] if _searched else 0, timed_reference=not _searched,
-             # searches add up in another order than llama.cpp's, and now and then another of two
+             # searches add up in another order than llama.cpp's, and sometimes the other of two
              # nearly equal candidates wins
              llama="ggml_quantize_chunk", llama_bound=ERRORS[_t.name] if _searched else 0,
              shape="576 x 1536", distance=relative_l2)(

@@ -1,4 +1,4 @@
-"""Slots, initialisation and what a pair adds."""
+"""Slots, initialisation and the effect of a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of a step: as much as was forecast, and no two arrays in one place."""
+"""Memory of a step: equal to the forecast, and no arrays overlap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bytes_are_those_of_the_forecast(
     sizes = Layout(hp, ranks, n, n_trained)
     acts = Activations(sizes, checkpointing=checkpointing)
     assert acts.nbytes == activation_bytes(sizes, checkpointing=checkpointing)
-    # and nbytes leaves no array out: everything that can be found inside is counted once
+    # and nbytes counts every array inside exactly once
     assert _bytes_inside(acts) == acts.nbytes
     if n == n_trained:
         only = ForwardActivations(sizes)

@@ -1,4 +1,4 @@
-"""Mixtures of experts in the passes: bits, what is read, what is counted."""
+"""Mixtures of experts in the passes: bits, decoded weights, counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_of(name: str, folder: Path) -> Model:
 
 @pytest.mark.parametrize("name", [QWEN, SHARED])
 def test_a_token_has_the_same_bits_whatever_else_is_in_its_batch(name: str, tmp_path: Path) -> None:
-    """The tokens of an expert are then others, and their number is another."""
+    """An expert then has other tokens, and another number of them."""
     model = model_of(name, tmp_path)
     adapter = random_adapter(model, norms=False)
     rows = [np.random.default_rng(i).integers(3, 288, n) for i, n in enumerate((61, 23, 90))]
@@ -74,7 +74,7 @@ def test_only_experts_that_a_token_takes_are_read(
 
 
 def test_the_load_is_counted_once_a_token(tmp_path: Path) -> None:
-    """Not again where a block runs forwards a second time; not in a block without experts."""
+    """Not again when a block repeats its forward pass; not in a block without experts."""
     model = model_of(ERNIE, tmp_path)
     adapter, batch = random_adapter(model, norms=False), random_batch(model, (9, 22))
     bound = Bound(model, adapter, trained=True)
@@ -91,7 +91,7 @@ def test_the_load_is_counted_once_a_token(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_the_active_experts(tmp_path: Path) -> None:
-    """A mixture keeps as much as a dense model as wide as the experts of a token together."""
+    """A mixture saves as much as a dense model with the total width of a token's experts."""
     sizes = {}
     for used in (2, 4):
         options = MODELS[QWEN].options

@@ -43,7 +43,7 @@ def test_every_gradient_against_finite_differences(
     rng = np.random.default_rng(3)
     for name, g in grads.items():
         if lengths == (1,) and ("attn_q" in name or "attn_k" in name):
-            # one key: its probability is 1 whatever the score, so only rounding is left
+            # one key: its probability is 1 for any score, so only rounding is left
             assert np.abs(g).max() < 1e-6, name
             continue
         assert np.abs(g).max() > 0, f"{name}: a gradient of exactly zero proves nothing"
@@ -52,7 +52,7 @@ def test_every_gradient_against_finite_differences(
         numeric = slope(
             reference, batch, params, adapter.scale, direction={name: direction}, h=STEP
         )
-        # float32 kernels: errors of about 1e-6 of the gradient's length; 1e-4 leaves room
+        # float32 kernels: errors of about 1e-6 of the gradient norm; 1e-4 leaves room
         assert float((g * direction).sum()) == pytest.approx(
             numeric, abs=1e-4 * float(np.linalg.norm(g)) + 1e-8
         ), name

@@ -18,10 +18,10 @@ from examples.toy_models import decode_to_f32, make_llama
 from tests import oracle
 from tests.differences import compare, record, relative
 
-# float32 on both sides, each sum in its own order: under 1e-6 was measured on two layers, 2.3e-6
-# on the thirty of the demo model. A wrong term anywhere shows at 1e-3 and more.
+# float32 on both sides, sums in different orders: under 1e-6 was measured on two layers, 2.3e-6
+# on the thirty of the demo model. A wrong term causes 1e-3 or more.
 BOUND = 1e-5
-# What llama.cpp's own rounding of activations costs against its own float32 path.
+# The effect of llama.cpp's rounding of activations, compared with its float32 path.
 ROUNDED = {"F32": BOUND, "F16": 2e-3, "BF16": 2e-2}
 
 

@@ -1,4 +1,4 @@
-"""The page in plain numpy: its backward pass against its own loss, and the kernels against it."""
+"""The plain-numpy model: its backward pass against its loss, and the kernels against it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
     looked_at = {"0", "1", str(model.hp.n_layer - 1)}  # a difference costs two passes of the model
     for name, g in wanted.items():
         if lengths == (1,) and ("attn_q" in name or "attn_k" in name):
-            # one key: its probability is 1 whatever the score
+            # one key: its probability is 1 for any score
             assert np.abs(g).max() < 1e-15 and np.abs(grads[name]).max() < 1e-6, name
             continue
         size = float(np.linalg.norm(g))
         assert size > 0, f"{name}: a gradient of exactly zero proves nothing"
-        # float32 kernels; a norm's B sums numbers that may cancel
+        # float32 kernels; a norm's B sums numbers that can cancel
         assert np.linalg.norm(grads[name] - g) < 1e-4 * size + 1e-7, name
         if name.startswith("blk.") and name.split(".")[1] not in looked_at:
             continue
@@ -56,7 +56,7 @@ def check(model: Model, adapter: Adapter, lengths: tuple[int, ...]) -> None:
         numeric = slope(
             reference, batch, params, adapter.scale, direction={name: direction}, h=STEP
         )
-        # central differences in float64: some h^2 = 1e-10 of third derivatives, and rounding 1e-11
+        # central differences in float64: h^2 = 1e-10 of third derivatives, and rounding of 1e-11
         assert abs((g * direction).sum() - numeric) < 1e-6 * size + 1e-9, name
 
 

@@ -1,4 +1,4 @@
-"""Beginnings that samples share, computed once: the same loss to the bit, the same gradient."""
+"""Shared prefixes of samples, computed once: the same loss to the bit, the same gradient."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from nbllama.peek.watcher import watch
 from tests.arch.kinds import kinds
 from tests.train.toy_runs import toy_adapter, toy_model
 
-# Tokens that a sample has of the prompt, and of its own: a window of the toy models ends within
-# them, blocks of queries too, and one sample has nothing of its own.
+# (prompt tokens, further tokens) of each sample: a window of the toy models ends within
+# them, and so do blocks of queries; one sample has no further tokens.
 SAMPLES = ((40, 30), (40, 7), (25, 1), (33, 0), (3, 20), (0, 9), (40, 12), (1, 5))
 
 
@@ -102,7 +102,7 @@ def test_extreme_shapes(model: Model, parts: tuple[tuple[int, int], ...]) -> Non
 
 
 def test_the_shared_tokens_have_the_bits_of_whole_samples(model: Model) -> None:
-    """Every activation that a watcher sees, token by token, and what it sees of the batch."""
+    """All activations that a watcher gets, token by token, and the batch that it gets."""
     adapter, batch = toy_adapter(model), prompts(model)
     seen = []
     for one in (batch, share(batch)):

@@ -67,7 +67,7 @@ def test_a_weight_is_a_factor_of_its_own_pair_alone() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_values_and_gradients_are_those_of_torch(name: str) -> None:
-    """The papers' formulas as trainers on torch write them, with its own gradients."""
+    """The papers' formulas as in torch trainers, with torch's gradients."""
     torch = pytest.importorskip("torch", reason="needs the extra peer")
     a, numbers = answers(), NUMBERS[name]
     policy = torch.tensor(a.policy, dtype=torch.float64, requires_grad=True)

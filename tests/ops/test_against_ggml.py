@@ -100,7 +100,7 @@ def test_linear_with_lora(n: int, rank: int) -> None:
 @pytest.mark.parametrize("floor", [1e-9, 1e-3])
 def test_cross_entropy_with_the_floor_of_2023(floor: float) -> None:
     """p' = p (1 - f) + f: the loss is -ln p', the gradient p' - target, which is not its
-    derivative. Today's ggml has no floor; the formula in float64 is what is compared with.
+    derivative. Today's ggml has no floor, so the comparison is with the formula in float64.
     """
     rows, n_vocab, weight = 37, 503, 0.25
     z = normal(1, rows, n_vocab) * 12  # losses up to about 90, far above ln(1e9) = 20.7

@@ -1,4 +1,4 @@
-"""Attention of a few queries over many keys, the form of generation, against the reference."""
+"""Attention of a few queries over many keys, as in generation, against the reference."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_same_bits_at_any_number_of_threads() -> None:
 
 
 def test_few_and_many_queries_meet() -> None:
-    """One query more takes the other kernel: the rows they share agree, and so does their lse."""
+    """One more query uses the other kernel: common rows and their lse agree."""
     rng = np.random.default_rng(0)
     n, keys = MOST_QUERIES + 1, 400
     q = rng.standard_normal((n, 4, 16)).astype(np.float32)

@@ -123,7 +123,7 @@ def test_checkpointing_and_threads_change_no_bit(model: Model) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_gradient_is_the_slope_under_the_same_mask(model: Model, checkpointing: bool) -> None:
-    """Central differences of the float32 loss along the gradient itself, where they are largest."""
+    """Central differences of the float32 loss along the gradient, where they are largest."""
     adapter, rows = toy_adapter(model), random_rows(model, (9, 14))
     batch = rows.batch([0, 1])
     mask = dropout_for(0.4, 3, 7, 0)
@@ -141,8 +141,8 @@ def test_every_gradient_is_the_slope_under_the_same_mask(model: Model, checkpoin
 
     loss(True)
     model.backward(bound, acts, batch)
-    # The sum of the losses is about 80 and has errors of some 1e-5; the steps change it by 0.01 to
-    # 1, and cubic terms are small beside that.
+    # The sum of the losses is about 80 and has errors of about 1e-5; the steps change it by 0.01 to
+    # 1, and cubic terms are small compared with that.
     for name, p in adapter.parameters().items():
         g = bound.grads[name].astype(np.float64)
         length = float(np.linalg.norm(g))

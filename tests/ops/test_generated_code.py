@@ -1,7 +1,7 @@
-"""The micro-kernel's inner loop as other CPUs would get it: nothing of it lies in memory.
+"""The micro-kernel's inner loop compiled for other CPUs: its sums stay in registers.
 
-Compiled, not run: LLVM makes code for CPUs that this machine is not. A sum that does not fit into
-the registers would be stored to the stack and loaded again in every turn of the loop.
+Compiled, not run: LLVM generates code for other CPUs. A sum that does not fit into
+the registers would be stored to the stack and loaded again in every iteration of the loop.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ print(machine.emit_assembly(module))
 
 
 class Machine(NamedTuple):
-    """What to compile for, and what its inner loop must look like."""
+    """A target CPU, and the expected form of the inner loop."""
 
     triple: str
     cpu: str

@@ -77,7 +77,7 @@ def test_bad_numbers_reach_their_row_only(bad: float) -> None:
     x[1, 7] = bad
     y, _, _ = run(x, w)
     assert np.isfinite(y[[0, 2]]).all()
-    assert np.isnan(y[1]).all()  # the mean is no number, and every y has it
+    assert np.isnan(y[1]).all()  # the mean is NaN, and so is every y
 
 
 def test_a_constant_row_is_the_bias() -> None:

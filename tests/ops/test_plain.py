@@ -1,4 +1,4 @@
-"""The plain loops compute what the vector code computes, routine by routine and under whole ops."""
+"""The plain loops compute the same as the vector code, for each routine and for whole ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every op; one that joins `nbllama.ops.OPS` joins these tests."""
+"""Tests of every op in `nbllama.ops.OPS`; new ops are included automatically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EACH_SIZE = pytest.mark.parametrize("op, size", CASES, ids=[f"{o.name}-{s}" for 
 
 
 def sample(op: Op, size: str, dtype: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """(dy, inputs), the same numbers for every dtype but for rounding."""
+    """(dy, inputs), the same numbers for every dtype except for rounding."""
     rng = np.random.default_rng(7)
     inputs = op.sample(rng, size, dtype)
     return rng.standard_normal(op.forward_ref(**inputs).shape).astype(dtype), inputs
@@ -54,7 +54,9 @@ def test_kernel_is_the_reference(op: Op, size: str) -> None:
     assert got.keys() == wanted.keys()
     for name in wanted:
         assert got[name].dtype == np.float32
-        compare(f"{op.name}, gradient by {name}", got[name], wanted[name], op.tolerance)
+        compare(
+            f"{op.name}, gradient with respect to {name}", got[name], wanted[name], op.tolerance
+        )
 
 
 @EACH_SIZE
@@ -73,7 +75,7 @@ def test_reference_gradient_is_the_slope(op: Op, size: str) -> None:
 
 @EACH
 def test_a_wrong_gradient_is_found(op: Op) -> None:
-    """The comparison with slopes can fail: one number, wrong by 1e-4 of the largest."""
+    """The comparison with slopes can fail: with one number wrong by 1e-4 of the largest."""
     dy, inputs = sample(op, "tiny", np.float64)
     for name, gradient in op.grad_ref(dy, **inputs).items():
         wrong = gradient.copy()
@@ -160,14 +162,14 @@ def test_other_lengths_are_refused_or_right(op: Op) -> None:
                 refused += 1
                 continue
             compare(f"{op.name}, {name}", y, op.forward_ref(**wide(changed)), op.tolerance)
-    assert refused or len(arrays(inputs)) == 1  # what works on each number takes any shape
+    assert refused or len(arrays(inputs)) == 1  # elementwise ops take any shape
     for other in resized(dy):
         try:
             got = op.grad(other, **inputs)
         except ValueError:
             continue
         for name, wanted in op.grad_ref(other.astype(np.float64), **wide(inputs)).items():
-            compare(f"{op.name}, gradient by {name}", got[name], wanted, op.tolerance)
+            compare(f"{op.name}, gradient with respect to {name}", got[name], wanted, op.tolerance)
 
 
 @EACH

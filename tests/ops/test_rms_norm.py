@@ -51,7 +51,7 @@ def test_gradients_add() -> None:
     added = normal(4, 37, 101)
     before = added.copy()
     rms_norm_grad(dy, x, w, rstd, dx=added, add=True)
-    # the same numbers but for one rounding of the sum
+    # the same numbers except for one rounding of the sum
     np.testing.assert_allclose(added, before + alone, rtol=0, atol=1e-6)
     once, twice = np.zeros_like(w), np.zeros_like(w)
     rms_norm_grad_weight(dy, x, rstd, once)
@@ -90,7 +90,7 @@ def test_large_and_tiny_rows() -> None:
 
 
 def test_mean_of_squares_is_summed_wide() -> None:
-    """A million squares of 1e-8 beside one of 1e6: a float32 sum would lose all but the one."""
+    """A million squares of 1e-8 and one of 1e6: a float32 sum would lose all except the one."""
     x = np.full((1, 2**20), 1e-4, np.float32)
     x[0, 0] = 1000
     _, rstd = run(x, np.ones(2**20, np.float32), 0.0)
@@ -146,7 +146,7 @@ def test_outputs_are_checked() -> None:
 
 
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
-    """docs/ops.md: its finite differences assert what the text says of them."""
+    """docs/ops.md: its finite differences assert the statements of the text."""
     text = (Path(__file__).parents[2] / "docs" / "ops.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "assert worst < 1e-9" in block

@@ -1,4 +1,4 @@
-"""RoPE beyond the sweep: worked rotations, what a rotation keeps, tables against the formulas."""
+"""RoPE beyond the sweep: worked rotations, invariants, tables against the formulas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def turned(x: Array, positions: Array, tables: tuple[Array, Array], **options: A
 
 @PAIRINGS
 def test_worked_example(halves: bool) -> None:
-    """A quarter turn takes (1, 0) to (0, 1); the second pair and what is beyond n_rot stay."""
+    """A quarter turn maps (1, 0) to (0, 1); the second pair and numbers from n_rot on stay."""
     cos = np.array([[1, 1], [0, 1]], np.float32)
     sin = np.array([[0, 0], [1, 0]], np.float32)
     x = np.array([[[1, 2, 3, 4, 5]]], np.float32)
@@ -55,7 +55,7 @@ def test_inverse_undoes_and_products_depend_on_distance(halves: bool) -> None:
 
 
 def test_positions_are_looked_up_for_each_token() -> None:
-    """A packed stream: positions restart, tokens of one position turn alike."""
+    """A packed stream: positions restart, tokens with the same position are rotated equally."""
     x, tables = np.repeat(normal(1, 1, 2, 8), 5, axis=0), rope_tables(3, 8, 10000.0)
     y = turned(x, np.array([0, 1, 2, 0, 1], np.int32), tables, halves=False)
     np.testing.assert_array_equal(y[:2], y[3:])
@@ -85,7 +85,7 @@ def test_tables_are_near_the_formula(n_rot: int, base: float) -> None:
 
 
 def test_angles_are_multiplied_up_in_float32() -> None:
-    """The drift is wanted: it is llama.cpp's. Exact angles would miss its logits by 1e-4."""
+    """The drift is intended: llama.cpp has it. Exact angles would change its logits by 1e-4."""
     cos, _ = rope_tables(4096, 64, 1e4)
     step, theta = np.float32(1e4 ** (-2 / 64)), np.float32(4095)
     for i in range(32):
@@ -110,7 +110,7 @@ def test_linear_scaling_and_factors() -> None:
 
 
 def test_yarn() -> None:
-    """Quick pairs keep their angle, slow ones are interpolated, all carry the magnitude."""
+    """Fast pairs keep their angle, slow ones are interpolated, all have the magnitude."""
     n_rot, base, scale, n_ctx = 64, 1e4, 0.25, 2048
     low, high = yarn_range(n_rot, n_ctx, base, beta_fast=32.0, beta_slow=1.0)
     # pair i turns 2048 * 1e4^(-i/32) / (2 pi) times: 32 times at i = 8.06, once at i = 20.1

@@ -87,7 +87,7 @@ def test_equals_ggml_opt_step_adamw() -> None:
     from tests.oracle import adamw_step
 
     params = arrays(0)
-    params.pop("blk.0.attn_norm.weight.lora_b")  # ggml's op decays whatever it is given
+    params.pop("blk.0.attn_norm.weight.lora_b")  # ggml's op decays all arrays
     optimiser = AdamW(params, 2e-3, decay=0.1, decay_min_ndim=2, gclip=0)
     other = {n: (p.copy(), np.zeros_like(p), np.zeros_like(p)) for n, p in params.items()}
     for step in range(1, 7):

@@ -1,8 +1,8 @@
-"""Real llama.cpp, as the tests see it: quantisers, tokenizer, whole models and single ggml ops.
+"""Real llama.cpp for the tests: quantisers, tokenizer, whole models and single ggml ops.
 
 The shared library of the PyPI wheel `xllamacpp` exports the C functions `llama_*` and `ggml_*`;
 `lib.py` declares the structures and signatures of the pinned version, the other files wrap them.
-Importing this package skips the importing test module where `xllamacpp` is missing.
+Importing this package skips the importing test module if `xllamacpp` is missing.
 """
 
 from tests.oracle.gguf_file import decode_to_f32

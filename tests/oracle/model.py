@@ -93,7 +93,7 @@ class LlamaModel(OpenModel):
 
     def nodes(self, tokens: Sequence[int], wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
         """float32 arrays that a pass computes, by the names that llama.cpp gives its nodes, for
-        the names that are `wanted`. A name that is used more than once has its last array:
+        the names in `wanted`. A name that is used more than once has its last array:
         "Qcur-0" is after RoPE.
 
         They are taken by `cb_eval`, which llama.cpp calls before each node (to ask whether its
@@ -124,7 +124,7 @@ class LlamaModel(OpenModel):
         self, tokens: Sequence[int], at: int, count: int, more: Sequence[int]
     ) -> np.ndarray:
         """float32 [N, V] of `more` after `tokens` of which `count` from `at` on were taken out of
-        the context, and those behind them moved down, as llama.cpp's context shift does it.
+        the context, and those after them moved down, like llama.cpp's context shift.
         """
         with self._context(()) as context:
             self._run(context, tokens, 0)

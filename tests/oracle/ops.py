@@ -56,7 +56,7 @@ class Graph:
     def tensor(self, array: np.ndarray | Raw, param: bool = False) -> Any:
         """A ggml tensor that holds a copy of a float32 or int32 array, or of quantised rows.
 
-        Raises ValueError for another dtype or for more than 4 dimensions.
+        Raises ValueError for other dtypes or for more than 4 dimensions.
         """
         if isinstance(array, Raw):
             rows = int(np.prod(array.shape[:-1]))
@@ -110,7 +110,7 @@ class Graph:
         for t in outputs:
             _expand(graph, t)
         plan = _plan(graph, self.n_threads, None)
-        if not 1 <= plan.n_threads <= self.n_threads:  # fewer where the graph has less to do
+        if not 1 <= plan.n_threads <= self.n_threads:  # fewer if the graph has less work
             raise RuntimeError(f"ggml_cplan is another structure: {plan.n_threads} threads")
         memory = np.empty(max(1, plan.work_size), np.uint8)
         plan.work_data = memory.ctypes.data

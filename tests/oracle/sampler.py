@@ -1,4 +1,4 @@
-"""llama.cpp's own samplers, put together as its programs do it."""
+"""llama.cpp's own samplers, combined as in its programs."""
 
 from __future__ import annotations
 

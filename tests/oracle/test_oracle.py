@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType, quants
 from examples.toy_models import decode_to_f32, make_llama
 from tests import oracle
 
-# Root mean square error of normal weights after quantisation, in units of their own deviation.
-# What is known of the formats: a little over 2^-bits for the uniform ones; 1 to 2 bits keep signs.
+# Root mean square error of normal weights after quantisation, in units of their deviation.
+# Expected for the formats: a little over 2^-bits for the uniform ones; 1 to 2 bits keep signs.
 LARGEST_ERROR = {
     "F32": 0.0,
     "F16": 3e-4,
@@ -114,7 +114,7 @@ def test_toy_models_load(options: dict[str, Any], tmp_path: Path) -> None:
     with oracle.LlamaModel(tmp_path / "toy.gguf") as model:
         logits = model.logits(tokens)
         np.testing.assert_array_equal(model.logits(tokens), logits)
-        # A position sees only what stands before it; another batch size sums in another order.
+        # A position sees only earlier positions; another batch size sums in another order.
         np.testing.assert_allclose(model.logits(tokens[:5]), logits[:5], atol=1e-5)
         with pytest.raises(ValueError, match="token"):
             model.logits([model.vocab.n_tokens])

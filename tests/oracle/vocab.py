@@ -62,7 +62,7 @@ class OpenModel:
 
 
 class Vocab:
-    """The vocabulary of a model that somebody else keeps alive.
+    """The vocabulary of a model that the caller keeps alive.
 
     Attributes: n_tokens, bos, eos, eot, pad (int or None), add_bos, add_eos (bool),
     eog (frozenset of the ids that end a generation).

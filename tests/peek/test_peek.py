@@ -49,7 +49,7 @@ def batch_of(model: Model) -> Batch:
 
 @pytest.mark.parametrize("case", CASES)
 def test_activations_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
-    """Every node that the float64 model forms, and every gradient by finite differences of it."""
+    """All nodes of the float64 model, and all gradients from its finite differences."""
     name, more = CASES[case]
     model = thin(name, tmp_path, **more)
     slots = {"wqkv": 2, "wo": 2, "w3": 2, "w2": 2} if model.hp.fused_qkv else SLOTS
@@ -78,7 +78,7 @@ def test_activations_are_those_of_the_reference(case: str, tmp_path: Path) -> No
 
 
 def _slopes(seen: Dump, reference: ReferenceModel, params: Any, scale: float, batch: Batch) -> None:
-    """Each activation's gradient against the float64 model with that activation moved."""
+    """Each activation's gradient against the float64 model with that activation perturbed."""
     rng = np.random.default_rng(2)
     moved = [name for name in seen if name.endswith("-0.grad")] + ["inp_embd.grad"]
     assert len(moved) > 12
@@ -122,7 +122,7 @@ def test_gradients_and_moments_are_what_the_optimiser_saw(tmp_path: Path) -> Non
 def test_a_watched_run_has_the_same_bits(
     tmp_path: Path, checkpointing: bool, dropout: float
 ) -> None:
-    """With everything copied, and with nobody looking: parameters, moments and counters."""
+    """With everything copied, and without a watcher: parameters, moments and counters."""
     model = toy_model(tmp_path)
     states = []
     for asked in ((), ("1:*",)):
@@ -156,7 +156,7 @@ def test_a_watched_run_has_the_same_bits(
 def test_nothing_is_done_for_a_watcher_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without one no reference runs and nothing more is multiplied; a watcher adds its own."""
+    """Without a watcher, no reference runs and there are no extra products; a watcher adds some."""
     model, adapter = toy_model(tmp_path), None
     calls: list[str] = []
     from nbllama.model import block, passes, watching
@@ -172,7 +172,7 @@ def test_nothing_is_done_for_a_watcher_that_is_not_there(
     adapter = toy_adapter(model, SLOTS)
     batch = batch_of(model)
     loss_and_gradients(model, adapter, batch, checkpointing=True)
-    # 7 linears in each of two blocks, and in the first again but for `down`, by checkpointing
+    # 7 linears in each of two blocks, and again in the first except for `down`, by checkpointing
     assert calls == ["linear"] * (7 * 2 + 6)
     calls.clear()
     with nbllama.peek.watch(model, "ffn_inp-0"):

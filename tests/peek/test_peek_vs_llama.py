@@ -18,17 +18,17 @@ from tests import oracle
 from tests.arch.kinds import by_table, kinds
 from tests.differences import record, relative
 
-# float32 on both sides, each sum in its own order; relative to the largest number of the node.
+# float32 on both sides, sums in different orders; relative to the largest number of the node.
 BOUND = 1e-5
-# ggml looks GELU up in a table of halves, and what follows it inherits that.
+# ggml looks GELU up in a float16 table, which affects all later nodes.
 BY_TABLE = 1e-3
 
-# What every architecture's graph names as we do, in every block and at the end.
+# Names that every architecture's graph shares with ours, in every block and at the end.
 ALWAYS = {
     *("attn_norm", "Qcur", "Kcur", "Vcur", "kq", "kq_soft_max", "kqv_out", "ffn_norm", "ffn_up"),
     *("ffn_out", "l_out", "result_norm", "result_output"),
 }
-# Nodes that llama.cpp calls otherwise or has in another form; everything else is compared wherever
+# Nodes with another name or form in llama.cpp; everything else is compared wherever
 # the names are equal.
 FUSED = {"ffn_up": "gate and up are one matrix there, and ffn_up holds both"}
 WEIGHTS = {"ffn_moe_weights": "before they are normed there"}
@@ -81,7 +81,7 @@ def as_ours(name: str, theirs: np.ndarray, ours: np.ndarray, hp: Hparams) -> np.
         return np.where(np.isfinite(ours), z, ours)
     if name == "Qcur" and hp.arch == "phi3":  # there the scale is in the queries
         theirs = theirs / hp.attn_scale
-    if name == "result_norm":  # there the scale of the logits is a node of its own
+    if name == "result_norm":  # there the scale of the logits is a separate node
         theirs = theirs * hp.logit_scale
     return theirs.reshape(ours.shape)
 
@@ -142,7 +142,7 @@ def test_nodes_of_every_architecture(name: str, tmp_path: Path) -> None:
 
 
 def test_each_of_our_names_is_compared_somewhere(tmp_path: Path) -> None:
-    """A name that llama.cpp had nowhere would be no name of llama.cpp's."""
+    """Every name occurs somewhere in llama.cpp's graphs."""
     found = set()
     for name in (
         "llama, 7B to 30B",
@@ -179,6 +179,6 @@ def test_nodes_of_the_demo_model(demo_model: Path, tmp_path: Path) -> None:
     decode_to_f32(demo_model, tmp_path / "f32.gguf")
     tokens = nbllama.load_model(demo_model).tokenizer.encode(TEXT)
     assert len(tokens) > 15
-    # 2e-5 was measured. Its reserved tokens, which training never met, make every rounding grow
-    # tenfold, so this is a text.
+    # 2e-5 was measured. Its reserved tokens, which are not in the training data, amplify rounding
+    # tenfold, so this test uses a text.
     compare_nodes(tmp_path / "f32.gguf", "nodes of SmolLM2-135M", 1e-4, tokens)

@@ -48,7 +48,7 @@ def type_name(type_id: int) -> str:
 
 
 def random_blocks(type_id: int, n_blocks: int, seed: int = 0) -> np.ndarray:
-    """Read-only bytes of `n_blocks` blocks: every bit random but for scales, which are finite.
+    """Read-only bytes of `n_blocks` blocks: every bit random except for scales, which are finite.
 
     Scales cover both signs, zero, subnormal halves and the largest half.
     """

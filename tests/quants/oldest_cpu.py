@@ -18,7 +18,7 @@ ON_X86_64 = pytest.mark.skipif(
 
 
 def run_on_oldest_x86_64(program: str, cache: Path) -> list[str]:
-    """Words that a Python program prints whose kernels are compiled for that CPU, into `cache`."""
+    """The words printed by a Python program whose kernels are compiled for that CPU, in `cache`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     env |= {
         "NUMBA_CPU_NAME": "generic",

@@ -75,7 +75,7 @@ def test_weights_quantised_by_llama_cpp(type_id: int) -> None:
     raw = np.frombuffer(oracle.quantize(type_id, weights), dtype=np.uint8)
     got = decode(type_id, raw, weights.size)
     assert_same_bits(got, oracle.dequantize(type_id, raw, weights.size))
-    # Also near the true weights, so that the bits are not those of two equal mistakes. Bounds are
+    # Also close to the true weights, to exclude two equal mistakes. Bounds are
     # what llama.cpp's quantisers reach on these numbers, and a tenth more.
     error = np.linalg.norm(got - weights.ravel()) / np.linalg.norm(weights)
     assert error <= 1.1 * ERRORS[type_name(type_id)]

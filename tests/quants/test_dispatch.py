@@ -52,7 +52,7 @@ def test_the_literal_picks_the_decoder(entry, type_id: int) -> None:
     out = np.empty(256, np.float32)
     entry(raw, out)
     assert_same_bits(out, reference(type_id, raw))
-    # whatever integers the places are, they are int64 to the decoder
+    # offsets of any integer type are int64 in the decoder
     assert {str(s[i]) for s in DECODERS[type_id].signatures for i in (1, 2, 4)} <= {"int64"}
     out[:] = 0
     decode_blocks(type_id, raw, 0, 8, out, 0)
@@ -68,7 +68,7 @@ def test_types_must_be_known_when_compiling() -> None:
     assert 15 not in DECODERS
 
 
-# Run in processes of its own: a parallel kernel with relaxed arithmetic is the first to compile the
+# Run in separate processes: a parallel kernel with relaxed arithmetic is the first to compile the
 # decoders, as in a matmul. Their own arithmetic must stay strict, and a second process must find
 # everything in the cache.
 PROGRAM = """

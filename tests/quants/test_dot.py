@@ -27,7 +27,7 @@ each_type = pytest.mark.parametrize("type_id", DOT_TYPES, ids=NAMES)
 
 
 def with_scales_of_one(type_id: int, raw: np.ndarray) -> np.ndarray:
-    """The blocks with every scale 1; that of NVFP4 is half of what its byte says."""
+    """The blocks with every scale 1; for NVFP4, the scale is half of the value of its byte."""
     t = QUANTS[type_id]
     blocks = raw.reshape(-1, t.type_size).copy()
     for at in t.scales:

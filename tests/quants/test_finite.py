@@ -1,4 +1,4 @@
-"""`check_finite`: every way to be infinite or NaN is found, at any place, and nothing else is."""
+"""`check_finite`: all kinds of infinities and NaN are found, at any place, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_special_scale_is_found(type_id: int, block: int) -> None:
             raw = np.array(clean)
             _damage(type_id, raw, block, field, _special_halves()[i : i + 1])
             assert first_special(type_id, raw, n) == block
-            if type_id != MXFP4:  # what is found would have reached the loss
+            if type_id != MXFP4:  # the value would have reached the loss
                 assert not np.isfinite(decode(type_id, raw, n)).all()
 
 

@@ -1,4 +1,4 @@
-"""One block of each family decoded by hand, so that a layout can be checked with pencil and paper.
+"""One block of each family decoded by hand, so that a layout can be checked on paper.
 
 The half 1.0 is 0x3C00, bytes 00 3C; 0.5 is 00 38; 2.0 is 00 40; 0.25 is 00 34.
 """

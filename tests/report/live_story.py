@@ -1,4 +1,4 @@
-"""A served page without a run: what a run would give to it is invented."""
+"""A served page without a run: the data of the run are invented."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokens_row(i: int, sample: int = 1) -> dict[str, Any]:
 
 
 def live_rows() -> list[dict[str, Any]]:
-    """The rows of a run that has measured."""
+    """The rows of a run with measurements."""
     found = []
     for row in rows():
         found.append(row)
@@ -59,7 +59,7 @@ def served(stops: Stops | None = None, port: int = 0) -> Iterator[LiveServer]:
 
 
 class _AnyPath(http.client.HTTPConnection):
-    """Sends what is no ASCII too, as bytes."""
+    """Also sends non-ASCII text, as bytes."""
 
     def _encode_request(self, request: str) -> bytes:
         return request.encode("latin-1")
@@ -92,7 +92,7 @@ def request(
 
 
 def post(server: LiveServer, name: str, value: Any, **more: str) -> tuple[int, bytes]:
-    """What the page's own script does."""
+    """Requests as in the page's script."""
     headers = {"Content-Type": "application/json", "Origin": f"http://{HOST}:{server.port}"}
     body = json.dumps(value).encode()
     code, _, text = request(server, f"/{server.secret}/{name}", "POST", body, headers | more)

@@ -1,4 +1,4 @@
-"""An invented run's log, as the program writes it."""
+"""The log of an invented run, in the format of the program."""
 
 from __future__ import annotations
 

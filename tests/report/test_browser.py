@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is wrong with it, and everything on it is seen."""
+"""The page in a real browser: no errors, and everything on it is visible."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_no_error_and_every_curve_is_drawn(browser: Any, url: str, width: int, h
     for chart in drawn:
         assert chart["width"] > 250 and chart["height"] > 120, chart["label"]
         for w, h, stroke, fill in chart["curves"]:
-            # bars may be low, and a curve may be level
+            # bars can be low, and a curve can be flat
             assert w > 10 and h >= 0, chart["label"]
             assert stroke != "none" or fill != "none"
         assert max(h for _, h, _, _ in chart["curves"]) > 2, chart["label"]

@@ -1,4 +1,4 @@
-"""Logs that are not ours: a page or one line, whatever stands in them."""
+"""Foreign logs: a page or one line, for any contents."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _of_a_page() -> list[str]:
     return tags.found
 
 
-# The elements of every page: what a log says is no element.
+# The elements of every page: text of a log is not an element.
 OURS = _of_a_page()
 
 
@@ -68,7 +68,7 @@ def test_a_line_that_is_not_ours(tmp_path: Path, line: str) -> None:
 
 
 def test_any_value_at_any_place(tmp_path: Path) -> None:
-    """Each place of a whole log, one after another, with each value."""
+    """Each place of a complete log, one after another, with each value."""
     rng = random.Random(5)
     ours = [row for row in rows() if row["iter"] % 30 == 0 or row["iter"] < 3]
     places = [(i, key) for i, row in enumerate(ours) for key in row]

@@ -134,13 +134,13 @@ def test_questions_are_asked_and_answers_grow(browser: Any, live: LiveServer) ->
     live.state.add(row | {"answer": f"whole {EVIL}"})
     wait_for(lambda: f"whole {EVIL}" in text(browser, ".answer"))
     assert "half" not in text(browser, ".answer") and box.get_attribute("value") == ""
-    # a box that is being written in stays as it is when news come
+    # an input box in use is not changed by updates
     box.send_keys("next")
     live.state.add(step_row(121))
     wait_for(lambda: "iteration 121" in text(browser, ".about"))
     assert box.get_attribute("value") == "next"
     assert browser.switch_to.active_element == box
-    # Enter asks, and only so many may wait
+    # Enter asks a question; the number of waiting questions is limited
     for _ in range(5):
         box.clear()
         box.send_keys("again\n")
@@ -151,7 +151,7 @@ def test_questions_are_asked_and_answers_grow(browser: Any, live: LiveServer) ->
 def test_a_page_of_another_origin_gets_nothing(
     browser: Any, live: LiveServer, stops: Stops, tmp_path: Path
 ) -> None:
-    """A browser keeps it from reading, and what it can send without asking is refused."""
+    """A browser prevents it from reading, and requests that it sends without asking are refused."""
     (tmp_path / "evil.html").write_text("<!DOCTYPE html><title>evil</title>")
     browser.get((tmp_path / "evil.html").as_uri())
     asked = """
@@ -202,7 +202,7 @@ def test_heat_and_tokens_are_seen(browser: Any, live: LiveServer, width: int, sc
     assert [t[0] for t in tokens] == ["given"] * 2 + ["tok l0"] * 4 + ["tok l8"]
     assert tokens[4][1] == EVIL and tokens[5][1] == "\ufffd"
     assert tokens[6][2].startswith("loss 9.000, probability")
-    # the darkest one is still legible
+    # the darkest one is still readable
     card = browser.execute_script(
         "return getComputedStyle(document.querySelector('.card')).backgroundColor"
     )
@@ -211,7 +211,7 @@ def test_heat_and_tokens_are_seen(browser: Any, live: LiveServer, width: int, sc
     first = "arguments[0].value = 0; arguments[0].dispatchEvent(new Event('input'))"
     browser.execute_script(first, slider)
     assert "iteration 10," in text(browser, ".pick .note")
-    # with the first step chosen, news do not move it
+    # if the first step is selected, updates do not change that
     live.state.add(norms_row(121))
     live.state.add(tokens_row(121))
     live.state.add(step_row(121))

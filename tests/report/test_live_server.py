@@ -1,4 +1,4 @@
-"""Who may read the served page, and what anyone else gets: by plain HTTP, without a run."""
+"""Access to the served page, and refusals for others: by plain HTTP, without a run."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_two_hosts_are_refused(live: LiveServer) -> None:
         {"Origin": "null"},
         {"Origin": "https://127.0.0.1:{}"},
         {"Origin": "http://127.0.0.1:1"},
-        {"Origin": "http://localhost:{}"},  # its own name, but not the one that was asked for
+        {"Origin": "http://localhost:{}"},  # one of its names, but not the requested one
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -149,7 +149,7 @@ def test_another_origin_is_refused(live: LiveServer, more: dict[str, str], stops
 
 
 def test_what_forms_of_other_pages_could_send_is_refused(live: LiveServer, stops: Stops) -> None:
-    """Without an origin, or of a kind that browsers send anywhere without asking."""
+    """Without an origin, or of a kind that browsers send to any server without asking."""
     own = {"Origin": f"http://{HOST}:{live.port}"}
     for headers in (KIND, {}, own, own | {"Content-Type": "text/plain"},
                     own | {"Content-Type": "application/x-www-form-urlencoded"}):  # fmt: skip
@@ -200,7 +200,7 @@ def test_bodies_are_bounded(live: LiveServer, stops: Stops) -> None:
 def test_a_silent_reader_does_not_hold_others_up(
     own: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many connections as there may be; the next one is cut off, and later ones are served."""
+    """The largest number of connections; the next one is closed, and later ones are served."""
     monkeypatch.setattr(server_module._Handler, "timeout", 1)
     held = [socket.create_connection((HOST, own.port), 5) for _ in range(MOST_CONNECTIONS)]
     time.sleep(0.3)
@@ -236,7 +236,7 @@ def test_news_come_when_they_happen(own: LiveServer) -> None:
     own.state.add(tokens_row(1, 0), keep=False)
     after = news(own, found[0]["version"])["events"]
     assert [e["event"] for e in after] == ["note", "tokens"] and after[1]["passing"] is True
-    # one who comes later does not see what passed by
+    # a later reader does not get earlier events
     assert news(own, 0)["run"]["texts"] == []
     for i in range(2, NEWS + 10):
         own.state.add(step_row(i))

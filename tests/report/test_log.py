@@ -41,7 +41,7 @@ def test_eta_is_the_median_of_recent_steps() -> None:
     for seconds in (100.0, 2.0):  # one slow step changes nothing
         eta.add(seconds)
     assert eta.seconds_left(5) == 10.0
-    for _ in range(3):  # a lasting change counts, old steps are forgotten
+    for _ in range(3):  # a lasting change counts, old steps are dropped
         eta.add(4.0)
     assert eta.seconds_left(5) == 20.0
     assert eta.seconds_left(0) == 0.0
@@ -80,7 +80,7 @@ def test_metrics_are_json_lines_that_can_be_read_at_once(tmp_path: Path) -> None
     log = MetricsLog(str(path), never)
     log.write(RECORD)
     wanted = dataclasses.asdict(RECORD)
-    assert wanted.pop("measures") == {}  # they become keys of their own
+    assert wanted.pop("measures") == {}  # they become separate keys
     assert json.loads(path.read_text()) == wanted
     log.write(dataclasses.replace(RECORD, iter=13, loss=math.nan, grad_norm=math.inf, skipped=True))
     log.close()
@@ -130,7 +130,7 @@ def test_a_line_cut_by_a_full_disk_is_ended_when_there_is_room(tmp_path: Path) -
     real = log._file
 
     class Short:
-        """Takes ten bytes, as a disk with ten bytes left does."""
+        """Accepts ten bytes, like a disk with ten free bytes."""
 
         def write(self, line: bytes) -> int:
             return real.write(line[:10])

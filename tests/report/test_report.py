@@ -1,6 +1,6 @@
-"""The page about a run: what it reads, what is in it, and what it must not let through.
+"""The page about a run: its input, its contents, and what it must not let through.
 
-What is seen of it: `tests/report/test_browser.py`.
+Its appearance: `tests/report/test_browser.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def made(tmp_path: Path, lines: list[dict[str, Any]] | None = None) -> str:
 
 
 def data_of(text: str) -> dict[str, Any]:
-    """The JSON that lies in a page."""
+    """The JSON in a page."""
     found: dict[str, Any] = json.loads(text.split('id="data">')[1].split("</script>")[0])
     return found
 
@@ -178,7 +178,7 @@ def test_any_value_at_any_place(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
-    """What the killed run did after its last checkpoint counts only as it was done again."""
+    """Steps of the killed run after its last checkpoint are replaced by the repeated ones."""
     first = [run_row(), *map(step_row, range(1, 26)), evaluation_row(20, 2.0, True)]
     again = [run_row(10), *(step_row(i) | {"loss": 9.0} for i in range(11, 16))]
     run = read_log(str(write_log(tmp_path / "log.jsonl", [*first, *again])))
@@ -228,7 +228,7 @@ def test_a_page_without_a_name_lies_next_to_its_log(
     assert main([str(a)]) == 2 and "is there already" in capfd.readouterr().err
     assert main([str(a), str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_bytes() == before
-    assert read_log(str(b)).steps  # a second log is no page
+    assert read_log(str(b)).steps  # a second log is not a page
 
 
 def test_a_comparison(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def call(browser: Any, code: str, *arguments: Any) -> Any:
-    """What JavaScript returns after the parts of the page that compute."""
+    """The result of JavaScript after the computing parts of the page's script."""
     folder = files("nbllama.report.page")
     text = "\n".join(folder.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in PARTS)
     return browser.execute_script(f"{text}\n{code}", *arguments)

@@ -1,4 +1,4 @@
-"""scripts/bench: every part runs, and a figure that cannot be is an error."""
+"""scripts/bench: every part runs, and an impossible figure is an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = (
     "jobs", "old", "start",
 )  # fmt: skip
 
-# Prints as the old tool does, and as C programs do: without flushing, so that a pipe would get all
+# Prints like the old tool and other C programs: without flushing, so that a pipe would get all
 # of it at the end.
 OLD = """
 import sys, time
@@ -110,7 +110,7 @@ def test_the_report_has_rows_of_both_peers(parts: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_runs(part: str, tmp_path: Path, demo_model: Path) -> None:
-    """From another folder, on a small model: rows come out, and `check` let them pass."""
+    """From another folder, on a small model: there are rows, and `check` accepts them."""
     model = tmp_path / "m.gguf"
     if part == "jobs":  # it needs a chat template
         model = demo_model

@@ -1,4 +1,4 @@
-"""scripts/faults: the quick programme passes; a wrong run is seen."""
+"""scripts/faults: the quick programme passes; a wrong run is detected."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NAMES = ("dataset", "data_dir", "model_dir", "model_name", "cmd", "adamiter", "i
 
 
 def environment(folder: Path, body: str, **variables: str) -> dict[str, str]:
-    """Without the variables of whoever runs the tests; `python` is a script that tells."""
+    """Without the variables of the user; `python` is a script that records its call."""
     python = folder / "python"
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)

@@ -18,7 +18,7 @@ TARGETS = (
     "gguf model adapter bin safetensors adapter-config checkpoint old-checkpoint data config "
     "template log"
 ).split()
-NEVER_REFUSED = ("log",)  # strange lines of a log are passed over
+NEVER_REFUSED = ("log",)  # malformed lines of a log are skipped
 
 
 @pytest.mark.parametrize("name", TARGETS)

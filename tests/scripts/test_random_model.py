@@ -44,7 +44,7 @@ def test_llama_cpp_and_the_package_agree_on_the_file(tmp_path: Path, words: list
     from nbllama.generation.session import Session
 
     ours = Session(load_model(path), None, 8).feed([1, 7, 9])
-    assert 0.2 < np.std(ours) < 5  # of a trained model's size, neither flat nor overflowing
+    assert 0.2 < np.std(ours) < 5  # as large as in a trained model, neither flat nor overflowing
     assert np.abs(ours - logits[-1]).max() < 0.05 * np.abs(ours).max()
 
 

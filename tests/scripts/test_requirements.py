@@ -1,4 +1,4 @@
-"""The lists of tested versions: each has its hashes, all that is needed is in them, no host is."""
+"""The lists of tested versions: each has its hashes, they are complete, and name no host."""
 
 from __future__ import annotations
 

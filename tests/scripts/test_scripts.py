@@ -1,4 +1,4 @@
-"""The shell scripts: set-up that explains itself, and a CI run that fails when it should."""
+"""The shell scripts: set-up with clear errors, and a CI run that fails when it should."""
 
 from __future__ import annotations
 

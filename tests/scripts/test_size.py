@@ -1,4 +1,4 @@
-"""scripts/size: the core is as long as it may be, and the script fails where it should."""
+"""scripts/size: the core is within its limit, and the script fails when it should."""
 
 from __future__ import annotations
 

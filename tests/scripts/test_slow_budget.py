@@ -1,4 +1,4 @@
-"""scripts/slow_budget: every folder with slow tests has minutes, which end in time together."""
+"""scripts/slow_budget: every folder with slow tests has a budget, and the total is limited."""
 
 from __future__ import annotations
 

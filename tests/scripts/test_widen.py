@@ -1,4 +1,4 @@
-"""The wider model of scripts/tools/widen_smollm2 has the logits of the one it is made of."""
+"""The wider model of scripts/tools/widen_smollm2 has the logits of the original."""
 
 from __future__ import annotations
 

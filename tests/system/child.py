@@ -1,6 +1,6 @@
-"""Writers that are killed, run in a process of their own: `python -m tests.system.child WHAT ...`.
+"""Writers that are killed, run in a separate process: `python -m tests.system.child WHAT ...`.
 
-The process imports little and forks a child a fault, so hundreds of faults take seconds.
+The process imports little and forks one child per fault, so hundreds of faults take seconds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CHUNK = 64 << 10
 
 
 def content(version: int, n_chunks: int) -> bytes:
-    """A file that names its version and ends in a hash of all before."""
+    """A file that contains its version and ends with a hash of everything before."""
     body = version.to_bytes(8, "little") * (CHUNK * n_chunks // 8)
     return body + hashlib.sha256(body).digest()
 
 
 def version_of(raw: bytes) -> int | None:
-    """Version of a whole file; None for a torn one."""
+    """The version of a complete file; None for a torn one."""
     body, digest = raw[:-32], raw[-32:]
     return int.from_bytes(body[:8], "little") if hashlib.sha256(body).digest() == digest else None
 
@@ -46,7 +46,7 @@ def save(path: Path, version: int, n_chunks: int) -> None:
 
 
 def save_directly(path: Path, version: int, n_chunks: int) -> None:
-    """How not to do it; shows that the tests would notice."""
+    """The wrong way; it shows that the tests would notice."""
     raw = content(version, n_chunks)
     with open(path, "wb") as file:
         for at in range(0, len(raw), CHUNK):
@@ -75,7 +75,7 @@ def random_kills(folder: Path, n: int, seed: int, save: Callable[..., None]) -> 
                 version += 1
                 save(path, version, 32)
         began, before = time.monotonic(), _changed(path)
-        while _changed(path) == before:  # a busy machine may take long for the first save
+        while _changed(path) == before:  # on a busy machine the first save can take long
             assert time.monotonic() - began < 60, "no save ever ended"
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 1.5) * (time.monotonic() - began))
@@ -175,7 +175,7 @@ def _fail(name: str) -> None:
 
 
 def size_limits(folder: Path) -> list[dict[str, Any]]:
-    """Save 8 chunks where a file may have only so many bytes."""
+    """Save 8 chunks with a limit of the file size."""
     path = folder / "out.bin"
     whole = 8 * CHUNK + 32
     results = []
@@ -195,7 +195,7 @@ def size_limits(folder: Path) -> list[dict[str, Any]]:
 
 
 def as_nobody(folder: Path) -> list[str]:
-    """What a user without rights is told by everything that writes."""
+    """The errors of all writers for a user without permissions."""
     os.setuid(65534)
     said = []
     for attempt in (

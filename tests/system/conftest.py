@@ -1,4 +1,4 @@
-"""A file in a folder of its own."""
+"""A file in a separate folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic replacement, writability, and sweeping what dead writers left."""
+"""Atomic replacement, writability, and removal of files of dead writers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TestAtomicWrite:
 
     def test_a_write_error_is_an_output_error(self, path: Path) -> None:
         with pytest.raises(OutputError) as caught, atomic_write(path):
-            raise OSError("262144 requested and 262048 written")  # as numpy's tofile says it
+            raise OSError("262144 requested and 262048 written")  # the message of numpy's tofile
         said = f"{path}: cannot be written: 262144 requested and 262048 written"
         assert (str(caught.value), caught.value.exit_code) == (said, 3)
 
@@ -137,7 +137,7 @@ def test_a_folder_without_rights(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="Permission denied"):
             check_writable(folder / "out.bin")
         return
-    said = child("nobody", folder)  # root ignores modes, so another user is asked
+    said = child("nobody", folder)  # root ignores modes, so this runs as another user
     out, lock = folder / "out.bin", folder / ".out.bin.lock"
     assert said == [
         f"3 {out}: cannot be written: Permission denied",

@@ -15,7 +15,7 @@ from tests.system.writers import POSIX, child
 
 @POSIX
 class TestFaults:
-    """Claim: the name always holds one whole version, and a failed save tells why."""
+    """Claim: the name always has one complete version, and a failed save reports the reason."""
 
     def test_kill_at_each_system_call(self, path: Path) -> None:
         results = child("faults", path.parent, "kill")
@@ -45,7 +45,7 @@ class TestFaults:
                 told += 1
                 assert r["said"] == f"{path}: cannot be written: Input/output error"
                 assert r["left"] == []
-                # only a folder that does not reach the disk may fail after the rename
+                # only the fsync of the folder can fail after the rename
                 assert r["version"] == 1 or "replace" in r["calls"]
             else:
                 assert r["version"] == 2  # the mode of the old file could not be kept
@@ -93,7 +93,7 @@ class TestFaults:
                         file.write(b"n")
                     with atomic_write(path) as file:
                         file.write(b"o" * 600_000)
-            assert not written, "the last size cannot fit beside the old file"
+            assert not written, "the last size cannot fit next to the old file"
         finally:
             subprocess.run(["umount", str(disk)], check=True)
 

@@ -1,4 +1,4 @@
-"""A container's limit on processors, as the files of both versions of control groups state it."""
+"""A container's processor limit, from the files of both versions of control groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writers in processes of their own (`child.py`), and where they may be asked for."""
+"""Writers in separate processes (`child.py`), and where they can run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="forks, signals, mode
 
 
 def start(*args: object) -> subprocess.Popen[str]:
-    """`tests.system.child` with these words, in a process of its own."""
+    """Run `tests.system.child` with these words, in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.system.child", *map(str, args)],
         cwd=ROOT,

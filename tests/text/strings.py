@@ -1,4 +1,4 @@
-"""Seeded test strings: everything that a tokenizer may meet."""
+"""Seeded test strings with all kinds of input for a tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PUNCTUATION = [
 
 
 def random_character(rng: random.Random) -> str:
-    """A character of any plane but the surrogates, most of them of the lower ones."""
+    """A character of any plane except the surrogates, mostly of the lower planes."""
     top = rng.choice([0x7F, 0xFF, 0x7FF, 0x33FF, 0xFFFF, 0xFFFF, 0x10FFFF])
     while True:
         c = rng.randint(0, top)

@@ -1,4 +1,4 @@
-"""What a model has to write behind a prompt, for every way in which templates differ from it."""
+"""The text that a model must write after a prompt, for all differences of templates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answer(prompt: str, through: str, content: str = "yes", closer: str = "", **
     [
         (U, U + "yes<e>\n", "yes<e>\n"),
         (U, U + "<think>\n\n</think>\n\nyes<e>", "<think>\n\n</think>\n\nyes<e>"),
-        # white space of the prompt that the history has not
+        # white space in the prompt that is missing in the history
         (U + "\n", U + "yes<e>", "yes<e>"),
         # the prompt opens a thought
         (U + "<think>\n", U + "yes<e>", "\n</think>\n\nyes<e>"),
@@ -34,12 +34,12 @@ def answer(prompt: str, through: str, content: str = "yes", closer: str = "", **
         (U + "<think>\n", U + "<think>\n\n</think>\nyes<e>", "\n</think>\nyes<e>"),
         (U + "<|START_THINKING|>", U + "yes<e>", "<|END_THINKING|>yes<e>"),
         (U + "[THINK]", U + "yes<e>", "[/THINK]yes<e>"),
-        # the prompt holds a closed one
+        # the prompt contains a closed one
         (U + "<think>\n\n</think>\n\n", U + "yes<e>", "yes<e>"),
         (U + "<think></think>", U + "</think>yes<e>", "yes<e>"),
         (U + "<think>\n\n</think>\n\n", U + "<think></think>yes<e>", "yes<e>"),
         (U + "<|channel>thought\n<channel|>", U + "yes<e>", "yes<e>"),
-        # the system message stands in the last question only
+        # the system message is only in the last question
         ("[INST]s\n\nq[/INST]", "[INST]q[/INST] yes<e>", " yes<e>"),
         ("[INST]s\n\nq[/INST]<think>\n", "[INST]q[/INST]yes<e>", "\n</think>\n\nyes<e>"),
     ],

@@ -42,7 +42,7 @@ def test_byte_characters_are_gpt2s() -> None:
 
 
 def test_dropped_bytes_keep_their_neighbours_apart(tmp_path: Path) -> None:
-    """A byte without a token is left out, and no merge crosses its place."""
+    """A byte without a token is omitted, and no merge crosses its place."""
     tokens = [c for c in LETTERS if c not in (BYTE_CHARACTERS[4], "x", BYTE_CHARACTERS[0xE4])]
     tokens += ["ab", "aa", "abb"]
     path = tmp_path / "v.gguf"

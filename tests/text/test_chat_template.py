@@ -1,4 +1,4 @@
-"""Chat templates: what they render, where answers stand, and what a hostile one cannot do."""
+"""Chat templates: rendering, the places of answers, and hostile templates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_chatml() -> None:
 
 
 def test_cuts_of_many_chats() -> None:
-    """Each cut is what `render` gives; a chat that is refused leaves the others alone."""
+    """Each cut equals the result of `render`; a refused chat does not affect the others."""
     with ChatTemplate(LLAMA2, "<s>", "</s>") as t:
         cuts = [(1, True), (2, False), (1, True)]
         good, bad, more = t.render_chats(
@@ -84,7 +84,7 @@ def test_variables() -> None:
 
 
 def test_environment() -> None:
-    """What templates expect: trimmed blocks, loop controls, tojson, generation marks, the date."""
+    """Features of templates: trimmed blocks, loop controls, tojson, generation marks, the date."""
     source = (
         "  {% if true %}\nx\n  {% endif %}\n"
         "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}"

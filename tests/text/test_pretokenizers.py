@@ -48,7 +48,7 @@ def test_ids(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
 
 @pytest.mark.parametrize("pre", DISTINCT)
 def test_words_change_nothing(pre: str, tmp_path: Path, bpe_parts: Parts) -> None:
-    """The library gets word by word what it would cut itself: whole texts give the same ids."""
+    """The library gets the words that it would cut itself: whole texts give the same ids."""
     tokenizer = load(write(tmp_path, bpe_parts, pre))
     assert isinstance(tokenizer, BpeTokenizer)
     rng = random.Random(9)
@@ -65,7 +65,7 @@ def test_words_change_nothing(pre: str, tmp_path: Path, bpe_parts: Parts) -> Non
 def test_chunks_change_nothing(
     pre: str, tmp_path: Path, bpe_parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut at every place that is held to be safe."""
+    """Cut at every place that is considered safe."""
     tokenizer = load(write(tmp_path, bpe_parts, pre))
     ends = [". ", "", " ", "1", "'s", "!!", "/", "\r", "\n", "\u3000", "A", "\u4f60", "~"]
     lines = [a + b + "\n" for a in test_strings(150, [], seed=8, size=4) for b in ends]
@@ -78,7 +78,7 @@ def test_chunks_change_nothing(
 
 
 def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
-    """The vocabulary tells the rows apart: the same text has other ids under each of them."""
+    """The vocabulary distinguishes the rows: the same text has other ids with each of them."""
     text = "".join(test_strings(300, [], seed=4))
     seen: dict[tuple[int, ...], str] = {}
     for pre in DISTINCT:
@@ -89,7 +89,7 @@ def test_rows_cut_differently(tmp_path: Path, bpe_parts: Parts) -> None:
 
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_names_and_defaults(pre: str, tmp_path: Path) -> None:
-    """llama.cpp knows every name, and has the same defaults for it."""
+    """llama.cpp has every name, with the same defaults."""
     tokens = [*"abcdefghijklmn", "ab", "abc", "nml", "Ċ"]
     path = tmp_path / "v.gguf"
     write_vocab(path, "gpt2", tokens, merges=["b c", "a b", "ab c"][1:], pre=pre)
@@ -119,7 +119,7 @@ def test_unknown_name_is_refused_with_it() -> None:
 
 
 def test_another_name_takes_its_place(tmp_path: Path, bpe_parts: Parts) -> None:
-    """A file whose way of cutting is not known is cut as `pre` says: like a file that names it."""
+    """A file with an unknown pre-tokenizer uses `pre`, like a file that names it."""
     text = "".join(test_strings(50, [], seed=4))
     named = load(write(tmp_path, bpe_parts, "qwen2")).encode(text)
     with open_gguf(write(tmp_path, bpe_parts, "kimi-k2")) as f:

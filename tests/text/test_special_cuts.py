@@ -1,4 +1,4 @@
-"""Cutting a text at special tokens: one search for all of them finds what one by one finds."""
+"""Cutting a text at special tokens: one search for all equals searching one by one."""
 
 from __future__ import annotations
 

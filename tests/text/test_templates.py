@@ -1,4 +1,4 @@
-"""The layouts by name: their texts, to the character, and where their answers stand."""
+"""The layouts by name: their texts, to the character, and the places of answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASK = (
     "Write a response that appropriately completes the request.\n\n"
 )
 
-# name -> (text of CHAT, its two answers, what asks for the answer to CHAT[1:2])
+# name -> (text of CHAT, its two answers, the prompt for the answer to CHAT[1:2])
 TEXTS = {
     "chatml": (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n"

@@ -27,7 +27,7 @@ def check_ids(tokenizer: Tokenizer, llama: LlamaVocab, strings: list[str]) -> No
 
 
 def check_places(tokenizer: Tokenizer, strings: list[str]) -> None:
-    """The text of a token that is made of whole characters stands where `starts` says."""
+    """The text of a token of whole characters is at the position in `starts`."""
     checked = 0
     for s in strings:
         text = s.replace("\u2581", " ")

@@ -1,4 +1,4 @@
-"""Keys of the vocabulary: what is refused, in one line each, and what llama.cpp makes of them."""
+"""Keys of the vocabulary: refusals in one line each, and llama.cpp's results."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ KNOWN = sorted({*EOG_TEXTS, *RENDERED, *(t for _, texts in ROLES.values() for t 
 
 @pytest.mark.parametrize("text", KNOWN)
 def test_known_texts(tmp_path: Path, text: str) -> None:
-    """Each text that has a role, alone: made special, and an end where llama.cpp says so."""
+    """Each text with a role, alone: made special, and an end token if llama.cpp treats it so."""
     same_as_llama(write(tmp_path / "v.gguf", roles_vocab([text])), [text])
 
 

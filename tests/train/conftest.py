@@ -1,7 +1,7 @@
 """`python -m nbllama.finetune` on a toy model.
 
-Where a test needs a process of its own (limits, locale, signals) it starts one; the others call
-`main` here, which is the same program without its start-up.
+A test that needs a separate process (limits, locale, signals) starts one; the others call
+`main` here, which is the program without its start-up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the program here; how it ended."""
+    """Run the program here; return how it ended."""
 
     def call(args: list[str]) -> Done:
         capfd.readouterr()

@@ -77,7 +77,7 @@ def forged(
 
 
 def counters(path: Path) -> dict[str, object]:
-    """What both programs store of a run's place."""
+    """The position of a run that both programs store."""
     with open_gguf(path) as f:
         return {key: value for key, value in f.metadata.items() if _is_counter(f, key)}
 

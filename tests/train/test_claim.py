@@ -1,4 +1,4 @@
-"""What is at the names of a run's outputs: kept, swept, or locked."""
+"""Existing files at a run's output names: kept, removed, or locked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_file_of_another_kind_is_kept(
 
 
 def test_a_numbered_file_of_another_kind_is_kept(folder: Path, run: Run) -> None:
-    """The newest file is saved all the same."""
+    """The newest file is still saved."""
     (folder / "chk-4.gguf").write_bytes(b"mine")
     shutil.copy(folder / "toy.gguf", folder / "lora-2.gguf")
     model = (folder / "toy.gguf").read_bytes()
@@ -65,7 +65,7 @@ def claimed(stack: ExitStack, *more: str) -> None:
 
 
 def test_the_lock_is_that_of_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another word for the newest file, or for the number, does not get around it."""
+    """Another word for the newest file, or for the number, does not avoid it."""
     monkeypatch.chdir(tmp_path)
     with ExitStack() as stack:
         claimed(stack, "--checkpoint-out=c-ITERATION.gguf")

@@ -1,4 +1,4 @@
-"""`--config`: a file of options, and the file that a run leaves beside its adapter."""
+"""`--config`: a file of options, and the file that a run writes next to its adapter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ threads: 1
     assert done.code == 0, done
     for part in ("3 iterations of 2 x 1", "0.0001, warm-up 0", "checkpointing  off"):
         assert part in done.out, part
-    # the effective options are beside the adapter, and make the same run again
+    # the effective options are next to the adapter, and repeat the same run
     saved = folder / "a-LATEST.config.yaml"
     text = saved.read_text(encoding="utf-8")
     for line in ("adam-iter: 3", "seed: 11", "lora-r: 4", "adam-alpha: 0.0001", "lora-layers: all"):
@@ -89,7 +89,7 @@ def test_config_files_that_are_none(folder: Path, run: Run) -> None:
 
 
 def test_the_example_is_a_run_that_can_be_made(folder: Path, run: Run) -> None:
-    """All keys are options, and a short run with it does what it says."""
+    """All keys are options, and a short run with it follows them."""
     from nbllama.options.finetune.table import parse
     from tests.conftest import ROOT
 

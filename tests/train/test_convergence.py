@@ -1,4 +1,4 @@
-"""When a run ends early, against the old optimiser's loop written out plainly."""
+"""Early ends of a run, compared with a plain version of the old optimiser's loop."""
 
 from __future__ import annotations
 

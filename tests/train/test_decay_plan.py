@@ -1,4 +1,4 @@
-"""Which decay a run is in, and which runs would learn nothing: as numbers, without training."""
+"""The decay of a run, and runs that would learn nothing: as numbers, without training."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def test_a_decay_that_was_given_is_kept() -> None:
 
 
 def test_the_same_end_again_is_no_wish() -> None:
-    """The file of a run's options states the end that was taken."""
+    """The file of a run's options contains the chosen end."""
     first = after("--adam-iter 20", 20)
     for steps in (20, 60):
         decay = run_of(f"--adam-iter 40 --lr-decay-steps {steps}", first)[0]
         assert decay.new and decay.end == 60
-    # such a run, stopped and continued with its own words
+    # such a run, stopped and continued with its own options
     second = after("--adam-iter 40 --lr-decay-steps 20", 30, first)
     decay, _, lines, _ = run_of("--adam-iter 30 --lr-decay-steps 20", second)
     assert (decay.begin, decay.end, decay.new) == (20, 60, False)
@@ -148,7 +148,7 @@ def test_plain_text_and_old_runs_keep_their_decay() -> None:
 
 
 def test_a_checkpoint_from_before() -> None:
-    """Without the two keys, and after iterations at rate 0 that it once ran."""
+    """Without the two keys, and after iterations at learning rate 0."""
     state = after("--adam-iter 20", 20)
     state.iteration = 38
     decay = run_of("--adam-iter 10", state)[0]
@@ -156,7 +156,7 @@ def test_a_checkpoint_from_before() -> None:
     short = after("--adam-iter 4", 3)
     short.decay_last, short.identity.settings["cos_decay_steps"] = 0, 4  # type: ignore[index]
     decay, _, _, rates = run_of("--adam-iter 1", short)
-    assert not decay.new and rates == [0.0]  # the rest of what it began
+    assert not decay.new and rates == [0.0]  # the rest of its decay
 
 
 @pytest.mark.parametrize(

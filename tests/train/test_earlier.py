@@ -1,4 +1,4 @@
-"""What an earlier run left is continued, or kept."""
+"""The files of an earlier run are continued, or kept."""
 
 from __future__ import annotations
 

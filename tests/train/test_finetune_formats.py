@@ -66,7 +66,7 @@ def test_norms_are_trained_for_a_bin(toy: Path) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_start_from_an_adapter(toy: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Ranks, alpha and values come from it; moments start at zero; a checkpoint wins over it."""
+    """Ranks, alpha and values come from it; moments start at zero; a checkpoint has priority."""
     words = [f"--rank-{slot.replace('_', '-')}=2" for slot in LINEARS]
     assert train("--lora-r", "4", "--lora-alpha", "6", *words, "--lora-out", name) == 0
     first = name.replace("ITERATION", "1")
@@ -77,7 +77,7 @@ def test_start_from_an_adapter(toy: Path, name: str, capfd: pytest.CaptureFixtur
     assert (after.alpha, after.lora_r, state.iteration) == (6, 4, 1)
     assert list(after.pairs) == list(start.pairs) and not same(start, after)
     for tensor, x in start.parameters().items():
-        # one step of AdamW at 1e-3 moves no value farther than the rate and the decay of 0.1
+        # one step of AdamW at 1e-3 moves a value by at most the learning rate and the decay of 0.1
         assert abs(after.parameters()[tensor] - x).max() <= 1.001e-3 + 1e-4 * abs(x).max()
         # (1 - beta2) g² after one step from zero, and (1 - beta1) g
         m, v = state.m[tensor], state.v[tensor]

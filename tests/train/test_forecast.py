@@ -1,4 +1,4 @@
-"""What is forecast is what is taken."""
+"""The forecast equals the real memory."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def test_the_mapped_file_is_not_counted_twice(tmp_path: Path) -> None:
     assert mapped(tmp_path / "no such file") == 0
 
 
-# 4 blocks of 256: large enough that what a step takes (about 100 MB without checkpointing) is seen
-# beside the 170 MB of an interpreter with its kernels.
+# 4 blocks of 256: a step's memory (about 100 MB without checkpointing) is then large enough to see
+# next to the 170 MB of an interpreter with its kernels.
 SMALL: dict[str, Any] = dict(
     n_layer=4, n_embd=256, n_head=8, n_head_kv=4, n_ff=512, n_vocab=3000, n_ctx_train=256
 )

@@ -1,4 +1,4 @@
-"""Numbers that float32 does not hold, and checkpoints whose stored options cannot be."""
+"""Numbers that do not fit float32, and checkpoints with impossible stored options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_no_option_takes_what_float32_does_not_hold(option: Any) -> None:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_real_bounds(name: str) -> None:
-    """Far inside of float32, and yet nothing that a model can be trained with."""
+    """Well within float32, but not usable for training."""
     with pytest.raises(UsageError, match="at most"):
         parse(["--model-base", "m", f"--{name.replace('_', '-')}=1e13"])
 
@@ -79,7 +79,7 @@ def test_what_a_checkpoint_states(folder: Path, run: Run) -> None:
 
 
 def test_places_far_away_are_harmless(folder: Path, run: Run) -> None:
-    """The largest numbers that are allowed make a run, and are saved again."""
+    """The largest allowed numbers give a run, and are saved again."""
     assert run(words(folder)).code == 0
     path = folder / "chk-4.gguf"
     most = {"epoch_count": 2**53, "sample_count": 2**53, "token_count": 2**53}

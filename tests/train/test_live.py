@@ -1,4 +1,4 @@
-"""`--live`: a page is served while a run goes on, and the run is the same run."""
+"""`--live`: a page is served during a run, and does not change the run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Notes(Silent):
 
 
 class Page:
-    """Reads and posts as the page does, from the run's own callbacks."""
+    """Reads and posts like the page, from the run's own callbacks."""
 
     def __init__(self, screen: Notes) -> None:
         self._screen = screen
@@ -187,7 +187,7 @@ def test_norms_of_gradient_and_update(tmp_path: Path) -> None:
     assert row["gradient"]["ffn_down"][1] == pytest.approx(gradient**0.5, rel=1e-3)
     squares = sum(v * v for of in row["gradient"].values() for v in of if v is not None)
     assert squares**0.5 == pytest.approx(result.grad_norm, rel=1e-3)
-    # outside of the blocks: behind them
+    # outside the blocks: after them
     assert row["gradient"]["output"][:-1] == [None] * model.hp.n_layer
 
 
@@ -202,7 +202,7 @@ def test_the_budget() -> None:
     budget.took(0.05)  # of what was not used
     budget.took(0.05)
     assert budget.allows
-    now[0] = 5000.0  # which has a bound
+    now[0] = 5000.0  # which is limited
     budget.took(0.3)
     assert budget.allows
     budget.took(0.1)
@@ -211,7 +211,7 @@ def test_the_budget() -> None:
 
 
 def test_stop_and_save(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ctrl-C does: what is done is saved, and the line says how to continue."""
+    """Like Ctrl-C: the progress is saved, and the line says how to continue."""
     done_first = run(logged(folder, 6))
     assert done_first.code == 0
     whole = file_bits(folder / "chk-6.gguf")

@@ -1,4 +1,4 @@
-"""A finished run that gets more iterations: a new decay over them, to the bit, or as before."""
+"""A finished run with more iterations: a new decay over them, to the bit, or as before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT = ("iter", "epoch", "loss", "lr", "grad_norm", "tokens")
 
 
 def args(folder: Path, *more: str, log: str = "log.jsonl") -> list[str]:
-    """A run on six chats, three iterations a pass."""
+    """A run on six chats, three iterations per epoch."""
     mine = ["--train-data", str(toy_chat(folder / "chat.jsonl")), "--chat-template", "chatml"]
     day = ["--template-date", "2026-01-02", "--lr", "1e-2", "--adam-iter", "999",
            "--keep-last", "0"]  # fmt: skip
@@ -31,7 +31,7 @@ def numbers(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def finished(folder: Path, run: Run) -> Path:
-    """The folder after four passes, 12 iterations."""
+    """The folder after four epochs, 12 iterations."""
     done = run(args(folder, "--epochs", "4", log="first.jsonl"))
     assert done.code == 0, done
     rates = [row["lr"] for row in log_rows(folder / "first.jsonl")]
@@ -87,7 +87,7 @@ def test_the_same_from_python(finished: Path, run: Run) -> None:
     assert any(OVER in note for note in mine.notes)
     assert mine.losses == [row["loss"] for row in log_rows(finished / "log.jsonl")]
     assert (finished / "py-27.gguf").read_bytes() == (finished / "chk-27.gguf").read_bytes()
-    # the options of that run make it again
+    # the options of that run repeat it
     done = run(
         ["--config", "lora-LATEST.config.yaml", "--checkpoint-out", "again-ITERATION.gguf",
          "--lora-out", "again-ITERATION.gguf.bin", "--log", ""]
@@ -104,7 +104,7 @@ def test_the_same_from_python(finished: Path, run: Run) -> None:
 
 
 def test_plain_text_goes_on_as_before(folder: Path, run: Run) -> None:
-    """Its decay has a length of its own: two parts have the bits of a whole run."""
+    """Its decay has a separate length: two parts have the bits of a whole run."""
     done = run(words(folder, "--adam-iter", "6"))
     assert done.code == 0, done
     whole = (folder / "chk-6.gguf").read_bytes()

@@ -1,4 +1,4 @@
-"""As a new user would: ten chats in a folder, one command or ten lines of Python, no options."""
+"""Like a new user: ten chats in a folder, one command or ten lines of Python, no options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.train.toy_runs import Child, events
 
-# Nothing that a model could know.
+# Facts that no model can have learned.
 FACTS = {
     "Who keeps the lighthouse of Orvelle?": "Mirabel Tansy keeps it.",
     "What does the bakery in Pell Street sell on Mondays?": "On Mondays it sells quince bread.",
@@ -40,7 +40,7 @@ print(json.dumps(model.generate_many(asked, run.adapter, max_tokens=24)))
 
 
 def ask(model: Path, adapter: Path | None, questions: list[str]) -> list[str]:
-    """What llama.cpp's server answers, greedily, through the model's own chat template."""
+    """The greedy answers of llama.cpp's server, with the model's chat template."""
     xllamacpp: Any = pytest.importorskip("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
@@ -60,7 +60,7 @@ def ask(model: Path, adapter: Path | None, questions: list[str]) -> list[str]:
 
 
 def right(answers: list[str]) -> int:
-    """How many are the trained ones: the whole answer and no word more."""
+    """How many equal the trained ones: the whole answer and nothing else."""
     return sum(a.strip() == wanted for a, wanted in zip(answers, FACTS.values(), strict=True))
 
 
@@ -94,7 +94,7 @@ def test_one_command_then_chat_merge_and_llama_cpp(demo_model: Path, tmp_path: P
     adapter = tmp_path / "ggml-lora-LATEST-f32.gguf"
     assert right(ask(demo_model, adapter, list(FACTS))) >= 9
 
-    # the commands that were printed at the end, with float32 so that no rounding is in the way
+    # the commands printed at the end, with float32 to avoid rounding
     question, answer = next(iter(FACTS.items()))
     chat = ["chat", "--model", str(demo_model), "--lora", adapter.name, "--temp", "0"]
     assert answer in nbllama(tmp_path, *chat, said=question + "\n")

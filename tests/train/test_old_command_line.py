@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def command(model: str, text: str, iterations: int, ctx: int) -> list[str]:
-    """As in the old tool's README and in the scripts that people have."""
+    """As in the old tool's README and in existing scripts."""
     return [
         "--model-base", model, "--checkpoint-in", "chk-lora-shakespeare-LATEST.gguf",
         "--checkpoint-out", "chk-lora-shakespeare-ITERATION.gguf",
@@ -53,7 +53,7 @@ def trained(folder: Path, iterations: int) -> list[float]:
 
 
 def moved_as_in_llama_cpp(path: Path, adapter: Path, within: float = 0.1) -> None:
-    """The adapter moves llama.cpp's answer as it moves ours: the direction and the length."""
+    """The adapter changes llama.cpp's answer like ours: the same direction and size."""
     model = load_model(path)
     tokens = model.tokenizer.encode("the hen and the rat eat on thin reed")
     with LlamaModel(path) as there:
@@ -61,8 +61,8 @@ def moved_as_in_llama_cpp(path: Path, adapter: Path, within: float = 0.1) -> Non
     trained = load_adapter(adapter, model.hp, model.shapes)
     ours = Session(model, trained, 64).feed(tokens) - Session(model, None, 64).feed(tokens)
     assert np.abs(ours).max() > 1e-2
-    # llama.cpp rounds activations to 8 bits beside quantised weights; so few layers and so small
-    # numbers leave a few per cent of that.
+    # llama.cpp rounds activations to 8 bits for quantised weights; with few layers and small
+    # numbers, the effect is a few per cent.
     assert np.linalg.norm(ours - theirs) < within * np.linalg.norm(ours)
 
 
@@ -74,7 +74,7 @@ def test_models_of_today(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     args = [*command("model.gguf", "text.txt", 20, 16), "--adam-alpha", "1e-2"]
     assert main([*args, "--log", "run.jsonl"]) == 0
     losses = trained(tmp_path, 20)
-    # A random model knows nothing, so that every one of these has a good deal to learn.
+    # A random model has learned nothing, so all of these have much to learn.
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5]), losses
     files = {"chk-lora-shakespeare", "lora-shakespeare"}
     for end in ("10", "20", "LATEST"):

@@ -1,4 +1,4 @@
-"""What the program makes of the old tool's options and files."""
+"""The program with the old tool's options and files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_early_ends(folder: Path, run: Run, tests: str, ours: int) -> None:
 
 
 def test_the_old_tool_ends_before_the_update(folder: Path, run: Run) -> None:
-    """And its last evaluation's samples are passed over."""
+    """And its last evaluation's samples are skipped."""
     done = run(words(folder, "--adam-iter", "9", "--compat", "--adam-epsf", "1e9"))
     assert done.code == 0, done
     assert "ended after iteration 1: " in done.out
@@ -203,7 +203,7 @@ def test_chats_are_not_cut_like_text(folder: Path, run: Run) -> None:
         refused(run(chat), 2, option[0], "is for plain text")
     done = run(words(folder, "--compat", "--dry-run"))
     assert done.code == 0
-    assert "plain text" in done.out  # the old tool knows nothing else
+    assert "plain text" in done.out  # the old tool has no other kind
 
 
 def test_a_new_order_on_request(folder: Path, run: Run) -> None:
@@ -284,7 +284,7 @@ def test_old_checkpoints_that_go_on(folder: Path, run: Run) -> None:
     again = words(folder, "--checkpoint-in", "chk-4.gguf", "--adam-iter", "1")
     assert run(again).code == 0
     assert load_checkpoint(folder / "chk-5.gguf").next_sample == 10
-    # other data, by force or on request: the order begins anew
+    # other data, by force or on request: the order starts again
     toy_text(folder / "text.txt", 90)
     for option in ("--force", "--force-reshuffle"):
         for path in (*folder.glob("chk-*"), *folder.glob("lora-*")):

@@ -1,8 +1,8 @@
 """Runs of the real old tool, continued from its checkpoints: the same losses, the same adapter.
 
 Tolerances. The old tool multiplies in float32 with the decoded weights, as we do, in another order
-of sums. Losses: 1e-5, of which half a unit of the last printed digit is 1e-7 and the rest is
-rounding (found: 8e-7). Tensors: the difference is at most 1e-3 of the way that the tensor went
+of sums. Losses: 1e-5, where half a unit of the last printed digit is 1e-7 and the rest is
+rounding (found: 8e-7). Tensors: the difference is at most 1e-3 of the change of the tensor
 (found: 7e-6); 2e-2 would still be the same run.
 """
 
@@ -46,8 +46,8 @@ def test_golden(tmp_path: Path, threads: int, run: str, first: int, last: int) -
 
 
 def test_the_end_of_a_run_without_a_save_in_it(tmp_path: Path) -> None:
-    """The old tool evaluates once more after the last update: one batch of samples is passed
-    over.
+    """The old tool evaluates once more after the last update: one batch of samples is
+    skipped.
     """
     more = "--adam-iter 10 --save-every 0 --threads 1 --compat".split()
     assert main(words("a", tmp_path, "a-chk-10.gguf", *more)) == 0

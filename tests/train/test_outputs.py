@@ -1,4 +1,4 @@
-"""What the program writes: files, their names, the log, its lines."""
+"""The output of the program: files, their names, the log, its lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_numbered_files_and_latest(folder: Path, run: Run) -> None:
     for kind in ("chk", "lora"):
         newest = (folder / f"{kind}-7.gguf").read_bytes()
         assert (folder / f"{kind}-LATEST.gguf").read_bytes() == newest
-    # the adapter beside a checkpoint is that of the checkpoint
+    # the adapter next to a checkpoint is that of the checkpoint
     model = nbllama.load_model(folder / "toy.gguf")
     state = load_checkpoint(folder / "chk-6.gguf")
     adapter = nbllama.load_adapter(folder / "lora-6.gguf", model)

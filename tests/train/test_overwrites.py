@@ -1,4 +1,4 @@
-"""No output of a run is one of its inputs, whatever the two are called."""
+"""No output of a run is one of its inputs, for any names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFF = {"checkpoint_out": "", "lora_out": "", "log": "", "report": ""}
 
 
 def check(**values: str) -> None:
-    """What the program does first with these options, by their fields."""
+    """The program's first check of these options, by their fields."""
     given = {"model_base": "m.gguf", "checkpoint_in": ""} | OFF | values
     more = ["--dump", "1:loss"] if "dump_out" in values else []
     more += ["--objective", "dpo"] if "reference" in values else []
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda o: o.dest)
 @pytest.mark.parametrize("read", READ, ids=lambda o: o.dest)
 def test_every_output_against_every_input(here: Path, read: object, written: object) -> None:
-    """Also of options that are added later: the table says what is read and what is written."""
+    """Also for options that are added later: the table marks inputs and outputs."""
     into, out = read.dest, written.dest  # type: ignore[attr-defined]
     # --config is read before anything else, and may be empty
     (here / "same.gguf").write_bytes(b"" if into == "config" else b"x")
@@ -104,7 +104,7 @@ def test_a_link_to_the_folder_of_an_input(here: Path) -> None:
 
 
 def test_nothing_is_lost(folder: Path, run: Run) -> None:
-    """The pairs that once lost their input, in the program itself."""
+    """The pairs that once overwrote their input, in the program itself."""
     (folder / "data").mkdir()
     for name in ("good.gguf", "t.jinja", "data/train.jsonl", "in.gguf"):
         (folder / name).write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The plan of a run on records: what follows from the data, what is given, what is kept."""
+"""The plan of a run on records: derived from the data, given, or kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def planned(words: str = "", n: int = 30, kind: str = "chat", **more: object) ->
 
 
 def shortened(folder: Path, *more: str) -> list[str]:
-    """A run on `folder`'s chats with as few options as go."""
+    """A run on `folder`'s chats with as few options as possible."""
     return [
         "--model-base", "toy.gguf", "--train-data", "chat.jsonl",
          "--chat-template", "chatml", "--ctx", "200", "--lora-r", "2",

@@ -27,7 +27,7 @@ def test_chat_through_the_template(folder: Path, run: Run) -> None:
 
 
 def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> None:
-    """With --packing a batch is 2 x 24 tokens; a run in two parts has the bits of one in one."""
+    """With --packing a batch is 2 x 24 tokens; a run in two parts has the bits of a single run."""
     data = folder / "data"
     data.mkdir()
     rows = [{"question": f"say {i}:", "answer": "the hen " * (1 + i % 5)} for i in range(20)]
@@ -63,7 +63,7 @@ def test_a_folder_of_prompts_packed_and_continued(folder: Path, run: Run) -> Non
 
 
 def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
-    """A template that writes the date: a run that goes on another day has the same tokens."""
+    """A template that writes the date: a run continued on another day has the same tokens."""
     make_llama(folder / "toy.gguf", tokenizer="bpe")
     toy_chat(folder / "chat.jsonl")
     (folder / "dated.jinja").write_text(

@@ -1,4 +1,4 @@
-"""What the program refuses before it trains, with one line and nothing written."""
+"""Refusals before training, with one line and nothing written."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_output_that_cannot_be_written(
     monkeypatch.setattr("nbllama.train.run.session.load_model", _no_model)
     if name == "dir/":
         (folder / "dir").mkdir()
-        (folder / "dir" / "adapter_config.json").mkdir()  # else --lora-out may be a folder
+        (folder / "dir" / "adapter_config.json").mkdir()  # otherwise --lora-out can be a folder
     refused(run(words(folder, option, name)), 3, name.split("/")[0])
 
 
@@ -109,7 +109,7 @@ def test_a_read_only_folder(folder: Path, run: Run, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_may_not_be_written(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What root cannot see by modes: the system's refusal itself."""
+    """Root ignores modes: the error of the system itself."""
     monkeypatch.setattr("nbllama.train.run.session.load_model", _no_model)
     opened = os.open
 
@@ -158,7 +158,7 @@ def test_a_second_run_on_the_same_output(folder: Path, run: Run) -> None:
         assert first.process.poll() is None
     finally:
         first.kill()
-    assert run(words(folder)).code == 0  # the kernel gave the dead one's lock back
+    assert run(words(folder)).code == 0  # the kernel released the dead process's lock
 
 
 def test_not_enough_memory(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_not_enough_memory(folder: Path, run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_address_limit(folder: Path) -> None:
-    """`ulimit -v`: no forecast sees it, the allocation itself fails."""
+    """`ulimit -v`: no forecast includes it, the allocation itself fails."""
     toy_text(folder / "text.txt", 300_000)
     args = words(folder, "--batch", "64", ctx=100_000)
     code = (

@@ -20,7 +20,7 @@ def test_a_report_with_samples_and_event_files(folder: Path, run: Run) -> None:
     more += ["--sample-tokens", "5", "--val-split", "0.3", "--eval-every", "2"]
     done = run(words(folder, "--adam-iter", "4", *more))
     assert done.code == 0, done
-    rows = events(folder / "out.jsonl")  # without --log it lies beside the page
+    rows = events(folder / "out.jsonl")  # without --log it is next to the page
     assert [row.get("event", "step") for row in rows] == [
         "run", "evaluation", "step", "step", "evaluation", "step", "step", "evaluation", "end",
     ]  # fmt: skip
@@ -45,7 +45,7 @@ def test_a_report_with_samples_and_event_files(folder: Path, run: Run) -> None:
 
 
 def board_values(folder: Path, tag: str) -> list[Any]:
-    """The scalars of a tag, as the format says: records of length, checksum, message, checksum."""
+    """The scalars of a tag, by the format: records of length, checksum, message, checksum."""
     import struct
 
     from tensorboardX.proto.event_pb2 import Event
@@ -76,7 +76,7 @@ def test_samples_and_report_change_no_bit(folder: Path, run: Run) -> None:
 
 
 def test_answers_are_those_of_the_adapter_as_it_is(folder: Path, run: Run) -> None:
-    """What the log says at the end is what the saved adapter says."""
+    """The last answers in the log equal those of the saved adapter."""
     import nbllama
 
     (folder / "prompts.txt").write_text("the hen and\n", encoding="utf-8")

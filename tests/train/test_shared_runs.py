@@ -1,4 +1,4 @@
-"""Runs whose samples share their beginnings: bits, resumes, choices, what is logged."""
+"""Runs whose samples share prefixes: bits, resuming, choices, log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def make(model: Model, share_prompts: bool = True, **options: object) -> Trainer:
-    """A trainer on ten samples with one prompt, three a batch."""
+    """A trainer on ten samples with one prompt, three per batch."""
     rng = np.random.default_rng(4)
     prompt = rng.integers(0, 90, 20).tolist()
     rows = [prompt + rng.integers(0, 90, 1 + i % 5).tolist() for i in range(10)]
@@ -83,7 +83,7 @@ def test_accumulated_steps_and_a_new_trainer_in_mid_epoch(model: Model) -> None:
 
 
 def test_dropout_turns_it_off(model: Model) -> None:
-    """Every sample has masks of its own, so their tokens are not the same any more."""
+    """Every sample has separate masks, so their tokens are no longer the same."""
     t = make(model, dropout=0.25)
     assert not t.shares and t.limits.computed == t.limits.tokens
     found = t.evaluate()
@@ -134,7 +134,7 @@ def test_runs_log_resume_and_switch(folder: Path, run: Run) -> None:
     plain = log_rows(folder / "off.jsonl")
     assert plain[0]["loss"] == rows[0]["loss"] and plain[0]["tokens"] == rows[0]["tokens"]
     assert all(row["computed_tokens"] == row["tokens"] for row in plain)
-    # a run goes on as it began, unless told otherwise
+    # a run continues with its choice, unless an option changes it
     on = ["--checkpoint-in", str(folder / "chk-4.gguf"), "--adam-iter", "5"]
     for how, expected in (((), False), (("--share-prompts",), True)):
         done = run(words(folder, *more, *on, *how, "--log", f"on{expected}.jsonl", ctx=99))

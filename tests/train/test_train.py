@@ -1,4 +1,4 @@
-"""The training loop in this process: what a step computes, and what it must leave alone."""
+"""The training loop in this process: the results of a step, and what it must not change."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_loss_is_the_sum_over_all_trained_tokens_by_their_number(model: Mode
     ones = [nbllama.loss_and_gradients(model, adapter, *row)[0] for row in rows.rows]
     numbers = [rows.n_trained(i) for i in range(len(LENGTHS))]
     wanted = float(np.dot(ones, numbers)) / sum(numbers)
-    assert abs(np.mean(ones) / wanted - 1) > 1e-4  # the mean of means is something else
+    assert abs(np.mean(ones) / wanted - 1) > 1e-4  # the mean of means differs
     for batch, grad_acc in ((4, 1), (1, 4), (2, 2), (3, 2)):
         loss, _ = one_step(model, rows, batch=batch, grad_acc=grad_acc)
         # float32 logits of about 3: one rounding is 2e-7, the mean of 22 rows less
@@ -123,7 +123,7 @@ def test_checkpointing_and_threads_change_no_bit(tmp_path: Path, options: dict[s
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_allocates_next_to_nothing(tmp_path: Path, checkpointing: bool) -> None:
-    """After the first step all memory is there: what a step adds is small, whatever its size."""
+    """After the first step all memory is allocated: later steps add little, for any size."""
     model = toy_model(tmp_path, n_layer=3, n_embd=128, n_head=4, n_head_kv=2, n_ff=256)
     rows = random_rows(model, (200, 200, 200, 200))
     ranks = {slot: 4 for slot in ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "out")}
@@ -156,7 +156,7 @@ def test_activation_memory_has_ends(model: Model) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_broken_activation_reaches_the_loss(model: Model, number: float) -> None:
-    """No kernel takes a NaN for something else: masked sums, maxima and exponentials pass it on."""
+    """No kernel loses a NaN: masked sums, maxima and exponentials propagate it."""
     for layer, name in ((0, "attn_q"), (0, "ffn_gate"), (model.hp.n_layer - 1, "ffn_down")):
         t = trainer(model, toy_adapter(model), random_rows(model, LENGTHS), batch=4)
         t.adapter.pairs[f"blk.{layer}.{name}.weight"].b[1, 0] = number
@@ -267,7 +267,7 @@ def test_a_step_that_is_not_finite_is_skipped(
         r = t.step()
         assert r.skipped and math.isnan(r.grad_norm) and r.iteration == i + 2
         assert same_bits(state_of(t).arrays, before.arrays)
-    # the place in the data and the counters do move: the next samples may be good
+    # the data position and the counters do advance: the next samples can be good
     assert state_of(t).counters[0] == before.counters[0] + MOST_SKIPPED
     assert t.position == Position(1, 2) and t.opt.iteration == t.iteration
     with pytest.raises(Diverged, match="3 iterations in a row") as e:
@@ -298,7 +298,7 @@ def test_default_lora_on_every_slot_learns_a_text_by_heart(tmp_path: Path) -> No
     t = trainer(model, adapter, random_rows(model, (12, 12)), alpha=0.02)
     compile_kernels(t)
     losses = [t.step().loss for _ in range(20)]
-    assert losses[0] > math.log(320) - 0.5  # knows nothing: about the log of the vocabulary
+    assert losses[0] > math.log(320) - 0.5  # untrained: about the log of the vocabulary size
     assert losses[-1] < losses[0] / 4
     for name, p in adapter.parameters().items():
         assert np.abs(p - start[name]).max() > 1e-3, f"{name} did not move"
@@ -308,7 +308,7 @@ def test_default_lora_on_every_slot_learns_a_text_by_heart(tmp_path: Path) -> No
 def test_the_gradient_of_one_pair_alone_is_that_among_all(
     model: Model, checkpointing: bool
 ) -> None:
-    """What is left out below the lowest pair and beside it must not be missed."""
+    """The work skipped below the lowest pair and next to it must not be needed."""
     rows = random_rows(model, (9, 14))
     ranks = dict.fromkeys((s.name for s in SLOTS), 2)
 
@@ -347,7 +347,7 @@ def test_compiling_and_forecasting_change_nothing(model: Model, checkpointing: b
 
 
 def test_everything_is_compiled_before_the_first_step(tmp_path: Path) -> None:
-    """Blocks of other types, too: compile time is no training time."""
+    """Blocks of other types, too: compile time does not count as training time."""
     from nbllama.ops.linear import tiles as matmul_tiles
 
     model = toy_model(

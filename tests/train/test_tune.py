@@ -1,4 +1,4 @@
-"""`nbllama.tune`: the program as a function, bit for bit, and what a call leaves alone."""
+"""`nbllama.tune`: the program as a function, bit for bit, and what a call does not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.train.runs import Run as Program
 from tests.train.runs import listing
 from tests.train.toy_runs import log_rows, same_bits, toy_chat, words
 
-# As `tests.train.toy_runs.words`.
+# Like `tests.train.toy_runs.words`.
 SHORT: dict[str, Any] = dict(ctx=16, batch=2, adam_iter=4, warmup=2, seed=11, threads=1, quiet=True)
 CHAT: dict[str, Any] = dict(
     SHORT, ctx=64, chat_template="chatml", template_date="2026-01-02", lr=1e-2
@@ -111,10 +111,10 @@ def test_validation_and_what_the_callbacks_see(folder: Path) -> None:
     assert all(e.samples[0]["prompt"] == "say 1" for e in evaluations)
     low = min(run.val_losses, key=lambda row: row[1])
     assert run.best is not None and run.best[:2] == low
-    assert low[0] < 6, "the rate is so high that the loss rises again"
+    assert low[0] < 6, "the learning rate is so high that the loss rises again"
     assert run.best.adapter is not None
     assert not same_bits(run.best.adapter.parameters(), bits(run))
-    # the best adapter is what a run that ends there has
+    # the best adapter is that of a run that ends there
     there = nbllama.tune("toy.gguf", chats(folder), **options | {"adam_iter": max(1, low[0])})
     if low[0]:
         assert same_bits(run.best.adapter.parameters(), bits(there))

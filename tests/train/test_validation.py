@@ -1,4 +1,4 @@
-"""What a run knows of its validation; data held out; evaluations change nothing."""
+"""A run's record of its validation; data held out; evaluations change nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_validation_of_a_text_counts_each_token_once() -> None:
 
 
 def chats(rows: list[list[int]]) -> Samples:
-    """Records of these token ids, all but the first two of each trained."""
+    """Records of these token ids, all except the first two of each trained."""
     ids = np.concatenate(rows).astype(np.int32)
     offsets = np.cumsum([0] + [len(row) for row in rows])
     trained = np.concatenate([np.arange(len(row)) > 1 for row in rows])

@@ -54,7 +54,7 @@ def test_evaluations_change_no_bit_of_training(folder: Path, run: Run) -> None:
 
 
 def test_early_stop_and_the_best_adapter(folder: Path, run: Run) -> None:
-    """A rate that is much too high: the validation loss only rises after a while."""
+    """A learning rate that is much too high: the validation loss only rises after a while."""
     more = ["--val-split", "0.3", "--eval-every", "2", "--early-stop", "2", "--lr", "0.5"]
     more += ["--warmup", "0", "--lr-schedule", "constant"]
     done = run(logged(folder, 60, *more))

@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""The verdict at the end of a run."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_means_are_over_epochs_and_weighted_by_tokens() -> None:
     [
         ((3.0, 2.8), 0, {}, HARDLY),
         ((3.0, 0.1), 3, {}, LEARNED),
-        ((3.0, 1.2), 0, {}, LEARNED),  # answers may be worded otherwise; the loss has fallen
+        ((3.0, 1.2), 0, {}, LEARNED),  # answers can differ in wording; the loss has fallen
         ((3.0, 2.0), 2, {}, LEARNED),  # most answers are right
         ((3.0, 2.0), 1, {}, HARDLY),
-        ((0.2, 0.19), 0, {}, LEARNED),  # it was known before
+        ((0.2, 0.19), 0, {}, LEARNED),  # it was learned before
         ((3.0, 0.1), 3, {"best": 1.0, "best_at": 20, "previous": 1.5}, BY_HEART),
         ((3.0, 0.1), 3, {"best": 1.0, "best_at": 20, "previous": 1.05}, LEARNED),
     ],
@@ -68,7 +68,7 @@ def test_the_verdict(
 
 
 def test_questions_are_the_last_of_a_record(demo_model: Path) -> None:
-    """The very tokens of the training data, and the user's words out of them."""
+    """Exactly the tokens of the training data, and the user's words from them."""
     from nbllama.data import load_dataset, open_records
     from nbllama.text import chat_template_for
 

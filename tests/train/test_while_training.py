@@ -1,4 +1,4 @@
-"""What goes wrong while the program trains: not finite, a full disk, a file that changes."""
+"""Errors during training: not finite, a full disk, a file that changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.train.toy_runs import Child, Done, file_bits, log_rows, words
 
 
 def test_steps_that_are_not_finite(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Iterations 3 and 5 are skipped and said, and the run goes on."""
+    """Iterations 3 and 5 are skipped and reported, and the run continues."""
     loss = Model.loss
     calls = 0
 
@@ -92,7 +92,7 @@ def test_a_broken_state_is_never_saved(
 
 
 def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that gets the number of each iteration when it begins."""
+    """A list to which each iteration adds its number when it begins."""
     steps: list[int] = []
     step = Trainer.step
 
@@ -139,7 +139,7 @@ def test_a_full_disk_at_the_end(folder: Path, run: Run, monkeypatch: pytest.Monk
 
 
 def test_a_file_size_limit(folder: Path) -> None:
-    """The system's own refusal in the middle of a write."""
+    """An error of the system in the middle of a write."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -159,7 +159,7 @@ def test_a_file_size_limit(folder: Path) -> None:
 
 
 def test_a_reader_that_goes_away(folder: Path) -> None:
-    """`| head -1`: the run is worth more than its lines."""
+    """`| head -1`: the run is more important than its output."""
     child = Child(words(folder, "--adam-iter", "6", "--log", "log"), folder)
     assert child.process.stdout is not None
     first = child.process.stdout.readline()
@@ -183,7 +183,7 @@ def test_a_log_that_fails_does_not_stop_training(
 def test_a_model_that_changes_meanwhile(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was trained on is not known any more: nothing is saved."""
+    """The training data are no longer known: nothing is saved."""
     step = Trainer.step
 
     def touched(self: Trainer, *args: Any) -> Any:

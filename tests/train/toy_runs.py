@@ -1,4 +1,4 @@
-"""Small trainings: toy models, data in memory, and the program itself, here or as a child."""
+"""Small training runs: toy models, data in memory, and the program, here or as a child."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def toy_model(folder: Path, **options: Any) -> Model:
 
 
 def toy_adapter(model: Model, ranks: dict[str, int] | None = None, seed: int = 5) -> Adapter:
-    """Random A *and* B: at B = 0 the gradient of A is zero whatever the code does."""
+    """Random A *and* B: at B = 0 the gradient of A is always zero."""
     ranks = EVERY_SLOT if ranks is None else ranks
     if model.hp.tied_output:
         ranks = ranks | {"out": 0}
@@ -105,7 +105,7 @@ def trainer(model: Model, adapter: Adapter, data: Any, **options: Any) -> Traine
 
 
 class State(NamedTuple):
-    """Copies of all that a step changes."""
+    """Copies of everything that a step changes."""
 
     arrays: dict[str, np.ndarray]
     counters: tuple[Any, ...]
@@ -133,7 +133,7 @@ class Done(NamedTuple):
 
 
 def toy_text(path: Path, n: int = 1500) -> Path:
-    """A text of `n` characters that repeats itself a little."""
+    """A text of `n` characters with some repetition."""
     rng = np.random.default_rng(3)
     words = ["the", "hen", "and", "her", "rat", "eat", "on", "thin", "reed", "you", "hate", "it"]
     path.write_text(" ".join(rng.choice(words, n))[:n], encoding="utf-8")
@@ -151,8 +151,8 @@ def toy_chat(path: Path, n: int = 6) -> Path:
 
 
 def words(folder: Path, *more: str, ctx: int = 16) -> list[str]:
-    """Options of a short run in `folder`, on its toy.gguf and text.txt. A fresh start replaces what
-    an earlier one left.
+    """Options of a short run in `folder`, on its toy.gguf and text.txt. A fresh start replaces the
+    files of an earlier one.
     """
     fresh = [] if "--checkpoint-in" in more else ["--force"]
     return [
@@ -170,13 +170,13 @@ def _environment(**changed: str) -> dict[str, str]:
 
 
 def _by_default() -> None:
-    # A shell that started the tests in the background has its children ignore SIGINT.
+    # A shell that started the tests in the background makes its children ignore SIGINT.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
 
 
 class Child:
-    """`python -m nbllama.finetune` as a process of its own."""
+    """`python -m nbllama.finetune` as a separate process."""
 
     def __init__(self, args: Sequence[str], folder: Path, **env: str) -> None:
         self.process = subprocess.Popen(
@@ -189,7 +189,7 @@ class Child:
         )
 
     def wait_for(self, there: Callable[[], bool], seconds: float = 300) -> None:
-        """Until `there()`; the child must not end before."""
+        """Wait until `there()`; the child must not end before."""
         end = time.monotonic() + seconds
         while not there():
             assert self.process.poll() is None, self.end()

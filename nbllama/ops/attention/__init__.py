@@ -1,4 +1,5 @@
-"""Attention: `attention`, its gradient (`grad`), the form for few queries (`few`), `tiles`.
+"""Attention: `attention`, its gradient (`grad`), and a variant for few queries (`few`).
 
-`tiles` holds the pieces that they share.
+`tree` is attention with shared prompts, `sinks` adds attention sinks, and `tiles` holds the code
+that they share.
 """

@@ -1,6 +1,6 @@
 """Causal attention with grouped queries, ALiBi, a sliding window and a soft-cap.
 
-No [T, T] matrix is kept.
+No [T, T] matrix is stored.
 
 For query i of a sequence (key position i + past), head h, KV head g = h // (n_head // n_head_kv):
 
@@ -15,10 +15,10 @@ Gradient, with delta = do . o:
                               dz[j]  = ds[j] (1 - tanh(z[j] / cap)^2)   (cap > 0, else ds[j])
     dq    += scale dz[j] k[j]         dk[j] += scale dz[j] q
 
-The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient computes p again
+The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
 from it (Dao et al., "FlashAttention", 2022, section 3.1). A task is a block of `BLOCK` queries of
-one head; its scores are whole rows, so the memory grows with T and no online rescaling is needed.
-Masking is done by loop bounds. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
+one head. It holds whole rows of scores, so memory grows with T and no online rescaling is needed.
+The loop bounds do the masking. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
 k and v `[Nk, G, D]`.
 
 llama.cpp: `ggml_soft_max_ext` and `ggml_mul_mat`; ALiBi: Press et al. 2021. finetune.cpp: t12
@@ -54,7 +54,7 @@ from nbllama.ops.op import check_array, check_output, readonly
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
-    """Slope of each head, float32 `[H]`, as in `ggml_soft_max_ext`; zeros if `max_bias` is 0."""
+    """Return each head's slope, float32 `[H]`, as `ggml_soft_max_ext` does; 0 if `max_bias` is."""
     if max_bias <= 0:
         return np.zeros(n_head, np.float32)
     power = 2 ** math.floor(math.log2(n_head))
@@ -64,7 +64,7 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
 
 
 def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
-    """Softmax of each row of scores; `sink`: one more score, whose share is left out."""
+    """Compute the softmax of each row; `sink` is an extra score whose probability is dropped."""
     top = np.maximum(s.max(axis=1, keepdims=True), sink)
     e = np.exp(s - top)
     p: np.ndarray = e / (e.sum(axis=1, keepdims=True) + np.exp(sink - top))
@@ -74,7 +74,7 @@ def probabilities(s: np.ndarray, sink: float = -np.inf) -> np.ndarray:
 def _scores(
     q: np.ndarray, k: np.ndarray, scale: float, slope: float, window: int, cap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, tanh) `[Tq, Tk]` of one head in plain numpy."""
+    """Return (scores, tanh) `[Tq, Tk]` of one head, in plain numpy."""
     tq, tk = len(q), len(k)
     z = scale * q @ k.T
     t = np.tanh(z / cap) if cap > 0 else np.zeros_like(z)
@@ -101,9 +101,10 @@ def attention_matrices(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Compute scores and probabilities `[H, N, Nk]`, which no kernel forms, in plain numpy.
+    """Compute the scores and probabilities `[H, N, Nk]` in plain numpy, in the dtype of q.
 
-    In the dtype of q. Where a token is of another sequence or later they are -inf and 0.
+    No kernel builds these matrices. For tokens of other sequences and for later tokens, the scores
+    are -inf and the probabilities 0.
     """
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     z = np.full((heads, len(q), len(k)), -np.inf, q.dtype)
@@ -122,7 +123,7 @@ def attention_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Plain numpy, any float dtype: q `[N, H, D]`, k, v `[Nk, G, D]` -> o `[N, H, D]`."""
+    """Compute o `[N, H, D]` from q `[N, H, D]`, k, v `[Nk, G, D]` in numpy, any float dtype."""
     o, sink = np.zeros_like(q), _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
     for s in range(len(q_offsets) - 1):
@@ -139,7 +140,7 @@ def attention_grad_ref(
     scale: float, slopes: np.ndarray, window: int = 0, cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(dq, dk, dv) of `attention_ref` where queries and keys are the same tokens."""
+    """Return (dq, dk, dv) of `attention_ref`, where queries and keys are the same tokens."""
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     sink = _sinks(sinks, q.shape[1])
     group = q.shape[1] // k.shape[1]
@@ -160,7 +161,7 @@ def attention_grad_ref(
 
 @kernel()
 def _block(q, o, lse, h, t0, i0, n, past, scale, slope, window, cap, kp, vp, tk, mine):
-    """One task: the outputs of head h for the n queries from t0 + i0 on."""
+    """Do one task: compute the outputs of head h for the n queries from t0 + i0 on."""
     d = q.shape[2]
     d_panels = (d + PANEL - 1) // PANEL
     wide = d_panels * PANEL
@@ -235,9 +236,9 @@ def _forward(
 
 
 def forward_floats(longest: int, n: int, n_seq: int, *, n_kv: int, d: int) -> tuple[int, int]:
-    """Return the scratch floats of `attention`: of one thread, and common to all.
+    """Return how many floats of scratch `attention` needs: per thread, and shared by all threads.
 
-    For `n` keys in `n_seq` sequences of at most `longest`.
+    There are `n` keys in `n_seq` sequences of at most `longest` keys.
     """
     wide = round_up(d, PANEL)
     own = BLOCK * (d + wide + round_up(longest, PANEL) + PANEL)
@@ -255,19 +256,20 @@ def attention(
     Parameters
     ----------
     q : float32 array [N, H, D]
-        Queries. Keys may be longer (a KV cache): the queries are then the last ones.
+        Queries. There can be more keys than queries (a KV cache); the queries are then the last
+        tokens.
     k, v : float32 arrays [Nk, G, D]
         Keys and values; G divides H.
     q_offsets, k_offsets : int32 arrays [S + 1]
-        Where the sequences begin and end.
+        Offsets at which the sequences begin and end.
     scale : float
-        Factor of the raw scores.
+        Factor for the raw scores.
     slopes : float32 array [H]
-        Of ALiBi; zeros for none.
+        ALiBi slopes; zeros without ALiBi.
     o, lse : float32 arrays [N, H, D] and [N, H]
-        Overwritten with the outputs, and the log of the sum of exp(score).
+        Overwritten with the outputs, and with the log of the sum of exp(score).
     window, cap
-        See the module's text; 0 for none.
+        See the module docstring; 0 for none.
     """
     check_streams(q, (k, v), q_offsets, k_offsets)
     check_array("attention", "slopes", slopes, q.shape[1:2])

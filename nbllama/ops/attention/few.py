@@ -1,16 +1,17 @@
-"""Attention of a few queries over many keys: the form that generation takes, token by token.
+"""Attention of a few queries over many keys: used in generation, token by token.
 
 The formula is that of `nbllama.ops.attention`, whose blocks of queries would be mostly padding
-here. Nothing is packed: a key is read where it lies in the cache. A task owns one query, one
-KV head with its group of query heads, and `CHUNK` keys; with m, l, o the largest score, the sum of
-exponentials and the sum of values of one chunk, chunks are joined by
+here. Nothing is packed: keys are read directly from the cache. A task owns one query, one KV head
+with its group of query heads, and `CHUNK` keys. Let m, l and o be the largest score, the sum of
+exponentials and the weighted sum of values of one chunk. Chunks are combined by
 
     m = max_c m_c     l = sum_c l_c exp(m_c - m)     o = sum_c o_c exp(m_c - m) / l
 
-in ascending order. Chunks are cut by key position, so threads do not change bits.
+in ascending order. Chunk boundaries depend on the key position alone, so the number of threads does
+not change the bits.
 
-Source: Dao et al., "FlashAttention" (2022), section 3.1, the joining of blocks; "Flash-Decoding"
-(2023), chunks of keys as tasks. llama.cpp: `ggml_flash_attn_ext` with one query.
+Source: Dao et al., "FlashAttention" (2022), section 3.1, for combining blocks; "Flash-Decoding"
+(2023), for chunks of keys as tasks. llama.cpp: `ggml_flash_attn_ext` with one query.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
 CHUNK = 256
-SERIAL = 500_000  # up to so many products one thread ends before two have begun (about 60 us)
+SERIAL = 500_000  # products; up to this, one thread is faster than starting two (about 60 us)
 MOST_QUERIES = 4
 
 
@@ -67,8 +68,8 @@ def _weigh(p, n, v, v0, step, o, o0, d):
 def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
     """Attend to the keys lo <= j < hi of KV head g, for a query at key position `at`.
 
-    m, l and o of each head of the group go into found `[H, 2 + D]`. The query `[H, D]` begins at q0
-    of q; k and v `[Nk, G, D]`.
+    Writes m, l and o of each head of the group to found `[H, 2 + D]`. The query `[H, D]` begins at
+    element q0 of the flat array q; k and v are `[Nk, G, D]`.
     """
     n_kv, d, n = k.shape[1], k.shape[2], hi - lo
     group = found.shape[0] // n_kv
@@ -86,9 +87,9 @@ def attend_chunk(q, q0, k, v, g, lo, hi, at, scale, slopes, cap, scores, found):
 
 @kernel()
 def join_chunks(found, first, last, o):
-    """Join the chunks first <= c < last of one query and head into o `[D]`; return its lse.
+    """Combine the chunks first <= c < last of one query and head into o `[D]`; return the lse.
 
-    found `[C, 2 + D]`.
+    found is `[C, 2 + D]`.
     """
     top = found[first, 0]
     for c in range(first, last):

@@ -1,8 +1,8 @@
-"""Gradient of attention, by recomputing each block's probabilities from the kept `lse`.
+"""Gradient of attention, which recomputes each block's probabilities from the saved `lse`.
 
 Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
-the queries of one head of one sequence, or a part of them where there are few heads, and adds up dk
-and dv in private memory; at the end these are summed over parts and heads in ascending order.
+the queries of one head of one sequence, or a part of them if there are few heads, and accumulates
+dk and dv in private memory. At the end these are summed over parts and heads in ascending order.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from nbllama.ops.attention.tiles import (
 )
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-PIECES = 8  # of a KV head's keys, when the sums of its heads are added
-TASKS = 24  # tasks of the gradient at least: threads then end at about the same time
+PIECES = 8  # parts of a KV head's keys for the sum over its query heads
+TASKS = 24  # tasks of the gradient, at least: threads then finish at about the same time
 
 
 @kernel(fast=True)
@@ -52,7 +52,7 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """Turn p into the probabilities, dp into the gradient of the raw scores; 0 outside lo..hi."""
+    """Turn p into probabilities and dp into the raw scores' gradient; both 0 outside lo..hi."""
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -143,7 +143,7 @@ def _block(
 
 @kernel()
 def _cut(blocks, part, parts):
-    """First block of a part: the work before a block of queries grows with its square."""
+    """Return the first block of a part: the work up to a block grows with the block's square."""
     return np.int64(math.ceil(blocks * math.sqrt(part / parts)))
 
 
@@ -226,7 +226,7 @@ def _gradient(
 def n_parts(n_seq: int, n_head: int) -> int:
     """Return how many tasks a head's queries are cut into.
 
-    By shape alone, never by threads, as the cuts decide the order of the sums.
+    It depends on the shape alone, never on the threads, because it sets the order of the sums.
     """
     return -(-TASKS // (n_seq * n_head))
 
@@ -234,7 +234,7 @@ def n_parts(n_seq: int, n_head: int) -> int:
 def gradient_floats(
     longest: int, n: int, n_seq: int, *, n_head: int, n_kv: int, d: int
 ) -> tuple[int, int]:
-    """Return the same as `forward_floats` for `attention_grad`."""
+    """Return how many floats of scratch `attention_grad` needs, as in `forward_floats`."""
     wide, keys = round_up(d, PANEL), round_up(longest, PANEL) + PANEL
     own = BLOCK * (2 * d + 3 * wide + 2 * keys) + keys
     packed = 2 * (n + n_seq * PANEL) * n_kv * d + n * n_kv * wide
@@ -250,8 +250,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
 
-    o and lse are the results of the forward pass. `offsets` are those of the queries, and of the
-    keys too unless `k_offsets` are given: the queries are then the last ones of longer sequences.
+    o and lse are the results of the forward pass. `offsets` are the offsets of the queries, and
+    also of the keys unless `k_offsets` are given; the queries are then the last tokens of longer
+    sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

@@ -1,14 +1,14 @@
-"""Attention sinks: a learned score for each head that takes part in the softmax and has no value.
+"""Attention sinks: a learned score per head that is part of the softmax but has no value.
 
     p[j] = exp(s[j]) / (sum_j exp(s[j]) + exp(sink[h]))
 
-So a head can look at nothing. From the output o and lse of `attention`, which know of no sink:
+This lets a head attend to nothing. `attention` computes o and lse without the sink; then:
 
     lse' = log(exp(lse) + exp(sink))          o' = o exp(lse - lse')
 
-Gradient: that of `nbllama.ops.attention.grad`, given o' and lse'. It computes p from lse', which is
-the p above; and as the sink has no value, delta = do . o' is the sum of p[j] (do . v[j]) here too.
-The sinks are frozen.
+Gradient: that of `nbllama.ops.attention.grad` with o' and lse'. It computes p from lse', which
+gives the p above. Since the sink has no value, delta = do . o' is still the sum of
+p[j] (do . v[j]). The sinks are frozen.
 
 Shapes: o `[N, H, D]`, lse `[N, H]`, sinks `[H]`; float32, all in place.
 
@@ -51,7 +51,7 @@ def _add_sinks(o, lse, sinks):
 
 
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
-    """Let the sinks `[H]` take part in attention with outputs o `[N, H, D]` and lse `[N, H]`.
+    """Add the sinks `[H]` to attention with outputs o `[N, H, D]` and lse `[N, H]`.
 
     Both are overwritten. Raises ValueError for arrays that do not fit.
     """

@@ -1,10 +1,10 @@
-"""Pieces that attention's forward pass and its gradient share: packing, scores, scratch, checks.
+"""Code that attention's forward pass and gradient share: packing, scores, scratch, checks.
 
-A block of `BLOCK` queries has its score rows alive together, `[BLOCK, ld]`, whole rows from the
-first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
-once per KV head, before the tasks that read them begin: a task is then no more than one block of
-queries of one head (its gradient: a run of blocks), small enough that threads end together even
-with one sequence and three KV heads.
+The score rows of a block of `BLOCK` queries are in memory together, `[BLOCK, ld]`: whole rows from
+the first visible panel of keys on. All kernels here run inside one task. Keys and values are packed
+once per KV head, before the tasks that read them start. A task is then only one block of queries of
+one head (in the gradient, a run of blocks). This is small enough for threads to finish together
+even with one sequence and three KV heads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.kernels.simd import exp_f32, fma_tile, transpose_tile
 from nbllama.kernels.threading_layer import get_num_threads
 from nbllama.ops.op import check_array
 
-BLOCK = 48  # queries whose score rows are alive together; a multiple of ROWS
+BLOCK = 48  # queries whose score rows are in memory together; a multiple of ROWS
 
 
 @kernel()
@@ -42,7 +42,7 @@ def pack_transposed(x, t0, n, head, d, out):
 
 @kernel()
 def keys_at(k0, tk, seq, g, n_kv, d):
-    """Where the panels of KV head g of a sequence begin: tk keys from k0 on, in whole panels."""
+    """Return where the panels of KV head g of a sequence (tk keys from k0 on) begin."""
     return ((k0 + seq * PANEL) * n_kv + g * ((tk + PANEL - 1) // PANEL * PANEL)) * d
 
 
@@ -74,7 +74,7 @@ def copy_block(x, t0, n, head, d, scale, out):
 def scores(rows, d, panels, first, last, past, n, s, ld):
     """Compute s[i, first:] = rows[i] . column of `panels`, for a row group's visible key panels.
 
-    Those are first//PANEL and the following ones.
+    The visible panels are first//PANEL and those after it.
     """
     for i in range(0, n, ROWS):
         end = min(last, past + i + ROWS)
@@ -89,7 +89,7 @@ def scores(rows, d, panels, first, last, past, n, s, ld):
 def cap_and_bias(row, lo, hi, cap, slope, at):
     """Turn row[j] into the soft-capped, biased score.
 
-    j = 0 is the key `at` positions before the query.
+    Key j = 0 is `at` positions before the query.
     """
     if cap > 0:
         for j in range(lo, hi):
@@ -102,7 +102,7 @@ def cap_and_bias(row, lo, hi, cap, slope, at):
 
 @kernel(fast=True)
 def exp_sum(row, lo, hi, top):
-    """row[lo:hi] = exp(row - top), the rest of the row 0; returns the sum."""
+    """Set row[lo:hi] = exp(row - top) and the rest of the row to 0; return the sum."""
     total = np.float32(0.0)
     part = row[lo:hi]
     for j in range(part.shape[0]):
@@ -115,9 +115,9 @@ def exp_sum(row, lo, hi, top):
 
 
 class Scratch:
-    """Memory of attention's kernels, kept between calls and grown when needed.
+    """Scratch memory of attention's kernels, kept between calls and grown when needed.
 
-    `own` `[threads, floats]`, `common` `[floats]`, and the counter of tasks.
+    It holds `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Scratch:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, own: int, common: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `own`, `common` and the counter, with so many floats at least."""
+        """Return `own` and `common` with at least these numbers of floats, and the counter."""
         threads = get_num_threads()
         if self.own.shape[0] < threads or self.own.shape[1] < own:
             self.own = np.empty((threads, max(own, self.own.shape[1])), np.float32)
@@ -139,7 +139,7 @@ SCRATCH = Scratch()
 
 
 def round_up(n: int, unit: int) -> int:
-    """Return the least multiple of `unit` that is not below n."""
+    """Return the smallest multiple of `unit` that is at least n."""
     return -(-n // unit) * unit
 
 

@@ -1,25 +1,26 @@
-"""Attention where sequences share their beginning: each shared token has one query, key and value.
+"""Attention of sequences that share a prefix: each shared token has one query, key and value.
 
-Sequence s has queries of its own, and sees the keys of its *path*: rows of sequences before it,
-then its own rows. With `paths` the rows of all paths end to end (`[P]`, each path in the order of
-positions), K and V the keys and values of the N rows:
+Each sequence has its own queries and sees the keys of its *path*: rows of earlier sequences, then
+its own rows. `paths` concatenates the rows of all paths (`[P]`, each path in position order), and K
+and V are the keys and values of the N rows:
 
     k' = K[paths]      v' = V[paths]
     o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
     dK[r] = sum over the places p with paths[p] = r, in ascending order, of dk'[p]
 
-and dV likewise. That is all: what a query sees, in which order, and every sum over it, is the same
-as if its sequence were whole, so `o` has the same bits. Only the gradient of a shared key or value
-is a sum over the sequences that see it, which without sharing is made later, in the gradients of
-the weights. RoPE comes before, with the positions that each row has in its path.
+and dV in the same way. Each query sees the same keys in the same order as if its sequence were
+whole, and all sums over them are the same, so `o` has the same bits. The only difference: the
+gradient of a shared key or value is a sum over the sequences that see it. Without sharing, that sum
+is done later, in the gradients of the weights. RoPE is applied before this op, with the position of
+each row in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
-The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; here is
-one for the sum. Copying `2 P G D` floats takes less than a hundredth of a block's time.
+The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; this
+file adds the one for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
 `nbllama.data.shared` makes the paths.
 
-Source: the keys and values of a common prefix are computed once in the servers of language models
-too (vLLM's prefix caching, SGLang's RadixAttention), forwards only. finetune.cpp has nothing alike.
+Source: inference servers also compute the keys and values of a common prefix once (vLLM's prefix
+caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _sum_places(places, order, starts, out):
 
 
 class _Pool:
-    """Memory for keys and values of all paths, kept between calls and grown when needed."""
+    """Memory for the keys and values of all paths, kept between calls and grown when needed."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.float32)
@@ -73,7 +74,7 @@ _POOL = _Pool()
 
 
 def path_floats(n_keys: int, n_kv: int, d: int) -> int:
-    """Return the floats of memory that `attention_tree_grad` takes for `n_keys` keys of paths."""
+    """Return how many floats of memory `attention_tree_grad` needs for `n_keys` keys of paths."""
     return 4 * n_keys * n_kv * d
 
 
@@ -100,8 +101,9 @@ def attention_tree(
 ) -> None:  # fmt: skip
     """Compute `attention` of sequences that share keys and values.
 
-    q `[N, H, D]`, k and v `[N, G, D]` and paths int32 `[P]`: see above. `k_offsets` are those of
-    the paths. The rest is as for `attention`. Raises `ValueError` for arrays that do not fit.
+    q `[N, H, D]`, k and v `[N, G, D]` and paths int32 `[P]`: see the module docstring. `k_offsets`
+    are the offsets of the paths. The other parameters are those of `attention`. Raises `ValueError`
+    for arrays that do not fit.
     """
     _check_keys("attention_tree", k, v, paths)
     keys, values = _POOL.arrays(4, (len(paths), *k.shape[1:]))[:2]
@@ -120,7 +122,7 @@ def attention_tree_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
 
-    Row r is at the places `order[starts[r] : starts[r + 1]]` of `paths`, one at least; `order` is
+    Row r is at the places `order[starts[r] : starts[r + 1]]` of `paths`, at least one. `order` is
     int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
     `ValueError` for arrays that do not fit.
     """
@@ -166,9 +168,9 @@ def attention_tree_grad_ref(
     k_offsets: np.ndarray, paths: np.ndarray, scale: float, slopes: np.ndarray, window: int = 0,
     cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(dq, dk, dv) of `attention_tree_ref`, by whole sequences whose first queries have no weight.
+    """Return the gradients (dq, dk, dv) of `attention_tree_ref`, computed on whole sequences.
 
-    Their other queries are those of the sequence itself.
+    The queries of a sequence's shared prefix get a zero `do`; the others are the sequence's own.
     """
     own = np.concatenate(
         [
@@ -189,7 +191,7 @@ def attention_tree_grad_ref(
 
 
 def _sample(kind: dict[str, float], rng: np.random.Generator, size: str, dtype: Any) -> Inputs:
-    # (own rows, earlier sequence, rows of its path that are shared) of each sequence
+    # for each sequence: (own rows, earlier sequence, rows shared with that sequence's path)
     sequences, h, g, d = {
         "tiny": (((4, 0, 0), (1, 0, 2), (2, 1, 3)), 4, 2, 3),
         "one": (((1, 0, 0), (1, 0, 1)), 3, 1, 32),

@@ -1,13 +1,13 @@
-"""Rows of x as int8 blocks: what the integer products of generation multiply W with.
+"""Rows of x as int8 blocks, which the integer products of generation multiply with W.
 
 In each block of B numbers (32, or 256 for the K-quants; B is the block of W):
 
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
-Halves are rounded to even. With the numbers come their sums, for types of W whose codes are not
-centred on zero: d sum q of each block of 32; in blocks of 256 sum q of each 16 numbers. A block
-that holds an infinity or a NaN gets d = NaN, so that every output it reaches is NaN. There is no
-gradient: only generation uses this, never training.
+Ties are rounded to even. The sums of the numbers are stored as well, for types of W whose codes are
+not centred on zero: d sum q for each block of 32; in blocks of 256, sum q for each 16 numbers. A
+block that contains an infinity or a NaN gets d = NaN, so every output that uses it is NaN. There is
+no gradient, because only generation uses this.
 
 llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this does
 not), `quantize_row_q8_K`.
@@ -26,7 +26,7 @@ from nbllama.quants.dot import SUMMED
 
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the rounded number in the low bits
 _ROUND_BITS = np.int32(0x4B400000)
-_SIZE = np.int32(0x7FFFFFFF)  # all bits but the sign
+_SIZE = np.int32(0x7FFFFFFF)  # all bits except for the sign
 _INFINITY = np.int32(0x7F800000)
 _LARGEST = np.float32(127.0)
 
@@ -40,7 +40,7 @@ class Int8Rows(NamedTuple):
 
 
 def int8_rows_ref(x: np.ndarray, block: int) -> Int8Rows:
-    """Plain numpy, for finite x `[N, K]` float32."""
+    """Quantise finite x float32 `[N, K]` in plain numpy."""
     blocks = x.reshape(len(x), -1, block)
     top = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
@@ -54,7 +54,7 @@ def int8_rows_ref(x: np.ndarray, block: int) -> Int8Rows:
 
 
 def int8_product_ref(rows: Int8Rows, w: np.ndarray) -> np.ndarray:
-    """Plain numpy: the numbers that the int8 blocks stand for times the decoded w `[n_out, K]`."""
+    """Multiply the decoded int8 blocks by the decoded w `[n_out, K]`, in plain numpy."""
     block = rows.q.shape[1] // rows.d.shape[1]
     x = rows.q.astype(np.float64) * np.repeat(rows.d.astype(np.float64), block, axis=1)
     return x @ w.astype(np.float64).T
@@ -66,7 +66,7 @@ def int8_row(x, block, q, d):
     for b in range(d.shape[0]):
         part, out = x[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
         top = np.int32(0)
-        for k in range(block):  # sizes of floats are ordered like their bits
+        for k in range(block):  # absolute values of floats have the same order as their bits
             top = max(top, bits_of_float(part[k]) & _SIZE)
         largest = float_of_bits(top)
         inverse = np.float32(0.0)
@@ -85,7 +85,7 @@ def int8_row(x, block, q, d):
 
 @kernel()
 def int8_sum(q):
-    """Return the sum of codes."""
+    """Return the sum of the codes q."""
     total = np.int32(0)
     for k in range(q.shape[0]):
         total += np.int32(q[k])

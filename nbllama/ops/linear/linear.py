@@ -1,9 +1,9 @@
-"""A linear layer of the frozen base with its LoRA pair: where `matmul` and `lora` meet.
+"""A linear layer of the frozen base model with its LoRA pair: it combines `matmul` and `lora`.
 
 y = x Wᵀ + s (x Aᵀ) Bᵀ
 dx = dy W + dh A,   dA = dhᵀ x,   dB = dyᵀ h        with h = s x Aᵀ and dh = s dy B
 
-With dropout (`ops.dropout`) the pair sees x' = x keep / (1 - p) in place of x.
+With dropout (`ops.dropout`) the input of the pair is x' = x keep / (1 - p) instead of x.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nbllama.quants import as_readonly, decode
 class LoraPair(NamedTuple):
     """A `[R, n_in]`, B `[n_out, R]`, and the scale.
 
-    `da`, `db`: arrays that their gradients are added to; None: not trained.
+    The gradients are added to the arrays `da` and `db`; None if the pair is not trained.
     """
 
     a: np.ndarray
@@ -52,7 +52,7 @@ class LoraPair(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Rank of the pair: rows of A."""
+        """Rank of the pair: the number of rows of A."""
         return int(self.a.shape[0])
 
 
@@ -67,8 +67,8 @@ class Masked(NamedTuple):
 class Input:
     """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
 
-    `group`: the pairs of these layers with memory for their h; all are computed while x is packed.
-    With `masked` the pairs see x with dropout.
+    `group`: the pairs of these layers, with memory for their h; all h are computed while x is
+    packed. With `masked`, the input of the pairs is x with dropout.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Input:
         return self._panels
 
     def hidden(self, pair: LoraPair, memory: np.ndarray | None) -> np.ndarray:
-        """Return h = s x Aᵀ of a pair, packed, from the group or else computed for it alone."""
+        """Return h = s x Aᵀ of a pair, packed; computed now if the pair is not in the group."""
         if self._dropped is not None:
             return self._dropped.hidden(pair, memory)
         panels = self.panels
@@ -124,7 +124,7 @@ def _check_ranks(pair: LoraPair) -> None:
 
 
 def hidden_floats(n: int, rank: int) -> int:
-    """float32 numbers of the packed h or dh of `n` tokens."""
+    """Return the number of floats in the packed h or dh of `n` tokens."""
     return n_panels(n) * PANEL * packed_rows(rank)
 
 
@@ -138,11 +138,11 @@ def linear(
     add: bool = False,
     packed: bool = False,
 ) -> np.ndarray:
-    """Compute y `[N, n_out]` = (or += with `add`) the layer's output.
+    """Set y `[N, n_out]` to (with `add`: increase it by) the layer's output.
 
     Returns h packed, empty without a pair. `hidden` is float32 memory of at least
-    `hidden_floats(N, R)` for h, which the gradient needs. `packed`: compute a few rows as many are
-    computed, so that a row has the same bits however many there are.
+    `hidden_floats(N, R)` for h, which the gradient needs. `packed`: compute a few rows in the same
+    way as many, so that the bits of a row do not depend on the number of rows.
     """
     if len(x.x) <= MOST_TOKENS and not packed:
         matvec(w, x.x, y, add=add)
@@ -173,8 +173,9 @@ def linear_grad(
 ) -> None:
     """Add the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (`add`: +=) dy W + dh A.
 
-    x is the layer's input, hp what `linear` returned; with dx None nothing but the pair is
-    computed. `buffers`: memory for dy packed and for dh packed. `masked`: as in the forward pass.
+    x is the layer's input, and hp is the result of `linear`. If dx is None, only the pair's
+    gradients are computed. `buffers`: memory for dy packed and for dh packed. `masked`: as in the
+    forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):
         raise ValueError(f"{w.name}: dy {dy.shape} does not fit x {x.shape}, weight {w.shape}")
@@ -203,7 +204,7 @@ def linear_grad(
 
 
 def _weight(n_out: int, n_in: int) -> Weight:
-    """Return a float32 weight of fixed random numbers, as a file would hold it."""
+    """Return a float32 weight of fixed random numbers, in the format of a file."""
     w = np.random.default_rng(11).standard_normal((n_out, n_in)).astype(np.float32)
     return Weight("w", 0, as_readonly(w.reshape(-1).view(np.uint8)), (n_out, n_in))
 

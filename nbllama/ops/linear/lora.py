@@ -1,13 +1,13 @@
-"""The thin products of a LoRA pair, beside the big product of its weight.
+"""The thin products of a LoRA pair, which are added to the large product of its weight.
 
     y = x Wᵀ + h Bᵀ,   h = s x Aᵀ          A (R, n_in), B (n_out, R), s = alpha / lora_r
 
-    dh = s dy B        dx = dy W + dh A     (`dh A` rides in `matmul_grad`, `h Bᵀ` in `matmul`)
+    dh = s dy B        dx = dy W + dh A     (`matmul_grad` adds `dh A`, and `matmul` adds `h Bᵀ`)
     dA = dhᵀ x         dB = dyᵀ h           (`ops.lora_grad`)
 
-Both h and dh live *packed*, as panels `[n_panels, R6, PANEL]` with R6 = R rounded up to the micro-
-kernel's rows, the rows beyond R being zero; with s inside them no other product needs it. Nothing
-of size n_out x n_in is ever formed.
+Both h and dh are stored *packed*, as panels `[n_panels, R6, PANEL]`. R6 is R rounded up to a
+multiple of the micro-kernel's rows; rows beyond R are zero. They include the factor s, so no other
+product needs it. No matrix of size n_out x n_in is ever computed.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -32,7 +32,7 @@ COLUMNS = 128  # columns of dA or dB that one task owns
 
 
 def packed_rows(rank: int) -> int:
-    """`rank` rounded up to whole rows of the micro-kernel."""
+    """Return `rank` rounded up to a multiple of the micro-kernel's rows."""
     return -(-rank // ROWS) * ROWS
 
 
@@ -44,7 +44,7 @@ def lora_ref(x: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.nd
 def lora_grad_ref(
     dy: np.ndarray, x: np.ndarray, a: np.ndarray, b: np.ndarray, *, scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dx, dA, dB) of `lora_ref`."""
+    """Return the gradients (dx, dA, dB) of `lora_ref`."""
     dh = scale * dy @ b
     return dh @ a, dh.T @ x, dy.T @ (scale * x @ a.T)
 
@@ -67,9 +67,9 @@ def _thin(m, row, step, k, xp, scale, hp, rank, cs):
 
 @kernel(parallel=True)
 def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
-    """Pack a panel of x, and while it is in the cache multiply it by all rows of m.
+    """Pack a panel of x and, while it is in the cache, multiply it by all rows of m.
 
-    The products go to h0, h1 and h2 in this order.
+    The products go to h0, h1 and h2, in this order.
     """
     high = m.shape[0]
     k = x.shape[1]
@@ -92,7 +92,7 @@ def _pack_thin(x, n, xp, m, h0, h1, h2, cs):
 
 @kernel()
 def _outer_block(hp, x, n, task, out):
-    """One task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns c."""
+    """Do one task: out[:, c] = sum over tokens t of h[t, :] * x[t, c] for its COLUMNS columns."""
     high = hp.shape[1]
     width = x.shape[1]
     whole = width // PANEL * PANEL
@@ -175,9 +175,9 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory `shape` that the next call with this name takes again.
+    """Return float32 memory `shape` that the next call with this name reuses.
 
-    No step after the first allocates.
+    So only the first step allocates memory.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:
@@ -200,7 +200,8 @@ def thin_product(
         h  = thin_product(A, xp, s, ...)
         dh = thin_product(B, gp, s, ..., transposed=True)
 
-    `out` float32, flat or not, is filled from its start; the view is returned.
+    `out` is float32 memory of any shape. The result is written to its start, and a view of it is
+    returned.
     """
     check_array("thin_product", "m", m, m.shape)
     check_array("thin_product", "panels", xp, xp.shape)
@@ -232,7 +233,7 @@ def outer_product(hp: np.ndarray, x: np.ndarray, rank: int) -> np.ndarray:
 
 
 def check_outer(hp: np.ndarray, x: np.ndarray, rank: int) -> None:
-    """Raise `ValueError` for arrays that `outer_product` does not take."""
+    """Raise `ValueError` for arrays that `outer_product` does not accept."""
     check_array("outer product", "x", x, x.shape)
     check_array("outer product", "h", hp, hp.shape)
     if hp.shape[0] != n_panels(len(x)) or hp.shape[1] < rank:
@@ -264,9 +265,9 @@ def pack_with_hidden(
     memory: np.ndarray,
     factors: Sequence[tuple[np.ndarray, float, np.ndarray]],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Pack x `[N, K]` into `memory` and multiply it on the way: (panels, [s x Mᵀ packed, ...]).
+    """Pack x `[N, K]` into `memory` and multiply it: return (panels, [s x Mᵀ packed, ...]).
 
-    `factors`: up to three (M `[R, K]`, s, memory of the product).
+    `factors`: up to three tuples (M `[R, K]`, s, memory for the product).
     """
     if not 1 <= len(factors) <= 3:
         raise ValueError(f"pack_with_hidden: {len(factors)} factors, wanted 1 to 3")

@@ -1,11 +1,11 @@
-"""The gradients of a LoRA pair, on the one way through dy that its packing takes anyway.
+"""The gradients of a LoRA pair, computed in the same pass over dy that packs it.
 
     dh = s dy B        dA = dhᵀ x        dB = dyᵀ h         (h = s x Aᵀ, see `ops.linear.lora`)
 
-A task owns a *group* of neighbouring panels: it packs their dy, multiplies it with B while it is in
+A task owns a *group* of neighbouring panels: it packs their dy, multiplies it by B while it is in
 the cache, and sums both outer products over the group's tokens. The groups' sums are added
-afterwards, in ascending order. Groups depend on the number of tokens alone, so neither dA nor dB
-has other bits with another number of threads.
+afterwards, in ascending order. The groups depend only on the number of tokens, so the bits of dA
+and dB do not depend on the number of threads.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1.
 """
@@ -24,8 +24,8 @@ from nbllama.ops.linear.lora import check_outer, packed_rows, reused
 from nbllama.ops.linear.panels import n_panels, pack_panel, panels_of
 from nbllama.ops.op import check_array, check_output, readonly
 
-COLUMNS = 256  # of x or dy that stay in the L1 cache beside their sums
-LEAST = 32  # tokens of a group, at least
+COLUMNS = 256  # columns of x or dy that stay in the L1 cache together with their sums
+LEAST = 32  # fewest tokens in a group
 MOST_GROUPS = 16
 
 
@@ -54,7 +54,7 @@ def _add_outer(hp, p0, p1, x, n, out, group):
 
 @kernel(parallel=True)
 def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
-    """gp, dhp, and the sums of dA and dB of every group."""
+    """Compute gp, dhp, and every group's sums of dA and dB."""
     n_panels, n_out, high = gp.shape[0], gp.shape[1], b.shape[0]
     n_groups = sums_a.shape[0]
     counter[0] = 0
@@ -77,7 +77,7 @@ def _groups(dy, n, gp, b, dhp, x, hp, sums_a, sums_b, threads, counter):
 
 @kernel(parallel=True)
 def _add_groups(sums_a, sums_b, da, db):
-    """Add the groups' sums to da `[R, n_in]` and dbᵀ `[R, n_out]`, COLUMNS columns a task."""
+    """Add the groups' sums to da `[R, n_in]` and dbᵀ `[R, n_out]`, COLUMNS columns per task."""
     n_groups, n_out = sums_a.shape[0], db.shape[0]
     of_a = (da.shape[1] + COLUMNS - 1) // COLUMNS
     of_b = (n_out + COLUMNS - 1) // COLUMNS
@@ -103,7 +103,7 @@ _COUNTER = np.zeros(1, np.int64)
 
 
 def sum_floats(n: int, rank: int, width: int) -> int:
-    """float32 numbers of the groups' sums, for layers whose n_in + n_out is at most `width`."""
+    """Return the number of floats in the groups' sums, for n_in + n_out of at most `width`."""
     return n_groups(n) * packed_rows(rank) * width
 
 

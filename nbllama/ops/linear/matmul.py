@@ -1,23 +1,23 @@
 """Quantised matrix product: Y = X Wᵀ (+ H Bᵀ), and its gradient dX = dY W (+ dH A).
 
-W is read in its own GGUF type, a tile at a time: a tile of W is decoded into a scratch array that
+W is read in its GGUF type, one tile at a time: a tile of W is decoded into a scratch array that
 stays in the cache, and the micro-kernel (`nbllama.kernels.simd.fma_tile`) multiplies it with all
 tokens of a chunk.
 
     forward     Y[t, n]  = sum_k X[t, k] W[n, k]
     gradient    dX[t, k] = sum_n dY[t, n] W[n, k]
 
-A task of the forward product owns `tile` rows n of W and a chunk of tokens; one of the gradient,
-`tile` columns k of W and a chunk of tokens.
+A task of the forward product owns `tile` rows n of W and a chunk of tokens. A task of the gradient
+owns `tile` columns k of W and a chunk of tokens.
 
 The second operand is *packed* once into panels of `PANEL` neighbouring tokens, `xp[p, k, j] =
-x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in both directions and one
-pack of the input serves q, k and v. The low-rank part of a LoRA pair rides along: `h = s X Aᵀ`
-(see `ops.linear.lora`) is already packed, and its product with B (forward) or A (gradient) is added
-to the same tile before it is written.
+x[p*PANEL + j, k]`, so that the micro-kernel's vectors run over tokens in the forward and backward
+pass, and an input packed once serves q, k and v. The low-rank part of a LoRA pair is part of the
+same product: `h = s X Aᵀ` (see `ops.linear.lora`) is already packed, and its product with B
+(forward) or A (gradient) is added to the tile before the tile is written.
 
-Every output number belongs to one task and its sum runs over k (or n) in ascending order: no tile
-size and no number of threads changes its bits.
+Every output number belongs to one task, and its sum runs over k (or n) in ascending order, so its
+bits do not depend on the tile size or the number of threads.
 
 Source of the blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
 (2008). llama.cpp: `ggml_mul_mat`, and `ggml_out_prod` for the gradient. finetune.cpp: t05,
@@ -40,13 +40,13 @@ from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS
 
 K_BLOCK = 256  # columns of W decoded at a time in the forward product
-TILE = 96  # rows of W a task owns
-COLUMNS = 288  # most columns of W a task owns in the gradient, in whole blocks
-CHUNK = 384  # tokens of a task: its sums stay in the L2 cache beside the decoded piece of W
+TILE = 96  # rows of W per task
+COLUMNS = 288  # upper limit of columns of W per task in the gradient, in whole blocks
+CHUNK = 384  # tokens per task: its sums stay in the L2 cache with the decoded part of W
 
 
 class Weight(NamedTuple):
-    """A matrix of the base model, undecoded.
+    """A matrix of the base model, not decoded.
 
     `raw`: uint8 `[nbytes]`, read-only; `shape`: (n_out, n_in).
     """
@@ -58,7 +58,7 @@ class Weight(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Number of bytes in one row."""
         q = QUANTS[self.type_id]
         return self.shape[1] // q.block_size * q.type_size
 
@@ -69,16 +69,16 @@ def matmul_ref(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def matmul_grad_ref(dy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(dX, dW) = (dY W, dYᵀ X). The base is frozen, so the package itself never forms dW."""
+    """Return (dX, dW) = (dY W, dYᵀ X). The base is frozen: the kernels never compute dW."""
     return dy @ w, dy.T @ x
 
 
 @cache
 def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> int:
-    """Size of a tile: a multiple of `unit`, at most about `largest`, with equal work for `threads`.
+    """Choose a tile size: a multiple of `unit`, at most about `largest`, equal work per thread.
 
-    There are ceil(total / tile) tiles for each of `chunks` chunks of tokens; the size with the
-    least work for the busiest thread wins, the larger one where two are level.
+    Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size gives the
+    busiest thread the least work; in a tie it is the larger one.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
@@ -92,21 +92,21 @@ def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> 
 
 @cache
 def k_block(n_in: int, unit: int) -> int:
-    """Columns decoded at a time: about K_BLOCK, a multiple of `unit`, dividing the row evenly."""
+    """Return how many columns to decode at a time: about K_BLOCK, in equal multiples of `unit`."""
     pieces = max(1, round(n_in / K_BLOCK))
     return -(-n_in // pieces // unit) * unit
 
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Panels of a chunk: at most `largest` tokens, all chunks about equal."""
+    """Return the panels per chunk: at most `largest` tokens, all chunks about equal."""
     return -(-panels // -(-panels * PANEL // largest))
 
 
 class ThreadTiles:
-    """Per-thread tiles of the two drivers, allocated once and grown when needed.
+    """Tiles per thread for both directions, allocated once and grown when needed.
 
-    `w`, `c` [threads, size]; and the counter of tasks.
+    `w` and `c` are `[threads, size]`; `counter` is the task counter.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class ThreadTiles:
         self.counter = np.zeros(1, np.int64)
 
     def get(self, threads: int, w_size: int, c_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return `w` and `c` with so many floats a thread at least."""
+        """Return `w` and `c` with at least `w_size` and `c_size` floats per thread."""
         if self.w.shape[0] < threads or self.w.shape[1] < w_size:
             self.w = np.empty((threads, max(w_size, self.w.shape[1])), np.float32)
         if self.c.shape[0] < threads or self.c.shape[1] < c_size:
@@ -127,7 +127,7 @@ TILES = ThreadTiles()
 
 
 def scratch_bytes() -> int:
-    """Most bytes a thread's tiles can take, for the memory forecast."""
+    """Return an upper limit of the bytes of one thread's tiles, for the memory forecast."""
     widest = COLUMNS + ROWS
     w = max((TILE + ROWS) * (K_BLOCK + 128 + PAD), ROW_BLOCK * (widest + PAD) + PAD)
     return 4 * (w + widest * CHUNK)
@@ -165,7 +165,7 @@ def matmul(
     b: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Compute y `[N, n_out]` = (or += with `add`) X Wᵀ + H Bᵀ.
+    """Set y `[N, n_out]` to (with `add`: increase it by) X Wᵀ + H Bᵀ.
 
     xp is X packed, hp is s X Aᵀ packed, b `[n_out, R]`.
     """
@@ -181,7 +181,7 @@ def matmul_packed(
     hp: np.ndarray = NO_PANELS,
     b: np.ndarray = NO_PAIR,
 ) -> None:
-    """Compute yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed as xp `[P, n_in, PANEL]` is."""
+    """Compute yp `[P, n_out, PANEL]` = X Wᵀ + H Bᵀ, packed like xp `[P, n_in, PANEL]`."""
     check_output(w.name, "output", yp, (len(xp), w.shape[0], PANEL))
     no_rows = np.empty((len(xp) * PANEL, 0), np.float32)
     _check(w, xp, w.shape[1], no_rows, 0)
@@ -219,7 +219,7 @@ def matmul_grad(
     a: np.ndarray = NO_PAIR,
     add: bool = False,
 ) -> None:
-    """Compute dx `[N, n_in]` = (or += with `add`) dY W + dH A.
+    """Set dx `[N, n_in]` to (with `add`: increase it by) dY W + dH A.
 
     gp is dY packed, dhp is s dY B packed, a `[R, n_in]`.
     """

@@ -1,9 +1,10 @@
-"""Y = X Wᵀ for one or a few tokens: generation.
+"""Y = X Wᵀ for one or a few tokens, used in generation.
 
-Packing panels of so few tokens would be mostly padding.
+With so few tokens, packed panels would be mostly padding.
 
 A task decodes its rows of W one at a time into a scratch row and takes the dot product with each
-token. The order of each sum is fixed by the vector width alone, so threads do not change bits.
+token. The order of each sum depends only on the vector width, so the number of threads does not
+change the bits.
 
 llama.cpp: `ggml_vec_dot_*`.
 """
@@ -61,7 +62,7 @@ _rows = np.empty((0, 0), np.float32)
 
 @in_turn
 def matvec(w: Weight, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
-    """Compute y `[N, n_out]` = (or += with `add`) x Wᵀ, x float32 `[N, n_in]`, for small N."""
+    """Set y `[N, n_out]` to (with `add`: increase it by) x Wᵀ, x float32 `[N, n_in]`, small N."""
     global _rows
     n_out, n_in = w.shape
     if x.shape[1] != n_in or y.shape != (x.shape[0], n_out):

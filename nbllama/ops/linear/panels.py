@@ -1,9 +1,9 @@
-"""Panels: how the second operand of a product lies in memory.
+"""Panels: the memory layout of the second operand of a product.
 
     xp[p, k, j] = x[p*PANEL + j, k]        x `[N, K]`, zeros for tokens past N
 
-`PANEL` neighbouring tokens stand side by side, so that the micro-kernel (`simd.fma_tile`) loads
-them as vectors, one after the other as k runs. Packing costs one pass over x and serves every
+`PANEL` neighbouring tokens are contiguous in memory, so that the micro-kernel (`simd.fma_tile`)
+loads them as vectors, in sequence as k increases. Packing costs one pass over x and serves every
 weight that x is multiplied with.
 """
 
@@ -44,12 +44,12 @@ def _pack(x, n, xp):
 
 
 def n_panels(n: int) -> int:
-    """Panels that hold `n` tokens."""
+    """Return the number of panels for `n` tokens."""
     return -(-n // PANEL)
 
 
 def panel_floats(n: int, k: int) -> int:
-    """float32 numbers that `n` tokens of width `k` take when packed."""
+    """Return the number of floats that `n` tokens of width `k` take when packed."""
     return n_panels(n) * PANEL * k
 
 
@@ -65,7 +65,7 @@ def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
 
 
 def pack(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Pack x float32 `[N, K]` into the start of `out`; returns the panels."""
+    """Pack x float32 `[N, K]` into the start of `out`; return the panels."""
     xp = panels_of(x, out)
     _pack(readonly(x), len(x), xp)
     return xp

@@ -1,12 +1,12 @@
-"""The kernels under `nbllama.ops.linear.matmul`: one task of each direction, and their loops.
+"""The kernels of `nbllama.ops.linear.matmul`: one task of each direction, and the loops over tasks.
 
 A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk of
-tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache; a piece of W
-is decoded into `w`, multiplied with every panel of the chunk, and overwritten by the next piece.
-Threads draw tasks from a counter, so that a slow core does not hold up the others.
+tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache. A part of W
+is decoded into `w`, multiplied with every panel of the chunk, and overwritten by the next part.
+Threads draw tasks from a counter, so that a slow core does not delay the others.
 
-An entry must not close over another kernel: Numba's cache would take it for a new function in every
-process.
+An entry function must not close over another kernel: Numba's cache would treat it as a new function
+in every process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbllama.kernels.lanes import PANEL, ROWS, VL
 from nbllama.kernels.simd import fma_tile, next_task, transpose_add_tile, transpose_tile
 from nbllama.quants import QUANTS, decode_blocks
 
-ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks at a time in both
+ROW_BLOCK = 128  # rows of W decoded at a time in the gradient; ranks at a time in both directions
 PAD = 16  # a stride that is a power of two would map a tile's rows to the same cache lines
 
 
@@ -60,7 +60,7 @@ def _store(c, width, rows, have, y, t0, n0, add):
 
 @kernel()
 def _store_panels(c, width, rows, yp, p0, n0):
-    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: the finished tile, as it lies."""
+    """yp[p0 + p, n0 + i, j] = c[i, p*PANEL + j]: the finished tile, not transposed."""
     for p in range(width // PANEL):
         for i in range(rows):
             for j in range(PANEL):

@@ -1,13 +1,13 @@
-"""One token through all blocks in one launch of the threads: how generation goes on.
+"""Generation: one token runs through all blocks in a single launch of the threads.
 
-Between two ordinary launches a thread falls asleep, and to wake it takes longer than most products
-of a single token. So here the threads start once a token and walk together through a *program*: a
-list of phases, each of which reads what earlier ones wrote. A phase is cut into tasks; threads draw
-tasks from the phase's counter and go on when all its tasks are done:
+Between two ordinary launches a thread falls asleep, and waking it takes longer than most products
+of a single token. So here the threads start once per token and run together through a *program*: a
+list of phases, each of which reads the results of earlier ones. A phase is divided into tasks.
+Threads draw tasks from the phase's counter and continue when all its tasks are done:
 
-    tables.py   what a phase can be, and the numbers it is told
-    tasks.py    what one task of each kind computes
-    run.py      the kernel that walks through the program
+    tables.py   the kinds of phases and their parameters
+    tasks.py    the computation of one task of each kind
+    run.py      the kernel that runs the program
 
 `nbllama.kernels.threads` has the counters, and `nbllama.generation.token_program` writes the
 program of a model.

@@ -1,8 +1,8 @@
-"""The kernel that walks through a token's program (see the package's text).
+"""The kernel that runs a token's program (see the docstring of the package).
 
-A product is in integers where W's type has an integer dot product (`quants.dot`) and `exact` is
-off; else the row of W is decoded and multiplied in float32. Sums have a fixed order in one task, so
-the number of threads does not change bits.
+A product uses integers if W's type has an integer dot product (`quants.dot`) and `exact` is off.
+Otherwise the row of W is decoded and multiplied in float32. Sums have a fixed order within a task,
+so the number of threads does not change the bits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
 
 MOST_TYPES = 6
-NO_TYPE = -1  # in the place of a type that a model does not have
+NO_TYPE = -1  # for unused places in the list of types
 
 NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
 SCORES, JOIN, BRANCH, GATE, ACT = (
@@ -56,7 +56,7 @@ CAP_ROW, ACT_ROW = kinds.CAP_ROW, kinds.ACT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
-    """Compute the dot product of a row of W with the input, inside a kernel; nothing is checked.
+    """Compute the dot product of a row of W with the input, inside a kernel, without checks.
 
     The row begins at byte `src` of `raw`. `p`: the row of `PRODUCT_ROW`; `row`: scratch memory.
     """
@@ -170,14 +170,14 @@ def _walk(routine, address, threads):
 
 
 def n_threads() -> int:
-    """How many threads go through a program: each needs its row of scratch."""
+    """Return how many threads run a program: each needs its row of scratch."""
     return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
-    """Go through a program whose products are of these types, the codes of `PRODUCT_ROW` in order.
+    """Run a program whose products have these types, in the order of the codes of `PRODUCT_ROW`.
 
-    `step`: one row of `STEP`. Nothing that it points to is checked.
+    `step`: one row of `STEP`. The memory that it points to is not checked.
     """
     if step.dtype != STEP or step.shape != (1,) or len(types) > MOST_TYPES:
         raise ValueError(f"walk: step is {step.dtype} {step.shape}, with {len(types)} types")

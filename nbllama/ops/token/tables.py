@@ -1,9 +1,9 @@
-"""What a phase of a token's program can be: one table for each kind, a row for each phase.
+"""The kinds of phases of a token's program: one table per kind, one row per phase.
 
-`PHASE` is the program itself: the kind, the first row of that kind's table, how many rows, and into
-how many tasks the phase is cut. Fields that name an array hold its address; whoever writes the
-program (`nbllama.generation.token_program`) checks sizes and keeps the arrays alive. Everything is
-float32 unless said.
+`PHASE` is the program itself: the kind, the first row in the table of that kind, the number of
+rows, and the number of tasks of the phase. Fields named after an array hold its address. The code
+that writes the program (`nbllama.generation.token_program`) checks sizes and keeps the arrays
+alive. Everything is float32 unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
 
-INT8_32, INT8_256 = 1, 2  # bits of `forms`: in which int8 blocks the next products want their input
+INT8_32, INT8_256 = 1, 2  # bits of `forms`: the int8 blocks in which the next products read x
 
 _address, _size, _float = np.int64, np.int64, np.float32
 
@@ -24,7 +24,7 @@ def _table(**fields: type) -> np.dtype:
 PHASE = _table(kind=_size, first=_size, rows=_size, tasks=_size)
 
 # out[c] = x[c] * rstd * w[c] * scale, or with `centred` LayerNorm: (x[c] - mean) rstd w[c] + b[c];
-# without either, w 0: x[c] * scale
+# without either (w is 0): x[c] * scale
 NORM_ROW = _table(
     x=_address,
     w=_address,
@@ -40,14 +40,15 @@ NORM_ROW = _table(
 # h[r] = scale * sum_k a[r, k] x[k]
 HIDDEN_ROW = _table(a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float)
 
-# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: which of the entry's types w has
+# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
 )  # fmt: skip
 
-# queries and keys normed and turned in place (with `norm_last` turned first), queries times
-# `temper` [n_ctx] where there is one, then key and value into the cache [n_ctx, G, D]
+# Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
+# are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
+# [n_ctx, G, D].
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
     eps=_float, temper=_address,
@@ -62,7 +63,7 @@ BRANCH_ROW = _table(y=_address, w=_address, x=_address, n=_size, eps=_float, sca
 # out = act(gate) * up
 GATE_ROW = _table(gate=_address, up=_address, out=_address, n=_size, gelu=_size, forms=_size)
 
-# out = act(x), of a feed-forward layer without a gate: `ops.ungated`
+# out = act(x), for a feed-forward layer without a gate: `ops.ungated`
 ACT_ROW = _table(
     x=_address, out=_address, size=_size, code=_size, p=_float, n=_float, beta=_float, eps=_float,
     forms=_size,
@@ -71,9 +72,10 @@ ACT_ROW = _table(
 # y = cap tanh(y / cap)
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
-# What the threads are given: the token's position, the program, and memory that all phases share:
+# The input of the threads: the token's position, the program, and memory that all phases share:
 # `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
-# newest input in int8 blocks (`ops.int8_rows`), and the counters of `nbllama.kernels.threads`.
+# newest input in int8 blocks (`ops.linear.int8_rows`), and the counters of
+# `nbllama.kernels.threads`.
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,
@@ -92,4 +94,4 @@ TABLES = {
     CAP: ("caps", CAP_ROW),
     ACT: ("acts", ACT_ROW),
 }
-"""SCORES and JOIN read the row of HEADS that they follow."""
+"""SCORES and JOIN read the row of the HEADS phase before them."""

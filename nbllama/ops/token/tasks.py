@@ -1,4 +1,4 @@
-"""What one task of each kind of phase computes: the row kernels of the ops, on addresses."""
+"""One task of each kind of phase: the row kernels of the ops, applied to addresses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nbllama.ops.token.tables import INT8_32, INT8_256
 from nbllama.ops.ungated import ungated_row
 from nbllama.quants.dot import SUMMED
 
-LEAST_ROWS, MOST_ROWS = 32, 1024  # of W in one task
-TASKS = 4  # of a thread in one phase: drawing one may take as long as two rows (two cores, 0.5 us)
+LEAST_ROWS, MOST_ROWS = 32, 1024  # rows of W in one task
+TASKS = 4  # per thread and phase: drawing a task can take as long as two rows (two cores, 0.5 us)
 GATE_PART = 1024  # numbers of the feed-forward layer in one task: whole int8 blocks
 CAP_PART = 8192
 
@@ -50,7 +50,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """x[lo:hi] as int8 blocks of the wanted forms (`ops.int8_rows`); lo and hi are their ends."""
+    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are ends of blocks."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -67,7 +67,7 @@ def to_int8(x, lo, hi, forms, step):
 
 @kernel()
 def norm_task(p, step):
-    """Normalise a row, and write it in the forms that the weights want."""
+    """Normalise a row, and write it in the forms that the weights need."""
     x, w, out = floats(p.x, p.n), floats(p.w, p.n), floats(p.out, p.n)
     if p.centred:
         layer_norm_row(
@@ -95,7 +95,7 @@ def dot(a, b, n):
 
 @kernel()
 def hidden_task(pairs, first, task):
-    """One number of h, of the pairs from row `first` on."""
+    """Compute one number of h, for the pairs from row `first` on."""
     s, r = first, task
     while r >= pairs[s].rank:
         r -= pairs[s].rank
@@ -107,7 +107,7 @@ def hidden_task(pairs, first, task):
 
 @kernel()
 def part_of(products, first, task):
-    """Which row of the table, and which part of its `rows` rows of W, a task of a PRODUCT means."""
+    """Return the table row of a PRODUCT task, and its part (of `rows` rows) of W."""
     s, part = first, task
     parts = (products[s].n_out + products[s].rows - 1) // products[s].rows
     while part >= parts:
@@ -119,7 +119,7 @@ def part_of(products, first, task):
 
 @kernel()
 def finish_row(p, n, value):
-    """y[n] from the product with row n of W."""
+    """Compute y[n] from the product with row n of W."""
     if p.bias != 0:
         value += floats(p.bias, p.n_out)[n]
     if p.rank > 0:
@@ -138,7 +138,7 @@ def _norm_heads(row, norm, p):
 
 @kernel()
 def _turn(row, norm, cos, sin, p):
-    """Heads `[n, D]`: normed where there is a norm, and turned; with `norm_last` turned first."""
+    """Normalise heads `[n, D]` if there is a norm, then rotate them; `norm_last`: rotate first."""
     if not p.norm_last:
         _norm_heads(row, norm, p)
     if p.half > 0:
@@ -152,7 +152,7 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """KV head g: its queries, key and value."""
+    """Process the queries, key and value of KV head g."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
@@ -175,7 +175,7 @@ def heads_task(p, g, step):
 
 @kernel()
 def scores_task(p, task, step):
-    """One KV head and one chunk of keys."""
+    """Attend to one chunk of keys of one KV head."""
     at = step.at
     g, c = task % p.n_head_kv, task // p.n_head_kv
     lo, hi = c * CHUNK, min((c + 1) * CHUNK, at + 1)
@@ -193,7 +193,7 @@ def scores_task(p, task, step):
 
 @kernel()
 def join_task(p, step):
-    """All heads' chunks joined, and ready for the product."""
+    """Combine the chunks of all heads, and prepare the result for the product."""
     at = step.at
     found = carray(pointer(step.found), (step.chunks, p.n_head, 2 + p.head_dim), np.float32)
     first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
@@ -208,7 +208,7 @@ def join_task(p, step):
 
 @kernel()
 def branch_task(p):
-    """Add a branch's output to the stream, normed and scaled where the model does so."""
+    """Add a branch's output to the stream, normalised and scaled if the model does so."""
     y, x = floats(p.y, p.n), floats(p.x, p.n)
     if p.w != 0:
         norm_row(y, floats(p.w, p.n), p.eps, y)

@@ -1,12 +1,12 @@
 """Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
 
-Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`: `n_blocks`
-blocks of x from block `c` on, with as many weights from byte `src` of `raw` on. x is the int8
-numbers `q`, their scales `d` (one for `int8_block(type_id)` numbers) and `sums`: for blocks of 32
-float32, d times a block's sum; for blocks of 256 int16, the sum of each 16 numbers. All are flat. A
-block of W is as long as one of x; one of NVFP4 is as long as two. The products
-within a block are added up as whole numbers, exactly; blocks are added in float32, in eight lanes
-in ascending order.
+Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It multiplies
+`n_blocks` blocks of x from block `c` on with the same number of weights from byte `src` of `raw`
+on. x consists of the int8 numbers `q`, their scales `d` (one per `int8_block(type_id)` numbers) and
+`sums`: for blocks of 32 they are float32, d times a block's sum; for blocks of 256 they are int16,
+the sum of each 16 numbers. All arrays are flat. A block of W has the length of a block of x; a
+block of NVFP4 has the length of two. The products within a block are summed exactly, as integers.
+Blocks are summed in float32, in eight lanes, in ascending order.
 
 `dot_blocks(type_id, ...)` calls the kernel of a type that is known at compile time, as
 `nbllama.quants.decode_blocks` does.
@@ -31,11 +31,11 @@ _FAMILIES = {
     "nvfp4": ("NVFP4",),
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
-SUMMED = 16  # numbers of x in one of `sums`
+SUMMED = 16  # numbers of x per number of `sums`
 
 
 def int8_block(type_id: int) -> int:
-    """Numbers of x under one scale for a weight type: 32 or 256; 0 if it has no integer product."""
+    """Return the numbers of x per scale for a weight type: 32, 256, or 0 (no integer product)."""
     t = QUANTS[type_id]
     if t.name not in _FAMILY:
         return 0
@@ -52,7 +52,7 @@ def find_dot(type_id: int) -> Any:
 def dot_blocks(
     type_id: int, raw: Any, src: Any, n_blocks: Any, q: Any, d: Any, sums: Any, c: Any
 ) -> Any:
-    """Compute the product of `n_blocks` blocks of x, inside a kernel; nothing is checked."""
+    """Compute the product of `n_blocks` blocks of x, inside a kernel, without checks."""
     return find_dot(type_id)(raw, src, n_blocks, q, d, sums, c)
 
 

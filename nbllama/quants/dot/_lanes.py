@@ -1,4 +1,4 @@
-"""Integer dot products of bytes, as Numba values beside those of `nbllama.quants._vec`.
+"""Integer dot products of bytes, as Numba values in addition to those of `nbllama.quants._vec`.
 
 | value | is |
 |---|---|
@@ -8,9 +8,9 @@
 | `Weights(8)` | 8 float32 sums |
 
 The integers are the same on every CPU, in every lane. On AVX2 a product of 32 bytes is two
-instructions (`vpmaddubsw`, `vpmaddwd`); elsewhere the same sums are written in LLVM's own vector
-arithmetic. Sums of two products are kept in 16 bits, so a byte of W times one of x may not pass
-2^14: unsigned codes go up to 127, signed ones from -128.
+instructions (`vpmaddubsw`, `vpmaddwd`); on other CPUs the same sums use LLVM's own vector
+arithmetic. Sums of two products are stored in 16 bits, so a byte of W times a byte of x must not
+exceed 2^14: unsigned codes are at most 127, signed codes at least -128.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _neighbours(builder: Any, products: Any) -> Any:
 
 
 def _pairs(context: Any, builder: Any, w: Any, x: Any, signed: bool) -> Any:
-    """<16 x i16>: w[2i] x[2i] + w[2i+1] x[2i+1]."""
+    """Compute <16 x i16>: w[2i] x[2i] + w[2i+1] x[2i+1]."""
     if _has_avx2(context):
         if signed:
             x = _call(builder, "llvm.x86.avx2.psign.b", _BYTES, x, w)
@@ -108,7 +108,7 @@ def _pairs(context: Any, builder: Any, w: Any, x: Any, signed: bool) -> Any:
 
 
 def _fours(context: Any, builder: Any, pairs: Any, factors: Any) -> Any:
-    """<8 x i32>: pairs[2i] factors[2i] + pairs[2i+1] factors[2i+1]."""
+    """Compute <8 x i32>: pairs[2i] factors[2i] + pairs[2i+1] factors[2i+1]."""
     if _has_avx2(context):
         return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS, pairs, factors)
     wide = ir.VectorType(_I32, 16)
@@ -124,7 +124,7 @@ def _load(builder: Any, context: Any, kind: Any, array: Any, at: Any, vector: An
 
 @intrinsic
 def bytes32(typingctx, q, i):
-    """Numbers i .. i+31 of an int8 array as Codes(32)."""
+    """Load numbers i .. i+31 of an int8 array as Codes(32)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _load(builder, context, signature.args[0], args[0], args[1], _BYTES)
@@ -134,7 +134,7 @@ def bytes32(typingctx, q, i):
 
 @intrinsic
 def join(typingctx, low, high):
-    """Two Codes(16) one after the other."""
+    """Concatenate two Codes(16)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _lanes(builder, args[0], args[1], list(range(32)))
@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """16 in each of 32 lanes whose bit (lowest first) is set, else 0."""
+    """Return 16 in each of 32 lanes whose bit (lowest first) is set, else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
@@ -185,7 +185,7 @@ def bytes_of(typingctx, low, high):
 
 @intrinsic
 def each_twice(typingctx, codes):
-    """Codes(16): the first 8 of `codes`, each twice."""
+    """Return Codes(16): the first 8 of `codes`, each twice."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _lanes(builder, args[0], args[0], [i // 2 for i in range(16)])
@@ -210,7 +210,7 @@ unsigned_scales, signed_scales = _widen(False), _widen(True)
 
 @intrinsic
 def scale_of(typingctx, scales, g):
-    """Scales with factor `g` of `scales` in all lanes."""
+    """Return Scales with factor `g` of `scales` in all lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         factor = builder.extract_element(args[0], builder.trunc(args[1], _I32))
@@ -221,7 +221,7 @@ def scale_of(typingctx, scales, g):
 
 @intrinsic
 def scales_of(typingctx, scales, g):
-    """Scales with factor `g` of `scales` in the lower half and factor `g + 1` in the upper one."""
+    """Return Scales with factor `g` of `scales` in the lower half and `g + 1` in the upper half."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         g = builder.trunc(args[1], _I32)
@@ -245,25 +245,25 @@ def _dot(signed: bool, scaled: bool) -> Any:
 
 @intrinsic
 def dot(typingctx, w, x):
-    """Dots of codes w (0..127) and numbers x of Codes(32)."""
+    """Compute Dots of codes w (0..127) and numbers x, both Codes(32)."""
     return DOTS(Codes(32), Codes(32)), _dot(False, False)
 
 
 @intrinsic
 def dot_signed(typingctx, w, x):
-    """Dots of signed codes w (-128..127) and numbers x (-127..127)."""
+    """Compute Dots of signed codes w (-128..127) and numbers x (-127..127)."""
     return DOTS(Codes(32), Codes(32)), _dot(True, False)
 
 
 @intrinsic
 def dot_scaled(typingctx, w, x, scales):
-    """Dots of codes w (0..127) and numbers x, each pair of products times its factor."""
+    """Compute Dots of codes w (0..127) and numbers x, each pair of products times its factor."""
     return DOTS(Codes(32), Codes(32), SCALES), _dot(False, True)
 
 
 @intrinsic
 def dot_sums(typingctx, scales, sums, i):
-    """Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
+    """Compute Dots of 16 factors and the numbers i .. i+15 of the int16 array `sums`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(builder, context, signature.args[1], args[1], args[2], _SHORTS)
@@ -274,13 +274,13 @@ def dot_sums(typingctx, scales, sums, i):
 
 @intrinsic
 def no_dots(typingctx):
-    """Dots of zeros."""
+    """Return Dots of zeros."""
     return DOTS(), lambda context, builder, signature, args: ir.Constant(_INTS, [0] * 8)
 
 
 @intrinsic
 def halves8(typingctx, low, high):
-    """Weights(8) of two float32: `low` in the first four lanes, `high` in the others."""
+    """Return Weights(8) of two float32: `low` in the first four lanes, `high` in the others."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pair = ir.Constant(ir.VectorType(_F32, 2), ir.Undefined)
@@ -293,14 +293,14 @@ def halves8(typingctx, low, high):
 
 @intrinsic
 def zeros8(typingctx):
-    """Weights(8) of zeros."""
+    """Return Weights(8) of zeros."""
     zeros = ir.Constant(_FLOATS, [0.0] * 8)
     return Weights(8)(), lambda context, builder, signature, args: zeros
 
 
 @intrinsic
 def add_scaled(typingctx, total, dots, d):
-    """Compute total + dots * d in every lane, fused where the CPU has the instruction."""
+    """Compute total + dots * d in every lane, fused if the CPU has the instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total, dots, d = args
@@ -314,8 +314,8 @@ def add_scaled(typingctx, total, dots, d):
 def half8(typingctx, raw, i):
     """Read the IEEE half from byte i of `raw` into 8 lanes.
 
-    Spread before it is converted: converting one alone leaves LLVM a register of another sum to
-    insert it in, and each block would wait for the one before.
+    It is copied to all lanes before it is converted. If a single number were converted, LLVM could
+    insert it in a register of another sum, and each block would wait for the previous one.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""IQ4_NL IQ4_XS times int8 blocks of 32 and 256; layouts are in `nbllama.quants.iq4`.
+"""IQ4_NL and IQ4_XS times int8 blocks of 32 and 256; layouts are in `nbllama.quants.iq4`.
 
 llama.cpp: `ggml_vec_dot_iq4_nl_q8_0`, `ggml_vec_dot_iq4_xs_q8_K`.
 """
@@ -25,14 +25,14 @@ _VALUES = _grids.IQ4
 
 @kernel()
 def values32(raw, at):
-    """Look up the codebook's values of the 16 bytes at `at`: low halves, then high halves."""
+    """Look up the code book's values for the 16 bytes at `at`: low halves, then high halves."""
     qs = load16(raw, at)
     return join(lookup(_VALUES, qs & 15), lookup(_VALUES, qs >> 4))
 
 
 @kernel(inline=True)
 def dot_iq4_nl(raw, src, n_blocks, q, d, sums, c):
-    """One scale."""
+    """Multiply IQ4_NL, which has one scale."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 18 * b

@@ -1,8 +1,8 @@
 """Q2_K Q3_K Q4_K Q5_K Q6_K times int8 blocks of 256; layouts are in `nbllama.quants.kquants`.
 
-A block of W has groups g of 16 or 32 codes c, each with a whole-number scale s and perhaps a
-minimum m, under one d and dmin; a block of x has one scale e and numbers n. All sums within a block
-are whole numbers:
+A block of W has groups g of 16 or 32 codes c, each with an integer scale s and in some types a
+minimum m, with one d and dmin per block. A block of x has one scale e and numbers n. All sums
+within a block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 
@@ -31,14 +31,14 @@ from nbllama.quants.dot._lanes import (
     zeros8,
 )
 
-_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # of each of four bytes
+_LOW2, _LOW4, _LOW6 = 0x03030303, 0x0F0F0F0F, 0x3F3F3F3F  # low bits of each of four bytes
 
 
 @kernel()
 def scales_and_mins(raw, at):
     """Return the eight scales and eight minima of Q4_K and Q5_K as the bytes of two int64.
 
-    `kquants.scale_and_min` says where they are.
+    `kquants.scale_and_min` describes where they are.
     """
     a, b, c = u32(raw, at), u32(raw, at + 4), u32(raw, at + 8)
     scales = (c & _LOW4) | (((a >> 6) & _LOW2) << 4)
@@ -113,7 +113,7 @@ def dot_q4_k(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_k(raw, src, n_blocks, q, d, sums, c):
-    """As Q4_K, and bit g of 32 bytes is the fifth bit of group g."""
+    """Multiply Q5_K: like Q4_K, and bit g of 32 bytes is the fifth bit of group g."""
     total = zeros8()
     for b in range(n_blocks):
         at = src + 176 * b

@@ -1,7 +1,7 @@
 """Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 times int8 blocks of 32; layouts are in `nbllama.quants.legacy`.
 
-A block of W has a scale d, perhaps a minimum m, and codes c; a block of x a scale e and numbers
-n = q. With w = d (c - z) or d c + m:
+A block of W has a scale d, in some types a minimum m, and codes c. A block of x has a scale e and
+numbers n = q. With w = d (c - z) or d c + m:
 
     sum w x = d e sum c n - z d (e sum n)      or      d e sum c n + m (e sum n)
 
@@ -47,7 +47,7 @@ def dot_q4_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q4_1(raw, src, n_blocks, q, d, sums, c):
-    """With a minimum."""
+    """Multiply Q4_1, which has a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 20 * b
@@ -72,7 +72,7 @@ def dot_q5_0(raw, src, n_blocks, q, d, sums, c):
 
 @kernel(inline=True)
 def dot_q5_1(raw, src, n_blocks, q, d, sums, c):
-    """As Q5_0, with a minimum."""
+    """Multiply Q5_1: like Q5_0, with a minimum."""
     total, rest = zeros8(), np.float32(0)
     for b in range(n_blocks):
         at = src + 24 * b

@@ -1,4 +1,4 @@
-"""NVFP4 times int8 blocks of 32, two to a block of W; the layout is in `nbllama.quants.nvfp4`.
+"""NVFP4 times int8 blocks of 32, two per block of W; the layout is in `nbllama.quants.nvfp4`.
 
 llama.cpp: `ggml_vec_dot_nvfp4_q8_0`.
 """
@@ -25,13 +25,13 @@ _VALUES = _grids.MXFP4
 
 @kernel()
 def values16(raw, at):
-    """Look up the values of a group of 16 weights, whose codes begin at byte `at`."""
+    """Look up the values of a group of 16 weights whose codes begin at byte `at`."""
     return lookup(_VALUES, nibbles8(raw, at))
 
 
 @kernel(inline=True)
 def dot_nvfp4(raw, src, n_blocks, q, d, sums, c):
-    """Multiply NVFP4: a scale for each 16, in four of the eight lanes."""
+    """Multiply NVFP4: one scale per 16 weights, in four of the eight lanes."""
     total = zeros8()
     for b in range(n_blocks // 2):
         at = src + 36 * b

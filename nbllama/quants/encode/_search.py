@@ -1,12 +1,12 @@
-"""How a group of weights gets its scale: candidates are tried, the one with least error is kept.
+"""The search for the scale of a group of weights: the candidate with the smallest error is used.
 
-Two kinds of codes, as in `nbllama.quants.kquants`:
+There are two kinds of codes, as in `nbllama.quants.kquants`:
 
 - affine, `x ~ scale * q - low` with q in 0..high: the smallest weight (or 0) maps to 0, the largest
   to about `high`; for each candidate the best scale and low for its codes follow from two linear
   equations (llama.cpp: `make_qkx2_quants`);
-- symmetric, `x ~ scale * q` with q in -high..high-1: the largest weight in size maps to about -high
-  (llama.cpp: `make_qx_quants`, `make_q3_quants`).
+- symmetric, `x ~ scale * q` with q in -high..high-1: the weight with the largest absolute value
+  maps to about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
 `x` (and `w`, importance) are scratch arrays float32 whose first `n` elements are the group, n a
 literal 16 or 32. All functions are for use inside kernels.
@@ -22,13 +22,13 @@ from numba.extending import overload
 from nbllama.kernels.jit import kernel
 from nbllama.quants.encode._vec import code_error, code_sums
 
-TINY = np.float32(1e-15)  # a group of smaller weights is all zero in every type here
+TINY = np.float32(1e-15)  # a group of smaller weights becomes all zeros in every type here
 
 
 def affine_scale(
     n: int, x: Any, w: Any, high: Any, start: Any, step: Any, n_steps: Any, power: int
 ) -> Any:
-    """(scale, low), both 0 or more, of an affine group.
+    """Return (scale, low), both 0 or more, of an affine group.
 
     Candidate i of `n_steps` maps the range of the weights to high + start + step * i. The error is
     the sum of w * |difference| ** power; power is a literal 1 or 2.
@@ -76,7 +76,7 @@ def _affine_scale(n, x, w, high, start, step, n_steps, power):
 
 @kernel(own="quants/encode")
 def extreme(x, n):
-    """Return the element of the first n that is largest in size, with its sign (the first one)."""
+    """Return the element with the largest absolute value of the first n (the first if several)."""
     size, found = np.float32(0), np.float32(0)
     for i in range(n):
         if abs(x[i]) > size:
@@ -86,10 +86,11 @@ def extreme(x, n):
 
 @kernel(own="quants/encode")
 def symmetric_scale(x, w, high):
-    """Scale of a group of 16, of either sign: the best of 19 candidates (one is tried twice).
+    """Return the scale of a group of 16, of either sign: the best of 19 candidates.
 
-    For given codes the best scale is sum(w x q) / sum(w q q); it explains sum(w x q)^2 / sum(w q q)
-    of sum(w x x), and the candidate that explains most wins.
+    For given codes the best scale is sum(w x q) / sum(w q q). It explains
+    sum(w x q)^2 / sum(w q q) of sum(w x x); the candidate that explains the most is chosen. One
+    candidate is tried twice.
     """
     zero = np.float32(0)
     largest = extreme(x, 16)
@@ -97,7 +98,7 @@ def symmetric_scale(x, w, high):
         return zero
     scale = best = zero
     for i in range(20):
-        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: of equals the first one wins
+        j = i - 10 if i > 0 else 0  # 0 first, then -9 .. 9: in a tie the first one is chosen
         inverse = -(high + np.float32(0.1) * np.float32(j)) / largest
         _, qq, qx = code_sums(16, x, w, zero, inverse, -high, high - np.float32(1))
         if qq > 0 and qx * qx > best * qq:
@@ -108,10 +109,10 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Scale of a group of 16 with weights x^2: codes are moved one by one while that helps.
+    """Return the scale of a group of 16 with weights x^2: codes are changed while that helps.
 
-    `codes`: float32 scratch [16]. For each code in turn, the others' best scale says where it
-    should be; the move is kept if more of the group is explained (see `symmetric_scale`).
+    `codes`: float32 scratch [16]. Each code in turn is moved to the nearest code for the best scale
+    of the others. The change is kept if more of the group is explained (see `symmetric_scale`).
     """
     zero, top = np.float32(0), high - np.float32(1)
     largest = extreme(x, 16)

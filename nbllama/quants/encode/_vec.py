@@ -1,12 +1,12 @@
 """The two inner steps of every scale search, as straight vector code for groups of 16 or 32.
 
-A search tries scales. For each it rounds all weights of a group to codes and adds up products, and
-that is where all of a quantiser's time goes. LLVM unrolls such short loops before its vectoriser
-sees them, so the vectors are written down here; LLVM splits them into what registers hold.
+A search tries scales. For each scale it rounds all weights of a group to codes and sums products;
+a quantiser spends all its time there. LLVM unrolls such short loops before its vectoriser runs, so
+the code here uses explicit vectors; LLVM splits them into registers.
 
 A code is `clamp(round(inverse * (x - least)), low, high)`, rounded half to even. `x` and `w` are
-scratch arrays of float32 with at least `n` elements; nothing is checked. Sums are taken in the
-order that LLVM chooses for the CPU: always the same on one CPU, whatever the number of threads.
+scratch arrays of float32 with at least `n` elements; nothing is checked. LLVM chooses the order of
+the sums for the CPU: it is always the same on one CPU, for any number of threads.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Vectors:
 
 @intrinsic(prefer_literal=True)
 def code_sums(typingctx, n, x, w, least, inverse, low, high):
-    """(sum of w * q, sum of w * q * q, sum of w * q * x) over the group's codes q."""
+    """Return (sum of w * q, sum of w * q * q, sum of w * q * x) over the group's codes q."""
     lanes = _lanes(n)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -93,9 +93,9 @@ def code_sums(typingctx, n, x, w, least, inverse, low, high):
 
 @intrinsic(prefer_literal=True)
 def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
-    """Sum of w * |scale * q + offset - x| ** power over codes q of 0..high; power a literal 1 or 2.
+    """Sum w * |scale * q + offset - x| ** power over codes q of 0..high; power a literal 1 or 2.
 
-    `least` and `inverse` make the codes, `scale` and `offset` the weights that they stand for.
+    `least` and `inverse` give the codes, `scale` and `offset` the weights that the codes represent.
     """
     lanes = _lanes(n)
     if not isinstance(power, types.IntegerLiteral) or power.literal_value not in (1, 2):

@@ -1,27 +1,27 @@
-"""Rounding with error feedback: the rows of a matrix onto given grids, so that products are kept.
+"""Rounding the rows of a matrix to given grids with error feedback, which preserves its products.
 
 A layer computes `y = x Wᵀ`. Rounding W to W' changes y, summed over the inputs x of a sample, by
 
     tr(E H Eᵀ)        E = W' - W  (R, n)        H = sum of xᵀ x over the inputs  (n, n)
 
-With H = L D Lᵀ (L unit lower triangular, D diagonal) that is the sum over columns j of D_j times
+With H = L D Lᵀ (L unit lower triangular, D diagonal) this is the sum over columns j of D_j times
 the squares of column j of E L, which is E_j + sum over i > j of E_i L_ij. So columns are rounded
-from the last to the first, each after it is moved against what the errors of the later ones have
-done to the same products:
+from the last to the first. Before a column is rounded, it is shifted to compensate for the errors
+of the later columns:
 
     W'_j = nearest(W_j - sum over i > j of E_i L_ij)
 
-Source: GPTQ (Frantar et al. 2022), in the form without an inverse of QuIP (Chee et al. 2023).
+Source: GPTQ (Frantar et al. 2022), in the form without an inverse from QuIP (Chee et al. 2023).
 
-Columns come in pieces. What later pieces feed back is one matrix product; a kernel does the
-feedback inside of a piece, a row at a time. Rows share nothing, so the result is the same with any
-number of threads.
+Columns are processed in pieces. The feedback from later pieces is one matrix product; a kernel
+computes the feedback within a piece, one row at a time. Rows share nothing, so the result is the
+same with any number of threads.
 
-What is left at column j when it is rounded, W'_j less the moved W_j, is just column j of E L: the
-sum above comes with the rounding (`cost`).
+The rounding error of the shifted column j, W'_j minus the shifted W_j, is column j of E L, so the
+rounding also gives the sum above (`cost`).
 
-A grid gives weight (r, j) the values `scale * q - low` for integers q from `first` to `last`, where
-`scale` and `low` are those of the group of neighbouring columns that j is in
+The grid of weight (r, j) has the values `scale * q - low` for integers q from `first` to `last`.
+`scale` and `low` belong to the group of neighbouring columns that contains j
 (`nbllama.export.grids`).
 """
 
@@ -46,9 +46,9 @@ def round_piece_ref(
     first: int,
     last: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`round_piece` in plain numpy: codes and errors `[R, m]` in the dtype of `wanted`, cost `[R]`.
+    """Compute `round_piece` in numpy: codes and errors `[R, m]`, like `wanted`, and cost `[R]`.
 
-    `scale`, `low`: of every single weight, `[R, m]`. `importance` `[m]`: D.
+    `scale` and `low` are `[R, m]`, one per weight. `importance` `[m]` is D.
     """
     wanted = wanted.copy()
     codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
@@ -106,14 +106,14 @@ def round_piece(
     errors: np.ndarray,
     cost: np.ndarray,
 ) -> None:
-    """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback among them.
+    """Round `m` columns of a matrix `[R, n]`, the last one first, with feedback between them.
 
-    `wanted` float32 `[R, m]`: the columns from `at` on, less what later columns feed back; it is
-    overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: these rows and columns of
-    L, of which what lies below the diagonal is used; `importance` float64 `[m]`: of D. `scale`,
-    `low` float32 `[R, G]`, and `group` int32 `[m]`, the group of each column. Writes `codes` int8
-    `[R, n]` from column `at` on, and `errors` float32 `[R, m]`; adds to `cost` float64 `[R]`.
-    Raises `ValueError` for arrays of other shapes or types.
+    `wanted` float32 `[R, m]`: the columns from `at` on, minus the feedback from later columns; it
+    is overwritten. `weights` float32 `[R, n]`. `factor` float32 `[m, m]`: these rows and columns of
+    L, of which only the part below the diagonal is read. `importance` float64 `[m]`: these numbers
+    of D. `scale` and `low` float32 `[R, G]`, and `group` int32 `[m]`, the group of each column.
+    Writes `codes` int8 `[R, n]` from column `at` on, and `errors` float32 `[R, m]`; adds to `cost`
+    float64 `[R]`. Raises `ValueError` for arrays of other shapes or types.
     """
     (rows, m), n, groups = wanted.shape, weights.shape[1], scale.shape[1]
     wide = {"wanted": (wanted, (rows, m)), "weights": (weights, (rows, n))}
@@ -131,7 +131,7 @@ def round_piece(
         raise ValueError(f"round_piece: codes {first} to {last} do not fit a signed byte")
     given = (weights, factor, importance, scale, low, group)
     readonly = [array.view() for array in given]
-    for view in readonly:  # writable ones would compile a second version
+    for view in readonly:  # for writable arrays a second version would be compiled
         view.flags.writeable = False
     _round_piece(wanted, *readonly, np.float32(first), np.float32(last), at, codes, errors, cost)
 

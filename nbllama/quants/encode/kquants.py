@@ -1,14 +1,14 @@
 """Encoders of Q2_K Q3_K Q4_K Q5_K Q6_K; layouts are in `nbllama.quants.kquants`.
 
-Every super-block of 256 goes through the same steps: a scale (and a low end) for each group of 16
-or 32 from a search over the weights; those scales rounded to 4, 6 or 8 bits against the largest of
-them; then codes made anew from the rounded scales, so that they make up for that rounding.
+Every super-block of 256 takes the same steps. A search over the weights finds a scale (and a low
+end) for each group of 16 or 32. These scales are rounded to 4, 6 or 8 bits relative to the largest
+one. Then the codes are computed again from the rounded scales, to compensate for that rounding.
 
-The searches weigh errors as llama.cpp does without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
+The searches weight errors like llama.cpp without an importance matrix: by |x| (Q2_K), x^2 (Q3_K,
 Q6_K), or |x| plus the group's root mean square (Q4_K, Q5_K).
 
 llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors are the same within
-a fraction of a per cent; bytes are not always equal, as sums are taken in another order.
+a fraction of a per cent; bytes are not always equal, because sums have another order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _0 = np.float32(0)
 
 @kernel(own="quants/encode")
 def _take(x, at, n, group):
-    """Copy n weights from `at` of `x` to the scratch `group`; returns the sum of their squares."""
+    """Copy n weights from `at` of `x` to the scratch `group`; return the sum of their squares."""
     squares = _0
     for j in range(n):
         v = x[np.uint64(at + j)]
@@ -41,7 +41,7 @@ def _take(x, at, n, group):
 
 @kernel(own="quants/encode")
 def _affine_codes(x, at, n, scale, low, high, codes, to):
-    """codes[to ...] = the best q in 0..high for `scale * q - low`; zeros where scale is 0."""
+    """codes[to ...] = the best q in 0..high for `scale * q - low`; zeros if scale is 0."""
     inverse = np.float32(1) / scale if scale > 0 else _0
     for j in range(n):
         q = np.rint((x[np.uint64(at + j)] + low) * inverse)
@@ -98,7 +98,7 @@ def encode_q2_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _pack_two_bits(codes, out, to):
-    """256 codes (their two low bits) to 64 bytes."""
+    """Pack the two low bits of 256 codes into 64 bytes."""
     for half in range(2):
         for j in range(32):
             q = np.uint8(0)
@@ -138,7 +138,7 @@ def encode_q3_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _put_signed_scales(scales, high, s, out, at):
-    """Round 16 scales to s in -high..high-1, the largest in size being -high; store d."""
+    """Round 16 scales to s in -high..high-1, the largest in absolute value to -high; store d."""
     largest = extreme(scales, 16)
     if abs(largest) < TINY:
         s[:] = 0
@@ -181,7 +181,7 @@ def encode_q6_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
-    """Scales, lows and codes of 8 affine groups of 32; writes the 16 bytes of d, dmin, scales."""
+    """Find scales, lows and codes of 8 affine groups of 32; write 16 bytes of d, dmin, scales."""
     group, w, scales, lows = work[0], work[1], work[2], work[3]
     for g in range(8):
         squares = _take(x, at + 32 * g, 32, group)
@@ -203,7 +203,7 @@ def _encode_32(x, at, top, start, n_steps, work, s, m, codes, out, to):
 
 @kernel(own="quants/encode")
 def _pack_four_bits(codes, out, to):
-    """256 codes (their four low bits) to 128 bytes."""
+    """Pack the four low bits of 256 codes into 128 bytes."""
     for pair in range(4):
         for j in range(32):
             k = 64 * pair + j
@@ -224,7 +224,7 @@ def encode_q4_k(x, src, n_blocks, out, dst):
 
 @kernel(own="quants/encode")
 def encode_q5_k(x, src, n_blocks, out, dst):
-    """Encode Q5_K: groups of 32, affine, six-bit scales and lows; fifth bits are apart."""
+    """Encode Q5_K: groups of 32, affine, six-bit scales and lows; fifth bits are separate."""
     work = np.empty((4, 32), np.float32)
     s, m, codes = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
     for b in range(n_blocks):

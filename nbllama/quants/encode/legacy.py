@@ -2,11 +2,11 @@
 
 | type | d | m | code |
 |---|---|---|---|
-| Q4_0, Q5_0 | largest weight in size / -8, / -16 | | round(x / d) + 8, + 16 |
-| Q4_1, Q5_1 | (most - least) / 15, / 31 | least | round((x - m) / d) |
-| Q8_0 | largest size / 127 | | round(x / d) |
+| Q4_0, Q5_0 | weight of largest absolute value / -8, / -16 | | round(x / d) + 8, + 16 |
+| Q4_1, Q5_1 | (max - min) / 15, / 31 | min | round((x - m) / d) |
+| Q8_0 | largest absolute value / 127 | | round(x / d) |
 
-Codes are made with `d` before it is rounded to a half.
+Codes are computed with `d` before it is rounded to a half.
 
 llama.cpp: `quantize_row_q4_0_ref`, `_q4_1`, `_q5_0`, `_q5_1`, `_q8_0`. Bytes are equal.
 """
@@ -30,7 +30,7 @@ def _take(x, at, group):
 
 @kernel(own="quants/encode")
 def _inverse(d):
-    """1 / d, and 0 where that overflows: such weights are 0 in the file whatever their codes."""
+    """Return 1 / d, or 0 if that overflows: such weights are 0 in the file for any codes."""
     inverse = _1 / d if d != 0 else _0
     return inverse if abs(inverse) < np.float32(np.inf) else _0
 
@@ -61,7 +61,7 @@ def _affine(group, top, codes):
 
 @kernel(own="quants/encode")
 def _pack(codes, out, to):
-    """32 codes (their four low bits) to 16 bytes."""
+    """Pack the four low bits of 32 codes into 16 bytes."""
     for j in range(16):
         out[np.uint64(to + j)] = np.uint8((codes[j] & 15) | ((codes[j + 16] & 15) << 4))
 
@@ -137,6 +137,6 @@ def encode_q8_0(x, src, n_blocks, out, dst):
         put_half(out, to, d)
         for j in range(32):
             scaled = group[j] * inverse
-            size = np.floor(abs(scaled) + _HALF)  # ties away from zero, as C's roundf
+            size = np.floor(abs(scaled) + _HALF)  # ties away from zero, like C's roundf
             q = np.int32(size if scaled >= 0 else -size)
             out[np.uint64(to + 2 + j)] = np.uint8(q & 255)

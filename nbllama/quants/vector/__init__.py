@@ -1,5 +1,5 @@
-"""The decoders again, sixteen (or 8, or 32) weights at a time, with the vectors of `_vec`.
+"""The decoders as vector code: 16 (or 8, or 32) weights at a time, with the vectors of `_vec`.
 
-Same file names, function names and results as one folder up, where layouts are explained; the plain
-loops there are the text to read first. `NBLLAMA_KERNELS=plain` runs those instead of these.
+File names, function names and results are the same as in the parent folder, which explains the
+layouts; read its plain loops first. `NBLLAMA_KERNELS=plain` runs those instead.
 """

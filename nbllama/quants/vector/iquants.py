@@ -17,7 +17,7 @@ _HALF, _QUARTER, _DELTA = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
 @kernel()
 def decode_iq2_xxs(raw, src, n_blocks, out, dst):
-    """Rows from 256; per group of 32 one u32: four times seven sign bits and a scale on top."""
+    """Decode from 256 rows; per group a u32: four times seven sign bits and a scale on top."""
     for b in range(n_blocks):
         at, to = src + 66 * b, dst + 256 * b
         d = f16(raw, at)
@@ -33,7 +33,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Rows from 512; a byte of scales serves two times 16 weights."""
+    """Decode from 512 rows; a byte of scales serves two times 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)
@@ -48,7 +48,7 @@ def decode_iq2_xs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_s(raw, src, n_blocks, out, dst):
-    """Rows from 1024 (two high bits in `qh`, one byte of it per group of 32), all signs stored."""
+    """Decode from 1024 rows (two high bits in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 82 * b, dst + 256 * b
         d = f16(raw, at)
@@ -65,7 +65,7 @@ def decode_iq2_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_xxs(raw, src, n_blocks, out, dst):
-    """Rows of 4 from 256; per group of 32 one u32: four times seven sign bits, scale on top."""
+    """Decode from 256 rows of 4; per group a u32: four times seven sign bits, scale on top."""
     for b in range(n_blocks):
         at, to = src + 98 * b, dst + 256 * b
         d = f16(raw, at)
@@ -81,7 +81,7 @@ def decode_iq3_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq3_s(raw, src, n_blocks, out, dst):
-    """Rows of 4 from 512 (ninth bit in `qh`, one byte of it per group of 32), all signs stored."""
+    """Decode from 512 rows of 4 (ninth bit in `qh`, one byte per group of 32), all signs stored."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at)
@@ -100,7 +100,7 @@ def decode_iq3_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_s(raw, src, n_blocks, out, dst):
-    """Rows from 2048; u16 per group: four times three row bits, three of scale, sign of delta."""
+    """Decode from 2048 rows; u16 per group: 4 x 3 row bits, three scale bits, sign of delta."""
     for b in range(n_blocks):
         at, to = src + 50 * b, dst + 256 * b
         d = f16(raw, at)
@@ -116,7 +116,7 @@ def decode_iq1_s(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq1_m(raw, src, n_blocks, out, dst):
-    """Rows from 2048; half a byte of `qh` per 8 weights (three row bits, sign of delta)."""
+    """Decode from 2048 rows; half a byte of `qh` per 8 weights (three row bits, sign of delta)."""
     for b in range(n_blocks):
         at, to = src + 56 * b, dst + 256 * b
         d = iq1_m_scale(raw, at)

@@ -26,7 +26,7 @@ def decode_q2_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q3_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third one is in `hmask`."""
+    """Decode w = (d * (scale - 32)) * (q - 4); q has three bits, the third in `hmask`."""
     for b in range(n_blocks):
         at, to = src + 110 * b, dst + 256 * b
         d = f16(raw, at + 108)
@@ -58,7 +58,7 @@ def decode_q4_k(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_q5_k(raw, src, n_blocks, out, dst):
-    """Decode w = (d * scale) * q - dmin * min; as Q4_K, and bit g of `qh[j]` is q's fifth."""
+    """Decode w = (d * scale) * q - dmin * min; like Q4_K, and bit g of `qh[j]` is q's fifth bit."""
     for b in range(n_blocks):
         at, to = src + 176 * b, dst + 256 * b
         d, dmin, qh = f16(raw, at), f16(raw, at + 2), load32(raw, at + 16)

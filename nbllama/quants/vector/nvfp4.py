@@ -13,7 +13,7 @@ _VALUES = _grids.MXFP4
 
 
 def _half_scales() -> np.ndarray:
-    """scale(c) / 2 of every byte c, float32 [256]."""
+    """Return scale(c) / 2 for every byte c, float32 [256]."""
     c = np.arange(256)
     e, m = (c >> 3) & 15, c & 7
     scales = np.where(e > 0, (1 + m / 8) * 2.0 ** (e - 8), m * 2.0**-10).astype(np.float32)

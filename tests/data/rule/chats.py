@@ -1,4 +1,4 @@
-"""The chats that every template is tried with."""
+"""The chats with which every template is tested."""
 
 from __future__ import annotations
 

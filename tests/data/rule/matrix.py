@@ -29,7 +29,7 @@ _MARK = re.compile(
     r"|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|<seed:[a-z]+>|\[e~\[|<sep>|<SPECIAL_\d+>"
     r"|<(?:beginning|end)_of_sentence>"
 )
-# What ends an answer in these templates, besides the texts that llama.cpp knows.
+# Texts that end an answer in these templates, besides those of llama.cpp.
 _ENDS = (
     "<|END_OF_TURN_TOKEN|>", "<|role_end|>", "<seed:eos>", "<|message_sep|>", "<SPECIAL_12>",
     "<|end_of_msg|>", "<end_of_sentence>", "<\uff5chy_eos:opensource\uff5c>", "<|eot|>",
@@ -131,7 +131,7 @@ def _compare(tokenizer: Tokenizer, wanted: Any, rows: Any, notes: list[str]) -> 
 
 
 def _same(rows: list[Row], expected: list[tuple[list[int], list[int]]]) -> bool:
-    """Whether the rows train these answers behind these prompts, each once, and nothing else."""
+    """Whether the rows train these answers after these prompts, each once, and nothing else."""
     marks = [np.zeros(len(row.ids), int) for row in rows]
     for prompt, answer in expected:
         for row, mark in zip(rows, marks, strict=True):
@@ -145,7 +145,7 @@ def _same(rows: list[Row], expected: list[tuple[list[int], list[int]]]) -> bool:
 
 
 def page(found: list[Cell]) -> str:
-    """The page of results: the matrix, what its marks mean, and what is refused."""
+    """The page of results: the matrix, the meaning of its marks, and the refusals."""
     kinds = list(dict.fromkeys(c.kind for c in found))
     names = list(dict.fromkeys(c.template for c in found))
     marks = {(c.template, c.kind): c.mark for c in found}
@@ -163,7 +163,7 @@ def page(found: list[Cell]) -> str:
         f"The {len(names)} chat templates that llama.cpp keeps for its tests, each with "
         f"{len(kinds)} chats, next to a",
         "reference that renders them with jinja2 as Transformers sets it up and applies the rule",
-        "of [What exactly is trained](../what-is-trained.md). A slow test writes this table anew "
+        "of [What exactly is trained](../what-is-trained.md). A slow test writes this table again "
         "and",
         "fails where it is another one (`tests/data/test_templates_of_llama_cpp.py`).",
         "",

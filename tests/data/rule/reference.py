@@ -1,6 +1,6 @@
-"""What is to be trained of a chat, worked out with jinja2 as `transformers` configures it.
+"""The part of a chat that is trained, computed with jinja2 as `transformers` configures it.
 
-Written without a look at nbllama's own code: it takes the marks of known templates as they are.
+It is independent of nbllama's code: it uses the marks of known templates directly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class Pair(NamedTuple):
-    """An answer behind its prompt. told: something of it is lost, which has to be said."""
+    """An answer after its prompt. `told`: a part of it is lost, which must be reported."""
 
     prompt: str
     answer: str
@@ -86,8 +86,8 @@ class Reference:
             raise Refused(f"{type(e).__name__}: {e}") from e
 
     def pairs(self, chat: dict[str, Any]) -> list[Pair] | None:
-        """Every answer behind its prompt; None where the rule refuses the chat. Raises `Refused`
-        where the template does.
+        """Every answer after its prompt; None if the rule refuses the chat. Raises `Refused`
+        if the template does.
         """
         failed: Refused | None = None
         shown = False
@@ -172,11 +172,11 @@ def _answer(before: str, through: str, message: dict[str, Any]) -> str | None:
     base = before[: tail.start()] if tail else before
     held = tail.group() if tail else ""
     if not through.startswith(base):
-        # Mistral has the system message in the last question, Command R+ its tools behind it;
-        # Qwen 3 and others write earlier answers otherwise once a later one stands behind them.
+        # Mistral has the system message in the last question, Command R+ its tools after it;
+        # Qwen 3 and others write earlier answers differently once a later one follows them.
         head = next((h for h in _HEADS if base.endswith(h) and h in through), None)
         if head is None and any(mark in held for mark in _CLOSED) and not _thought(message):
-            # Gemma 4 goes on with the turn of the answer before.
+            # Gemma 4 continues the turn of the previous answer.
             common = len(os.path.commonprefix([base, through]))
             return through[common:] if through[common:].startswith(message["content"]) else None
         if head is None:

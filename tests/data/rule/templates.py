@@ -1,4 +1,4 @@
-"""The chat templates that llama.cpp has for its tests: works of others, so they are not here.
+"""The chat templates of llama.cpp's tests, which are not copied into this repository.
 
 They are in the source distribution of llama-cpp-python, which pip gets from its usual registry.
 """
@@ -17,7 +17,7 @@ _FOLDER = "/models/templates/"
 
 
 def llama_templates() -> dict[str, str]:
-    """Sources by name; {} where the package cannot be had.
+    """Sources by name; {} if the package is not available.
 
     `NBLLAMA_CHAT_TEMPLATES` may name a folder of `.jinja` files; else what was unpacked before is
     taken, in the system's folder for temporary files.

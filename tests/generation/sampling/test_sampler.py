@@ -1,4 +1,4 @@
-"""What llama.cpp's samplers cannot be asked: bans, NaN, the whole context as a window."""
+"""Cases that llama.cpp's samplers do not have: bans, NaN, the whole context as a window."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from nbllama.generation.sampling.params import SamplingParams
 from nbllama.generation.sampling.penalties import Penalties
 from tests.oracle.sampler import sampler
 
-SIZES = (1, 2, 50, 1500, 5000)  # llama.cpp sorts more than 1024 in another way
+SIZES = (1, 2, 50, 1500, 5000)  # llama.cpp sorts more than 1024 differently
 
 
 def logits(n: int, seed: int, spread: float = 3.0) -> np.ndarray:

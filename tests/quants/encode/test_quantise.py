@@ -13,7 +13,7 @@ from nbllama.quants import decode, nbytes
 from nbllama.quants.encode import QUANTISED, quantise
 from tests import oracle
 
-# Searches add up in another order than llama.cpp's, so now and then another of two nearly equal
+# Searches add up in another order than llama.cpp's, so sometimes the other of two nearly equal
 # candidates wins; 1.001 was the largest ratio seen.
 RATIO = 1.02
 SIMPLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -81,7 +81,7 @@ def test_rows_of_one_value(name: str) -> None:
     type_id = oracle.QUANT_TYPES[name]
     for value in (0.0, -0.0, 1e-30, 1.0, -1.0, 0.37, -250.0):
         rows = np.full((2, 256), value, np.float32)
-        # all candidates are equal but for rounding, so which one wins is chance
+        # all candidates are equal except for rounding, so the chosen one is random
         raw = compared(name, rows, floor=abs(value) * 2.0**-11)
         got = decode(type_id, raw, rows.size)
         # 2 % is more than a half's rounding (2^-11) and that of scales (1 of 63), less than a code
@@ -136,7 +136,7 @@ def test_wrong_arguments() -> None:
         quantise(oracle.QUANT_TYPES["IQ4_NL"], rows)
     with pytest.raises(GGUFError):
         quantise(9999, rows)
-    # what is not contiguous is copied
+    # arrays that are not contiguous are copied
     wide = random_rows("normal", (4, 512))
     np.testing.assert_array_equal(
         quantise(oracle.QUANT_TYPES["Q4_K"], wide[::2, 256:]),

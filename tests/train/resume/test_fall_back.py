@@ -1,4 +1,4 @@
-"""A damaged newest checkpoint: the run goes on from the one before it, and says so."""
+"""A damaged newest checkpoint: the run continues from the previous one, and reports it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_one_before_is_continued(done: Path, run: Run, damage: str) -> None:
 
 
 def test_a_run_that_is_stopped_before_its_first_save(done: Path, run: Run) -> None:
-    """The good one is in the place of the damaged one from the start on."""
+    """The good one replaces the damaged one from the start."""
     (done / "chk-LATEST.gguf").write_bytes(b"GGUF")
     good = (done / "chk-6.gguf").read_bytes()
     assert again(run, done, 1, "--save-every", "0", "--checkpoint-out", "", "--force").code == 0
@@ -88,7 +88,7 @@ def test_where_there_is_no_good_one(done: Path, run: Run) -> None:
 
 
 def test_what_is_no_damage_is_refused(done: Path, run: Run) -> None:
-    """An adapter, a model, or another run's checkpoint under that name; a number that was asked."""
+    """An adapter, a model, or another run's checkpoint under that name; a requested number."""
     for name, code, why in (("lora-6.gguf", 5, "an adapter"), ("toy.gguf", 5, "not a checkpoint")):
         shutil.copy(done / name, done / "chk-LATEST.gguf")
         before = listing(done)

@@ -30,7 +30,7 @@ def killed(folder: Path, threads: int) -> None:
     for later in folder.glob("*-[2-9]*.gguf"):
         later.unlink()
     rows = (folder / "log.jsonl").read_text().splitlines(keepends=True)
-    (folder / "log.jsonl").write_text("".join(rows[:11]))  # the first line tells of the run
+    (folder / "log.jsonl").write_text("".join(rows[:11]))  # the first line describes the run
 
 
 def test_kill_and_resume_is_bit_for_bit_an_uninterrupted_run(folder: Path, run: Run) -> None:
@@ -58,11 +58,11 @@ def test_kill_and_resume_is_bit_for_bit_an_uninterrupted_run(folder: Path, run: 
             assert done.code == 0, done
             assert "continuing " in done.out and "after iteration 10" in done.out
             assert results(resumed, 20) == whole[1]
-            assert not list(resumed.glob(".*"))  # what the kill left is swept
+            assert not list(resumed.glob(".*"))  # leftovers of the kill are removed
 
 
 def test_memory_for_time_in_the_middle_of_a_run(folder: Path, run: Run) -> None:
-    """Checkpointing on or off is no part of what a run computes."""
+    """Checkpointing on or off does not change the results of a run."""
     found = []
     for first, then in (("--use", "--use"), ("--use", "--no"), ("--no", "--use")):
         there = copy_of(folder, first + then)
@@ -119,7 +119,7 @@ def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
         more = ["--checkpoint-in", str(newest), "--save-every", "9"]
         child = Child(args_in(there, n_iter - done, *more), there)
         try:
-            # most of them while they start or train, the others right after a save began
+            # most of them during start or training, the others directly after the start of a save
             if rng.random() < 0.7:
                 child.process.wait(rng.uniform(0.3, 2.5))
             else:
@@ -134,7 +134,7 @@ def test_a_chain_of_kills(folder: Path, run: Run, seed: int) -> None:
     assert results(there, n_iter)[:2] == results(whole, n_iter)[:2]
     wanted = {row["iter"]: row["loss"] for row in log_rows(whole / "log.jsonl")}
     for line in (there / "log.jsonl").read_text().splitlines():
-        if line.endswith("}"):  # a kill may cut a line
+        if line.endswith("}"):  # a kill can cut a line
             row = json.loads(line)
-            if "event" not in row:  # as the line about the run with which each start begins
+            if "event" not in row:  # not the line about the run at each start
                 assert row["loss"] == wanted[row["iter"]]

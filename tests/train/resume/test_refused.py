@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be continued, and what `--force` lets pass."""
+"""Checkpoints that cannot be continued, and cases that `--force` allows."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_changed_options(done_10: Path, run: Run, what: str) -> None:
     assert state.iteration == 14
     if what == "alpha":
         assert state.adapter.alpha == state.identity.lora_alpha == 9.0
-    # and the forced run is a run of its own, which can be continued with its new options
+    # and the forced run is a separate run, which can be continued with its new options
     latest = ["--checkpoint-in", str(done_10 / "chk-LATEST.gguf")]
     assert run(args_in(done_10, 1, *more, *latest)).code == 0
 
@@ -128,7 +128,7 @@ def test_another_base_model(done_10: Path, run: Run) -> None:
 def test_other_ranks_cannot_be_forced(done_10: Path, run: Run) -> None:
     for more in (["--rank-wq", "3"], ["--lora-r", "8"], ["--rank-att-norm", "1"]):
         refused(resume(run, done_10, *more, "--force"), 5, "rank of ")
-    # the same ranks, said in another way, are the same
+    # the same ranks in another notation are the same
     ranks = [f"--rank-{t}=4" for t in ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "out")]
     assert resume(run, done_10, "--lora-r", "4", *ranks).code == 0
 
@@ -175,7 +175,7 @@ def test_another_environment_is_said(done_10: Path, run: Run) -> None:
 def test_a_checkpoint_whose_tensors_are_not_the_models_meets_no_kernel(
     done_10: Path, run: Run
 ) -> None:
-    """Forged with a right sha256, ranks and sizes: the pairs themselves are looked at."""
+    """Forged with a correct sha256, ranks and sizes: the pairs themselves are checked."""
 
     def cut(entries: dict[str, Any], tensors: dict[str, Any]) -> None:
         name = "blk.0.ffn_up.weight.lora_b"

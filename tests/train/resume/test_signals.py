@@ -1,4 +1,4 @@
-"""Stopped by a signal: what is saved, and the command that goes on."""
+"""Stopped by a signal: the saved files, and the command that continues."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_signal_while_it_loads_ends_at_once(
 def test_what_a_signal_broke_is_not_taken_for_a_bug(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A library may turn the interruption into an error of its own."""
+    """A library can turn the interruption into its own error."""
 
     def wrapped(path: Any) -> None:
         try:
@@ -133,7 +133,7 @@ def test_a_signal_in_the_first_step(
     before, _, command = line.partition(f": {PROG} ")
     assert before == "stopped after iteration 0; start again with"
     assert not list(folder.glob("chk-*"))
-    # the command is the same one, with the seed that was drawn
+    # the command is the same, with the drawn seed
     again = shlex.split(command)
     seed = re.search(r"(?m)^seed +(\d+)$", done.out)
     assert seed and again == [*args, "--seed", seed[1]]
@@ -195,7 +195,7 @@ def test_a_save_that_fails_after_a_signal(
 
 
 def test_the_flag() -> None:
-    of_the_tests = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    of_the_tests = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     try:
         the_flag()
     finally:
@@ -254,7 +254,7 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
 def test_a_signal_in_an_evaluation(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """The printed command makes up for it, also after the last iteration, and gives the same."""
+    """The printed command compensates for it, also after the last iteration: same result."""
     assert run(args_in(folder, 6, *EVALUATED)).code == 0
     there = copy_of(folder, "stopped")
     monkeypatch.chdir(there)
@@ -313,7 +313,7 @@ def test_a_second_signal_does_not_break_off_the_first() -> None:
     with pytest.raises(Stopped) as e:
         handler(signal.SIGTERM, None)
     assert e.value.signum == signal.SIGTERM
-    handler(signal.SIGINT, None)  # within the second: cleaning up goes on
+    handler(signal.SIGINT, None)  # within the second: cleaning up continues
     handler._last -= 2
     with pytest.raises(Stopped):
         handler(signal.SIGINT, None)
@@ -324,7 +324,7 @@ def test_a_second_signal_does_not_break_off_the_first() -> None:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 @pytest.mark.parametrize("module", ["numba", "nbllama.options.finetune.table"])
 def test_a_signal_among_the_imports(folder: Path, name: str, module: str) -> None:
-    """From the first line of ours on, and also where the import goes through `exec`."""
+    """From our first line on, and also if the import uses `exec`."""
     (folder / "sitecustomize.py").write_text(
         "import sys, os, signal, types\n"
         "class Finder:\n"
