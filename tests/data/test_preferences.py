@@ -102,9 +102,9 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
     "chosen and rejected are equal": {"prompt": "a", "chosen": "b", "rejected": "b"},
     '"rejected" is empty': {"prompt": "a", "chosen": "b", "rejected": "  "},
     '"chosen" is empty': {"prompt": [USER], "chosen": [], "rejected": [BAD]},
-    "differ first in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
+    "first differ in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
     "no common prompt": {"chosen": [GOOD], "rejected": [BAD]},
-    "no answer of its own": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
+    "there is no answer after": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
     "no common beginning": {"chosen": "one", "rejected": "two"},
     'is "input" the prompt?': {"input": "a", "chosen": "one b", "rejected": "one c"},
     '"weight" must be a number above 0': {
@@ -173,7 +173,7 @@ def test_a_pair_that_is_cut_to_the_same_is_left_out(tmp_path: Path, tokenizer: T
 
 def test_mixed_records_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = file(tmp_path, PAIR, PAIR, {"messages": [USER, GOOD]})
-    with pytest.raises(DataError, match=r"line 3: this record is of another format"):
+    with pytest.raises(DataError, match=r"line 3: the format of this record differs"):
         samples(path, tokenizer)
 
 
