@@ -108,15 +108,15 @@ def test_template_refuses_messages() -> None:
 
 
 ATTACKS = {
-    "cycler": ("{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "may not do"),
-    "lipsum": ("{{ lipsum.__globals__['os'].popen('touch HIT').read() }}", "may not do"),
-    "namespace": ("{{ namespace.__init__.__globals__ }}", "may not do"),
-    "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "may not do"),
-    "format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "may not do"),
-    "strftime": ("{{ strftime_now.__globals__.os }}", "may not do"),
-    "mutation": ("{{ messages.append(1) }}", "may not do"),
-    "include": ("{% include '/etc/passwd' %}", "may not do: loads another template"),
-    "import": ("{% import 'os' as os %}{{ os }}", "may not do: loads another template"),
+    "cycler": ("{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "must not do"),
+    "lipsum": ("{{ lipsum.__globals__['os'].popen('touch HIT').read() }}", "must not do"),
+    "namespace": ("{{ namespace.__init__.__globals__ }}", "must not do"),
+    "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "must not do"),
+    "format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "must not do"),
+    "strftime": ("{{ strftime_now.__globals__.os }}", "must not do"),
+    "mutation": ("{{ messages.append(1) }}", "must not do"),
+    "include": ("{% include '/etc/passwd' %}", "must not do: loads another template"),
+    "import": ("{% import 'os' as os %}{{ os }}", "must not do: loads another template"),
     "range": ("{{ range(10 ** 9) | list }}", "Range too big"),
     "loops": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
