@@ -82,7 +82,7 @@ def test_stored_form(toy: Path, tmp_path: Path) -> None:
     hp, _ = model(toy)
     (tmp_path / "p").mkdir()  # an existing folder needs no / in its name
     (note,) = save_adapter(tmp_path / "p", adapter, hp)
-    assert note.startswith("a PEFT folder holds no LoRA on norm vectors: 2 pairs")
+    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 2 pairs")
     assert sorted(os.listdir(tmp_path / "p")) == [
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -260,7 +260,7 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'line 1: the key "answer" is missing'):
         opened(tmp_path, '{"question": "q"}\n', columns=columns)
     for bad in ("prompt", "prompt=", "x=y", "prompt=a,b"):
-        with pytest.raises(UsageError, match="is not KEY=NAME with KEY one of completion, conv"):
+        with pytest.raises(UsageError, match="is not KEY=NAME with KEY one of chosen, comp"):
             parse_columns(bad)
 
 
