@@ -58,7 +58,7 @@ def test_blocks_by_their_place(tmp_path: Path) -> None:
 def test_blocks_that_predict_further_tokens_are_left_alone(tmp_path: Path) -> None:
     hp = made(tmp_path, IDLE)
     assert (hp.n_layer, hp.next_blocks) == (3, 1)
-    assert hp.warnings == ("1 block that predicts a later token is left alone",)
+    assert hp.warnings == ("1 block that predicts a later token is not used",)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_misfit() -> None:
     ):
         assert str(ad.misfit(SHAPES | {name: shape})).startswith(message)
     tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}
-    assert ad.misfit(tied) == "output.weight has a pair, the base model has no such tensor"
+    assert ad.misfit(tied) == "output.weight has a pair, but the base model has no such tensor"
 
 
 def filled(seed: int, **options: Any) -> Adapter:
