@@ -181,7 +181,7 @@ def largest_rows(
 
 
 class RowPerSample:
-    """The methods of a `Dataset` in which every sample is one row, whatever comes next."""
+    """The remaining methods of a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the length of each sample, as `Dataset.lengths`."""

@@ -1,4 +1,4 @@
-"""Chats as the model sees them in use: each answer after the prompt that a server renders for it.
+"""Chats as in real use: each answer follows the prompt that a server renders for it.
 
 The prompt of an answer is the chat before it, rendered for generation. The answer is the text that
 the model must write so that prompt and answer together are this chat (`nbllama.text.answers`); it

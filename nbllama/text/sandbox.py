@@ -20,7 +20,7 @@ from typing import IO, Any
 
 MAX_SOURCE_BYTES = 256 * 1024
 _MAX_ANSWER_BYTES = 256 << 20
-_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that may be busy
+_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that can be busy
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_child.py")
 _ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 

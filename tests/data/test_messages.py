@@ -253,7 +253,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "reasoning": "x", "thinking": "y"}],
             'message 2: it has two thoughts, one of them under "thinking"',
         ),
-        ([{**Q, "thinking": "x"}, A], "message 1: only an answer may have a thought"),
+        ([{**Q, "thinking": "x"}, A], "message 1: only an answer can have a thought"),
         ([{**Q, "role": 1}, A], 'message 1: "role" must be text, not a number'),
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),

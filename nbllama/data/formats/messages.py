@@ -57,7 +57,7 @@ def _message(message: Any, where: str) -> Message:
     role = filled(text_of(message, "role", where), f'{where}"role"')
     calls = calls_of(message, where)
     if calls and role != ANSWERING_ROLE:
-        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" may call tools')
+        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" can call tools')
     if isinstance(message.get("content"), list):
         content = _parts(message["content"], where)
     else:
@@ -75,7 +75,7 @@ def extras(message: Record, role: str, calls: list[Message], where: str) -> Mess
     thought = _thought(message, where)
     if thought:
         if role != ANSWERING_ROLE:
-            raise DataError(f"{where}only an answer may have a thought, not the role '{role}'")
+            raise DataError(f"{where}only an answer can have a thought, not the role '{role}'")
         out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
         out["tool_calls"] = calls
