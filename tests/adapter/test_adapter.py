@@ -221,7 +221,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "wrong n_in": (halves(4, n_in=96), {}, r"\(64, 96\).*\(64, 64\)"),
     "wrong n_out": (halves(4, n_out=32), {}, r"\(32, 64\).*\(64, 64\)"),
     "token_embd not swapped": (halves(4, 320, 64, "token_embd.weight"), {}, "differ"),
-    "three dimensions": (halves(4) | {f"{Q}.lora_a": np.ones((1, 4, 64), np.float32)}, {}, "not a pair"),
+    "three dimensions": (halves(4) | {f"{Q}.lora_a": np.ones((1, 4, 64), np.float32)}, {}, "not a"),
     "alpha 0": (halves(4), {"alpha": 0.0}, "above 0"),
     "alpha NaN": (halves(4), {"alpha": float("nan")}, "above 0"),
     "alpha negative": (halves(4), {"alpha": -1.0}, "above 0"),

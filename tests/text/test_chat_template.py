@@ -131,7 +131,7 @@ ATTACKS = {
     ),
     "padding": ("{{ '%1000000000d' % (messages | length) }}", "more memory"),
     "list": ("{% set x = [0] * (10 ** 9 + messages | length) %}", "more memory"),
-    "output": ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than 16777216 char"),
+    "output": ("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than 16777216"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recurses too deeply"),
 }  # fmt: skip
 
