@@ -1,12 +1,12 @@
-"""LoRA adapters as files, in the format that the name asks for.
+"""Read and write LoRA adapters; the name of a new file decides its format.
 
 | name | format |
 |---|---|
-| ends in `.bin` | what llama.cpp's `finetune` wrote and llama.cpp of 2023 reads |
+| ends in `.bin` | that of llama.cpp's `finetune`, which llama.cpp of 2023 reads |
 | ends in `/`, or an existing folder | Hugging Face PEFT |
-| any other, such as `.gguf` | what today's llama.cpp reads |
+| any other, such as `.gguf` | that of the current llama.cpp |
 
-Files are read by what they hold (the old tool called its `.bin` files `.gguf`). See
+For reading, the content decides (the old tool named its `.bin` files `.gguf`). See
 docs/adapters.md.
 """
 
@@ -34,7 +34,7 @@ _EMBEDDING = SLOT_BY_NAME["tok_embd"].base_name()
 
 
 def format_of(path: Path) -> str:
-    """Return the format in which an adapter of this name is written: "gguf", "bin" or "peft"."""
+    """Return the format of an adapter written to this name: "gguf", "bin" or "peft"."""
     name = os.fspath(path)
     if is_folder(name):
         return "peft"
@@ -42,13 +42,13 @@ def format_of(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether the name asks for a folder."""
+    """Return whether the name is that of a folder."""
     name = os.fspath(path)
     return name.endswith(("/", os.sep)) or os.path.isdir(name)
 
 
 def check_format(path: Path) -> None:
-    """Raise `UsageError` if the name seems to ask for a format that is not written."""
+    """Raise `UsageError` if the name has the ending of a format that cannot be written."""
     name = os.fspath(path)
     if not is_folder(name) and name.lower().endswith((".safetensors", ".json", ".pt", ".pth")):
         raise UsageError(
@@ -57,12 +57,15 @@ def check_format(path: Path) -> None:
 
 
 def adapter_notes(adapter: Adapter, hp: Hparams, path: Path = "") -> list[str]:
-    """Write a line for each thing that readers of the format of `path` do not do as trained."""
+    """Return a line per part of the adapter that readers of the format ignore or refuse.
+
+    The format is that of the name `path`.
+    """
     return _notes(list(adapter.pairs), hp.tied_output, format_of(path))
 
 
 def stored_notes(stored: Stored, tied_output: bool, kind: str) -> list[str]:
-    """`adapter_notes` for an adapter as it was read, written in the format `kind`."""
+    """Return `adapter_notes` for an adapter read from a file, if written in the format `kind`."""
     return _notes(list(stored.pairs), tied_output, kind)
 
 
@@ -75,7 +78,7 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
         notes = norms_line(norms)
         if tied:
             notes.append(
-                "PEFT adds LoRA of token_embd to the embedding alone, not to the output that is"
+                "PEFT adds LoRA of token_embd only to the embedding, not to the output that is"
                 " tied to it in this model: merge the adapter into the model instead"
             )
         return notes
@@ -83,11 +86,11 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
     if norms:
         notes.append(
             f"llama.cpp ignores LoRA on norm vectors ({len(norms)} here, such as {norms[0]}):"
-            " merge the adapter into the model to get what was trained"
+            " merge the adapter into the model to use all that was trained"
         )
     if tied:
         notes.append(
-            "llama.cpp aborts on LoRA of token_embd where the output is tied to it, as in this"
+            "llama.cpp aborts on LoRA of token_embd if the output is tied to it, as in this"
             " model: merge the adapter into the model instead of loading it"
         )
     return notes
@@ -96,12 +99,12 @@ def _notes(names: list[str], tied_output: bool, kind: str) -> list[str]:
 def save_adapter(
     path: Path, adapter: Adapter, hp: Hparams, *, july_2024: bool = False
 ) -> list[str]:
-    """Write `adapter` in the format of its name, whole or not at all; returns `adapter_notes`.
+    """Write `adapter` in one atomic step, in the format of the name; return `adapter_notes`.
 
-    `july_2024`: a `.bin` byte for byte as the old tool of that month wrote it.
+    `july_2024`: write a `.bin` byte for byte as the old tool of that month.
 
     Raises `OutputError` if the path cannot be written, `UsageError` for a name or an adapter that
-    the format has no place for, `ValueError` for an adapter that no reader would take: no pair,
+    the format does not support, `ValueError` for an adapter that no reader would accept: no pair,
     alpha not above 0, or a value that is not finite.
     """
     stored = Stored.of(adapter, Base.of(hp))
@@ -117,10 +120,10 @@ def load_adapter(
 ) -> Adapter:
     """Read an adapter of any of the formats for a base model with tensor `shapes` (numpy).
 
-    Our own files come back as they were trained: bit for bit where nothing had to be rounded for
-    the format. Files in which pairs have scales of their own (such as `convert_lora_to_gguf.py`
-    writes, with lora_r = their largest rank) get B times what makes up for it. `say` gets a line
-    for what of the file is passed over (without it: a warning).
+    An adapter from our files is as it was trained: bit for bit if nothing had to be rounded for the
+    format. If pairs have different scales (such as in files of `convert_lora_to_gguf.py`, with
+    lora_r = their largest rank), B is multiplied to compensate. `say` gets a line about ignored
+    parts of the file (without `say`: a warning).
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
     damaged or does not fit the base model.
@@ -135,13 +138,13 @@ def load_adapter(
         return stored.adapter()
     except OverflowError as e:
         where = f"tensor '{e}.lora_b'"
-        raise refuse(path, where, "overflows where all pairs have one scale") from e
+        raise refuse(path, where, "overflows if all pairs have the same scale") from e
 
 
 def read_stored(path: Path, base: Base) -> Stored:
-    """Read an adapter as its file states it, proved against what is known of `base`.
+    """Read an adapter as its file gives it, checked against the known properties of `base`.
 
-    Raises as `load_adapter`, and `UsageError` if more must be known of the base model.
+    Raises as `load_adapter`, and `UsageError` if more of the base model must be known.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -152,18 +155,18 @@ def read_stored(path: Path, base: Base) -> Stored:
     if magic == MAGIC_BYTES:
         return fitting(path, read_ggla(path), base)
     if magic[:2] == b"PK":
-        found = "a PyTorch file; read are the folders that PEFT saves with safetensors"
-        raise refuse(path, "file", found)
+        problem = "a PyTorch file; only PEFT folders with safetensors can be read"
+        raise refuse(path, "file", problem)
     if os.fspath(path).lower().endswith(".safetensors"):
-        raise refuse(path, "file", f"an adapter for PEFT is a folder: name the one with {CONFIG}")
+        raise refuse(path, "file", f"an adapter for PEFT is a folder: give the one with {CONFIG}")
     return fitting(path, read_gguf_lora(path, base), base)
 
 
 def write_stored(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write in the format of the name; returns a line for what was rounded or left out.
+    """Write in the format of the name; return lines about what was rounded or left out.
 
-    Raises `UsageError`, `OutputError`, `CheckpointError` for values that the format would make
-    infinite.
+    Raises `UsageError`, `OutputError`, and `CheckpointError` for values that would be infinite in
+    the format.
     """
     check_format(path)
     kind = format_of(path)

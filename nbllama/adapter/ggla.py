@@ -1,7 +1,7 @@
 """The `.bin` adapter of llama.cpp's `finetune` of 2023 and 2024 (`save_as_llama_lora`).
 
 All numbers little endian. The header is four u32: magic, version 1, r, alpha; every pair is scaled
-by alpha / r. Then records up to the end of the file, one for each half of a pair:
+by alpha / r. Then follow records up to the end of the file, one for each half of a pair:
 
 | field | type | |
 |---|---|---|
@@ -11,8 +11,8 @@ by alpha / r. Then records up to the end of the file, one for each half of a pai
 | padding | zeros | to the next multiple of 32 of the place in the file |
 | values | | loraA (n_in, rank), loraB (n_out, rank) in numpy's order |
 
-llama.cpp of 2023 reads two dimensions only; the program of July 2024 left out a trailing 1 (of
-loraB of norm vectors), and its reader takes both.
+llama.cpp of 2023 reads only two dimensions; the program of July 2024 left out a trailing 1 (for
+loraB of norm vectors), and its reader accepts both.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ _MAX_INT = 2**31 - 1  # its type of r and alpha
 
 
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:
-    """Write `stored` in one atomic step; returns lines about what had to be changed.
+    """Write `stored` in one atomic step; return lines about what had to be changed.
 
-    `july_2024`: the layout of that program, which no reader of 2023 takes where a norm vector has
-    a pair. Raises `OutputError`, and `OverflowError` naming a tensor that would not be finite.
+    `july_2024`: the layout of that program, which readers of 2023 refuse if a norm vector has a
+    pair. Raises `OutputError`, and `OverflowError` with the name of a tensor that would not be
+    finite.
     """
     if routed := next((n for n, pair in stored.pairs.items() if pair.a.ndim > 2), ""):
-        raise UsageError(f"a .bin holds no LoRA on experts, and {routed} has a pair: use .gguf")
+        raise UsageError(f"a .bin cannot hold LoRA on experts, but {routed} has a pair: use .gguf")
     alpha, r, notes = _header(stored)
     records, inexact = [], []
     for name in sorted(stored.pairs, key=tensor_index):
@@ -73,20 +74,20 @@ def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[s
 
 
 def _header(stored: Stored) -> tuple[int, int, list[str]]:
-    """Return alpha and r as whole numbers of the same ratio; else 1 to 1, and a line about that."""
+    """Return alpha and r as whole numbers of the same ratio; else r and r, and a line about it."""
     alpha = Fraction(stored.alpha)
     top, bottom = alpha.numerator, stored.lora_r * alpha.denominator
     if max(top, bottom) <= _MAX_INT:
         return top, bottom, []
     line = (
-        f"a .bin has whole numbers for alpha and r, alpha is {stored.alpha:g}: every lora_b was"
-        " multiplied to make up for it, and so rounded (at most 1.2e-7 of each value)"
+        f"a .bin has whole numbers for alpha and r, but alpha is {stored.alpha:g}: every lora_b was"
+        " multiplied to compensate, and so rounded (at most 1.2e-7 of each value)"
     )
     return stored.lora_r, stored.lora_r, [line]
 
 
 def read_ggla(path: Path) -> Stored:
-    """Read a `.bin` adapter. Raises `CheckpointError` for one that is damaged or not understood."""
+    """Read a `.bin` adapter. Raises `CheckpointError` for a damaged or unsupported file."""
     halves: dict[str, list[np.ndarray | None]] = {}
     with Source(path) as f:
         magic, version, r, alpha = struct.unpack("<IIII", f.take(16, "header"))
@@ -96,15 +97,15 @@ def read_ggla(path: Path) -> Stored:
             raise f.error("header", f"alpha {alpha}, r {r}, must be above 0 and below 2^31")
         while f.left:
             base, half, x = _record(f)
-            found = halves.setdefault(base, [None, None])
-            if found[half] is not None:
+            pair_halves = halves.setdefault(base, [None, None])
+            if pair_halves[half] is not None:
                 raise f.error(f"tensor '{shown(base)}{_HALVES[half]}'", "is there twice")
-            found[half] = x
+            pair_halves[half] = x
         if not halves:
             raise f.error("file", "holds no pair")
     pairs = {n: joined(path, n, None if a is None else a.T, b) for n, (a, b) in halves.items()}
     scale, lora_r, whole = alpha / r, r, float(alpha)
-    if r > MAX_RANK:  # a fraction brought to whole numbers by the writer
+    if r > MAX_RANK:  # the writer turned a fraction into whole numbers
         lora_r = max(pair.rank for pair in pairs.values())
         whole = alpha * lora_r / r
     alphas = {name: scale * pair.rank for name, pair in pairs.items()}
@@ -116,8 +117,8 @@ def _record(f: Source) -> tuple[str, int, np.ndarray]:
     where = f"record at {f.at}"
     n_dims, length, kind = struct.unpack("<III", f.take(12, where))
     if n_dims not in (1, 2) or not 1 <= length <= _MAX_NAME or kind not in _TYPES:
-        found = f"{n_dims} dimensions, name of {length} bytes, type {kind}"
-        raise f.error(where, f"{found}: damaged, or a kind that is not read")
+        record = f"{n_dims} dimensions, name of {length} bytes, type {kind}"
+        raise f.error(where, f"{record}: damaged, or of an unsupported kind")
     ne = struct.unpack(f"<{n_dims}I", f.take(4 * n_dims, where))
     label = f.take(length, where).decode("utf-8", "replace")
     base, half = label[:-6], label[-6:]

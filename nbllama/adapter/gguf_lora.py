@@ -1,13 +1,13 @@
-"""Today's GGUF adapter, which llama.cpp loads at run time.
+"""The current GGUF adapter, which llama.cpp loads at run time.
 
-Format as in llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
-`convert_lora_to_gguf.py`. Each pair is scaled by the rank that it has:
+The format is that of llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init_impl` and
+`convert_lora_to_gguf.py`. Each pair is scaled by its own rank:
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-Where that is not the scale of the pair, `b` is written times what makes up for it; the key
-`nbllama.lora_r` lets it be read back. The pair of `token_embd` is stored swapped: a = B (V, rank),
-b = Aᵀ (C, rank).
+If that is not the scale of the pair, `b` is multiplied to compensate; the key `nbllama.lora_r`
+makes it possible to undo this when reading. The pair of `token_embd` is stored swapped:
+a = B (V, rank), b = Aᵀ (C, rank).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from nbllama.opt.arrays import check_finite
 _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.head_dim"
 _INVOCATION = "adapter.alora.invocation_tokens"
 _SWAPPED = "token_embd.weight"
-# RoPE's frequencies, which some converters write into adapters. They are no weights: the base model
-# has its own.
+# RoPE's frequencies, which some converters write into adapters. They are not weights, and the base
+# model has them too.
 _STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
 
 
 def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
-    """Write `stored` in one atomic step; returns lines about what had to be changed.
+    """Write `stored` in one atomic step; return lines about what had to be changed.
 
-    Raises `UsageError` if the architecture is not known, `OutputError`, and `OverflowError`
-    naming a tensor that would not be finite.
+    Raises `UsageError` if the architecture is not known, `OutputError`, and `OverflowError` with
+    the name of a tensor that would not be finite.
     """
     base = stored.base
     if base.arch is None:
@@ -64,7 +64,7 @@ def write_gguf_lora(path: Path, stored: Stored) -> list[str]:
 
 
 def read_gguf_lora(path: Path, base: Base) -> Stored:
-    """Read a GGUF adapter, in any tensor type that has a decoder.
+    """Read a GGUF adapter with any tensor type that has a decoder.
 
     Without our key, `lora_r` is the largest rank. Raises `CheckpointError` for a file that is
     damaged or not a LoRA adapter for `base`.
@@ -115,17 +115,17 @@ def _read(f: GGUFFile, wanted: str | None) -> Stored:
 
 
 def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
-    """Write the line about tensors that are constants of the base model and not trained."""
+    """Return the line about tensors that are constants of the base model and not trained."""
     if not stray:
         return ()
     listed = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
-    return (f"{shown(path, 400)}: {listed} is passed over: a constant of the base model",)
+    return (f"{shown(path, 400)}: {listed} is ignored: a constant of the base model",)
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
     """Read a half as a finite float32 copy; F16, Q8_0 and so on are decoded.
 
-    It has two dimensions, or three where it is of all experts.
+    It has two dimensions, or three if it belongs to all experts.
     """
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape

@@ -1,11 +1,11 @@
-"""Names and row order of Hugging Face's models against those of GGUF files.
+"""Convert names and row order between Hugging Face's models and GGUF files.
 
 The modules of a block are those of the architecture's row (`hf_modules`: a GGUF tensor's name to
-`self_attn.q_proj` and so on). Where RoPE turns neighbours (`rope_pairing` "interleaved"),
-llama.cpp's converter has brought the rows of attn_q and attn_k into another order than Hugging
-Face's, which turns the two halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there
-(D the head's size; `convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix that
-is the order of B's rows.
+`self_attn.q_proj` and so on). If RoPE rotates neighbours (`rope_pairing` "interleaved"),
+llama.cpp's converter has reordered the rows of attn_q and attn_k, because Hugging Face rotates the
+two halves of a head: row `2 i + j` of a head was row `j D / 2 + i` there (D the head's size;
+`convert_hf_to_gguf.py:LlamaModel.permute`). For the pair of such a matrix this is the order of B's
+rows.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from nbllama.lora.slots import slot_of
 
 _ENDS = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 _GGUF_END = {module.removeprefix("model."): tensor for tensor, module in _ENDS.items()}
-# What PEFT, torch.compile, and models with pictures put before a module's name, in any order.
+# Prefixes that PEFT, torch.compile and models with images put before a module's name, in any order.
 _WRAPPERS = r"(?:(?:base_model|model|language_model|_orig_mod|module)\.)*"
 _KEY = re.compile(
     _WRAPPERS + r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(?:_orig_mod\.)?([a-z0-9_.]+)"
     r"\.lora_(embedding_)?([AB])(?:\.(?!weight$)([A-Za-z0-9_-]+))?(?(3)|\.weight)"
 )
-EXPERT = "{e}"  # in the module of a tensor of experts: the place of an expert's number
+EXPERT = "{e}"  # placeholder for an expert's number in the module of a tensor of experts
 TURNED = ("attn_q", "attn_k")
 
 
 class Half(NamedTuple):
-    """What a key of an adapter's safetensors file names."""
+    """The half of a pair that a key of an adapter's safetensors file names."""
 
     name: str  # GGUF name of the base tensor
     module: str  # Hugging Face's path of the module
@@ -41,7 +41,7 @@ class Half(NamedTuple):
 
 
 def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
-    """Hugging Face's module of a GGUF tensor that can carry a pair; None for norm vectors."""
+    """Return Hugging Face's module of a GGUF tensor that can have a pair; None for norm vectors."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -55,7 +55,7 @@ def hf_module(name: str, modules: Mapping[str, str] = HF_MODULES) -> str | None:
 def hf_keys(
     name: str, modules: Mapping[str, str] = HF_MODULES, expert: int | None = None
 ) -> tuple[str, str]:
-    """PEFT's names of the two halves of a pair; `expert`: of that of one expert."""
+    """Return PEFT's names of the two halves of a pair, or of the pair of one `expert`."""
     module = f"base_model.model.{hf_module(name, modules)}"
     if expert is not None:
         module = module.replace(EXPERT, str(expert))
@@ -85,7 +85,7 @@ def half_of(key: str, modules: Mapping[str, str] = HF_MODULES) -> Half | None:
 
 
 def adapter_of(key: str) -> str:
-    """PEFT's name of the adapter, where the key of a half has one ("default"); else ""."""
+    """Return PEFT's name of the adapter ("default") in the key of a half; "" if it has none."""
     found = _KEY.fullmatch(key)
     return (found[5] or "") if found is not None else ""
 
@@ -96,13 +96,13 @@ def bare_module(name: str) -> str:
 
 
 def is_turned(name: str) -> bool:
-    """Whether the rows of this tensor are in another order where RoPE turns neighbours."""
+    """Return whether the rows of this tensor are reordered if RoPE rotates neighbours."""
     found = slot_of(name)
     return found is not None and found[0].tensor in TURNED
 
 
 def rows_to_hf(b: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows (n_out, rank) from GGUF's order to Hugging Face's; n_out whole heads of `head_dim`."""
+    """Reorder rows (n_out, rank) from GGUF to Hugging Face; n_out a multiple of `head_dim`."""
     heads = b.reshape(-1, head_dim // 2, 2, b.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
 

@@ -1,12 +1,12 @@
 """Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
 
-PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both may be given
-for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written as it is. It
-has no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
+PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both can be given
+for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. It has
+no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
 transposed. Names and the row order of q and k: `hf_names`.
 
-Files that we write say head size and architecture in the metadata of the safetensors file, which
-PEFT passes over; those of others need the base model's GGUF file to be read.
+Our files have head size and architecture in the metadata of the safetensors file, which PEFT
+ignores; to read other files, the base model's GGUF file is needed.
 """
 
 from __future__ import annotations
@@ -47,20 +47,22 @@ _ARCH, _HEAD_DIM = "nbllama.arch", "nbllama.head_dim"
 def write_peft(path: Path, stored: Stored) -> list[str]:
     """Write the two files, each in one atomic step, the configuration last.
 
-    Returns a line about norm pairs, which are left out. Raises `UsageError` if what is known of
-    the base model does not do or nothing is left, `OutputError`.
+    Returns a line about norm pairs, which are left out. Raises `UsageError` if too little is known
+    of the base model or no pair is left, and `OutputError`.
     """
     names, modules = sorted(stored.pairs, key=tensor_index), stored.base.hf_modules
     norms = [name for name in names if hf_module(name, modules) is None]
     kept = [name for name in norms if (of := slot_of(name)) and of[0].kind != "norm"]
     if kept:
         raise UsageError(
-            f"a PEFT folder has no place for the pair of {kept[0]}: Hugging Face's models of"
-            f" architecture {stored.base.arch} have no module of it; .gguf holds it"
+            f"a PEFT folder cannot hold the pair of {kept[0]}: Hugging Face's models of"
+            f" architecture {stored.base.arch} have no module for it; use .gguf"
         )
     names = [name for name in names if name not in norms]
     if not names:
-        raise UsageError("a PEFT folder holds no LoRA on norm vectors, and there is nothing else")
+        raise UsageError(
+            "a PEFT folder cannot hold LoRA on norm vectors, and there is nothing else; use .gguf"
+        )
     head_dim = _head_dim(stored.base, names)
     check_heads(stored.base, names)
     tensors: dict[str, np.ndarray] = {}
@@ -86,23 +88,23 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
 
 
 def norms_line(norms: list[str]) -> list[str]:
-    """Write the line about pairs that a PEFT folder cannot hold."""
+    """Return the line about pairs that a PEFT folder cannot hold."""
     if not norms:
         return []
     return [
-        f"a PEFT folder holds no LoRA on norm vectors: {len(norms)} pairs, such as {norms[0]}, are"
-        " left out, so the adapter does less than was trained; .gguf and .bin keep them"
+        f"a PEFT folder cannot hold LoRA on norm vectors: {len(norms)} pairs, such as {norms[0]},"
+        " are left out, so part of the training is lost; .gguf and .bin keep them"
     ]
 
 
 def _head_dim(base: Base, names: list[str]) -> int:
-    """Size of a head where rows must be turned, 0 where they need not be."""
+    """Return the size of a head if rows must be reordered, else 0."""
     if not any(map(is_turned, names)) or not base.interleaved:
         return 0
     if base.head_dim is None:
         raise UsageError(
-            "Hugging Face has the rows of attn_q and attn_k in another order, which depends on"
-            " the size of a head: give --model-base FILE"
+            "Hugging Face has another row order in attn_q and attn_k, which depends on the size of"
+            " a head: give --model-base FILE"
         )
     return base.head_dim
 
@@ -143,7 +145,7 @@ def _leaf(path: str) -> str:
 
 
 def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
-    """By the modules' last word where it says the same everywhere, else by their whole path."""
+    """Return values by the modules' last word if all agree, else by their whole path."""
     out = {}
     for name, value in different.items():
         leaf = _leaf(paths[name])
@@ -153,9 +155,9 @@ def _pattern(different: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]
 
 
 def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
-    """Return the modules' last words, or whole paths where some block has no pair.
+    """Return the modules' last words, or whole paths if some block has no pair.
 
-    A word that is also that of other modules, which have no pair, is not enough.
+    A last word is not used if other modules without a pair have it too.
     """
     n_layer, modules = stored.base.n_layer, stored.base.hf_modules
     of_pairs = {found[0].tensor for found in map(slot_of, paths) if found}
@@ -179,10 +181,10 @@ def _targets(stored: Stored, paths: dict[str, str]) -> list[str]:
 
 
 def read_peft(path: Path, base: Base) -> Stored:
-    """Read a folder. What is not known of `base` is taken from the file, if we wrote it.
+    """Read a folder. Unknown values of `base` are taken from the file, if we wrote it.
 
     Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
-    needed to read it, `CheckpointError` for what is damaged or more than LoRA pairs.
+    needed to read it, `CheckpointError` if it is damaged or holds more than LoRA pairs.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(os.fspath(path))
@@ -203,10 +205,10 @@ def read_peft(path: Path, base: Base) -> Stored:
             raise refuse(weights, f"tensor '{shown(key, 200)}'", _unknown(key))
         if x.ndim != 2:
             raise refuse(weights, f"tensor '{key}'", "one dimension, must be two")
-        found = read.setdefault((half.name, half.expert), [None, None])
-        if found[half.is_b] is not None:
+        pair_halves = read.setdefault((half.name, half.expert), [None, None])
+        if pair_halves[half.is_b] is not None:
             raise refuse(weights, f"tensor '{key}'", "is there twice")
-        found[half.is_b] = x
+        pair_halves[half.is_b] = x
         adapters.add(adapter_of(key))
         if len(adapters) > 1:
             listed = " and ".join(f"'{shown(a, 40)}'" for a in sorted(adapters))
@@ -232,7 +234,7 @@ def read_peft(path: Path, base: Base) -> Stored:
 def _of_all_experts(
     path: str, read: dict[tuple[str, int | None], list[np.ndarray | None]]
 ) -> dict[str, list[np.ndarray | None]]:
-    """Return the halves by tensor, those of its experts on top of each other."""
+    """Return the halves by tensor, with those of its experts stacked."""
     out: dict[str, list[np.ndarray | None]] = {}
     experts: dict[str, dict[int, list[np.ndarray | None]]] = {}
     for (name, expert), halves in read.items():
@@ -246,7 +248,7 @@ def _of_all_experts(
         for half in (0, 1):
             parts = [found.get(e, [None, None])[half] for e in range(max(found) + 1)]
             if None in [None if x is None else 0 for x in parts]:
-                raise refuse(path, where, "some experts have a pair or half of one, others none")
+                raise refuse(path, where, "only some experts have a pair, or half of a pair")
             if len({x.shape for x in parts if x is not None}) > 1:
                 raise refuse(path, where, "its experts' pairs differ in shape")
             out[name].append(np.stack([x for x in parts if x is not None]))
@@ -258,19 +260,18 @@ def _unknown(key: str) -> str:
         return "DoRA, which no other format holds: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
         return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
-    return "not half of a LoRA pair of a tensor that takes one here"
+    return "not half of a LoRA pair of a tensor that can have one here"
 
 
 def _scaled(
     path: Path, config: Config, pairs: dict[str, Any], modules: dict[str, str], base: Base
 ) -> Stored:
-    """Return the pairs with the configuration's scales, whose ranks must match the tensors'."""
+    """Return the pairs with the scales of the configuration; its ranks must match the tensors."""
     alphas = {}
     for name, pair in pairs.items():
         r, alpha = config.of(modules[name])
         if r != pair.rank:
-            found = f"rank {pair.rank}, {CONFIG} says {r}"
-            raise refuse(path, f"tensor '{name}'", found)
+            raise refuse(path, f"tensor '{name}'", f"rank {pair.rank}, but {CONFIG} has {r}")
         alphas[name] = alpha * math.sqrt(r) if config.use_rslora else alpha
     whole = config.alpha * math.sqrt(config.r) if config.use_rslora else config.alpha
     return Stored(whole, config.r, pairs, alphas, base)

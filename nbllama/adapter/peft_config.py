@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`: what of it decides what an adapter does."""
+"""PEFT's `adapter_config.json`: the keys that determine what an adapter does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nbllama.errors import shown
 
 _MAX_BYTES = 4 << 20
 _NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.(?:[A-Za-z0-9_]+|\[0-9\]\+))*\$?")
-# Starts of training that leave the base model as it is; others (PiSSA, OLoRA, ...) train on a
-# base model that they changed.
+# Initialisations that do not change the base model; others (PiSSA, OLoRA, ...) change it before
+# training.
 _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
 _MUST_BE_OFF = {
     "use_dora": "DoRA, which no other format holds: merge the adapter with PEFT",
     "fan_in_fan_out": "transposed base matrices are not supported",
-    "modules_to_save": "whole tensors beside the pairs, which no other format holds",
+    "modules_to_save": "whole tensors besides the pairs, which no other format holds",
     "lora_bias": "biases of the pairs, which no other format holds",
     "layer_replication": "replicated layers are not supported",
     "alora_invocation_tokens": "an activated LoRA (aLoRA), which is not supported",
@@ -41,12 +41,12 @@ class Config:
     use_rslora: bool
 
     def of(self, module: str) -> tuple[int, float]:
-        """Rank and alpha of a module by its path, as PEFT's `get_pattern_key` finds them."""
-        return _found(self.ranks, module, self.r), _found(self.alphas, module, self.alpha)
+        """Return rank and alpha of a module by its path, as PEFT's `get_pattern_key` does."""
+        return _lookup(self.ranks, module, self.r), _lookup(self.alphas, module, self.alpha)
 
 
-def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first name that is the path, or its end after a dot."""
+def _lookup(pattern: dict[str, Any], module: str, default: Any) -> Any:
+    """Return the value of the first name that equals the path or its end after a dot."""
     for name, value in pattern.items():
         plain = bare_module(name.removeprefix("^"))
         whole = bare_module(module)
@@ -58,12 +58,12 @@ def _found(pattern: dict[str, Any], module: str, default: Any) -> Any:
 def read_config(path: Path) -> Config:
     """Read `adapter_config.json`.
 
-    Raises `CheckpointError` for what is missing, damaged, or more than LoRA pairs.
+    Raises `CheckpointError` if it is missing, damaged, or asks for more than LoRA pairs.
     """
     try:
         with Source(path) as f:
             if f.size > _MAX_BYTES:
-                raise f.error("file", f"{f.size} bytes, at most {_MAX_BYTES} are read")
+                raise f.error("file", f"{f.size} bytes, but the limit is {_MAX_BYTES}")
             found = parse_json(f, f.take(f.size, "file"), "file")
     except FileNotFoundError as e:
         raise refuse(path, "file", "is missing") from e
@@ -79,7 +79,8 @@ def read_config(path: Path) -> Config:
         raise refuse(
             path,
             "key 'init_lora_weights'",
-            f"{shown(start)}: such an adapter fits only a base model that its start has changed",
+            f"{shown(start)}: such an adapter fits only the base model that this initialisation "
+            "has changed",
         )
     return Config(
         _rank(path, "r", found.get("r")),
@@ -98,10 +99,10 @@ def _map(path: Path, found: dict[str, Any], key: str) -> Any:
 
 
 def _name(path: Path, name: str) -> str:
-    """Return a module's name; PEFT takes any regular expression, of which few are ever used."""
+    """Return a module's name; PEFT accepts any regular expression, but few are in use."""
     if not _NAME.fullmatch(name):
-        raise refuse(path, f"pattern '{shown(name)}'", "a regular expression, only names are read")
-    # "[0-9]+": every expert of a block, as `hf_names.EXPERT` says it
+        raise refuse(path, f"pattern '{shown(name)}'", "a regular expression; only names are read")
+    # "[0-9]+": every expert of a block, `hf_names.EXPERT` here
     return name.removesuffix("$").replace("\\.", ".").replace("[0-9]+", "{e}")
 
 

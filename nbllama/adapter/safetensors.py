@@ -1,8 +1,8 @@
-"""Read and write the few safetensors files that adapters are: F32, F16 and BF16, whole arrays.
+"""Read and write the safetensors files of adapters: F32, F16 and BF16, whole arrays.
 
 A file is a u64 with the size of the header, the header in JSON, and the values of all tensors
-without a gap: https://github.com/huggingface/safetensors#format. The package of that name would
-be one more compiled dependency for forty lines.
+without gaps: https://github.com/huggingface/safetensors#format. The package of that name would be
+one more compiled dependency, to save forty lines.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def write_safetensors(
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All tensors as float32 copies, and the metadata.
+    """Return all tensors as float32 copies, and the metadata.
 
     Raises `CheckpointError` for a file that is damaged or holds other types.
     """
     with Source(path) as f:
         (size,) = struct.unpack("<Q", f.take(8, "header"))
         if size > MAX_HEADER:
-            raise f.error("header", f"{size} bytes, at most {MAX_HEADER} are read")
+            raise f.error("header", f"{size} bytes, but the limit is {MAX_HEADER}")
         header = parse_json(f, f.take(size, "header"), "header")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -63,18 +63,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
                 raise f.error(where, "data_offsets overlap or leave a gap")
             tensors[name] = f.floats(dtype, shape, where)
         if f.left:
-            raise f.error("file", f"{f.left} bytes behind the last tensor")
+            raise f.error("file", f"{f.left} bytes after the last tensor")
     return tensors, metadata
 
 
 def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object in which no key comes twice. Raises `CheckpointError`."""
+    """Parse a JSON object without repeated keys. Raises `CheckpointError`."""
 
     def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
+        values = dict(items)
+        if len(values) != len(items):
             raise ValueError("a key is there twice")
-        return found
+        return values
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
@@ -86,14 +86,14 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Begin, name, dtype and shape of one tensor, which together fill its place."""
+    """Return begin, name, dtype and shape of a tensor, which must fill its place exactly."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")
     fields: tuple[Any, ...] = tuple(entry.get(k) for k in ("dtype", "shape", "data_offsets"))
     dtype, shape, place = fields
     if not isinstance(dtype, str) or dtype not in BYTES:
-        raise f.error(where, f"type {shown(dtype)}, read are {', '.join(BYTES)}")
+        raise f.error(where, f"type {shown(dtype)}, must be one of {', '.join(BYTES)}")
     if not _counts(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
         raise f.error(where, f"shape {shown(shape)}, must be one or two sizes above 0")
     if not _counts(place) or len(place) != 2:

@@ -1,4 +1,4 @@
-"""An adapter that knows the base model it was made for, so that it can be written by itself."""
+"""An adapter together with the numbers of its base model, so that it can be saved on its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Adapter(pairs.Adapter):
     """A LoRA adapter: pairs of float32 arrays by the name of the base tensor.
 
-    `hp`: the numbers of the base model, which the file formats ask for.
+    `hp`: the numbers of the base model, which the file formats need.
     """
 
     hp: Hparams | None = None
@@ -36,27 +36,27 @@ class Adapter(pairs.Adapter):
         return f"<Adapter of {self.arch}: {scale}, {size}>"
 
     def copy(self) -> Adapter:
-        """Return the adapter with its own arrays, which later training does not change."""
-        own = {
+        """Return a copy of the adapter, which later training does not change."""
+        copies = {
             name: pairs.Pair(np.array(pair.a, order="C"), np.array(pair.b, order="C"))
             for name, pair in self.pairs.items()
         }
-        return replace(self, pairs=own)
+        return replace(self, pairs=copies)
 
     def save(self, path: str | os.PathLike[str]) -> list[str]:
-        """Write the adapter, whole or not at all.
+        """Write the adapter in one atomic step.
 
         Parameters
         ----------
         path : str or path
-            The name says the format: one that ends in `.bin` is for llama.cpp of 2023, one that
-            ends in `/`, or an existing folder, is for Hugging Face PEFT, any other name (such as
-            `lora.gguf`) is for today's llama.cpp.
+            The name decides the format: `.bin` at the end is for llama.cpp of 2023, `/` at the end
+            or an existing folder is for Hugging Face PEFT, any other name (such as `lora.gguf`) is
+            for the current llama.cpp.
 
         Returns
         -------
         list of str
-            A line for each thing that the readers of this format will not do as it was trained.
+            A line for each part of the adapter that readers of this format ignore or refuse.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A file read from front to back: no byte beyond its end, no array larger than the file."""
+"""Read a file sequentially: no byte beyond its end, no array larger than the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Path = str | os.PathLike[str]
 
 
 class Source:
-    """An open file, a context manager. Only regular files: a pipe or a device has no end.
+    """An open file as a context manager. Only regular files: a pipe or a device has no end.
 
     Raises `CheckpointError`, and `FileNotFoundError` if there is no such file.
     """
@@ -50,10 +50,10 @@ class Source:
     def take(self, n: int, what: str) -> bytes:
         """Read the next `n` bytes."""
         if n > self.left:
-            raise self.error(what, f"{n} bytes from {self.at} on, the file ends at {self.size}")
+            raise self.error(what, f"{n} bytes from {self.at} on, but the file ends at {self.size}")
         data = self._file.read(n)
         if len(data) != n:
-            raise self.error(what, "the file became shorter while it was read")
+            raise self.error(what, "the file became shorter during reading")
         self.at += n
         return data
 

@@ -1,4 +1,4 @@
-"""An adapter as a file states it: every pair with an alpha of its own."""
+"""An adapter as a file gives it: every pair has its own alpha."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_RANK = 65536  # as `--lora-r`
 
 
 class Base(NamedTuple):
-    """What is known of the base model where only its adapter is at hand; None: not known."""
+    """What is known about the base model of an adapter; None: unknown."""
 
     arch: str | None = None
     head_dim: int | None = None
@@ -30,20 +30,20 @@ class Base(NamedTuple):
 
     @classmethod
     def of(cls, hp: Hparams, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Base:
-        """Return what adapters must know of a base model: `hp` and its tensors' numpy shapes."""
+        """Return what adapters need of a base model: from `hp`, and its tensors' numpy shapes."""
         return cls(hp.arch, hp.head_dim, hp.n_layer, shapes, hp.delta)
 
     def or_else(self, other: Base) -> Base:
-        """Return what is known here, completed by what is known there."""
+        """Return the known values of this one, completed by those of `other`."""
         return Base(
             **{k: x for b in (other, self) for k, x in b._asdict().items() if x is not None}
         )
 
     @property
     def interleaved(self) -> bool:
-        """Whether RoPE turns neighbours in this architecture's GGUF files.
+        """Whether RoPE rotates neighbours in this architecture's GGUF files.
 
-        Hugging Face's turns the two halves of a head (see `peft`).
+        Hugging Face's code rotates the two halves of a head (see `hf_names`).
         """
         return self._row.rope_pairing == "interleaved" and self._row.hf_turned
 
@@ -51,29 +51,29 @@ class Base(NamedTuple):
     def hf_modules(self) -> Mapping[str, str]:
         """Hugging Face's modules of a block by GGUF tensor.
 
-        The usual ones where the architecture is not known. Raises `UsageError` for an architecture
-        whose modules are built in another way.
+        The usual ones if the architecture is not known. Raises `UsageError` for an architecture
+        whose modules have a different structure.
         """
         if self.arch is None:
             return HF_MODULES
         if not self._row.hf_modules:
             raise UsageError(
                 f"Hugging Face's models of architecture {self.arch} have other matrices than its"
-                " GGUF files: a PEFT folder cannot hold this adapter; .gguf and .bin do"
+                " GGUF files: a PEFT folder cannot hold this adapter; use .gguf or .bin"
             )
         return self._row.hf_modules
 
     @property
     def _row(self) -> ArchRow:
         if self.arch is None:
-            raise UsageError("which architecture? Give --model-base FILE")
+            raise UsageError("the architecture is not known: give --model-base FILE")
         if self.arch not in ARCHS:
             raise UsageError(f"architecture '{shown(self.arch)}' is not supported")
         return ARCHS[self.arch]
 
 
 class Scaled(NamedTuple):
-    """`b` (n_out, rank) for a reader that scales the pair as it does; exact: nothing rounded."""
+    """`b` (n_out, rank) for the scale of a reader; exact: no value was rounded."""
 
     b: np.ndarray
     exact: bool
@@ -81,10 +81,10 @@ class Scaled(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """All pairs of a file. What a pair adds is `alphas[name] / rank · B A` (see `nbllama.lora`).
+    """All pairs of a file. A pair adds `alphas[name] / rank · B A` (see `nbllama.lora`).
 
-    `alpha` and `lora_r` are those of the file as a whole: a run that goes on from it has the one
-    scale alpha / lora_r.
+    `alpha` and `lora_r` belong to the whole file: a run that continues from it has the same scale
+    alpha / lora_r for all pairs.
     """
 
     alpha: float
@@ -92,13 +92,13 @@ class Stored:
     pairs: dict[str, Pair]  # by base tensor name
     alphas: dict[str, float]  # by base tensor name
     base: Base
-    notes: tuple[str, ...] = ()  # about what of the file is not read
+    notes: tuple[str, ...] = ()  # about parts of the file that are not read
 
     @classmethod
     def of(cls, adapter: Adapter, base: Base) -> Stored:
-        """Return what a file holds of `adapter`.
+        """Return the content of a file for `adapter`.
 
-        Raises `ValueError` for what no reader takes: no pair, alpha not above 0, a NaN.
+        Raises `ValueError` for values that no reader accepts: no pair, alpha not above 0, a NaN.
         """
         alpha, r = adapter.alpha, adapter.lora_r
         if not adapter.pairs or not ALPHAS[0] < alpha < ALPHAS[1] or r < 1:
@@ -109,11 +109,11 @@ class Stored:
         return cls(alpha, r, adapter.pairs, alphas, base)
 
     def known(self, base: Base) -> Stored:
-        """Return the same with what is known of `base`, completed by what was known before."""
+        """Return the same with the known values of `base`, completed by those known before."""
         return replace(self, base=base.or_else(self.base))
 
     def scaled(self, name: str, alpha: float) -> Scaled:
-        """B for a reader that scales this pair by `alpha / rank`.
+        """Return B for a reader that scales this pair by `alpha / rank`.
 
         Raises `OverflowError` if it is not finite in float32.
         """
@@ -129,9 +129,9 @@ class Stored:
         return Scaled(out, bool(exact))
 
     def with_one_scale(self) -> Stored:
-        """Return the same with the scale alpha / lora_r for every pair where that rounds nothing.
+        """Return the same with the scale alpha / lora_r for every pair if nothing is rounded.
 
-        This undoes what `scaled` did to a file of ours.
+        This undoes the change that `scaled` made in one of our files.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():
@@ -145,7 +145,10 @@ class Stored:
         return replace(self, pairs=pairs, alphas=alphas)
 
     def adapter(self) -> Adapter:
-        """With one scale for all pairs, as it is trained. Raises `OverflowError`."""
+        """Return the adapter with one scale for all pairs, as for training.
+
+        Raises `OverflowError`.
+        """
         pairs = {}
         for name, pair in self.pairs.items():
             b = self.scaled(name, self.alpha * pair.rank / self.lora_r).b
@@ -159,40 +162,40 @@ def refuse(path: object, where: str, what: str) -> CheckpointError:
 
 
 def fitting(path: object, stored: Stored, base: Base) -> Stored:
-    """Return `stored` with what is known of the base model, every pair checked to fit it.
+    """Check that every pair fits the base model, and return `stored` with what is known of it.
 
-    Raises `CheckpointError` for one that does not.
+    Raises `CheckpointError` for a pair that does not fit.
     """
     mine = stored.base
     if None not in (mine.arch, base.arch) and mine.arch != base.arch:
-        found = f"made for {shown(mine.arch)}, the base model is {shown(base.arch)}"
-        raise refuse(path, "architecture", found)
+        problem = f"made for {shown(mine.arch)}, but the base model is {shown(base.arch)}"
+        raise refuse(path, "architecture", problem)
     if base.shapes is not None:
         for name, pair in stored.pairs.items():
             where = f"tensor '{shown(name)}'"
             if name not in base.shapes:
                 raise refuse(path, where, "has a pair, but the base model has no such tensor")
             if pair.shape != (wanted := pair_shape(base.shapes[name])):
-                found = f"its pair is for a {pair.shape} matrix, the base model has {wanted}"
-                raise refuse(path, where, found)
+                problem = f"its pair is for a {pair.shape} matrix, the base model has {wanted}"
+                raise refuse(path, where, problem)
     return stored.known(base)
 
 
 def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) -> Pair:
     """Join the halves (rank, n_in) and (n_out, rank) of base tensor `name`, or of all experts.
 
-    Raises `CheckpointError` for a tensor that takes none, a half that is missing, ranks that
-    differ.
+    Raises `CheckpointError` for a tensor that cannot have a pair, a missing half, and different
+    ranks.
     """
     where = f"tensor '{shown(name)}'"
     if (found := slot_of(name)) is None:
-        raise refuse(path, where, "has a LoRA pair, but no model has such a tensor to train")
+        raise refuse(path, where, "has a LoRA pair, but no model has such a trainable tensor")
     if a is None or b is None:
         raise refuse(path, where, f"its pair has no {'lora_a' if a is None else 'lora_b'}")
     if found[0].kind != "experts" and (most := max(a.ndim, b.ndim)) > 2:
         raise refuse(path, where, f"its pair has {most} dimensions, must be 2")
     if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
-        raise refuse(path, where, f"lora_a {a.shape} and lora_b {b.shape} are no pair")
+        raise refuse(path, where, f"lora_a {a.shape} and lora_b {b.shape} are not a pair")
     if a.shape[-2] != b.shape[-1]:
         raise refuse(path, where, f"ranks of lora_a {a.shape} and lora_b {b.shape} differ")
     if not 1 <= a.shape[-2] <= MAX_RANK:
@@ -201,11 +204,11 @@ def joined(path: object, name: str, a: np.ndarray | None, b: np.ndarray | None) 
 
 
 def rounded(names: Iterable[str], why: str) -> list[str]:
-    """Write the line about pairs whose B had to be multiplied by a factor that rounds."""
+    """Return the line about pairs whose B was rounded when it was multiplied by a factor."""
     changed = list(names)
     if not changed:
         return []
     return [
-        f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was multiplied to make up"
-        " for it and so rounded (at most 1.2e-7 of each value)"
+        f"{why}: lora_b of {len(changed)} pairs, such as {changed[0]}, was multiplied to"
+        " compensate, and so rounded (at most 1.2e-7 of each value)"
     ]

@@ -1,4 +1,4 @@
-"""Check that the file holds the tensors that its keys promise."""
+"""Check that the file holds the tensors that its keys require."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 _NOT_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_K"}
 _VECTORS = {"F32", "F16", "BF16"}
-_WHOLE_SCALES = ("scale", "input_scale")  # of NVFP4 tensors, in llama.cpp
+_WHOLE_SCALES = ("scale", "input_scale")  # for NVFP4 tensors, in llama.cpp
 
-# Tensors of what turns pictures and sound into embeddings, in files that hold all of a model.
+# Tensors that turn images and sound into embeddings, in files with the whole model.
 _OTHER_SENSES = ("v.", "a.", "mm.")
 
 
 def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
-    """Every required tensor is there, every tensor is known and has the right shape and a type.
+    """Check that no required tensor is missing, and that all are known and fit in shape and type.
 
-    Returns what to say about tensors that are left alone.
+    Returns lines about tensors that are not used.
     """
     expected = expected_tensors(hp)
     for name, want in expected.items():
@@ -31,8 +31,8 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
                 raise f.error(f"tensor '{name}'", "is missing")
             continue
         if info.shape != want.shape:
-            turned = " (transposed?)" if info.shape == want.shape[::-1] else ""
-            raise f.error(f"tensor '{name}'", f"shape {info.shape}, expected {want.shape}{turned}")
+            hint = " (transposed?)" if info.shape == want.shape[::-1] else ""
+            raise f.error(f"tensor '{name}'", f"shape {info.shape}, expected {want.shape}{hint}")
         kind = TENSOR_TYPES[info.type_id].name
         if kind in _NOT_WEIGHTS or (
             (len(want.shape) == 1 or name.endswith(".bias")) and kind not in _VECTORS
@@ -55,17 +55,15 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
         _check_rope_factors(f)
     lines = []
     if unused:
-        lines.append(f"{hp.next_blocks} block that predicts a later token is left alone")
+        lines.append(f"{hp.next_blocks} block that predicts a later token is not used")
     if not others:
         return lines
-    lines.append(
-        f"{len(others)} tensors for pictures or sound are left alone: only text is trained"
-    )
+    lines.append(f"{len(others)} tensors for images or sound are not used: only text is trained")
     return lines
 
 
 def _check_rope_factors(f: GGUFFile) -> None:
-    """They divide angles: float32 (as llama.cpp demands), finite, above zero."""
+    """Check that the factors, which divide angles, are float32 (as in llama.cpp) and positive."""
     if TENSOR_TYPES[f.tensors[ROPE_FACTORS].type_id].name != "F32":
         raise f.error(f"tensor '{ROPE_FACTORS}'", "must be F32")
     values = np.frombuffer(f.data(ROPE_FACTORS).tobytes(), "<f4")
@@ -74,7 +72,7 @@ def _check_rope_factors(f: GGUFFile) -> None:
 
 
 def check_token_ids(f: GGUFFile, hp: Hparams) -> None:
-    """bos, eos, pad, unk and the other special ids lie in the vocabulary."""
+    """Check that bos, eos, pad, unk and the other special ids are in the vocabulary."""
     for key in f.metadata:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             value = f.count(key, MAX_COUNT)

@@ -1,7 +1,7 @@
-"""Read `Hparams` from a GGUF file and refuse what does not fit.
+"""Read `Hparams` from a GGUF file and refuse files that do not fit.
 
 Defaults for missing keys are llama.cpp's (`llama_model_base::load_hparams`, and the constructor of
-`llama_context` for YaRN). All of it happens before a kernel or an allocation sees a number.
+`llama_context` for YaRN). All numbers are checked before a kernel or an allocation uses them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ _OTHER_FILES = {
 }
 
 
-@np.errstate(all="ignore")  # what overflows is refused by name
+@np.errstate(all="ignore")  # values that overflow are refused by name
 def hparams_from_gguf(f: GGUFFile) -> Hparams:
-    """Sizes and constants of the model in `f`, with every tensor's presence, shape and type proved.
+    """Read the sizes and constants of the model in `f`, and check all its tensors.
 
-    Raises `GGUFError` with one line for a file that is not a supported model or contradicts
-    itself; what is only odd is reported in `Hparams.warnings`.
+    Presence, shape and type of every tensor are checked. Raises `GGUFError` with one line for a
+    file that is not a supported model or contradicts itself; things that are only unusual are
+    reported in `Hparams.warnings`.
     """
     row = _row(f)
     warnings: list[str] = []
@@ -157,7 +158,7 @@ def _row(f: GGUFFile) -> ArchRow:
 
 
 def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> int:
-    """Read the width of a dense feed-forward layer; without dense blocks it may be missing."""
+    """Read the width of a dense feed-forward layer; it is optional without dense blocks."""
     key = f"{row.name}.feed_forward_length"
     if experts is not None and experts.first == 0 and key not in f.metadata:
         return experts.n_ff
@@ -165,10 +166,10 @@ def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> i
 
 
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
-    """Four numbers a block; their keys have no architecture before them."""
+    """Read four numbers per block; their keys have no architecture prefix."""
     names = ("alpha_p", "alpha_n", "beta", "eps")
-    found = (numbers(f, f"xielu.{name}", n_layer) for name in names)
-    return tuple(zip(*found, strict=True))
+    values = (numbers(f, f"xielu.{name}", n_layer) for name in names)
+    return tuple(zip(*values, strict=True))
 
 
 def _eps(f: GGUFFile, row: ArchRow) -> float:
@@ -182,27 +183,27 @@ def _logit_scale(row: ArchRow, scales: Scales) -> float:
 
 
 def _softcap(f: GGUFFile, key: str, default: float | None) -> float:
-    """0: none. A file may switch it off by 0."""
+    """Read a soft-cap, 0 for none; a file can disable it with 0."""
     if default is None or f.get(key, "float", default) == 0:
         return 0.0
     return positive(f, key, default)
 
 
 def _scales(f: GGUFFile, row: ArchRow, sizes: Sizes) -> Scales:
-    """Return the file's scales, or the row's, in float32, as llama.cpp has them."""
-    found = {
+    """Return the file's scales, or the row's, in float32 as in llama.cpp."""
+    factors = {
         name: None if value is None else float(np.float32(value))
         for name, value in row.scales(sizes)._asdict().items()
     }
     for name in row.scale_keys:
         key = f"{row.name}.{SCALE_KEYS[name]}"
         if key in f.metadata:
-            found[name] = positive(f, key)
-    return Scales(**found)  # type: ignore[arg-type]
+            factors[name] = positive(f, key)
+    return Scales(**factors)  # type: ignore[arg-type]
 
 
 def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, int, int]:
-    """n_head, n_head_kv, head_dim."""
+    """Return n_head, n_head_kv and head_dim."""
     prefix = f"{row.name}.attention"
     n_head = per_layer(f, f"{prefix}.head_count", n_layer)
     n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)
@@ -228,7 +229,7 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
 
 
 def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int:
-    """Rows of token_embd, which the tokenizer must agree with."""
+    """Return the number of rows of token_embd; the tokenizer must agree."""
     name = "token_embd.weight"
     info = f.tensors.get(name)
     if info is None:
@@ -239,9 +240,10 @@ def _n_vocab(f: GGUFFile, row: ArchRow, n_embd: int, warnings: list[str]) -> int
     tokens: StringArray | None = f.get("tokenizer.ggml.tokens", "strings", None)
     if tokens is not None and len(tokens) != n_vocab:
         raise f.error(
-            "key 'tokenizer.ggml.tokens'", f"{len(tokens)} tokens, token_embd has {n_vocab} rows"
+            "key 'tokenizer.ggml.tokens'",
+            f"{len(tokens)} tokens, but token_embd has {n_vocab} rows",
         )
-    said = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
-    if said != n_vocab:
-        warnings.append(f"{row.name}.vocab_size is {said}, token_embd has {n_vocab} rows")
+    vocab_size = f.count(f"{row.name}.vocab_size", MAX_COUNT, default=n_vocab)
+    if vocab_size != n_vocab:
+        warnings.append(f"{row.name}.vocab_size is {vocab_size}, token_embd has {n_vocab} rows")
     return n_vocab

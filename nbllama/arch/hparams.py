@@ -1,4 +1,4 @@
-"""Sizes and constants of a base model, and what follows from them alone."""
+"""Sizes and constants of a base model, and values derived from them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TINY = 2.0**-126  # the smallest normal float32
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How positions beyond the trained context are squeezed.
+    """How positions beyond the trained context are scaled.
 
-    `attn_factor` is what `ggml_rope_ext` is given: cos and sin are multiplied by it, and under
-    YaRN (`ext_factor` not 0) by `1 + 0.1 ln(1 / rope_freq_scale)` as well.
+    `attn_factor` is that of `ggml_rope_ext`: cos and sin are multiplied by it, and with YaRN
+    (`ext_factor` not 0) by `1 + 0.1 ln(1 / rope_freq_scale)` as well.
     """
 
     kind: str  # "none", "linear" or "yarn"
@@ -29,11 +29,11 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_mul: float = 0.0  # of the magnitude that YaRN gives all numbers of a head; 0: none
+    log_mul: float = 0.0  # for the magnitude that YaRN gives all numbers of a head; 0: none
 
 
 class Rope(NamedTuple):
-    """What `ggml_rope_ext` calls freq_base and freq_scale, and whether the model's YaRN applies."""
+    """`ggml_rope_ext`'s freq_base and freq_scale, and whether the model's YaRN applies."""
 
     freq_base: float
     freq_scale: float
@@ -41,34 +41,34 @@ class Rope(NamedTuple):
 
 
 class Temperature(NamedTuple):
-    """Queries at position p are multiplied by 1 + scale ln(1 + floor(p / length))."""
+    """The factor of queries at position p: 1 + scale ln(1 + floor(p / length))."""
 
     scale: float
     length: int
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the factors (float32) of positions, rounded as llama.cpp does."""
+        """Return the factors (float32) of positions, rounded as in llama.cpp."""
         steps = np.floor(positions.astype(np.float32) / np.float32(self.length))
         factors = np.log(steps.astype(np.float64) + 1) * np.float32(self.scale) + 1
         return np.asarray(factors, np.float32)
 
 
 class DeltaNet(NamedTuple):
-    """Sizes of a gated delta net: heads of `size` numbers, and those of its convolution."""
+    """Sizes of a gated delta net: heads of `size` numbers, and the taps of its convolution."""
 
     heads: int
-    key_heads: int  # head h has the keys of h mod key_heads
+    key_heads: int  # head h uses the keys of h mod key_heads
     size: int
     taps: int
 
     @property
     def n_values(self) -> int:
-        """Numbers of all heads' values."""
+        """Count of the numbers in all heads' values."""
         return self.heads * self.size
 
     @property
     def n_qkv(self) -> int:
-        """Numbers of all queries, keys and values."""
+        """Count of the numbers in all queries, keys and values."""
         return self.n_values + 2 * self.key_heads * self.size
 
 
@@ -93,13 +93,13 @@ class Hparams:
     rope_pairing: str
     activation: str
     embed_scale: float
-    residual_scale: float  # of what attention and feed-forward add to the stream
+    residual_scale: float  # of the outputs of attention and feed-forward
     logit_scale: float
     attn_scale: float
     attn_softcap: float  # 0: none
     logit_softcap: float  # 0: none
     alibi_max_bias: float  # 0: RoPE
-    window: int  # tokens that the blocks with a sliding window see; 0: there are none
+    window: int  # tokens in a sliding window; 0: no block has one
     window_period: int
     window_rope: Rope  # of the blocks with a window
     tied_output: bool
@@ -109,25 +109,25 @@ class Hparams:
     fused_qkv: bool
     fused_gate_up: bool
     norm: str = "rms"  # or "layer": LayerNorm
-    attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
-    ffn_norm: str = "ffn_norm"  # of what feed-forward reads
+    attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
+    ffn_norm: str = "ffn_norm"  # the norm before feed-forward
     qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
-    rope_period: int = 0  # of so many blocks in a row the last has no RoPE; 0: all have it
+    rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
     temperature: Temperature | None = None  # of the queries
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
-    # alpha_p, alpha_n, beta and eps of each block, where that is the activation
+    # alpha_p, alpha_n, beta and eps of each block, if xielu is the activation
     xielu: tuple[tuple[float, ...], ...] = ()
     mixers: tuple[str, ...] = ()  # "attention", "conv" or "delta" by block; (): attention in all
-    conv_taps: int = 0  # tokens that a block with a short convolution sees, itself among them
+    conv_taps: int = 0  # tokens that a short convolution reads, including the current one
     delta: DeltaNet | None = None  # sizes of the blocks with a delta net
-    attn_gate: bool = False  # attn_q has a gate for each number of attention's output too
+    attn_gate: bool = False  # attn_q also has a gate for each number of attention's output
     output_norm: str = "output_norm"
     experts: Experts | None = None
-    next_blocks: int = 0  # of the file, behind `n_layer`: they are not used
+    next_blocks: int = 0  # blocks of the file after `n_layer`, which are not used
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
 
     def mixer_at(self, layer: int) -> str:
-        """Return what brings a block's tokens together: "attention", "conv" or "delta"."""
+        """Return how a block mixes tokens: "attention", "conv" or "delta"."""
         return self.mixers[layer] if self.mixers else "attention"
 
     @property
@@ -136,19 +136,19 @@ class Hparams:
         return [i for i in range(self.n_layer) if self.mixer_at(i) == "attention"]
 
     def window_at(self, layer: int) -> int:
-        """How many tokens, itself among them, a token sees in a block; 0: all before it.
+        """Return how many tokens, including itself, a token attends to in a block; 0: all.
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
     def experts_at(self, layer: int) -> Experts | None:
-        """Return the experts of a block; None where it has a dense feed-forward layer."""
+        """Return the experts of a block; None if it has a dense feed-forward layer."""
         return self.experts if self.experts is not None and self.experts.at(layer) else None
 
     @property
     def ff_width(self) -> int:
-        """Numbers a token of gate, and of up: of the experts that it takes, or of a dense block."""
+        """Numbers per token of gate (and of up): in its chosen experts, or in a dense block."""
         e = self.experts
         if e is None:
             return self.n_ff
@@ -156,11 +156,11 @@ class Hparams:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether attention and feed-forward read the same, and both add to the block's input."""
+        """Whether attention and feed-forward read the same input and both add to it."""
         return self.ffn_norm != "" and self.ffn_norm == self.attn_norm
 
     def rope_at(self, layer: int) -> Rope | None:
-        """Return a block's RoPE; None where it has none."""
+        """Return a block's RoPE; None if it has none."""
         if self.alibi_max_bias or (self.rope_period and (layer + 1) % self.rope_period == 0):
             return None
         if self.window_at(layer):
@@ -169,14 +169,14 @@ class Hparams:
 
 
 class ExpectedTensor(NamedTuple):
-    """Shape in numpy order, and whether the model cannot do without it."""
+    """Shape in numpy order, and whether the tensor is required."""
 
     shape: tuple[int, ...]
     required: bool
 
 
 def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
-    """Every tensor that a model of these sizes has or may have, in the usual file order."""
+    """Return all tensors, required or optional, of a model of these sizes, in file order."""
     row = ARCHS[hp.arch]
     sizes = {
         "n_vocab": hp.n_vocab,
@@ -201,8 +201,8 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
         sizes |= {"n_expert": e.total, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
     named = [(t.name, t) for t in row.tensors]
     for i in range(hp.n_layer):
-        own = block_rows(row.block, row.experts, hp.experts, i)
-        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", hp.mixer_at(i))]
+        rows = block_rows(row.block, row.experts, hp.experts, i)
+        named += [(f"blk.{i}.{t.name}", t) for t in rows if t.mixer in ("", hp.mixer_at(i))]
     return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 
@@ -215,7 +215,7 @@ def with_overrides(
 ) -> Hparams:
     """Return the same model with the user's constants; YaRN's factors follow the new scale.
 
-    Raises `UsageError` for one that is not a positive normal float32.
+    Raises `UsageError` for a value that is not a positive normal float32.
     """
     constants = (
         ("rms_eps", rms_eps), ("rope_freq_base", rope_freq_base),
@@ -240,14 +240,14 @@ def with_overrides(
         )
         hp = replace(hp, rope_freq_scale=float(scale), rope_scaling=new)
     window = ARCHS[hp.arch].window
-    if window is not None and not window.base_key:  # their blocks have the model's RoPE
+    if window is not None and not window.base_key:  # blocks with a window have the model's RoPE
         factor = hp.rope_freq_scale if window.yarn else 1.0
         hp = replace(hp, window_rope=Rope(hp.rope_freq_base, factor, window.yarn))
     return hp
 
 
 def context_warnings(hp: Hparams, n_ctx: int) -> list[str]:
-    """Return what to say about training with `n_ctx` tokens of context; empty when it fits."""
+    """Return warnings about training with `n_ctx` tokens of context; empty if there are none."""
     if 0 < hp.n_ctx_train < n_ctx:
         return [f"context {n_ctx} is longer than the {hp.n_ctx_train} the model was trained with"]
     return []
@@ -257,8 +257,9 @@ def yarn_attn_factor(scale: np.float32, ext_factor: float, log_mul: float = 0.0)
     """Return the factor by which llama.cpp undoes ggml's magnitude correction (float32).
 
     YaRN multiplies cos and sin by m(f) = 1 + 0.1 ln f for a stretch by f = 1 / scale, but not
-    for f < 1; `ggml_rope_ext` multiplies by 1 + 0.1 ln f in any case. This is m(f) over that. A
-    file may say that all of a head has the magnitude 1 + 0.1 `log_mul` ln f, which is taken back.
+    for f < 1; `ggml_rope_ext` always multiplies by 1 + 0.1 ln f. The result is m(f) divided by
+    that. A file can give all numbers of a head the magnitude 1 + 0.1 `log_mul` ln f, which is
+    divided out.
     """
     if ext_factor == 0:
         return np.float32(1)

@@ -1,4 +1,4 @@
-"""Numbers of a GGUF file's keys, refused by name where they cannot be."""
+"""Read numbers from a GGUF file's keys, and refuse impossible values by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def size(f: GGUFFile, key: str, at_most: int = MAX_COUNT) -> int:
 
 
 def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> int:
-    """Read a count given once or once a layer; all layers must have the same."""
+    """Read a count given once or per layer; all layers must have the same."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         return size(f, key) if default is None or key in f.metadata else default
     values = f.get(key, "ints")
@@ -49,9 +49,9 @@ def any_number(f: GGUFFile, key: str, default: float = 0.0) -> float:
 
 
 def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
-    """Read a finite number for each layer, given once or once a layer."""
+    """Read a finite number for each layer, given once or per layer."""
     if not isinstance(f.metadata.get(key), np.ndarray):
-        f.get(key, "float")  # which must be there
+        f.get(key, "float")  # raises if it is missing
         return [any_number(f, key)] * n_layer
     values = f.get(key, "floats")
     if len(values) != n_layer:
@@ -62,7 +62,7 @@ def numbers(f: GGUFFile, key: str, n_layer: int) -> list[float]:
 
 
 def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
-    """Of how many blocks in a row the last has no window: as a count, or a flag for each block."""
+    """Return the period of blocks without a window, from a count or from a flag per block."""
     if not isinstance(f.metadata.get(key), np.ndarray):
         period = int(f.count(key, MAX_COUNT, default=default))
         if period < 1:
@@ -74,4 +74,4 @@ def window_period(f: GGUFFile, key: str, n_layer: int, default: int) -> int:
     for period in range(1, n_layer + 2):
         if all(bool(flag) == (i % period < period - 1) for i, flag in enumerate(flags)):
             return period
-    raise f.error(f"key '{key}'", "blocks with and without a window do not take turns regularly")
+    raise f.error(f"key '{key}'", "blocks with and without a window do not alternate regularly")

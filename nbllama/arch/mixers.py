@@ -1,4 +1,4 @@
-"""Which blocks of a file have something other than attention, and its sizes."""
+"""Find the blocks of a file that have a mixer other than attention, and its sizes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ MOST_TAPS = 64
 
 
 def kinds(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, ...]:
-    """Return the kind of each block, "attention" or the row's other one; () where all have it."""
+    """Return each block's kind, "attention" or the row's other one; () if all have attention."""
     if not row.mixer:
         return ()
     key, has = _by_heads(f, row) if row.mixer == "conv" else _by_period(f, row, n_layer)
     if len(has) < n_layer:
         raise f.error(f"key '{key}'", f"{len(has)} values for {n_layer} layers")
-    found = tuple("attention" if x else row.mixer for x in has[:n_layer])
-    if "attention" not in found:
+    of_blocks = tuple("attention" if x else row.mixer for x in has[:n_layer])
+    if "attention" not in of_blocks:
         raise f.error(f"key '{key}'", "no block has attention, which is not supported")
-    return found
+    return of_blocks
 
 
 def _by_heads(f: GGUFFile, row: ArchRow) -> tuple[str, list[bool]]:
-    """Find attention where there are heads of keys."""
+    """Find the blocks with attention: those that have key heads."""
     key = f"{row.name}.attention.head_count_kv"
     return key, [n > 0 for n in f.get(key, "ints").tolist()]
 
 
 def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]]:
-    """Find attention in the last of so many blocks in a row, or where the file says so."""
+    """Find the blocks with attention: the last of each period, or those that the file names."""
     key = f"{row.name}.attention.recurrent_layers"
     if key in f.metadata:
         return key, [not flag for flag in f.get(key, "flags")]
@@ -41,7 +41,7 @@ def _by_period(f: GGUFFile, row: ArchRow, n_layer: int) -> tuple[str, list[bool]
 
 
 def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
-    """Read the number of heads of keys, the same in all blocks that have attention."""
+    """Read the number of key heads, which must be the same in all blocks with attention."""
     key = f"{row.name}.attention.head_count_kv"
     if row.mixer != "conv":
         return per_layer(f, key, n_layer, default=n_head)
@@ -55,7 +55,7 @@ def n_head_kv(f: GGUFFile, row: ArchRow, n_layer: int, n_head: int) -> int:
 
 
 def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
-    """Read the sizes of the blocks with a delta net, and check that RoPE's sections fit."""
+    """Read the sizes of the blocks with a delta net; None for other models."""
     if row.mixer != "delta":
         return None
     key = f"{row.name}.ssm"
@@ -76,10 +76,10 @@ def delta_net(f: GGUFFile, row: ArchRow) -> DeltaNet | None:
 
 
 def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
-    """Check that every pair of numbers that RoPE turns is in a section that text's position turns.
+    """Check that every pair of numbers that RoPE rotates is in a section with a text position.
 
-    llama.cpp lets them take turns, one section's first pair, the next one's, and so on; what is in
-    none of the first three is turned by a fourth position, which text does not have.
+    llama.cpp interleaves the first three sections: the first pair of one, of the next, and so on.
+    Pairs outside these are rotated by a fourth position, which text does not have.
     """
     if row.mixer != "delta":
         return
@@ -91,7 +91,7 @@ def check_sections(f: GGUFFile, row: ArchRow, n_rot: int) -> None:
 
 
 def conv_taps(f: GGUFFile, row: ArchRow) -> int:
-    """Read how many tokens a short convolution sees; 0 without one."""
+    """Read how many tokens a short convolution reads; 0 without one."""
     if row.mixer != "conv":
         return 0
     return int(f.count(f"{row.name}.shortconv.l_cache", MOST_TAPS, low=2))

@@ -1,4 +1,4 @@
-"""How a file places its tokens: RoPE and what scales it, windows, ALiBi."""
+"""Read a file's position settings: RoPE and its scaling, windows, ALiBi."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 def freq_base(f: GGUFFile, row: ArchRow, head_dim: int) -> float:
-    """Read the base of RoPE, stretched by alpha^(D / (D - 2)) where the file says so."""
+    """Read the base of RoPE, multiplied by alpha^(D / (D - 2)) if the file has alpha."""
     base = np.float32(positive(f, f"{row.name}.rope.freq_base", default=10000.0))
     key = f"{row.name}.rope.scaling.alpha"
     if row.rope_alpha and f.get(key, "float", 0.0) > 0 and head_dim > 2:
@@ -32,13 +32,13 @@ def alibi(f: GGUFFile, row: ArchRow, n_layer: int) -> float:
         known = ", ".join(str(n) for n in row.alibi_by_depth)
         raise f.error(
             f"key '{row.name}.block_count'",
-            f"{n_layer}: how {row.name} places its positions is known for {known} layers only",
+            f"{n_layer}: the positions of {row.name} are known only for {known} layers",
         )
     return row.alibi_by_depth[n_layer]
 
 
 def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
-    """Read how many numbers of a head RoPE turns: all of them unless the file says otherwise."""
+    """Read how many numbers of a head RoPE rotates: all of them unless the file gives a number."""
     key = f"{row.name}.rope.dimension_count"
     n_rot = int(f.count(key, MAX_COUNT, default=head_dim))
     if n_rot < 2 or n_rot % 2 or n_rot > head_dim:
@@ -51,7 +51,7 @@ def n_rot(f: GGUFFile, row: ArchRow, head_dim: int) -> int:
 def rope_scaling(
     f: GGUFFile, row: ArchRow, n_ctx: int, warnings: list[str]
 ) -> tuple[float, RopeScaling]:
-    """rope_freq_scale and the rest of it, computed in float32 as llama.cpp does."""
+    """Return rope_freq_scale and the other scaling values, in float32 as in llama.cpp."""
     prefix = f"{row.name}.rope.scaling"
     kind = f.get(f"{prefix}.type", "str", "linear")
     if kind not in ("none", "linear", "yarn"):
@@ -69,7 +69,7 @@ def rope_scaling(
         raise f.error(f"key '{key}'", f"{given} is out of range")
     n_ctx_orig = f.count(f"{prefix}.original_context_length", MAX_COUNT, default=n_ctx) or n_ctx
     if kind == "yarn" and n_ctx_orig == 0:
-        raise f.error(f"key '{prefix}.original_context_length'", "0, YaRN needs the real length")
+        raise f.error(f"key '{prefix}.original_context_length'", "0, but YaRN needs the length")
     for name in ("fast", "slow"):
         beta_key = f"{prefix}.yarn_beta_{name}"
         if kind == "yarn" and beta_key in f.metadata and not row.yarn_keys:
@@ -97,7 +97,7 @@ def rope_scaling(
 
 
 def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, int, Rope]:
-    """Size, period and RoPE of the blocks with a sliding window; size 0 without any."""
+    """Return size, period and RoPE of the blocks with a sliding window; size 0 without any."""
     if row.window is None or n_layer not in (row.window.depths or (n_layer,)):
         return 0, 1, rope
     prefix = f"{row.name}.attention.sliding_window"
@@ -113,7 +113,7 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
 
 
 def temperature(f: GGUFFile, row: ArchRow, n_ctx_orig: int) -> Temperature | None:
-    """Read how queries are scaled by their positions; None where they are not."""
+    """Read how queries are scaled by their positions; None if they are not."""
     key = f"{row.name}.attention.temperature_scale"
     if not row.temperature or f.get(key, "float", 0.0) == 0:
         return None

@@ -1,8 +1,8 @@
-"""What a row of the table of architectures can say.
+"""The fields of a row in the table of architectures.
 
-The numbers come from the file's keys (`llama.embedding_length`, ...), and what is optional (biases,
-a separate output matrix, norms of queries and keys, RoPE factors, projections fused into one
-matrix) from which tensors exist.
+The numbers come from the file's keys (`llama.embedding_length`, ...). The tensors in the file show
+which optional parts a model has (biases, a separate output matrix, norms of queries and keys, RoPE
+factors, projections fused into one matrix).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from nbllama.arch.tensors import TensorRow as TensorRow
 
 
 class Window(NamedTuple):
-    """Blocks with a sliding window, and the defaults of what the file may say about them.
+    """Blocks with a sliding window, and the defaults of their keys in the file.
 
-    Of `period` blocks in a row the last sees everything, the others only the last `size` tokens (0:
-    all see everything; None: the file must have the number). `freq_base`: their RoPE base; None:
-    that of the other blocks. `base_key`: whether the file may say another one. `yarn`: whether YaRN
-    changes their RoPE too. `depths`: only models of so many blocks have windows.
+    Of `period` consecutive blocks the last attends to all tokens, the others only to the last
+    `size` tokens (0: all attend to all tokens; None: the file must have the number). `freq_base`:
+    their RoPE base; None: that of the other blocks. `base_key`: whether the file can give another
+    one. `yarn`: whether YaRN changes their RoPE too. `depths`: only models with these numbers of
+    blocks have windows.
     """
 
     size: int | None
@@ -35,10 +36,10 @@ class Window(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Factors of a model, where the file has no key for them (`SCALE_KEYS`)."""
+    """Factors of a model, used if the file has no key for them (`SCALE_KEYS`)."""
 
     embedding: float = 1.0  # on the embeddings
-    residual: float = 1.0  # on what attention and feed-forward add to the stream
+    residual: float = 1.0  # on the outputs of attention and feed-forward
     logit: float = 1.0  # divisor of the logits (with `logit_factor` their factor)
     attention: float | None = None  # on the scores; None: 1 / sqrt(size of a head)
 
@@ -53,7 +54,7 @@ SCALE_KEYS = {
 
 
 class Sizes(NamedTuple):
-    """What the defaults of `Scales` depend on."""
+    """The sizes that the defaults of `Scales` depend on."""
 
     n_layer: int
     n_embd: int
@@ -62,45 +63,45 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchRow:
-    """What an architecture's name decides; everything else is read from the file."""
+    """The properties that an architecture's name decides; all others are read from the file."""
 
     name: str
     tensors: tuple[TensorRow, ...]
     block: tuple[TensorRow, ...]
-    norm: str = "rms"  # or "layer": LayerNorm, with a bias where there is one
-    attn_norm: str = "attn_norm"  # the norm of what attention reads; "": it reads the stream
-    ffn_norm: str = "ffn_norm"  # of what feed-forward reads; "attn_norm": side by side
+    norm: str = "rms"  # or "layer": LayerNorm, with a bias if the file has one
+    attn_norm: str = "attn_norm"  # the norm before attention; "": no norm
+    ffn_norm: str = "ffn_norm"  # the norm before feed-forward; "attn_norm": both in parallel
     qk_norm_last: bool = False  # norms of queries and keys after RoPE, not before
     rope_pairing: str = "interleaved"  # or "halves"
-    partial_rope: bool = False  # may rope.dimension_count be less than the head size?
-    rope_period: int = 0  # of so many blocks in a row the last has no RoPE; 0: all have it
-    rope_in_windows: bool = False  # where there are windows, only their blocks have RoPE
+    partial_rope: bool = False  # can rope.dimension_count be less than the head size?
+    rope_period: int = 0  # the last of this many consecutive blocks has no RoPE; 0: all have it
+    rope_in_windows: bool = False  # if there are windows, only their blocks have RoPE
     yarn_keys: bool = False  # are the keys of YaRN's details read?
-    rope_alpha: bool = False  # may rope.scaling.alpha change the base?
-    temperature: bool = False  # may queries grow with their position?
+    rope_alpha: bool = False  # can rope.scaling.alpha change the base?
+    temperature: bool = False  # can the scale of queries grow with their position?
     gated: bool = True  # feed-forward: act(gate) * up, or act(up) alone
     activation: str = "silu"  # or "gelu"; without a gate "gelu", "relu2" or "xielu"
     no_eps: bool = False  # llama.cpp does not read the eps of the norms: it is 0
     scales: Callable[[Sizes], Scales] = lambda sizes: Scales()
     logit_factor: bool = False  # logit_scale is a factor, not a divisor
-    scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose key the file may have
+    scale_keys: tuple[str, ...] = ()  # fields of `Scales` whose keys are read
     fixed_keys: Mapping[str, bool] = field(default_factory=dict)  # no other value is supported
     attn_softcap: float | None = None  # default of attn_logit_softcapping; None: no such key
     logit_softcap: float | None = None  # default of final_logit_softcapping; None: no such key
     window: Window | None = None
     alibi_by_depth: Mapping[int, float] | None = None  # n_layer -> max bias (0: RoPE)
     dense_lead_key: bool = False  # leading_dense_block_count: the blocks without experts
-    experts: ExpertsRow | None = None  # a mixture of experts in place of feed-forward
-    next_blocks: bool = False  # may blocks follow that predict the token after the next?
+    experts: ExpertsRow | None = None  # a mixture of experts instead of feed-forward
+    next_blocks: bool = False  # can blocks follow that predict the token after the next?
     idle_experts: int = 0  # an expert_count up to this means a dense model
-    mixer: str = ""  # what some blocks have in place of attention: "conv" or "delta"
+    mixer: str = ""  # what some blocks have instead of attention: "conv" or "delta"
     attn_gate: bool = False  # does each number of attention's output have a gate?
     output_norm: str = "output_norm"  # the name of the last norm
-    same_as: str = ""  # the row whose models compute the same where both have RoPE
+    same_as: str = ""  # the row whose models compute the same if both have RoPE
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
-    sections: bool = True  # may heads turn by sections (models that see)? text has one position
+    sections: bool = True  # can heads have RoPE sections (vision models)? text has one position
     hf_turned: bool = True  # are rows of q and k in another order at Hugging Face (interleaved)?
-    checked: tuple[str, ...] = ()  # kinds of models that the tests go through
+    checked: tuple[str, ...] = ()  # kinds of models that the tests check
 
 
 def score_scale(width: int) -> float:

@@ -1,4 +1,4 @@
-"""The table of architectures, and what is refused by name. Only this package names one."""
+"""The table of architectures, and those that are refused by name. No other package names one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHS: dict[str, ArchRow] = {
     for row in family.ROWS
 }
 
-# What these would need, for the line that refuses them; other names are only said to be unknown.
+# Reasons for the line that refuses these; the line for any other name has no reason.
 _EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
@@ -40,5 +40,5 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "t5", "t5encoder"), _ENCODER),
 }
 
-# The one architecture that llama.cpp's `finetune` trained: its `.bin` adapters name none.
+# The only architecture that llama.cpp's `finetune` trained: its `.bin` adapters do not name it.
 OLD_TOOL_ARCH = "llama"

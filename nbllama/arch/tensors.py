@@ -8,8 +8,8 @@ from typing import NamedTuple
 class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
-    The name of a block's tensor is without `blk.N.`. `mixer`: it is in blocks of this kind alone
-    (`Hparams.mixer_at`); "": in all.
+    The name of a block's tensor has no `blk.N.`. `mixer`: only blocks of this kind have it
+    (`Hparams.mixer_at`); "": all blocks.
     """
 
     name: str
@@ -71,7 +71,7 @@ POST_NORMS = (
     TensorRow("post_attention_norm.weight", ("n_embd",)),
     TensorRow("post_ffw_norm.weight", ("n_embd",)),
 )
-# In one matrix: gate and up; queries, keys and values as well.
+# Fused into one matrix: gate and up; queries, keys and values as well.
 FUSED_FEED_FORWARD = (
     TensorRow("ffn_norm.weight", ("n_embd",)),
     TensorRow("ffn_down.weight", ("n_embd", "n_ff")),
@@ -84,7 +84,7 @@ FUSED = (
     TensorRow("attn_output.weight", ("n_embd", "n_q")),
     *FUSED_FEED_FORWARD,
 )
-# Of a block with experts: the router, all experts' matrices, and the shared expert's.
+# In a block with experts: the router, all experts' matrices, and those of the shared expert.
 DENSE_FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
 ROUTED = (
     TensorRow("ffn_gate_inp.weight", ("n_expert", "n_embd")),
@@ -118,7 +118,7 @@ HF_MODULES = {
     "ffn_up": "mlp.up_proj",
 }
 HF_ATTENTION = {k: module for k, module in HF_MODULES.items() if k.startswith("attn")}
-# {e}: the number of an expert; each has a module of its own
+# {e}: the number of an expert; each has a separate module
 HF_EXPERTS = HF_ATTENTION | {
     "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
     "ffn_down_exps": "mlp.experts.{e}.down_proj",

@@ -19,7 +19,7 @@ from nbllama.cli.scores import read_utf8
 from nbllama.errors import NbllamaError, shown
 from nbllama.evaluate import llama_cpp
 from nbllama.evaluate.llama_cpp import Candidates
-from nbllama.evaluate.merge_sample import LOST, told
+from nbllama.evaluate.merge_sample import LOST, describe
 from nbllama.evaluate.sample_text import Rows, compare, of_text, own_text, reader
 from nbllama.evaluate.scores import Compared, Reader, log_softmax
 from nbllama.export.file_types import FileType, file_type
@@ -56,7 +56,7 @@ def verify(asked: Verify, threads: int) -> None:
     places = sum(len(row) - 1 for row in rows)
     print(f"sample: {places} tokens of {source}")
     effect = compare(reader(model, None, rows), reader(model, adapter, rows), rows)
-    print(f"effect of the adapter: {told(effect)}")
+    print(f"effect of the adapter: {describe(effect)}")
     if effect.kl.mean() < NOTHING:
         raise NbllamaError(f"no effect: {why_nothing(parts)}")
     problems = []
@@ -109,7 +109,7 @@ def merged_check(
         merge(model.gguf, path, parts, types, kind=kind)
         unmerged = reader(model, mix(parts), rows)
         found = compare(unmerged, reader(load_model(path), None, rows), rows)
-    print(f"merged against unmerged ({outtype or 'f32'}): {told(found)}")
+    print(f"merged against unmerged ({outtype or 'f32'}): {describe(found)}")
     lost = float(found.kl.mean())
     if lost > LOST * effect.kl.mean():
         return [f"merging changes {lost / effect.kl.mean():.0%} of what the adapter does"]

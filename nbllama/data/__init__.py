@@ -81,11 +81,11 @@ def load_dataset(
 ) -> Dataset:
     """Return the samples of a training file, none longer than `n_ctx` tokens.
 
-    `data`: the file, or what `open_data` made of it. `data_format` and `skip_bad` are for
-    `open_data`, `cutter` and `rules` for raw text (see `load_raw_text`), the others for records
+    `data`: the file, or the result of `open_data`. `data_format` and `skip_bad` are passed to
+    `open_data`, `cutter` and `rules` are for raw text (see `load_raw_text`), the others for records
     (see `load_samples`).
 
-    Raises `DataError` as these three do.
+    Raises `DataError` as these three functions do.
     """
     if not isinstance(data, DataFile):
         data = open_data(data, data_format, skip_bad=skip_bad, keep_mark=keep_mark)
@@ -112,8 +112,8 @@ def load_dataset(
 
 
 def data_kind(path: str | os.PathLike[str]) -> str:
-    """Return what a training file is, by its content: "raw" or "chat" (records of any format).
+    """Return the kind of a training file, by its content: "raw" or "chat" (records of any format).
 
-    Bad records are reported when it is loaded. Raises as `open_data` with `skip_bad`.
+    Bad records are reported when the file is loaded. Raises as `open_data` with `skip_bad`.
     """
     return open_data(path, skip_bad=True).kind

@@ -1,4 +1,4 @@
-"""An answer of a chat behind its prompt, and why it cannot share the sample of a later one."""
+"""An answer of a chat with its prompt, and why it cannot share the sample of a later answer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 THOUGHTS = "earlier answers lose their thoughts in later prompts"
 TOKENS = "earlier answers have other token ids in later prompts"
-OTHERWISE = "earlier answers stand otherwise in later prompts"
+OTHERWISE = "earlier answers have a different text in later prompts"
 
 
 class Answer(NamedTuple):
-    """An answer's number in the chat, its prompt and itself, as text and as ids.
+    """An answer's number in the chat, its prompt and the answer, as text and as ids.
 
-    `text` is up to the answer's end, `own.text` may have more.
+    `text` stops at the answer's end, `own.text` can be longer.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Whether an answer begins with an empty thought, or closes at once the one of its prompt."""
+    """Return whether an answer begins with an empty thought, or closes the prompt's at once."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)
@@ -50,7 +50,7 @@ def begins_empty(answer: Answer) -> bool:
 
 
 def why_apart(answer: Answer, head: Answer) -> str:
-    """Why an answer cannot be trained in the sample of a later one."""
+    """Return why an answer cannot be trained in the sample of a later one."""
     if head.prompt.startswith(answer.prompt + answer.text):
         return TOKENS
     if opening(answer.text) is not None or at_end(answer.prompt) is not None:
@@ -59,7 +59,7 @@ def why_apart(answer: Answer, head: Answer) -> str:
 
 
 def row_of(answer: Answer, ids: list[int], trained: np.ndarray, tokenizer: Tokenizer | None) -> Row:
-    """Make a sample of an answer; with places and text if there is a tokenizer."""
+    """Make a sample of an answer, with character positions and text if a tokenizer is given."""
     if tokenizer is None:
         return Row(np.array(ids, np.int32), trained)
     n = len(answer.prompt)

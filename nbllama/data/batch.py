@@ -1,4 +1,4 @@
-"""What a data set hands to the trainer: sequences laid end to end, never padded."""
+"""The batches that a data set gives to the trainer: concatenated sequences, never padded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NOT_TRAINED = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """How the rows of a batch whose samples share beginnings belong to its samples.
+    """Which rows belong to which samples, in a batch whose samples share beginnings.
 
     `nbllama.data.shared` makes it. All arrays are C-contiguous int32. N computed rows in S
     sequences, n tokens of the samples, P keys.
 
-    samples            the same samples, each whole
+    samples            the same samples, each complete
     rows [n]           the row of each of their tokens
-    paths [P]          the rows that sequence s sees are `k_offsets[s] : k_offsets[s + 1]` of this
-    k_offsets [S+1]    its last ones are the sequence's own
+    paths [P]          sequence s attends to rows `k_offsets[s] : k_offsets[s + 1]` of this;
+    k_offsets [S+1]    the last of these are the sequence's own rows
     order [P]          where each row is in `paths`: row r at `starts[r] : starts[r + 1]` of this,
     starts [N+1]       in ascending order
     """
@@ -39,15 +39,15 @@ class Tree:
 
 @dataclass(frozen=True)
 class Batch:
-    """S sequences as one stream of N tokens; all arrays are C-contiguous int32.
+    """A stream of N tokens that holds S sequences; all arrays are C-contiguous int32.
 
     tokens [N]         input ids
     targets [N]        the id that should follow each token, or `NOT_TRAINED` (-1)
     positions [N]      0, 1, 2, ... starting again with every sequence
     seq_offsets [S+1]  sequence s is `seq_offsets[s] : seq_offsets[s + 1]`; the last one is N
 
-    With a `tree`, a sequence is what a sample does not share with an earlier one, its positions
-    go on from there, and targets [n] are those of the tokens of `tree.samples`.
+    With a `tree`, a sequence is the part of a sample that no earlier sample has, its positions
+    continue from there, and targets [n] belong to the tokens of `tree.samples`.
     """
 
     tokens: np.ndarray
@@ -58,9 +58,9 @@ class Batch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """Join `rows` to a stream, each (tokens [n], targets [n]) of one sequence, n >= 1.
+        """Join `rows` into a stream, each (tokens [n], targets [n]) of one sequence, n >= 1.
 
-        Raises `ValueError` for no rows, an empty row, or a row whose halves differ in length.
+        Raises `ValueError` for no rows, an empty row, or tokens and targets of different lengths.
         """
         tokens, targets = [], []
         for row_tokens, row_targets in rows:
@@ -79,7 +79,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Number of input tokens, of all sequences; those that are computed."""
+        """Number of input tokens of all sequences that are computed."""
         return len(self.tokens)
 
     @property
@@ -93,7 +93,7 @@ class Batch:
         return int(np.count_nonzero(self.targets != NOT_TRAINED))
 
     def whole(self) -> Batch:
-        """Return the samples, each whole: the batch itself unless it has a tree."""
+        """Return the complete samples: the batch itself unless it has a tree."""
         return self if self.tree is None else self.tree.samples
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +119,8 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of all samples.
 
-        Any edit that changes a token changes it, and so does another tokenizer, template or
-        n_ctx; the file's name does not.
+        It changes with any edit that changes a token, and with the tokenizer, template and n_ctx,
+        but not with the file's name.
         """
         ...
 
@@ -146,10 +146,10 @@ class Dataset(Protocol):
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return at most `n_rows` rows from place `first` of an epoch's order on.
+        """Return at most `n_rows` rows, beginning at place `first` of an epoch's order.
 
-        With them the number of samples in them. `wraps`: continue at the order's start where it
-        ends, so that the batch is whole.
+        Also returns the number of samples in them. `wraps`: continue at the order's start after
+        its end, so that the batch is full.
         """
         ...
 
@@ -158,20 +158,20 @@ class Dataset(Protocol):
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return bounds of the tokens and the trained targets of any batch that `take` makes."""
+        """Return upper bounds of the tokens and trained targets of any batch that `take` makes."""
         ...
 
     def per_batch(self, n_rows: int) -> float:
-        """Return the average number of samples in a batch, without an epoch's last one."""
+        """Return the average number of samples in a batch, without an epoch's last batch."""
         ...
 
 
 def largest_rows(
     lengths: tuple[np.ndarray, np.ndarray], n_rows: int, wraps: bool
 ) -> tuple[int, int]:
-    """`Dataset.largest` where every row is one sample: the longest ones together.
+    """Return `Dataset.largest` for a data set with one sample per row: the longest ones together.
 
-    `wraps`: the same sample may come more than once.
+    `wraps`: the same sample can come more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)
@@ -181,10 +181,10 @@ def largest_rows(
 
 
 class RowPerSample:
-    """The rest of a `Dataset` in which every sample is a row of its own, whatever comes next."""
+    """The remaining methods of a `Dataset` in which every sample is one row."""
 
     def lengths(self: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lengths, sample by sample, as `Dataset.lengths`."""
+        """Return the length of each sample, as `Dataset.lengths`."""
         every = range(self.n_samples)
         counts = ([of(i) for i in every] for of in (self.n_tokens, self.n_trained))
         tokens, trained = (np.array(c, np.int64) for c in counts)
@@ -199,11 +199,11 @@ class RowPerSample:
         return self.batch(order.order[places].tolist()), len(places)
 
     def used(self: Any, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return `n_rows`, or what is left of an order that does not wrap."""
+        """Return `n_rows`, or the number of samples left in an order that does not wrap."""
         return n_rows if wraps else min(n_rows, int(self.n_samples) - first)
 
     def largest(self: Any, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return the bounds by `largest_rows`."""
+        """Return the bounds from `largest_rows`."""
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:

@@ -1,10 +1,10 @@
-"""Chats as the model will meet them: each answer behind the prompt that a server renders for it.
+"""Chats as in real use: each answer follows the prompt that a server renders for it.
 
-The prompt of an answer is the chat before it, rendered for generation. The answer is what the model
-must write so that prompt and answer are this chat (`nbllama.text.answers`); it ends with the first
-token that ends a generation. Both are tokenised apart, as inference does. An answer is trained in
-the sample of a later one if the ids of that one's prompt begin with its own; otherwise it has a
-sample of its own.
+The prompt of an answer is the chat before it, rendered for generation. The answer is the text that
+the model must write so that prompt and answer together are this chat (`nbllama.text.answers`); it
+ends with the first token that ends a generation. Both are tokenised separately, as inference does.
+An answer is trained in the sample of a later answer if the ids of its prompt and of the answer are
+the beginning of the later prompt's ids; otherwise it is a separate sample.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 class ChatReader:
     """Makes samples of chats for one tokenizer and template.
 
-    `system_as_user`: where the template has no system messages, one goes into the first question.
-    `places`: samples come with their texts and the places of tokens in them.
+    `system_as_user`: if the template has no system messages, put them into the first question.
+    `places`: samples have their texts and the positions of tokens in them.
     """
 
     def __init__(
@@ -66,26 +66,26 @@ class ChatReader:
         self._tails: dict[str, list[int]] = {}
 
     def render(self, chats: Sequence[Conversation]) -> list[Rendered]:
-        """Prompts and texts of the chats' answers, or why there are none."""
-        found: list[Prepared | NbllamaError] = []
+        """Return the prompts and texts of the chats' answers, or the error for a chat."""
+        prepared: list[Prepared | NbllamaError] = []
         for chat in chats:
             try:
-                found.append(self._prepare(chat))
+                prepared.append(self._prepare(chat))
             except NbllamaError as e:
-                found.append(e)
-        good = [one for one in found if isinstance(one, Prepared)]
-        texts = iter(self._template.render_chats([one.request for one in good]))
+                prepared.append(e)
+        good = [p for p in prepared if isinstance(p, Prepared)]
+        texts = iter(self._template.render_chats([p.request for p in good]))
         out: list[Rendered] = []
-        for one in found:
-            if isinstance(one, NbllamaError):
-                out.append(one)
+        for p in prepared:
+            if isinstance(p, NbllamaError):
+                out.append(p)
                 continue
             text = next(texts)
-            out.append(self._hint(one, text) if isinstance(text, NbllamaError) else (one, text))
+            out.append(self._hint(p, text) if isinstance(text, NbllamaError) else (p, text))
         return out
 
     def _hint(self, chat: Prepared, error: NbllamaError) -> NbllamaError:
-        """Return the template's error, with what helps where it has no system messages."""
+        """Return the template's error, with a hint if it has no system messages."""
         system = chat.messages[0]["role"] == "system" and not self._system_as_user
         if not system or self._traits.knows_system:
             return error
@@ -93,11 +93,11 @@ class ChatReader:
         return type(error)(line)
 
     def warm(self, rendered: Sequence[Rendered]) -> None:
-        """Tokenise together what `rows` will ask for one by one."""
+        """Tokenise in one call the texts that `rows` will need one by one."""
         texts = []
-        for one in rendered:
-            if not isinstance(one, NbllamaError):
-                cuts = one[1]
+        for chat in rendered:
+            if not isinstance(chat, NbllamaError):
+                cuts = chat[1]
                 texts.append(cuts[-2])
                 for prompt, through in zip(cuts[::2], cuts[1::2], strict=True):
                     texts.append(through.removeprefix(prompt))
@@ -106,7 +106,7 @@ class ChatReader:
     def rows(self, rendered: Rendered, line: int = 1) -> list[Row]:
         """Return the samples of a chat, in the order of their last answers.
 
-        Raises the template's refusal, or `DataError`.
+        Raises the template's error if it refuses the chat, or `DataError`.
         """
         if isinstance(rendered, NbllamaError):
             raise rendered
@@ -164,7 +164,7 @@ class ChatReader:
         return lines
 
     def _prepare(self, chat: Conversation) -> Prepared:
-        found = Counter(chat.told)
+        found = Counter(chat.notices)
         messages, more = self._traits.prepare(chat.messages, self._system_as_user)
         found += more
         answers = [i for i, m in enumerate(chat.messages) if m["role"] == ANSWERING_ROLE]
@@ -175,7 +175,7 @@ class ChatReader:
             numbers = numbers[1:]
         if not numbers:
             raise DataError(
-                "no answer to train: nothing comes before the only one, so that there is no prompt "
+                "no answer to train: the only answer is the first message, so there is no prompt "
                 "for it"
             )
         n_calls = sum(bool(m.get("tool_calls")) for m in messages)
@@ -232,7 +232,7 @@ class ChatReader:
         why: Counter[str],
         line: int,
     ) -> None:
-        """Count what there is to tell of a chat. Raises `DataError` for a call that is lost."""
+        """Count what to report about a chat. Raises `DataError` for a call that is lost."""
         notices, found = self.notices, Counter(chat.found)
         self._lost.of_chat(chat, texts, found)
         empty = 0
@@ -256,9 +256,9 @@ class ChatReader:
 def prompt_ids(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> list[int]:
-    """Ids of a chat that the assistant is to go on with, encoded as in training.
+    """Return the ids of the prompt for the assistant's next message, encoded as in training.
 
-    Raises what `template.render` and `encode_rendered` raise.
+    Raises the same errors as `template.render` and `encode_rendered`.
     """
     ids: list[int] = ChatReader(tokenizer, template).prompt(messages)[1].ids.tolist()
     return ids

@@ -1,4 +1,4 @@
-"""Parquet files as records, by the package pyarrow (the extra `nbllama[data]`)."""
+"""Parquet files as records, read with the package pyarrow (the extra `nbllama[data]`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nbllama.data.wrapped import Entry
 from nbllama.errors import DataError, shown
 
 MAGIC = b"PAR1"
-_ROWS = 256  # of a batch: what is in memory before its size is known
-_VALUE_BYTES = 8  # that any value takes at least
+_ROWS = 256  # per batch: these are in memory before their size is known
+_VALUE_BYTES = 8  # the least that any value takes
 
 
 def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
     """Yield the rows of a Parquet file, numbered from 1.
 
-    Raises `DataError` for a damaged file, for one of more than `MAX_UNPACKED` bytes of values, and
-    where pyarrow is not installed.
+    Raises `DataError` for a damaged file, for more than `MAX_UNPACKED` bytes of values, and if
+    pyarrow is not installed.
     """
     where = shown(path, 400)
     try:
@@ -35,13 +35,13 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
         metadata = pq.read_metadata(source)
         names = metadata.schema.to_arrow_schema().names
         if len(set(names)) < len(names):
-            raise DataError(f"{where}: a column comes twice")
+            raise DataError(f"{where}: two columns have the same name; rename one")
         if metadata.num_rows * metadata.num_columns * _VALUE_BYTES > MAX_UNPACKED:
             raise _too_large(where)
         # If a column's part of the footer is damaged, asking for the column's numbers makes pyarrow
         # abort the process. Reading the values, without keeping them, raises an error instead.
         pq.ParquetFile(source).scan_contents()
-        # Texts that repeat are stored once: here they stay so, and their sizes are added up.
+        # Repeated texts are stored once, and this reader keeps them so. Their sizes are added up.
         packed = pq.ParquetFile(source, read_dictionary=_text_columns(metadata, where))
         for batch in packed.iter_batches(batch_size=_ROWS, use_threads=False):
             size += sum(_unpacked_size(column) for column in batch.columns)
@@ -52,7 +52,7 @@ def parquet_rows(content: bytes, path: str) -> Iterator[Entry]:
                 row += 1
                 yield Entry(row, {key: _plain(value) for key, value in record.items()})
         if row != metadata.num_rows:
-            raise DataError(f"{where}: {row} rows, its header says {metadata.num_rows}")
+            raise DataError(f"{where}: {row} rows, but its header gives {metadata.num_rows}")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as e:
         raise DataError(f"{where} is a damaged Parquet file: {shown(e)}") from e
 
@@ -64,7 +64,7 @@ def _too_large(where: str) -> DataError:
 
 
 def _text_columns(metadata: Any, where: str) -> list[str]:
-    """Paths of the columns that hold texts, once the number of all values is within bounds."""
+    """Check the number of all values, and return the paths of the columns that hold texts."""
     size = 0
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
@@ -78,7 +78,7 @@ def _text_columns(metadata: Any, where: str) -> list[str]:
 
 
 def _unpacked_size(column: Any) -> int:
-    """Bytes of an Arrow array once every value stands for itself."""
+    """Return the bytes of an Arrow array with every value written out."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -94,7 +94,7 @@ def _unpacked_size(column: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON would have it: no NaN, and no keys of other rows' structs."""
+    """Return a value as in JSON: without NaN, and without keys that only other rows have."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, list):

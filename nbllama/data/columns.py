@@ -13,10 +13,10 @@ _USUAL = {*QUESTIONS, *ANSWERS, "context", "system", "id", ""}
 
 
 def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
-    """Whether the first line is the header of a table.
+    """Return whether the first line is the header of a table.
 
-    It is if it names all columns of a format of two or more, or is made of usual names alone, a
-    question's and an answer's among them.
+    It is if it names all columns of a format that has two or more, or if it consists only of usual
+    names and has one for the question and one for the answer.
     """
     header = text.lstrip().split("\n", 1)[0].strip()
     for delimiter in DELIMITERS:
@@ -31,20 +31,20 @@ def has_table_header(text: str, columns: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """Replace the file's own names in a record by those of a format. Raises `DataError`."""
+    """Replace the file's names in a record with those of a format. Raises `DataError`."""
     if not columns:
         return record
     for name in columns.values():
         if name not in record:
             raise DataError(f'the key "{shown(name, 40)}" is missing')
-    own = {k: v for k, v in record.items() if k not in columns.values()}
-    return own | {key: record[name] for key, name in columns.items()}
+    rest = {k: v for k, v in record.items() if k not in columns.values()}
+    return rest | {key: record[name] for key, name in columns.items()}
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """`--data-columns`: "prompt=question,completion=answer" as {"prompt": "question", ...}.
+    """Parse `--data-columns`: "prompt=question,completion=answer" to {"prompt": "question", ...}.
 
-    Raises `UsageError` for another form, and for a key that no format has.
+    Raises `UsageError` for any other form, and for a key that no format has.
     """
     keys = {key for f in FORMATS.values() for key in f.keys} | {"input", "system"}
     out = {}

@@ -1,6 +1,6 @@
 """Tables with named columns (CSV, TSV) as records.
 
-A table that is broken in itself is refused as a whole. JSON: `nbllama.data.json_values`.
+A table with broken syntax is refused as a whole. `nbllama.data.json_values` reads JSON.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ DELIMITERS = (",", "\t", ";")
 
 
 def table_rows(text: str, path: str) -> Iterator[Entry]:
-    """Yield the rows of a table by the names in its first row.
+    """Yield the rows of a table, with the names in its first row as keys.
 
-    A line `sep=;`, which Excel writes before it, names the delimiter.
+    A line `sep=;` before the table, as Excel writes it, gives the delimiter.
     """
     header_line = text.lstrip().splitlines()[0] if text.strip() else ""
     delimiter = max(DELIMITERS, key=header_line.count)
     if header_line.strip() in [f"sep={d}" for d in DELIMITERS]:
         delimiter = header_line.strip()[-1]
-        text = text.replace(header_line, "", 1)  # the line stays: numbers do not change
+        text = text.replace(header_line, "", 1)  # an empty line stays, so line numbers are right
     limit = csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
@@ -37,7 +37,9 @@ def table_rows(text: str, path: str) -> Iterator[Entry]:
             if not names and row:
                 names = [name.strip() for name in row]
                 if len(set(names)) < len(names):
-                    raise DataError(f"{shown(path)}, line {begins}: a column comes twice")
+                    raise DataError(
+                        f"{shown(path)}, line {begins}: two columns have the same name; rename one"
+                    )
             elif row:
                 yield Entry(begins, _row(names, row))
     except csv.Error as e:

@@ -1,4 +1,4 @@
-"""What was read under other names, and what was not read, counted over all records."""
+"""Counts over all records of keys that were read under other names, or were not read."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _READ = {
 
 
 class Counts(NamedTuple):
-    """What was done to the records of a file, counted."""
+    """Counts of the changes to the records of a file."""
 
     columns: Counter[str]  # "question as instruction"
     roles: Counter[str]  # "human as user"
     numbers: Counter[str]  # keys with numbers that became text
-    unread: Counter[str]  # keys that the format passes over
+    unread: Counter[str]  # keys that the format ignores
 
     @classmethod
     def empty(cls) -> Counts:
-        """Return counts of nothing."""
+        """Return empty counts."""
         return cls(Counter(), Counter(), Counter(), Counter())
 
     def notes(self) -> list[str]:
-        """Write a line for each kind of change."""
+        """Return a line for each kind of change."""
         out = []
         if self.columns:
             asked = any(c.endswith((" as instruction", " as output")) for c in self.columns)
@@ -60,7 +60,7 @@ def _counted(names: Counter[str]) -> str:
 
 
 def count_unread(record: Record, found: Format, counts: Counts) -> None:
-    """Count the keys that a format passes over and that hold something."""
+    """Count the keys that hold something and that the format ignores."""
     for key, value in record.items():
         if (
             key not in found.keys

@@ -1,6 +1,6 @@
-"""Where the samples of a raw text lie: at every token, or wherever a text begins that opens one.
+"""Where the samples of a raw text begin: at every token, or at each occurrence of a given text.
 
-A cutter takes (text, tokenizer, n_ctx) and returns a `Cut`; it sees the text because some
+A cutter takes (text, tokenizer, n_ctx) and returns a `Cut`; it gets the text because some cutters
 tokenise sample by sample. Source: llama.cpp `common/train.cpp:tokenize_file`.
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """Where samples lie in the tokens: begins int64 [n], sizes int64 [n] (0 for an empty one)."""
+    """Where samples are in the tokens: begins int64 [n], sizes int64 [n] (0 for an empty one)."""
 
     begins: np.ndarray
     sizes: np.ndarray
 
 
 class Cut(NamedTuple):
-    """What a cutter returns.
+    """The result of a cutter.
 
     The file's token ids, int32 [T], the windows in them, and lines for the user.
     """
@@ -38,11 +38,11 @@ Cutter = Callable[[str, "Tokenizer", int], Cut]
 
 
 def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
-    """Begin a sample at every token, as the old tool without `--sample-start`.
+    """Begin a sample at every token, as the old tool does without `--sample-start`.
 
-    The text is tokenised whole, without BOS; special tokens in it are plain text. With n tokens
+    The whole text is tokenised without BOS; special tokens in it are plain text. With n tokens
     there are max(1, n - n_ctx) samples: (0, min(n_ctx, n)), then (i, n_ctx) for i = 1 ..
-    n - n_ctx - 1. The window that ends with the last token is not among them.
+    n - n_ctx - 1. The window that ends with the last token is not used.
     """
     parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_parts(text)]
     tokens = np.concatenate([np.empty(0, dtype=np.int32), *parts])
@@ -57,15 +57,15 @@ def every_token(text: str, tokenizer: Tokenizer, n_ctx: int) -> Cut:
 
 @dataclass(frozen=True)
 class SampleStart:
-    """A sample begins behind every occurrence of `start`, found from the left without overlaps.
+    """Begin a sample after every occurrence of `start`, found from the left without overlaps.
 
-    Each sample is tokenised for itself. Text before the first occurrence belongs to no sample. A
-    sample ends where the next one is opened (a sample may be empty then); with `overlapping`, as
-    many bytes on as n_ctx of the longest tokens may have, moved on to a whole character.
+    Each sample is tokenised separately. Text before the first occurrence belongs to no sample. A
+    sample ends at the next occurrence of `start` (so it can be empty); with `overlapping`, it has
+    as many bytes as n_ctx of the longest tokens, rounded up to a whole character.
 
-    include: the samples begin with `start`, not behind it.
+    include: the samples begin with `start`, not after it.
     old: as in the old tool, a text without `start` loses as many bytes as `start` has (unless
-    `include`); ours makes one sample of it all.
+    `include`); without `old`, the whole text is one sample.
     """
 
     start: str
@@ -108,20 +108,20 @@ def _occurrences(content: bytes, mark: bytes) -> list[int]:
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:
-    """Bytes of the longest token as the vocabulary writes it."""
+    """Return the number of bytes of the longest token as the vocabulary writes it."""
     texts = (tokenizer.token_text(i) for i in range(tokenizer.n_vocab))
     return max(len(text.encode("utf-8", "surrogateescape")) for text in texts)
 
 
 def _whole(content: bytes, place: int) -> int:
-    """Return the first place from here on that is not inside a UTF-8 character."""
+    """Return the first place, from `place` on, that is not inside a UTF-8 character."""
     while place < len(content) and content[place] & 0xC0 == 0x80:
         place += 1
     return place
 
 
 def _about(sizes: np.ndarray, n_ctx: int) -> list[str]:
-    """Lines about samples that are not as long as a row."""
+    """Return lines about samples that are not as long as a row."""
     notes = []
     empty, longer = int((sizes == 0).sum()), sizes[sizes > n_ctx]
     shorter = sizes[sizes < n_ctx]

@@ -1,4 +1,4 @@
-"""Training data once they are read: a text, or samples with the places that they come from."""
+"""Training data after reading: a text, or samples with their files and lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Bad(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the files that were read. first: what its line 1 counts as among those of all."""
+    """One of the files that were read. first: the number of its line 1, counted over all files."""
 
     name: str
     first: int
 
 
 def place_in(parts: Sequence[Part], line: int) -> Part:
-    """Return the file of a line that is counted through all `parts`, and its number there."""
+    """Return the file of a line that is numbered through all `parts`, and its number there."""
     part = parts[bisect.bisect_right([p.first for p in parts], line) - 1]
     return Part(part.name, line - part.first + 1)
 
@@ -35,10 +35,10 @@ def place_in(parts: Sequence[Part], line: int) -> Part:
 class DataFile(NamedTuple):
     """Training data, read and parsed.
 
-    kind: "raw" (then `text` is all there is, or the first of `texts`) or "chat". format: name in
-    `FORMATS`, that of most records, or "raw". samples: (line, sample) of each good record; bad: the
-    others, if they may be skipped. Lines are counted on through all files; `place` says which file
-    and line one is. notes: lines for the user.
+    kind: "raw" (then `text` is the whole text, or the first of `texts`) or "chat". format: the name
+    in `FORMATS` of most records' format, or "raw". samples: (line, sample) of each good record;
+    bad: the other records, if they are skipped. Lines are numbered through all files; `place`
+    returns the file and the line in it. notes: lines for the user.
     """
 
     path: str
@@ -65,7 +65,7 @@ class DataFile(NamedTuple):
         return name, number
 
     def short_place(self, line: int) -> str:
-        """Return "line N", with the file where there are several."""
+        """Return "line N", with the file if there are several."""
         return self.where(line) if self.parts else f"line {line}"
 
     def where(self, line: int) -> str:

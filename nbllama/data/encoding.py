@@ -1,4 +1,4 @@
-"""Records as rows of token ids, one after the other."""
+"""Encode records one after another as rows of token ids."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ Found = list[Row] | NbllamaError
 def encode_continuation(
     tokenizer: Tokenizer, sample: Continuation, *, parse_special: bool = False
 ) -> Row:
-    """Encode a prompt and its continuation, of which the latter is trained.
+    """Encode a prompt and its continuation, and train on the continuation.
 
-    BOS is put in front where the model has one put there, and EOS at the end, which is trained.
-    Special tokens in the text are only characters, unless `parse_special`; then a BOS or an end
-    that the text has already is not added again.
+    BOS is put in front if the tokenizer adds it, and EOS at the end, which is trained. Special
+    tokens in the text are plain characters, unless `parse_special`; then a BOS or an end token that
+    the text already has is not added again.
     """
     text = sample.prompt + sample.answer
     placed = (encode_parsed if parse_special else encode_plain)(tokenizer, text)
@@ -64,7 +64,7 @@ def encode_continuation(
 
 
 def _ended(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Whether ids end with an end-of-generation token, white space behind it left out."""
+    """Return whether the ids end with an end-of-generation token, ignoring white space after it."""
     kept = ids.tolist()
     while kept and not tokenizer.token_bytes(kept[-1]).strip():
         kept.pop()
@@ -79,13 +79,13 @@ def encoded(
     progress: Progress | None,
     parse_special: bool,
 ) -> Iterator[tuple[int, int, Found]]:
-    """Every record with its number and line, in the file's order.
+    """Yield every record's number, line and rows, in the file's order.
 
-    The next chats are rendered, by the template's process, while samples are made of these.
+    The template's process renders the next chats while samples are made of these.
     """
     if reader is None and data.has_chats:
         raise DataError(f"{shown(data.path)} holds chats, but the model has no chat template")
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     firsts = range(0, len(data.samples), _CHUNK)
 
     def render(first: int) -> list[Rendered]:
@@ -107,16 +107,16 @@ def encoded(
                 for n, (line, sample) in enumerate(chunk, first):
                     yield n, line, _one(tokenizer, sample, reader, rendered, line, parse_special)
                 now = time.monotonic()
-                if progress is not None and now - told >= _REPORT_SECONDS:
-                    told = now
+                if progress is not None and now - reported >= _REPORT_SECONDS:
+                    reported = now
                     progress(_bar(first + len(chunk), len(data.samples), now - start))
-        finally:  # after an error nobody wants them
-            for one in coming:
-                one.cancel()
+        finally:  # after an error they are not needed
+            for future in coming:
+                future.cancel()
 
 
 def _bar(n: int, n_all: int, seconds: float) -> str:
-    """Return the line that says how far it is."""
+    """Return the progress line."""
     left = seconds * (n_all - n) / n
     return f"[{'#' * (20 * n // n_all):.<20}] tokenised {n} of {n_all} records, {left:.0f} s left"
 
@@ -145,13 +145,13 @@ def _single(rows: list[Row]) -> Found:
     if len(rows) == 1:
         return rows
     return DataError(
-        f"the chat template shows each of {len(rows)} answers another prompt: put all but the last "
-        "one into the prompt"
+        f"the chat template renders {len(rows)} different prompts for the {len(rows)} answers: put "
+        "all but the last answer into the prompt"
     )
 
 
 def _pair(chosen: Found, rejected: Found) -> Found:
-    """Return the rows of both sides, or why there are none."""
+    """Return the rows of both sides, or the error of one of them."""
     rows: list[Row] = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         found = side if isinstance(side, NbllamaError) else _single(side)
@@ -185,7 +185,7 @@ def encode_chat(
 ) -> Encoded:
     """Encode the last sample of a chat.
 
-    That is its last answer after its prompt, and those before it that can be trained with it.
+    It has the last answer after its prompt, and the earlier answers that can be trained with it.
     Raises as `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)

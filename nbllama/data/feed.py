@@ -1,11 +1,11 @@
-"""Where the trainer gets its batches from.
+"""The source of the trainer's batches.
 
-A place in the data goes in, an iteration's batches and the next place come out.
+A feed takes a place in the data, and returns an iteration's batches and the next place.
 
-`SeedFeed` is ours: orders keyed by (seed, epoch), every sample once an epoch, and an epoch ends
-where an iteration ends. `OldFeed` is that of llama.cpp's `common/train.cpp`
-(`train_opt_callback`, `shuffle_samples`): orders from one `std::mt19937` that goes through the
-epochs, batches that are always whole and wrap around within the old epoch's order.
+`SeedFeed` is ours: orders keyed by (seed, epoch), every sample once per epoch, and an epoch ends
+at the end of an iteration. `OldFeed` is that of llama.cpp's `common/train.cpp`
+(`train_opt_callback`, `shuffle_samples`): orders from one `std::mt19937` that runs through all
+epochs, and batches that are always full and wrap around within the old epoch's order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 class Taken(NamedTuple):
     """Micro-batches of one iteration, the place after them, and the number of samples in them.
 
-    There are more samples than rows where rows continue with the next sample.
+    There are more samples than rows if rows continue with the next sample.
     """
 
     batches: list[Batch]
@@ -31,30 +31,30 @@ class Taken(NamedTuple):
 
 
 class Feed(Protocol):
-    """Deals out batches; `take` depends on its arguments alone, whatever was taken before.
+    """Returns batches; the result of `take` depends only on its arguments, not on earlier calls.
 
-    wraps: batches are always whole. Raises `DataError` for a place that is not in the data.
+    wraps: batches are always full. Raises `DataError` for a place that is not in the data.
     """
 
     wraps: bool
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the `grad_acc` micro-batches of `batch` rows from `position` on."""
+        """Return the `grad_acc` micro-batches of `batch` rows, beginning at `position`."""
         ...
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the place after what `take` would give, without making it."""
+        """Return the place after the batches of `take`, without making them."""
         ...
 
     def rng_state(self, position: Position) -> str:
-        """Return the generator as it was before the epoch of `position` was drawn; "" for none."""
+        """Return the generator's state before the epoch of `position` was drawn; "" for none."""
         ...
 
 
 class SeedFeed:
     """The `Feed` of a seed: an epoch's last batches are short, or missing.
 
-    `order`: another one than `Order` of that seed.
+    `order`: an order to use instead of `Order` of that seed.
     """
 
     wraps = False
@@ -64,15 +64,15 @@ class SeedFeed:
         self._order = Order(dataset.n_samples, seed) if order is None else order
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return the micro-batches from `position` on; fewer where the epoch ends."""
+        """Return the micro-batches from `position` on; fewer at the end of the epoch."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, first = position
         order, at = self._order.epoch(epoch), first
         batches: list[Batch] = []
         while len(batches) < grad_acc and at < n:
-            made, used = self._dataset.take(order, at, batch, wraps=False)
-            batches.append(made)
+            rows, used = self._dataset.take(order, at, batch, wraps=False)
+            batches.append(rows)
             at += used
         return Taken(batches, _place(epoch, at, n), at - first)
 
@@ -88,7 +88,7 @@ class SeedFeed:
         return _place(epoch, at, n)
 
     def rng_state(self, position: Position) -> str:
-        """Return "": orders follow from the seed alone."""
+        """Return "": orders depend on the seed alone."""
         return ""
 
 
@@ -99,7 +99,7 @@ def _place(epoch: int, at: int, n_samples: int) -> Position:
 class OldFeed:
     """The `Feed` of the old tool, from the state that its generator had at the start of an epoch.
 
-    `state`: text, see `MT19937`. Epochs before `epoch` cannot be had any more.
+    `state`: text, see `MT19937`. Epochs before `epoch` are not available.
     """
 
     wraps = True
@@ -111,7 +111,7 @@ class OldFeed:
         self._drawn: tuple[int, Shuffled] | None = None
 
     def epoch(self, epoch: int) -> Shuffled:
-        """One epoch's order; `unit` may be one rounding above 1, as in the old tool."""
+        """Return one epoch's order; `unit` can be one rounding above 1, as in the old tool."""
         while epoch not in self._states:
             self._draw(max(self._states))
         if self._drawn is None or self._drawn[0] != epoch:
@@ -126,27 +126,27 @@ class OldFeed:
         return Shuffled(order, unit)
 
     def take(self, position: Position, batch: int, grad_acc: int) -> Taken:
-        """Return `grad_acc` whole micro-batches, which wrap around within the epoch's order."""
+        """Return `grad_acc` full micro-batches, which wrap around within the epoch's order."""
         n = self._dataset.n_samples
         check_position(position, n)
         epoch, at = position
         batches, in_all = [], 0
         for _ in range(grad_acc):
-            made, used = self._dataset.take(self.epoch(epoch), at, batch, wraps=True)
-            batches.append(made)
+            rows, used = self._dataset.take(self.epoch(epoch), at, batch, wraps=True)
+            batches.append(rows)
             in_all += used
             at += used
             if at >= n:
-                # What went beyond the end is dropped: it came again from the old order's start.
+                # The next epoch begins at 0: rows beyond the end came from the old order's start.
                 epoch, at = epoch + 1, 0
         return Taken(batches, Position(epoch, at), in_all)
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the place after the iteration, found by making its batches."""
+        """Return the place after the iteration, by making its batches."""
         return self.take(position, batch, grad_acc).after
 
     def rng_state(self, position: Position) -> str:
-        """Return the state of the generator from which the epoch's order was drawn."""
+        """Return the generator's state from which the epoch's order was drawn."""
         self.epoch(position.epoch)
         return self._states[position.epoch]
 

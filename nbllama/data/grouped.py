@@ -1,10 +1,9 @@
-"""An order in which samples that begin alike share batches: `--group-prompts`.
+"""An order that puts samples with the same beginning in the same batch: `--group-prompts`.
 
-The samples are sorted by their tokens, so that those with most in common are neighbours. An epoch
-begins anywhere in that circle, cuts it into groups of `batch` samples, and takes the groups in
-random order; what is left over comes last. So an epoch still sees every sample once, the groups
-differ from epoch to epoch by where they are cut, and the order is a pure function of data, seed,
-epoch and batch.
+The samples are sorted by their tokens, so that similar ones are neighbours. An epoch begins at a
+random place in this circle, cuts it into groups of `batch` samples, and takes the groups in random
+order; the remaining samples come last. So an epoch still has every sample once, the groups are cut
+at different places in each epoch, and the order is a pure function of data, seed, epoch and batch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from nbllama.data.shared import sort_key
 
 
 class GroupedOrder(Order):
-    """The orders of a seed's epochs, with samples that begin alike in groups of `batch`."""
+    """The orders of a seed's epochs, with samples of the same beginning in groups of `batch`."""
 
     def __init__(self, samples: Samples, seed: int, batch: int) -> None:
         super().__init__(samples.n_samples, seed)

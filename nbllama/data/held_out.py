@@ -1,8 +1,9 @@
-"""Validation data: a part of the training data that is held out, or another file.
+"""Validation data: a held-out part of the training data, or another file.
 
-What is held out shares nothing with what is trained on. Of records, copies of one sample and all
-samples of one record stay on one side. Of raw text one stretch of the tokens is held out: training
-keeps the samples that lie wholly outside of it, so that no overlapping sample tells what is in it.
+The held-out part shares nothing with the part that is trained on. For records, copies of one sample
+and all samples of one record stay on the same side. For raw text, one stretch of the tokens is held
+out: training keeps only the samples completely outside it, so that no overlapping sample reveals
+its content.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from nbllama.data.raw_text import RawText
 from nbllama.data.text_file import sha256_parts
 from nbllama.errors import DataError
 
-_EPOCH = 1 << 48  # its permutation is that of no training order
+_EPOCH = 1 << 48  # no training run reaches this epoch, so its permutation is used only here
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into what is left for training and what is held out.
+    """Split data into a training part and a held-out part.
 
-    The latter is about `share` of the samples or tokens, chosen by `seed` alone.
+    The held-out part is about `share` of the samples or tokens, chosen by `seed` alone.
 
     Raises `DataError` if one of the two would be empty.
     """
@@ -45,22 +46,22 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def apart(data: Dataset) -> Dataset:
-    """Return the same data for validation, where no token counts twice.
+    """Return the same data for validation, in which no token counts twice.
 
-    Of samples of a text that overlap only every first one is left.
+    Of overlapping samples of a text only the first is kept.
     """
     return _windows(data, _greedy(data.windows)) if isinstance(data, RawText) else data
 
 
 def _greedy(windows: Windows, low: int = 0, high: int | None = None) -> np.ndarray:
-    """Numbers of windows within low..high of which none overlaps the one before."""
-    found, end = [], low
+    """Return the numbers of windows within low..high that do not overlap the one before."""
+    numbers, end = [], low
     for i in np.argsort(windows.begins, kind="stable"):
         first, size = int(windows.begins[i]), int(windows.sizes[i])
         if first >= end and size and (high is None or first + size <= high):
-            found.append(int(i))
+            numbers.append(int(i))
             end = first + size
-    return np.array(found, np.int64)
+    return np.array(numbers, np.int64)
 
 
 def _of_text(data: RawText, share: float, seed: int) -> tuple[Dataset, Dataset] | None:
@@ -97,7 +98,7 @@ def _of_rows(data: Any, share: float, seed: int) -> tuple[Dataset, Dataset] | No
 def _groups(data: Any) -> np.ndarray:
     """Return for each sample the number of its group, int64 [n].
 
-    Samples of one record are of one group, and so are copies.
+    Samples of one record are in one group, and so are copies.
     """
     parent = list(range(data.n_samples))
 

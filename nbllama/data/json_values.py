@@ -1,7 +1,7 @@
-"""JSON as files of records have it: one value a line, one over many lines, or one after another.
+"""Read JSON from files of records: one value per line, one over many lines, or several in a row.
 
-Commas behind values and at the end of lists and objects are passed over. A key that comes twice in
-an object is an error, since one of its values would be lost; NaN, which pandas writes for a missing
+Commas after values and at the end of lists and objects are ignored. A key that appears twice in an
+object is an error, since one of its values would be lost; NaN, which pandas writes for a missing
 value, is null.
 """
 
@@ -23,15 +23,15 @@ _BEGIN = re.compile(
 )
 _LAST_COMMA = re.compile(r",\s*[}\]]")
 _NAMED = re.compile(r'"\s*:\s*(?:["\[{\d-]|true|false|null|NaN)')
-# what "surrogateescape" makes of bytes that are not UTF-8
+# "surrogateescape" decodes bytes that are not UTF-8 to these characters
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Value(NamedTuple):
-    """A value at the top of a file, or why there is none.
+    """A value at the top level of a file, or the error for it.
 
-    Its line, and those of a list's items (empty if all of it is on one line). at: its place in the
-    text, -1 where it is one line.
+    lines: those of a list's items (empty if the list is on one line). at: the value's place in the
+    text, -1 if it is one line.
     """
 
     line: int
@@ -43,7 +43,7 @@ class Value(NamedTuple):
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1; only a line feed ends a line.
 
-    (`str.splitlines` also breaks at U+2028 and others, which JSON strings may hold as they are.)
+    (`str.splitlines` also splits at U+2028 and others, which JSON strings can contain unescaped.)
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -51,9 +51,10 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def looks_like_json(text: str) -> bool:
-    """Whether a text begins like JSON objects, or at least half of its lines look like such.
+    """Return whether a text begins like JSON objects, or at least half of its lines look like JSON.
 
-    (Half, not all: a broken line in a file of records must be reported, not make it raw text.)
+    (Half, not all: a broken line in a file of records must be reported, and not turn the file into
+    raw text.)
     """
     if _BEGIN.match(text):
         return True
@@ -62,7 +63,7 @@ def looks_like_json(text: str) -> bool:
         line = line.strip()
         n += 1
         if line[0] in '{["}],' or line[-1] in "}],{[":
-            # without reading it: a text may be long
+            # without parsing it: a text can be long
             named += _NAMED.search(line) is not None
             brackets += _BRACKETS.fullmatch(line) is not None
         elif line.count('"') > 3:
@@ -71,11 +72,11 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_values(text: str) -> tuple[list[Value], str]:
-    """All values of a text, and the text in which their places `at` are.
+    """Return all values of a text, and the text that their places `at` refer to.
 
-    A line that is broken leaves the others readable, so it is one `DataError` among the values.
-    Where values reach over several lines, nobody knows what was meant behind a broken place:
-    raises `DataError` ("line N: ...").
+    A broken line leaves the others readable, so it is one `DataError` among the values. If values
+    span several lines, the text after a broken place cannot be read reliably: raises `DataError`
+    ("line N: ...").
     """
     lines = list(numbered_lines(text))
     if not text.isascii() and (damage := _BROKEN_BYTE.search(text)) is not None:
@@ -104,13 +105,13 @@ def json_values(text: str) -> tuple[list[Value], str]:
 
 
 def _are_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Whether a text, some lines of which are broken, is one of a record a line."""
+    """Return whether a text with some broken lines has one record per line."""
     good = any(isinstance(v.value, dict | list) and v.value for v in values)
     return good and not _reaches_over_lines(lines, values)
 
 
 def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bool:
-    """Whether broken lines look like parts of lists and objects over several."""
+    """Return whether broken lines look like parts of lists and objects that span several lines."""
     bad = {v.line for v in values if isinstance(v.value, DataError)}
     (first, begin), (last, end) = lines[0], lines[-1]
     if (first in bad and begin.startswith("[")) or (
@@ -124,7 +125,7 @@ def _reaches_over_lines(lines: list[tuple[int, str]], values: list[Value]) -> bo
 
 
 def _of_line(number: int, line: str) -> list[Value]:
-    """Return the value of a line, or those of one that holds several."""
+    """Return the value of a line, or the values if it holds several."""
     if (problem := broken_byte(line)) is not None:
         return [Value(number, problem, [])]
     text = line.strip().removeprefix("\ufeff")
@@ -138,12 +139,12 @@ def _of_line(number: int, line: str) -> list[Value]:
         try:
             return [Value(number, v.value, []) for v in _all_of(text)[0]]
         except DataError:
-            pass  # the first reason is the clearer one
+            pass  # the first reason is clearer
     return [Value(number, DataError(reason), [])]
 
 
 def _all_of(text: str) -> tuple[list[Value], str]:
-    """Values one after another. Raises `DataError`."""
+    """Return values that follow each other. Raises `DataError`."""
     try:
         return list(_sequence(text)), text
     except DataError as e:
@@ -180,7 +181,7 @@ def _sequence(text: str) -> Iterator[Value]:
             yield Value(line, value, [], at)
         elif text[at] in "]}":
             kind = "list" if text[at] == "]" else "object"
-            raise DataError(f"line {line}: half a {kind}: '{text[at]}' closes what never began")
+            raise DataError(f"line {line}: half a {kind}: '{text[at]}' without its beginning")
         else:
             raise DataError(f"line {line}: broken JSON: a record or a list of records expected")
         at = _end(_BETWEEN, text, end)
@@ -193,7 +194,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
     while text[at : at + 1] != "]":
         if at >= len(text):
             raise DataError(
-                f"line {_line(text, begin)}: half a list: the '[' here is not closed by a ']'"
+                f"line {_line(text, begin)}: half a list: this '[' is not closed by a ']'"
             )
         value, end = _decode(text, at)
         items.append(value)
@@ -207,7 +208,7 @@ def list_items(text: str, at: int) -> tuple[list[Any], list[int], int]:
 
 
 def member_at(text: str, at: int, key: str) -> int:
-    """Where the value of `key` begins, in the object that begins at `at` and has it."""
+    """Return where the value of `key` begins, in the object at `at`, which has this key."""
     at = _end(_SPACE, text, at + 1)
     while True:
         name, at = _decode(text, at)
@@ -219,7 +220,7 @@ def member_at(text: str, at: int, key: str) -> int:
 
 
 class _Lines:
-    """Numbers of lines from 1, for places that do not fall."""
+    """Line numbers from 1, for places in ascending order."""
 
     def __init__(self, text: str) -> None:
         self._text, self._line, self._at = text, 1, 0
@@ -232,7 +233,7 @@ class _Lines:
 
 
 def line_numbers(text: str, places: list[int]) -> list[int]:
-    """Lines, from 1, of places in ascending order."""
+    """Return the line numbers, from 1, of places in ascending order."""
     count = _Lines(text)
     return [count.of(at) for at in places]
 
@@ -258,7 +259,7 @@ def _reason(e: Exception, column: bool) -> str:
     if isinstance(e, json.JSONDecodeError):
         return f"broken JSON{f' at column {e.colno}' if column else ''}: {e.msg}"
     if isinstance(e, RecursionError):
-        return "broken JSON: nested too deep"
+        return "broken JSON: nested too deeply"
     return f"broken JSON: {shown(e)}"
 
 
@@ -267,13 +268,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{shown(twice, 40)}" comes twice in an object')
+        raise ValueError(f'the key "{shown(twice, 40)}" appears twice in an object')
     return found
 
 
 def _constant(word: str) -> None:
     if word != "NaN":
-        raise ValueError(f"{word} is not a value of JSON")
+        raise ValueError(f"{word} is not a JSON value")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)

@@ -1,4 +1,4 @@
-"""What is known of the answers of preference data: which are good, and their weights."""
+"""The judgements of the answers of preference data: which are good, and their weights."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ PAIRS, LABELLED = "preference", "labelled"
 
 
 class Judged(NamedTuple):
-    """Of each answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
+    """Per answer: good bool [n] (chosen, or labelled true), weight float64 [n] of its loss."""
 
     good: np.ndarray
     weight: np.ndarray
 
     def part(self, numbers: np.ndarray) -> Judged:
-        """Return what is known of the answers of these numbers."""
+        """Return the judgements of the answers of these numbers."""
         return Judged(self.good[numbers], self.weight[numbers])
 
     def content(self) -> tuple[bytes, ...]:
-        """Return all of it as bytes, for a fingerprint."""
+        """Return all judgements as bytes, for a fingerprint."""
         return b"judged", self.good.tobytes(), self.weight.tobytes()
 
 
 def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
-    """Return what is known of the samples of `data`, `records` being the number of each's record.
+    """Return the judgements of the samples of `data`; `records`: the record number of each sample.
 
     A pair is two samples, the chosen one first. None for data without judgements. Raises
-    `DataError` where only some records have any.
+    `DataError` if only some records have judgements.
     """
     if data.format not in (PAIRS, LABELLED):
         if any(isinstance(s, Pair | Labelled) for _, s in data.samples):
@@ -62,6 +62,6 @@ def _mixed(data: DataFile) -> str:
     elif first is Pair:
         reason = "after a pair each record needs chosen and rejected"
     return (
-        f"{data.where(line)}: this record is of another format than those before: {reason} "
+        f"{data.where(line)}: the format of this record differs from those before: {reason} "
         f"({shown(data.path)})"
     )

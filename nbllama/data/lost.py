@@ -1,4 +1,4 @@
-"""What of a chat is in none of its prompts and answers, because the chat template leaves it out."""
+"""Find the parts of a chat that are in no prompt or answer because the template omits them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TAG = "zqmark"
 
 
 def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]) -> None:
-    """Count into `found` what of an answer's message is not in its `text`.
+    """Count in `found` the parts of an answer's message that are not in its `text`.
 
-    By the kinds of `nbllama.data.notices.READ`.
+    The keys are kinds of `nbllama.data.notices.READ`.
 
-    Raises `MessageError` for a call that is not there: an empty answer would be trained.
+    Raises `MessageError` for a missing call: an empty answer would be trained.
     """
     name = missing_in(text, message)
     if name:
@@ -47,8 +47,8 @@ def lost_of_answer(text: str, message: Message, number: int, found: Counter[str]
 class LostPieces:
     """Finds the messages and tools that a template leaves out, for chats of any shape.
 
-    Whether a message of a role is written at all is tried once for each shape of a chat (roles and
-    which parts they have), with marks for the words; a chat's own words are then looked for.
+    One trial per shape of a chat (roles and the parts they have), with marks instead of the words,
+    shows whether a message of a role is written at all. Then the chat's words are searched.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -56,10 +56,10 @@ class LostPieces:
         self._shapes: dict[Any, tuple[frozenset[int], bool]] = {}
 
     def of_chat(self, chat: Prepared, texts: list[str], found: Counter[str]) -> None:
-        """Count into `found` the messages before the last answer that are in no prompt.
+        """Count in `found` the messages before the last answer that are in no prompt.
 
-        By "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`. `texts`: as in
-        `Rendered`.
+        The keys are "role:NAME", and "tools" and "changed" of `nbllama.data.notices.READ`.
+        `texts`: as in `Rendered`.
         """
         lost, lost_tools = self._of_shape(chat)
         if lost_tools:
@@ -104,13 +104,13 @@ class LostPieces:
             for i, m in enumerate(chat.messages[:end])
         ]
         cuts = [(i, True) for i in chat.numbers]
-        own = chat_variables(chat.tools, chat.variables)
+        full = chat_variables(chat.tools, chat.variables)
         bare = chat_variables(None, chat.variables)
         with_tools, without = self._template.render_chats(
-            [(marked, cuts, own), (marked, cuts[:1], bare if chat.tools else own)]
+            [(marked, cuts, full), (marked, cuts[:1], bare if chat.tools else full)]
         )
         if isinstance(with_tools, NbllamaError):
-            return frozenset(), False  # the marks themselves are refused
+            return frozenset(), False  # the template refuses the marks
         everything = "".join(with_tools)
         lost = frozenset(
             i for i, m in enumerate(marked)
@@ -125,7 +125,7 @@ def _words(message: Message) -> str:
 
 
 def _place(text: str, words: str, at: int = 0) -> tuple[int, int] | None:
-    """Where the words stand in a text, as they are or as JSON writes them."""
+    """Return where the words are in a text, as they are or as JSON writes them."""
     at = max(at, 0)
     begin = text.find(words, at)
     if begin >= 0:

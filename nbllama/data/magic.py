@@ -1,4 +1,4 @@
-"""What bytes are that are no text: a file's kind by its first bytes, the encoding of odd text."""
+"""Identify data that is not plain text: a file's kind by its first bytes, or its encoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 
-# Marks at the very start. Those of archives that are read stand in `unpack`.
+# Marks at the start of a file. Those of the archives that are read are in `unpack`.
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF-", "a PDF document; save it as plain text"),
     (b"{\\rtf", "an RTF document; save it as plain text"),
@@ -60,7 +60,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data itself; run git lfs pull"),
 )  # fmt: skip
 _RIFF = {b"WEBP": "a WebP image", b"WAVE": "a WAV file", b"AVI ": "an AVI film"}
-# Text marks that begin like ordinary words ("ORC", "ID3") count only where the file is no text.
+# Marks that look like ordinary words ("ORC", "ID3") count only if the file is not text.
 _WORDS = {b"GGUF", b"PAR1", b"ORC", b"ID3", b"BZh", b"ARROW1", b"OggS", b"fLaC", b"wOFF", b"wOF2"}
 _WORDS |= {b"lmgg", b"fmgg", b"tjgg", b"algg", b"lcgg", b"%!PS"}
 _CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\v\f\r\x1b")
@@ -68,9 +68,9 @@ _LOOK = 1 << 16
 
 
 def binary_kind(content: bytes) -> str | None:
-    """Return what the file is, with a word on what to do; None for what may be text.
+    """Return what the file is and what to do about it; None for a file that can be text.
 
-    Looks at marks, and at bytes that no text holds. UTF-16 and UTF-32 must be decoded before.
+    Checks for marks and for bytes that no text holds. UTF-16 and UTF-32 must be decoded before.
     """
     head = content[:_LOOK]
     for mark, kind in _STARTS:
@@ -107,7 +107,7 @@ def _is_no_text(head: bytes) -> bool:
 
 
 def _wide_kind(content: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte-order mark: where in each character the zeros stand."""
+    """Detect UTF-16 or UTF-32 without a byte-order mark by the positions of zero bytes."""
     head = content[: _LOOK // 4 * 4]
     if not (n := len(head) // 4):
         return None
@@ -139,7 +139,7 @@ def _no_mark(name: str) -> str:
 
 
 def _plausible(text: str) -> bool:
-    """Whether most characters are Latin, Greek, Cyrillic, CJK or Hangul ones in common use."""
+    """Return whether most characters are common Latin, Greek, Cyrillic, CJK or Hangul ones."""
     common = re.findall(r"[\t\n\r -~\u00a0-\u024f\u0370-\u04ff\u2010-\u2026\u3000-\u30ff"
                         r"\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]", text)  # fmt: skip
     return len(common) > 0.97 * len(text) and bool(
@@ -148,7 +148,7 @@ def _plausible(text: str) -> bool:
 
 
 def _zip_kind(content: bytes) -> str:
-    """Which of the many kinds of file that are zip archives inside."""
+    """Return the kind of a file that is a zip archive inside."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
@@ -178,7 +178,7 @@ def office_kind(names: list[str]) -> str | None:
 
 
 def guessed_encoding(content: bytes) -> str:
-    """For bytes that are not UTF-8: "; it looks like ..." with the command, or ""."""
+    """Return "; it looks like ..." with a command, for bytes that are not UTF-8; else ""."""
     kind = _wide_kind(content[:_LOOK])
     if kind is not None:
         return "; " + kind.removeprefix("not UTF-8: it holds NUL bytes; ")
@@ -188,9 +188,9 @@ def guessed_encoding(content: bytes) -> str:
 
 
 def _is_gb18030(head: bytes) -> bool:
-    """Chinese text in GBK's family: nearly all of its characters lie in GB 2312's rows.
+    """Return whether it is Chinese in GBK's family: nearly all characters in GB 2312's rows.
 
-    Big5 and Shift JIS decode too, but into rows and cells that GB 2312 does not have.
+    Big5 and Shift JIS can be decoded too, but to rows and cells that GB 2312 does not have.
     """
     try:
         codecs.getincrementaldecoder("gb18030")().decode(head)

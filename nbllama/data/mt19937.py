@@ -1,9 +1,9 @@
-"""The generator behind the old tool's order of samples: C++'s `std::mt19937`, with its text form.
+"""The generator of the old tool's sample order: C++'s `std::mt19937`, with its text form.
 
-A checkpoint of the old tool holds the generator as the text that the C++ library prints:
-libstdc++ the 624 words of its state and the place in them, libc++ the 624 words from that place
-on. "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator has the same words and
-the same place.
+A checkpoint of the old tool holds the generator as text, printed by the C++ library: libstdc++
+prints the 624 words of its state and the place in them, libc++ the 624 words from that place on.
+"Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator has the same words and the
+same place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MOST = 0xFFFFFFFF  # std::mt19937::max()
 
 
 class MT19937:
-    """A generator of 32-bit numbers; `draw` moves it on."""
+    """A generator of 32-bit numbers; `draw` advances it."""
 
     def __init__(self, words: np.ndarray, place: int) -> None:
-        """Start with words uint32 [624] at place 0..624; 624: all words are used up."""
+        """Start with words uint32 [624] at place 0..624; 624 means that all words are used."""
         self._bits = np.random.MT19937()
         self._bits.state = {
             "bit_generator": "MT19937",
@@ -29,7 +29,7 @@ class MT19937:
 
     @classmethod
     def seeded(cls, seed: int) -> MT19937:
-        """As `std::mt19937(seed)`, of which only the lowest 32 bits count."""
+        """Return the generator of `std::mt19937(seed)`; only the seed's lowest 32 bits count."""
         state = np.random.RandomState(seed & MOST).get_state(legacy=False)["state"]
         return cls(state["key"], state["pos"])
 
@@ -47,7 +47,7 @@ class MT19937:
         return cls(np.array(numbers[:-1], np.uint32), numbers[-1])
 
     def text(self) -> str:
-        """As libstdc++ prints it."""
+        """Return the state as libstdc++ prints it."""
         state = self._bits.state["state"]
         return " ".join(map(str, [*state["key"].tolist(), int(state["pos"])]))
 

@@ -1,7 +1,7 @@
-"""Names that people give to columns, keys and speakers, as the names of the formats.
+"""Map common names of columns, keys and speakers to the names of the formats.
 
-A question and its answer may stand under any of the usual names, in any case. They are taken for a
-format's keys only where one reading is possible.
+A question and its answer can have any of the usual names, in upper or lower case. They are read as
+a format's keys only if there is exactly one way to read them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MORE = {
 _SPEAKER = ("from", "speaker", "author", "sender")
 _WORDS = ("value", "text", "message", "utterance")
 _NUMBERS = ("prompt", "completion", "instruction", "input", "output", "chosen", "rejected")
-# What the formats read of a record beside the keys that they are known by.
+# Keys that the formats read from a record, besides those that identify it.
 _TAKEN = {key for f in FORMATS.values() for key in f.keys} | {"input", "system", "history"}
 
-# Roles of messages that are meant by other words; what is not here stays as it is.
+# Other names for the roles of messages; names that are not here stay unchanged.
 _USUAL = {name: role for name, role in SPEAKERS.items() if role in ("user", "assistant", "system")}
 _USUAL.pop("function_call", None)
 _USUAL |= {"tool": "tool", "function": "function", "developer": "developer"}
@@ -38,7 +38,7 @@ _ROLES = frozenset(_USUAL.values())
 
 
 def format_by_keys(record: Record) -> Format | None:
-    """Return the first format all of whose keys the record has; one with null counts as missing."""
+    """Return the first format whose keys the record has; a key with null counts as missing."""
     for found in FORMATS.values():
         if found.knows(record):
             return found
@@ -46,7 +46,7 @@ def format_by_keys(record: Record) -> Format | None:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a value is one chat: a list of messages by their keys."""
+    """Return whether a value is one chat: a list of messages by their keys."""
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
@@ -65,8 +65,8 @@ def known_names(
 ) -> Record:
     """Return the record with the names of a format, of `wanted` if that is given.
 
-    Without `guess` only speakers and numbers are changed. What cannot be known stays as it is.
-    Raises `DataError` where several readings are possible, with what to type.
+    Without `guess` only speakers and numbers are changed. Unknown names stay unchanged. Raises
+    `DataError`, with the option to type, if there are several ways to read the record.
     """
     if guess and not _has(record, wanted):
         record = _guessed(record, wanted, counts)
@@ -76,7 +76,7 @@ def known_names(
 
 
 def _has(record: Record, wanted: Format | None) -> bool:
-    """Whether nothing has to be guessed."""
+    """Return whether nothing has to be guessed."""
     if wanted is not None:
         return all(key in record for key in wanted.keys)
     found = format_by_keys(record)
@@ -132,9 +132,9 @@ def _guessed(record: Record, wanted: Format | None, counts: Counts) -> Record:
 
 
 def _pair(folded: dict[str, str]) -> tuple[str, str] | None:
-    """Return the one question and the one answer by their usual names; None where there is none.
+    """Return the question and the answer by their usual names; None if one of them is missing.
 
-    Raises `DataError` for several.
+    Raises `DataError` if there are several.
     """
     questions = [name for name in QUESTIONS if name in folded]
     answers = [name for name in ANSWERS if name in folded]
@@ -161,7 +161,7 @@ def _to_type(question: str, answer: str) -> str:
 def to_type(record: Record) -> str:
     """Return the option that names the columns of a record in no known format.
 
-    As far as can be guessed: its first and its last text.
+    The guess is its first and its last text.
     """
     texts = [key for key, value in record.items() if isinstance(value, str) and "," not in key]
     if len(texts) < 2:
@@ -170,7 +170,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return a record's keys that hold something, by their names in lower case."""
+    """Return a record's keys that hold a value, by their names in lower case."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:
@@ -179,7 +179,7 @@ def _folded(record: Record) -> dict[str, str]:
 
 
 def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """Return the record with other keys; those that a new name would replace hold null."""
+    """Return the record with renamed keys; a key that a new name replaces holds null."""
     for old, new in names.items():
         if old != new:
             counts.columns[f"{shown(old, 40)} as {new}"] += 1
@@ -195,7 +195,7 @@ def _with_numbers(record: Record, counts: Counts) -> Record:
 
 
 def _with_roles(record: Record, counts: Counts) -> Record:
-    """Return the record with the turns of its chats under the usual names."""
+    """Return the record with the usual names in the turns of its chats."""
     for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = record.get(key)
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
@@ -206,7 +206,7 @@ def _with_roles(record: Record, counts: Counts) -> Record:
 
 
 def _by_turns(record: Record) -> Record:
-    """Return a chat whose turns are those of ShareGPT, under "messages"."""
+    """Return a chat with ShareGPT's turns under "messages" as one under "conversations"."""
     turns = record.get("messages")
     if "conversations" in record or not isinstance(turns, list) or not is_turns(turns):
         return record
@@ -217,7 +217,7 @@ def _by_turns(record: Record) -> Record:
 
 
 def _with_system(record: Record, counts: Counts) -> Record:
-    """Return a chat with its "system" as the first message, as Anthropic's API has it."""
+    """Return a chat with its "system" (as in Anthropic's API) as the first message."""
     system, turns = record["system"], record["messages"]
     if not (isinstance(system, str) and system.strip() and isinstance(turns, list) and turns):
         return record
@@ -229,7 +229,7 @@ def _with_system(record: Record, counts: Counts) -> Record:
 
 
 def _turn(turn: Record, counts: Counts) -> Record:
-    """One message; itself if nothing has to be changed."""
+    """Return a message with the usual names; the same object if nothing has to be changed."""
     if type(turn.get("role")) is str and "content" in turn:
         turn = _role(turn, counts)
         words = "content"

@@ -1,4 +1,4 @@
-"""What was read in another way than it is written, counted over a file, and said in a few lines."""
+"""Counts of what was read differently from how it is written, reported in a few lines per file."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from nbllama.errors import shown
 
 READ = {
     "mask": (
-        'messages that are no answers have a key such as "loss" or "masked": they are never '
+        'messages that are not answers have a key such as "loss" or "masked": they are never '
         "trained anyway"
     ),
     "developer": (
-        "messages have the role developer, which the chat template does not know: they are "
+        "messages have the role developer, which the chat template does not have: they are "
         "rendered as system messages"
     ),
     "folded": (
-        "system messages were put in front of the first question, with an empty line between "
-        "(--system-as-user): ask the trained model in the same way, as llama.cpp's server puts "
-        "only a line feed there"
+        "system messages were put in front of the first question, with an empty line between them "
+        "(--system-as-user): write prompts for the trained model in the same way, because "
+        "llama.cpp's server puts only a line feed there"
     ),
     "first": (
-        "answers stand first in their chat: no prompt comes before them, so they are context and "
+        "answers are the first message of their chat: they have no prompt, so they are context and "
         "not trained"
     ),
     "thought": (
-        "answers have a thought that the chat template has no place for (reasoning_content or "
-        "<think>): they are trained without it"
+        "answers have a thought (reasoning_content or <think>) that the chat template does not "
+        "write: they are trained without it"
     ),
     "hermes": (
-        "answers call tools, but the chat template has no calls: the calls are trained as text, a "
-        "line of JSON in <tool_call> marks (Hermes form)"
+        "answers call tools, but the chat template does not support calls: the calls are trained "
+        "as text, a line of JSON in <tool_call> marks (Hermes form)"
     ),
     "null": (
-        "answers call tools and say nothing: their content is null for the chat template, which "
+        "answers call tools and have no text: their content is null for the chat template, which "
         "writes calls only then"
     ),
     "tools": (
-        "records list tools that the chat template does not write: the prompt is without them, as "
-        "a server renders it"
+        "records list tools that the chat template does not write: the prompt does not have them, "
+        "as on a server"
     ),
     "variables": (
         'records set variables ("chat_template_kwargs") that the chat template does not have'
@@ -47,7 +47,7 @@ READ = {
         "messages are not in the rendered text as they are written: the chat template changes them"
     ),
 }
-"""What may be told of records, by a short name."""
+"""What to report about records, by a short name."""
 
 
 class Notices:
@@ -67,7 +67,8 @@ class Notices:
     def add(self, line: int, found: Counter[str]) -> None:
         """Count what was found in the record of a line.
 
-        Kinds of `READ`, and "role:NAME" for messages of a role that the template leaves out.
+        The keys are those of `READ`, and "role:NAME" for messages of a role that the template
+        leaves out.
         """
         for kind, count in found.items():
             self._counts[kind] += count
@@ -75,7 +76,7 @@ class Notices:
             self._first.setdefault(kind, line)
 
     def lines(self, n_records: int, n_samples: int) -> list[str]:
-        """Write the lines for a file of so many good records."""
+        """Return the lines for a file of `n_records` good records."""
         out = []
         if self.apart:
             why = self.apart.most_common(1)[0][0]

@@ -1,9 +1,9 @@
-"""In which order the samples come: a pure function of (seed, epoch), and two integers of state.
+"""The order of the samples: a pure function of (seed, epoch), with two integers of state.
 
 An epoch's permutation sorts the samples by one random 64-bit number each, drawn from numpy's
 Philox 4x64 keyed by (seed, epoch) ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al.
-2011). The raw stream of a numpy bit generator is fixed by numpy's compatibility policy, which
-`Generator.permutation` is not; so an order outlives a numpy upgrade.
+2011). numpy's compatibility policy fixes the raw stream of a bit generator, but not
+`Generator.permutation`; so an order stays the same after a numpy upgrade.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Position(NamedTuple):
 
 
 class Shuffled(NamedTuple):
-    """One epoch: which sample comes when, int64 [n], and a random number for each place.
+    """One epoch: the order of the samples, int64 [n], and a random number for each place.
 
-    The numbers are in [0, 1], float64 [n]; a sample's random offset is made from them.
+    The numbers are in [0, 1], float64 [n]; they give the samples' random offsets.
     """
 
     order: np.ndarray
@@ -58,17 +58,17 @@ def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
 
 
 def check_position(position: Position, n_samples: int) -> None:
-    """Raise `DataError` for a position that is not in data of so many samples."""
+    """Raise `DataError` for a position that is not in data of `n_samples` samples."""
     epoch, first = position
     if not (0 <= epoch < _KEY_LIMIT and 0 <= first < n_samples):
         raise DataError(
             f"epoch {epoch}, sample {first} is outside the data, which has "
-            f"{n_samples} samples; was the file changed?"
+            f"{n_samples} samples; did the file change?"
         )
 
 
 class Order:
-    """The orders of a seed's epochs, of which the last one asked for is kept."""
+    """The orders of a seed's epochs; the last one used is kept."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
         self.n_samples = n_samples

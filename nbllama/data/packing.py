@@ -1,17 +1,17 @@
-"""Packing: a batch holds as many whole samples as fit, not so many samples.
+"""Packing: a batch holds as many whole samples as fit, instead of a fixed number of samples.
 
-Nothing is padded in any case, since a batch is a stream in which attention and positions are cut
-between samples. What packing changes is how samples are dealt out: batches have about the same
-number of tokens, so that each takes about the same time and memory, and short samples come in
-batches that are large enough for the matrix products.
+Nothing is padded in either case, since a batch is a stream in which attention and positions are cut
+between samples. Packing changes how samples are grouped: batches have about the same number of
+tokens, so that each takes about the same time and memory, and short samples are in batches that are
+large enough for the matrix products.
 
-Samples stay in the epoch's order; a batch ends before the first one that does not fit. So the place
-in the data is still (epoch, next sample), and room that is left over costs nothing.
+Samples stay in the epoch's order; a batch ends before the first sample that does not fit. So the
+place in the data is still (epoch, next sample), and unused room costs nothing.
 
-Where samples share their beginnings (`nbllama.data.shared`), what counts are the tokens that are
-computed. A batch then ends too where its samples have as many trained targets as there is room, or
-`MOST_TOKENS` times as many tokens, so that its memory has a bound. The rule stays that with which a
-run began, since it decides which samples come together.
+If samples share their beginnings (`nbllama.data.shared`), only computed tokens count. To limit
+memory, a batch then also ends before its samples have more trained targets than there is room, or
+more than `MOST_TOKENS` times as many tokens. A run keeps the rule that it began with, since the
+rule decides which samples are in the same batch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from nbllama.data.samples import Samples
 from nbllama.data.shared import FEWEST_ROWS, Beginnings, most_rows
 
 MOST_TOKENS = 8
-SEEN = 16  # batches whose mean is `per_batch`
+SEEN = 16  # number of batches that `per_batch` averages over
 
 
 class Packed:
-    """The `Dataset` of `samples` in which n rows stand for n * n_ctx tokens.
+    """The `Dataset` of `samples` in which n rows mean n * n_ctx tokens.
 
     `shared`: a token that several samples of a batch share is counted once.
     """
@@ -44,7 +44,7 @@ class Packed:
         self._lengths = samples.lengths()
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lengths of the samples, which are those of the data set behind this one."""
+        """Return the lengths of the samples, as in the data set that is packed."""
         return self._lengths
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -52,18 +52,18 @@ class Packed:
         return self.samples.batch(indices)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the samples from place `first` on that together fit in `n_rows` rows."""
+        """Return the samples from place `first` on that fit in `n_rows` rows together."""
         n = self.used(order, first, n_rows, wraps=wraps)
         return self.batch(order.order[first : first + n].tolist()), n
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples fit; `ValueError` for `wraps`: the old tool packed nothing."""
+        """Return how many samples fit; `ValueError` for `wraps`: the old tool has no packing."""
         if wraps:
             raise ValueError("packed batches do not wrap around")
         room = n_rows * self.n_ctx
         if self.shared:
             return self._used_shared(order.order, first, room)
-        # Every sample has a token, so no more than `room` of them fit.
+        # Every sample has at least one token, so at most `room` samples fit.
         sizes = self._lengths[0][order.order[first : first + room]]
         return int(np.searchsorted(np.cumsum(sizes), room, side="right"))
 
@@ -79,21 +79,21 @@ class Packed:
         return len(order) - first
 
     def largest_shared(self, n_rows: int) -> tuple[int, int]:
-        """Return bounds of the computed tokens and of the samples' tokens of any shared batch."""
+        """Return upper bounds of the computed and of all tokens of any shared batch."""
         room, tokens = n_rows * self.n_ctx, self._lengths[0]
         most = min(MOST_TOKENS * room, int(tokens.sum()))
         n = self.n_samples
         rows = min(room, most_rows([self.samples.inputs(i) for i in range(n)], n))
-        # with fewer rows a batch is computed as it is
+        # a batch with fewer rows is computed without sharing
         short = int(tokens[tokens < FEWEST_ROWS].sum())
         return max(rows, min(short, most)), most
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return bounds of any batch: full rows, of the samples with the greatest trained share."""
+        """Return bounds for any batch: full rows of the samples with the largest trained share."""
         room = n_rows * self.n_ctx
         tokens, trained = self._lengths
-        # No choice of samples has more trained targets than those with the greatest share of them,
-        # the last one only in part.
+        # The samples with the largest share of trained targets have the most of them, if part of
+        # the last sample is counted too.
         by_share = np.argsort(-trained / tokens, kind="stable")
         filled = np.cumsum(tokens[by_share])
         whole = int(np.searchsorted(filled, room, side="right"))
@@ -103,7 +103,7 @@ class Packed:
         return min(room, int(tokens.sum())), min(room, most)
 
     def per_batch(self, n_rows: int) -> float:
-        """Return the average by the samples' mean length, less half a sample that does not fit."""
+        """Estimate the average from the mean length, minus half a sample that does not fit."""
         if self.shared:
             order, sizes = np.arange(self.n_samples), [0]
             while len(sizes) <= SEEN and sum(sizes) < len(order):

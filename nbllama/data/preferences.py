@@ -1,11 +1,11 @@
 """Preferences as a `Dataset`: a sample is a pair of answers, or one answer with a label.
 
-The rows of a batch are the answers with their prompts: of pairs chosen, rejected, chosen, ... Both
+The rows of a batch are the answers with their prompts: for pairs chosen, rejected, chosen, ... Both
 sides of a pair are always in the same micro-batch.
 
-For KTO, every answer is also put behind the prompt of another record: the loss needs an estimate of
-how far the model has moved on answers that were not written for the prompt. The answer of sample i
-stands behind the prompt of sample i - 1, in a data set of its own (`others`).
+For KTO, every answer is also combined with the prompt of another record: the loss needs an estimate
+of how far the model has moved on answers that were not written for the prompt. The answer of
+sample i follows the prompt of sample i - 1, in a separate data set (`others`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbllama.data.text_file import sha256_parts
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedBatch(Batch):
-    """A batch that knows its answers.
+    """A batch with the numbers of its answers.
 
     rows int64 [S]: the numbers of its sequences among the samples of `source`.
     """
@@ -34,7 +34,7 @@ class JudgedBatch(Batch):
 
 
 class Preferences(RowPerSample):
-    """The `Dataset` of judged `samples`; `width` rows are one sample: 2 for pairs, 1 for labels.
+    """The `Dataset` of judged `samples`; a sample has `width` rows: 2 for pairs, 1 for labels.
 
     reference, others_reference: log-probabilities of the answers under the reference, float64 `[n]`
     for the n rows of `samples` and of `others`; None until they are computed.
@@ -46,7 +46,7 @@ class Preferences(RowPerSample):
 
     def __init__(self, samples: Samples, width: int) -> None:
         if samples.judged is None or samples.n_samples % width:
-            raise ValueError("these samples are no preferences")
+            raise ValueError("these samples are not preferences")
         self.samples, self.width = samples, width
         self.judged: Judged = samples.judged
         self.format, self.n_ctx, self.notes = samples.format, samples.n_ctx, samples.notes
@@ -54,7 +54,7 @@ class Preferences(RowPerSample):
         self._lengths = samples.lengths()
 
     def of(self, samples: Samples) -> Preferences:
-        """Return other samples in the same form."""
+        """Return a data set of other samples with the same width."""
         return Preferences(samples, self.width)
 
     @property
@@ -63,11 +63,11 @@ class Preferences(RowPerSample):
         return self.samples.n_samples // self.width
 
     def n_tokens(self, i: int) -> int:
-        """Return the number of input tokens of a sample, of both sides together."""
+        """Return the number of input tokens of a sample, both sides together."""
         return int(self.lengths()[0][i])
 
     def n_trained(self, i: int) -> int:
-        """Return the number of trained targets of a sample, of both sides together."""
+        """Return the number of trained targets of a sample, both sides together."""
         return int(self.lengths()[1][i])
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ class Preferences(RowPerSample):
         return tokens, trained
 
     def place(self, i: int) -> str:
-        """Return where the record of sample i stands."""
+        """Return where the record of sample i is in the data."""
         return self.samples.place(i * self.width)
 
     def rows(self, indices: Sequence[int]) -> np.ndarray:
@@ -91,7 +91,7 @@ class Preferences(RowPerSample):
 
     @cached_property
     def others(self) -> Samples:
-        """The answer of row i behind the prompt of row i - 1, cut to n_ctx tokens."""
+        """The answer of row i after the prompt of row i - 1, cut to n_ctx tokens."""
         s = self.samples
         begins, ends = s.offsets[:-1], s.offsets[1:]
         ids, trained, sizes = [], [], []
@@ -99,7 +99,7 @@ class Preferences(RowPerSample):
             answer = slice(int(begins[i]) + _prompt(s, i), int(ends[i]))
             before = (i - 1) % s.n_samples
             prompt = s.ids[begins[before] :][: _prompt(s, before)]
-            # a prompt loses its beginning where both are too long together
+            # if both together are too long, the beginning of the prompt is cut off
             room = s.n_ctx + 1 - (answer.stop - answer.start)
             prompt = prompt[max(0, len(prompt) - room) :]
             ids += [prompt, s.ids[answer]]

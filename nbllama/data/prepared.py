@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A chat as it is rendered, and the numbers of the answers that are trained.
+    """A chat as it is rendered, and the numbers of the trained answers.
 
-    `shift`: how much larger the messages' numbers are in the record.
+    `shift`: add this to a message's number to get its number in the record.
     """
 
     messages: list[Message]
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
 
     @property
     def request(self) -> Chat:
-        """What to render: the prompt and the end of each trained answer."""
+        """The rendering request: the prompt and the end of each trained answer."""
         cuts = [cut for i in self.numbers for cut in ((i, True), (i + 1, False))]
         last = self.numbers[-1] + 1
         return self.messages[:last], cuts, chat_variables(self.tools, self.variables)

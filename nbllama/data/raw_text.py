@@ -1,15 +1,13 @@
-"""Raw text: one file, tokenised and cut into samples.
+"""Raw text: one file, tokenised and cut into samples, which become rows of at most n_ctx tokens.
 
-Rows of at most n_ctx tokens are made from them.
-
-A sample is a window (begin, size) of the file's tokens t. A row that holds (the beginning of) one
-is the sequence
+A sample is a window (begin, size) of the file's tokens t. A row with (the beginning of) a sample is
+the sequence
 
     tokens   BOS       t[begin]     ...  t[begin + n - 2]
     targets  t[begin]  t[begin + 1] ...  t[begin + n - 1]        n = min(size, n_ctx)
 
-as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` say what becomes of a row
-that is not full. A cutter (`nbllama.data.cutters`) decides which windows there are.
+as in llama.cpp's `common/train.cpp:get_example_targets_batch`. `Rules` define what happens to a row
+that is not full. A cutter (`nbllama.data.cutters`) defines the windows.
 """
 
 from __future__ import annotations
@@ -33,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class Rules(NamedTuple):
-    """What a row is made of; the names are those of the options.
+    """How rows are made; the names are those of the options.
 
-    pad: short rows are filled with EOS, which is trained on, as in the old tool. Else they stay
-    short.
+    pad: short rows are filled with EOS, which is trained on, as in the old tool. Otherwise they
+    stay short.
     """
 
     fill_with_next_samples: bool = False
@@ -49,9 +47,9 @@ class Rules(NamedTuple):
 def first_token(tokenizer: Tokenizer) -> int:
     """Return the id that every sequence of raw text begins with: BOS, else EOS.
 
-    A vocabulary without BOS (GPT-2's kind) has one end-of-text token that stands between
-    documents, so it precedes the start of a text just as BOS does; where llama.cpp names a BOS
-    for such a model, it is that same token.
+    A vocabulary without BOS (as GPT-2's) has one end-of-text token between documents, so it
+    precedes the start of a text just as BOS does; if llama.cpp names a BOS for such a model, it is
+    the same token.
 
     Raises `DataError` for a vocabulary with neither.
     """
@@ -65,8 +63,8 @@ def first_token(tokenizer: Tokenizer) -> int:
 class RawText:
     """The `Dataset` of a text file.
 
-    tokens int32 [T] are the file's ids, `first` the id put before each row, `last` the one that
-    ends a sample where the rules want that, and that stands for an empty sample.
+    tokens int32 [T] are the file's ids, `first` is the id before each row, `last` is the id that
+    ends a sample if the rules say so, and that replaces an empty sample.
     """
 
     tokens: np.ndarray
@@ -95,7 +93,7 @@ class RawText:
         return self.n_ctx if self.full_rows else max(1, min(size, self.n_ctx))
 
     def n_trained(self, i: int) -> int:
-        """All of a row is trained."""
+        """Return the length of the row: all of it is trained."""
         return self.n_tokens(i)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +109,7 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows)
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
-        """Return the rows from place `first` on; `Rules` may fill them with further samples."""
+        """Return the rows from place `first` on; `Rules` can fill them with further samples."""
         at = first
         rows: list[np.ndarray] = []
         while len(rows) < n_rows and (wraps or at < self.n_samples):
@@ -121,13 +119,13 @@ class RawText:
         return Batch.from_rows(self._with_input(targets) for targets in rows), at - first
 
     def used(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> int:
-        """Return how many samples `take` uses: one a row, or as many as fill it."""
+        """Return how many samples `take` uses: one per row, or as many as fill it."""
         if self.rules.fill_with_next_samples:
             return self.take(order, first, n_rows, wraps=wraps)[1]
         return n_rows if wraps else min(n_rows, self.n_samples - first)
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return the bounds by `largest_rows`."""
+        """Return the bounds from `largest_rows`."""
         return largest_rows(self.lengths(), n_rows, wraps)
 
     def per_batch(self, n_rows: int) -> float:
@@ -147,7 +145,7 @@ class RawText:
         parts: list[np.ndarray] = []
         place = first % len(order.order)
         begin, size = self._window(order, place)
-        # A sample of no token has no offset either: the product is 0.
+        # An empty sample has no offset: the product is 0.
         at = int(max(0, size - 1) * order.unit[place]) if rules.sample_random_offsets else 0
         used, separators = 1, self._separators()
         while room:
@@ -200,10 +198,10 @@ def load_raw_text(
 ) -> RawText:
     """Return the samples of a UTF-8 text file, and rows of at most `n_ctx` tokens.
 
-    `content` or `text`: what is in the file, if it was read already. `texts`: those of several
-    files, each of which is cut apart, so that no sample reaches from one into the next.
-    `keep_mark`: a byte-order mark at the start is part of the text.
-    Raises `DataError` for a file that cannot be read, is empty or is no text.
+    `content` or `text`: the file's content, if it has been read already. `texts`: those of several
+    files, which are cut separately, so that no sample reaches from one into the next. `keep_mark`:
+    a byte-order mark at the start is part of the text.
+    Raises `DataError` for a file that cannot be read, is empty or is not text.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
@@ -231,7 +229,7 @@ def load_raw_text(
 
 
 def _joined(cuts: Sequence[Cut]) -> Cut:
-    """Join the tokens of several texts end to end, each with its own windows."""
+    """Concatenate the tokens of several texts, each with its own windows."""
     if len(cuts) == 1:
         return cuts[0]
     firsts = np.cumsum([0] + [len(cut.tokens) for cut in cuts[:-1]], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Training files, read once: what kind of data they hold, and their records as samples.
+"""Read training files: detect their kind of data, and read their records as samples.
 
-Nothing of a bad record is guessed at: it is refused, or skipped and counted. A file whose name or
-first characters say that it holds records is never read as plain text, unless the format `raw` is
-asked for.
+A bad record is never guessed at: it is refused, or skipped and counted. If the name or the first
+characters of a file show that it holds records, it is never read as plain text, unless the format
+is set to `raw`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from nbllama.system.garbage import without_collection
 
 CSV = "csv"
 NAMES = (RAW, *FORMATS, CSV)
-"""What `--data-format` may say."""
+"""The allowed values of `--data-format`."""
 
 _TABLES = (".csv", ".tsv")
 
 
 class _Records(NamedTuple):
-    """What one file holds: records, or a text, and how many lines it has."""
+    """The content of one file: records or a text, and its number of lines."""
 
     entries: list[Entry] | None
     text: str
@@ -72,17 +72,17 @@ def open_data(
     skip_bad: bool = False,
     keep_mark: bool = False,
 ) -> DataFile:
-    """Read what `path` names (`data_files`), packed or not.
+    """Read the files that `path` names (`data_files`), compressed or not.
 
-    Without `data_format` (one of `NAMES`) name and content decide: records, if the name ends as
-    that of such files, if the content begins like JSON objects, if at least half of the lines that
-    are not blank look like JSON, or if the first line is the header of a table with the keys of a
-    format; else raw text. `columns`: the file's name for a format's key. `keep_mark`: for raw text,
-    the bytes of one file as they are, a byte-order mark included.
+    Without `data_format` (one of `NAMES`) name and content decide: a file holds records if its name
+    has the ending of such files, if the content begins like JSON objects, if at least half of the
+    lines that are not blank look like JSON, or if the first line is the header of a table with the
+    keys of a format; otherwise it is raw text. `columns`: the file's name for a format's key.
+    `keep_mark`: for raw text, the bytes of one file unchanged, including a byte-order mark.
 
-    Raises `DataError` for a file that cannot be read, is empty or is no text, for records whose
-    keys are those of no format, and for the first bad record, unless `skip_bad` collects them. Data
-    without a good record are refused anyway, and so are files of records together with texts.
+    Raises `DataError` for a file that cannot be read, is empty or is not text, for records whose
+    keys fit no format, and for the first bad record, unless `skip_bad` collects them. Data without
+    a good record are always refused, and so is a mix of files with records and files with text.
     """
     if data_format not in (None, *NAMES):
         raise ValueError(f"data format {data_format!r} is not one of {', '.join(NAMES)}")
@@ -107,8 +107,8 @@ def open_data(
     for other, records in found:
         if records.entries is None:
             raise DataError(
-                f"{shown(other, 400)} holds plain text, the other files hold records; name the "
-                "ones that belong together"
+                f"{shown(other, 400)} holds plain text, but the other files hold records; give "
+                "only files of the same kind"
             )
     return _parsed(name, found, asked, notes)
 
@@ -125,7 +125,7 @@ def open_records(
     """Read records in memory as if each were a line of a file called `name`.
 
     A string is the record `{"text": string}`. Raises as `open_data`, and `UsageError` for a format
-    of files only.
+    that only files can have.
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
@@ -147,7 +147,9 @@ def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
         called or binary_kind(content.content) is not None
     )
     if data_format != RAW and called and not is_parquet:
-        raise DataError(f"{shown(name, 400)} is called a Parquet file, but it begins like none")
+        raise DataError(
+            f"{shown(name, 400)} has the name of a Parquet file, but not the content; rename it"
+        )
     if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
         return _Records(entries, "", len(entries))
@@ -170,13 +172,13 @@ def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
 
 
 def _begins_with_object(text: str) -> bool:
-    """Whether a file called a table holds JSON."""
+    """Return whether a file with the name of a table holds JSON."""
     return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
 
 
 def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
     if "\n" not in text and "\r" in text:
-        text = text.replace("\r", "\n")  # a string of JSON holds none
+        text = text.replace("\r", "\n")  # JSON strings contain no raw line breaks
 
     def known(record: Record) -> bool:
         try:
@@ -186,11 +188,11 @@ def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
 
     try:
         values, whole = json_values(text)
-        told: list[str] = []
-        entries = list(entries_of(values, whole, known, told))
+        lines: list[str] = []
+        entries = list(entries_of(values, whole, known, lines))
     except DataError as e:
         raise DataError(f"{shown(name, 400)}, {e}") from e.__cause__
-    notes += [f"{shown(name, 400)}: {line}" for line in told]
+    notes += [f"{shown(name, 400)}: {line}" for line in lines]
     return entries
 
 
@@ -226,10 +228,10 @@ def _parsed(
         try:
             if isinstance(record, DataError):
                 raise record
-            own = format if asked.wanted else _own(record, format)
-            data.samples.append((line, own.read(record, asked.style)))
-            used[own.name] += 1
-            count_unread(record, own, counts)
+            its_format = format if asked.wanted else _format_among(record, format)
+            data.samples.append((line, its_format.read(record, asked.style)))
+            used[its_format.name] += 1
+            count_unread(record, its_format, counts)
         except DataError as e:
             if not asked.skip_bad:
                 raise DataError(f"{data.where(line)}: {e}") from e.__cause__
@@ -248,15 +250,15 @@ def _parsed(
     return data._replace(format=format.name, notes=tuple(notes))
 
 
-def _own(record: Record, format: Format) -> Format:
-    """Return the format of a record among others: that of most, if it has its keys."""
+def _format_among(record: Record, format: Format) -> Format:
+    """Return the format of a record: `format`, that of most records, if it has its keys."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format
 
 
 def _format(entries: list[Entry], data: DataFile) -> Format:
-    """Return the format of most of these records, of which there must be one."""
+    """Return the format of most of these records. Raises `DataError` if no record has one."""
     votes: Counter[str] = Counter()
     good = [(line, e) for line, e in entries if not isinstance(e, DataError)]
     for _, record in good:
@@ -271,6 +273,6 @@ def _format(entries: list[Entry], data: DataFile) -> Format:
     known = "; ".join(" and ".join(f.keys) for f in FORMATS.values())
     line, record = good[0]
     raise DataError(
-        f"{data.where(line)}: the keys ({keys_of(record)}) are those of no format ({known}); name "
-        f"them, such as {to_type(record)}, or give --data-format raw"
+        f"{data.where(line)}: the keys ({keys_of(record)}) fit no format ({known}); name "
+        f"them, for example with {to_type(record)}, or give --data-format raw"
     )

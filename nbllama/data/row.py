@@ -1,4 +1,4 @@
-"""One sample as token ids, with what of them is trained."""
+"""One sample as token ids, with a mask of the trained ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Encoded(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample: its ids, which are trained, and which characters of `text` each is.
+    """One sample: its ids, which of them are trained, and their characters in `text`.
 
-    int32, bool, and int64 and int64 [n] for a token's first character and the one after its last.
-    Places and text may be left out.
+    ids int32 [n], trained bool [n], starts and ends int64 [n]: a token's first character and the
+    one after its last. starts, ends and text are optional.
     """
 
     ids: np.ndarray
@@ -36,15 +36,15 @@ class Row(NamedTuple):
         return [(int(self.starts[a]), min(int(self.ends[b - 1]), n)) for a, b in edges]
 
     def n_useful(self) -> int:
-        """How many ids there are up to the last trained target; 0 if there is no trained target."""
+        """Return the number of ids up to the last trained target; 0 if there is none."""
         if len(self.trained) > 1 and self.trained[-1]:
             return len(self.trained)
-        # The first id is no target: nothing comes before it.
+        # The first id is not a target: nothing comes before it.
         targets = np.flatnonzero(self.trained[1:]) + 1
         return int(targets[-1]) + 1 if len(targets) else 0
 
     def first(self, n: int) -> Row:
-        """Return the first `n` ids, and the text of them."""
+        """Return the first `n` ids and their text."""
         if n >= len(self.ids):
             return self
         ids, trained, starts, ends = (part[:n] for part in self[:4])

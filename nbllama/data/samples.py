@@ -1,8 +1,8 @@
 """Records as token ids with a mask: the `Dataset` of everything that is not raw text.
 
-A sequence is a whole sample and ends with its last trained target, since what comes after it
-changes neither loss nor gradient. A record is one sample, or several where earlier answers of a
-chat stand behind another prompt than its later ones show (`nbllama.data.chat`).
+A sequence is a whole sample and ends with its last trained target, since later tokens change
+neither loss nor gradient. A record is one sample, or several if earlier answers of a chat have a
+prompt that differs from the beginning of the later prompts (`nbllama.data.chat`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ON_LONG = ("cut", "refuse", "skip")
 
 
 class SampleText(NamedTuple):
-    """The text of a sample, and its trained characters as (start, end) each."""
+    """The text of a sample, and its trained ranges of characters, (start, end) each."""
 
     text: str
     trained: list[tuple[int, int]]
@@ -42,12 +42,12 @@ class SampleText(NamedTuple):
 class Samples(RowPerSample):
     """The `Dataset` of a file of records.
 
-    ids and trained hold all samples end to end, sample i is `offsets[i] : offsets[i + 1]` of both,
-    of which all but the last id are input; `lines[i]` is the line of the file where its record
-    begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut samples
-    were longer than n_ctx tokens, n_dropped left no trained target within n_ctx, n_long were
+    ids and trained hold all samples concatenated, sample i is `offsets[i] : offsets[i + 1]` of
+    both; all its ids except for the last are input. `lines[i]` is the line of the file where its
+    record begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut
+    samples were longer than n_ctx tokens, n_dropped had no trained target within n_ctx, n_long were
     skipped for their length, n_bad records could not be read. `format`: as in the file. `texts`: of
-    each sample, if they are kept. `judged`: what is known of each answer, where the records are
+    each sample, if they are kept. `judged`: the judgement of each answer, if the records are
     preferences.
     """
 
@@ -70,7 +70,7 @@ class Samples(RowPerSample):
     judged: Judged | None = None
 
     def place(self, i: int) -> str:
-        """Return "line N" of the record of sample i, and of which file where there are several."""
+        """Return "line N" of the record of sample i, with the file if there are several."""
         line = int(self.lines[i])
         if not self.parts:
             return f"line {line}"
@@ -98,7 +98,7 @@ class Samples(RowPerSample):
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Return both counts of all samples, int64 [n_samples] each."""
-        # The first id of a sample is no target.
+        # The first id of a sample is not a target.
         targets = self.trained.copy()
         targets[self.offsets[:-1]] = False
         counts = np.add.reduceat(targets, self.offsets[:-1], dtype=np.int64)
@@ -134,15 +134,15 @@ def load_samples(
 ) -> Samples:
     """Return the samples of a file of records, each at most `n_ctx` input tokens.
 
-    `on_long`: a longer sample is cut behind its first `n_ctx` tokens (and left out where that
-    leaves no trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
-    `parse_special`: control tokens written out in texts without a template are these tokens.
-    `template` is needed for chats only. `system_as_user`: see `ChatReader`. `keep_texts`: with the
-    samples' texts, to be shown. `progress` gets a line every few seconds.
+    `on_long`: a longer sample is cut after its first `n_ctx` tokens (and left out if that leaves no
+    trained target), or refused, or skipped. `train_on_prompt`: every token is trained.
+    `parse_special`: parse the text of control tokens in texts without a template. `template` is
+    needed only for chats. `system_as_user`: see `ChatReader`. `keep_texts`: keep the samples'
+    texts, to show them. `progress` gets a line every few seconds.
 
     Raises `DataError` for chats without a template, with file and line for a sample that the
-    template refuses (unless `skip_bad`) or that is too long, and when no trained target is left in
-    the whole file; and what the template raises, with file and line.
+    template refuses (unless `skip_bad`) or that is too long, and if the whole file has no trained
+    target left; and the template's errors, with file and line.
     """
     if n_ctx < 1:
         raise ValueError("n_ctx must be at least 1")
@@ -233,7 +233,7 @@ def load_samples(
 
 
 def _both_sides(rows: Sequence[Row]) -> bool:
-    """Whether both sides of a pair are left, and differ in what is left."""
+    """Return whether both sides of a pair are left, and differ in what is left."""
     return len(rows) == 2 and not np.array_equal(rows[0].ids, rows[1].ids)
 
 
@@ -243,8 +243,8 @@ def _nothing(data: DataFile, n_all: int, n_ctx: int, bad: list[Bad]) -> str:
         place = data.short_place(bad[0].line)
         return f"nothing in {where} can be trained; {place}: {bad[0].reason}"
     return (
-        f"no token of {where} can be trained: in none of its {n_all} samples does an answer begin "
-        f"within {n_ctx} tokens; a longer --ctx may help"
+        f"no token of {where} can be trained: none of its {n_all} samples has an answer beginning "
+        f"within {n_ctx} tokens; a larger --ctx may help"
     )
 
 

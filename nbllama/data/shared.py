@@ -1,20 +1,19 @@
 """Beginnings that samples of a micro-batch share, so that each of their tokens is computed once.
 
 Every chat template repeats its system prompt in each record, text-to-SQL repeats a schema, and a
-conversation with one sample per answer repeats all earlier turns. A token of a causal model knows
-only what stands before it, so two samples that begin with the same tokens have the same
-activations there. `share` lays a micro-batch out anew: a sample's row is left out where an earlier
-sample of the batch has the same tokens up to there.
+conversation with one sample per answer repeats all earlier turns. A token of a causal model depends
+only on the tokens before it, so two samples that begin with the same tokens have the same
+activations there. `share` rearranges a micro-batch: a sample's row is left out if an earlier sample
+of the batch has the same tokens up to there.
 
     samples            a b c d e    a b c f    a b c d g h
     computed rows      a b c d e    f          g h
     row of each token  0 1 2 3 4    0 1 2 5    0 1 2 3 6 7
 
-Everything that works row by row needs to know nothing of it. Attention reads the keys of a path,
-which is a sample's rows in order (`nbllama.ops.attention.tree`), and the loss reads the rows of the
-trained positions of all samples in the order that they have without sharing; a row may come several
-times, with another target each time. So the loss has the same bits, and the gradients are the same
-sums in another order.
+Ops that work row by row need no change. Attention reads the keys of a path, which is a sample's
+rows in order (`nbllama.ops.attention.tree`), and the loss reads the rows of the trained positions
+of all samples in the same order as without sharing; a row can come several times, each time with
+another target. So the loss has the same bits, and the gradients are the same sums in another order.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ import numpy as np
 from nbllama.data.batch import Batch, Tree
 
 LEAST = 2  # tokens that two samples must have in common: BOS alone is not worth it
-FEWEST_ROWS = 5  # with fewer rows, linear layers and attention take a way with other bits
+FEWEST_ROWS = 5  # with fewer rows, linear layers and attention use code with other rounding
 
 
 class Beginnings:
-    """The samples of a batch so far. A sample's neighbours in sorted order share most with it."""
+    """The samples of a batch so far. A sample shares most with its neighbours in sorted order."""
 
     def __init__(self) -> None:
         self._keys: list[bytes] = []
@@ -41,27 +40,27 @@ class Beginnings:
     def add(self, tokens: np.ndarray) -> tuple[int, int]:
         """Add a sample, int32 `[n]`.
 
-        Returns the number (from 0) of an earlier sample that shares most with it, and how many
-        tokens that is: 0 if fewer than `LEAST`.
+        Returns the number (from 0) of an earlier sample that shares most tokens with it, and how
+        many they share: 0 if fewer than `LEAST`.
         """
         key = sort_key(tokens)
         at = bisect(self._keys, key)
-        most, other = 0, 0
+        n_shared, other = 0, 0
         for number, seen in self._samples[max(0, at - 1) : at + 1]:
-            if (n := common(seen, tokens)) > most:
-                most, other = n, number
+            if (n := common(seen, tokens)) > n_shared:
+                n_shared, other = n, number
         self._keys.insert(at, key)
         self._samples.insert(at, (len(self._samples), tokens))
-        return other, most
+        return other, n_shared
 
 
 def sort_key(tokens: np.ndarray) -> bytes:
-    """Return bytes that sort as the tokens do."""
+    """Return bytes that sort in the same order as the tokens."""
     return tokens.astype(">i4").tobytes()
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Return how many tokens at the start of both are the same; 0 if fewer than `LEAST`."""
+    """Return how many tokens both have in common at the start; 0 if fewer than `LEAST`."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = int(different[0]) if len(different) else n
@@ -71,7 +70,7 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
 def share(batch: Batch) -> Batch:
     """Return the batch with each shared beginning once; the batch itself if nothing is shared.
 
-    The result has a `Tree`. Rows of the first sample that has a beginning stand for all of them.
+    The result has a `Tree`. Samples with a common beginning use the rows of the first of them.
     """
     rows = np.empty(batch.n_tokens, np.int32)
     new = np.ones(batch.n_tokens, bool)
@@ -104,14 +103,14 @@ def share(batch: Batch) -> Batch:
 
 
 def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
-    """Return the most rows that `n` of the samples (int32 `[n]` each) can have when they share.
+    """Return the most rows that `n` of the samples (int32 `[n]` each) can have with sharing.
 
-    The samples are the leaves of a tree of tokens. n paths cover most of it if each is the longest
-    that is left: at every branching the deepest path goes on and the others end there.
+    The samples are the leaves of a tree of tokens. n paths cover the most of it if each is the
+    longest one left: at every branching the deepest path continues and the others end there.
     """
     tokens = sorted(samples, key=sort_key)
     ended: list[int] = []  # lengths of paths, from the branching where they end
-    open_: list[tuple[int, int]] = []  # (common with what follows, deepest) of subtrees to the left
+    open_: list[tuple[int, int]] = []  # (common with the next, deepest) of subtrees to the left
     for i, sample in enumerate(tokens):
         deepest = len(sample)
         shared = common(sample, tokens[i + 1]) if i + 1 < len(tokens) else 0

@@ -1,11 +1,11 @@
-"""Token ids of a rendered chat, and no special token out of a message's words.
+"""Encode a rendered chat without parsing special tokens in the text of messages.
 
-`encode(text, parse_special=True)` turns "<|im_end|>" into the end-of-turn token wherever it
-stands. In the template's own text that is meant; in a message it would let the message end its
-turn and open another one. Tokenising the pieces apart would be safe but gives other ids, because
-tokens reach across the border (a line feed of the template, a line feed of the message). So: find
-the special tokens of the template with such messages blotted out, cut the text there and nowhere
-else, and encode what lies between with parse_special=False.
+`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. That is
+right in the text of the template; in a message it would let the message end its turn and begin
+another one. Tokenising the pieces separately would be safe but gives other ids, because tokens
+reach across the border (a line feed of the template, a line feed of the message). So such messages
+are replaced by neutral characters to find the special tokens of the template, the text is cut only
+there, and the parts between are encoded with parse_special=False.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from nbllama.text.chat_template import ChatTemplate
     from nbllama.text.tokenizer import Tokenizer
 
-Path = tuple[Any, ...]  # the way to a string in a chat: message, key, ...
+Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the characters of the text that each stands for.
+    """Tokens, int32 [n], and the characters of the text that each of them covers.
 
-    Those are `text[start:end]`, int64 [n].
+    These are `text[start:end]`, int64 [n].
     """
 
     ids: np.ndarray
@@ -39,12 +39,12 @@ class Placed(NamedTuple):
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> Placed:
-    """Tokens of `text`, in which special tokens are only characters."""
+    """Return the tokens of `text`, with special tokens as plain characters."""
     return _encode(tokenizer, text, parse_special=False)
 
 
 def encode_parsed(tokenizer: Tokenizer, text: str) -> Placed:
-    """Tokens of `text`, in which the texts of special tokens are these tokens."""
+    """Return the tokens of `text`, with special tokens parsed."""
     return _encode(tokenizer, text, parse_special=True)
 
 
@@ -58,14 +58,14 @@ def encode_rendered(
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Placed:
-    """Tokens of `text`, which is what `template` makes of `messages`.
+    """Return the tokens of `text`, to which `template` rendered `messages`.
 
-    Where no message holds a special token's text, the ids are those of
+    If no message holds a special token's text, the ids are those of
     `tokenizer.encode(text, parse_special=True)`. BOS is put in front if the tokenizer adds one and
     the text does not begin with it.
 
-    Raises `MessageError` when a message holds a special token's text and the template changes the
-    message in such a way that it cannot be found again; and what `template.render` raises.
+    Raises `MessageError` if a message holds a special token's text and the template changes the
+    message so that it cannot be found again; and the errors of `template.render`.
     """
     spans = special_spans(
         tokenizer,
@@ -81,7 +81,7 @@ def encode_rendered(
 
 
 def with_bos(tokenizer: Tokenizer, placed: Placed) -> Placed:
-    """`placed` with BOS in front, if the tokenizer adds one and it is not there."""
+    """Return `placed` with BOS in front, if the tokenizer adds one and it is missing."""
     bos = tokenizer.bos_id
     if tokenizer.add_bos and bos is not None and placed.ids[:1].tolist() != [bos]:
         return Placed(*(np.insert(half, 0, x) for half, x in zip(placed, (bos, 0, 0), strict=True)))
@@ -95,7 +95,7 @@ def encode_marked(
     *,
     continues: bool = False,
 ) -> Placed:
-    """Return the tokens of a rendered text, special ones parsed except in the ranges `plain`.
+    """Return the tokens of a rendered text, with special ones parsed except in the ranges `plain`.
 
     `continues`: as in `Tokenizer.encode_with_starts`.
     """
@@ -116,7 +116,7 @@ def special_spans(
 ) -> list[tuple[int, int]]:
     """Find the strings of a chat in the rendered `text` that hold the text of a special token.
 
-    Mostly there are none. Raises as `encode_rendered`.
+    Usually there are none. Raises as `encode_rendered`.
     """
     chat = [*messages, tools or []]
     suspects = [path for path, leaf in _leaves(chat, ()) if holds_special(tokenizer, leaf)]
@@ -126,19 +126,19 @@ def special_spans(
 
 
 def any_special(tokenizer: Tokenizer, messages: Sequence[Any], tools: list[Any] | None) -> bool:
-    """Whether a string of a chat, except for roles, would give a special token."""
+    """Return whether a string of a chat, except for roles, would give a special token."""
     strings = [m["content"] for m in messages if len(m) == 2]  # role and content alone
     others = [m for m in messages if len(m) != 2]
     if others or tools:
         strings += [leaf for _, leaf in _leaves([*others, tools or []], ())]
-    # A line break is part of no special token, so that one look at all of them will mostly do.
+    # No special token contains a line break, so one check of all strings is usually enough.
     if not tokenizer.may_hold_special("\n".join(strings)):
         return False
     return any(holds_special(tokenizer, leaf) for leaf in strings)
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the strings of a chat, except for roles, with the way to each."""
+    """Yield the strings of a chat, except for roles, with the path to each."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -157,10 +157,10 @@ def encode_around(
     *,
     continues: bool = False,
 ) -> Placed:
-    """Tokens of `text`, with special tokens parsed outside of `plain` only.
+    """Return the tokens of `text`, with special tokens parsed only outside of `plain`.
 
-    `plain`: ranges of characters (start, end) that do not overlap. Tokens may still reach across
-    their borders, as they would in one text.
+    `plain`: ranges of characters (start, end) that do not overlap. Tokens can still reach across
+    their borders, as in any text.
     """
     blotted = list(text)
     for start, end in plain:
@@ -186,14 +186,14 @@ def find_contents(
     *,
     add_generation_prompt: bool,
 ) -> list[tuple[int, int]]:
-    """Where in the rendered `text` the contents of the messages numbered `which` (from 0) stand.
+    """Find the contents of the messages numbered `which` (from 0) in the rendered `text`.
 
-    The chat is rendered once more with marks for these contents. Between the marks both texts must
-    be the same, and at a mark the content must follow, as it is or without white space at its
-    ends (many templates trim). A content that the template leaves out has no range, one that it
-    repeats has several.
+    The chat is rendered once more with marks in place of these contents. Between the marks both
+    texts must be the same, and at a mark the content must follow, unchanged or without white space
+    at its ends (many templates trim). A content that the template leaves out has no range, a
+    repeated one has several.
 
-    Raises `MessageError` when the texts do not agree, and what `template.render` raises.
+    Raises `MessageError` if the texts do not agree, and the errors of `template.render`.
     """
     paths: list[Path] = [(i, "content") for i in which]
     return _find(template, [*messages, []], paths, text, add_generation_prompt, None)
@@ -207,7 +207,7 @@ def _find(
     add_generation_prompt: bool,
     variables: Mapping[str, Any] | None,
 ) -> list[tuple[int, int]]:
-    """`find_contents` of any strings of a chat, whose last item is its list of tools."""
+    """Do `find_contents` for any strings of a chat, whose last item is its list of tools."""
     tag = "zq"
     while tag in text or tag in template.source:
         tag += "q"
@@ -237,13 +237,13 @@ def _find(
         raise MessageError(
             [path[0] if path[0] < len(messages) else None for path in which],
             " holds the text of a special token, and the chat template changes messages so that "
-            "it cannot be kept apart; take that text out",
+            "the text cannot be found again; remove that text",
         )
     return spans
 
 
 def holds_special(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether `text` would give a special token if special tokens were parsed in it."""
+    """Return whether `text` would give a special token if special tokens were parsed in it."""
     return tokenizer.may_hold_special(text) and any(
         is_special(tokenizer, token) for token in set(tokenizer.encode(text, parse_special=True))
     )
@@ -257,7 +257,7 @@ def _piece(tokenizer: Tokenizer, text: str, offset: int, continues: bool) -> Pla
 
 def _trimmings(content: str) -> list[str]:
     found = [content, content.strip(), content.lstrip(), content.rstrip(), content.strip("\n")]
-    # In calls and lists of tools it may stand in JSON.
+    # In calls and lists of tools it can be escaped as in JSON.
     return found + [json.dumps(content, ensure_ascii=e)[1:-1] for e in (False, True)]
 
 
@@ -274,9 +274,9 @@ def _encode(
     offset: int = 0,
     continues: bool = False,
 ) -> Placed:
-    """Tokens of `text`, which stands at character `offset` of the whole."""
+    """Return the tokens of `text`, which begins at character `offset` of the whole text."""
     ids, starts = tokenizer.encode_arrays(text, parse_special=parse_special, continues=continues)
-    # A token inside a character ends with it, not where it starts.
+    # A token inside a character ends where the character ends.
     ends = starts + 1
     if len(ids):
         np.maximum(ends[:-1], starts[1:], out=ends[:-1])
@@ -285,5 +285,5 @@ def _encode(
 
 
 def is_special(tokenizer: Tokenizer, token: int) -> bool:
-    """Whether it is a control token, which is parsed only on request, or the unknown token."""
+    """Return whether `token` is a control token (parsed only on request) or the unknown token."""
     return not tokenizer.token_bytes(token, special=False) and bool(tokenizer.token_bytes(token))

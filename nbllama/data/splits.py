@@ -1,7 +1,8 @@
-"""Which files `--train-data` names: one, several, those that a pattern fits, those of a folder.
+"""Find the files of `--train-data`: one, several, those that match a pattern, or a folder's.
 
-A folder may have the layout of mlx-lm, `train.jsonl` and perhaps `valid.jsonl`, `test.jsonl` (other
-formats too, and the numbered parts that Hugging Face writes); else all its data files are read.
+A folder can have the layout of mlx-lm: `train.jsonl` and optionally `valid.jsonl`, `test.jsonl`
+(also in other formats, and in numbered parts as Hugging Face writes them); otherwise all its data
+files are read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SPLITS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"
 
 
 class Splits(NamedTuple):
-    """What a training set's parts are named (see `data_files`); None where there is none."""
+    """The names of a training set's parts (see `data_files`); None for a missing part."""
 
     train: str
     valid: str | None = None
@@ -34,7 +35,7 @@ class Splits(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Files that are read, and a line for those that are not."""
+    """The files to read, and a line about the files that are not read."""
 
     files: list[str]
     notes: list[str]
@@ -43,8 +44,8 @@ class Chosen(NamedTuple):
 def find_splits(path: str | os.PathLike[str]) -> Splits:
     """Return the parts of `path`: itself, or `train`, `valid` and `test` of a folder.
 
-    Raises `DataError` for a folder with two files of one split, or with validation but no training
-    data.
+    Raises `DataError` for a folder with two files of one split, or with validation data but no
+    training data.
     """
     name = os.fspath(path)
     if not os.path.isdir(name):
@@ -61,7 +62,7 @@ def find_splits(path: str | os.PathLike[str]) -> Splits:
 
 
 def input_files(path: str | os.PathLike[str]) -> list[str]:
-    """All files that training or validation on `path` would read; none where that is refused."""
+    """Return all files that training or validation on `path` reads; none if `path` is refused."""
     try:
         parts = [part for part in find_splits(path) if part is not None]
         return [file for part in parts for file in data_files(part).files]
@@ -70,7 +71,7 @@ def input_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _split(folder: str, split: str) -> str | None:
-    """Return the file of a split, or a pattern for the parts that it is in."""
+    """Return the file of a split, or a pattern for its numbered parts."""
     if not os.path.isdir(folder):
         return None
     names = _of_split(sorted(os.listdir(folder)), split)
@@ -97,9 +98,9 @@ def _of_split(names: Sequence[str], split: str) -> list[str]:
 def data_files(path: str | os.PathLike[str]) -> Chosen:
     """Return the files that `path` names.
 
-    A file, a folder, a pattern (`*`, `?`, `[...]`), or several of these with commas between. A file
-    that exists is that file, whatever its name looks like. Raises `DataError` for a folder without
-    data, a pattern that fits nothing, and several names of which one does not exist.
+    `path` is a file, a folder, a pattern (`*`, `?`, `[...]`), or several of these separated by
+    commas. The name of an existing file is never read as a pattern. Raises `DataError` for a folder
+    without data, a pattern that matches nothing, and a list with a name that does not exist.
     """
     name = os.fspath(path)
     if os.path.isdir(name):
@@ -109,7 +110,7 @@ def data_files(path: str | os.PathLike[str]) -> Chosen:
     if glob.has_magic(name) and (found := sorted(glob.glob(name, recursive=True))):
         return _joined(found)
     if "," not in name:
-        raise DataError(f"no file fits the pattern {shown(name, 400)}")
+        raise DataError(f"no file matches the pattern {shown(name, 400)}")
     parts = [part.strip() for part in name.split(",")]
     parts = [part for part in parts if part]
     for part in parts:
@@ -127,7 +128,7 @@ def _joined(parts: Sequence[str]) -> Chosen:
         notes += found.notes
     twice = len(files) - len(dict.fromkeys(map(os.path.realpath, files)))
     if twice:
-        notes.append(f"{twice} files are named twice and read twice")
+        notes.append(f"{twice} files are listed twice and read twice")
     return Chosen(files, notes)
 
 
@@ -138,7 +139,7 @@ def _folder(folder: str) -> Chosen:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Names of all files in a folder and those in it, relative to it, without hidden ones."""
+    """Yield the names of all files below a folder, relative to it, without hidden ones."""
     count = 0
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not is_hidden(f))
@@ -152,10 +153,10 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def choose(where: str, names: Sequence[str]) -> Chosen:
-    """Choose those files of a folder or archive that are data.
+    """Choose the data files of a folder or archive.
 
-    All record files, or where there are none, all text files. Where there is a split `train`, that
-    one.
+    These are all record files, or all text files if there are no record files. If there is a split
+    `train`, only its files are chosen.
 
     Raises `DataError` if there are none.
     """
@@ -182,18 +183,18 @@ def choose(where: str, names: Sequence[str]) -> Chosen:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, by its path, is one that people do not see (`.git`, `__MACOSX`)."""
+    """Return whether a path is hidden (`.git`, `__MACOSX`)."""
     parts = name.replace("\\", "/").split("/")
     return any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in parts)
 
 
 def says_records(name: str) -> bool:
-    """Whether the name of a file says that it holds records."""
+    """Return whether the name of a file has an ending of record files."""
     return ending(name) in RECORD_ENDINGS
 
 
 def ending(name: str) -> str:
-    """Return the lower-case ending that says what is in a file, without that of its compression."""
+    """Return the ending of a name in lower case, without the ending of a compression."""
     base = os.path.basename(name).lower()
     for packed in PACKED:
         base = base.removesuffix(packed)

@@ -1,4 +1,4 @@
-"""What a data set is like: lengths, trained share, and how full rows would be."""
+"""Statistics of a data set: lengths, trained share, and how full rows would be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 10
 
 
 class Statistics(NamedTuple):
-    """Numbers of a data set; lengths are input tokens of a sample.
+    """Statistics of a data set; lengths are input tokens of a sample.
 
     trained: targets in the loss. histogram: samples with lengths of `edges[i]` up to, but not
     including, `edges[i + 1]`.
@@ -31,16 +31,16 @@ class Statistics(NamedTuple):
 
     @property
     def trained_share(self) -> float:
-        """Trained targets by tokens."""
+        """Trained targets divided by tokens."""
         return self.trained / self.tokens
 
 
 class Utilisation(NamedTuple):
-    """Samples' tokens by the tokens that an epoch would compute, for three ways of making batches.
+    """Samples' tokens divided by the tokens of an epoch's batches, for three kinds of batches.
 
-    to_context: a sample a row, filled up to n_ctx. to_longest: filled up to the batch's longest
-    sample. packed: batches of `--packing`, by their room (of which what is left over is not
-    computed here). What this package computes is never more than the samples' own tokens.
+    to_context: one sample per row, padded to n_ctx. to_longest: padded to the batch's longest
+    sample. packed: batches of `--packing`, divided by their room (unused room is not computed).
+    This package never computes more than the samples' tokens.
     """
 
     to_context: float
@@ -71,7 +71,7 @@ def statistics(data: Dataset) -> Statistics:
 def utilisation(data: Dataset, n_ctx: int, batch: int, seed: int = 0) -> Utilisation:
     """Compute how full an epoch's rows are.
 
-    With batches of `batch` samples, or of `batch * n_ctx` tokens, in the order of a seed's first
+    The batches have `batch` samples, or `batch * n_ctx` tokens, in the order of a seed's first
     epoch.
     """
     tokens = data.lengths()[0]

@@ -1,4 +1,4 @@
-"""What a user should know of the texts of training data before they are trained on."""
+"""Checks of the texts of training data whose results a user should read before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _texts_of(found: Plain | str) -> list[str]:
 
 
 def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
-    """Write a line that counts those whose text is not in Unicode's normal form NFC."""
+    """Return a line with the number of texts that are not in Unicode's normal form NFC."""
     n = n_all = 0
     for each in found:
         n_all += 1
@@ -33,15 +33,15 @@ def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
         return []
     return [
         f"{n} of {n_all} {what} are not in Unicode's normal form NFC (such as e + combining accent "
-        "for é): their tokens are others than those of composed letters, here and in llama.cpp; "
-        "normalise the file if that is not meant"
+        "for é): their tokens differ from those of composed letters, here and in llama.cpp; "
+        "normalise the file if that is not intended"
     ]
 
 
 def control_token_notes(
     tokenizer: Tokenizer, samples: Iterable[Plain], parse_special: bool
 ) -> list[str]:
-    """Write a line that counts samples without a chat template that hold text of control tokens.
+    """Return a line with the number of texts without a template that hold control tokens.
 
     In chats such text is always plain: a message must not end its own turn.
     """
@@ -64,7 +64,7 @@ def control_token_notes(
 
 
 def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:
-    """Write a line about the first text of a control token in plain text."""
+    """Return a line about the first text of a control token in plain text."""
     for text in texts:
         if (found := tokenizer.special_text_in(text)) is not None:
             return (
@@ -75,7 +75,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """Write a line if more than half of the samples of records were cut or left out; else "".
+    """Return a line if more than half of the samples of records were cut or left out; else "".
 
     `data`: a data set (`nbllama.data.batch.Dataset`).
     """
@@ -90,5 +90,5 @@ def mostly_lost(data: Any) -> str:
     n_all = samples.n_samples + lost - counts["cut at --ctx"]
     if 2 * lost <= n_all:
         return ""
-    told = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    return f"most of the data was not trained as it stands: of {n_all} samples {told}"
+    reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+    return f"most of the data was not trained unchanged: of {n_all} samples {reasons}"

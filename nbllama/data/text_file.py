@@ -1,4 +1,4 @@
-"""Training files come in as text, or not at all: what may be read, and its characters."""
+"""Read training files as text, or refuse them: which files are read, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nbllama.errors import DataError, shown
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 4 << 30
-"""Largest file that is read, and most that is taken from a pipe."""
+"""Largest number of bytes that is read from a file or pipe."""
 
-_MARKS = (  # the longer first: UTF-32's begins with UTF-16's
+_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -22,10 +22,10 @@ _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> bytes:
-    """Read the whole file; `what` it is, for an error's line.
+    """Read the whole file; `what` describes it in an error message.
 
-    Regular files and pipes only, of at most `MAX_BYTES`; a pipe that nobody writes to is given up
-    after 10 seconds. Raises `DataError` when it cannot be read, is something else, or is empty.
+    Only regular files and pipes of at most `MAX_BYTES` are read; a pipe without a writer is an
+    error after 10 seconds. Raises `DataError` if it cannot be read, is something else, or is empty.
     """
     name = shown(os.fspath(path), 400)
     try:
@@ -50,9 +50,8 @@ def decode_text(
     The mark is left out unless `keep_mark`; nothing else is changed.
 
     `lenient`: bytes that are not UTF-8 become lone surrogates ("surrogateescape").
-    Raises `DataError` for binary files and NUL bytes, saying what they look like, and with the
-    offset of the first byte that is not UTF-8 (counted from 0, a byte-order mark included) and its
-    line.
+    Raises `DataError` for binary files and NUL bytes, with what they look like, and for text that
+    is not UTF-8, with line and offset of the first wrong byte (from 0, with a byte-order mark).
     """
     name = shown(os.fspath(path))
     for mark, encoding in _MARKS:
@@ -75,7 +74,7 @@ def decode_text(
 
 
 def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool = False) -> str:
-    """`content` as UTF-8, whatever it holds, without a leading byte-order mark unless `keep_mark`.
+    """Decode `content` as UTF-8, without a leading byte-order mark unless `keep_mark`.
 
     Raises `DataError` with the offset and line of the first byte that is not UTF-8.
     """
@@ -92,7 +91,7 @@ def decode_utf8(content: bytes, path: str | os.PathLike[str], *, keep_mark: bool
 
 
 def sha256_parts(*parts: bytes | str | int) -> str:
-    """Hex sha256 over `parts`, each with its length, so that no two lists of parts run together."""
+    """Return the hex sha256 of `parts`, each with its length, so that different lists differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8")

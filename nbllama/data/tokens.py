@@ -1,4 +1,4 @@
-"""Ids of the prompts and answers of chats, without tokenising again what prompts share."""
+"""Ids of the prompts and answers of chats; the shared beginnings of prompts are tokenised once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
-    """The ids of a text, in whose ranges of characters `plain` no special token is parsed.
+    """The ids of a text; no special token is parsed in its ranges of characters `plain`.
 
-    A prompt begins with BOS where the tokenizer adds it. `continues`: the text continues plain
-    text. An answer that was cut has fewer ids than its text.
+    A prompt begins with BOS if the tokenizer adds it. `continues`: the text continues plain text.
+    An answer that was cut has ids for only part of its text.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     continues: bool = False
 
     def placed(self, tokenizer: Tokenizer) -> Placed:
-        """Return the ids with the characters that each stands for."""
+        """Return the ids with the characters that each of them covers."""
         found = encode_marked(tokenizer, self.text, self.plain, continues=self.continues)
         if self.ids[:1] != found.ids[:1].tolist():
             found = with_bos(tokenizer, found)
@@ -37,9 +37,9 @@ class Tokens(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A prompt that shorter ones are parts of.
+    """A prompt that shorter prompts are the beginning of.
 
-    Its ids are without BOS; its special tokens are (start, end, number of ids before).
+    Its ids have no BOS; its special tokens are (start, end, number of ids before).
     """
 
     text: str
@@ -50,8 +50,7 @@ class Whole(NamedTuple):
 class ChatTokens:
     """Tokenises the prompts and answers of one chat, the last ones first.
 
-    `tails`: ids of what prompts end with, from their last special token on; kept for the next
-    chats.
+    `tails`: ids of the ends of prompts, from their last special token on; kept for the next chats.
     """
 
     def __init__(self, tokenizer: Tokenizer, tails: dict[str, list[int]]) -> None:
@@ -62,8 +61,8 @@ class ChatTokens:
     def prompt(self, prompt: str) -> Tokens:
         """Tokenise a prompt.
 
-        If the prompt before this one begins with it, their common ids are used again, up to the
-        last special token, at which the tokenizer cuts.
+        If the previous prompt begins with this one, the common ids are reused up to the last
+        special token, since the tokenizer cuts there.
         """
         whole = self._whole
         if whole is not None and whole.text.startswith(prompt):
@@ -75,7 +74,7 @@ class ChatTokens:
         return Tokens(prompt, self._begun(found.ids))
 
     def marked_prompt(self, prompt: str, plain: Ranges) -> Tokens:
-        """Tokenise a prompt in whose ranges `plain` no special token is parsed."""
+        """Tokenise a prompt without parsing special tokens in its ranges `plain`."""
         return Tokens(prompt, self._begun(self._placed(prompt, plain).ids.tolist()), plain)
 
     def answer(
@@ -91,7 +90,7 @@ class ChatTokens:
         pieces = [] if plain else self._tokenizer.encode_pieces(text, continues=continues)
         for start, token, of in pieces:
             if token is None and not eog.isdisjoint(of):
-                break  # such a token in plain text: its place is needed
+                break  # an end token in plain text: its position is needed
             ids += of
             if token is not None and start >= words and token in eog:
                 end = start + len(self._tokenizer.token_text(token))

@@ -1,6 +1,6 @@
-"""What is in a file: itself, what it is the compressed form of, or the files of a zip archive.
+"""The content of a file: unchanged, decompressed, or the files of a zip archive.
 
-Unpacked sizes are counted while unpacking, so that no small file fills the memory.
+Unpacked sizes are counted while unpacking, so that a small file cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nbllama.data.text_file import read_bytes
 from nbllama.errors import DataError, shown
 
 MAX_UNPACKED = 1 << 29
-"""Most bytes that one compressed file or archive may unpack to."""
+"""Limit on the unpacked bytes of one compressed file or archive."""
 MAX_MEMBERS = 100_000
 
 EXTRA = "pip install 'nbllama[data]'"
 _GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _CHUNK = 1 << 20
 _ZSTD_WINDOW = 1 << 27  # zstd's own default for a decoder
-_ZSTD_STEP = 1 << 10  # of compressed bytes: each may stand for 32 KiB
+_ZSTD_STEP = 1 << 10  # compressed bytes per step: each can unpack to 32 KiB
 
 
 class Content(NamedTuple):
@@ -38,7 +38,7 @@ class Content(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """The contents of a file, and a line for what of it is not read."""
+    """The contents of a file, and lines about the parts that are not read."""
 
     contents: list[Content]
     notes: list[str]
@@ -47,8 +47,8 @@ class Unpacked(NamedTuple):
 def read_contents(path: str | os.PathLike[str]) -> Unpacked:
     """Read a file, and unpack it if it is compressed or an archive.
 
-    Raises `DataError` for what `read_bytes` refuses, and for a compressed file or archive that is
-    damaged, unpacks to more than `MAX_UNPACKED`, or needs a package.
+    Raises `DataError` for a file that `read_bytes` refuses, and for a compressed file or archive
+    that is damaged, unpacks to more than `MAX_UNPACKED`, or needs a missing package.
     """
     return unpack(os.fspath(path), read_bytes(path))
 
@@ -66,7 +66,9 @@ def unpack(name: str, content: bytes) -> Unpacked:
     else:
         packed = name.lower().endswith((".zip", ".gz", ".zst"))
         if packed and not says_records(name):
-            raise DataError(f"{where} is called a packed file, but it begins like none")
+            raise DataError(
+                f"{where} has the name of a packed file, but not the content; rename it"
+            )
         return Unpacked([Content(name, content)], [])
     if content.startswith((_GZIP, _ZSTD, _ZIP)):
         raise DataError(f"{where} is packed twice; unpack it first")
@@ -79,7 +81,7 @@ def _parts(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
 
 
 def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> bytes:
-    """Unpacked bytes put together, which must not be more than `budget` (`MAX_UNPACKED`)."""
+    """Join the unpacked bytes; raise `DataError` above `budget` (default `MAX_UNPACKED`)."""
     out = bytearray()
     budget = MAX_UNPACKED if budget is None else budget
     try:
@@ -88,7 +90,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
             if len(out) > budget:
                 raise DataError(
                     f"{where} unpacks to more than {MAX_UNPACKED >> 20} MiB, which is the limit; "
-                    "unpack it yourself and name what is in it"
+                    "unpack it yourself and give the files in it"
                 )
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise DataError(f"{where} is damaged: {shown(e)}") from e
@@ -98,7 +100,7 @@ def _bounded(parts: Iterator[bytes], where: str, budget: int | None = None) -> b
 
 
 def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
-    """Yield what is in the frames of a Zstandard file."""
+    """Yield the content of the frames of a Zstandard file."""
     try:
         from compression.zstd import ZstdError, ZstdFile  # Python 3.14
     except ImportError:
@@ -121,7 +123,7 @@ def _unzstd(content: bytes, where: str) -> Iterator[bytes]:
             frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
             while not frame.eof:
                 if at >= len(content):
-                    raise ValueError("it breaks off")
+                    raise ValueError("the last frame is not complete")
                 yield frame.decompress(content[at : at + _ZSTD_STEP])
                 at += _ZSTD_STEP
             at = min(at, len(content)) - len(frame.unused_data)
@@ -137,15 +139,15 @@ def _archive(name: str, content: bytes) -> Unpacked:
             listed = [i for i in archive.infolist() if not i.filename.endswith("/")]
             infos = {i.filename: i for i in listed}
             if len(infos) < len(listed):
-                raise DataError(f"{where} holds two files of one name; unpack it yourself")
+                raise DataError(f"{where} holds two files of the same name; unpack it yourself")
             if (kind := office_kind(list(infos))) is not None:
                 raise DataError(f"{where} is {kind}")
             if len(infos) > MAX_MEMBERS:
-                raise DataError(f"{where}: {len(infos)} files, at most {MAX_MEMBERS} are read")
+                raise DataError(f"{where} holds {len(infos)} files; the limit is {MAX_MEMBERS}")
             chosen = choose(where, [n for n in infos if not is_hidden(n)])
             contents = list(_members(name, archive, [infos[n] for n in chosen.files]))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise DataError(f"{where} (zip) is damaged or of a kind that is not read: {e}") from e
+        raise DataError(f"{where} (zip) is damaged or of an unsupported kind: {e}") from e
     return Unpacked(contents, chosen.notes)
 
 

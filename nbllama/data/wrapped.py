@@ -1,6 +1,6 @@
-"""Records out of the values of a JSON file.
+"""Find the records in the values of a JSON file.
 
-Lists of them, chats as bare lists, and objects that hold the list of records under a key
+They can be in lists, be chats as bare lists, or be in a list under a key of an object
 ({"data": [...]}).
 """
 
@@ -15,20 +15,20 @@ from nbllama.data.names import is_turns
 from nbllama.errors import DataError, shown
 
 _OTHER_SPLITS = {"valid", "validation", "val", "dev", "test", "eval"}
-_DEPTH = 3  # of objects in each other that are looked into
+_DEPTH = 3  # levels of nested objects that are searched
 
 Known = Callable[[Record], bool]
 
 
 class Entry(NamedTuple):
-    """A record of a file, or why there is none, and the line that it begins in (from 1)."""
+    """A record of a file, or the error for it, and the line in which it begins (from 1)."""
 
     line: int
     record: Record | DataError
 
 
 class _Held(NamedTuple):
-    """Records found in an object: the keys that lead to them, and what they are."""
+    """Records found in an object: the keys that lead to them, and the records."""
 
     keys: tuple[str, ...]
     items: list[Any]
@@ -37,8 +37,8 @@ class _Held(NamedTuple):
 def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -> Iterator[Entry]:
     """Yield the records of a file's values; `known` says whether a record has a format's keys.
 
-    `text`: that in which the places of `values` are. `notes` gets a line where records are read
-    from under a key. Raises `DataError` ("line N: ...") for an object of which several lists may be
+    `text`: the text that the places of `values` refer to. `notes` gets a line if records are read
+    from under a key. Raises `DataError` ("line N: ...") for an object in which several lists can be
     the records.
     """
     single = len(values) == 1
@@ -48,7 +48,7 @@ def entries_of(values: list[Value], text: str, known: Known, notes: list[str]) -
             yield from map(_entry, value.lines or [value.line] * len(found), found)
         elif single and isinstance(found, dict) and (held := _held(value, known)) is not None:
             yield from map(_entry, _lines(value, held, text), held.items)
-            notes.append(_told(held, found))
+            notes.append(_note(held, found))
         else:
             yield _entry(value.line, found)
 
@@ -58,7 +58,7 @@ def _entry(line: int, value: Any) -> Entry:
 
 
 def as_record(value: Any) -> Record | DataError:
-    """Return a record, or a chat as a bare list of messages; else why it is none."""
+    """Return a record, also for a chat as a bare list of messages; else the error."""
     if isinstance(value, DataError | dict):
         return value
     if is_turns(value):
@@ -68,7 +68,7 @@ def as_record(value: Any) -> Record | DataError:
 
 
 def _held(value: Value, known: Known) -> _Held | None:
-    """Return the records in an object that is not one itself."""
+    """Return the records in an object that is not a record itself."""
     try:
         return _find(value.value, known, _DEPTH)
     except DataError as e:
@@ -88,8 +88,8 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
     if len(chosen) > 1:
         names = ", ".join(f'"{key}"' for key in chosen)
         raise DataError(
-            f"several keys hold a list of records ({shown(names, 80)}): which one is it? Keep that "
-            "list alone in a file"
+            f"several keys hold a list of records ({shown(names, 80)}): which one is it? Put only "
+            "that list in the file"
         )
     if chosen:
         return _Held((chosen[0],), held[chosen[0]])
@@ -110,7 +110,7 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
 
 
 def _is_known(record: Record | DataError, known: Known) -> bool:
-    """Whether something is a record and no object around some: a chat must hold messages."""
+    """Return whether it is a record, not an object with records: a chat must hold messages."""
     if isinstance(record, DataError):
         return False
     for key in ("messages", "conversations"):
@@ -123,7 +123,7 @@ def _is_known(record: Record | DataError, known: Known) -> bool:
 
 
 def _records(value: Any) -> list[Any] | None:
-    """Return a list of objects or of chats; of Hugging Face's viewer, what is in its rows."""
+    """Return a list of objects or chats; for Hugging Face's viewer, the contents of its rows."""
     if not isinstance(value, list) or not value or is_turns(value):
         return None
     if not all(isinstance(item, dict) or is_turns(item) for item in value):
@@ -146,7 +146,7 @@ def _split_table(found: Record) -> list[Record] | None:
 
 
 def _lines(value: Value, held: _Held, text: str) -> list[int]:
-    """Return the lines of records, where they are the items of a list in the text."""
+    """Return the lines of records that are the items of a list in the text."""
     if value.at < 0 or len(held.keys) != 1:
         return [value.line] * len(held.items)
     at = member_at(text, value.at, held.keys[0])
@@ -156,9 +156,9 @@ def _lines(value: Value, held: _Held, text: str) -> list[int]:
     return line_numbers(text, places)
 
 
-def _told(held: _Held, found: Record) -> str:
+def _note(held: _Held, found: Record) -> str:
     if not held.keys:
-        return f"{len(held.items)} records are read, each under a name of its own"
+        return f"{len(held.items)} records are read, each under a separate name"
     path = " in ".join(f'"{key}"' for key in reversed(held.keys))
     others = [f'"{key}"' for key in found if key != held.keys[0]]
     rest = f"; not read: {', '.join(others)}" if others else ""

@@ -1,1 +1,1 @@
-"""How well a model predicts a text, how far two models are apart, and whether llama.cpp agrees."""
+"""Measure how well a model predicts a text, how far two models differ, and compare llama.cpp."""

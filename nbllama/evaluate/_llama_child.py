@@ -1,7 +1,7 @@
 """The program that `nbllama.evaluate.llama_cpp` starts.
 
-It reads a request in JSON from standard input and writes llama.cpp's results to standard output.
-It imports nothing of nbllama.
+It reads a JSON request from standard input and writes llama.cpp's results to standard output. It
+imports nothing from nbllama.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def _answer(request: dict[str, Any]) -> list[list[tuple[list[int], list[float]]]
 
 
 def _after(server: Any, prompt: list[int], k: int, draw: int) -> tuple[list[int], list[float]]:
-    # The answer holds no probabilities where the drawn token ends within a character. They are
-    # those before any bias, so the draw may be any token that does not.
+    # The answer has no probabilities if the drawn token ends within a character. They are those
+    # before any bias, so any token that does not can be drawn.
     asked = {
         "prompt": prompt, "n_predict": 1, "n_probs": k, "temperature": 0.0, "cache_prompt": True,
         "stream": False, "logit_bias": [[draw, 1e6]],
     }  # fmt: skip
     answer = server.handle_completions(asked)
     try:
-        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     except (KeyError, IndexError, TypeError):
         raise RuntimeError(f"an answer without logprobs: {str(answer)[:400]}") from None
-    return [item["id"] for item in found], [item["logprob"] for item in found]
+    return [item["id"] for item in top], [item["logprob"] for item in top]
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this file's folder: its modules are not to be taken for others
+    del sys.path[0]  # this file's folder: its modules must not shadow others
     try:
         answer: Any = {"rows": _answer(json.loads(sys.stdin.buffer.read()))}
     except Exception as e:

@@ -1,8 +1,8 @@
-"""What real llama.cpp predicts, asked through the package `xllamacpp` where it is installed.
+"""Predictions of llama.cpp, from the package `xllamacpp` if it is installed.
 
-llama.cpp ends the whole process on some files, so it runs in a child (`_llama_child.py`). Its
-server is asked token by token for the `CANDIDATES` most likely next ones, with log p from the
-softmax over the whole vocabulary.
+llama.cpp ends the whole process on some files, so it runs in a child (`_llama_child.py`). After
+each token, its server returns the `CANDIDATES` most likely next tokens, with log p from the softmax
+over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECONDS = 1800  # a large model from a slow disk
 
 
 class Candidates(NamedTuple):
-    """The most likely next tokens after one place, the most likely one first.
+    """The most likely next tokens at one position, most likely first.
 
     ids int64 `[K]`, log p float64 `[K]`.
     """
@@ -35,7 +35,7 @@ class Candidates(NamedTuple):
 
 
 def installed() -> bool:
-    """Whether `xllamacpp` can be asked."""
+    """Return whether `xllamacpp` is installed."""
     return importlib.util.find_spec("xllamacpp") is not None
 
 
@@ -47,11 +47,11 @@ def candidates(
     letter: int,
     threads: int,
 ) -> list[list[Candidates]]:
-    """For each row of token ids, what llama.cpp expects after each of its tokens.
+    """Return llama.cpp's predictions after each token of each row of token ids.
 
     `adapters`: GGUF files with their scales. `letter`: a token that is whole characters.
 
-    Raises `NbllamaError` if llama.cpp fails, or ends the process.
+    Raises `NbllamaError` if llama.cpp fails or ends the process.
     """
     request = {
         "model": model,
@@ -69,7 +69,7 @@ def candidates(
             timeout=_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise NbllamaError(f"llama.cpp gave no answer for {_SECONDS} s") from None
+        raise NbllamaError(f"llama.cpp did not answer within {_SECONDS} s") from None
     if done.returncode:
         code = done.returncode
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -84,6 +84,6 @@ def candidates(
 
 
 def _last_words(stderr: bytes) -> str:
-    """Return the most telling line: that of a failed assertion, else the last one."""
-    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    """Return the line of a failed assertion, or else the last line."""
+    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1]).strip()

@@ -1,7 +1,7 @@
-"""What merging has changed.
+"""Measure the effect of merging.
 
-The merged model is compared with base and adapters, on a short text or on records that the merge
-was not calibrated on.
+The merged model is compared with base and adapters, on a short text or on records that were not
+used to calibrate the merge.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nbllama.export.merge import Parts
 from nbllama.lora.mix import mix
 from nbllama.model.passes import Model, load_model
 
-LOST = 0.1  # of the effect: what merging may change, and llama.cpp may differ by
-HARDLY = 1e-6  # nats a token: an effect that rounding of float32 may have too
-TOO_MUCH = 0.5  # of the effect: what makes a merge fail
+LOST = 0.1  # share of the effect that merging can change, or by which llama.cpp can differ
+HARDLY = 1e-6  # nats per token: rounding of float32 can have this effect too
+TOO_MUCH = 0.5  # share of the effect: above it a merge fails
 
 
 class Change(NamedTuple):
-    """What a merge changed.
+    """The change made by a merge.
 
     `found`: the merged model against base and adapters. `effect`: KL divergence of base and
-    adapters from the base, nats a token.
+    adapters from the base, in nats per token.
     """
 
     found: Compared
@@ -36,26 +36,26 @@ class Change(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """The part of the effect that merging took; 0 where there is hardly an effect."""
+        """The share of the effect that merging lost; 0 if there is hardly any effect."""
         return float(self.found.kl.mean()) / self.effect if self.effect > HARDLY else 0.0
 
 
-def told(c: Compared) -> str:
+def describe(c: Compared) -> str:
     """Describe a comparison in one line."""
-    other = int((~c.same_top).sum())
+    n_different = int((~c.same_top).sum())
     return (
-        f"KL divergence {c.kl.mean():.3g} nats a token, {c.kl.max():.3g} at most; "
-        f"another most likely token at {other} of {len(c.kl)} places"
+        f"KL divergence {c.kl.mean():.3g} nats per token, at most {c.kl.max():.3g}; "
+        f"another most likely token at {n_different} of {len(c.kl)} places"
     )
 
 
 def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split batches into sequences: tokens int32 `[n]`, and whether the next one is trained."""
+    """Split batches into sequences: tokens int32 `[n]`, and whether the next token is trained."""
     rows = []
     for batch in held:
         for first, last in zip(batch.seq_offsets[:-1], batch.seq_offsets[1:], strict=True):
             trained = batch.targets[first:last] != NOT_TRAINED
-            trained[-1] = False  # what would follow is not in the row
+            trained[-1] = False  # the next token is not in the row
             if trained.any():
                 rows.append((batch.tokens[first:last], trained))
     return rows
@@ -64,7 +64,7 @@ def rows_of(held: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
 def _compare_trained(
     one: Reader, other: Reader, rows: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Compared:
-    """Compare both where a trained token follows."""
+    """Compare both at the positions before trained tokens."""
     parts = []
     for tokens, trained in rows:
         c, mask = compare_chunk(one, other, tokens, first=0), trained[:-1]
@@ -73,7 +73,7 @@ def _compare_trained(
 
 
 def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Batch]) -> Change:
-    """Measure the change on the trained tokens of records; `held` must have some."""
+    """Measure the change on the trained tokens of records; `held` must have some of them."""
     rows = rows_of(held)
     tokens = [row for row, _ in rows]
     unmerged = reader(model, mix(parts), tokens)
@@ -85,7 +85,7 @@ def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Bat
 def change_on_text(
     model: Model, merged: Model, parts: Parts, text: str | None, *, name: str
 ) -> Change:
-    """Measure the change on a text from a file `name`; None: on what the base writes by itself.
+    """Measure the change on a text from a file `name`; None: on text that the base generates.
 
     Raises `DataError` for a text that is too short, `GGUFError` for a model without a tokenizer.
     """
@@ -105,11 +105,11 @@ def print_change(
     held: Sequence[Batch] = (),
     advice: str,
 ) -> Change | None:
-    """Print one line on the model in the file `merged` against `base` with its adapters.
+    """Print one line that compares the model in the file `merged` with `base` and its adapters.
 
-    Where rounding took more than `LOST` of what the adapters do, a warning with `advice` follows.
-    Compared on records `held` if there are any and no text is given, else as `change_on_text`. A
-    model without a tokenizer cannot be compared, the line says so, and None is returned.
+    If rounding lost more than `LOST` of the adapters' effect, a warning with `advice` follows. The
+    text is `held` if it has records and no text is given, else that of `change_on_text`. A model
+    without a tokenizer cannot be compared: a line reports this, and None is returned.
     """
     model, other = load_model(base), load_model(merged)
     try:
@@ -121,7 +121,7 @@ def print_change(
     except GGUFError as e:
         print(f"merged against unmerged: not compared: {e}")
         return None
-    print(f"merged against unmerged, on {where}: {told(change.found)}")
+    print(f"merged against unmerged, on {where}: {describe(change.found)}")
     print(f"the adapters' own effect: KL divergence {change.effect:.3g}; kept: {kept(change)}")
     if change.lost > LOST:
         print(
@@ -132,7 +132,7 @@ def print_change(
 
 
 def kept(change: Change) -> str:
-    """Describe the part of the effect that is kept, in per cent."""
+    """Describe the share of the effect that is kept, in per cent."""
     if change.effect <= HARDLY:
         return "there is hardly anything to keep"
     return f"{max(0.0, 1 - change.lost):.1%}"

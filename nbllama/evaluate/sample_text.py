@@ -1,7 +1,7 @@
-"""A few lines of text on which two models, or a model with and without its adapter, are compared.
+"""A short text on which two models, or a model with and without its adapter, are compared.
 
-Without a text of the user's, a model goes on with a few openings by itself, greedily: what it
-writes is what it is sure of, whatever its language or training.
+Without a text from the user, a model completes a few openings greedily, so that the text suits the
+model, whatever its language or training.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OPENINGS = (
     "Question: What is two and two?",
     "今天",
 )
-OWN_TOKENS = 20  # that the model writes behind each of them
-TEXT_TOKENS = 256  # of a text that are used
+OWN_TOKENS = 20  # tokens that the model writes after each of them
+TEXT_TOKENS = 256  # tokens of a text that are used
 ROW = 64  # tokens that are read together
 
 Rows = Sequence[np.ndarray]
 
 
 def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.ndarray]:
-    """Token ids int32 of each opening and what the model makes of it; an end is not looked for."""
+    """Return the token ids int32 of each opening and its completion; end tokens do not end it."""
     rows = []
     for opening in OPENINGS:
         ids = model.tokenizer.encode(opening, add_special=True)
@@ -46,23 +46,23 @@ def own_text(model: Model, check: Callable[[], None] | None = None) -> list[np.n
 def of_text(model: Model, text: str, name: str) -> list[np.ndarray]:
     """Cut the first `TEXT_TOKENS` tokens of a text into rows of `ROW`.
 
-    Each begins with BOS if the model wants one. Raises `DataError` for a text that is too short.
+    Each begins with BOS if the model adds one. Raises `DataError` for a text that is too short.
     """
     tokenizer = model.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     ids = tokenizer.encode(text, add_special=False)[:TEXT_TOKENS]
     rows = [bos + ids[i : i + ROW] for i in range(0, len(ids), ROW)]
-    found = [np.array(row, np.int32) for row in rows if len(row) > 1]
-    if not found:
+    usable = [np.array(row, np.int32) for row in rows if len(row) > 1]
+    if not usable:
         raise DataError(f"{name}: the text has {len(ids)} tokens; give a longer one")
-    return found
+    return usable
 
 
 def reader(model: Model, adapter: Adapter | None, rows: Rows) -> Reader:
-    """Return what reads these rows."""
+    """Return a reader for these rows."""
     return Reader(model, adapter, max(map(len, rows)))
 
 
 def compare(base: Reader, other: Reader, rows: Rows) -> Compared:
-    """Both on every token of `rows` but the first of each; see `evaluate.Compared`."""
+    """Compare both on every token of `rows` except for the first of each; see `Compared`."""
     return Compared.joined([compare_chunk(base, other, row, first=0) for row in rows])

@@ -1,8 +1,8 @@
-"""How well a model foretells a text, and how far two models are apart: in nats per token.
+"""Measure how well a model predicts a text, and how far two models differ, in nats per token.
 
-A text is cut into chunks of `n_ctx` tokens, each read by itself. The first half of a chunk is only
-read; every token of the second half is scored given all before it. This is the method of
-llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers compare:
+A text is cut into chunks of `n_ctx` tokens, each read separately. The first half of a chunk is only
+read; every token of the second half is scored given all tokens before it. This is the method of
+llama.cpp's `llama-perplexity` (`perplexity`, `kl_divergence`), so that the numbers are comparable:
 
     perplexity = exp(mean of -log p(token))
     KL(P ‖ Q) = sum over v of P(v) (log P(v) - log Q(v))
@@ -25,28 +25,28 @@ from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 from nbllama.text import Tokenizer
 
-ROWS = 128  # positions whose logits are alive together
+ROWS = 128  # positions whose logits are in memory at the same time
 
 
 def text_tokens(tokenizer: Tokenizer, text: str, n_ctx: int, name: str) -> np.ndarray:
-    """Return the token ids int32 of a text, with what the model wants around it, for `chunks`.
+    """Return the token ids int32 of a text for `chunks`, with the model's BOS and EOS.
 
     `name`: of the text's file. Raises `DataError` if there are fewer than two chunks, as llama.cpp
-    does: the perplexity of less has no meaning.
+    does: the perplexity of a shorter text has no meaning.
     """
     ids = np.array(tokenizer.encode(text, add_special=True), np.int32)
     if len(ids) < 2 * n_ctx:
         raise DataError(
-            f"{name}: {len(ids)} tokens, and {2 * n_ctx} are needed for a context of {n_ctx}; "
+            f"{name}: {len(ids)} tokens, but {2 * n_ctx} are needed for a context of {n_ctx}; "
             "give a longer text or a smaller --ctx-size"
         )
     return ids
 
 
 def chunks(ids: np.ndarray, n_ctx: int, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Cut a text into whole chunks int32 `[n_ctx]`; what is left at the end is dropped.
+    """Cut a text into whole chunks int32 `[n_ctx]`; the rest at the end is dropped.
 
-    BOS replaces the first token of each chunk where the model wants one.
+    BOS replaces the first token of each chunk if the model adds one.
     """
     out = [ids[i : i + n_ctx].copy() for i in range(0, len(ids) - n_ctx + 1, n_ctx)]
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -65,15 +65,15 @@ class Reader:
         n_ctx: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """`check` runs between blocks, and may raise."""
+        """Prepare the model; `check` runs between blocks and can raise."""
         self.model, self._check = model, check
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, n_ctx)
 
     def logits(self, tokens: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
-        """Compute logits float32 `[rows, V]` after the positions `first` up to `last`.
+        """Yield logits float32 `[rows, V]` after the positions `first` up to `last`.
 
-        tokens int32 `[N]`. They come in pieces of at most `ROWS`. Raises `NbllamaError` if they are
+        tokens int32 `[N]`. The pieces have at most `ROWS` rows. Raises `NbllamaError` if a logit is
         not finite.
         """
         n = len(tokens)
@@ -97,7 +97,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-log p(target), float64 `[M]`, of logits `[M, V]`; sums are taken in float64."""
+    """Return -log p(target), float64 `[M]`, of logits `[M, V]`; sums are computed in float64."""
     top = logits.max(axis=1)
     total: np.ndarray = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)
     wanted = logits[np.arange(len(logits)), targets]
@@ -111,7 +111,7 @@ def scored(n: int) -> tuple[int, int]:
 
 
 def chunk_losses(reader: Reader, tokens: np.ndarray) -> np.ndarray:
-    """-log p of the scored tokens of one chunk, float64 `[n - 1 - n // 2]`."""
+    """Return -log p of the scored tokens of one chunk, float64 `[n - 1 - n // 2]`."""
     first, last = scored(len(tokens))
     pieces = []
     for logits in reader.logits(tokens, first, last):
@@ -122,9 +122,9 @@ def chunk_losses(reader: Reader, tokens: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Compared:
-    """Two models on the same tokens, one value a scored token, float64.
+    """Two models on the same tokens, one value per scored token, float64.
 
-    `kl`: KL(base ‖ other), never below zero. `base`, `other`: -log p of the token that came.
+    `kl`: KL(base ‖ other), never below zero. `base`, `other`: -log p of the actual token.
     `same_top`: whether both have the same most likely token.
     """
 
@@ -144,11 +144,11 @@ class Compared:
 
 
 def compare_logits(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -> Compared:
-    """Logits `[M, V]` of two models, and the tokens `[M]` that came."""
+    """Compare the logits `[M, V]` of two models, given the actual tokens `[M]`."""
     p, q = log_softmax(base), log_softmax(other)
     rows = np.arange(len(targets))
     kl = (np.exp(p) * (p - q)).sum(axis=1)
-    # what rounding leaves of a zero may lie below it
+    # rounding can turn a zero into a small negative number
     return Compared(
         np.maximum(kl, 0.0),
         -p[rows, targets],
@@ -189,6 +189,6 @@ class Mean:
         return Mean(mean, math.sqrt(float(values.var(dtype=np.float64)) / (n - 1)))
 
     def exp(self) -> Mean:
-        """Return exp of the mean; its error follows to first order."""
+        """Return exp of the mean, with its error to first order."""
         value = math.exp(self.value)
         return Mean(value, value * self.error)

@@ -1,4 +1,4 @@
-"""GGUF files: a reader that proves what it hands out, a writer that never leaves half a file."""
+"""GGUF files: a reader that checks everything it returns, and an atomic writer."""
 
 from __future__ import annotations
 

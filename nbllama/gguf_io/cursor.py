@@ -22,25 +22,25 @@ _PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 class Cursor:
-    """Position in the bytes `buf[0:end]` of the file called `path`; all errors are `GGUFError`."""
+    """A position in the bytes `buf[0:end]` of the file `path`; all errors are `GGUFError`."""
 
     def __init__(self, buf: memoryview, path: str) -> None:
         self.buf = buf
         self.end = len(buf)
-        self.cap = self.end  # where the metadata must end at the latest
+        self.cap = self.end  # the metadata must not reach beyond this position
         self.pos = 0
         self.path = path
         self._text_left = limits.MAX_TEXT_BYTES
         self._strings_left = limits.MAX_ARRAY_STRINGS
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return the one-line error that refuses the file: path, field, problem."""
+        """Return the one-line error about the file: path, field, problem."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def take(self, size: int, what: str, part: str = "") -> int:
-        """Move over `size` bytes that must exist; returns where they start.
+        """Skip `size` bytes, which must exist; return where they start.
 
-        `what` and its `part` are named in the error (apart, so that reading joins no strings).
+        The error names `what` and its `part` (two strings, so that reading joins no strings).
         """
         start = self.pos
         if size > self.end - start:
@@ -54,7 +54,7 @@ class Cursor:
         return start
 
     def _over_cap(self) -> str:
-        return f"metadata goes on after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
+        return f"metadata continues after byte {self.cap}, limit {limits.MAX_METADATA_BYTES} bytes"
 
     def u32(self, what: str, part: str = "") -> int:
         """Read an unsigned 32-bit number."""
@@ -75,7 +75,9 @@ class Cursor:
         start = self.take(size, what)
         self._text_left -= size
         if self._text_left < 0:
-            raise self.error(what, f"keys and strings over {limits.MAX_TEXT_BYTES} bytes in all")
+            raise self.error(
+                what, f"all keys and strings together exceed {limits.MAX_TEXT_BYTES} bytes"
+            )
         try:
             return str(self.buf[start : self.pos], "utf-8")
         except UnicodeDecodeError as e:
@@ -87,7 +89,7 @@ class Cursor:
         name = self.text(what, limit)
         if not name:
             raise self.error(what, f"empty at byte {at}")
-        # isprintable() looks at every character; for ASCII there is a quicker way
+        # isprintable() checks every character; there is a faster way for ASCII
         if name.encode().translate(None, _PRINTABLE) if name.isascii() else not name.isprintable():
             raise self.error(f"{what} '{shown(name)}'", f"control characters at byte {at}")
         return name
@@ -103,8 +105,8 @@ class Cursor:
     def numbers(self, type_id: int, count: int, what: str) -> np.ndarray:
         """Read `count` fixed-size values as a read-only copy.
 
-        A copy, because their place in the file need not be aligned, and because no view of the
-        mapping may outlive an error.
+        It is a copy because the values in the file can be unaligned, and because no view of the
+        mapping must be left after an error.
         """
         dtype = SCALARS.get(type_id)
         if dtype is None:
@@ -127,13 +129,15 @@ class Cursor:
         return self.numbers(type_id, count, what)
 
     def strings(self, count: int, what: str) -> StringArray:
-        """`count` length-prefixed strings, bytes kept as they are."""
+        """Read `count` length-prefixed strings; their bytes are not changed."""
         buf, end, pos = self.buf, self.end, self.pos
         if count > (end - pos) // 8:
             raise self.error(what, f"{count} strings from byte {pos}, file has {end} (truncated?)")
         self._strings_left -= count
         if self._strings_left < 0:
-            raise self.error(what, f"over {limits.MAX_ARRAY_STRINGS} array strings in all")
+            raise self.error(
+                what, f"all string arrays together exceed {limits.MAX_ARRAY_STRINGS} strings"
+            )
         ends, unpack = array("q"), _U64.unpack_from
         start, stop = pos, min(end, self.cap)
         for i in range(count):
@@ -147,7 +151,7 @@ class Cursor:
         return StringArray(bytes(buf[start:pos]), ends)
 
     def _string_past_end(self, what: str, pos: int) -> GGUFError:
-        """Array element `what` at `pos` leaves the file or the limit of all metadata."""
+        """Return the error for an array element that exceeds the file or the metadata limit."""
         size = 8 if self.end - pos < 8 else 8 + _U64.unpack_from(self.buf, pos)[0]
         if size > self.end - pos:
             return self.error(

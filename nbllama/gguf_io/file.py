@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies: `shape` in numpy order, `offset` in bytes from the start of the file."""
+    """A tensor's place: `shape` in numpy order, `offset` in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class TensorInfo(NamedTuple):
 
 
 class GGUFFile:
-    """What `open_gguf` returns. `metadata` and `tensors` are in file order.
+    """An open GGUF file, returned by `open_gguf`. `metadata` and `tensors` are in file order.
 
     Metadata values are int, float, bool, str, numpy arrays (owned copies) or `StringArray`.
     """
@@ -58,7 +58,7 @@ class GGUFFile:
     ) -> None:
         self.path = path
         self.paths: tuple[str, ...] = (path,)  # more than one: a model in parts
-        self._absolute = os.path.abspath(path)  # the working directory may change
+        self._absolute = os.path.abspath(path)  # the working directory can change
         self.size = info.st_size
         self.version = version
         self.alignment = alignment
@@ -72,7 +72,7 @@ class GGUFFile:
     def data(self, name: str) -> np.ndarray:
         """Return the tensor's bytes: read-only uint8 `[nbytes]`, a view of the mapping, no copy.
 
-        Raises `GGUFError` when there is no such tensor, `ValueError` after `close`.
+        Raises `GGUFError` if there is no such tensor, `ValueError` after `close`.
         """
         if self._bytes is None:
             raise ValueError(f"{self.path} is closed")
@@ -82,7 +82,7 @@ class GGUFFile:
         return self._bytes[t.offset : t.offset + t.nbytes]
 
     def get(self, key: str, kind: str, default: Any = _MISSING) -> Any:
-        """Return the value of `key`, which must be of `kind`; `default` when the key is absent.
+        """Return the value of `key`, which must be of `kind`; `default` if the key is missing.
 
         | kind | GGUF types | returns |
         |---|---|---|
@@ -94,8 +94,8 @@ class GGUFFile:
         | "ints" | array of u8..u64, i8..i64 | numpy array, as stored |
         | "flags" | array of bool or integers | numpy array, as stored |
 
-        Raises `GGUFError` naming the key if its type is another, or if it is absent and there is
-        no default.
+        Raises `GGUFError` with the key if it has another type, or if it is missing and there is no
+        default.
         """
         if key not in self.metadata:
             if default is _MISSING:
@@ -103,20 +103,20 @@ class GGUFFile:
             return default
         value = self.metadata[key]
         if not _matches(value, kind):
-            found = f"{self._types[key].name}"
+            actual = f"{self._types[key].name}"
             if self._types[key] == ValueType.ARRAY:
-                found = f"array of {self.element_type(key).name}"
+                actual = f"array of {self.element_type(key).name}"
             elif isinstance(value, int | float):
-                found += f" {value}"
-            raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {found}")
+                actual += f" {value}"
+            raise self.error(f"key '{shown(key)}'", f"must be {_KINDS[kind]}, is {actual}")
         return value
 
     def count(self, key: str, at_most: int, *, low: int = 0, default: Any = _MISSING) -> Any:
-        """Read the count of `key`, from `low` to `at_most`; `default` as it is when there is none.
+        """Return the count of `key`, from `low` to `at_most`; `default` if the key is missing.
 
-        Every whole number of a file that becomes a loop, a size or an allocation is read by this.
+        All numbers of a file that become a loop, a size or an allocation are read with this.
 
-        Raises `GGUFError` naming the key for another type or number.
+        Raises `GGUFError` with the key for any other type or number.
         """
         if default is not _MISSING and key not in self.metadata:
             return default
@@ -126,14 +126,14 @@ class GGUFFile:
         return value
 
     def finite(self, key: str) -> float:
-        """Read the number of `key`. Raises `GGUFError` unless it is floating point and finite."""
+        """Return the number of `key`. Raises `GGUFError` if it is not floating point or finite."""
         value = float(self.get(key, "float"))
         if not math.isfinite(value):
             raise self.error(f"key '{shown(key)}'", f"{value}, must be finite")
         return value
 
     def element_type(self, key: str) -> ValueType:
-        """Type of the elements of an array value."""
+        """Return the type of the elements of an array value."""
         value = self.metadata[key]
         if isinstance(value, StringArray):
             return ValueType.STRING
@@ -142,31 +142,31 @@ class GGUFFile:
         return next(t for t, d in SCALARS.items() if d == value.dtype)  # type: ignore[return-value]
 
     def entries(self) -> Iterator[tuple[str, object, ValueType]]:
-        """Every key with value and type, as `write_gguf` takes them."""
+        """Yield every key with value and type, as `write_gguf` takes them."""
         for key, value in self.metadata.items():
             yield key, value, self._types[key]
 
     def error(self, what: str, problem: str) -> GGUFError:
-        """Return a `GGUFError` about this file, in the form of all others."""
+        """Return a `GGUFError` about this file, in the usual form."""
         return GGUFError(f"{shown(self.path, 400)}: {what}: {problem}")
 
     def recheck(self) -> None:
-        """Raise `GGUFError` unless size, modification time and inode are as they were at opening.
+        """Raise `GGUFError` if size, modification time or inode changed since the file was opened.
 
-        Call it before and after a long use. A change in between two calls is found late, and a file
+        Call it before and after a long use. A change between two calls is detected late, and a file
         that is shortened while its pages are being read ends the process (SIGBUS); see `reader`.
         """
         try:
             now = _state(os.stat(self._absolute))
         except OSError as e:
-            raise self.error("file", f"is gone since it was opened: {e.strerror}") from e
+            raise self.error("file", f"has disappeared since it was opened: {e.strerror}") from e
         if now != self._state:
             names = ("size", "modification time", "inode", "device")
             changed = [n for n, a, b in zip(names, self._state, now, strict=True) if a != b]
             raise self.error("file", f"has changed since it was opened ({', '.join(changed)})")
 
     def close(self) -> None:
-        """Give the mapping back; if views of it are still in use it lives until they are gone."""
+        """Close the mapping; if views of it are still in use, it closes with the last one."""
         self._bytes = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:

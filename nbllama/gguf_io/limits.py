@@ -1,8 +1,8 @@
-"""What a GGUF file may ask for. Beyond any of these it is refused before memory is taken.
+"""Limits for GGUF files. A file that exceeds one is refused before memory is allocated.
 
-Published models stay well inside (Gemma 3: 262,144 tokens, 514,906 merges, 16 MB of metadata;
-mixtures of experts with one tensor an expert: some 30,000 tensors). The limits are such that no
-header costs more than a second or 200 MB to read.
+Published models stay well below (Gemma 3: 262,144 tokens, 514,906 merges, 16 MB of metadata;
+mixtures of experts with one tensor per expert: about 30,000 tensors). With these limits no header
+takes more than a second or 200 MB to read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME - 1
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_DIM = 1 << 31
-MAX_COUNT = 1 << 31  # of a key that states a size
+MAX_COUNT = 1 << 31  # for a key that gives a size
 MAX_STRING_BYTES = 16 << 20
 MAX_TEXT_BYTES = 16 << 20  # keys and single strings of one file together
 MAX_METADATA_BYTES = 48 << 20

@@ -1,4 +1,4 @@
-"""What a model's name or file is that is no GGUF file, and what to do about it."""
+"""Identify a model's name or file that is not GGUF, and suggest what to do."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ PICKLE = f"a Python pickle (a PyTorch checkpoint?), not GGUF; {_CONVERT}"
 
 
 def name_hint(name: str) -> str:
-    """For the name of a file that is not there: what it looks like and what to do, or ""."""
+    """Return what the name of a missing file looks like and what to do, or ""."""
     if re.match(r"https?://|hf\.co/", name):
-        return "a web address; nothing is downloaded here: download the GGUF file and name it"
+        return "a web address; nothing is downloaded here: download the GGUF file and give its name"
     if name.lower().endswith(tuple(_FORMS)) or re.match(r"[A-Za-z]:[\\/]", name):
         return ""
     if _OLLAMA.fullmatch(name):
         return (
             "it looks like an Ollama model; `ollama show --modelfile "
-            f"{name}` prints its GGUF file behind FROM: name that file"
+            f"{name}` prints its GGUF file after FROM: give that file"
         )
     if _HUGGING_FACE.fullmatch(name) and not os.path.isdir(name.split("/")[0]):
         return (
             "it looks like a model's name at Hugging Face; nothing is downloaded here: download a "
-            "GGUF file of it (often in a repository of the same name with -GGUF) and name the file"
+            "GGUF file of it (often in a repository of the same name with -GGUF) and give that file"
         )
     if "/" not in name and os.sep not in name:
-        return "name a GGUF file; a model's name, such as Ollama's, is not looked up"
+        return "give a GGUF file; names of models, such as Ollama's, are not looked up"
     return ""
 
 
 def folder_hint(name: str) -> str:
-    """For a folder in the place of a model: what is in it and what to do, or ""."""
+    """Return what a folder given as a model contains and what to do, or ""."""
     try:
         files = sorted(os.listdir(name))
     except OSError:
         return ""
     ggufs = [f for f in files if f.lower().endswith(".gguf")]
     if ggufs:
-        return f"name the GGUF file in it, such as {ggufs[0]}"
+        return f"give the GGUF file in it, such as {ggufs[0]}"
     if "adapter_config.json" in files:
-        return "it holds a PEFT adapter, not a model; adapters are named with --lora-in or --lora"
+        return "it holds a PEFT adapter, not a model; give adapters with --lora-in or --lora"
     if "config.json" in files or any(f.endswith((".safetensors", ".bin")) for f in files):
         return f"it holds a Hugging Face model; {_CONVERT}"
     if {"manifests", "blobs"} & set(files):
         return (
             "it holds Ollama's models; `ollama show --modelfile NAME` prints a model's GGUF file "
-            "behind FROM: name that file"
+            "after FROM: give that file"
         )
-    return "name a GGUF file"
+    return "give a GGUF file"

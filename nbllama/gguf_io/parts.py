@@ -1,8 +1,8 @@
-"""A model in several files, as llama.cpp's `gguf-split` writes it, read as if it were one.
+"""A model in several files, as llama.cpp's `gguf-split` writes it, read like a single file.
 
 The first part has the metadata; the others have only `split.no` (from 0), `split.count` and
-`split.tensors.count`, and their tensors. A file's name says which part it is. All of this is proved
-before anything is read: the parts of two models are easily mixed in one folder.
+`split.tensors.count`, and their tensors. A file's name contains the number of its part. All of this
+is checked before anything is read: parts of two models can easily be mixed in one folder.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from nbllama.gguf_io.reader import open_one
 from nbllama.system.part_names import part_name, part_of
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-_MOST = 99_999  # what five digits can name
+_MOST = 99_999  # names have five digits
 
 
 class PartsFile(GGUFFile):
     """All parts as one file: the metadata of the first, the tensors of all, in their order.
 
-    `path` is the first part's, which llama.cpp must be given; `size` is of all. A tensor's `offset`
-    is in its own part.
+    `path` is that of the first part, which llama.cpp needs; `size` is the sum of all. A tensor's
+    `offset` is within its part.
     """
 
     def __init__(self, parts: Sequence[GGUFFile]) -> None:
-        """`parts` in order, as `open_gguf` has proved them; they are closed with this one."""
+        """Take `parts` in order, as checked by `open_gguf`; they are closed with this file."""
         first = parts[0]
         self._parts = tuple(parts)
         self._part_of = {name: part for part in parts for name in part.tensors}
         self.path, self.paths = first.path, tuple(part.path for part in parts)
         self.size = sum(part.size for part in parts)
         self.version, self.alignment = first.version, first.alignment
-        own = (NUMBER, COUNT, TENSORS)
-        self.metadata = {key: v for key, v in first.metadata.items() if key not in own}
+        split_keys = (NUMBER, COUNT, TENSORS)
+        self.metadata = {key: v for key, v in first.metadata.items() if key not in split_keys}
         self._types = first._types
         self.tensors = {name: info for part in parts for name, info in part.tensors.items()}
 
@@ -58,10 +58,10 @@ class PartsFile(GGUFFile):
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open `path` and prove its header; where it is one part of a model, all of its parts.
+    """Open `path` and check its header; if it is one part of a model, open all parts.
 
     Raises `GGUFError` with one line that says what and where, also for parts that are missing or
-    do not belong together. A header costs less than a second and 200 MB, whatever it claims.
+    do not belong together. Reading any header takes less than a second and 200 MB.
     """
     given = open_one(path)
     if COUNT not in given.metadata:
@@ -77,7 +77,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUFFile]:
-    """All parts in order, proved to be one model; `opened` gets what is opened here."""
+    """Return all parts in order, checked to be one model; add the newly opened to `opened`."""
     number = given.count(NUMBER, 1 << 16) + 1
     one = f"one part of {count} of a split model"
     if count > _MOST or not 1 <= number <= count:
@@ -85,11 +85,11 @@ def _all_parts(given: GGUFFile, count: int, opened: list[GGUFFile]) -> list[GGUF
     named = part_of(given.path)
     if named is None:
         wanted = part_name("NAME", number, count)
-        raise given.error("file", f"{one}, and only a name like {wanted} says where the others are")
+        raise given.error("file", f"{one}; to find the other parts, its name must be like {wanted}")
     prefix = named[0]
     if named[1:] != (number, count):
-        says = f"its name says part {named[1]} of {named[2]}, its keys {number} of {count}"
-        raise given.error("file", says)
+        problem = f"its name says part {named[1]} of {named[2]}, its keys {number} of {count}"
+        raise given.error("file", problem)
     names = [part_name(prefix, i, count) for i in range(1, count + 1)]
     missing = [i for i, name in enumerate(names, 1) if not os.path.exists(name)]
     if missing:
@@ -113,14 +113,14 @@ def _check_belongs(part: GGUFFile, number: int, count: int, given: GGUFFile) -> 
     if theirs != (number - 1, count, given.count(TENSORS, MAX_COUNT)):
         raise part.error(
             "file",
-            f"is no part of the same model as {shown(os.path.basename(given.path))}: "
+            f"does not belong to the same model as {shown(os.path.basename(given.path))}: "
             f"'{NUMBER}', '{COUNT}', '{TENSORS}' are {theirs[0]}, {theirs[1]}, {theirs[2]}, not "
             f"{number - 1}, {count}, {given.get(TENSORS, 'uint')}",
         )
 
 
 def _check_tensors(parts: Sequence[GGUFFile], wanted: int) -> None:
-    """Raise `GGUFError` for a tensor that is in two parts, or another number of them."""
+    """Raise `GGUFError` for a tensor that is in two parts, or a wrong number of tensors."""
     where: dict[str, GGUFFile] = {}
     for part in parts:
         for name in part.tensors:

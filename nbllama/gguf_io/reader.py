@@ -1,15 +1,15 @@
 """Open a GGUF file (version 2 or 3, little endian) without trusting it.
 
-`open_one` maps the file read-only, parses the header with bounds on everything, and proves each
-tensor's byte range against the real size of the file, because the kernels that read those bytes
-check nothing. The rules are those of ggml's own reader (`gguf.cpp`), and stricter where no real
-model needs the looser one: no arrays of arrays, no zero dimension, no control characters in names,
-zero padding before the data, and a file that ends where its last tensor (or its padding) ends.
+`open_one` maps the file read-only, parses the header with limits on everything, and checks each
+tensor's byte range against the real size of the file, because the kernels that read these bytes do
+not check anything. The rules are those of ggml's reader (`gguf.cpp`), and stricter if no real model
+needs the looser rule: no arrays of arrays, no zero dimension, no control characters in names, zero
+padding before the data, and a file that ends where its last tensor (or its padding) ends.
 
-What a mapping cannot promise: if another program shortens the file while it is mapped, touching the
-missing pages kills the process with SIGBUS; if it rewrites bytes in place, they change under the
-reader. `GGUFFile.recheck` finds both between two uses, not during one. Replacing the file by
-rename, as this package does, is harmless: the mapping keeps the old file.
+A mapping has two limits: if another program shortens the file while it is mapped, reading the
+missing pages kills the process with SIGBUS; if it rewrites bytes in place, the mapped bytes change.
+`GGUFFile.recheck` detects both between two uses, not during a use. Replacing the file by renaming,
+as this package does, is harmless: the mapping keeps the old file.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _NOT_GGUF = (
 
 
 def open_one(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open `path` and prove its header; raises `GGUFError` with one line that says what and where.
+    """Open `path` and check its header; raise `GGUFError` with one line that says what and where.
 
-    Costs less than a second and 200 MB for any file, whatever its header claims.
+    It takes less than a second and 200 MB for any file.
     """
     name = os.fsdecode(os.fspath(path))
     fd, info = _open_regular(name)
@@ -76,13 +76,13 @@ def open_one(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_regular(name: str) -> tuple[int, os.stat_result]:
-    """Descriptor and state of a regular file; a FIFO or device is never opened for reading."""
+    """Return descriptor and state of a regular file; never open a FIFO or device for reading."""
     try:
-        found = os.stat(name)
-        if not stat.S_ISREG(found.st_mode):
-            hint = no_model.folder_hint(name) if stat.S_ISDIR(found.st_mode) else ""
+        mode = os.stat(name).st_mode
+        if not stat.S_ISREG(mode):
+            hint = no_model.folder_hint(name) if stat.S_ISDIR(mode) else ""
             raise GGUFError(
-                f"{shown(name, 400)}: {_kind(found.st_mode)}, not a regular file"
+                f"{shown(name, 400)}: {_kind(mode)}, not a regular file"
                 + (f"; {shown(hint, 300)}" if hint else "")
             )
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -106,7 +106,7 @@ def _kind(mode: int) -> str:
 
 
 def _header(c: Cursor) -> tuple[int, int, int]:
-    """Version, tensor count, key count."""
+    """Return version, tensor count and key count."""
     magic = bytes(c.buf[:4])
     if c.end < limits.HEADER_BYTES and b"GGUF".startswith(magic):
         raise c.error("header", f"needs {limits.HEADER_BYTES} bytes, file has {c.end} (truncated?)")
@@ -126,19 +126,19 @@ def _header(c: Cursor) -> tuple[int, int, int]:
     n_tensors = c.u64("tensor count")
     n_kv = c.u64("key count")
     left = c.end - c.pos
-    for what, n, size, most in (
+    for what, n, size, limit in (
         ("tensor count", n_tensors, limits.MIN_TENSOR_BYTES, limits.MAX_TENSORS),
         ("key count", n_kv, limits.MIN_KV_BYTES, limits.MAX_KV),
     ):
         if n * size > left:
             raise c.error(what, f"{n} need at least {n * size} bytes, {left} follow (truncated?)")
-        if n > most:
-            raise c.error(what, f"{n}, limit {most}")
+        if n > limit:
+            raise c.error(what, f"{n}, limit {limit}")
     return version, n_tensors, n_kv
 
 
 def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueType]]:
-    """All keys in file order: values, and the type of each."""
+    """Return the values and types of all keys, in file order."""
     metadata: dict[str, object] = {}
     types: dict[str, ValueType] = {}
     c.cap = min(c.end, c.pos + limits.MAX_METADATA_BYTES)
@@ -158,7 +158,7 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
 
 
 def _alignment(c: Cursor, metadata: dict[str, object], types: dict[str, ValueType]) -> int:
-    """`general.alignment`, which must be a power of two of type uint32."""
+    """Return `general.alignment`, which must be a power of two of type uint32."""
     key = "general.alignment"
     if key not in metadata:
         return limits.DEFAULT_ALIGNMENT
@@ -180,7 +180,7 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _tensors(c: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """All tensors in file order, each with a byte range proved to lie in the file."""
+    """Return all tensors in file order, each with a byte range checked to be in the file."""
     records = list(_records(c, n_tensors))
     start = _padded(c.pos, alignment)
     if n_tensors or c.pos != c.end:
@@ -219,7 +219,7 @@ def _offset_problem(offset: int, expected: int, alignment: int) -> str:
 
 
 def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
-    """Tensor records; `offset` still relative to the data section and not yet proved."""
+    """Yield tensor records; `offset` is still relative to the data section and not checked."""
     for i in range(n_tensors):
         name = c.name(f"name of tensor {i} of {n_tensors}", limits.MAX_NAME_BYTES)
         what = f"tensor '{name}'"

@@ -1,4 +1,4 @@
-"""An array of strings as it lies in a GGUF file: bytes, decoded one by one when asked for."""
+"""An array of strings as stored in a GGUF file: bytes, decoded one by one on access."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import overload
 class StringArray(Sequence[str]):
     """Read-only sequence of `str`; bytes that are not UTF-8 become lone surrogates.
 
-    `s.encode("utf-8", "surrogateescape")` of an element gives its bytes back, and so does
-    `raw(i)` without the detour. `wire` holds the elements as the file does (each after its u64
-    length), `ends[i]` the byte of `wire` where element i ends.
+    `s.encode("utf-8", "surrogateescape")` of an element returns its original bytes, and so does
+    `raw(i)` directly. `wire` holds the elements as in the file (each after its u64 length),
+    `ends[i]` the byte of `wire` where element i ends.
     """
 
     __slots__ = ("ends", "wire")
@@ -35,7 +35,7 @@ class StringArray(Sequence[str]):
         return len(self.ends)
 
     def raw(self, i: int) -> bytes:
-        """Bytes of element `i` (negative counts from the end)."""
+        """Return the bytes of element `i` (negative counts from the end)."""
         n = len(self.ends)
         if not -n <= i < n:
             raise IndexError(f"element {i} of a string array of {n}")
@@ -43,7 +43,7 @@ class StringArray(Sequence[str]):
         return self.wire[(self.ends[i - 1] if i else 0) + 8 : self.ends[i]]
 
     def iter_raw(self) -> Iterator[bytes]:
-        """Bytes of every element in order."""
+        """Yield the bytes of every element in order."""
         start = 8
         for end in self.ends:
             yield self.wire[start:end]

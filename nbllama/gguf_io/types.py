@@ -1,7 +1,7 @@
 """Numbers of the GGUF format: value types of metadata, and tensor types with their block sizes.
 
-Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table is ours so that reading a
-file does not cost the import of the `gguf` package; a test compares it with that package.
+Ids and names are ggml's (`enum ggml_type`, `enum gguf_type`). The table is here so that reading a
+file does not need to import the `gguf` package; a test compares it with that package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class ValueType(IntEnum):
-    """Type of a metadata value; equal in number to `gguf.GGUFValueType`."""
+    """Type of a metadata value, with the same numbers as `gguf.GGUFValueType`."""
 
     UINT8 = 0
     INT8 = 1
@@ -49,8 +49,8 @@ SCALARS: dict[int, np.dtype] = {
 class TensorType(NamedTuple):
     """A way to store the elements of a tensor: `block_size` elements in `type_size` bytes.
 
-    `family`: the file of `nbllama.quants` that decodes it; "" for what is never a weight. `scales`:
-    byte offsets in a block of the IEEE halves that scale its weights.
+    `family`: the file of `nbllama.quants` that decodes it; "" for types that are never weights.
+    `scales`: byte offsets in a block of the IEEE halves that scale its weights.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TensorType(NamedTuple):
     scales: tuple[int, ...] = ()
 
     def nbytes(self, n_elements: int) -> int:
-        """Bytes of `n_elements` elements, which must be whole blocks."""
+        """Return the bytes of `n_elements` elements, which must be whole blocks."""
         return n_elements // self.block_size * self.type_size
 
 
@@ -106,7 +106,7 @@ TENSOR_TYPES: dict[int, TensorType] = {
 }
 """Every tensor type that can be read from a file, by id.
 
-A new weight type is a row here, and a decoder in the file of its family.
+A new weight type needs a row here and a decoder in the file of its family.
 """
 
 UNSUPPORTED_TYPES: dict[int, str] = {
@@ -120,7 +120,7 @@ UNSUPPORTED_TYPES: dict[int, str] = {
     37: "IQ4_NL_4_8 (removed from ggml)",
     38: "IQ4_NL_8_8 (removed from ggml)",
 }
-"""Types that ggml knows or knew and that are refused by name."""
+"""Types that ggml has or had, and that are refused by name."""
 
 NUMPY_TENSOR_TYPES: dict[np.dtype, int] = {
     np.dtype("<f4"): 0,

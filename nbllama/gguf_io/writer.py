@@ -1,9 +1,9 @@
 """Write a GGUF file (version 3, little endian) in one atomic step.
 
-Not through `gguf.GGUFWriter`: that class opens the final name itself, always adds an architecture
-key, silently drops empty strings and arrays, and ends a short write with an error without a
-number. The format is small enough to write here, straight from the arrays, with no second copy in
-memory. Tests read every file back with the `gguf` package and with llama.cpp.
+It does not use `gguf.GGUFWriter`: that class opens the final name itself, always adds an
+architecture key, silently drops empty strings and arrays, and reports a short write without an
+error number. The format is small enough to write here, directly from the arrays, without a second
+copy in memory. Tests read every file with the `gguf` package and with llama.cpp.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _PYTHON_TYPES: dict[type, ValueType] = {
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as they go to the file.
+    """A tensor in any GGUF type: `shape` in numpy order, `raw` its bytes as written to the file.
 
-    `raw` is a uint8 array, bytes or memoryview of exactly the size that shape and type ask for; or
-    a function that gives them in pieces. It is called when the tensor's turn has come, so a model
-    can be written that does not fit memory; what it raises ends the writing and changes no file.
+    `raw` is a uint8 array, bytes or memoryview of exactly the size of shape and type; or a function
+    that returns them in pieces. It is called when the tensor is written, so that a model can be
+    written that does not fit into memory; an exception ends the writing and no file is changed.
     """
 
     shape: tuple[int, ...]
@@ -51,16 +51,16 @@ def write_gguf(
     metadata: Metadata,
     tensors: Iterable[tuple[str, np.ndarray | RawTensor]],
 ) -> None:
-    """Write keys and tensors, in the given order, to `path`; the old file stays until all is done.
+    """Write keys and tensors, in the given order, to `path`; the old file is replaced at the end.
 
     `metadata` holds (key, value, value type), the type one of `ValueType` or `gguf.GGUFValueType`.
     Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int -> INT64,
     float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are written as
     F32, F16, F64 or I8..I64 by their dtype.
 
-    Raises `OutputError` if the path cannot be written, and, before the first byte is written,
-    `ValueError` for names, values, shapes and sizes that the format or `limits` do not allow;
-    also, with the old file kept, for pieces that are not a tensor's size together.
+    Raises `OutputError` if the path cannot be written, and `ValueError`, before the first byte is
+    written, for names, values, shapes and sizes that the format or `limits` do not allow. It also
+    raises `ValueError`, and keeps the old file, for pieces whose total size is wrong.
     """
     tensors = list(tensors)
     header, bodies, alignment = _encode(list(metadata), tensors)
@@ -87,7 +87,7 @@ def _pad(file: BinaryIO, size: int, alignment: int) -> None:
 def _encode(
     metadata: list[tuple[str, object, int]], tensors: list[tuple[str, np.ndarray | RawTensor]]
 ) -> tuple[bytes, list[tuple[int, Any]], int]:
-    """Header without its padding, size and bytes (views, or a function) of tensors, alignment."""
+    """Return header without padding, size and bytes (or function) of each tensor, alignment."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     alignment = limits.DEFAULT_ALIGNMENT
     seen: set[str] = set()
@@ -155,7 +155,7 @@ def _value(out: bytearray, value: object, kind: ValueType) -> None:
     else:
         if isinstance(value, bool | np.bool_):
             raise TypeError(f"{value!r} is a bool, not a number")
-        # struct refuses what does not fit; numpy would wrap around
+        # struct refuses values that do not fit; numpy would wrap around
         out += struct.pack("<" + _STRUCT[kind], value)
 
 
@@ -197,17 +197,17 @@ def _array(out: bytearray, value: object) -> None:
 
 
 def _tensor(name: str, tensor: np.ndarray | RawTensor) -> tuple[tuple[int, ...], int, int, Any]:
-    """Shape (numpy order), type, size and bytes of a tensor (a view, or a function as given)."""
+    """Return shape (numpy order), type, size and bytes of a tensor (a view, or its function)."""
     what = f"tensor '{shown(name)}'"
     body: Any
     if isinstance(tensor, RawTensor):
         shape, type_id = tuple(int(n) for n in tensor.shape), tensor.type_id
         body = tensor.raw if callable(tensor.raw) else memoryview(tensor.raw).cast("B")
     else:
-        found = NUMPY_TENSOR_TYPES.get(tensor.dtype)
-        if found is None:
+        numpy_type = NUMPY_TENSOR_TYPES.get(tensor.dtype)
+        if numpy_type is None:
             raise ValueError(f"{what}: dtype {tensor.dtype} has no GGUF type")
-        shape, type_id = tensor.shape, found
+        shape, type_id = tensor.shape, numpy_type
         body = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     kind = TENSOR_TYPES.get(type_id)
     if kind is None:

@@ -1,14 +1,14 @@
-"""What is in a file: a GGUF model, a checkpoint, an adapter of any format.
+"""Show the content of a file: a GGUF model, a checkpoint, or an adapter of any format.
 
-| module | does |
+| module | contents |
 |---|---|
-| `look` | `look`: what kind of file it is, and everything about it as a `Found` |
-| `found` | the `Found` |
-| `contents` | a model's, a checkpoint's, an adapter's |
+| `look` | `look`: detects the kind of a file and returns everything about it as a `Found` |
+| `found` | `Found` |
+| `contents` | reads a model, a checkpoint or an adapter |
 | `show` | a `Found` as text or as JSON |
 
-No file is trusted: readers prove sizes before they take memory, control characters are escaped,
-and what is printed is bounded.
+No file is trusted: readers check sizes before they allocate memory, control characters are escaped,
+and the output is limited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the three kinds of files hold: each function completes a `Found`."""
+"""The contents of the three kinds of files: each function completes a `Found`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
-    """Sizes, the use of every tensor, and what would train."""
+    """Add a model's sizes, the use of every tensor, and the tensors that would be trained."""
     hp = None
     try:
         hp = hparams_from_gguf(f)
@@ -50,7 +50,7 @@ def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
         found.tensors = [stated(f, name, _use_unknown(f, name)) for name in f.tensors]
         return
     found.notes += hp.warnings
-    # a tensor that is not expected refuses the file, so that all are known here
+    # a file with an unexpected tensor is refused, so all tensors are known here
     known = expected_tensors(hp)
     found.tensors = [stated(f, n, _use(n)) for n in f.tensors if n in known]
     found.targets = _would_train(hp, shapes, rank)
@@ -83,12 +83,12 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         "feed-forward": f"{hp.n_ff}, {hp.activation}{'' if hp.gated else ' without a gate'}",
         "positions": position,
         "trained context": hp.n_ctx_train,
-        "output": "tied to token_embd" if hp.tied_output else "a matrix of its own",
+        "output": "tied to token_embd" if hp.tied_output else "a separate matrix",
     }
     if e := hp.experts:
         facts["experts"] = (
-            f"{e.used} of {e.total} a token, {e.n_ff} wide, weights by {e.gating}"
-            + (f"; a shared one, {e.n_ff_shared} wide" if e.n_ff_shared else "")
+            f"{e.used} of {e.total} per token, {e.n_ff} wide, weights by {e.gating}"
+            + (f"; a shared expert, {e.n_ff_shared} wide" if e.n_ff_shared else "")
             + (f"; from block {e.first} on" if e.first else "")
         )
     if hp.window:
@@ -101,7 +101,7 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
 
 def _use(name: str) -> str:
     found = slot_of(name)
-    return f"frozen; LoRA by {_option(found[0])}" if found else "frozen, takes no LoRA"
+    return f"frozen; LoRA by {_option(found[0])}" if found else "frozen, cannot have LoRA"
 
 
 def _use_unknown(f: GGUFFile, name: str) -> str:
@@ -115,7 +115,7 @@ def _option(slot: Slot) -> str:
 
 
 def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
-    """For each kind of data, the ranks that a run without further options has."""
+    """Return the targets, with the ranks of a run without further options per kind of data."""
     missing = without_tensor(shapes)
     ranks: dict[str, dict[str, int]] = {}
     for kind, column in _COLUMNS.items():
@@ -126,26 +126,27 @@ def _would_train(hp: Hparams, shapes: Shapes, rank: int | None) -> list[Target]:
         ranks[f"{column}, r {r}"] = settings.ranks
     targets = []
     for slot in EVERY_SLOT:
-        own = [s for n, s in shapes.items() if (of := slot_of(n)) and of[0] == slot]
-        if own:
+        of_slot = [s for n, s in shapes.items() if (of := slot_of(n)) and of[0] == slot]
+        if of_slot:
             by_column = {column: chosen.get(slot.name, 0) for column, chosen in ranks.items()}
-            targets.append(_target(slot, own, {c: [r] * len(own) for c, r in by_column.items()}))
+            per_tensor = {c: [r] * len(of_slot) for c, r in by_column.items()}
+            targets.append(_target(slot, of_slot, per_tensor))
     return targets
 
 
 def _target(slot: Slot, shapes: list[tuple[int, ...]], ranks: Mapping[str, list[int]]) -> Target:
     counts = {
-        column: sum(r * _numbers(pair_shape(s)) for r, s in zip(own, shapes, strict=True))
-        for column, own in ranks.items()
+        column: sum(r * _numbers(pair_shape(s)) for r, s in zip(of_column, shapes, strict=True))
+        for column, of_column in ranks.items()
     }
     return Target(
         _option(slot), slot.tensor, len(shapes), tuple(sorted({*map(pair_shape, shapes)})),
-        {column: tuple(sorted(set(own))) for column, own in ranks.items()}, counts,
+        {column: tuple(sorted(set(of_column))) for column, of_column in ranks.items()}, counts,
     )  # fmt: skip
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
-    """Numbers of a pair of rank 1: n_out + n_in, for each expert."""
+    """Return the count of numbers in a pair of rank 1: n_out + n_in, for each expert."""
     return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 
@@ -153,7 +154,7 @@ def _numbers(shape: tuple[int, ...]) -> int:
 
 
 def adapter(found: Found, base: str) -> None:
-    """Ranks, scales and pairs."""
+    """Add an adapter's ranks, scales and pairs."""
     known, tied = (Base(), None) if not base else _base(base)
     try:
         stored = read_stored(found.path, known)
@@ -184,7 +185,7 @@ def _base(path: str) -> tuple[Base, bool]:
 
 
 def checkpoint(found: Found, base: str) -> None:
-    """Where the run was, and what it trains."""
+    """Add a checkpoint's position in the run, its settings and its pairs."""
     shapes = _base(base)[0].shapes if base else None
     try:
         state = load_checkpoint(found.path)
@@ -216,11 +217,11 @@ def checkpoint(found: Found, base: str) -> None:
         }
     _pairs(found, a.pairs)
     parts = state.moments
-    for name, x, own in (
+    for name, x, arrays in (
         (FIRST, parts.first if parts else None, state.m),
         (SECOND, parts.second if parts else None, state.v),
     ):
-        n = x.size if x is not None else sum(m.size for m in own.values())
+        n = x.size if x is not None else sum(m.size for m in arrays.values())
         if n:
             found.tensors.append(TensorRow(name, "F32", (n,), 4 * n, "moments of all pairs"))
     if base:
@@ -231,16 +232,16 @@ def _pairs(found: Found, pairs: Mapping[str, Pair]) -> None:
     by_slot: dict[Slot, list[Pair]] = {}
     for name, pair in pairs.items():
         of = slot_of(name)
-        assert of is not None  # readers take no other pairs
+        assert of is not None  # readers refuse all other pairs
         by_slot.setdefault(of[0], []).append(pair)
         for half, x in (("lora_a", pair.a), ("lora_b", pair.b)):
             found.tensors.append(TensorRow(f"{name}.{half}", "F32", x.shape, x.nbytes, "trained"))
     for slot in EVERY_SLOT:
-        if own := by_slot.get(slot):
-            shapes: list[tuple[int, ...]] = [pair.shape for pair in own]
-            found.targets.append(_target(slot, shapes, {"here": [pair.rank for pair in own]}))
+        if of_slot := by_slot.get(slot):
+            shapes: list[tuple[int, ...]] = [pair.shape for pair in of_slot]
+            found.targets.append(_target(slot, shapes, {"here": [pair.rank for pair in of_slot]}))
     if not _any(pair.b for pair in pairs.values()):
-        found.notes.append("every B is zero: nothing was trained yet, the adapter adds nothing")
+        found.notes.append("every B is zero: not trained yet, so the adapter changes nothing")
 
 
 def _any(arrays: Iterable[np.ndarray]) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of a file."""
+"""The information about a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Key(NamedTuple):
 
 
 class TensorRow(NamedTuple):
-    """A tensor of the file: shape in numpy order, and what a trainer does with it."""
+    """A tensor of the file: shape in numpy order, and its use in training."""
 
     name: str
     type: str
@@ -29,9 +29,9 @@ class TensorRow(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One kind of tensor that carries LoRA pairs, or can.
+    """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters` by the header of a column; 0: no pair. `ranks`: the same for the ranks.
+    `parameters`: by the header of a column; 0: no pair. `ranks`: likewise.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune
@@ -44,10 +44,10 @@ class Target(NamedTuple):
 
 @dataclass
 class Found:
-    """All that is known of a file; `refused` says why it cannot be used, None if it can."""
+    """The information about a file; `refused`: why it cannot be used, None if it can be used."""
 
     path: str
-    size: int  # bytes, of a folder those of the files that were read
+    size: int  # bytes; for a folder the sum of its files
     kind: str  # "model", "checkpoint", "checkpoint of the old finetune", "adapter", "unknown"
     format: str
     facts: dict[str, str | int | float] = field(default_factory=dict)
@@ -59,6 +59,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return a tensor as the header states it."""
+    """Return a tensor as the header gives it."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)

@@ -1,4 +1,4 @@
-"""`look`: what kind of file it is, and everything about it."""
+"""`look`: detect the kind of a file and return everything about it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nbllama.system.regular import first_bytes
 
 
 def look(path: str, *, base: str = "", rank: int | None = None, check: bool = False) -> Found:
-    """Everything about a file; reasons to refuse it are in the result.
+    """Return everything about a file; the result also has the reason if it is refused.
 
-    `base`: a GGUF model that a checkpoint or adapter must fit. `rank`: that parameters of a model's
-    pairs are counted for, None for the defaults. `check`: look at every weight of a model.
+    `base`: a GGUF model that a checkpoint or adapter must fit. `rank`: count the parameters of a
+    model's pairs for this rank, None for the defaults. `check`: check every weight of a model.
 
-    Raises `UsageError` where there is no file, `GGUFError` for one of which nothing can be read,
-    and for a `base` that is no model.
+    Raises `UsageError` if there is no file, `GGUFError` for a file of which nothing can be read,
+    and for a `base` that is not a model.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{path}: there is no such file")
@@ -45,13 +45,13 @@ def look(path: str, *, base: str = "", rank: int | None = None, check: bool = Fa
         else:
             model(found, f, rank, check)
         if found.kind != "model":
-            # what the file states, also where its contents are refused
+            # the tensors in the header, also if the contents are refused
             found.tensors = found.tensors or [stated(f, name) for name in f.tensors]
     return found
 
 
 def kind_of(f: GGUFFile) -> str:
-    """Return what a GGUF file says that it is."""
+    """Return the kind of a GGUF file by its keys."""
     if f.metadata.get("general.type") == "adapter":
         return "adapter"
     if is_old(f):

@@ -1,7 +1,7 @@
-"""A `Found` as text for a terminal, and as JSON for machines.
+"""Write a `Found` as text for a terminal, or as JSON for other programs.
 
-Every string of the file passes through `shown`: no control character reaches the terminal, and no
-line is longer than the screen can bear. JSON has all control characters escaped by its own rules.
+Every string of the file passes through `shown`, so that no control character reaches the terminal
+and the length of lines is limited. JSON escapes all control characters anyway.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from nbllama.errors import shown
 from nbllama.gguf_io.strings import StringArray
 from nbllama.inspect.found import Found, Key, Target, TensorRow
 
-MOST_ROWS = 200  # of a table, without --all
-MOST_ELEMENTS = 8  # of an array
-MOST_TEXT = 2000  # characters of a string in JSON
+MOST_ROWS = 200  # limit for a table without --all
+MOST_ELEMENTS = 8  # limit for an array
+MOST_TEXT = 2000  # limit for the characters of a string in JSON
 _BLOCK = re.compile(r"^blk\.[0-9]+\.")
 
 
 def as_text(found: Found, everything: bool = False) -> str:
-    """Paragraphs and tables. `everything`: each tensor by itself and all keys."""
+    """Return paragraphs and tables. `everything`: each tensor separately, and all keys."""
     rows = None if everything else MOST_ROWS
     lines = [f"{shown(found.path, 400)}: {found.kind}, {found.format}, {_bytes(found.size)}", ""]
     lines += _columns([(name, _number(value)) for name, value in found.facts.items()])
@@ -51,13 +51,13 @@ def _bytes(n: int) -> str:
 
 def _headline(found: Found) -> str:
     if found.kind == "model":
-        return "what would train: parameters by kind of training data"
+        return "what would be trained: parameters by kind of training data"
     return "pairs"
 
 
-def _columns(rows: Sequence[tuple[str, ...]], most: int | None = None) -> list[str]:
-    """Rows with their cells in columns, at most `most` of them."""
-    shown_rows = rows if most is None else rows[:most]
+def _columns(rows: Sequence[tuple[str, ...]], limit: int | None = None) -> list[str]:
+    """Return rows with their cells in columns, at most `limit` rows."""
+    shown_rows = rows if limit is None else rows[:limit]
     widths = [min(44, max(map(len, cells))) for cells in zip(*shown_rows, strict=True)]
     out = []
     for row in shown_rows:
@@ -97,15 +97,15 @@ def _tensor(t: TensorRow) -> tuple[str, ...]:
 
 
 def _groups(tensors: Iterable[TensorRow]) -> list[tuple[str, ...]]:
-    """One row for what is alike in all blocks."""
+    """Return one row for tensors that are alike in all blocks."""
     groups: dict[tuple[str, tuple[int, ...], str], list[TensorRow]] = {}
     for t in tensors:
         groups.setdefault((_BLOCK.sub("blk.*.", t.name), t.shape, t.use), []).append(t)
     rows: list[tuple[str, ...]] = []
-    for (name, shape, use), own in groups.items():
-        kinds = sorted({t.type for t in own})
-        count = f" ({len(own)})" if len(own) > 1 else ""
-        size = _bytes(sum(t.nbytes for t in own))
+    for (name, shape, use), group in groups.items():
+        kinds = sorted({t.type for t in group})
+        count = f" ({len(group)})" if len(group) > 1 else ""
+        size = _bytes(sum(t.nbytes for t in group))
         rows.append((shown(name, 80) + count, "/".join(kinds), _shape(shape), size, use))
     return rows
 
@@ -122,12 +122,12 @@ def _targets(targets: Sequence[Target]) -> list[str]:
         shapes = ", ".join(map(_shape, t.shapes[:3]))
         rows.append((t.option, f"{t.tensor} ({t.tensors})", shapes, *cells))
     totals = (_number(sum(t.parameters[column] for t in targets)) for column in columns)
-    rows.append(("in all", "", "", *totals))
+    rows.append(("total", "", "", *totals))
     return _columns(rows)
 
 
 def as_json(found: Found) -> str:
-    """One document; long arrays and strings are cut, and say how long they were."""
+    """Return one document; long arrays and strings are cut, with their original length."""
     refused = found.refused
     document = {
         "path": found.path,
@@ -153,7 +153,7 @@ def _plain(value: object) -> dict[str, object]:
 
 
 def _finite(value: object) -> object:
-    """JSON has no NaN and no infinity: their names."""
+    """Return the name of a NaN or an infinity, which JSON does not have; else the value."""
     return value if not isinstance(value, float) or np.isfinite(value) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Several adapters as one, for inference."""
+"""Combine several adapters into one, for inference."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nbllama.lora.pairs import Adapter, Pair
 
 
 def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """One adapter that adds all that `parts` add, each times its factor.
+    """Return one adapter that adds the sum of `parts`, each multiplied by its factor.
 
     Pairs of the same tensor are stacked, A = [A1; A2; ...] and B = [s1 B1, s2 B2, ...] with the
-    scales in B: nothing is lost but the rounding of s B. Their ranks add up. Of one adapter alone
+    scales in B: the only error is the rounding of s B. Their ranks add up. For a single adapter
     only alpha changes. Raises ValueError if there is none.
     """
     if not parts:
@@ -22,12 +22,12 @@ def mix(parts: Sequence[tuple[Adapter, float]]) -> Adapter:
     first, factor = parts[0]
     if len(parts) == 1:
         return replace(first, alpha=first.alpha * factor)
-    found: dict[str, list[tuple[Pair, float]]] = {}
+    stacks: dict[str, list[tuple[Pair, float]]] = {}
     for adapter, factor in parts:
         for name, pair in adapter.pairs.items():
-            found.setdefault(name, []).append((pair, factor * adapter.scale))
+            stacks.setdefault(name, []).append((pair, factor * adapter.scale))
     pairs = {}
-    for name, stack in found.items():
+    for name, stack in stacks.items():
         a = np.concatenate([pair.a for pair, _ in stack], axis=-2)
         b = np.concatenate([np.float32(scale) * pair.b for pair, scale in stack], axis=-1)
         pairs[name] = Pair(a, np.ascontiguousarray(b))

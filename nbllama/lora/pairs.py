@@ -1,11 +1,11 @@
-"""LoRA: which base tensors can carry a pair, how a pair starts, and what it adds.
+"""LoRA: which base tensors can have a pair, how a pair is initialised, and what it adds.
 
     y = x Wᵀ + s · (x Aᵀ) Bᵀ        W (n_out, n_in)   A (rank, n_in)   B (n_out, rank)
 
-with one scale `s = alpha / lora_r` for every tensor, whatever its own rank. All arrays are
+with the same scale `s = alpha / lora_r` for every tensor, whatever its rank. All arrays are
 float32. The kinds of base tensors:
 
-| kind | base | A | B | what is added |
+| kind | base | A | B | added to the base |
 |---|---|---|---|---|
 | linear | (n_out, n_in) | (rank, n_in) | (n_out, rank) | `s · B A` |
 | embedding | (V, C) | (rank, C) | (V, rank) | row `tok`: `s · B[tok] A` |
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["NO_LAYER", "SLOTS", "Adapter", "Pair", "delta", "init_adapter"]
 
 NO_LAYER = 1 << 30
-_INIT_STREAM = 1 << 32  # keeps these Philox keys apart from those of the data order
+_INIT_STREAM = 1 << 32  # so that these Philox keys differ from those of the data order
 
 
 @dataclass(frozen=True)
 class Pair:
     """The two factors of one base tensor: a (rank, n_in), b (n_out, rank), float32.
 
-    Of a tensor of experts, with the number of experts before them.
+    For a tensor of experts, both shapes begin with the number of experts.
     """
 
     a: np.ndarray
@@ -57,11 +57,11 @@ class Pair:
     def __post_init__(self) -> None:
         for half in (self.a, self.b):
             if half.dtype != np.float32 or not half.flags.c_contiguous:
-                raise ValueError("both halves of a pair are C-contiguous and float32")
+                raise ValueError("both halves of a pair must be C-contiguous and float32")
             if half.ndim not in (2, 3) or half.shape[:-2] != self.a.shape[:-2]:
-                raise ValueError(f"a {self.a.shape} and b {self.b.shape} are no pair's halves")
+                raise ValueError(f"a {self.a.shape} and b {self.b.shape} are not halves of a pair")
         if self.a.shape[-2] != self.b.shape[-1] or self.rank < 1:
-            raise ValueError(f"a {self.a.shape} and b {self.b.shape} share no rank")
+            raise ValueError(f"a {self.a.shape} and b {self.b.shape} do not have the same rank")
 
     @property
     def rank(self) -> int:
@@ -70,7 +70,7 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n_out, n_in) of what the pair adds to, or (n_expert, n_out, n_in)."""
+        """(n_out, n_in) of the base tensor, or (n_expert, n_out, n_in)."""
         return (*self.b.shape[:-1], int(self.a.shape[-1]))
 
 
@@ -88,7 +88,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """The one factor of every pair, alpha / lora_r."""
+        """The factor of every pair, alpha / lora_r."""
         return self.alpha / self.lora_r
 
     @property
@@ -105,19 +105,19 @@ class Adapter:
         return out
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Describe the first pair that does not fit a base model with tensors of these shapes."""
+        """Describe the first pair that does not fit a base model with these tensor shapes."""
         for name, pair in self.pairs.items():
             if name not in shapes:
-                return f"{name} has a pair, the base model has no such tensor"
+                return f"{name} has a pair, but the base model has no such tensor"
             if pair.shape != (wanted := pair_shape(shapes[name])):
-                return f"the pair of {name} is for {pair.shape}, the base model has {wanted}"
+                return f"the pair of {name} is for {pair.shape}, but the base model has {wanted}"
         return None
 
     def lowest_layer(self) -> int:
-        """Return the block at which the backward pass may stop: the first one with a pair.
+        """Return the block at which the backward pass can stop: the first one with a pair.
 
-        0 if the embedding has a pair (the gradient must come through every block), `NO_LAYER`
-        if no block has one.
+        0 if the embedding has a pair (the gradient must pass through every block), `NO_LAYER` if no
+        block has one.
         """
         if "token_embd.weight" in self.pairs:
             return 0
@@ -126,7 +126,7 @@ class Adapter:
 
 
 def block_of(name: str) -> int:
-    """Return the block of a base tensor, -1 outside of them; `KeyError` if it takes no pair."""
+    """Return the block of a base tensor, -1 outside the blocks; `KeyError` if it has no slot."""
     found = slot_of(name)
     if found is None:
         raise KeyError(name)
@@ -151,15 +151,16 @@ def init_adapter(
 ) -> Adapter:
     """Make an adapter that changes nothing: b = 0, a = clamp(N(0, 1), -1, 1) / √(rank + n_in).
 
-    That is the law of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's Philox
-    keyed by (seed, tensor index), so that a tensor starts alike whatever else has a pair.
+    That is the distribution of `finetune.cpp:randomize_lora`, drawn from another stream: numpy's
+    Philox keyed by (seed, tensor index), so that a tensor's values do not depend on the other
+    pairs.
 
     `ranks`: by slot name, missing or 0 = no pair. A rank above min(n_out, n_in) is allowed, as in
-    the old tool; it costs time and adds nothing that the full rank cannot. `shapes`: numpy shapes
-    of the base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks
-    that get pairs, all for None.
+    the old tool; it takes time and has no benefit over the full rank. `shapes`: numpy shapes of the
+    base model's tensors, (n_out, n_in) or (n,). `seed`: 0 to 2^64 - 1. `layers`: the blocks that
+    get pairs, all for None.
 
-    Raises `UsageError` for a rank that is asked for but has no tensor in this model.
+    Raises `UsageError` for a rank whose tensor is not in this model.
     """
     pairs = {}
     used = set()

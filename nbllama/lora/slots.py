@@ -1,16 +1,17 @@
-"""The table of slots: which tensors of a base model can carry a LoRA pair, and all their names.
+"""The table of slots: which tensors of a base model can have a LoRA pair, and all their names.
 
-Whatever is done for each of them (options, ranks, checkpoint keys, initialisation, the linear
-layers of a block) reads this table. One matrix has four names:
+All code that handles each of them (options, ranks, checkpoint keys, initialisation, the linear
+layers of a block) reads this table. A matrix has four names:
 
-| here | of what | |
+| example | name of | |
 |---|---|---|
 | `wq` | slot | `--rank-wq`, as in llama.cpp's old `finetune` |
 | `attn_q` | tensor | in GGUF files: `blk.3.attn_q.weight` |
 | `q` | linear | a block's linear layer, in the code of the passes |
-| `Qcur` | node | what the layer gives, in llama.cpp's graph and in `nbllama.peek` |
+| `Qcur` | node | the layer's output, in llama.cpp's graph and in `nbllama.peek` |
 
-Nothing heavy is imported, so that the command line can read the table before numpy is loaded.
+This module imports nothing large, so that the command line can read the table before numpy is
+loaded.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ _MAX_LAYERS = 1 << 20
 
 
 class Slot(NamedTuple):
-    """One kind of base tensor that can carry a pair."""
+    """One kind of base tensor that can have a pair."""
 
     name: str  # as in `--rank-NAME`, with `_` for `-`
     tensor: str  # GGUF name without block number and ".weight"
     kind: str  # "linear", "embedding", "norm" or "experts"
     in_block: bool
-    linear: str = ""  # of a block's linear layer
-    node: str = ""  # of what that layer gives
+    linear: str = ""  # name of a block's linear layer
+    node: str = ""  # name of that layer's output
     source: int = -1  # which of a block's four inputs of linear layers it reads
 
     def base_name(self, layer: int = 0) -> str:
-        """GGUF name of the base tensor in block `layer`."""
+        """Return the GGUF name of the base tensor in block `layer`."""
         return f"blk.{layer}.{self.tensor}.weight" if self.in_block else f"{self.tensor}.weight"
 
 
@@ -53,8 +54,8 @@ SLOTS = (
     Slot("w2", "ffn_down", "linear", True, "down", "ffn_out", 3),
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
-# Of models that have several linears in one matrix; of mixtures of experts: a tensor of all routed
-# experts, and the shared expert's; of blocks without attention (the old tool knew none of them).
+# Fused matrices; tensors of all routed experts, and of the shared expert; tensors of blocks without
+# attention. The old tool had none of them.
 FUSED_SLOTS = (
     Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
@@ -73,7 +74,7 @@ FUSED_SLOTS = (
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
 LINEARS = {slot.linear: slot for slot in EVERY_SLOT if slot.linear}
-"""Linear layers of blocks for all tokens, by the name that the passes have for them."""
+"""Linear layers of blocks for all tokens, by their names in the code of the passes."""
 _BY_TENSOR = {slot.tensor: slot for slot in EVERY_SLOT}
 _ENDS = [slot for slot in SLOTS if not slot.in_block]
 _IN_BLOCK = [slot for slot in SLOTS if slot.in_block]
@@ -81,7 +82,7 @@ _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,6})\.)?([a-z_]+(?:\.[a-z_]+)?)\.wei
 
 
 def slot_of(name: str) -> tuple[Slot, int] | None:
-    """Slot and block number (-1 outside the blocks) of a base tensor; None: takes no pair."""
+    """Return slot and block number (-1 outside the blocks) of a base tensor, or None."""
     found = _NAME.fullmatch(name)
     slot = _BY_TENSOR.get(found[2]) if found else None
     if found is None or slot is None or slot.in_block != (found[1] is not None):
@@ -91,10 +92,10 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 
 
 def tensor_index(name: str) -> int:
-    """Place of a base tensor in the old tool's order.
+    """Return the place of a base tensor in the old tool's order.
 
-    Three outside of the blocks come first, then nine a block, then each of `FUSED_SLOTS` of all
-    blocks. Raises `KeyError` for a tensor that takes no pair.
+    The three outside the blocks come first, then nine per block, then each of `FUSED_SLOTS` for all
+    blocks. Raises `KeyError` for a tensor without a slot.
     """
     found = slot_of(name)
     if found is None:
@@ -109,9 +110,9 @@ def tensor_index(name: str) -> int:
 
 
 def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[Slot, str]]:
-    """Every (slot, base tensor name) of a model of `n_layer` blocks, those outside of blocks first.
+    """Yield every (slot, base tensor name) of a model with `n_layer` blocks.
 
-    Within a block they are in the order of `slots`.
+    Those outside the blocks come first; within a block they are in the order of `slots`.
     """
     yield from ((slot, slot.base_name()) for slot in slots if not slot.in_block)
     for layer in range(n_layer):
@@ -119,7 +120,7 @@ def base_names(n_layer: int, slots: tuple[Slot, ...] = SLOTS) -> Iterator[tuple[
 
 
 def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(n_out, n_in) of a base tensor's numpy shape; a vector (n,) counts as (1, n).
+    """Return (n_out, n_in) for a base tensor's numpy shape; a vector (n,) counts as (1, n).
 
     A tensor of experts is (n_expert, n_out, n_in).
     """
@@ -127,6 +128,6 @@ def pair_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def without_tensor(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Names of the slots that a model with these tensors does not have."""
-    found = {of[0].name for of in map(slot_of, shapes) if of is not None}
-    return {slot.name for slot in EVERY_SLOT} - found
+    """Return the names of the slots that a model with these tensors does not have."""
+    present = {of[0].name for of in map(slot_of, shapes) if of is not None}
+    return {slot.name for slot in EVERY_SLOT} - present

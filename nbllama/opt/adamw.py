@@ -1,6 +1,6 @@
 """AdamW.
 
-Update number `it` (the first is 1), with g the clipped gradient and the rate of
+Update number `it` (the first is 1), with the clipped gradient g and the learning rate `rate` of
 `nbllama.opt.optimiser`, as in llama.cpp's `ggml.c:ggml_opt_adam` of July 2024 ("Decoupled Weight
 Decay Regularization", Loshchilov and Hutter 2019):
 
@@ -16,7 +16,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class AdamW(Optimiser):
-    """See the module's text; `m`, `v` are the moments."""
+    """AdamW, see the module's docstring; `m` and `v` are the moments."""
 
     has_second_moment = True
 
@@ -28,7 +28,7 @@ class AdamW(Optimiser):
         np.multiply(g, f32(1.0 - self.beta1), out=step)
         m *= f32(self.beta1)
         m += step
-        # v ← β2 v + (1 - β2) g², after which g is scratch memory
+        # v ← β2 v + (1 - β2) g²; after this g is scratch memory
         np.multiply(g, g, out=g)
         g *= f32(1.0 - self.beta2)
         v *= f32(self.beta2)

@@ -1,4 +1,4 @@
-"""What optimisers do to whole arrays: in pieces that stay in the cache, without large copies."""
+"""Operations on whole arrays, in pieces that stay in the cache, without large copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK = 32768  # elements; three float32 arrays of this size and two scratch one
 
 
 def n_dims(name: str, shape: tuple[int, ...]) -> int:
-    """Dimensions of a LoRA array as llama.cpp counts them (`ggml_n_dims`), trailing 1s dropped.
+    """Return the dimensions of a LoRA array as in llama.cpp (`ggml_n_dims`), without trailing 1s.
 
     The old tool holds both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
     ne = [rank, 1], has one dimension; a rank-1 `lora_a`, ne = [1, n], has two.
@@ -23,9 +23,9 @@ def n_dims(name: str, shape: tuple[int, ...]) -> int:
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Name of the first array that holds a NaN or an infinity; None if there is none."""
+    """Return the name of the first array that holds a NaN or an infinity; None if there is none."""
     for name, x in arrays.items():
-        # min and max pass a NaN on, and need no mask as large as the array
+        # min and max propagate a NaN, and need no mask as large as the array
         if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
             return name
     return None
@@ -38,7 +38,7 @@ def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def global_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """√ of the sum of all squares, in float64, array after array; NaN or inf if any value is."""
+    """Return √ of the sum of all squares, in float64 and in order; not finite if any value is."""
     wide = np.empty(CHUNK, np.float64)
     total = 0.0
     for x in arrays.values():

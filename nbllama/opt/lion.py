@@ -1,10 +1,10 @@
-"""Lion: the sign of a mean of gradients, so that every value moves by the rate.
+"""Lion: the sign of a mean of gradients, so that every value changes by the learning rate.
 
     x ← x (1 - decay rate) - rate sign(β1 m + (1 - β1) g)
     m ← β2 m + (1 - β2) g
 
-"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 0.9, β2 0.99. Its rate
-is a third to a tenth of AdamW's. ε has no part in it; sign(0) is 0.
+"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, with β1 0.9, β2 0.99. Its
+learning rate is a third to a tenth of AdamW's. ε is not used; sign(0) is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class Lion(Optimiser):
-    """See the module's text; `m` is the mean, `v` is empty."""
+    """Lion, see the module's docstring; `m` is the mean, `v` is empty."""
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float
@@ -23,7 +23,7 @@ class Lion(Optimiser):
         f32 = np.float32
         (m,) = moments
         np.multiply(m, f32(self.beta1), out=step)
-        # m ← β2 m, while g still is the gradient
+        # m ← β2 m, while g is still the gradient
         m *= f32(self.beta2)
         mean = f32(1.0 - self.beta1) * g
         step += mean

@@ -1,6 +1,7 @@
-"""The table of optimisers. A new one is a file in this folder and a row here.
+"""The table of optimisers. A new one needs a file in this folder and a row here.
 
-Nothing heavy is imported, so that the command line can read the table before numpy is loaded.
+This module imports nothing large, so that the command line can read the table before numpy is
+loaded.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimiserRow:
-    """One optimiser: its name, and the defaults in which it differs from AdamW."""
+    """One optimiser: its name, and its defaults that differ from AdamW's."""
 
-    name: str  # of its module here, and what `--optimizer` takes
-    label: str  # of its class, and what the screen shows
+    name: str  # of its module here, and the value of `--optimizer`
+    label: str  # of its class, and the name on the screen
     rate_divisor: float = 1.0  # the default learning rate is that of AdamW divided by this
     beta2: float = 0.999
     has_beta2: bool = True  # else beta1 is its momentum, and beta2 has no effect
 
     def load(self) -> type[Optimiser]:
         """Import and return the class."""
-        found: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
-        return found
+        cls: type[Optimiser] = getattr(import_module(f"nbllama.opt.{self.name}"), self.label)
+        return cls
 
 
 OPTIMISERS = {

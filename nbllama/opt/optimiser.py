@@ -1,14 +1,14 @@
-"""What all optimisers share: parameters, moments, clipping, decay, and the rate of each array.
+"""The common part of all optimisers: parameters, moments, clipping, decay and learning rates.
 
     norm = √Σ g²  over all arrays          c = gclip / norm if norm > gclip > 0, else 1
     x ← x (1 - decay rate) - (the optimiser's own step with c g and rate)
 
-with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: with A and B learning
-at the same rate B learns too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation of Large
-Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and follows the rate
-("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays of fewer than
-`decay_min_ndim` dimensions are not decayed. Everything is elementwise float32, except the norm,
-which is summed in float64 in a fixed order: the same bits with any number of threads.
+with rate = α · schedule, and `b_ratio` times that for every B of a LoRA pair: if A and B have the
+same learning rate, B learns too slowly in wide models ("LoRA+: Efficient Low Rank Adaptation of
+Large Models", Hayou, Ghosh and Yu 2024). Decay is decoupled from the gradient and proportional to
+the learning rate ("Decoupled Weight Decay Regularization", Loshchilov and Hutter 2019). Arrays with
+fewer than `decay_min_ndim` dimensions are not decayed. Everything is elementwise float32, except
+for the norm, which is summed in float64 in a fixed order: the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nbllama.opt.arrays import check_finite, chunks, global_norm, n_dims
 
 
 class StepInfo(NamedTuple):
-    """What one update did: the global gradient norm before clipping, and if it was clipped."""
+    """The result of an update: the gradient norm before clipping, and whether it was clipped."""
 
     grad_norm: float
     clipped: bool
@@ -35,7 +35,7 @@ class StepInfo(NamedTuple):
 class Optimiser(ABC):
     """Optimiser state of `params` (name -> float32 C-contiguous array, updated in place).
 
-    `m`: first moments, by the same names and shapes; `v`: second ones, empty where the optimiser
+    `m`: first moments, with the same names and shapes; `v`: second moments, empty if the optimiser
     has none. `iteration`: updates done. `alpha`: learning rate; `decay` is multiplied by it;
     `gclip` 0: no clipping.
     """
@@ -57,7 +57,7 @@ class Optimiser(ABC):
     ) -> None:
         for name, x in params.items():
             if x.dtype != np.float32 or not x.flags.c_contiguous or not x.flags.writeable:
-                raise ValueError(f"{name}: parameters are writable C-contiguous float32 arrays")
+                raise ValueError(f"{name}: must be a writable C-contiguous float32 array")
         self.params = dict(params)
         self.alpha, self.beta1, self.beta2, self.eps = alpha, beta1, beta2, eps
         self.decay, self.decay_min_ndim, self.gclip = decay, decay_min_ndim, gclip
@@ -72,31 +72,31 @@ class Optimiser(ABC):
     def restore(
         self, m: Mapping[str, np.ndarray], v: Mapping[str, np.ndarray], iteration: int
     ) -> None:
-        """Copy stored moments in. Raises `ValueError` if names or shapes are not the params'."""
+        """Copy stored moments. Raises `ValueError` if names or shapes are not the parameters'."""
         self._check(m)
         if self.has_second_moment:
             self._check(v)
         elif v:
-            raise ValueError("stored second moments, which this optimiser does not have")
+            raise ValueError("there are stored second moments, which this optimiser does not have")
         for mine, theirs in ((self.m, m), (self.v, v)):
             for name, x in mine.items():
                 np.copyto(x, theirs[name], casting="no")
         self.iteration = iteration
 
-    def _check(self, found: Mapping[str, np.ndarray]) -> None:
-        if found.keys() != self.params.keys():
-            odd = sorted(found.keys() ^ self.params.keys())
+    def _check(self, values: Mapping[str, np.ndarray]) -> None:
+        if values.keys() != self.params.keys():
+            odd = sorted(values.keys() ^ self.params.keys())
             raise ValueError(f"not the optimiser's parameters: {', '.join(odd[:3])}")
         for name, x in self.params.items():
-            if found[name].shape != x.shape or found[name].dtype != np.float32:
-                raise ValueError(f"{name}: {found[name].shape}, the parameter is {x.shape}")
+            if values[name].shape != x.shape or values[name].dtype != np.float32:
+                raise ValueError(f"{name}: {values[name].shape}, but the parameter is {x.shape}")
 
     @in_turn
     def step(self, grads: Mapping[str, np.ndarray], schedule: float = 1.0) -> StepInfo:
-        """One update with learning rate `alpha * schedule`. `grads` are left as they are.
+        """Do one update with learning rate `alpha * schedule`. `grads` are not changed.
 
-        Raises `FloatingPointError`, naming the array, before anything changes if a gradient is
-        NaN or infinite; `ValueError` if names or shapes are not the parameters'.
+        Raises, before anything changes, `FloatingPointError` with the name of the array if a
+        gradient is NaN or infinite, and `ValueError` if names or shapes are not the parameters'.
         """
         self._check(grads)
         norm = global_norm({name: grads[name] for name in self.params})
@@ -127,5 +127,5 @@ class Optimiser(ABC):
     ) -> None:
         """Update a piece's moments with its clipped gradient `g`, and write `step`.
 
-        `step` is what will be subtracted from the parameters. `g` may be overwritten.
+        `step` will be subtracted from the parameters. `g` can be overwritten.
         """

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor for each update. A new one is a function and a row here."""
+"""Learning-rate schedules: a factor per update. A new one needs a function and a row here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Factor on the learning rate: see `factor`.
+    """The factor on the learning rate: see `factor`.
 
     `kind`: a name in `SCHEDULES`. `warmup`: updates in which the factor rises. `cos_decay_steps`:
-    the update T at which the decay, of whatever kind, ends at `cos_decay_min`. With
-    `enable_restart` the cosine starts again, `cos_decay_restart` times as long. `min_ratio`:
-    smallest rate / rate. `wsd_decay`: share of T in which "wsd" falls. `begin`: the
-    update after which all of this starts; T and `warmup` are counted from there.
+    the update T at which the decay, of any kind, ends at `cos_decay_min`. With `enable_restart` the
+    cosine starts again, `cos_decay_restart` times as long. `min_ratio`: smallest factor.
+    `wsd_decay`: share of T in which "wsd" falls. `begin`: the update after which the schedule
+    starts; T and `warmup` are counted from there.
     """
 
     kind: str = "cosine"
@@ -30,16 +30,16 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
-            raise ValueError(f"schedule {self.kind!r} is none of {', '.join(SCHEDULES)}")
+            raise ValueError(f"schedule {self.kind!r} is not one of {', '.join(SCHEDULES)}")
 
     def factor(self, step: int) -> float:
-        """Factor on the rate of update `step` (the first is 1).
+        """Return the factor on the learning rate of update `step` (the first is 1).
 
-            r = step / warmup      while step < warmup, then as the kind says
+            r = step / warmup      while step < warmup, then by the kind
             factor = min_ratio + r (1 - min_ratio)
 
-        As in llama.cpp's `common/train.cpp:learning_schedule`, taken at the update itself. (The old
-        tool is one behind, so that its first update under warm-up does nothing.)
+        As in llama.cpp's `common/train.cpp:learning_schedule`, evaluated at this update. (The old
+        tool evaluates it one update late, so that its first update in the warm-up does nothing.)
         """
         step -= self.begin
         r = step / self.warmup if step < self.warmup else SCHEDULES[self.kind](self, step)
@@ -47,17 +47,17 @@ class Schedule:
 
 
 def _constant(s: Schedule, step: int) -> float:
-    """1."""
+    """Return 1."""
     return 1.0
 
 
 def _linear(s: Schedule, step: int) -> float:
-    """Straight down from 1 at `warmup` to `cos_decay_min` at T."""
+    """Return a straight line from 1 at `warmup` down to `cos_decay_min` at T."""
     return _line(step, s.warmup, s.cos_decay_steps, s.cos_decay_min)
 
 
 def _wsd(s: Schedule, step: int) -> float:
-    """1 up to (1 - wsd_decay) T, then straight down to `cos_decay_min` at T.
+    """Return 1 up to (1 - wsd_decay) T, then a straight line down to `cos_decay_min` at T.
 
     Warm-up, stable, decay: "MiniCPM", Hu et al. 2024, section 4.
     """
@@ -68,14 +68,14 @@ def _wsd(s: Schedule, step: int) -> float:
 def _cosine(s: Schedule, step: int) -> float:
     """Return half a cosine from 1 at 0 (with restarts: at `warmup`) down to `cos_decay_min`.
 
-    A decay over 0 steps (asked for, or shrunk to by restarts) is at its minimum.
+    A decay over 0 steps (as given, or reached by restarts) is at its minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:
         step -= s.warmup
         while 0 < length < step:
             before, length = length, int(s.cos_decay_restart * length)
-            # of equal lengths all at once
+            # all decays of equal length at once
             step = step - before if length != before else (step - 1) % length + 1
     if length <= 0:
         return s.cos_decay_min  # the limit of ever shorter decays; the formula itself is 0 / 0
@@ -84,7 +84,7 @@ def _cosine(s: Schedule, step: int) -> float:
 
 
 def _line(step: int, first: float, last: int, minimum: float) -> float:
-    """1 up to `first`, straight down to `minimum` at `last`."""
+    """Return 1 up to `first`, then a straight line down to `minimum` at `last`."""
     if step >= last:
         return minimum
     return 1.0 - (1.0 - minimum) * max(0.0, step - first) / (last - first)

@@ -3,8 +3,8 @@
     m ← β1 m + g
     x ← x (1 - decay rate) - rate m
 
-"Some methods of speeding up the convergence of iteration methods", Polyak 1964, in the form in
-which PyTorch has it (the gradient enters m whole, not times 1 - β1). β2 and ε have no part in it.
+"Some methods of speeding up the convergence of iteration methods", Polyak 1964, in PyTorch's form
+(g is added to m without the factor 1 - β1). β2 and ε are not used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbllama.opt.optimiser import Optimiser
 
 
 class SGD(Optimiser):
-    """See the module's text; `m` is the momentum, `v` is empty."""
+    """SGD, see the module's docstring; `m` is the momentum, `v` is empty."""
 
     def _update(
         self, g: np.ndarray, step: np.ndarray, moments: list[np.ndarray], rate: float

@@ -1,18 +1,19 @@
-"""The child process that renders chat templates: `chat_template` starts it and talks to it.
+"""The child process that renders chat templates: `sandbox` starts it and sends it requests.
 
-One JSON object a line, UTF-8, a request on stdin and its answer on stdout:
+One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
 
     {"op": "compile", "source": str}                          -> {"ok": true}
     {"op": "render",
      "chats": [{"messages": [...], "cuts": [[n, add_generation_prompt]...],
                 "variables": {...}}...],
      "variables": {...}, "now": str|null}                     -> {"ok": [texts or error...]}
-    anything that fails                                       -> {"error": kind, "message": str}
+    any failure                                               -> {"error": kind, "message": str}
 
-A cut renders the first n messages; `texts` has one text a cut. A chat that the template refuses or
-fails on has an error of its own. `tools` is a variable of the chat, undefined where there are none,
-as in llama.cpp's server. Kinds: syntax, security, raised, memory, recursion, size, failed.
-Nothing of nbllama is imported here, so that a child starts quickly and holds nothing worth taking.
+A cut renders the first n messages; `texts` has one text per cut. If the template refuses a chat or
+fails on it, that chat has an error instead of texts. `tools` is a variable of the chat, undefined
+if there are none, as in llama.cpp's server. Kinds: syntax, security, raised, memory, recursion,
+size, failed. This module imports nothing from nbllama, so that the child starts quickly and holds
+no data of the program.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# The folder of this file must not shadow modules that jinja2 imports.
+# Files in this folder must not shadow modules that jinja2 imports.
 sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
 
 import jinja2  # noqa: E402
@@ -43,18 +44,20 @@ class Raised(jinja2.TemplateError):
 
 
 class TooLong(Exception):
-    """A rendered text is over `MAX_TEXT`."""
+    """A rendered text is longer than `MAX_TEXT`."""
 
 
 class Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks an answer; here it is only let through."""
+    """`{% generation %}...{% endgeneration %}` marks an answer; it is ignored here."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         next(parser.stream)
-        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return found
+        inside: list[nodes.Node] = parser.parse_statements(
+            ("name:endgeneration",), drop_needle=True
+        )
+        return inside
 
 
 def _raise_exception(message: object = "") -> None:
@@ -82,7 +85,7 @@ def _no_other(name: str) -> str:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Return the environment that templates are written for: Hugging Face's."""
+    """Return the jinja2 environment that templates are written for, as Hugging Face defines it."""
     env = ImmutableSandboxedEnvironment(
         loader=jinja2.FunctionLoader(_no_other),
         trim_blocks=True,
@@ -114,22 +117,22 @@ def render(template: jinja2.Template, request: dict[str, Any]) -> list[list[str]
         ):
             size += len(part)
             if size > MAX_TEXT:
-                raise TooLong(f"over {MAX_TEXT} characters")
+                raise TooLong(f"more than {MAX_TEXT} characters")
             parts.append(part)
         return "".join(parts)
 
     def texts(chat: dict[str, Any]) -> list[str]:
         cuts = [(n, add) for n, add in chat["cuts"]]
         variables = chat.get("variables", {})
-        found = {cut: text(chat["messages"][: cut[0]], cut[1], variables) for cut in set(cuts)}
-        return [found[cut] for cut in cuts]
+        by_cut = {cut: text(chat["messages"][: cut[0]], cut[1], variables) for cut in set(cuts)}
+        return [by_cut[cut] for cut in cuts]
 
     out: list[list[str] | dict[str, str]] = []
     for chat in request["chats"]:
         try:
             out.append(texts(chat))
         except (MemoryError, RecursionError, TooLong, SecurityError):
-            raise  # a limit of the process, which is then started again
+            raise  # a limit of the process, which is then restarted
         except Exception as e:
             out.append(failure(e))
     return out
@@ -153,10 +156,10 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def limit_memory(extra: int) -> None:
-    """Let this process write no file, and grow by at most `extra` bytes.
+    """Prevent this process from writing files and from growing by more than `extra` bytes.
 
-    The latter where the system says how large it is (Linux). Windows has neither limit; the limit
-    of time holds everywhere.
+    The memory limit needs the current size of the process, which only Linux gives. Windows has
+    neither limit; the time limit works everywhere.
     """
     try:
         import resource
@@ -172,9 +175,9 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm() -> Callable[[float], object]:
-    """Return a function that ends this process after so many seconds, unless called with 0.
+    """Return a function that ends this process after the given seconds; 0 cancels this.
 
-    The parent kills a child that is late; this is for a child whose parent is gone.
+    The parent kills a child that is late; this is for a child whose parent has ended.
     """
     if not hasattr(signal, "setitimer"):
         return lambda seconds: None
@@ -184,7 +187,7 @@ def set_alarm() -> Callable[[float], object]:
 
 def main(memory: int, seconds: float) -> None:
     """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     env = environment()
     template = env.from_string("{{ strftime_now('%Y') }}{{ [1]|tojson }}")

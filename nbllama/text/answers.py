@@ -1,9 +1,9 @@
-"""What a model has to write in answer to a prompt, so that both together are a given chat.
+"""Find the text that a model must write after a prompt, so that both together are a given chat.
 
-P is the chat up to an answer with the prompt for it, as a server renders it; F is the chat through
-the answer. Where F begins with P, the answer is what F has behind it. Many templates are not like
-that: the prompt opens a thought that the history does not show, or holds a closed one; the history
-has another system message. What may differ is listed here; all else is refused.
+P is the chat up to an answer with the prompt for it, as a server renders it; F is the chat
+including the answer. If F begins with P, the answer is the rest of F. Many templates are different:
+the prompt opens a thought that the history does not show, or contains a closed one; the history has
+another system message. The differences listed here are accepted; all others are refused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from nbllama.text.thoughts import Thought, at_end, closer_in, opening, thought_o
 _DEFAULT_CLOSER = "\n</think>\n\n"
 _MARK = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
 _MARKS = re.compile(rf"(?:\s|{_MARK.pattern})*")
-_FEW = 2  # characters of a tail that say something
+_FEW = 2  # characters that a tail needs at least to count as a match
 
 
 class Part(NamedTuple):
     """An answer as `head + through[at:]`.
 
-    head: a thought and its closer, where the prompt opens a thought that F does not show; its first
-    `n_thought` characters are the data's own.
+    head: a thought and its closer, if the prompt opens a thought that F does not show; its first
+    `n_thought` characters come from the data.
     """
 
     head: str
@@ -42,9 +42,9 @@ def split_answer(
 ) -> Part:
     """Return the answer, message `number` (from 0), with what the template writes after it.
 
-    prompt: P. through: F. closer: what the template writes between a thought and the words behind
-    it, if that is known. Raises `MessageError` where it cannot be told which part of F the model
-    writes, or where the prompt closes the thought and the data have one.
+    prompt: P. through: F. closer: the text that the template writes between a thought and the words
+    after it, if known. Raises `MessageError` if it is unclear which part of F the model writes, or
+    if the prompt closes the thought but the data have one.
     """
     if through.startswith(prompt):
         return Part("", len(prompt))
@@ -52,53 +52,52 @@ def split_answer(
     base = prompt if held is None else prompt[: held.start]
     at = _aligned(base, through, messages, number)
     if at is None and held is not None and held.closed:
-        # A template that goes on with an answer's turn: F lacks the header too.
+        # A template that continues an answer's turn: the header is missing in F too.
         common = len(os.path.commonprefix([base, through]))
         words = _words_at(through, messages[number])
         at = common if words is not None and not through[common:words].strip() else None
     if at is None:
         raise MessageError(
             [number],
-            f": what the chat template writes before this answer when it asks "
-            f"for it, '{shown(_rest(prompt, through), 60)}', is not there once it is given, so it "
-            "is not known what the model has to write",
+            f": the prompt for this answer ends with '{shown(_rest(prompt, through), 60)}', which "
+            "the chat template does not write once the answer is there, so it is unknown what the "
+            "model has to write",
         )
     if held is None:
         return Part("", at)
     thought = thought_of(messages[number])
     if held.closed:
-        return _behind_closed(held, through, at, thought, number)
-    return _behind_open(held, through, at, thought, messages, number, closer)
+        return _after_closed(held, through, at, thought, number)
+    return _after_open(held, through, at, thought, messages, number, closer)
 
 
-def _behind_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
-    """Return an answer whose prompt says that there is no thought."""
+def _after_closed(held: Thought, through: str, at: int, thought: str, number: int) -> Part:
+    """Return an answer whose prompt has a closed thought."""
     if thought:
         raise MessageError(
             [number],
             ": it has a thought, but the prompt of the chat template closes "
             "the thought before the answer begins; give --template-vars that ask for thoughts, if "
-            "the template has them, or take the thoughts out",
+            "the template has them, or remove the thoughts",
         )
-    own = opening(through, at)
-    if own is not None and own.closed and not own.inner.strip():
-        at = own.end
+    shown_thought = opening(through, at)
+    if shown_thought is not None and shown_thought.closed and not shown_thought.inner.strip():
+        at = shown_thought.end
     elif (mark := closer_in(through[at:])) is not None and not through[at:][: mark.start()].strip():
         at += mark.end()
     else:
         return Part("", at)
-    # White space that the prompt has behind the closer already.
-    behind = held_tail(held, through, at)
-    return Part("", at + behind)
+    # The prompt already has white space after the closer.
+    return Part("", at + held_tail(held, through, at))
 
 
 def held_tail(held: Thought, through: str, at: int) -> int:
-    """Return how much white space at `through[at:]` the prompt's end has already."""
+    """Return how much of the white space at `through[at:]` the end of the prompt already has."""
     n_space = len(through[at:]) - len(through[at:].lstrip())
     return min(n_space, held.end - held.start - len(held.opener + held.inner + held.closer))
 
 
-def _behind_open(
+def _after_open(
     held: Thought,
     through: str,
     at: int,
@@ -107,11 +106,11 @@ def _behind_open(
     number: int,
     closer: str,
 ) -> Part:
-    """Return an answer whose prompt opens a thought, which the answer then has to close."""
-    own = opening(through, at)
-    if own is not None and own.opener.strip() == held.opener.strip():
-        begin = through.index(own.opener, at) + len(own.opener)
-        return Part("", begin)
+    """Return an answer whose prompt opens a thought, which the answer must close."""
+    shown_thought = opening(through, at)
+    if shown_thought is not None and shown_thought.opener.strip() == held.opener.strip():
+        opener = shown_thought.opener
+        return Part("", through.index(opener, at) + len(opener))
     words = visible(messages[number])
     place = through.find(words, at) if words else -1
     mark = closer_in(through[at : place if place >= 0 else len(through)])
@@ -120,12 +119,11 @@ def _behind_open(
     if mark is not None:
         raise MessageError(
             [number],
-            f": its thought is in other marks ('{mark.group()}') than those of "
-            f"the chat template ('{held.opener.strip()}'); put it under \"reasoning_content\"",
+            f": the marks of its thought ('{mark.group()}') are not those of the chat template "
+            f"('{held.opener.strip()}'); put the thought under \"reasoning_content\"",
         )
     if not closer:
-        own_mark = held.closer
-        closer = _DEFAULT_CLOSER if own_mark == "</think>" else own_mark
+        closer = _DEFAULT_CLOSER if held.closer == "</think>" else held.closer
     else:
         found = closer_in(closer)
         end = found.end() if found is not None else len(closer)
@@ -135,7 +133,7 @@ def _behind_open(
 
 
 def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: int) -> int | None:
-    """Where in F the place is at which `base` ends; None where it is not known."""
+    """Return the place in F at which `base` ends; None if it is unknown."""
     if through.startswith(base):
         return len(base)
     common = len(os.path.commonprefix([base, through]))
@@ -144,8 +142,8 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
     words = _words_at(through, messages[number])
     if words is None:
         return None
-    # From the end: the longest tail of `base` that stands right before the words.
-    calls = bool(messages[number].get("tool_calls"))  # text of the template's own may lead to them
+    # Find the longest tail of `base` directly before the words.
+    calls = bool(messages[number].get("tool_calls"))  # the template can write text before calls
     best, place = 0, -1
     for at in range(words, max(-1, words - 200), -1):
         if not calls and not _MARKS.fullmatch(through, at, words):
@@ -158,7 +156,7 @@ def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: in
 
 
 def _words_at(through: str, message: dict[str, Any]) -> int | None:
-    """Where the message's own words (or its thought, or its first call) begin in F."""
+    """Return where the message's words (or its thought, or its first call) begin in F."""
     pieces = [visible(message)] + [
         str(call["function"]["name"]) for call in message.get("tool_calls") or []
     ]
@@ -172,14 +170,14 @@ def _words_at(through: str, message: dict[str, Any]) -> int | None:
 
 
 def _rest(prompt: str, through: str) -> str:
-    """Return the prompt from where it is no longer F, for an error's line."""
+    """Return the prompt from where it differs from F, for an error message."""
     return prompt[len(os.path.commonprefix([prompt, through])) :]
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """Return the place in an answer's text after the message's own words.
+    """Return the place in an answer's text after the words of the message.
 
-    Those are its thought, content and calls. After them the first token that ends a generation ends
+    These are its thought, content and calls. The first token after them that ends a generation ends
     the answer.
     """
     end = 0

@@ -1,11 +1,11 @@
 """Byte-level BPE on Hugging Face `tokenizers`.
 
-Built from a GGUF's tokens, merges and row of `pretokenizers`.
+It is built from a GGUF's tokens and merges and its row of `pretokenizers`.
 
-`tokenizers` and llama.cpp merge alike (lowest rank, leftmost on ties), with two exceptions: a byte
-whose character is not in the vocabulary is dropped by both, but only llama.cpp lets it keep its
-neighbours apart, so it gets an id past the vocabulary here, which is then dropped; and a merge that
-is listed twice keeps its first rank (`vocab`).
+`tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
+exceptions. Both drop a byte whose character is not in the vocabulary, but only in llama.cpp does it
+still separate its neighbours; so it gets an id past the vocabulary here, which is then dropped. And
+a merge that is listed twice keeps its first rank (`vocab`).
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def byte_characters() -> dict[int, str]:
-    """GPT-2's character for each byte: printable Latin-1 is itself, the others follow U+0100."""
+    """Return GPT-2's character for each byte: itself if printable Latin-1, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -35,13 +35,13 @@ def byte_characters() -> dict[int, str]:
 BYTE_CHARACTERS = byte_characters()
 _BYTES = {c: b for b, c in BYTE_CHARACTERS.items()}
 _ID_SPACE = 1 + max(map(ord, BYTE_CHARACTERS.values()))  # ids past the vocabulary, for bytes
-# After a line feed that stands between no space and a letter, every pre-tokenizer cuts, and none of
-# them looks from one side to the other.
+# Every pre-tokenizer cuts after a line feed between a character that is not white space and a
+# letter, and none of their patterns reaches across this place.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=[A-Za-z])")
 
-# Words with what stands in front of them. Every pre-tokenizer cuts between an ASCII letter or digit
-# and a space or line feed, between no space and a space that such a letter follows, and at a line
-# feed as above. What has no such place, such as Chinese text, is one word.
+# Words with the characters in front of them. Every pre-tokenizer cuts between an ASCII letter or
+# digit and a space or line feed, before a space that follows no white space and precedes such a
+# letter, and at a line feed as above. Text without such a place, such as Chinese, is one word.
 _WORDS = re.compile(
     r"""
     (?s: . ) [^ \t\r\n]*
@@ -67,7 +67,7 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        # Imported at the first use: 0.1 s that commands without text do not pay.
+        # Imported at the first use: it takes 0.1 s, which commands without text do not need.
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
         # Tokens that are not UTF-8 cannot be a piece of any text.
@@ -92,8 +92,8 @@ class BpeTokenizer(Tokenizer):
     def _library_ids(self, texts: list[str]) -> list[list[int]]:
         """Return the library's ids of each text.
 
-        Words come again and again, and looking them up takes a small part of the time that the
-        library needs. So texts are cut into words, and it gets only those that are new.
+        Words repeat often, and a lookup is much faster than the library. So texts are cut into
+        words, and the library gets only the new ones.
         """
         cut = [_WORDS.findall(text) for text in texts]
         words = self._words
@@ -106,9 +106,9 @@ class BpeTokenizer(Tokenizer):
                 new = list(dict.fromkeys(chain.from_iterable(cut)))
                 n_characters = sum(map(len, new))
             self._n_characters += n_characters
-            # One call for all: the library takes less time for each, and works on all cores.
-            found = self._library.encode_batch_fast(new, add_special_tokens=False)
-            words.update((word, tuple(e.ids)) for word, e in zip(new, found, strict=True))
+            # One call for all words: the library needs less time per word and uses all cores.
+            encodings = self._library.encode_batch_fast(new, add_special_tokens=False)
+            words.update((word, tuple(e.ids)) for word, e in zip(new, encodings, strict=True))
         return [list(chain.from_iterable(map(words.__getitem__, of))) for of in cut]
 
     def _known(self, library_ids: list[int]) -> list[int]:
@@ -126,13 +126,13 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _n_bytes(self) -> np.ndarray:
-        """Bytes that each id of the library stands for, int64."""
+        """Number of bytes of each id of the library, int64."""
         return np.array([len(text) for text in self._texts] + [1] * _ID_SPACE, np.int64)
 
     def _placed(self, text: str, library_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids, without those past the vocabulary, and the characters where they start.
 
-        The library has these places too, but making them takes longer than the tokenising.
+        The library can return these places too, but that takes longer than the tokenising.
         """
         ids = np.array(library_ids, np.int32)
         sizes = self._n_bytes[ids]
@@ -148,7 +148,7 @@ class BpeTokenizer(Tokenizer):
     def _normal_piece(self, text: str) -> bytes:
         """Return the bytes of the token's characters.
 
-        llama.cpp writes a character that stands for no byte as [UNK_BYTE_0x...].
+        llama.cpp writes a character that represents no byte as [UNK_BYTE_0x...].
         """
         out = bytearray()
         for c in text:

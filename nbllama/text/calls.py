@@ -1,8 +1,8 @@
-"""Calls of tools: the form that a chat template takes them in, and one for templates without calls.
+"""Tool calls: the form that a chat template accepts, and a form for templates without calls.
 
-A call's arguments are an object for most templates, text for some; the wrong form raises, is
-printed as Python, or is encoded twice. Some write calls only in a message whose content is null.
-What a template needs is tried out once with a small chat.
+Most templates take a call's arguments as an object, some as text; the wrong form raises an error,
+is printed as Python, or is encoded twice. Some templates write calls only in a message whose
+content is null. A small chat shows once which form a template needs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ OBJECT, TEXT, NONE = "object", "text", "none"
 
 
 class Form(NamedTuple):
-    """How a template takes calls: arguments as "object" or "text", or "none" at all.
+    """How a template takes calls: arguments as "object" or "text", or "none" for no calls.
 
-    null: only in a message whose content is null, where there is none.
+    null: it writes calls only if the content is null, so empty content must be null.
     """
 
     arguments: str
@@ -26,7 +26,7 @@ class Form(NamedTuple):
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str | None]
-"""The text of messages with tools (or None), without a prompt; None where the template fails."""
+"""The text of messages with tools (or None), without a prompt; None if the template fails."""
 
 _NAME, _KEY, _VALUE = "zqname", "zqkey", "zqvalue"
 
@@ -48,10 +48,10 @@ def _tool() -> Message:
 
 
 def form_of_calls(render: Render) -> Form:
-    """How a template takes calls.
+    """Return how a template takes calls.
 
-    "object" too where it refuses every call, so that a record's own call is refused with the
-    template's words.
+    The form is also "object" if the template refuses every call, so that a record's call is refused
+    with the template's message.
     """
     failed = 0
     contents = ("", None, "zqcontent")
@@ -68,7 +68,7 @@ def form_of_calls(render: Render) -> Form:
 
 
 def _is_whole(text: str | None) -> bool:
-    """Whether a text has the probe's call, not as Python writes it and not encoded twice."""
+    """Return whether a text has the probe's call, neither as Python code nor encoded twice."""
     if text is None:
         return False
     at = text.rfind("zqquestion")
@@ -79,7 +79,7 @@ def _is_whole(text: str | None) -> bool:
 
 
 def with_arguments(messages: list[Message], form: Form) -> list[Message]:
-    """`messages` with their calls as a template takes them."""
+    """Return `messages` with their calls in the form that a template takes."""
     return [_in_form(m, form) if m.get("tool_calls") else m for m in messages]
 
 
@@ -102,7 +102,7 @@ def _in_form(message: Message, form: Form) -> Message:
 
 
 def hermes(call: Message) -> str:
-    """Write a call as the Hermes and Qwen models do: a line of JSON between two marks."""
+    """Return a call in the form of Hermes and Qwen models: a line of JSON between two marks."""
     function = call["function"]
     line = json.dumps(
         {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False
@@ -111,9 +111,9 @@ def hermes(call: Message) -> str:
 
 
 def missing_in(text: str, message: Message) -> str:
-    """Name the first call of a message that the text does not have; "" if all are there.
+    """Return the name of the first call of a message that the text does not have; "" if none.
 
-    A call is there if its name is, and every key and value of its arguments.
+    The text has a call if it has its name and every key and value of its arguments.
     """
     for call in message.get("tool_calls") or []:
         function = call["function"]

@@ -25,8 +25,8 @@ def character_groups(
 ) -> list[Group]:
     """Return the smallest groups of neighbouring tokens that are whole characters.
 
-    A byte-level vocabulary may cut a character such as a Chinese one into several tokens. Groups do
-    not reach across a place where `apart` (one flag a token) changes.
+    A byte-level vocabulary can cut one character, such as a Chinese one, into several tokens.
+    Groups do not cross a place where `apart` (one flag per token) changes.
     """
     groups: list[Group] = []
     held, first = b"", 0
@@ -41,7 +41,7 @@ def character_groups(
             text = held.decode("utf-8")
         except UnicodeDecodeError as e:
             if e.reason == "unexpected end of data":
-                continue  # the next token may complete the character
+                continue  # the next token can complete the character
             text = _escaped(held)
         groups.append(Group(first, n, text))
         held = b""

@@ -1,7 +1,7 @@
 """Chat templates: messages to text, as a server renders them.
 
-The template of a model file is code by a stranger: it runs in a sandbox in a child process with
-limits of time and memory (`sandbox`).
+The template of a model file is untrusted code: it runs in a sandbox in a child process with time
+and memory limits (`sandbox`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.text.tokenizer import Tokenizer
 
 _PROBLEMS = {
     "syntax": "cannot be compiled",
-    "security": "does what a template may not do",
+    "security": "does something that a template must not do",
     "memory": "needs more memory than its limit",
     "recursion": "recurses too deeply",
     "size": "is too large",
@@ -34,11 +34,12 @@ Cuts = Sequence[tuple[int, bool]]
 class ChatTemplate:
     """A Jinja chat template. Use it as a context manager or call `close`.
 
-    `bos_token`, `eos_token`: texts that the template may write. `variables`: further variables that
-    it gets, such as `enable_thinking`. `now`: what `strftime_now` gives instead of the clock, so
-    that the same data give the same text on another day. `where` and `error`: who is to blame in
-    an error's line. `memory_bytes` is what the child may take beyond its start.
-    Raises `error` when the template is over 256 KB or cannot be compiled in `compile_seconds`.
+    `bos_token`, `eos_token`: texts for the template's variables of these names. `variables`:
+    further variables, such as `enable_thinking`. `now`: the time that `strftime_now` returns, so
+    that the same data give the same text on another day. `where` and `error`: the source and the
+    class of errors. `memory_bytes`: how much memory the child can use in addition to that at its
+    start. Raises `error` if the template is larger than 256 KB or cannot be compiled in
+    `compile_seconds`.
     """
 
     def __init__(
@@ -81,35 +82,35 @@ class ChatTemplate:
     ) -> str:
         """Return the text of `messages`, as a server renders it.
 
-        With `add_generation_prompt` up to where the next answer begins. Without `tools` the
-        template's variable of that name is undefined. `variables` are for this chat alone.
+        With `add_generation_prompt` it ends where the next answer begins. Without `tools` the
+        template's variable of that name is undefined. `variables` are for this chat only.
 
-        Raises DataError when the template refuses the messages (`raise_exception`), and the
-        template's error when it fails or passes a limit.
+        Raises DataError if the template refuses the messages (`raise_exception`), and the
+        template's error if it fails or exceeds a limit.
         """
-        own = chat_variables(tools, variables)
-        (found,) = self.render_chats([(messages, [(len(messages), add_generation_prompt)], own)])
-        if isinstance(found, NbllamaError):
-            raise found
-        return found[0]
+        more = chat_variables(tools, variables)
+        (texts,) = self.render_chats([(messages, [(len(messages), add_generation_prompt)], more)])
+        if isinstance(texts, NbllamaError):
+            raise texts
+        return texts[0]
 
     def render_chats(self, chats: Sequence[Chat]) -> list[list[str] | NbllamaError]:
         """Return, for each (messages, cuts, variables), the texts of its cuts, or `render`'s error.
 
-        All are one request to the child, which takes a fraction of the time. A cut (n, prompt) is
-        the first n messages, with a prompt for an answer or without.
+        All chats are one request to the child, which is much faster. A cut (n, prompt) is the first
+        n messages, with or without a prompt for an answer.
         """
         try:
-            found = self._sandbox.render(chats, self._variables, self._now)
+            results = self._sandbox.render(chats, self._variables, self._now)
         except TemplateFailed as e:
             if len(chats) == 1:
                 return [self._refusal(e)]
-            # The request as a whole failed; whose fault it was is seen one by one.
-            return [one for chat in chats for one in self.render_chats([chat])]
-        return [self._refusal(one) if isinstance(one, TemplateFailed) else one for one in found]
+            # The whole request failed; render the chats one by one to find the cause.
+            return [result for chat in chats for result in self.render_chats([chat])]
+        return [self._refusal(r) if isinstance(r, TemplateFailed) else r for r in results]
 
     def close(self) -> None:
-        """End the child process; twice is harmless."""
+        """End the child process; it can be called twice."""
         self._sandbox.close()
 
     def __enter__(self) -> ChatTemplate:
@@ -127,7 +128,7 @@ class ChatTemplate:
 
 
 def chat_variables(tools: list[Any] | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a template gets for one chat alone; no tools, no variable of that name."""
+    """Return the template's variables for one chat; without tools, "tools" is not among them."""
     return {**(variables or {}), **({"tools": tools} if tools else {})}
 
 
@@ -140,9 +141,10 @@ def chat_template_for(
 ) -> ChatTemplate:
     """Return the template to use with `tokenizer`: `source` if given, else that of the model file.
 
-    Else it is ChatML, if the vocabulary has its tokens. `variables`: see `ChatTemplate`.
+    If there is neither, it is ChatML, if the vocabulary has its tokens. `variables`: see
+    `ChatTemplate`.
 
-    Raises UsageError when there is none or the given one is bad, GGUFError when the file's is bad.
+    Raises UsageError if there is none or the given one is bad, GGUFError if the file's is bad.
     """
 
     def text(token_id: int | None) -> str:

@@ -13,8 +13,8 @@ def tokenizer_from_gguf(f: GGUFFile, pre: str | None = None) -> Tokenizer:
     """Return the tokenizer of `f`: SentencePiece for the model "llama", BPE for "gpt2".
 
     The model is the value of `tokenizer.ggml.model`. `pre`: the pre-tokenizer's name instead of the
-    file's. Raises GGUFError for a vocabulary that is damaged or not supported, and UsageError for a
-    `pre` that cannot be (see `read_vocab`).
+    file's. Raises GGUFError for a vocabulary that is damaged or not supported, and UsageError for
+    an invalid `pre` (see `read_vocab`).
     """
     vocab = read_vocab(f, pre)
     if vocab.model == "llama":

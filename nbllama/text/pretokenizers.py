@@ -1,9 +1,9 @@
 r"""Pre-tokenizers of BPE vocabularies, as data: `tokenizer.ggml.pre` -> where a text is cut.
 
-A row is a tuple of regular expressions. Each one in turn cuts every piece that the ones before it
-left into its matches and the gaps between them, and sees nothing outside that piece. BPE merges
+A row is a tuple of regular expressions. Each one in turn cuts every piece that the previous ones
+left into its matches and the gaps between them, and is matched within that piece only. BPE merges
 never cross a cut. Facts: llama.cpp, src/llama-vocab.cpp (`llm_tokenizer_bpe`, `impl::load`) and
-src/unicode.cpp, where the differences from the tokenizers' own expressions come from.
+src/unicode.cpp, which is the reason for differences from the original expressions of tokenizers.
 
 The expressions are written for Oniguruma, the engine of Hugging Face `tokenizers`: `\z` is the end
 of the piece and `&&` intersects character classes.
@@ -18,19 +18,19 @@ from nbllama.errors import GGUFError, shown
 
 
 class PreTokenizer(NamedTuple):
-    """One way to cut a text before the merges."""
+    """The rules for cutting a text before the merges."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a whole piece that is a token is taken unmerged
-    add_bos: bool = False  # where `tokenizer.ggml.add_bos_token` is missing
-    has_bos: bool = True  # where `tokenizer.ggml.bos_token_id` is missing
+    add_bos: bool = False  # if `tokenizer.ggml.add_bos_token` is missing
+    has_bos: bool = True  # if `tokenizer.ggml.bos_token_id` is missing
 
     def expressions(self) -> list[str]:
-        """`patterns` with the general categories of Unicode 15.1, which llama.cpp has."""
+        """Return `patterns` with the general categories of Unicode 15.1, as in llama.cpp."""
         return [_CATEGORY.sub(rf"[\g<0>&&[^{_UNICODE_16}]]", p) for p in self.patterns]
 
 
-# Oniguruma of `tokenizers` 0.23 knows the characters that came with Unicode 16.0.
+# Oniguruma of `tokenizers` 0.23 has the new characters of Unicode 16.0.
 _UNICODE_16 = (
     "\u0897\u1b4e\u1b4f\u1b7f\u1c89\u1c8a\u2427-\u2429\u31e4\u31e5\ua7cb-\ua7cd\ua7da-\ua7dc"
     "\U000105c0-\U000105f3\U00010d40-\U00010d65\U00010d69-\U00010d85\U00010d8e\U00010d8f"
@@ -49,7 +49,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(numbers: str) -> str:
-    """Return the expression of the cl100k family, whose members group digits differently."""
+    """Return the expression of the cl100k family; its members group digits differently."""
     return (
         rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -59,8 +59,8 @@ def _words(numbers: str) -> str:
 def _cased_words(numbers: str, contraction: str) -> str:
     """Return the expression of the o200k family.
 
-    llama.cpp takes every letter but a-z as "not small", all but A-Z as "not capital": letters
-    outside ASCII are both.
+    llama.cpp treats every letter except a-z as "not small", and every letter except A-Z as "not
+    capital": letters outside ASCII are both.
     """
     lead, not_small, not_capital = r"[^\r\n\p{L}\p{N}]?", r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
     return (
@@ -74,7 +74,7 @@ _DEEPSEEK3_WORDS = (
     rf"|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 
-# Cased letters as DeepSeek lists them, some of them by age of their Unicode version.
+# Cased letters as DeepSeek lists them.
 _DEEPSEEK_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
     "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5"
@@ -196,12 +196,12 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return the row called `name`.
 
-    Raises GGUFError, with the name, when there is none: a guess would give other tokens.
+    Raises GGUFError with the name if there is none: a guess would give other tokens.
     """
     row = PRE_TOKENIZERS.get(name)
     if row is None:
         raise GGUFError(
-            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it cuts as a "
-            f"supported one does, name that with --pre: {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"tokenizer.ggml.pre: pre-tokenizer '{shown(name)}' is not supported; if it cuts like "
+            f"a supported one, give that with --pre: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return row

@@ -1,7 +1,7 @@
-"""A child process that renders one untrusted chat template within limits of time and memory.
+"""A child process that renders one untrusted chat template within time and memory limits.
 
-A template is code from the model file. The child runs it in jinja2's immutable sandbox, which stops
-access to Python; this module adds what the sandbox cannot: an end to loops and to large strings.
+A template is code from the model file. The child runs it in jinja2's immutable sandbox, which
+prevents access to Python; this module also stops endless loops and large strings.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import IO, Any
 
 MAX_SOURCE_BYTES = 256 * 1024
 _MAX_ANSWER_BYTES = 256 << 20
-_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that may be busy
+_START_SECONDS = 60.0  # an interpreter and jinja2, on a machine that can be busy
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_template_child.py")
 _ENV = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 
-# Messages, cuts, and variables of this chat alone.
+# Messages, cuts, and variables of this chat only.
 Chat = tuple[Sequence[dict[str, Any]], Sequence[tuple[int, bool]], dict[str, Any]]
 
 
 class TemplateFailed(Exception):
-    """`kind` is one of the child's, or "time" or "died"."""
+    """A template failed; `kind` is one of the child's kinds, or "time" or "died"."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class TemplateFailed(Exception):
 
 
 class TemplateSandbox:
-    """A compiled template in its own process, which is started again after a limit was passed.
+    """A compiled template in its own process, which is restarted after it exceeded a limit.
 
     Every method raises TemplateFailed. Not safe for use after `close`.
     """
@@ -63,18 +63,18 @@ class TemplateSandbox:
     def render(
         self, chats: Sequence[Chat], variables: dict[str, Any], now: datetime | None
     ) -> list[list[str] | TemplateFailed]:
-        """Render `chats`, or say for each why the template failed on it.
+        """Render `chats`: return the texts of each, or the error of the template on it.
 
-        For each (messages, cuts, variables) of `chats` and each (n, add_generation_prompt) of
-        its cuts, the text of the first n messages.
+        The texts are, for each (messages, cuts, variables) of `chats` and each
+        (n, add_generation_prompt) of its cuts, those of the first n messages.
 
-        Raises TemplateFailed where the request as a whole failed.
+        Raises TemplateFailed if the whole request failed.
         """
         request = {
             "op": "render",
             "chats": [
-                {"messages": messages, "cuts": cuts, "variables": own}
-                for messages, cuts, own in chats
+                {"messages": messages, "cuts": cuts, "variables": more}
+                for messages, cuts, more in chats
             ],
             "variables": variables,
             "now": now.isoformat() if now else None,
@@ -82,14 +82,16 @@ class TemplateSandbox:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
-            found = self._ask(request, self._render_seconds, "rendering")
+            results = self._ask(request, self._render_seconds, "rendering")
         return [
-            TemplateFailed(one["error"], one["message"]) if isinstance(one, dict) else one
-            for one in found
+            TemplateFailed(result["error"], result["message"])
+            if isinstance(result, dict)
+            else result
+            for result in results
         ]
 
     def close(self) -> None:
-        """End the child; twice is harmless."""
+        """End the child; it can be called twice."""
         self._end()
         self._process = None
 
@@ -123,7 +125,7 @@ class TemplateSandbox:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # the answer that does not come tells
+            pass  # the missing answer is reported below
         return self._wait(seconds, doing)
 
     def _wait(self, seconds: float, doing: str) -> Any:
@@ -131,20 +133,20 @@ class TemplateSandbox:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
             self.close()
-            raise TemplateFailed("time", f"{doing} took over {seconds:g} s") from None
+            raise TemplateFailed("time", f"{doing} took more than {seconds:g} s") from None
         if not line.endswith(b"\n"):
             self.close()
             raise TemplateFailed("died", f"its process ended while {doing}")
         answer = json.loads(line)
         if "error" in answer:
             if answer["error"] != "raised":
-                self.close()  # a fresh process for whatever comes next
+                self.close()  # the next request starts a new process
             raise TemplateFailed(answer["error"], answer["message"])
         return answer["ok"]
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    """Hand over every line of `stream`, and at its end an empty one."""
+    """Put every line of `stream` into the queue, and an empty one at its end."""
     with stream:
         while True:
             line = stream.readline(_MAX_ANSWER_BYTES)
@@ -159,5 +161,5 @@ def _kill(process: subprocess.Popen[bytes] | None) -> None:
     process.kill()
     process.wait()
     if process.stdin is not None:
-        with suppress(OSError):  # what was still to be written has no reader
+        with suppress(OSError):  # buffered output has no reader any more
             process.stdin.close()

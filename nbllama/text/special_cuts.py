@@ -1,8 +1,8 @@
 """Cut a text at its special tokens, as llama.cpp's `tokenizer_st_partition` does.
 
-Every special token in turn, longest first, takes all its occurrences in the plain text that is
-left, from left to right. In most vocabularies no special token can begin inside another one and
-end after it; then one search for all of them finds the same and is several times as fast.
+The special tokens are searched one after another, longest first, from left to right in the plain
+text that is left. In most vocabularies no special token can begin inside another one and end after
+it; then one search for all of them has the same result and is several times faster.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NamedTuple
 _SPACES = " \t\n\v\f\r"
 
 Part = tuple[int, int, int | None]
-"""The first character of a part of a text, the one after its last, and the special token's id; None
-for plain text.
+"""A part of a text: its first character, the one after its last, and the special token's id (None
+for plain text).
 """
 
 
 class Special(NamedTuple):
-    """A special token; `strips`: it takes the white space after it too."""
+    """A special token; `strips`: it includes the white space after it."""
 
     id: int
     text: str
@@ -40,7 +40,7 @@ class SpecialCuts:
 
     @cached_property
     def _any(self) -> re.Pattern[str] | None:
-        """What finds all tokens in one search; None where that may find others."""
+        """The pattern for one search of all tokens; None if its result can differ."""
         texts = list(self._ids)
         if any(token.strips for token in self._tokens):
             return None

@@ -1,9 +1,9 @@
-"""Tokens that llama.cpp knows by their text, as data, and what it does with them.
+"""Tokens that llama.cpp identifies by their text, as data, and how it handles them.
 
-Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. Where several names of one role
-are in a vocabulary and no key names the id, llama.cpp takes whichever its hash table gives first;
-here it is the first of the list. For the end of a turn this changes `eot_id` only: every name of
-that role ends a generation anyway.
+Facts: llama.cpp, src/llama-vocab.cpp, `llama_vocab::impl::load`. If a vocabulary has several names
+of one role and no key gives the id, llama.cpp takes the first one in its hash table; here it is the
+first in the list. For the end of a turn this changes only `eot_id`: every name of that role ends a
+generation anyway.
 """
 
 from __future__ import annotations
@@ -114,23 +114,23 @@ RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def find_roles(given: dict[str, int], ids: dict[str, int], attrs: list[int]) -> dict[str, int]:
-    """Ids by role: those of `given` (from keys), the others by text; the latter become control."""
-    found = dict(given)
+    """Return ids by role: from `given` (keys), else by text; the latter become control tokens."""
+    roles = dict(given)
     for role, (_, texts) in ROLES.items():
-        if role in found:
+        if role in roles:
             continue
         for text in texts:
             if text in ids:
-                found[role] = ids[text]
+                roles[role] = ids[text]
                 attrs[ids[text]] |= CONTROL
                 break
-    return found
+    return roles
 
 
 def end_of_generation(
     roles: dict[str, int], eos_id: int | None, ids: dict[str, int], attrs: list[int]
 ) -> frozenset[int]:
-    """Ids that end a generation, as llama.cpp collects them; `attrs` is corrected on the way."""
+    """Return the ids that end a generation, as in llama.cpp; `attrs` is corrected in place."""
     eog = {roles[r] for r in ("fim_pad", "fim_rep", "fim_sep") if r in roles}
     for text in EOG_TEXTS:
         if text in ids:

@@ -2,14 +2,14 @@
 
 The library gets a ModelProto made of the GGUF's tokens and scores: BPE, byte fallback, identity
 normaliser; spaces are escaped here. It merges as llama.cpp does (best score, leftmost on ties), but
-it sorts tokens into kinds and llama.cpp merges over all of them alike. So every token is a normal
-piece for the library, except
+it distinguishes kinds of tokens, while llama.cpp merges all kinds in the same way. So every token
+is a normal piece for the library, except for
 
-- the 256 byte tokens, which must be of type byte there and so are out of its merges' reach;
-- an unknown token of its own, past the vocabulary.
+- the 256 byte tokens, which must have type byte there and so are never merged;
+- an additional unknown token, past the vocabulary.
 
 A vocabulary in which merges could build the text of a byte token, such as "<0x0A>" from "<0x0A" and
-">", is merged by `merge_pieces`, which has llama.cpp's rules and is some 15 times slower.
+">", is merged by `merge_pieces`, which has llama.cpp's rules and is about 15 times slower.
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_spm_session`, `llama_vocab::byte_to_token`.
 """
 
@@ -47,7 +47,7 @@ class SpmTokenizer(Tokenizer):
 
     @cached_property
     def _library(self) -> sentencepiece.SentencePieceProcessor | None:
-        """The library's model, or None where it would merge otherwise than llama.cpp."""
+        """The library's model, or None if it would merge differently from llama.cpp."""
         if any(
             byte[:i] in self._ids and byte[i:] in self._ids
             for byte in _BYTE_TEXTS
@@ -71,14 +71,14 @@ class SpmTokenizer(Tokenizer):
         for i in ids:
             if i >= self.n_vocab:
                 raise GGUFError(
-                    f"{shown(self.path, 400)}: tokenizer.ggml.tokens: no token spells a character "
+                    f"{shown(self.path, 400)}: tokenizer.ggml.tokens: no token for a character "
                     f"of '{shown(text, 40)}': <0x{i - self.n_vocab - 1:02X}> is missing"
                 )
         return ids
 
     @cached_property
     def _inner_pairs(self) -> set[str]:
-        """Pairs of characters that stand side by side in some token."""
+        """Pairs of characters that are neighbours in some token."""
         return {a + b for text in self._texts for a, b in pairwise(text)}
 
     def _safe_cut(self, text: str, at: int) -> int:
@@ -91,7 +91,7 @@ class SpmTokenizer(Tokenizer):
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self._encode_plain(text)
         text = text.replace(" ", SPACE)
-        starts, at, spelled = [], 0, 0  # `spelled` bytes of the character at `at` are behind us
+        starts, at, spelled = [], 0, 0  # `spelled`: bytes of the character at `at` so far
         for i in ids:
             starts.append(at)
             token = self._texts[i]
@@ -107,7 +107,7 @@ class SpmTokenizer(Tokenizer):
         return np.array(ids, np.int32), np.array(starts, np.int64)
 
     def _spell(self, piece: str) -> list[int]:
-        """Id of `piece`, or of its bytes where it is not a token."""
+        """Return the id of `piece`, or those of its bytes if it is not a token."""
         token_id = self._ids.get(piece)
         if token_id is not None:
             return [token_id]
@@ -120,7 +120,7 @@ class SpmTokenizer(Tokenizer):
 def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
     """Merge `text` into the tokens of `ids`.
 
-    Always the adjacent pair whose joined text has the best score, the leftmost of equals.
+    Each step merges the adjacent pair whose joined text has the best score, the leftmost on ties.
     Characters that are in no token stay single.
     """
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
@@ -140,7 +140,7 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
     while heap:
         _, i, j, size = heapq.heappop(heap)
         if not pieces[i] or not pieces[j] or len(pieces[i]) + len(pieces[j]) != size:
-            continue  # one of them has changed since
+            continue  # one of them has changed in the meantime
         pieces[i] += pieces[j]
         pieces[j] = ""
         right[i] = right[j]
@@ -154,15 +154,15 @@ def merge_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[st
 def model_proto(texts: list[str], scores: list[float]) -> bytes:
     """Return a serialised `sentencepiece.ModelProto` whose ids are the indices of `texts`.
 
-    Ids past them: len(texts) is the unknown token, len(texts) + 1 + b the byte b where it is not
-    among `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
+    Ids past them: len(texts) is the unknown token, len(texts) + 1 + b the byte b if it is not in
+    `texts`. Field numbers: sentencepiece, src/sentencepiece_model.proto.
     """
     out = bytearray()
     known = set(texts)
     for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
         kind = _BYTE if text in _BYTE_TEXTS else _NORMAL
         if any(c == " " or "\ud800" <= c <= "\udfff" for c in text):
-            text = f" {i}"  # out of reach: the library's input is UTF-8 without spaces
+            text = f" {i}"  # never matches: the library's input is UTF-8 without spaces
         out += _piece(text, score, kind)
     out += _piece(" unknown", 0.0, _UNKNOWN)
     for text in _BYTE_TEXTS:
@@ -181,7 +181,7 @@ def _piece(text: str, score: float, kind: int) -> bytes:
 
 
 def _field(number: int, value: int | bytes) -> bytes:
-    """One protobuf field: a varint, or bytes with their length."""
+    """Return a protobuf field: a varint, or bytes with their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     return _varint(number << 3 | 2) + _varint(len(value)) + value

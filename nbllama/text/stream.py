@@ -1,4 +1,4 @@
-"""Text out of tokens that come one by one: whole characters only."""
+"""Decode tokens one by one to text, in whole characters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 class StreamDecoder:
     """Decodes tokens as they are generated.
 
-    A character whose bytes are spread over several tokens comes out with its last one.
+    A character whose bytes are spread over several tokens is returned with the last of them.
 
-    `at_start` says that the first token begins a text: a space that the model puts there is left
-    out, and all parts together equal `Tokenizer.decode`. A continuation keeps it.
+    `at_start`: the first token begins a text, so a space that the model puts there is left out, and
+    all parts together equal `Tokenizer.decode`. A continuation keeps the space.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Return the characters that `token_id` completes; may be empty.
+        """Return the characters that `token_id` completes; can be empty.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -38,5 +38,5 @@ class StreamDecoder:
         return self._utf8.decode(piece)
 
     def flush(self) -> str:
-        """Return what is left at the end: U+FFFD for a character that was never completed."""
+        """Return the rest at the end: U+FFFD for a character that was not completed."""
         return self._utf8.decode(b"", True)

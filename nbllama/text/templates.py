@@ -1,8 +1,8 @@
-"""Chat templates by name, for models whose file has none or another than one wants.
+"""Chat templates by name, for model files without a template or with an unsuitable one.
 
-Each is the layout that its family publishes, written as a Jinja template: what stands around the
-messages, which of the vocabulary's tokens end a turn. An answer is followed by the token that ends
-it in every one of them, so that a trained model learns to stop.
+Each is the layout that its family publishes, written as a Jinja template: the text around the
+messages, and the tokens that end a turn. In all of them the token that ends an answer follows it,
+so that a trained model learns to stop.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nbllama.text.sandbox import MAX_SOURCE_BYTES
 class Layout(NamedTuple):
     """A chat template, and how an instruction with an input (Alpaca's data) becomes one message.
 
-    The input follows the instruction after `joint`. `with_input` is the system message of a chat
-    that has an input and no system message of its own; empty: none.
+    The input follows the instruction after `joint`. `with_input` is the system message for a chat
+    that has an input but no system message; empty: none.
     """
 
     source: str
@@ -34,7 +34,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# The system message stands inside of the first question.
+# The system message is part of the first question.
 _LLAMA_2 = (
     "{% set ns = namespace(system='') %}"
     "{% for m in messages %}"
@@ -77,7 +77,7 @@ _ALPACA = (
     "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
 
-# Two tokens that Baichuan's vocabulary kept in reserve mark who speaks.
+# Two reserved tokens of Baichuan's vocabulary mark the role.
 _BAICHUAN = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] }}"
@@ -102,10 +102,10 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """Return a name's layout in `LAYOUTS` (hyphens may be left out), or that of a template's file.
+    """Return a name's layout in `LAYOUTS` (hyphens are optional), or that of a template file.
 
-    Raises `UsageError` for what is neither, and for a file that cannot be read, is not UTF-8 or is
-    larger than a template may be.
+    Raises `UsageError` for a name that is neither, and for a file that cannot be read, is not UTF-8
+    or is too large for a template.
     """
     for known, layout in LAYOUTS.items():
         if name.lower().replace("-", "") == known.replace("-", ""):

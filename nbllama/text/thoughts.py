@@ -1,7 +1,7 @@
-"""Thoughts (reasoning) in chats: the marks that templates put around them, and where they stand.
+"""Thoughts (reasoning) in chats: the marks that templates put around them, and their positions.
 
-Templates agree on no mark, but on few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
-`<|START_THINKING|>...<|END_THINKING|>` and their kin, and the channels of gpt-oss and Gemma 4.
+Templates use different marks, but only a few forms: `<think>...</think>`, `[THINK]...[/THINK]`,
+`<|START_THINKING|>...<|END_THINKING|>` and similar, and the channels of gpt-oss and Gemma 4.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold its thought; one thought goes to a template under all of them."""
+"""Keys of a message that hold its thought; a template gets the thought under all of them."""
 
 _WORD = r"[\w:.-]*(?:think|thought|reason|reflect|scratchpad|rationale)[\w:.-]*"
 _OPENERS = (
@@ -44,13 +44,13 @@ _CLOSER = (
 )
 _ANY_CLOSER = re.compile(_CLOSER, re.IGNORECASE)
 _CLOSER_AT_END = re.compile(rf"(?:{_CLOSER})\s*$", re.IGNORECASE)
-_LONGEST_IN_PROMPT = 400  # characters of a thought that a prompt may hold
+_LONGEST_IN_PROMPT = 400  # characters of a thought at the end of a prompt
 
 
 class Thought(NamedTuple):
     """A thought in a text: `text[start:end]` is all of it with its marks.
 
-    `inner` is what is between them; `closed` is whether the closer is there.
+    `inner` is the text between them; `closed` is whether the closer is there.
     """
 
     start: int
@@ -66,13 +66,13 @@ def _may_hold_marks(text: str) -> bool:
 
 
 def opening(text: str, at: int = 0) -> Thought | None:
-    """Return the thought that begins at `text[at:]`, after white space or none."""
+    """Return the thought that begins at `text[at:]`, ignoring white space before it."""
     match = _ANY_OPENER.match(text, at + len(text[at:]) - len(text[at:].lstrip()))
     return None if match is None else _thought(text, match)
 
 
 def first_thought(text: str) -> Thought | None:
-    """Return the first thought of a text that is closed."""
+    """Return the first closed thought of a text."""
     if not _may_hold_marks(text):
         return None
     match = _ANY_OPENER.search(text)
@@ -85,9 +85,9 @@ def first_thought(text: str) -> Thought | None:
 
 
 def at_end(prompt: str) -> Thought | None:
-    """Return the thought that a prompt ends with, open or closed, with the white space after it.
+    """Return the thought at the end of a prompt, open or closed, with the white space after it.
 
-    None where it ends with none. A closer alone counts as a closed one.
+    None if there is none. A closer alone counts as a closed thought.
     """
     closer = _CLOSER_AT_END.search(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT))
     openers = list(_ANY_OPENER.finditer(prompt, max(0, len(prompt) - _LONGEST_IN_PROMPT)))
@@ -122,7 +122,7 @@ def _thought(text: str, match: re.Match[str]) -> Thought:
 
 
 def thought_of(message: dict[str, Any]) -> str:
-    """Return a message's thought: of its key, else of marks in its content; "" if there is none."""
+    """Return a message's thought, from its key or between marks in its content; "" for none."""
     for key in KEYS:
         if message.get(key):
             return str(message[key]).strip()
@@ -131,7 +131,7 @@ def thought_of(message: dict[str, Any]) -> str:
 
 
 def visible(message: dict[str, Any]) -> str:
-    """Return a message's content without a thought in it and without white space at its ends."""
+    """Return a message's content without its thought and without white space at its ends."""
     content = str(message.get("content") or "")
     if (found := first_thought(content)) is not None:
         content = content[: found.start] + content[found.end :]

@@ -1,4 +1,4 @@
-"""Text to token ids and back, id for id as llama.cpp does it.
+"""Convert text to token ids and back, with the same ids as llama.cpp.
 
 `Tokenizer` cuts a text at its special tokens, adds bos and eos, and turns ids back into bytes; its
 two subclasses (`spm`, `bpe`) tokenize the plain text between special tokens.
@@ -24,7 +24,7 @@ _KEPT = 1_000_000  # characters of texts whose ids are kept
 
 
 Piece = tuple[int, int | None, list[int]]
-"""A special token of a text, or what stands between two of them: the index of its first character,
+"""A special token of a text, or the text between two of them: the index of its first character,
 the token's id (None: plain text), and the ids.
 """
 
@@ -32,8 +32,8 @@ the token's id (None: plain text), and the ids.
 class Tokenizer(ABC):
     """The tokenizer of one GGUF file; made by `from_gguf.tokenizer_from_gguf`.
 
-    `path` is the model file. Ids are None where the file has no such token. `eog_ids` are the ids
-    that end an answer, `special_ids` those of tokens at whose text a text is cut.
+    `path` is the model file. Ids are None if the file has no such token. `eog_ids` are the ids that
+    end an answer, `special_ids` those of the tokens at which a text is cut.
     """
 
     CHUNK = 1 << 18
@@ -56,14 +56,14 @@ class Tokenizer(ABC):
         special = [
             i for i, attr in enumerate(vocab.attrs) if attr & (CONTROL | USER_DEFINED | UNKNOWN)
         ]
-        # Longest first, in bytes. Among equals llama.cpp's order is that of an unstable sort.
+        # Longest first, in bytes. llama.cpp sorts tokens of equal length with an unstable sort.
         special.sort(key=lambda i: -len(self._texts[i].encode()))
         self._special = [(i, self._texts[i]) for i in special]
         self.special_ids = frozenset(special)
-        found = [Special(i, self._texts[i], bool(self._attrs[i] & RSTRIP)) for i in special]
+        tokens = [Special(i, self._texts[i], bool(self._attrs[i] & RSTRIP)) for i in special]
         kinds = CONTROL | UNKNOWN
-        self._cuts = SpecialCuts(found)
-        self._own_cuts = SpecialCuts([s for s in found if not self._attrs[s.id] & kinds])
+        self._cuts = SpecialCuts(tokens)
+        self._user_cuts = SpecialCuts([s for s in tokens if not self._attrs[s.id] & kinds])
         self._pieces: dict[int, bytes] = {}
         self._kept: dict[str, list[int]] = {}  # ids of plain text
         self._kept_size = 0
@@ -73,11 +73,11 @@ class Tokenizer(ABC):
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
-        """Ids of `text`, equal to `llama_tokenize`.
+        """Return the ids of `text`, equal to `llama_tokenize`.
 
-        `add_special` puts bos before and eos after where the model asks for them; `parse_special`
-        reads the texts of control tokens as these tokens (user-defined tokens always are).
-        Raises DataError when `text` holds lone surrogates, which no UTF-8 text has.
+        `add_special` puts bos before and eos after the ids if the model asks for them;
+        `parse_special` parses the texts of control tokens (user-defined tokens are always parsed).
+        Raises DataError if `text` holds lone surrogates, which no UTF-8 text has.
         """
         ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
         return self._with_bos_eos(ids) if add_special else ids
@@ -86,7 +86,7 @@ class Tokenizer(ABC):
         """Yield the ids of `encode` without bos and eos, in parts.
 
         A part has at most about `CHUNK` characters of text, so that the libraries' working memory
-        (some 100 bytes a character) stays small.
+        (about 100 bytes per character) stays small.
         """
         for token_id, prefix, start, end in self._fragments(text, parse_special):
             if token_id is not None:
@@ -108,11 +108,11 @@ class Tokenizer(ABC):
         parse_special: bool = False,
         continues: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """Ids as `encode` gives them, and for each the index in `text` of its first character.
+        """Return the ids of `encode`, and for each the index in `text` of its first character.
 
         A token that starts inside a character has that character's index; bos has 0, eos
-        `len(text)`. Starts never fall. `continues`: plain text stands in front, so that no space
-        is put there.
+        `len(text)`. Starts never decrease. `continues`: there is plain text before `text`, so no
+        space is put in front.
         """
         ids, starts = self.encode_arrays(text, parse_special=parse_special, continues=continues)
         if add_special:
@@ -125,7 +125,7 @@ class Tokenizer(ABC):
     def encode_arrays(
         self, text: str, *, parse_special: bool = False, continues: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
+        """Return `encode_with_starts` without bos and eos, int32 [n] and int64 [n]."""
         parts: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for token_id, prefix, start, end in self._fragments(text, parse_special):
@@ -145,8 +145,8 @@ class Tokenizer(ABC):
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
         """Return the ids of `text` with special tokens parsed, cut at these tokens.
 
-        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the same ones
-        come again in the next prompts.
+        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the next prompts
+        repeat these texts.
         """
         if not (continues and self._prefix) and (found := self._warm.get(text)) is not None:
             return found
@@ -154,15 +154,15 @@ class Tokenizer(ABC):
         return self._pieces_of([text], continues)[0]
 
     def warm(self, texts: Iterable[str]) -> None:
-        """Tokenise texts that `encode_pieces` will be asked for next, together.
+        """Tokenise together the texts of the next calls of `encode_pieces`.
 
-        This is quicker than one by one.
+        This is faster than one by one.
         """
         good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))
 
     def _pieces_of(self, texts: list[str], continues: bool) -> list[list[Piece]]:
-        """`encode_pieces` of each text."""
+        """Return `encode_pieces` of each text."""
         kept = self._kept
         new: dict[str, list[int]] = {}  # filled at the end
         out: list[list[Piece]] = []
@@ -181,13 +181,13 @@ class Tokenizer(ABC):
                 pieces.append((start, None, ids))
                 prefix = ""
             out.append(pieces)
-        for (plain, ids), found in zip(new.items(), self._encode_all(list(new)), strict=True):
-            ids += found
+        for (plain, ids), encoded in zip(new.items(), self._encode_all(list(new)), strict=True):
+            ids += encoded
             self._keep(plain, ids)
         return out
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        """`_encode_plain` of each text."""
+        """Return `_encode_plain` of each text."""
         return [self._encode_plain(text) for text in texts]
 
     def _keep(self, text: str, ids: list[int]) -> None:
@@ -198,15 +198,15 @@ class Tokenizer(ABC):
         self._kept[text] = ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD. See `decode_bytes`."""
         return self.decode_bytes(ids, special=special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], *, special: bool = False) -> bytes:
-        """Bytes of `ids`: their pieces end to end, control and unknown tokens only if `special`.
+        """Return the bytes of `ids`, including control and unknown tokens only if `special`.
 
-        Where the model puts a space before a text, one space at the start of the first token is
-        taken away again. Equal to `llama_detokenize`, but for the spaces before punctuation that it
-        drops on some vocabularies: here nothing is dropped.
+        If the model puts a space before a text, one space at the start of the first token is
+        removed. Equal to `llama_detokenize`, except that llama.cpp drops spaces before punctuation
+        for some vocabularies; nothing is dropped here.
         Raises ValueError for an id outside the vocabulary.
         """
         pieces = [self.token_bytes(i, special=special) for i in ids]
@@ -234,18 +234,18 @@ class Tokenizer(ABC):
         return self._texts[token_id]
 
     def token_id(self, text: str) -> int | None:
-        """Id of the token that the vocabulary writes as `text`."""
+        """Return the id of the token that the vocabulary writes as `text`."""
         return self._ids.get(text)
 
     @cached_property
     def _on_request(self) -> re.Pattern[str]:
-        """Any text of a token that is parsed on request only."""
+        """The pattern of all tokens that are parsed only on request."""
         kinds = CONTROL | UNKNOWN
         texts = (re.escape(text) for i, text in self._special if self._attrs[i] & kinds)
         return re.compile("|".join(filter(None, texts)) or r"(?!)")
 
     def may_hold_special(self, text: str) -> bool:
-        """Return False only where `parse_special` makes no difference to the ids of `text`."""
+        """Return False only if `parse_special` makes no difference to the ids of `text`."""
         return self.special_text_in(text) is not None
 
     def special_text_in(self, text: str) -> str | None:
@@ -255,19 +255,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of text without special tokens."""
+        """Return the ids of text without special tokens."""
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Find the first place from `at` on where a cut does not change the ids; else the end."""
+        """Return the first place from `at` on where a cut does not change the ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids as `_encode_plain`, int32 [n], and each one's place in `text`, int64 [n]."""
+        """Return the ids of `_encode_plain`, int32 [n], and their places in `text`, int64 [n]."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:
-        """Bytes of a normal token."""
+        """Return the bytes of a normal token."""
 
     def _piece(self, token_id: int) -> bytes:
         text, attr = self._texts[token_id], self._attrs[token_id]
@@ -291,11 +291,11 @@ class Tokenizer(ABC):
     ) -> Iterator[tuple[int | None, str, int, int]]:
         """Cut `text` at its special tokens.
 
-        Yields (id or None for plain text, what to put in front of the plain text, start, end).
+        Yields (id or None for plain text, prefix of the plain text, start, end).
         """
         _check_unicode(text)
         prefix = self._prefix
-        for start, end, token_id in (self._cuts if parse_special else self._own_cuts).cut(text):
+        for start, end, token_id in (self._cuts if parse_special else self._user_cuts).cut(text):
             yield token_id, prefix, start, end
             prefix = "" if token_id is None else self._prefix
 

@@ -1,4 +1,4 @@
-"""What a chat template knows and does, tried out once with small chats."""
+"""The features of a chat template, found by rendering small chats once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUESTION = {"role": "user", "content": "zqquestion"}
 
 
 class Traits:
-    """The traits of one template; each is found when it is first asked for."""
+    """The traits of one template; each is found at its first use."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
@@ -29,11 +29,11 @@ class Traits:
     def prepare(
         self, messages: list[Message], system_as_user: bool
     ) -> tuple[list[Message], Counter[str]]:
-        """`messages` with roles that the template knows, and what there is to tell of that.
+        """Return `messages` with roles that the template has, and counts of the changes.
 
-        `developer` becomes `system` where the template does not name it, as in llama.cpp's server.
-        With `system_as_user` a system message goes in front of the first question where the
-        template has no such role.
+        `developer` becomes `system` if the template does not have it, as in llama.cpp's server.
+        With `system_as_user` a system message is put in front of the first question if the template
+        has no such role.
         """
         found: Counter[str] = Counter()
         developers = sum(m["role"] == "developer" for m in messages)
@@ -52,12 +52,12 @@ class Traits:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every word of the template's source; a variable that is not among them is not used."""
+        """All words of the template's source; a variable that is not one of them is not used."""
         return frozenset(re.findall(r"\w+", self._template.source))
 
     @cached_property
     def knows_system(self) -> bool:
-        """Whether a system message in front is rendered."""
+        """Whether the template renders a system message at the start."""
         text = self._render([{"role": "system", "content": "zqsystem"}, _QUESTION], prompt=True)
         return text is not None and "zqsystem" in text
 
@@ -68,7 +68,7 @@ class Traits:
 
     @cached_property
     def closer(self) -> str:
-        """What the template writes between a thought and the words after it; "" for no thought."""
+        """The text that the template writes between a thought and the words; "" for no thought."""
         answer = {"role": "assistant", "content": "zqwords"} | dict.fromkeys(KEYS, "zqthought")
         text = self._render([_QUESTION, answer]) or ""
         begin = text.rfind("zqthought")
@@ -77,7 +77,7 @@ class Traits:
 
     @cached_property
     def switch(self) -> str:
-        """The variable that makes the prompt close the thought if it is false; "" if none does."""
+        """The variable that, if false, makes the prompt close the thought; "" if there is none."""
         for name in _SWITCHES:
             if name in self._template.source:
                 text = self._render([_QUESTION], prompt=True, variables={name: False})
@@ -88,7 +88,7 @@ class Traits:
 
     @cached_property
     def asks_to_think(self) -> bool:
-        """Whether `enable_thinking` true changes how the prompt begins the answer's thought.
+        """Whether `enable_thinking=true` changes how the prompt begins the answer's thought.
 
         llama.cpp's server sets it for such templates.
         """
@@ -111,7 +111,7 @@ class Traits:
         tools: Any = None,
         variables: dict[str, Any] | None = None,
     ) -> str | None:
-        """Return the text of a small chat; None where the template fails on it."""
+        """Return the text of a small chat; None if the template fails on it."""
         try:
             return self._template.render(messages, prompt, tools=tools, variables=variables)
         except NbllamaError:

@@ -1,7 +1,7 @@
 """The vocabulary of a GGUF file: its `tokenizer.*` keys, read and checked once.
 
-Everything later code indexes with is proved here: lengths, ranges, uniqueness, merges that name
-tokens. Defaults are llama.cpp's (src/llama-vocab.cpp, `llama_vocab::impl::load`).
+All values that later code uses as an index are checked here: lengths, ranges, uniqueness, tokens of
+merges. Defaults are llama.cpp's (src/llama-vocab.cpp, `llama_vocab::impl::load`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Vocab:
 def read_vocab(f: GGUFFile, pre: str | None = None) -> Vocab:
     """Read the vocabulary of `f`; `pre`: the pre-tokenizer's name instead of the file's.
 
-    Raises GGUFError when a key is missing, of another type or length, names an id outside the
-    vocabulary, or asks for a tokenizer or pre-tokenizer that is not supported; UsageError for a
-    `pre` that is not known, or for a vocabulary that has no pre-tokenizer.
+    Raises GGUFError if a key is missing, has a wrong type or length, gives an id outside the
+    vocabulary, or names a tokenizer or pre-tokenizer that is not supported; UsageError if `pre` is
+    given for a vocabulary that has no pre-tokenizer.
     """
     try:
         return _read(f, pre)
@@ -162,12 +162,12 @@ def _attrs(f: GGUFFile, texts: list[str]) -> list[int]:
 
 
 def byte_value(text: str) -> int | None:
-    """0..255 for the text of a byte token, <0x00> to <0xFF>; None for any other."""
+    """Return 0..255 for the text of a byte token, <0x00> to <0xFF>; None for any other text."""
     return int(text[3:5], 16) if _BYTE_TEXT.fullmatch(text) else None
 
 
 def _scores(f: GGUFFile, n: int) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is infinite in float32 is refused below
+    with np.errstate(over="ignore"):  # values that are infinite in float32 are refused below
         scores = np.asarray(f.get("tokenizer.ggml.scores", "floats"), np.float32)
     if len(scores) != n:
         raise GGUFError(f"tokenizer.ggml.scores: {len(scores)} elements for {n} tokens")
@@ -191,12 +191,12 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
                 raise GGUFError(
                     f"tokenizer.ggml.merges[{i}]: '{shown(merge)}': '{shown(text)}' is not a token"
                 )
-        merges.setdefault((left, right))  # a merge that comes twice has its first rank
+        merges.setdefault((left, right))  # a repeated merge keeps its first rank
     return list(merges)
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
-    """Ids that keys name, and the defaults of bos, eos and unk that are in the vocabulary."""
+    """Return ids from keys, and the default bos, eos and unk ids that are in the vocabulary."""
     n = len(v.texts)
     roles = {r: i for r, i in _DEFAULT_IDS[v.model].items() if i < n}
     if v.pre is not None and not v.pre.has_bos:
@@ -214,9 +214,9 @@ def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:
 
 
 def _strip_rules(f: GGUFFile, v: Vocab) -> None:
-    """Spaces that belong to a special token: Phi-3 drops those after most of them.
+    """Mark the special tokens of Phi-3 that include the spaces after them.
 
-    llama.cpp goes by the model's name, as no key tells it.
+    As in llama.cpp, the model's name decides, since there is no key for it.
     """
     name = f.get("general.name", "str", "").lower()
     if "phi-3" not in name and "phi3" not in name:

@@ -82,7 +82,7 @@ def test_stored_form(toy: Path, tmp_path: Path) -> None:
     hp, _ = model(toy)
     (tmp_path / "p").mkdir()  # an existing folder needs no / in its name
     (note,) = save_adapter(tmp_path / "p", adapter, hp)
-    assert note.startswith("a PEFT folder holds no LoRA on norm vectors: 2 pairs")
+    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 2 pairs")
     assert sorted(os.listdir(tmp_path / "p")) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -228,7 +228,7 @@ BAD: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "no B": ({A_KEY: ONE[A_KEY]}, {}, "no lora_b"),
     "no A": ({B_KEY: ONE[B_KEY]}, {}, "no lora_a"),
     "ranks differ": (ONE | {B_KEY: np.ones((64, 3), np.float32)}, {}, "differ"),
-    "rank of the configuration": (ONE, {"r": 4}, "rank 2, adapter_config.json says 4"),
+    "rank of the configuration": (ONE, {"r": 4}, "rank 2, but adapter_config.json has 4"),
     "one dimension": (ONE | {A_KEY: np.ones(64, np.float32)}, {}, "one dimension"),
     "no whole heads": (halves(n_out=24), {}, "24 rows, heads of 16"),
     "unknown block": (halves(module=HF_Q.replace("layers.0", "layers.2")), {}, "no such tensor"),
@@ -295,7 +295,7 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "no place": ({"a": {"dtype": "F32", "shape": [2, 2]}}, "data_offsets"),
     "overlap": ({"a": entry(), "b": entry(data_offsets=[0, 16])}, "overlap"),
     "gap": ({"a": entry(shape=[1, 2], data_offsets=[8, 16])}, "gap"),
-    "more behind": ({"a": entry(shape=[1, 2], data_offsets=[0, 8])}, "8 bytes behind"),
+    "more behind": ({"a": entry(shape=[1, 2], data_offsets=[0, 8])}, "8 bytes after"),
     "metadata": ({"__metadata__": {"a": 1}}, "__metadata__"),
 }
 

@@ -58,7 +58,7 @@ def test_windows_as_flags(tmp_path: Path) -> None:
     hp = made(tmp_path, name, {key: [True] * 5})
     assert all(hp.window_at(i) for i in range(5))
     flags = [True, False, False, True, True]
-    assert "do not take turns regularly" in refused(tmp_path, name, {key: flags})
+    assert "do not alternate regularly" in refused(tmp_path, name, {key: flags})
     assert "4 values for 5 layers" in refused(tmp_path, name, {key: [True] * 4})
 
 
@@ -119,7 +119,7 @@ def test_tensors_of_other_senses_are_left_alone(tmp_path: Path) -> None:
         more = [(n, np.ones((3, 5), np.float32)) for n in ("v.blk.0.attn_q.weight", "mm.0")]
         write_gguf(path, list(f.entries()), [*more, *kept])
     model, tokens = nbllama.load_model(path), [5, 44, 3]
-    said = "2 tensors for pictures or sound are left alone: only text is trained"
+    said = "2 tensors for images or sound are not used: only text is trained"
     assert model.hp.warnings == (said,)
     wanted = nbllama.logits(nbllama.load_model(plain), tokens)
     np.testing.assert_array_equal(nbllama.logits(model, tokens), wanted)

@@ -52,7 +52,7 @@ def test_constants(tmp_path: Path) -> None:
 def test_a_block_for_a_later_token_is_left_alone(tmp_path: Path) -> None:
     hp = made(tmp_path, AIR)
     assert (hp.n_layer, hp.next_blocks) == (3, 1)
-    assert hp.warnings == ("1 block that predicts a later token is left alone",)
+    assert hp.warnings == ("1 block that predicts a later token is not used",)
 
 
 def test_a_key_that_llama_cpp_does_not_read(tmp_path: Path) -> None:

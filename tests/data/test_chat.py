@@ -185,7 +185,7 @@ class TestLength:
         first = int(np.flatnonzero(whole.targets >= 0)[0])
         for n_ctx in range(1, n + 3):
             if n_ctx <= first:
-                with pytest.raises(DataError, match="can be trained: in none of its 1 samples"):
+                with pytest.raises(DataError, match="can be trained: none of its 1 samples"):
                     load_chat(path, bpe, n_ctx, chatml)
                 continue
             data = load_chat(path, bpe, n_ctx, chatml)

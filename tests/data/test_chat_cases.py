@@ -95,7 +95,7 @@ def answers(data: Samples) -> list[str]:
 
 HERMES = '<tool_call>\n{"name": "weigh", "arguments": %s}\n</tool_call><|im_end|>'
 SECOND = ["Second.<|im_end|>"]
-THOUGHT = "answers have a thought that the chat template has no place for"
+THOUGHT = "answers have a thought (reasoning_content or <think>) that the chat template does not"
 RECORDS: list[tuple[str, list[str], str]] = [
     ("answer-begins-with-breaks.jsonl", ["\n\nPage two.<|im_end|>"], ""),
     (
@@ -186,7 +186,7 @@ def test_json_of_the_program(
     out, err = capsys.readouterr()
     objects = [json.loads(line) for line in out.splitlines()]
     assert [o["line"] for o in objects] == [1, 1]
-    assert "1 records, 2 samples: earlier answers stand otherwise in later prompts" in err
+    assert "1 records, 2 samples: earlier answers have a different text in later prompts" in err
     for o in objects:
         assert set(o) == {"line", "text", "trained", "ids", "trained_ids"}
         ((start, end),), ((first, after),) = o["trained"], o["trained_ids"]

@@ -150,8 +150,8 @@ def test_a_database_and_other_binary_cases(tmp_path: Path) -> None:
         open_data(CASES / "parquet-magic.parquet")
     with pytest.raises(DataError, match="Zstandard"):
         open_data(CASES / "zstd-magic.jsonl.zst")
-    assert "is called a Parquet file" in refusal(tmp_path, LINE.encode(), "a.parquet")
-    assert "is called a packed file" in refusal(tmp_path, LINE.encode(), "a.zip")
+    assert "has the name of a Parquet file" in refusal(tmp_path, LINE.encode(), "a.parquet")
+    assert "has the name of a packed file" in refusal(tmp_path, LINE.encode(), "a.zip")
 
 
 class TestPacked:
@@ -307,13 +307,15 @@ class TestSeveralFiles:
         ]  # fmt: skip
         with pytest.raises(DataError, match=r"set/z\.jsonl: no such file"):
             open_data("set/a.jsonl,set/z.jsonl")
-        with pytest.raises(DataError, match="no file fits the pattern"):
+        with pytest.raises(DataError, match="no file matches the pattern"):
             open_data("set/z*")
 
     def test_texts_and_records_are_not_mixed(self, folder: Path) -> None:
         Path("set/notes.txt").write_text("Enter HAMLET.")
         assert "1 files are not read: notes.txt" in open_data("set").notes[1]
-        with pytest.raises(DataError, match=r"set/notes\.txt holds plain text, the other files"):
+        with pytest.raises(
+            DataError, match=r"set/notes\.txt holds plain text, but the other files"
+        ):
             open_data("set/a.jsonl,set/notes.txt")
         Path("texts").mkdir()
         Path("texts/b.md").write_text("Two.")

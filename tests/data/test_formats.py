@@ -193,8 +193,8 @@ class TestTables:
             ("prompt,completion\na,b\nc\n", "line 3: 1 cells, but the header has 2"),
             ("prompt,completion\na,b\nc,\n", "line 3: the answer (completion) is empty"),
             ('prompt,completion\na,b\nc,"d\n', "line 3: broken table: unexpected end of data"),
-            ("prompt,prompt\na,b\n", "line 1: a column comes twice"),
-            ("theme,words\na,b\n", "line 2: the keys (theme, words) are those of no form"),
+            ("prompt,prompt\na,b\n", "line 1: two columns have the same name"),
+            ("theme,words\na,b\n", "line 2: the keys (theme, words) fit no form"),
             ("prompt,completion\n", "holds no record"),
         ],
     )
@@ -241,7 +241,7 @@ class TestDocuments:
 def test_keys_of_no_format(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(tmp_path, '{"theme": "q", "n": 1, "words": "a"}\n')
-    assert "line 1: the keys (theme, n, words) are those of no format" in str(caught.value)
+    assert "line 1: the keys (theme, n, words) fit no format" in str(caught.value)
     assert "--data-columns prompt=theme,completion=words" in str(caught.value)
     assert opened(tmp_path, '{"question": "q"}\n', data_format="raw").kind == "raw"
 

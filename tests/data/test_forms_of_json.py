@@ -108,14 +108,17 @@ def test_one_chat_as_a_bare_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ((CASES / "no-opening-bracket.json").read_text(), "line 3: half a list: ']' closes what"),
-        ('[{"text": "a"},\n{"text": "b"},\n', r"line 1: half a list: the '\['"),
-        ('[\n{"text": "a"},\n{"text": "b"}\n', r"line 1: half a list: the '\['"),
-        ('{"text": "a"},\n{"text": "b"}]\n', "line 2: half a list: ']' closes what never began"),
+        ((CASES / "no-opening-bracket.json").read_text(), "line 3: half a list: ']' without its"),
+        ('[{"text": "a"},\n{"text": "b"},\n', r"line 1: half a list: this '\['"),
+        ('[\n{"text": "a"},\n{"text": "b"}\n', r"line 1: half a list: this '\['"),
+        ('{"text": "a"},\n{"text": "b"}]\n', "line 2: half a list: ']' without its beginning"),
         ('[\n{"text": "a"},\n{"text": "b"\n]', "line 4: broken JSON"),
         ('{\n"text": "a"\n}\n{\n"text": \n}\n', "line 6: broken JSON"),
-        ('{"text": "a"}\n{"text": "b", "text": "c"}', 'line 2: .*"text" comes twice in an object'),
-        ('{"text": "a", "text": "b"}', 'line 1: .*"text" comes twice in an object'),
+        (
+            '{"text": "a"}\n{"text": "b", "text": "c"}',
+            'line 2: .*"text" appears twice in an object',
+        ),
+        ('{"text": "a", "text": "b"}', 'line 1: .*"text" appears twice in an object'),
         (
             '{"data": [{"text": "a"}], "more": [{"text": "b"}]}',
             "line 1: several keys hold a list of",

@@ -41,7 +41,7 @@ def reason(
 def test_a_folded_system_message_counts(bpe: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     plain = reason(path, {"messages": [Q, A, Q, A]}, bpe, FORGETFUL)
-    assert "line 1: message 4: what the chat template writes before" in plain
+    assert "line 1: message 4: the prompt for this answer ends with" in plain
     folded = {"messages": [SYSTEM, Q, A, Q, A]}
     line = reason(path, folded, bpe, FORGETFUL, system_as_user=True)
     assert line == plain.replace("message 4:", "message 5:")

@@ -162,7 +162,7 @@ def test_mask_keys(tmp_path: Path, key: str, value: Any, silent: bool) -> None:
         return
     record = {"messages": [{**Q, key: value}, A]}
     if silent:
-        assert one(tmp_path, record).told == ("mask",)
+        assert one(tmp_path, record).notices == ("mask",)
     else:
         with pytest.raises(DataError, match=f'message 1: "{key}" asks to train a message of the'):
             one(tmp_path, record)
@@ -192,8 +192,8 @@ def test_the_old_role_of_results_is_tool(tmp_path: Path) -> None:
         ("3.5", "not a number"),
         ("{}", 'the key "messages" is missing'),
         ('{"Messages": []}', '"messages" must be a list of messages, not empty'),
-        ('{"messages": [], "messages": []}', 'the key "messages" comes twice in an object'),
-        ('{"messages": Infinity}', "broken JSON: Infinity is not a value of JSON"),
+        ('{"messages": [], "messages": []}', 'the key "messages" appears twice in an object'),
+        ('{"messages": Infinity}', "broken JSON: Infinity is not a JSON value"),
         ('{"messages": []}', '"messages" must be a list of messages, not empty'),
         ('{"messages": {}}', '"messages" must be a list of messages, not an object'),
         ('{"messages": "hi"}', '"messages" must be a list of messages, not text'),
@@ -232,7 +232,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
         ),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "args": {"n": 4}}]}],
-            'has no "arguments", and it is not known what "args" is',
+            'has no "arguments", and the key "args" is unknown',
         ),
         (
             [Q, {**A, "tool_calls": [{"name": "f", "input": {"n": 4}, "arguments": {"n": 5}}]}],
@@ -253,7 +253,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "reasoning": "x", "thinking": "y"}],
             'message 2: it has two thoughts, one of them under "thinking"',
         ),
-        ([{**Q, "thinking": "x"}, A], "message 1: only an answer may have a thought"),
+        ([{**Q, "thinking": "x"}, A], "message 1: only an answer can have a thought"),
         ([{**Q, "role": 1}, A], 'message 1: "role" must be text, not a number'),
         ([{**Q, "role": " "}, A], 'message 1: "role" is empty'),
         ([Q, {**A, "content": ""}], "message 2: the answer is empty"),
@@ -269,16 +269,19 @@ def test_bad_messages(tmp_path: Path, messages: list[Any], reason: str) -> None:
     ("more", "reason"),
     [
         ({"tools": {"name": "f"}}, '"tools" must be a list, not an object'),
-        ({"tools": [{"parameters": {}}]}, '"tools" holds what is no function with a name'),
+        (
+            {"tools": [{"parameters": {}}]},
+            '"tools" holds an entry that is not a function with a name',
+        ),
         ({"tools": "[{"}, '"tools" is broken JSON'),
         (
             {"tools": json.loads('[{"name": "f", "x": ' + "[" * 80 + "]" * 80 + "}]")},
-            '"tools" is nested over 64 levels deep',
+            '"tools" is nested more than 64 levels deep',
         ),
         ({"tools": "[" * 100_000}, '"tools" is broken JSON'),
         ({"chat_template_kwargs": [1]}, '"chat_template_kwargs" must be an object, not a list'),
-        ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" may not hold "tools"'),
-        ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" may not hold "a b"'),
+        ({"chat_template_kwargs": {"tools": 1}}, '"chat_template_kwargs" must not set "tools"'),
+        ({"chat_template_kwargs": {"a b": 1}}, '"chat_template_kwargs" must not set "a b"'),
     ],
 )
 def test_bad_tools_and_variables(tmp_path: Path, more: dict[str, Any], reason: str) -> None:

@@ -104,9 +104,9 @@ BAD_RECORDS: dict[str, dict[str, Any]] = {
     '"chosen" is empty': {"prompt": [USER], "chosen": [], "rejected": [BAD]},
     '"rejected" is missing': {"prompt": "a", "chosen": "b"},
     "not null": {"prompt": "a", "chosen": None, "rejected": "b"},
-    "differ first in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
+    "first differ in message 1": {"chosen": [USER, GOOD], "rejected": [said("user", "x"), BAD]},
     "no common prompt": {"chosen": [GOOD], "rejected": [BAD]},
-    "no answer of its own": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
+    "there is no answer after": {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
     "no common beginning": {"chosen": "one", "rejected": "two"},
     'is "input" the prompt?': {"input": "a", "chosen": "one b", "rejected": "one c"},
     '"weight" must be a number above 0': {
@@ -193,7 +193,7 @@ def test_mixed_records_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, records: tuple[dict[str, Any], ...], reason: str
 ) -> None:
     path = file(tmp_path, records[0], *records)
-    with pytest.raises(DataError, match=r"line 3: this record is of another format") as e:
+    with pytest.raises(DataError, match=r"line 3: the format of this record differs") as e:
         samples(path, tokenizer)
     assert reason in str(e.value)
 

@@ -252,7 +252,11 @@ def ends() -> Iterator[Case]:
     yield "G63b", lambda: GOOD + bytes(32), f"end of file: at byte {len(GOOD) + 32}, the last ten"
     yield "G63c", lambda: Gguf(tail=b"x" * 100).build(), "end of file: at byte 132"
     yield "G66a", lambda: with_kv(kv("split.count", 2, b"\3\0")), "key 'split.no': is missing"
-    yield "G66b", lambda: with_kv(*of_two), "one part of 2 of a split model, and only a name like"
+    yield (
+        "G66b",
+        lambda: with_kv(*of_two),
+        "one part of 2 of a split model; to find the other parts",
+    )
     yield "G66c", lambda: with_kv(kv_u32("split.count", 2), kv_u32("split.no", 2)), "'split.no': 2,"
     yield "G66d", lambda: with_kv(kv_str("split.count", "2")), "'split.count': must be a count"
 

@@ -24,13 +24,13 @@ LOAD = {
     "tensors-at-limit",
 }
 OVER = {
-    "strings-over": "over 2097152 array strings in all",
+    "strings-over": "all string arrays together exceed 2097152 strings",
     "string-of-10-GiB": "limit 50331648 bytes",
     "numbers-8-GiB": "limit 50331648 bytes",
     "numbers-64-MiB": "limit 50331648 bytes",
-    "text-over": "keys and strings over 16777216 bytes in all",
+    "text-over": "all keys and strings together exceed 16777216 bytes",
     "keys-over": "16385, limit 16384",
-    "keys-of-64-KiB": "keys and strings over 16777216 bytes in all",
+    "keys-of-64-KiB": "all keys and strings together exceed 16777216 bytes",
     "tensors-over": "65537, limit 65536",
     "zeros-keys": "key 0 of 16384: empty at byte 24",
     "zeros-tensors": "name of tensor 0 of 65536: empty at byte 24",

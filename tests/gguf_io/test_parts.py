@@ -117,10 +117,10 @@ def _extra(parts: list[Path]) -> None:
 FAULTS: dict[str, tuple[Callable[[list[Path]], None], str, str]] = {
     "missing": (_removed, "one part of 3 of a split model; part 2 is missing: there is no", ""),
     "two missing": (_two_removed, "parts 1, 2 are missing: there is no", ""),
-    "twice": (_twice, "is no part of the same model as", "'split.count'"),
-    "foreign": (_foreign, "is no part of the same model as", "'split.tensors.count'"),
-    "other count": (_other_count, "is no part of the same model as", "are 1, 2, "),
-    "of one file": (_of_one_file, "is no part of the same model as", "are None, None, None"),
+    "twice": (_twice, "does not belong to the same model as", "'split.count'"),
+    "foreign": (_foreign, "does not belong to the same model as", "'split.tensors.count'"),
+    "other count": (_other_count, "does not belong to the same model as", "are 1, 2, "),
+    "of one file": (_of_one_file, "does not belong to the same model as", "are None, None, None"),
     "doubled": (_doubled, "tensor 'token_embd.weight': is in toy-00001-of-00003.gguf too", ""),
     "other tensors": (_extra, "its parts have", "tensors, not"),
 }
@@ -138,7 +138,11 @@ def test_parts_that_are_no_model(parts: list[Path], fault: str) -> None:
 
 def test_names_that_are_no_parts(parts: list[Path], tmp_path: Path) -> None:
     for name, expected in (
-        ("blob", "one part of 3 of a split model, and only a name like NAME-00002-of-00003.gguf"),
+        (
+            "blob",
+            "one part of 3 of a split model; to find the other parts, its name must be like "
+            "NAME-00002-of-00003.gguf",
+        ),
         ("toy-00003-of-00003.gguf", "its name says part 3 of 3, its keys 2 of 3"),
         ("toy-00002-of-00004.gguf", "its name says part 2 of 4, its keys 2 of 3"),
     ):

@@ -166,5 +166,5 @@ class TestG65:
     def test_removed(self, path: Path) -> None:
         with open_gguf(path) as f:
             path.unlink()
-            with pytest.raises(GGUFError, match="is gone since it was opened"):
+            with pytest.raises(GGUFError, match="has disappeared since it was opened"):
                 f.recheck()

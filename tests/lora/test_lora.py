@@ -156,12 +156,12 @@ def test_misfit() -> None:
     assert ad.misfit(SHAPES) is None
     assert ad.misfit(SHAPES | {"blk.9.attn_q.weight": (1, 1)}) is None
     for name, shape, message in (
-        ("blk.1.attn_k.weight", (24, 40), r"the pair of blk.1.attn_k.weight is for (40, 24), the"),
-        ("blk.2.ffn_norm.weight", (25,), "the pair of blk.2.ffn_norm.weight is for (1, 24), the"),
+        ("blk.1.attn_k.weight", (24, 40), r"the pair of blk.1.attn_k.weight is for (40, 24), but"),
+        ("blk.2.ffn_norm.weight", (25,), "the pair of blk.2.ffn_norm.weight is for (1, 24), but"),
     ):
         assert str(ad.misfit(SHAPES | {name: shape})).startswith(message)
     tied = {n: s for n, s in SHAPES.items() if n != "output.weight"}
-    assert ad.misfit(tied) == "output.weight has a pair, the base model has no such tensor"
+    assert ad.misfit(tied) == "output.weight has a pair, but the base model has no such tensor"
 
 
 def filled(seed: int, **options: Any) -> Adapter:

@@ -72,9 +72,9 @@ def test_the_closer_is_the_templates_own() -> None:
     ("prompt", "through", "more", "reason"),
     [
         (U + "<think></think>", U + "yes", {"thinking": "T"}, "message 2: it has a thought, but"),
-        (U + "Steps:\n", U + "yes", {}, r"'Steps:\\n', is not there once it is given"),
-        ("<u>q<x>", "<v>q<y>yes", {}, "is not there once it is given"),
-        (U + "<|START_THINKING|>", U + "<think>T</think>yes", {}, "is in other marks"),
+        (U + "Steps:\n", U + "yes", {}, r"ends with 'Steps:\\n', which"),
+        ("<u>q<x>", "<v>q<y>yes", {}, "which the chat template does not write once"),
+        (U + "<|START_THINKING|>", U + "<think>T</think>yes", {}, "the marks of its thought"),
     ],
 )
 def test_what_is_refused(prompt: str, through: str, more: dict[str, str], reason: str) -> None:

@@ -220,7 +220,7 @@ class Table:
         ([], DataError, "nothing in a list of 0 records can be trained: it holds no record"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
-        ([{"question": "x"}], DataError, "are those of no format"),
+        ([{"question": "x"}], DataError, "fit no format"),
         ("missing.jsonl", DataError, "No such file"),
     ],
 )

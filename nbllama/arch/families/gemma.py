@@ -10,7 +10,7 @@ from nbllama.arch.tensors import BLOCK, ENDS, HF_MODULES, POST_NORMS, QK_NORMS, 
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
-    """Scale queries by n_embd / n_head in the model of `largest` layers, else by the head size."""
+    """Scale scores by the head size, but by n_embd / n_head in the model of `largest` layers."""
     width = sizes.n_embd // sizes.n_head
     wide = sizes.n_layer == largest
     return Scales(math.sqrt(sizes.n_embd), attention=score_scale(width) if wide else None)

@@ -1,4 +1,4 @@
-"""Rows of models with LayerNorm; in some attention and feed-forward read the same, side by side."""
+"""Rows of models with LayerNorm; some have attention and feed-forward in parallel."""
 
 from __future__ import annotations
 

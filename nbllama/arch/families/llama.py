@@ -1,4 +1,4 @@
-"""Llama, and what differs from it by little: biases, norms of queries and keys, scales."""
+"""Llama and similar models, with small differences: biases, norms of queries and keys, scales."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nbllama.arch.tensors import (
 
 
 def _minicpm_scales(sizes: Sizes) -> Scales:
-    """Those of the 2B model, for files without the keys (llama.cpp's defaults)."""
+    """Return the scales of the 2B model, for files without the keys (llama.cpp's defaults)."""
     return Scales(12.0, 1.4 / math.sqrt(sizes.n_layer), 256 / sizes.n_embd)
 
 
@@ -30,7 +30,7 @@ _MIXTRAL = {
     for part, module in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
 }
 
-# The second norm has the name that elsewhere means a norm after attention.
+# The name of the second norm means a norm after attention in other models.
 _SEED_OSS = tuple(
     row._replace(name="post_attention_norm.weight") if row.name == "ffn_norm.weight" else row
     for row in BLOCK + QKV_BIASES

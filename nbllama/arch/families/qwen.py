@@ -1,4 +1,4 @@
-"""Qwen's rows; of models that also see, the part that reads text."""
+"""Qwen's rows; for vision models, the text part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = (
         hf_modules=HF_MODULES,
         checked=("all dense sizes",),
     ),
-    # Text has one position a token: each section of a head turns by it, as in qwen2 and qwen3.
+    # Text has one position per token: it rotates each section of a head, as in qwen2 and qwen3.
     ArchRow(
         "qwen2vl",
         ENDS,

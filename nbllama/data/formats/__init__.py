@@ -1,4 +1,4 @@
-"""The formats of records, one a module; which one a record is in, its keys tell."""
+"""The formats of records, one per module; the keys of a record decide its format."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
     "plain_ones",
 ]
 
-# Where a record has the keys of several, the first one counts.
+# If a record has the keys of several formats, the first one counts.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (messages, sharegpt, preference, labelled, completion, alpaca, text)
@@ -52,9 +52,9 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(records: Iterable[Record]) -> Format | None:
-    """Return the format that most of `records` have the keys of; None where none has those of any.
+    """Return the format whose keys most of `records` have; None if no record fits a format.
 
-    A key with null counts as missing: tables that were merged have such.
+    A key with null counts as missing: merged tables have such keys.
     """
     votes: Counter[str] = Counter()
     for record in records:

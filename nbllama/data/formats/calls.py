@@ -1,4 +1,4 @@
-"""Calls of tools in a message: OpenAI's "tool_calls", its older "function_call", and variants."""
+"""Tool calls in a message: OpenAI's "tool_calls", its older "function_call", and variants."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _OTHER = ("name", "id", "type", "index", "function", "description", "strict")
 def calls_of(message: Record, where: str) -> list[Message]:
     """Return the calls of a message.
 
-    Each is {"id", "type", "function": {"name", "arguments", "text"}} with the arguments as an
-    object, and as they were written where that was JSON text.
+    Each is {"id", "type", "function": {"name", "arguments", "text"}}: "arguments" is an object,
+    "text" the JSON text of the arguments if they were given as text.
 
     Raises `DataError` with `where` in front.
     """
@@ -38,7 +38,7 @@ def calls_of(message: Record, where: str) -> list[Message]:
 
 
 def call_of(value: Any, where: str) -> Message:
-    """One call. Raises `DataError`."""
+    """Return one call. Raises `DataError`."""
     return _call(value, where)
 
 
@@ -73,14 +73,14 @@ def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
         for key, value in function.items():
             if key not in _OTHER and value not in (None, "", {}):
                 raise DataError(
-                    f"{where}the call of '{shown(name, 40)}' has no \"arguments\", and it is not "
-                    f'known what "{shown(key, 40)}" is'
+                    f"{where}the call of '{shown(name, 40)}' has no \"arguments\", and the key "
+                    f'"{shown(key, 40)}" is unknown'
                 )
     return None
 
 
 def _arguments(value: Any, name: str, where: str) -> tuple[Record, str]:
-    """Arguments as an object, and the JSON text of them if they were given as such."""
+    """Return the arguments as an object, and their JSON text if they were given as text."""
     what = f"{where}the arguments of a tool call"
     text = ""
     for _ in range(3):  # an object, JSON of it, and JSON of that

@@ -1,7 +1,7 @@
-"""A prompt and what follows it: {"prompt", "completion"}.
+"""A prompt and its continuation: {"prompt", "completion"}.
 
-As texts they are put together as they are, without a template and without a space between; as lists
-of messages they are one chat, of which the answers in "completion" are trained.
+Two texts are joined unchanged, without a template and without a space between them. Two lists of
+messages are one chat, and the answers in "completion" are trained.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from nbllama.errors import DataError
 
 
 def read(record: Record, style: Style) -> Plain:
-    """Prompt and completion. Raises `DataError`."""
+    """Read the prompt and the completion. Raises `DataError`."""
     if isinstance(record.get("prompt"), list):
-        asked, _, told = messages_of(record, "prompt")
+        asked, _, notices = messages_of(record, "prompt")
         answered, silent, more = messages_of(record, "completion")
         for i, message in enumerate(record["prompt"], 1):
             for key, wanted in wanted_by(message, f"message {i}: ").items():
@@ -36,7 +36,7 @@ def read(record: Record, style: Style) -> Plain:
         n = len(asked)
         given = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
         silent = frozenset(given | {n + i for i in silent})
-        return conversation(asked + answered, silent, record, told or more)
+        return conversation(asked + answered, silent, record, notices or more)
     prompt = text_of(record, "prompt")
     return Continuation(prompt, filled(text_of(record, "completion"), "the answer (completion)"))
 

@@ -1,7 +1,7 @@
-"""An answer with a judgement: {"prompt", "completion", "label": true or false}.
+"""An answer with a label: {"prompt", "completion", "label": true or false}.
 
-Prompt and completion are read as in the format `completion`. The label may also be 1 or 0, or one
-of these words as text, as tables have them.
+Prompt and completion are read as in the format `completion`. The label can also be 1 or 0, or one
+of these values as text, as in tables.
 """
 
 from __future__ import annotations

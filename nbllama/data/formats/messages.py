@@ -1,8 +1,8 @@
-"""Chats as OpenAI writes them: {"messages": [{"role": ..., "content": ...}, ...]}.
+"""Chats in OpenAI's format: {"messages": [{"role": ..., "content": ...}, ...]}.
 
 A message's content is text, or a list of {"type": "text", "text": ...} parts. An assistant message
-may have calls of tools, a thought, and a key that takes it out of training. The chat may have
-"tools" and "chat_template_kwargs". Other keys are passed over.
+can have tool calls, a thought, and a key that excludes it from training. The chat can have "tools"
+and "chat_template_kwargs". Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ MASK_KEYS = ("weight", "loss", "train", "trainable", "masked")
 
 def read(record: Record, style: Style) -> Conversation:
     """Read the messages of a chat. Raises `DataError`."""
-    messages, silent, told = messages_of(record, "messages")
-    return conversation(messages, silent, record, told)
+    messages, silent, notices = messages_of(record, "messages")
+    return conversation(messages, silent, record, notices)
 
 
 def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int], tuple[str, ...]]:
     """Return the messages under `key`.
 
-    With them the numbers (from 0) of the answers that are not trained, and kinds of notices (see
-    `Conversation`).
+    Also returns the numbers (from 0) of the answers that are not trained, and kinds of notices
+    (see `Conversation`).
     """
     if key not in record:
         raise DataError(f'the key "{key}" is missing')
@@ -46,9 +46,9 @@ def messages_of(record: Record, key: str) -> tuple[list[Message], frozenset[int]
     if not isinstance(messages, list) or not messages:
         what = "empty" if messages == [] else kind_of(messages)
         raise DataError(f'"{key}" must be a list of messages, not {what}')
-    read_ones = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
-    silent, told = silent_ones(messages, [m["role"] for m in read_ones])
-    return read_ones, silent, told
+    parsed = [_message(m, f"message {i}: ") for i, m in enumerate(messages, 1)]
+    silent, notices = silent_ones(messages, [m["role"] for m in parsed])
+    return parsed, silent, notices
 
 
 def _message(message: Any, where: str) -> Message:
@@ -57,7 +57,7 @@ def _message(message: Any, where: str) -> Message:
     role = filled(text_of(message, "role", where), f'{where}"role"')
     calls = calls_of(message, where)
     if calls and role != ANSWERING_ROLE:
-        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" may call tools')
+        raise DataError(f'{where}only a message of the role "{ANSWERING_ROLE}" can call tools')
     if isinstance(message.get("content"), list):
         content = _parts(message["content"], where)
     else:
@@ -69,13 +69,13 @@ def _message(message: Any, where: str) -> Message:
 def extras(message: Record, role: str, calls: list[Message], where: str) -> Message:
     """Return what a message has in addition to role and content.
 
-    Its thought, its calls, the call it answers. Raises `DataError`.
+    These are its thought, its calls and the id of the call that it answers. Raises `DataError`.
     """
     out: Message = {}
     thought = _thought(message, where)
     if thought:
         if role != ANSWERING_ROLE:
-            raise DataError(f"{where}only an answer may have a thought, not the role '{role}'")
+            raise DataError(f"{where}only an answer can have a thought, not the role '{role}'")
         out |= dict.fromkeys(THOUGHT_KEYS, thought)
     if calls:
         out["tool_calls"] = calls
@@ -108,13 +108,13 @@ def _parts(parts: list[Any], where: str) -> str:
 
 
 def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the numbers of the answers that a key takes out of training, and kinds of notices.
+    """Return the numbers of the answers that a key excludes from training, and kinds of notices.
 
-    Raises `DataError` for a key with another value than yes or no, for keys that contradict each
-    other, and for one that asks to train another message than an answer.
+    Raises `DataError` for a key whose value is not yes or no, for keys that contradict each other,
+    and for a key that asks to train a message that is not an answer.
     """
     silent = set()
-    told: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     for i, (message, role) in enumerate(zip(messages, roles, strict=True)):
         wanted = wanted_by(message, f"message {i + 1}: ")
         if not wanted:
@@ -126,16 +126,16 @@ def silent_ones(messages: list[Record], roles: list[str]) -> tuple[frozenset[int
                     f'message {i + 1}: "{key}" asks to train a message of the role '
                     f'"{role}"; only answers can be trained'
                 )
-            told = ("mask",)
+            notices = ("mask",)
         elif len(set(wanted.values())) > 1:
             raise DataError(f"message {i + 1}: {' and '.join(wanted)} contradict each other")
         elif not any(wanted.values()):
             silent.add(i)
-    return frozenset(silent), told
+    return frozenset(silent), notices
 
 
 def wanted_by(message: Record, where: str) -> dict[str, bool]:
-    """Return the mask keys of a message, and whether each asks to train it. Raises `DataError`."""
+    """Return for each mask key of a message whether it asks to train it. Raises `DataError`."""
     wanted: dict[str, bool] = {}
     if message.keys().isdisjoint(MASK_KEYS):
         return wanted

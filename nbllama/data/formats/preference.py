@@ -1,10 +1,10 @@
 """Two answers to one prompt: {"prompt", "chosen", "rejected"}.
 
-"prompt" may be text or a list of messages, and each side text or a list of messages (or one
-message). Texts are put together as they are, without a template; messages make one chat, of which
-the answers of the side are trained. Without "prompt" both sides hold the whole chat or text, and
-what they begin with in common is the prompt. With "instruction" or "question" in place of "prompt"
-the texts go through the chat template as in the format `alpaca`.
+"prompt" is text or a list of messages, and each side is text or a list of messages (or one
+message). Texts are joined unchanged, without a template; messages make one chat, and the answers of
+the side are trained. Without "prompt" both sides hold the whole chat or text, and their common
+beginning is the prompt. With "instruction" or "question" instead of "prompt" the texts go through
+the chat template as in the format `alpaca`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nbllama.errors import DataError
 
 SIDES = ("chosen", "rejected")
 _QUESTIONS = ("instruction", "question")
-# A text under one of these names belongs to the prompt, but how it is joined is not known.
+# A text under one of these names belongs to the prompt, but it is unknown how to join it.
 _UNKNOWN = ("input", "inputs", "query", "human", "user", "q")
 
 
@@ -56,8 +56,8 @@ def read(record: Record, style: Style) -> Pair:
         chosen, rejected = _chats(record)
     else:
         raise DataError(
-            '"chosen" and "rejected" must both be text, or both lists of messages where "prompt" '
-            "is no list"
+            '"chosen" and "rejected" must both be text, or both be lists of messages, if "prompt" '
+            "is not a list"
         )
     if chosen == rejected:
         raise DataError("chosen and rejected are equal: there is nothing to prefer")
@@ -85,7 +85,7 @@ def _side(record: Record, side: str) -> tuple[list[Message], frozenset[int], tup
     elif isinstance(value, dict):
         value = [value]
     try:
-        messages, silent, told = messages_of({side: value}, side)
+        messages, silent, notices = messages_of({side: value}, side)
     except DataError as e:
         raise DataError(f"{side}: {e}") from None
     if messages[-1]["role"] != ANSWERING_ROLE:
@@ -93,7 +93,7 @@ def _side(record: Record, side: str) -> tuple[list[Message], frozenset[int], tup
             f'{side}: the last message must be of the role "{ANSWERING_ROLE}", not '
             f'"{messages[-1]["role"]}"'
         )
-    return messages, silent, told
+    return messages, silent, notices
 
 
 def _chat(
@@ -101,22 +101,22 @@ def _chat(
     answered: list[Message],
     silent: frozenset[int],
     record: Record,
-    told: tuple[str, ...],
+    notices: tuple[str, ...],
     side: str,
 ) -> Conversation:
-    """Make a chat of which the answers in `answered` are trained, but for those in `silent`."""
+    """Make a chat in which the answers in `answered` are trained, except for those in `silent`."""
     n = len(asked)
     quiet = {i for i, m in enumerate(asked) if m["role"] == ANSWERING_ROLE}
     try:
         return conversation(
-            asked + answered, frozenset(quiet | {n + i for i in silent}), record, told
+            asked + answered, frozenset(quiet | {n + i for i in silent}), record, notices
         )
     except DataError as e:
         raise DataError(f"{side}: {e}") from None
 
 
 def _after_messages(record: Record, side: str) -> Conversation:
-    asked, _, told = messages_of(record, "prompt")
+    asked, _, notices = messages_of(record, "prompt")
     for i, message in enumerate(record["prompt"], 1):
         if any(wanted_by(message, f"message {i}: ").values()):
             raise DataError(f'message {i} of "prompt" asks to be trained; only the sides are')
@@ -126,12 +126,13 @@ def _after_messages(record: Record, side: str) -> Conversation:
         answered, silent = answered[n:], frozenset(i - n for i in silent if i >= n)
     if answered[0]["role"] not in (ANSWERING_ROLE, "tool"):
         raise DataError(f'{side}: the first message must be of the role "{ANSWERING_ROLE}"')
-    return _chat(asked, answered, silent, record, told or more, side)
+    return _chat(asked, answered, silent, record, notices or more, side)
 
 
 def _chats(record: Record) -> tuple[Plain, Plain]:
-    """Return both chats, of which what they have in common at the beginning is the prompt."""
-    (chosen, quiet, told), (rejected, quiet2, told2) = (_side(record, side) for side in SIDES)
+    """Return both chats; their common beginning is the prompt."""
+    parts = [_side(record, side) for side in SIDES]
+    chosen, rejected = parts[0][0], parts[1][0]
     n = 0
     while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
         n += 1
@@ -139,11 +140,11 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
         raise DataError("chosen and rejected are equal: there is nothing to prefer")
     for side, messages in zip(SIDES, (chosen, rejected), strict=True):
         if n == len(messages):
-            raise DataError(f"{side}: it has no answer of its own after the common beginning")
+            raise DataError(f"{side}: there is no answer after the common beginning")
         if messages[n]["role"] != ANSWERING_ROLE:
             raise DataError(
-                f"the sides differ first in message {n + 1}, which is no answer: they must have "
-                "the same prompt"
+                f"the sides first differ in message {n + 1}, which is not an answer: they must "
+                "have the same prompt"
             )
     if not n:
         raise DataError("the sides begin with different answers: there is no common prompt")
@@ -152,10 +153,9 @@ def _chats(record: Record) -> tuple[Plain, Plain]:
         m["content"] == text_of(record, "prompt") for m in chosen[:n]
     ):
         raise DataError('the text of "prompt" is not in the common beginning of the two chats')
-    sides = ((chosen, quiet, told), (rejected, quiet2, told2))
     first, second = (
-        _chat(m[:n], m[n:], frozenset(i - n for i in q if i >= n), record, t, side)
-        for side, (m, q, t) in zip(SIDES, sides, strict=True)
+        _chat(m[:n], m[n:], frozenset(i - n for i in quiet if i >= n), record, notices, side)
+        for side, (m, quiet, notices) in zip(SIDES, parts, strict=True)
     )
     return first, second
 
@@ -177,7 +177,7 @@ def _texts(record: Record) -> tuple[Plain, Plain]:
         n += 1
     prompt = chosen[:n]
     words = prompt.split()
-    # only whole words, and the space belongs to the answer, as tokens have it
+    # only whole words; the space belongs to the answer, as in tokens
     whole = len(prompt.rstrip())
     if prompt == prompt.rstrip() and words:
         whole = len(prompt) - len(words[-1])

@@ -1,8 +1,7 @@
-"""What a record of a training file becomes, and what every format checks.
+"""The samples that records become, and the checks that all formats share.
 
-A format is a function from a record (an object of JSON, or a row of a table by its column names) to
-a `Sample`. It raises `DataError` with the reason alone; whoever read the
-record knows file and line.
+A format is a function from a record (a JSON object, or a row of a table by its column names) to a
+`Sample`. It raises `DataError` with the reason alone; the caller adds file and line.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from nbllama.errors import DataError, shown
 
 Record = dict[str, Any]
 Message = dict[str, Any]
-"""As a server gets it: "role" and "content", both text, and where there are such, "tool_calls" (of
+"""A message as a server gets it: "role" and "content", both text, and optionally "tool_calls" (of
 {"id", "type", "function": {"name", "arguments", "text"}}, `text` being the arguments as they were
 written), the thought under each of `nbllama.text.thoughts.KEYS`, "name" and "tool_call_id".
 """
@@ -25,7 +24,7 @@ ANSWERING_ROLE = "assistant"
 
 _DEEPEST = 64  # levels of lists and objects
 
-# What the program gives to a template; a record may not set it.
+# Variables that the program passes to a template; a record must not set them.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
@@ -33,21 +32,21 @@ class Conversation(NamedTuple):
     """Messages for a chat template.
 
     `silent`: numbers (from 0) of assistant messages that are read but not trained. `tools`: as a
-    server gets them, or None. `variables`: of the template, for this chat. `told`: what was read in
-    another way than it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how many of
-    the first messages are not in the record's list of messages.
+    server gets them, or None. `variables`: of the template, for this chat. `notices`: what was
+    read differently from how it is written, as keys of `nbllama.data.notices.READ`. `n_first`: how
+    many of the first messages are not in the record's list of messages.
     """
 
     messages: list[Message]
     silent: frozenset[int] = frozenset()
     tools: list[Any] | None = None
     variables: dict[str, Any] | None = None
-    told: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     n_first: int = 0
 
 
 class Continuation(NamedTuple):
-    """Plain text without a template: a prompt, perhaps empty, and what the model has to write."""
+    """Plain text without a template: a prompt (can be empty), and the text the model must write."""
 
     prompt: str
     answer: str
@@ -57,7 +56,7 @@ Plain = Conversation | Continuation
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt, of which the first is preferred. `weight`: of the pair's loss."""
+    """Two answers to one prompt; `chosen` is preferred. `weight`: of the pair's loss."""
 
     chosen: Plain
     rejected: Plain
@@ -76,7 +75,7 @@ Sample = Plain | Pair | Labelled
 
 
 def plain_ones(samples: Iterable[Sample]) -> Iterator[Plain]:
-    """Yield the prompts with their answers of all samples: two of a pair, one of the others."""
+    """Yield the prompts with their answers of all samples: two per pair, one per other sample."""
     for sample in samples:
         if isinstance(sample, Pair):
             yield sample.chosen
@@ -93,9 +92,9 @@ class Style(NamedTuple):
 
 
 class Format(NamedTuple):
-    """One format: its name, the keys by which a record is known, and the function.
+    """One format: its name, the keys that identify a record, and the function that reads it.
 
-    `suits`: what else a record must have to be known as one of this format.
+    `suits`: a further condition that a record of this format must meet.
     """
 
     name: str
@@ -104,7 +103,7 @@ class Format(NamedTuple):
     suits: Callable[[Record], bool] = bool
 
     def knows(self, record: Record) -> bool:
-        """Whether a record has all keys of the format; one with null counts as missing."""
+        """Return whether a record has all keys of the format; a key with null counts as missing."""
         return all(record.get(key) is not None for key in self.keys) and self.suits(record)
 
 
@@ -112,13 +111,13 @@ def conversation(
     messages: list[Message],
     silent: frozenset[int] = frozenset(),
     record: Record | None = None,
-    told: tuple[str, ...] = (),
+    notices: tuple[str, ...] = (),
     *,
     n_first: int = 0,
 ) -> Conversation:
-    """Make a conversation, once there is something in it to train.
+    """Make a conversation with the tools and template variables of its record.
 
-    It has the tools and the template's variables of its record. Raises `DataError`.
+    Raises `DataError` if it has nothing to train.
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE]
     if not answers:
@@ -130,13 +129,13 @@ def conversation(
         raise DataError("every answer has the weight 0: nothing to train on")
     tools = tools_of(record) if record is not None else None
     variables = variables_of(record) if record is not None else None
-    return Conversation(messages, silent, tools, variables, told, n_first)
+    return Conversation(messages, silent, tools, variables, notices, n_first)
 
 
 def tools_of(record: Record) -> list[Any] | None:
-    """Return a record's tools, of "tools" or the older "functions": a list, or one as JSON text.
+    """Return a record's tools, from "tools" or the older "functions": a list, or its JSON text.
 
-    A bare function gets the frame {"type": "function", "function": ...} that servers ask for.
+    A bare function is wrapped in {"type": "function", "function": ...}, as servers require.
     Raises `DataError`.
     """
     key = next((key for key in ("tools", "functions") if record.get(key)), None)
@@ -158,7 +157,7 @@ def tools_of(record: Record) -> list[Any] | None:
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'"{key}" holds what is no function with a name')
+            raise DataError(f'"{key}" holds an entry that is not a function with a name')
         framed = tool if "function" in tool else {"type": "function", "function": tool}
         out.append(framed)
     check_json(out, f'"{key}"')
@@ -166,7 +165,7 @@ def tools_of(record: Record) -> list[Any] | None:
 
 
 def variables_of(record: Record) -> dict[str, Any] | None:
-    """Return a record's template variables, of "chat_template_kwargs". Raises `DataError`."""
+    """Return a record's template variables, from "chat_template_kwargs". Raises `DataError`."""
     value = record.get("chat_template_kwargs")
     if isinstance(value, str) and value.strip():
         try:
@@ -179,13 +178,13 @@ def variables_of(record: Record) -> dict[str, Any] | None:
         raise DataError(f'"chat_template_kwargs" must be an object, not {kind_of(value)}')
     for name in value:
         if name in RESERVED or not name.isidentifier():
-            raise DataError(f'"chat_template_kwargs" may not hold "{shown(name, 40)}"')
+            raise DataError(f'"chat_template_kwargs" must not set "{shown(name, 40)}"')
     check_json(value, '"chat_template_kwargs"')
     return value
 
 
 def weight_of(record: Record) -> float:
-    """Return the weight of a record's loss, 1 where it gives none. Raises `DataError`."""
+    """Return the weight of a record's loss, 1 if it gives none. Raises `DataError`."""
     value = record.get("weight")
     if value is None:
         return 1.0
@@ -198,7 +197,7 @@ def weight_of(record: Record) -> float:
 def text_of(record: Record, key: str, where: str = "", *, default: str | None = None) -> str:
     """Return the text under `key`; null and a missing key count as `default` if there is one.
 
-    Raises `DataError` for a missing key, another type than text, and half a surrogate pair.
+    Raises `DataError` for a missing key, a value that is not text, and half a surrogate pair.
     """
     value = record.get(key)
     if value is None and default is not None:
@@ -213,7 +212,7 @@ def text_of(record: Record, key: str, where: str = "", *, default: str | None = 
 
 
 def filled(value: str, what: str) -> str:
-    """`value`, which must be more than white space; else `DataError` "`what` is empty"."""
+    """Return `value`; raise `DataError` "`what` is empty" if it is only white space."""
     if not value.strip():
         raise DataError(f"{what} is empty")
     return value
@@ -240,7 +239,7 @@ def check_json(value: Any, what: str) -> None:
         if not level:
             break
     else:
-        raise DataError(f"{what} is nested over {_DEEPEST} levels deep")
+        raise DataError(f"{what} is nested more than {_DEEPEST} levels deep")
     check_unicode(json.dumps(value, ensure_ascii=False), what)
 
 
@@ -260,5 +259,5 @@ def kind_of(value: object) -> str:
 
 
 def keys_of(record: Record) -> str:
-    """List a record's keys for an error's line."""
+    """List a record's keys for an error message."""
     return shown(", ".join(record) or "none", 80)

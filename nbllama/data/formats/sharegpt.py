@@ -1,7 +1,7 @@
 """Chats as ShareGPT exports them: {"conversations": [{"from": "human", "value": ...}, ...]}.
 
-A system message may stand in front under "system", tools under "tools"; the value of a turn from
-"function_call" is a call as JSON. Files that have "role" and "content" under "conversations" are
+The record can have a system message under "system" and tools under "tools"; the value of a turn
+from "function_call" is a call as JSON. Records with "role" and "content" under "conversations" are
 read as chats.
 """
 
@@ -50,7 +50,7 @@ def read(record: Record, style: Style) -> Conversation:
     system = text_of(record, "system", default="")
     first = [{"role": "system", "content": system}] if system.strip() else []
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
-        messages, silent, told = messages_of(record, "conversations")
+        messages, silent, notices = messages_of(record, "conversations")
     else:
         if "conversations" not in record:
             raise DataError('the key "conversations" is missing')
@@ -58,9 +58,9 @@ def read(record: Record, style: Style) -> Conversation:
             what = "empty" if turns == [] else kind_of(turns)
             raise DataError(f'"conversations" must be a list of messages, not {what}')
         messages = [_turn(turn, f"message {i}: ") for i, turn in enumerate(turns, 1)]
-        silent, told = silent_ones(turns, [m["role"] for m in messages])
+        silent, notices = silent_ones(turns, [m["role"] for m in messages])
     silent = frozenset(i + len(first) for i in silent)
-    return conversation(first + messages, silent, record, told, n_first=len(first))
+    return conversation(first + messages, silent, record, notices, n_first=len(first))
 
 
 def _turn(turn: Any, where: str) -> Message:
@@ -79,7 +79,7 @@ def _turn(turn: Any, where: str) -> Message:
 def _calls(value: str, where: str) -> tuple[list[Message], str]:
     """Return the calls of a turn "function_call", and its text.
 
-    Its value is JSON of one call or of a list; else it is an answer as it is.
+    A value that begins like JSON is one call or a list of calls; any other value is a plain answer.
     """
     if not value.lstrip().startswith(("{", "[")):
         return [], value
