@@ -62,11 +62,11 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
         again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
         more = f"train its adapter further with: {_command(again)}"
-        return f"{shown(found, 400)} is there already; {more}; or replace it with --force"
+        return f"{shown(found, 400)} exists already; {more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
     start = f"start another one with: {_command(_renamed(words, options))}"
-    return f"{shown(found, 400)} is there already; {more}; {start}; or replace it with --force"
+    return f"{shown(found, 400)} exists already; {more}; {start}; or replace it with --force"
 
 
 @contextmanager
