@@ -1,4 +1,4 @@
-"""What sharing of beginnings (`nbllama.data.shared`) saves: rows of a batch, and of an epoch."""
+"""Rows that shared beginnings (`nbllama.data.shared`) save in a batch and in an epoch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows, share
 if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
-MOST_BATCHES = 1000  # that are laid out to see what is saved
+MOST_BATCHES = 1000  # batches that are laid out to measure the saving
 
 
 class Sizes(NamedTuple):
-    """Of the largest micro-batch: rows that are computed, and tokens of its samples."""
+    """Sizes of the largest micro-batch: rows that are computed, and tokens of its samples."""
 
     computed: int
     keys: int
@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
     """Return bounds for batches of `n_rows` rows whose samples share; `tokens`: if they do not.
 
-    Of data other than records what is saved is not known beforehand.
+    For data other than records, the saving is not known beforehand.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))
@@ -37,7 +37,10 @@ def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
 
 
 class Counted(NamedTuple):
-    """Tokens of the first batches of an epoch, and how many are computed; `whole`: of all."""
+    """Tokens of the first batches of an epoch, and how many are computed.
+
+    `whole`: these are all batches.
+    """
 
     tokens: int
     computed: int
@@ -46,12 +49,12 @@ class Counted(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Computed tokens by tokens."""
+        """Computed tokens divided by tokens."""
         return self.computed / self.tokens
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return what sharing saves in an epoch, for the screen."""
+    """Return the saving of an epoch, for the screen."""
     found = counted(trainer)
     if found.computed == found.tokens:
         return "none of them shared"
@@ -62,7 +65,7 @@ def saved_line(trainer: Trainer) -> str:
 
 
 def counted(trainer: Trainer) -> Counted:
-    """Lay out the batches of the present epoch, at most `MOST_BATCHES`. Changes nothing."""
+    """Lay out the batches of the current epoch, at most `MOST_BATCHES`. Changes nothing."""
     epoch = trainer.position.epoch
     place, tokens, computed, n = Position(epoch), 0, 0, 0
     while place.epoch == epoch and n < MOST_BATCHES:

@@ -183,7 +183,7 @@ def test_a_continuation_without_a_rate_is_refused() -> None:
             run_of("--adam-iter 5", after(words, 20, kind=kind), kind)
     beyond = after("--adam-iter 20", 20)
     beyond.iteration = 30
-    with pytest.raises(UsageError, match="leave --lr-decay-steps out"):
+    with pytest.raises(UsageError, match="leave out --lr-decay-steps"):
         run_of("--adam-iter 5 --lr-decay-steps 20", beyond)
 
 

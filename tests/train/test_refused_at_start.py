@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_written(
         (["--lora-out", "link.gguf"], ["--model-base"]),
         (["--log", "text.txt"], ["--log", "--train-data"]),
         (["--checkpoint-out", "toyITERATION.gguf", "--model-base", "toy7.gguf"], ["toy7.gguf"]),
-        (["--checkpoint-out", "a-ITERATION/x.gguf"], ["ITERATION must stand in the file's name"]),
+        (["--checkpoint-out", "a-ITERATION/x.gguf"], ["ITERATION must be in the file's name"]),
         (["--lora-out", "x.safetensors"], ["x.safetensors", "folder"]),
     ],
     ids=lambda x: " ".join(x),
