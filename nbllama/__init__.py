@@ -1,4 +1,4 @@
-"""nbllama: LoRA training on quantised GGUF models, on CPUs, in kernels that people can read.
+"""nbllama: LoRA training on quantised GGUF models, on CPUs, with readable kernels.
 
     import nbllama
     model = nbllama.load_model("model.gguf")
@@ -7,7 +7,7 @@
     adapter = nbllama.init_adapter(model, rank=4)
     loss, grads = nbllama.loss_and_gradients(model, adapter, tokens)  # by tensor name
 
-Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(text)` continues a text
+Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(text)` completes a text
 (docs/python.md). Every tensor is a numpy array: `model.tensor(name)`, `adapter.parameters()`,
 `nbllama.trace(...)`.
 """
@@ -64,7 +64,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used, so that `import nbllama` is quick."""
+    """Import a public name when it is first used, so that `import nbllama` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'nbllama' has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""The public functions: training, and for teaching and scripts tokens in, numpy arrays out.
+"""The public functions: training, and functions from tokens to numpy arrays for scripts.
 
 All of them use the same forward and backward pass as the trainer.
 """
@@ -42,55 +42,55 @@ def tune(
 ) -> Run:
     """Train a LoRA adapter: `python -m nbllama.finetune` as a function.
 
-    Data, options, defaults and errors are those of the program, and so is every bit of the adapter.
-    But a call writes no file and starts afresh, unless an option names a file.
+    Data, options, defaults, errors and every bit of the adapter are the same as in the program. But
+    a call writes no file and starts from the beginning, unless an option names a file.
 
     Parameters
     ----------
     model : Model or path
-        What `load_model` gives, or a GGUF file.
+        A model from `load_model`, or a GGUF file.
     data : path or list
-        A file or folder as for `--train-data`; or records, each as a line of a JSON lines file
-        would hold it, such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A string
-        is a text that is trained as a whole.
+        A file or folder as for `--train-data`; or records, each as in a line of a JSON lines file,
+        such as `{"messages": [{"role": "user", "content": "..."}, ...]}`. A string is a text that
+        is trained as a whole.
     on_step : callable, optional
         Called after each iteration with its `StepRecord` (`iter`, `n_iter`, `epoch`, `loss`, `lr`,
-        `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as by an early stop. An
-        exception in it ends the run without another save.
+        `grad_norm`, `tokens_per_s`, ...). If it returns True, the run ends as with an early stop.
+        An exception in it ends the run without another save.
     on_eval : callable, optional
         The same after each evaluation, with its `EvaluationRecord` (`iter`, `val_loss`,
         `perplexity`, `train_loss`, `best`, `samples`).
     quiet : bool, optional
-        True: nothing is shown. False: always something, on standard error. By default a run shows
-        one line that is rewritten in a notebook, the program's display on standard error where
-        that is a terminal, and nothing elsewhere.
+        True: show nothing. False: always show the run, on standard error. By default a run shows
+        one line that is rewritten in a notebook, the program's display on standard error if that
+        is a terminal, and nothing elsewhere.
     screen : Screen, optional
-        An object of your own with the methods of `nbllama.train.run.screen.Screen`, which gets all
-        that would be shown.
+        Your own object with the methods of `nbllama.train.run.screen.Screen`, which gets the whole
+        output.
     **options
-        Every option of the program by its name with `_` for `-` (docs/options.md), such as:
+        Every option of the program by its name, with `_` instead of `-` (docs/options.md), such as:
 
         epochs, adam_iter : int
             Length of the run.
         batch, grad_acc, ctx : int
-            Samples of a pass, passes of an iteration, longest sample in tokens.
+            Samples per pass, passes per iteration, longest sample in tokens.
         lr : float
-            Learning rate at its highest.
+            Peak learning rate.
         lora_r, lora_alpha, lora_dropout, lora_layers
             The adapter.
         val_data, val_split, eval_every, early_stop
-            Validation; `val_data` is a path or a list, as `data`.
+            Validation; `val_data` is a path or a list, like `data`.
         sample_prompts : path or list of str
             Prompts that are answered at each evaluation.
         seed, threads : int
             The same seed gives the same bits, with any number of threads.
         live : bool or int
             Serve the run's page to a browser on this machine, on any free port or on this one. The
-            address is shown, on standard error where nothing else is.
+            address is printed, on standard error if nothing else is shown.
         lora_out, checkpoint_out, log, report : path
-            Files to write. ITERATION in the first two becomes the iteration's number.
+            Files to write. ITERATION in the first two is replaced by the iteration's number.
         checkpoint_in : path
-            Continue from this checkpoint; a missing file is a fresh start.
+            Continue from this checkpoint; if the file is missing, start from the beginning.
 
     Returns
     -------
@@ -100,8 +100,7 @@ def tune(
     Raises
     ------
     UsageError
-        An unknown option (the message names the one that was meant), or a value that is not
-        allowed.
+        An unknown option (the message suggests a similar one), or a value that is not allowed.
     DataError, GGUFError, CheckpointError
         A file or record that cannot be used.
     OutputError, SaveFailed
@@ -111,10 +110,10 @@ def tune(
 
     Notes
     -----
-    Ctrl-C (in a notebook: interrupt the kernel) ends the run after saving what `lora_out` and
-    `checkpoint_out` name, and the run so far is returned, with `interrupted` set and a warning.
-    Before the first iteration it is a `KeyboardInterrupt`. From a thread that is not the main one
-    Ctrl-C does not reach the run: there, let `on_step` return True.
+    Ctrl-C (in a notebook: interrupt the kernel) ends the run after saving the files of `lora_out`
+    and `checkpoint_out`, and the run so far is returned, with `interrupted` set and a warning.
+    Before the first iteration it is a `KeyboardInterrupt`. Ctrl-C does not reach a run in a thread
+    other than the main one: there, let `on_step` return True.
     """
     from nbllama.cli.python_screen import screen_for
     from nbllama.train.run import python
@@ -124,7 +123,7 @@ def tune(
 
 
 def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch:
-    """One sequence; without targets every token's target is the token after it."""
+    """Return one sequence; without targets every token's target is the next token."""
     ids = _ids(model, tokens, "token", 0)
     if targets is None:
         after = np.append(ids[1:], np.int32(NOT_TRAINED))
@@ -134,7 +133,7 @@ def _batch(model: Model, tokens: Tokens, targets: Tokens | None = None) -> Batch
 
 
 def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
-    """int32 `[N]`; `ValueError` for what is not in the vocabulary."""
+    """Return int32 `[N]`; `ValueError` for ids that are not in the vocabulary."""
     wide = np.array(ids, np.int64)
     last = model.hp.n_vocab - 1
     if wide.min(initial=0) < lowest or wide.max(initial=0) > last:
@@ -143,7 +142,7 @@ def _ids(model: Model, ids: Tokens, what: str, lowest: int) -> np.ndarray:
 
 
 def logits(model: Model, tokens: Tokens, adapter: pairs.Adapter | None = None) -> np.ndarray:
-    """Compute the logits after each token of a text, with an adapter or without.
+    """Compute the logits after each token of a text, with or without an adapter.
 
     Parameters
     ----------
@@ -185,20 +184,20 @@ def loss_and_gradients(
     model : Model
         The base model.
     adapter : Adapter
-        The pairs whose gradients are wanted.
+        The pairs whose gradients are computed.
     tokens : sequence of int
         Token ids.
     targets : sequence of int, optional
-        The id wanted after each token, -1 for none; by default the next token.
+        The target id after each token, -1 for none; by default the next token.
     checkpointing : bool
-        Keep the blocks' inputs only and compute the rest twice: less memory, the same bits.
+        Keep only the blocks' inputs and compute the rest twice: less memory, the same bits.
 
     Returns
     -------
     float
         Loss in nats per trained token.
     dict of str to float32 array
-        Gradients by parameter name, in the shapes of `adapter.parameters()`.
+        The gradient for each parameter name, in the shapes of `adapter.parameters()`.
 
     Raises
     ------
@@ -229,9 +228,9 @@ def trace(
     -------
     dict of str to float32 array
         `x` (block input) `[N, C]`, `q` `[N, H, D]`, `k`, `v` `[N, G, D]` after RoPE, `att`
-        `[N, H, D]` (in blocks with attention), `x_mid` `[N, C]`, `gate` (empty where there is
-        none), `up` `[N, F]`, each as
-        `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits` `[N, V]`.
+        `[N, H, D]` (in blocks with attention), `x_mid` `[N, C]`, `gate` (empty if there is none),
+        `up` `[N, F]`, each as `blk.I.NAME`; `x_out` `[N, C]` after the last block, `logits`
+        `[N, V]`.
 
     Raises
     ------
@@ -262,7 +261,7 @@ def init_adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 0,
 ) -> Adapter:
-    """Make a new adapter on the linears of every block (B = 0: it changes nothing yet).
+    """Make a new adapter on the linear layers of every block (B = 0, so it has no effect yet).
 
     Parameters
     ----------
@@ -276,7 +275,7 @@ def init_adapter(
         Ranks by slot (`nbllama.lora.slots.EVERY_SLOT`), which override `rank`; 0 switches a slot
         off.
     seed : int
-        Of A's random numbers, 0 to 2^64 - 1.
+        Seed of A's random numbers, 0 to 2^64 - 1.
 
     Returns
     -------
@@ -287,7 +286,7 @@ def init_adapter(
     UsageError
         A slot that this model has no tensor for.
     KeyError
-        A name in `ranks` that is no slot.
+        A name in `ranks` that is not a slot.
     """
     missing = without_tensor(model.shapes)
     wanted = dict.fromkeys((slot.name for slot in EVERY_SLOT), 0)
@@ -306,7 +305,7 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
     Parameters
     ----------
     path : str or path
-        A GGUF adapter, a `.bin` of llama.cpp's of 2023, or a folder of Hugging Face PEFT.
+        A GGUF adapter, a `.bin` of llama.cpp of 2023, or a folder of Hugging Face PEFT.
     model : Model
         The base model, which the pairs must fit.
 
@@ -323,12 +322,13 @@ def load_adapter(path: str | os.PathLike[str], model: Model) -> Adapter:
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Model) -> list[str]:
-    """Write an adapter, whole or not at all.
+    """Write an adapter in one atomic step.
 
     Parameters
     ----------
     path : str or path
-        The name says the format, as for `Adapter.save`: `.gguf` for llama.cpp, `.bin`, `FOLDER/`.
+        The name decides the format, as for `Adapter.save`: `.gguf` for llama.cpp, `.bin`,
+        `FOLDER/`.
     adapter : Adapter
         The pairs.
     model : Model
@@ -337,13 +337,13 @@ def save_adapter(path: str | os.PathLike[str], adapter: pairs.Adapter, model: Mo
     Returns
     -------
     list of str
-        A line for each thing that readers of this format do not do as trained.
+        A line for each difference between training and readers of this format.
 
     Raises
     ------
     OutputError
         The path cannot be written.
     UsageError
-        The format has no place for this adapter.
+        The format cannot hold this adapter.
     """
     return adapter_file.save_adapter(path, adapter, model.hp)

@@ -1,8 +1,8 @@
-"""One exception per exit code; the program prints `str(error)` as its one line and exits.
+"""One exception per exit code; the program prints `str(error)` as one line and exits.
 
 | exit | meaning | exception |
 |---|---|---|
-| 1 | failure at run time, or a check that says no | `NbllamaError` |
+| 1 | failure at run time, or a failed check | `NbllamaError` |
 | 2 | bad usage or a bad file | `UsageError`, `GGUFError`, `DataError` |
 | 3 | a path that cannot be written | `OutputError` |
 | 4 | not enough memory | `NotEnoughMemory` |
@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NOT_A_NUMBER = (
-    "the model's output is not a number; is the file or an adapter bad, or a scale too large?"
-)
+NOT_A_NUMBER = "the model's output is not a number; check the file, the adapters and their scales"
 
 
 class NbllamaError(Exception):
@@ -34,13 +32,13 @@ class NbllamaError(Exception):
 
 
 class UsageError(NbllamaError):
-    """A command line that cannot be understood."""
+    """A command line or an argument that is not valid."""
 
     exit_code = 2
 
 
 class GGUFError(NbllamaError):
-    """A GGUF file that cannot be trusted or is not supported."""
+    """A GGUF file that is damaged or not supported."""
 
     exit_code = 2
 
@@ -52,14 +50,14 @@ class DataError(NbllamaError):
 
 
 class MessageError(DataError):
-    """Some messages of a chat cannot be trained, by their numbers from 0; None: the tools."""
+    """Messages of a chat that cannot be trained, by their numbers from 0; None for the tools."""
 
     def __init__(self, numbers: Sequence[int | None], reason: str) -> None:
         self._numbers, self._reason = tuple(numbers), reason
         super().__init__(self.counted(0))
 
     def counted(self, shift: int) -> str:
-        """Return the line, for a record in which the messages' numbers are larger by `shift`."""
+        """Return the message for a record whose messages' numbers are larger by `shift`."""
         names = ("with the tools" if n is None else str(n + 1 + shift) for n in self._numbers)
         return f"message {', '.join(names)}{self._reason}"
 
@@ -71,7 +69,7 @@ class OutputError(NbllamaError):
 
 
 class NotEnoughMemory(NbllamaError):
-    """The forecast does not fit the machine, or an allocation failed."""
+    """A run does not fit into memory, or an allocation failed."""
 
     exit_code = 4
 
@@ -103,13 +101,13 @@ class Interrupted(NbllamaError):
 
 
 def escaped(text: object) -> str:
-    """`text` with every character escaped that is not printable, such as those of a terminal."""
+    """Return `text` with all characters escaped that are not printable, such as control ones."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """`text` fit for one terminal line: control characters escaped, cut at `limit` characters."""
+    """Return `text` for one terminal line: control characters escaped, cut at `limit`."""
     out = escaped(text)
     return out if len(out) <= limit else out[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Where a run took place: what decides its last digits besides the run itself."""
+"""The environment of a run, which affects its last digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nbllama.errors import shown
 
 
 def environment() -> dict[str, str]:
-    """Return what else decides the bits of a run: kernel sources, package versions, CPU."""
+    """Return the environment that affects the bits of a run: kernel sources, packages, CPU."""
     import llvmlite.binding
     import numba
 
@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
 
 
 def environment_notes(written: Mapping[str, str]) -> list[str]:
-    """One line for each thing that makes a continued run differ in the last digits."""
+    """Return one line per change that makes a continued run differ in the last digits."""
     return [
         f"{name} was {shown(written[name])} when the checkpoint was written, now {now}: the last"
         " digits may differ from those of an uninterrupted run"

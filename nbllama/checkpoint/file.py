@@ -1,9 +1,9 @@
-"""The state of a training run in one GGUF file, written whole or not at all.
+"""The state of a training run in one GGUF file, written atomically.
 
 Keys, tensor names, tensor orientation and order are those of llama.cpp's `finetune`
-(`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`); what that program
-did not store has keys of our own, `nbllama.*`. One of them is a sha256 over everything else in
-the file, so a damaged file is known before anything of it is used. See docs/checkpoints.md.
+(`finetune.cpp:save_checkpoint_lora_gguf`, `train.cpp:save_train_state_gguf`). Values that that
+program did not store have the keys `nbllama.*`. One of them is a sha256 over everything else in the
+file, so a damaged file is detected before any of it is used. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Path = str | os.PathLike[str]
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write `state` to `path` in one atomic step; takes memory for one more copy of the state.
+    """Write `state` to `path` in one atomic step; needs memory for one more copy of the state.
 
     Raises `OutputError` if the path cannot be written, `Diverged` if the state holds a NaN or an
-    infinity (what is at `path` stays).
+    infinity (a file at `path` stays).
     """
     params = state.adapter.parameters()
     for arrays in (params, state.m, state.v):
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     tensors = [(name, legacy(name, x)) for name, x in params.items()]
     for name, moments in ((FIRST, state.m), (SECOND, state.v)):
         if not moments:
-            continue  # an optimiser without them
+            continue  # an optimiser without these moments
         flat = [legacy(p, moments[p]).reshape(-1) for p in params]
         tensors.append((name, np.concatenate(flat)))
     if state.past_losses:
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _entries(state: TrainState) -> Iterator[Entry]:
-    """All keys. Those that are written here, and not by a field, are for llama.cpp's `finetune`."""
+    """Yield all keys. Those that do not come from a field are for llama.cpp's `finetune`."""
     u32, u64, text = ValueType.UINT32, ValueType.UINT64, ValueType.STRING
     same, adapter = state.identity, state.adapter
     yield "training.type", "finetune_lora", text
@@ -93,10 +93,10 @@ def _entries(state: TrainState) -> Iterator[Entry]:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read a checkpoint: of this program, its sha256 checked first, or of llama.cpp's `finetune`.
+    """Read a checkpoint of this program, after a check of its sha256, or of the old `finetune`.
 
     Raises `FileNotFoundError` if there is no such file, `CheckpointError` for a file that is
-    damaged, is not a checkpoint, or holds what cannot be.
+    damaged, is not a checkpoint, or holds impossible values.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(os.fspath(path))
@@ -114,13 +114,13 @@ def load_checkpoint(path: Path) -> TrainState:
 
 
 def verify(f: GGUFFile) -> None:
-    """Prove that `f` is a checkpoint of this program and as it was written."""
+    """Check that `f` is a checkpoint of this program and unchanged. Raises `GGUFError`."""
     if f.metadata.get("general.type") == "adapter":
         raise f.error("file", "an adapter, not a checkpoint")
     if f.metadata.get("training.type") != "finetune_lora":
         raise f.error("file", "not a checkpoint of a LoRA run")
     if (version := f.count("nbllama.checkpoint_version", 1 << 31)) > VERSION:
-        raise f.error("file", f"of format {version}, by a newer nbllama; known is {VERSION}")
+        raise f.error("file", f"format {version} of a newer nbllama; this one reads {VERSION}")
     entries = [entry for entry in f.entries() if entry[0] != SHA_KEY]
     tensors = ((t.name, t.shape, f.data(t.name)) for t in f.tensors.values())
     if f.get(SHA_KEY, "str") != digest(entries, tensors) or f.version != 3 or not _clean(f):
@@ -128,7 +128,7 @@ def verify(f: GGUFFile) -> None:
 
 
 def _clean(f: GGUFFile) -> bool:
-    """Whether the padding after each tensor, which belongs to nothing, is zero."""
+    """Return whether the padding after each tensor is zero; no digest covers it."""
     with open(f.path, "rb") as file:
         for t in f.tensors.values():
             file.seek(t.offset + t.nbytes)
@@ -149,7 +149,7 @@ def _read(f: GGUFFile) -> TrainState:
     more = [slot for slot in EVERY_SLOT if slot not in SLOTS]
     ranks |= {slot.name: f.count(_RANK + slot.tensor, MAX_RANK, default=0) for slot in more}
     model = {k: v for k, v in stored.items(f, f"{arch}.").items() if k in MODEL_KEYS}
-    # sgd and lion have no second moments; the settings say which of them it was
+    # sgd and lion have no second moments; the settings name the optimiser
     kind = f.get("optimizer.type", "str")
     if kind not in ("adam", "first"):
         raise f.error("key 'optimizer.type'", shown(kind))

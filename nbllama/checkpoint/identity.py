@@ -1,7 +1,7 @@
-"""What makes two runs the same run: base model, data, ranks and options.
+"""The identity of a run: base model, data, ranks and options.
 
-A checkpoint stores an `Identity`. A run that wants to continue it compares its own, and refuses
-with the names of what differs rather than train something else without a word.
+A checkpoint stores an `Identity`. A run that continues it compares its own, and refuses with a list
+of the differences, so that it does not silently train something else.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ MODEL_KEYS = {
     "rope.freq_base": ValueType.FLOAT32,
     "rope.scale_linear": ValueType.FLOAT32,
 }
-"""Numbers of the base model that a checkpoint holds, as the old tool names them after "ARCH."."""
+"""Numbers of the base model in a checkpoint, by the old tool's names after "ARCH."."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What two runs must share for one to continue the other; empty = not known, not compared."""
+    """Values that two runs must share for one to continue the other; empty: not compared."""
 
     arch: str = stored_key("general.architecture", ValueType.STRING)
     lora_r: int = stored_key("nbllama.lora_r", ValueType.UINT32, at_most=1 << 20)
@@ -65,7 +65,7 @@ def model_numbers(hp: Hparams) -> dict[str, float]:
 def digest(
     entries: Iterable[tuple[str, Any, int]], tensors: Iterable[tuple[str, tuple[int, ...], Any]]
 ) -> str:
-    """sha256 (hex) over keys with types and values, and tensors (name, shape, bytes), in order."""
+    """Return the sha256 (hex) of keys, types, values and tensors (name, shape, bytes), in order."""
     h = hashlib.sha256()
     for key, value, kind in entries:
         if kind == ValueType.STRING:
@@ -84,11 +84,11 @@ def digest(
 
 
 def model_fingerprint(f: GGUFFile) -> str:
-    """Digest that tells one base model from another without reading all of it.
+    """Return a digest that identifies a base model without reading all of it.
 
-    Covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB of each at
-    its start, middle and end. Names, licences and the tokenizer are left out: which tokens the
-    data became belongs to the data's own fingerprint.
+    It covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB of each
+    at its start, middle and end. Names, licences and the tokenizer are left out, because the
+    fingerprint of the data covers their tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))
@@ -105,13 +105,13 @@ _DIGESTS = {"base": "the base model is another one", "data": "the training data 
 
 
 def _values(x: Identity) -> dict[str, Any]:
-    """All that is compared, by the name that is shown."""
+    """Return everything that is compared, by the name that is shown."""
     own = {n: getattr(x, n) for n in ("arch", "lora_r", "lora_alpha", *_DIGESTS)}
     return own | {**x.model, **{f"rank of {s}": r for s, r in x.ranks.items()}, **x.settings}
 
 
 def _compare(found: Identity, wanted: Identity) -> Iterator[tuple[str, bool]]:
-    """Yield each difference, and whether a run cannot continue in spite of it."""
+    """Yield each difference, and whether it makes continuing impossible."""
     old = _values(found)
     for name, now in _values(wanted).items():
         was = old.get(name, now)
@@ -132,16 +132,16 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
 def check_fits(
     path: str | os.PathLike[str], found: Identity, wanted: Identity, *, force: bool = False
 ) -> list[str]:
-    """Raise `CheckpointError` naming all that differs between the checkpoint's run and this one.
+    """Raise `CheckpointError` with all differences between the checkpoint's run and this one.
 
-    `force` lets pass, and returns, all differences but those of architecture, sizes of the model
-    and ranks: then the checkpoint's tensors are not this model's.
+    `force` allows, and returns, all differences except for architecture, sizes of the model and
+    ranks, because then the checkpoint's tensors do not fit this model.
     """
     different = list(_compare(found, wanted))
     firm = any(f for _, f in different)
     lines = [line for line, _ in different]
     if firm or (lines and not force):
-        hint = "" if firm else ", or --force to continue nevertheless"
+        hint = "" if firm else ", or --force to continue anyway"
         raise CheckpointError(
             f"{shown(path, 400)}: from another run: {'; '.join(lines)}; give the same model, data"
             f" and options{hint}"

@@ -1,10 +1,10 @@
-"""Checkpoints of llama.cpp's `finetune`, of its versions of November 2023 and July 2024.
+"""Checkpoints of llama.cpp's `finetune`, in its versions of November 2023 and July 2024.
 
 They are read as by `finetune.cpp:load_checkpoint_lora_gguf` and `train.cpp:load_train_state_gguf`.
 
-What they do not say: alpha and r (their training knows no scale, which is alpha = r here), seed,
-rates and data options (the command line gives them each time), which base model and data it was
-(only sizes and the number of samples), and in which order the tensors lie inside the moment
+They do not contain alpha and r (that training has no scale, which is alpha = r here); seed,
+learning rates and data options (the command line gives them each time); the identity of base model
+and data (only sizes and the number of samples); and the order of the tensors inside the moment
 vectors (`legacy_moments`).
 """
 
@@ -53,7 +53,7 @@ _REQUIRED = (
 
 
 def is_old(f: GGUFFile) -> bool:
-    """Whether `f` looks like a checkpoint, and has no key of ours."""
+    """Return whether `f` looks like a checkpoint and has no `nbllama.*` key."""
     ours = any(key.startswith(_OUR_KEY) for key in f.metadata)
     kind = f.metadata.get("training.type", "finetune_lora")
     ranks = any(key.startswith(_RANK) for key in f.metadata)
@@ -61,9 +61,9 @@ def is_old(f: GGUFFile) -> bool:
 
 
 def read_old(f: GGUFFile) -> TrainState:
-    """Read the state in an old checkpoint; its moments are not yet told apart.
+    """Read the state in an old checkpoint; its moments are not yet split by tensor.
 
-    Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or that cannot be.
+    Raises `GGUFError` for a key or tensor that is missing, of a wrong type, or impossible.
     """
     arch = f.get("general.architecture", "str")
     if (kind := f.count("general.file_type", 1 << 31)) != 0:
@@ -73,7 +73,7 @@ def read_old(f: GGUFFile) -> TrainState:
     for name in f.tensors:
         if name not in (FIRST, SECOND, PAST_LOSSES):
             x = array(f, name)
-            # The writer of 2024 leaves out a last dimension of 1.
+            # The writer of 2024 omits a last dimension of 1.
             stored[name] = x[None, :] if x.ndim == 1 else x
     found = pairs(f, stored)
     _check_ranks(f, found, ranks)
@@ -109,7 +109,7 @@ def _check_ranks(f: GGUFFile, found: dict[str, Pair], ranks: dict[str, int]) -> 
 
 
 def _model(f: GGUFFile, arch: str) -> dict[str, float]:
-    """Numbers of the base model that the file states."""
+    """Return the numbers of the base model in the file."""
     model: dict[str, float] = {}
     for key in (*_REQUIRED, *_OPTIONAL):
         full = f"{arch}.{key}"
@@ -158,7 +158,7 @@ def _optimiser(f: GGUFFile) -> dict[str, Any]:
         raise f.error("key 'optimizer.type'", f"{shown(kind)}, only adam can be continued")
     n_past = f.count("optimizer.convergence_past_count", MAX_PAST)
     past = vector(f, PAST_LOSSES, n_past) if n_past else np.empty(0, np.float32)
-    # Best and previous loss and the counter have no effect in the old tool, but a wrong type has.
+    # The old tool ignores best loss, previous loss and counter, but refuses a wrong type.
     f.count("optimizer.iteration_count", MOST)
     f.get("optimizer.just_initialized", "bool")
     return {

@@ -1,10 +1,10 @@
-"""In which order tensors lie inside the moment vectors of an old checkpoint.
+"""The order of the tensors inside the moment vectors of an old checkpoint.
 
-The old tool's optimiser goes through its parameters as its compute graph does, from the loss
-down (`ggml.c:ggml_visit_parents`, `ggml_opt_adam`), in one of two directions: the one that took
-less memory on that day. With flash attention, the default of 2023, the graph is another one. The
-file states neither. But first moments are an average of past gradients, so where they lie right
-they point where the next gradient points, and where they do not, nowhere.
+The old tool's optimiser visits its parameters in the order of its compute graph, from the loss down
+(`ggml.c:ggml_visit_parents`, `ggml_opt_adam`), in one of two directions: the one that needed less
+memory in that run. With flash attention, the default of 2023, the graph is different. The file
+contains neither. But first moments are an average of past gradients, so in the right order they
+have nearly the direction of the next gradient, and in a wrong order they do not.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from nbllama.errors import CheckpointError
 from nbllama.lora.pairs import Adapter
 
 ORDERS = ("left", "right", "left-flash", "right-flash")
-LEAST = 0.1  # mean cosine that moments and gradient of the right order must have
-MARGIN = 2.0  # how many times the next best order's cosine
+LEAST = 0.1  # lowest mean cosine of moments and gradient in the right order
+MARGIN = 2.0  # its lowest ratio to the cosine of the next best order
 
 
 def _left(n_layer: int, flash: bool) -> list[str]:
@@ -45,7 +45,7 @@ def _right(n_layer: int, flash: bool) -> list[str]:
 
 
 def parameter_order(order: str, n_layer: int) -> list[str]:
-    """Return the names of all parameters of a model of `n_layer` blocks, ordered as in its moments.
+    """Return the names of all parameters of a model with `n_layer` blocks, in the moments' order.
 
     `order`: which of `ORDERS` the moment vectors follow.
     """
@@ -69,8 +69,8 @@ def agreement(
 ) -> float:
     """Return the mean cosine between moments and gradients over the tensors of `names`.
 
-    Only tensors count that have more than one element (with one the cosine is 1 or -1) and in which
-    neither is all zero; 0 if there are none.
+    Only tensors with more than one element count (with one the cosine is 1 or -1), if neither
+    moments nor gradient are all zero; 0 if there are none.
     """
     cosines = []
     for name in names:
@@ -89,13 +89,13 @@ def place_moments(
     *,
     direction: str = "",
 ) -> PlacedMoments:
-    """Put the moments of an old checkpoint in their places.
+    """Assign the moments of an old checkpoint to their parameters.
 
     `grads`: the gradient of the first batch after loading. `direction` "left" or "right": only
-    these orders are looked at, and the better one is taken.
+    these orders are tried, and the better one is used.
 
-    Raises `CheckpointError` when no order stands out from each other one, judged by the tensors
-    that lie at different places in the two.
+    Raises `CheckpointError` if no order is clearly better than each other one, judged by the
+    tensors that have different positions in the two.
     """
     rows = []
     for order in ORDERS:
@@ -108,7 +108,7 @@ def place_moments(
     for other in rows:
         moved = [name for name, x in best.m.items() if not np.array_equal(x, other.m[name])]
         mine, its = (agreement(row.m, grads, moved) for row in (best, other))
-        # "not above" and not "below": a NaN stands out from nothing
+        # "not above" rather than "below", because of NaN
         if other is not best and not (mine >= LEAST and mine >= MARGIN * its):
             raise CheckpointError(
                 "the order of the moments in the old checkpoint does not follow from its data "

@@ -14,20 +14,21 @@ PLACEHOLDER, LATEST = "ITERATION", "LATEST"
 
 
 def output_name(pattern: str, stamp: int | str, mark: str = PLACEHOLDER) -> str:
-    """`pattern` with its first `mark` replaced by `stamp`: an iteration's number, or `LATEST`."""
+    """Return `pattern` with its first `mark` replaced by `stamp`, a number or `LATEST`."""
     return pattern.replace(mark, str(stamp), 1)
 
 
 def prune(
     pattern: str, keep_last: int, iteration: int, *, mark: str = PLACEHOLDER, after: int = -1
 ) -> list[str]:
-    """Remove numbered checkpoints of `pattern`, all but the newest `keep_last` (0: keep all).
+    """Remove numbered checkpoints of `pattern`, except for the newest `keep_last` (0: keep all).
 
-    Looks at numbers above `after` up to `iteration` (later ones are not this run's) and counts and
-    removes only whole, valid checkpoints; LATEST is never touched. Returns the removed names.
+    Only numbers above `after` and up to `iteration` are considered (later ones are not from this
+    run), and only valid checkpoints are counted and removed; LATEST is never touched. Returns the
+    removed names.
 
-    Raises `UsageError` if `mark` stands in the folder's name, `OutputError` if a file cannot
-    be removed.
+    Raises `UsageError` if `mark` is in the folder's name, `OutputError` if a file cannot be
+    removed.
     """
     valid, removed = 0, []
     for name in _numbered(pattern, keep_last, (after, iteration), mark):
@@ -46,12 +47,12 @@ def prune(
 def prune_adapters(
     pattern: str, keep_last: int, iteration: int, *, mark: str, after: int, inside: Iterable[str]
 ) -> None:
-    """Remove numbered adapters of `pattern`, all but the newest `keep_last` (0: keep all).
+    """Remove numbered adapters of `pattern`, except for the newest `keep_last` (0: keep all).
 
-    They are files or PEFT folders. Of a folder the files that are named `inside` are removed, and
+    They are files or PEFT folders. In a folder the files that are named `inside` are removed, and
     the folder itself if it is empty then.
 
-    Raises as `prune`.
+    Raises like `prune`.
     """
     for name in _numbered(pattern, keep_last, (after, iteration), mark)[keep_last:]:
         if not os.path.isdir(name):

@@ -1,10 +1,10 @@
-"""The state of a training run in memory, and the tensors that checkpoints hold of it.
+"""The state of a training run in memory, and its tensors in checkpoints.
 
-A new field of `TrainState` is stored by the key that it carries (`nbllama.checkpoint.stored`):
-`nbllama.checkpoint.file` writes and reads all of them.
+Each field of `TrainState` has its key (`nbllama.checkpoint.stored`), by which
+`nbllama.checkpoint.file` writes and reads it.
 
-Tensors lie in files as llama.cpp's `finetune` has them: rank fastest, so A transposed and B as it
-is.
+Tensors in files have the layout of llama.cpp's `finetune`: rank is the fastest dimension, so A is
+transposed and B is not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ U32, U64, F32 = ValueType.UINT32, ValueType.UINT64, ValueType.FLOAT32
 class FlatMoments(NamedTuple):
     """Both moments as vectors float32 [n_parameters], tensor after tensor.
 
-    The file does not state in which order (`legacy_moments`). Each tensor's elements are in the
-    order of the file.
+    The file does not contain the order of the tensors (`legacy_moments`). Each tensor's elements
+    are in the order of the file.
     """
 
     first: np.ndarray
@@ -41,7 +41,9 @@ class FlatMoments(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that a run needs to continue with the same bits. Counters are since the very first run.
+    """Everything that a run needs to continue with the same bits.
+
+    Counters are since the very first run.
 
     `m`, `v`: moments by parameter name, in the parameters' shapes. `n_samples`: in the data. The
     next sample is number `next_sample` of the order of `epoch`. `rng_state`: of the old tool's
@@ -77,12 +79,12 @@ class TrainState:
 
     @property
     def old(self) -> bool:
-        """Whether it was read from a checkpoint of the old tool."""
+        """Return whether it was read from a checkpoint of the old tool."""
         return self.moments is not None
 
 
 def legacy(name: str, x: np.ndarray) -> np.ndarray:
-    """Between our orientation and the old tool's (rank fastest): A transposed, B as it is."""
+    """Convert between our orientation and the old tool's (rank fastest): A transposed, B not."""
     return np.ascontiguousarray(x.swapaxes(-1, -2) if name.endswith(".lora_a") else x)
 
 
@@ -100,7 +102,7 @@ def array(f: GGUFFile, name: str) -> np.ndarray:
 
 
 def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """Pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
+    """Return the pairs from tensors in the old orientation: (n_in, rank) and (n_out, rank)."""
     found = {}
     for base in dict.fromkeys(name.rpartition(".")[0] for name in stored):
         a, b = stored.get(f"{base}.lora_a"), stored.get(f"{base}.lora_b")
@@ -118,7 +120,7 @@ def pairs(f: GGUFFile, stored: Mapping[str, np.ndarray]) -> dict[str, Pair]:
 def split(flat: np.ndarray, order: list[str], adapter: Adapter) -> dict[str, np.ndarray]:
     """Split a moment vector into arrays by parameter name, in our orientation and order.
 
-    `order`: every parameter's name, as they follow each other in `flat`.
+    `order`: the names of all parameters, in the order of `flat`.
     """
     params = adapter.parameters()
     parts = np.split(flat, np.cumsum([params[p].size for p in order])[:-1])
@@ -138,6 +140,6 @@ def vector(f: GGUFFile, name: str, n: int) -> np.ndarray:
 
 
 def check_moments(f: GGUFFile, second: np.ndarray) -> None:
-    """Raise for second moments that no squares have: below 0."""
+    """Raise for second moments below 0, which means of squares cannot have."""
     if second.size and second.min() < 0:
         raise f.error(f"tensor '{SECOND}'", "holds a negative value")

@@ -1,4 +1,4 @@
-"""Fields that carry their key: one line of a dataclass writes and reads a value."""
+"""Fields with their keys: one line of a dataclass declares how a value is written and read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BY_TYPE = {
     float: ValueType.FLOAT64,
     str: ValueType.STRING,
 }
-# Largest numbers that are read. A checkpoint is continued: what is added to them must still fit.
+# Largest numbers that are read; a continued run adds to them, and the sums must still fit.
 MOST, MAX_ITERATION, MAX_RANK, MAX_PAST = 1 << 53, (1 << 31) - 1, 1 << 16, 1 << 20
-ALPHAS = (1e-30, 1e30)  # alpha lies between them: its scale is a float32
+ALPHAS = (1e-30, 1e30)  # bounds of alpha, as its scale is a float32
 
 
 class Key(NamedTuple):
@@ -26,12 +26,12 @@ class Key(NamedTuple):
 
     name: str
     kind: ValueType
-    optional: bool  # not in the file where it has its default
+    optional: bool  # not in the file if it has its default
     at_most: int  # of a whole number
 
 
 class Group(NamedTuple):
-    """A dict, each of its items under `prefix` and its own name."""
+    """A dict; each item is stored under `prefix` and its own name."""
 
     prefix: str
     kind: ValueType | None  # STRING or FLOAT64; None: by the type of the item
@@ -43,8 +43,8 @@ def stored_key(
 ) -> Any:  # fmt: skip
     """Declare a field that is stored under `name`.
 
-    `optional`: only where it differs from its default. A field that older checkpoints do not have
-    must be optional.
+    `optional`: stored only if it differs from its default. A field that older checkpoints do not
+    have must be optional.
     """
     return field(default=default, metadata={"stored": Key(name, kind, optional, at_most)})
 
@@ -55,7 +55,7 @@ def stored_group(prefix: str, kind: ValueType | None = None) -> Any:
 
 
 def entries(x: Any) -> Iterator[Entry]:
-    """Keys, values and types of all stored fields of a dataclass instance."""
+    """Yield keys, values and types of all stored fields of a dataclass instance."""
     for f in fields(x):
         row, value = f.metadata.get("stored"), getattr(x, f.name)
         if isinstance(row, Key) and not (row.optional and value == f.default):
@@ -66,9 +66,9 @@ def entries(x: Any) -> Iterator[Entry]:
 
 
 def values(f: GGUFFile, kind: type) -> dict[str, Any]:
-    """All stored fields of a dataclass by name, read from a file.
+    """Return all stored fields of a dataclass by name, read from a file.
 
-    Raises `GGUFError` for one that is missing or of another type.
+    Raises `GGUFError` for a field that is missing or of another type.
     """
     return {x.name: _value(f, x) for x in fields(kind) if "stored" in x.metadata}
 

@@ -1,1 +1,1 @@
-"""The command line: option tables, error lines, progress display. Imports nothing heavy."""
+"""The programs of the command line, their screens and error lines. Importing it is fast."""

@@ -1,4 +1,4 @@
-"""The table of `--list-archs`: which architectures work, and what was checked of each."""
+"""The table of `--list-archs`: the supported architectures, and what was checked for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PEFT: whether adapters can be written and read as Hugging Face PEFT folders."""
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """(architecture, kinds, PEFT) of every row."""
+    """Return (architecture, kinds, PEFT) for every row."""
     from nbllama.arch import ARCHS
 
     return [
@@ -19,7 +19,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def table() -> str:
-    """Lines for the screen."""
+    """Return the table as lines for the screen."""
     found = [("architecture", "kinds", "PEFT"), *rows()]
     name = max(len(row[0]) for row in found)
     lines = [f"{row[0]:{name}}  {row[2]:4}  {row[1]}" for row in found]
@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """Write the table of docs/architectures.md."""
+    """Return the table of docs/architectures.md."""
     lines = ["| architecture | kinds that are checked | PEFT folders |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| `{name}` | {kinds} | {peft} |" for name, kinds, peft in rows())]

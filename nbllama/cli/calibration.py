@@ -1,7 +1,7 @@
-"""The sample that a merge is calibrated on: records that are read as the run of the adapter did.
+"""The sample that a merge is calibrated on: records, read as in the run of the adapter.
 
-A run writes its options next to its adapter (`NAME.config.yaml`); they name the training data and
-how these were read.
+A run writes its options next to its adapter (`NAME.config.yaml`). They name the training data and
+say how the data were read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.options.merge import Export
 
-HELD_BACK = 10  # one sample of so many is kept for the comparison at the end
+HELD_BACK = 10  # one sample in this many is kept for the comparison at the end
 MOST_HELD = 32
-BATCH_TOKENS = 512  # that are read together, and at least one sample
+BATCH_TOKENS = 512  # tokens that are read together, in at least one sample
 
 
 class Found(NamedTuple):
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Batches to calibrate on, and samples that are held back from it."""
+    """Batches to calibrate on, and samples that are held back."""
 
     batches: list[Batch]
     held: list[Batch]
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 def run_of(adapter: str) -> Found | None:
     """Find the options of the run that wrote an adapter, next to it; None if there are none.
 
-    Raises `UsageError` where the file by the adapter's name holds no options of this program.
+    Raises `UsageError` if the file with the adapter's name holds no options of this program.
     """
     bare = adapter.rstrip("/" + os.sep)
     own = os.path.splitext(bare)[0] + ".config.yaml"
@@ -60,14 +60,14 @@ def run_of(adapter: str) -> Found | None:
         except UsageError:
             if path == own:
                 raise
-            continue  # another program's file of such a name
+            continue  # another program's file of the same name
         if path == own or _names(options, os.path.basename(bare)):
             return Found(path, options)
     return None
 
 
 def _names(options: Options, adapter: str) -> bool:
-    """Whether a run with these options writes adapters of this name."""
+    """Return whether a run with these options writes adapters with this name."""
     written = os.path.basename(options.lora_out.rstrip("/" + os.sep))
     parts = map(re.escape, written.split(options.pattern_fn_it))
     return bool(written) and re.fullmatch(".+".join(parts), adapter) is not None
@@ -84,7 +84,7 @@ def load_samples(
 def draw(data: Dataset, most_tokens: int) -> Sample:
     """Take samples at random, always the same ones, until there are `most_tokens` tokens.
 
-    One of `HELD_BACK` is held back, at most `MOST_HELD`; of a single sample none. Raises
+    One in `HELD_BACK` is held back, at most `MOST_HELD`; none if there is only one sample. Raises
     `DataError` for data without any sample to calibrate on.
     """
     order = permutation(data.n_samples, 0, 0).tolist()
@@ -98,7 +98,7 @@ def draw(data: Dataset, most_tokens: int) -> Sample:
         chosen.append(i)
         tokens += data.n_tokens(i)
     if not chosen:
-        raise DataError("no sample to calibrate on")
+        raise DataError("the training data have no sample to calibrate on; give other data")
     return Sample(_batches(data, chosen), _batches(data, held))
 
 
@@ -116,10 +116,10 @@ def _batches(data: Dataset, numbers: Sequence[int]) -> list[Batch]:
 
 
 def find_sample(export: Export, model: Model) -> Sample | None:
-    """Read the sample of `--calibrate`, or of the data that the adapters' runs name; say which.
+    """Read the sample of `--calibrate`, or of the data of the adapters' runs; print which.
 
-    None where there are none, and with `--nearest`; a line says so. Raises as `load_samples` and
-    `draw`, and `UsageError` where the output is one of these files.
+    None, after a printed line, if there are no data, and None with `--nearest`. Raises like
+    `load_samples` and `draw`, and `UsageError` if the output is one of these files.
     """
     asked = export.options
     if asked.nearest:
@@ -131,10 +131,10 @@ def find_sample(export: Export, model: Model) -> Sample | None:
         sources = [(r.options.train_data, r.options, r.path) for r in runs if r.options.train_data]
         for path, _, named in sources:
             if not _there(path):
-                print(f"{shown(named, 400)} names training data that are not there: {shown(path)}")
+                print(f"{shown(named, 400)} names training data that do not exist: {shown(path)}")
         sources = [s for s in dict.fromkeys(sources) if _there(s[0])]
     if not sources:
-        print("no training data are known: every weight is rounded to the nearest value by itself")
+        print("no training data to calibrate on: every weight is rounded to the nearest value")
         return None
     batches, held = [], []
     for path, options, named in sources:
@@ -151,7 +151,7 @@ def find_sample(export: Export, model: Model) -> Sample | None:
 
 
 def _there(path: str) -> bool:
-    """Whether all files of training data can be found."""
+    """Return whether all files of training data exist."""
     files = input_files(path)
     return bool(files) and all(map(os.path.exists, files))
 

@@ -1,6 +1,6 @@
 """The checks of `python -m nbllama.verify`, one line each.
 
-A check says no by raising `NbllamaError`, exit code 1.
+A check fails by raising `NbllamaError`, exit code 1.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from nbllama.quants import nbytes
 from nbllama.report.log import memory
 from nbllama.system.regular import first_bytes
 
-NOTHING = 1e-7  # nats a token: far below what any reader of the text could tell
-ROUNDING = 1e-4  # nats a token: llama.cpp rounds activations to 8 bits beside quantised weights
-OTHER_BASE = 0.1  # nats a token: so far apart, both do not compute the same model
-_PLACES = 64  # at which llama.cpp is asked, one token at a time
+NOTHING = 1e-7  # nats per token: far below any visible effect on the text
+ROUNDING = 1e-4  # nats per token: llama.cpp rounds activations to 8 bits for quantised weights
+OTHER_BASE = 0.1  # nats per token: above this, the two do not compute the same model
+_PLACES = 64  # positions compared with llama.cpp, one token at a time
 
 Parts = Sequence[tuple[Adapter, float]]
 
 
 def verify(asked: Verify, threads: int) -> None:
-    """All checks. Raises `NbllamaError` for the first that says no; the others are made before."""
+    """Make all checks. Raises `NbllamaError` for no effect at once, else after the last one."""
     o = asked.options
     kind = file_type(o.outtype) if o.outtype.lower() not in ("", "same") else None
     model = load_model(o.model)
@@ -52,7 +52,7 @@ def verify(asked: Verify, threads: int) -> None:
     if o.file:
         rows, source = of_text(model, read_utf8(o.file), shown(o.file, 400)), shown(o.file, 400)
     else:
-        rows, source = own_text(model), "what the model writes by itself"
+        rows, source = own_text(model), "the model's own text"
     places = sum(len(row) - 1 for row in rows)
     print(f"sample: {places} tokens of {source}")
     effect = compare(reader(model, None, rows), reader(model, adapter, rows), rows)
@@ -75,21 +75,21 @@ def verify(asked: Verify, threads: int) -> None:
 
 
 def why_nothing(parts: Parts) -> str:
-    """Say what in the adapters explains that nothing changes."""
+    """Explain why the adapters change nothing."""
     if all(scale * adapter.scale == 0 for adapter, scale in parts):
         return "the scale is 0"
     pairs = [pair for adapter, _ in parts for pair in adapter.pairs.values()]
     if not any(pair.b.any() for pair in pairs):
-        return "B is zero in every pair, as before the first step of a training"
+        return "B is zero in every pair, as before the first training step"
     if not any(pair.a.any() for pair in pairs):
         return "A is zero in every pair"
-    return f"KL divergence below {NOTHING:g} nats a token"
+    return f"KL divergence below {NOTHING:g} nats per token"
 
 
 def merged_check(
     model: Model, parts: Parts, *, kind: FileType | None, outtype: str, rows: Rows, effect: Compared
 ) -> list[str]:
-    """Merge as `export_lora` does and compare; a line for what says no."""
+    """Merge as `export_lora` does and compare; return a line if the check failed."""
     types, lines = merged_types(model.gguf, model.hp, parts, kind)
     if not outtype:
         types, lines = dict.fromkeys(types, IDS["F32"]), []
@@ -101,7 +101,7 @@ def merged_check(
     if size > free:
         print(
             f"merged: not compared, as {memory(size)} do not fit in {shown(folder, 400)} "
-            f"({memory(free)} free); TMPDIR=FOLDER names another place"
+            f"({memory(free)} free); set TMPDIR=FOLDER to another folder"
         )
         return []
     with tempfile.TemporaryDirectory(prefix="nbllama-") as folder:
@@ -112,7 +112,7 @@ def merged_check(
     print(f"merged against unmerged ({outtype or 'f32'}): {describe(found)}")
     lost = float(found.kl.mean())
     if lost > LOST * effect.kl.mean():
-        return [f"merging changes {lost / effect.kl.mean():.0%} of what the adapter does"]
+        return [f"merging changes {lost / effect.kl.mean():.0%} of the adapter's effect"]
     return []
 
 
@@ -126,7 +126,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 
 
 class Peer(NamedTuple):
-    """llama.cpp compared with nbllama at several places.
+    """llama.cpp compared with nbllama at several positions.
 
     Means of the divergence, and how often the most likely token is the same.
     """
@@ -142,13 +142,13 @@ class Peer(NamedTuple):
 def llama_check(
     asked: Verify, model: Model, parts: Parts, rows: Rows, *, effect: float, threads: int
 ) -> list[str]:
-    """Ask llama.cpp with and without the adapter; a line for what says no.
+    """Compare with llama.cpp with and without the adapter; return a line if the check failed.
 
-    llama.cpp's rounding shows without the adapter too. So with it both may be three times as far
-    apart as without it, and a tenth of the effect further.
+    llama.cpp's rounding makes a difference without the adapter too. With the adapter, the
+    difference may be three times as large, plus a tenth of the adapter's effect.
     """
     few = _few(rows)
-    path = model.gguf.path  # of a model in parts the first
+    path = model.gguf.path  # the first of a model in parts
     try:
         letter = model.tokenizer.encode("a", add_special=False)[-1]
         there = llama_cpp.candidates(path, [], few, letter=letter, threads=threads)
@@ -162,11 +162,13 @@ def llama_check(
     print(f"llama.cpp against nbllama, base: {base}")
     print(f"llama.cpp against nbllama, with the adapter: {adapted}")
     if base.kl > OTHER_BASE:
-        return [f"llama.cpp computes another base model: KL divergence {base.kl:.3g} nats a token"]
+        return [
+            f"llama.cpp computes another base model: KL divergence {base.kl:.3g} nats per token"
+        ]
     if adapted.kl > 3 * base.kl + LOST * effect + ROUNDING:
         return [
-            f"llama.cpp does not do what the adapter does here: KL divergence {adapted.kl:.3g} "
-            f"nats a token, and {base.kl:.3g} without the adapter"
+            f"the adapter does something else in llama.cpp: KL divergence {adapted.kl:.3g} "
+            f"nats per token, and {base.kl:.3g} without the adapter"
         ]
     return []
 
@@ -180,7 +182,7 @@ def _few(rows: Rows) -> list[np.ndarray]:
 def _gguf_files(
     files: Sequence[tuple[str, float]], parts: Parts, model: Model, folder: str
 ) -> list[tuple[str, float]]:
-    """Return the adapters as files that llama.cpp reads, if need be converted into `folder`."""
+    """Return the adapters as files that llama.cpp reads, if necessary converted into `folder`."""
     out = []
     for i, ((path, scale), (adapter, _)) in enumerate(zip(files, parts, strict=True)):
         if not _is_gguf(path):
@@ -197,7 +199,7 @@ def _is_gguf(path: str) -> bool:
 
 
 def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
-    """Our logits beside llama.cpp's candidates, after every token of the rows."""
+    """Compare our logits with llama.cpp's candidates after every token of the rows."""
     kl, same = [], 0
     for found, row in zip(there, rows, strict=True):
         logp = np.concatenate([log_softmax(z) for z in here.logits(row, 0, len(row))])
@@ -208,13 +210,13 @@ def _peer(there: list[list[Candidates]], here: Reader, rows: Rows) -> Peer:
 
 
 def divergence(theirs: Candidates, ours: np.ndarray) -> float:
-    """Compute a lower bound of KL(llama.cpp ‖ us) at one place.
+    """Compute a lower bound of KL(llama.cpp ‖ us) at one position.
 
     All tokens except llama.cpp's candidates count as one. `ours`: log p float64 `[V]`.
     """
     p, q = np.exp(theirs.logp), np.exp(ours[theirs.ids])
     kl = float((p * (theirs.logp - ours[theirs.ids])).sum())
     p_rest, q_rest = 1 - p.sum(), 1 - q.sum()
-    if p_rest > 1e-6 and q_rest > 0:  # less is what float32 leaves of zero
+    if p_rest > 1e-6 and q_rest > 0:  # anything smaller is rounding of float32
         kl += float(p_rest * np.log(p_rest / q_rest))
     return max(kl, 0.0)

@@ -16,9 +16,9 @@ _HELP = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
-    """Run the program of a verb; the exit code (see `nbllama.errors`).
+    """Run the program of a verb; return the exit code (see `nbllama.errors`).
 
-    `name`: what help calls this command.
+    `name`: the name of this command in help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and len(words) == 2:
@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None, name: str = "nbllama") -> int:
 
 
 def plain(word: str) -> str:
-    """Return a verb as the table has it: `_` counts as `-`, as it does in the names of options."""
+    """Return a verb as it is in the table: `_` counts as `-`, as in the names of options."""
     return word.replace("_", "-").lower()
 
 
 def usage() -> str:
-    """List the verbs, one a line."""
+    """List the verbs, one per line."""
     name, width = called_as("nbllama"), max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items()]
     head = f"usage: {name} VERB [options], {name} --version\n"

@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-Writes a model under the keys of another architecture that computes the same (`ArchRow.same_as`).
+It writes a model with the keys of another architecture that computes the same (`ArchRow.same_as`).
 Tensors are copied byte for byte, so a quantised model loses nothing.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from nbllama.gguf_io import GGUFFile, ValueType
 
 PROG = "python -m nbllama.convert"
-ABOUT = """Write a GGUF model under another architecture's name, for programs that know only that
-one: baichuan-to-llama for Baichuan 7B, whose blocks are those of llama. Keys are renamed, tensors
-are copied byte for byte. Training needs none of this: Baichuan trains as it is."""
+ABOUT = """Write a GGUF model under another architecture's name, for programs that support only
+that one: baichuan-to-llama for Baichuan 7B, whose blocks are those of llama. Keys are renamed,
+tensors are copied byte for byte. nbllama trains Baichuan without this conversion."""
 EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or a model that cannot be converted, 3 path
 that cannot be written, 130 stopped by Ctrl-C"""
 
@@ -46,17 +46,17 @@ def parse(argv: Sequence[str]) -> tuple[str, str, str, Options]:
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, forms=["CONVERSION IN OUT"]
     )
     if len(words) != 3 or not all(words):
-        raise UsageError(f"{len(words)} words are given, not CONVERSION IN OUT; --help says more")
+        raise UsageError(f"{len(words)} words are given; give CONVERSION IN OUT; see --help")
     return words[0], words[1], words[2], options
 
 
 def pair_of(conversion: str) -> tuple[str, str]:
-    """(old, new) architecture of a conversion's name. Raises `UsageError`."""
+    """Return the (old, new) architecture of a conversion's name. Raises `UsageError`."""
     from nbllama.arch import ARCHS
 
     known = {f"{a.name}-to-{a.same_as}": (a.name, a.same_as) for a in ARCHS.values() if a.same_as}
     if conversion not in known:
-        raise UsageError(f"unknown conversion '{shown(conversion)}'; there is {', '.join(known)}")
+        raise UsageError(f"unknown conversion '{shown(conversion)}'; give {' or '.join(known)}")
     return known[conversion]
 
 
@@ -67,9 +67,9 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
     if hp.alibi_max_bias:
         raise f.error(
             f"key '{old}.block_count'",
-            f"{hp.n_layer} layers: this form of {old} places its tokens by ALiBi, a bias on the"
-            f" attention scores that falls with distance; {new} turns queries and keys (RoPE) and"
-            " has no key for it, so the model cannot be converted; it trains and runs as it is",
+            f"{hp.n_layer} layers: this form of {old} uses ALiBi, a bias on the attention scores"
+            f" that falls with distance; {new} rotates queries and keys (RoPE) and has no key for"
+            " ALiBi, so the model cannot be converted; it trains and runs without conversion",
         )
     theirs = next((key for key in f.metadata if key.startswith(f"{new}.")), None)
     if theirs is not None:
@@ -77,7 +77,7 @@ def check(f: GGUFFile, hp: Hparams, old: str, new: str) -> None:
 
 
 def renamed(f: GGUFFile, old: str, new: str) -> list[tuple[str, object, ValueType]]:
-    """All keys of `f` as `write_gguf` takes them, `OLD.x` as `NEW.x`."""
+    """Return all keys of `f` as `write_gguf` takes them, `OLD.x` as `NEW.x`."""
     out = []
     for key, value, kind in f.entries():
         if key == "general.architecture":

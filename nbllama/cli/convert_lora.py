@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.convert_lora IN OUT [--model-base FILE]`.
 
-Converts an adapter between today's GGUF format, the old `.bin`, and a Hugging Face PEFT folder.
+It converts an adapter between today's GGUF format, the old `.bin`, and a Hugging Face PEFT folder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from nbllama.system.program import run_program
 PROG = "python -m nbllama.convert_lora"
 ABOUT = """Convert a LoRA adapter: IN is a GGUF adapter, a .bin of llama.cpp's old finetune, or a
 PEFT folder, whatever its name; OUT is a .bin if it ends in .bin, a PEFT folder if it ends in / or
-is a folder, else a GGUF adapter. Values are not rounded where OUT can hold them; what it cannot
-hold is said."""
+is a folder, else a GGUF adapter. Values are not rounded if OUT can hold them; a note says what it
+cannot hold."""
 EPILOG = """exit codes: 0 done, 1 failure, 2 bad usage or bad base model, 3 path that cannot be
 written, 5 adapter that is damaged, or does not fit the base model"""
 
@@ -36,7 +36,7 @@ class Options:
     model_base: str = _files(
         Text(),
         "",
-        "the GGUF model that the adapter is for: needed where IN does not say what OUT has to"
+        "the GGUF model that the adapter is for; needed if IN does not contain all that OUT needs"
         " (a .bin has no architecture, and only files of nbllama have the size of a head, which"
         " PEFT's order of rows depends on); with it every pair is checked",
         also=["-m"],
@@ -46,7 +46,7 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
-    """IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
+    """Return IN, OUT and the options. Raises `UsageError`; `--help` raises `SystemExit(0)`."""
     names, rest = take_words(argv, table(Options))
     options = parse_into(
         Options, rest, prog=PROG, about=ABOUT, epilog=EPILOG, familiar=CONVERT_LORA,
@@ -54,15 +54,15 @@ def parse(argv: Sequence[str]) -> tuple[str, str, Options]:
     )  # fmt: skip
     if len(names) != 2:
         found = " ".join(map(repr, names)) or "none"
-        raise UsageError(f"two names are needed, IN and OUT, found {shown(found, 400)}; see --help")
+        raise UsageError(f"two names are needed, IN and OUT, not {shown(found, 400)}; see --help")
     return names[0], names[1], options
 
 
 def convert(source: str, target: str, model_base: str = "") -> list[str]:
-    """Convert the file or folder `source` to `target`; returns lines on what it cannot hold.
+    """Convert the file or folder `source` to `target`; return notes on what it cannot hold.
 
-    `model_base`: a GGUF model, or "" if none is at hand. Raises `FileNotFoundError`,
-    `CheckpointError` for an adapter that cannot be used, `UsageError`, `OutputError`.
+    `model_base`: a GGUF model, or "" for none. Raises `FileNotFoundError`, `CheckpointError` for an
+    adapter that cannot be used, `UsageError`, `OutputError`.
     """
     from nbllama.adapter.file import (
         check_format,
@@ -81,7 +81,7 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     for what, name in (("IN", source), ("--model-base", model_base)):
         for file in filter(os.path.exists, files_of(name)):
             if os.path.exists(target) and os.path.samefile(file, target):
-                raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same")
+                raise UsageError(f"{shown(target, 400)}: {what} and OUT are the same; rename OUT")
     if (kind := format_of(target)) != "peft":
         check_kind(target, GGLA if kind == "bin" else GGUF)
     base, notes, tied = Base(), [], False
@@ -93,8 +93,8 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     stored = read_stored(source, base)
     if stored.base.arch is None:
         notes.append(
-            f"{shown(source)} names no architecture: taken for {OLD_TOOL_ARCH}, the only one of"
-            " llama.cpp's finetune; --model-base FILE would tell"
+            f"{shown(source)} names no architecture: assumed to be {OLD_TOOL_ARCH}, the only one"
+            " of llama.cpp's finetune; --model-base FILE gives another"
         )
         stored = stored.known(Base(OLD_TOOL_ARCH))
     notes += stored.notes

@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.export_lora`, which merges adapters into a model.
 
-Options: `nbllama.options.merge`. What is written: `nbllama.export.rewrite`.
+Options: `nbllama.options.merge`. Writing: `nbllama.export.rewrite`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nbllama.kernels.cores import use_threads
 from nbllama.options.merge import parse_export
 from nbllama.system.program import run_program
 
-_UNMERGED = "keep the adapters beside the base (--lora), or merge with --outtype q8_0, f16 or f32"
+_UNMERGED = "use the adapters without merging (--lora), or merge with --outtype q8_0, f16 or f32"
 
 
 def _run(words: list[str]) -> None:
@@ -60,7 +60,7 @@ def _run(words: list[str]) -> None:
                 whole = rounder = Rounder(BlockInputs(model, mix(parts), sample.batches))
         if auto:
             if rounder is None:
-                raise UsageError("--outtype auto chooses by a sample: give --calibrate DATA")
+                raise UsageError("--outtype auto needs a sample: give --calibrate DATA")
             whole = spool = stack.enter_context(spool_beside(options.model_out))
             with Progress() as progress:
                 chosen = plan(f, mix(parts), rounder, spool, progress=progress)
@@ -82,8 +82,8 @@ def _run(words: list[str]) -> None:
     )  # fmt: skip
     if change is not None and change.lost > TOO_MUCH and not options.force:
         raise NbllamaError(
-            f"{options.model_out} is written, but {change.lost:.0%} of what the adapters do is "
-            "lost in it; --force accepts that"
+            f"{options.model_out} is written, but {change.lost:.0%} of the adapters' effect is "
+            "lost; --force accepts that"
         )
 
 

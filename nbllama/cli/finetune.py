@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.finetune`.
 
-A screen and the words of a command line around `nbllama.train.run.run.train`. Options:
+It connects the command line and the screen with `nbllama.train.run.run.train`. Options:
 `nbllama.options.finetune.table`.
 """
 
@@ -45,9 +45,9 @@ def _train(options: Options, words: list[str], stop: StopFlag) -> Run:
 
 
 def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
-    """Say what was reached, and give the command that does the rest."""
+    """Return a line that says where the run stopped, and the command that continues it."""
     seed = ["--seed", str(run.options["seed"])]
-    # the order that was asked for is now the checkpoint's own
+    # the requested order is now stored in the checkpoint
     again = ("--force-reshuffle", "--force_reshuffle")
     words = [word for word in words if word not in again]
     text, program = f"stopped after iteration {run.iteration}", called_as(PROG)
@@ -58,7 +58,7 @@ def how_to_resume(options: Options, words: Sequence[str], run: Run) -> str:
         return f"{text}; it cannot be continued, as --checkpoint-out is empty"
     left = ["--adam-iter", str(run.last - run.iteration), "--epochs", "0"]
     resume = ["--checkpoint-in", run.paths["checkpoint"], *left, *seed]
-    words = [word for word in words if word != "--force"]  # what was there is replaced already
+    words = [word for word in words if word != "--force"]  # the old files are replaced already
     return f"{text}; continue with: {program} {shlex.join([*words, *resume])}"
 
 

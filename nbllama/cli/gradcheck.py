@@ -43,22 +43,22 @@ def _run(words: list[str]) -> None:
             raise UsageError(f"{shown(o.lora, 400)}: there is no such adapter file") from None
         adapter = part_of_adapter(adapter, layers)
         if not adapter.pairs:
-            raise UsageError("--layers: the adapter has no pair in these blocks")
+            raise UsageError("--layers: the adapter has no pair in these blocks; give others")
     else:
         adapter = random_adapter(model, o.rank, o.seed)
     losses: list[Losses] = []
     found = list(
         check(model, adapter, batch, tolerance=o.tolerance, seed=o.seed, tell=losses.append)
     )
-    # as they are called in the file
+    # the names in the file
     found = [c._replace(name=_old_name(model, c.name)) for c in found]
     _print(o, found, losses[0], layers, batch.n_tokens, time.perf_counter() - start)
     wrong = [c for c in found if c.verdict == "WRONG"]
     if wrong:
         c = max(wrong, key=lambda c: c.error)
         raise NbllamaError(
-            f"{len(wrong)} of {len(found)} gradients are wrong, the most {c.name}.{c.half}: off by "
-            f"{c.error:.2g} of its length"
+            f"{len(wrong)} of {len(found)} gradients are wrong; the largest error is that of "
+            f"{c.name}.{c.half}: {c.error:.2g} of its norm"
         )
 
 
@@ -83,11 +83,11 @@ def _print(
     print(f"loss {losses.ours:.6f}, in float64 {losses.reference:.6f}\n")
     print(table(found, o.all), end="")
     if any(c.verdict == "zero" for c in found):
-        print("\nzero: nothing is proved; the gradient of A is zero while B is (a new adapter)")
+        print("\nzero: not checked; the gradient of A is zero as long as B is (a new adapter)")
 
 
 def _check_memory(model: Model, layers: list[int]) -> None:
-    """Raise `NotEnoughMemory` if the part in float64, and again with its pairs, does not fit."""
+    """Raise `NotEnoughMemory` if two copies of the blocks in float64 do not fit."""
     import math
 
     from nbllama.gradcheck.part import renamed
@@ -97,13 +97,13 @@ def _check_memory(model: Model, layers: list[int]) -> None:
     need = 2.5 * 8 * sum(map(math.prod, shapes))
     if need > (left := available_memory()):
         raise NotEnoughMemory(
-            f"{len(layers)} blocks in float64 take {need / 1e9:.1f} GB, {left / 1e9:.1f} GB are"
+            f"{len(layers)} blocks in float64 need {need / 1e9:.1f} GB, but {left / 1e9:.1f} GB are"
             " free; give fewer --layers, such as first:1"
         )
 
 
 def _batch(model: Model, o: GradcheckOptions) -> Batch:
-    """Return the first tokens, as two sequences, so that one must not see the other."""
+    """Return the first tokens, as two sequences that do not attend to each other."""
     import numpy as np
 
     from nbllama.data.batch import Batch
@@ -117,7 +117,7 @@ def _batch(model: Model, o: GradcheckOptions) -> Batch:
             raise DataError(f"{shown(o.data, 400)}: cannot be read: {e.strerror}") from e
     ids = np.array(model.tokenizer.encode(text, add_special=False)[: o.tokens + 1], np.int32)
     if len(ids) < 4:
-        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few")
+        raise DataError(f"{shown(o.data, 400)}: {len(ids)} tokens are too few; give a longer text")
     cut = 2 * len(ids) // 3
     rows = [ids[:cut], ids[cut - 1 :]]
     return Batch.from_rows([(row[:-1].copy(), row[1:].copy()) for row in rows])

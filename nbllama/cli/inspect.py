@@ -1,7 +1,7 @@
 """The program: `python -m nbllama.inspect FILE`.
 
-Everything that could be read is printed; if the file is refused, the reason is the last line, and
-the exit code is that of the program that would have used it.
+It prints everything that can be read. If the file is refused, the reason is the last line, and the
+exit code is that of the program that would use the file.
 """
 
 from __future__ import annotations

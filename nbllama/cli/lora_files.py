@@ -16,9 +16,10 @@ def load_adapters(
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None],
 ) -> list[tuple[Adapter, float]]:
-    """Adapters with their scales; `say` gets a line for each. `shapes`: of the base's tensors.
+    """Return the adapters with their scales; `say` gets a line for each.
 
-    Raises `CheckpointError` for an adapter of another base, `UsageError` for one that is missing.
+    `shapes`: of the base model's tensors. Raises `CheckpointError` for an adapter of another base,
+    `UsageError` for a missing file.
     """
     found = []
     for path, scale in files:

@@ -1,4 +1,4 @@
-"""What `export_lora` and `quantize` share: progress, and the table at the end."""
+"""Shared by `export_lora` and `quantize`: progress, and the table at the end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nbllama.report.log import duration
 
 
 class Progress:
-    """Tensors done, on standard error: one line that is overwritten, or a line every 10 %.
+    """Progress in tensors, on standard error: one line that is overwritten, or a line every 10 %.
 
-    After its `with` block `seconds` is how long that took.
+    After the `with` block, `seconds` is the time that it took.
     """
 
     seconds = 0.0
@@ -23,17 +23,17 @@ class Progress:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._start = time.monotonic()
-        self._told = -1
+        self._tenth = -1
 
     def __call__(self, done: int, total: int, name: str) -> None:
-        """Print the tensor `name`: each one on a terminal, elsewhere one every tenth of the way."""
+        """Print the tensor `name`: every one on a terminal, elsewhere one every 10 %."""
         passed = time.monotonic() - self._start
         left = f"ETA {duration(passed / done * (total - done))}" if done and passed > 2 else ""
         if self._terminal:
             line = f"\r[{done + 1:4}/{total}] {shown(name, 44):44} {left:18}"
             print(line, end="", file=sys.stderr)
-        elif (tenth := 10 * done // total) > self._told:
-            self._told = tenth
+        elif (tenth := 10 * done // total) > self._tenth:
+            self._tenth = tenth
             print(f"[{done + 1:4}/{total}] {shown(name, 60)} {left}".rstrip(), file=sys.stderr)
 
     def __enter__(self) -> Progress:
@@ -47,7 +47,7 @@ class Progress:
 
 
 def table(changes: Changes) -> list[str]:
-    """One line for each pair of types: tensors, size, and the error of encoding."""
+    """Return one line per pair of types: tensors, size, and the error of encoding."""
     head = f"{'from':8} {'to':8} {'tensors':>7} {'MiB':>9} {'RMSE':>10} {'RMSE/RMS':>9}"
     lines = [head]
     for (old, new), c in sorted(changes.items()):
@@ -61,7 +61,7 @@ def table(changes: Changes) -> list[str]:
 
 
 def note_parts(f: GGUFFile, target: str) -> None:
-    """Say that a model in parts is written as one file."""
+    """Print that a model in parts is written as one file."""
     if len(f.paths) > 1:
         print(f"the model is in {len(f.paths)} files; {shown(target, 400)} is one")
 

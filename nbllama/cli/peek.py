@@ -30,7 +30,7 @@ def _run(words: list[str]) -> int:
 
 
 def _matching(dump: Dump, patterns: Sequence[str]) -> Dump:
-    """Names that only the other file has are no mistake here."""
+    """Select by patterns; a pattern that matches only in the other file is not an error."""
     from nbllama.peek.dump import Dump
     from nbllama.peek.names import Patterns
 

@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.perplexity`.
 
-Options: `nbllama.options.perplexity`. What is computed: `nbllama.evaluate`.
+Options: `nbllama.options.perplexity`. The computation: `nbllama.evaluate`.
 """
 
 from __future__ import annotations

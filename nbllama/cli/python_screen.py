@@ -1,4 +1,4 @@
-"""The screen of a run that was started from Python."""
+"""The screen of a run that is started from Python."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from nbllama.train.run.screen import Pairs, Screen, Silent
 def screen_for(quiet: bool | None) -> Screen:
     """Return the screen for a call from Python.
 
-    Nothing if `quiet`; a line that is rewritten in a notebook, the program's display on a
-    terminal, and elsewhere the program's plain lines if `quiet` is False, else nothing.
+    It shows nothing if `quiet` is True, one line that is rewritten in a notebook, and the program's
+    display on a terminal. Elsewhere it prints the program's plain lines if `quiet` is False, and
+    nothing if it is None.
     """
     if quiet:
         return Silent()
@@ -25,17 +26,17 @@ def screen_for(quiet: bool | None) -> Screen:
 
 
 def in_notebook(stream: object) -> bool:
-    """Whether what is printed lands in a notebook's cell (Jupyter, VS Code, Colab)."""
+    """Return whether output goes to a notebook's cell (Jupyter, VS Code, Colab)."""
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 class Line(Display):
-    """One line a run, rewritten at each iteration, without widgets; notes stay above it."""
+    """One line per run, rewritten at each iteration, without widgets; notes stay above it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._left = Eta()
-        self._width = 0  # of the line that is open
+        self._width = 0  # of the current line
 
     def step(self, record: StepRecord) -> None:
         """Rewrite the line."""
@@ -52,14 +53,14 @@ class Line(Display):
         self._width = len(text)
 
     def note(self, text: str) -> None:
-        """Print a line; one that is open is wiped and comes again with the next iteration."""
+        """Print a line; the current one is erased and printed again at the next iteration."""
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._width = 0
         super().note(text)
 
     def close(self, pairs: Pairs = ()) -> None:
-        """End the line, which stays, and print the summary."""
+        """End the line and print the summary."""
         if self._width:
             self._out.write("\n")
             self._width = 0

@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.quantize IN OUT TYPE`.
 
-Options: `nbllama.options.merge`. Types: `nbllama.export.file_types`. What is written:
+Options: `nbllama.options.merge`. Types: `nbllama.export.file_types`. Writing:
 `nbllama.export.rewrite`.
 """
 

@@ -1,4 +1,4 @@
-"""Samples and statistics of training data on the screen."""
+"""Print samples and statistics of training data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nbllama.text.characters import character_groups
 from nbllama.train.run.data import load_file
 from nbllama.train.run.defaults import context
 
-OPEN, CLOSE = "«", "»"  # around trained tokens, where there are no colours
+OPEN, CLOSE = "«", "»"  # around trained tokens, if there are no colours
 _TRAINED = ("bold green underline", "bold bright_green underline")
 _GIVEN = ("default", "cyan")
 _SPECIAL = "magenta"
@@ -60,13 +60,12 @@ def show(options: ShowOptions, console: Console | None = None) -> None:
 def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]:
     """Return a sample for `--json`.
 
-    "line" of its record (null for plain text; with "file" where there are several), "text",
-    "side" of preferences (chosen or rejected; good or bad where answers are labelled), "trained"
-    (ranges [start, end) in characters of the text), "ids", and "trained_ids" (ranges in
-    the ids).
+    "line" of its record (null for plain text; with "file" if there are several), "text", "side" of
+    preferences (chosen or rejected; good or bad if answers are labelled), "trained" (ranges
+    [start, end) in characters of the text), "ids", and "trained_ids" (ranges in the ids).
     """
     batch = data.batch([i])
-    # The last target stands behind the input.
+    # The last target comes after the input.
     ids = [*batch.tokens.tolist(), int(batch.targets[-1])]
     trained = np.array([False, *(batch.targets != NOT_TRAINED)])
     if not trained[-1]:
@@ -95,7 +94,7 @@ def sample_object(tokenizer: Tokenizer, data: Dataset, i: int) -> dict[str, Any]
 
 
 def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
-    """One sequence: all its input, and the target behind it; trained tokens marked."""
+    """Return one sequence, its input and the last target, with the trained tokens marked."""
     ids = [*batch.tokens.tolist(), int(max(batch.targets[-1], 0))]
     trained = [False, *(batch.targets != NOT_TRAINED).tolist()]
     if not trained[-1]:
@@ -113,7 +112,7 @@ def sample_text(tokenizer: Tokenizer, batch: Batch, colours: bool) -> Text:
 
 
 def _shown(text: str, n: int, trained: bool, special: bool) -> tuple[str, str]:
-    """Return a token's text and style. Neighbours alternate, so that borders are seen."""
+    """Return a token's text and style. Styles alternate, so that token borders are visible."""
     style = (_TRAINED if trained else _GIVEN)[n % 2]
     lines = text.replace("\n", "⏎\n")
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in lines)
@@ -134,13 +133,13 @@ def _kind(data: Dataset) -> str:
 
 
 def _rows(data: Dataset, n: int) -> int:
-    """How many samples are shown for `n` records: both sides of a pair."""
+    """Return how many samples are shown for `n` records; a pair has two."""
     pairs = isinstance(data, Samples) and data.format == PAIRS
     return min(2 * n if pairs else n, data.n_samples)
 
 
 def _side(data: Dataset, i: int) -> str:
-    """Return which side of a preference sample `i` is, with its weight; "": there is none."""
+    """Return which side of a preference sample `i` is, with its weight; "" if it has none."""
     if not isinstance(data, Samples) or data.judged is None:
         return ""
     names = ("chosen", "rejected") if data.format == PAIRS else ("good", "bad")
@@ -159,7 +158,7 @@ def statistics_lines(data: Dataset, n_ctx: int, batch: int) -> Iterator[str]:
     s = statistics(data)
     yield f"samples     {s.n_samples}"
     yield (
-        f"tokens      {s.tokens}: {s.shortest} to {s.longest} a sample, mean {s.mean:.1f}, "
+        f"tokens      {s.tokens}: {s.shortest} to {s.longest} per sample, mean {s.mean:.1f}, "
         f"median {s.median:g}"
     )
     yield f"trained     {s.trained} tokens, {100 * s.trained_share:.1f} %"

@@ -1,4 +1,4 @@
-"""What `python -m nbllama.perplexity` prints, chunk by chunk and at the end."""
+"""The output of `python -m nbllama.perplexity`, chunk by chunk and at the end."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def read_utf8(path: str) -> str:
 
 
 class Ticker:
-    """One line on standard error: chunk, what is known so far, tokens/s, time left.
+    """One line on standard error: chunk, result so far, tokens/s, time left.
 
-    On a terminal it is overwritten; elsewhere a line comes every tenth of the way.
+    On a terminal it is overwritten; elsewhere a line is printed every 10 %.
     """
 
     def __init__(self, total: int, n_ctx: int) -> None:
@@ -58,7 +58,7 @@ class Ticker:
         self._tenth = -1
 
     def __call__(self, done: int, text: str) -> None:
-        """Show that `done` chunks are done; `text`: what is known so far."""
+        """Show that `done` chunks are done; `text`: the result so far."""
         now = time.monotonic()
         self._times.append(now - self._last)
         self._last = now
@@ -72,7 +72,7 @@ class Ticker:
             print(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Wipe the line from a terminal."""
+        """Erase the line on a terminal."""
         if self._terminal:
             print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
 
@@ -109,12 +109,15 @@ def print_perplexity(asked: Perplexity) -> None:
 
 
 def print_divergence(asked: Perplexity) -> None:
-    """How far the model is from the base, token by token."""
+    """Print how much the model differs from the base, token by token."""
     o = asked.options
     model, adapter, found = _prepare(asked)
     other = load_model(o.base_model) if o.base_model else model
     if not _same_tokens(model, other):
-        raise UsageError(f"--base-model {shown(o.base_model, 400)}: has another vocabulary")
+        raise UsageError(
+            f"--base-model {shown(o.base_model, 400)}: has another vocabulary; give a model with"
+            " the same one"
+        )
     base, reader = Reader(other, None, o.ctx_size), Reader(model, adapter, o.ctx_size)
     ticker, parts = Ticker(len(found), 2 * o.ctx_size), []
     try:
@@ -136,7 +139,7 @@ def _same_tokens(a: Model, b: Model) -> bool:
 
 
 def divergence_lines(c: Compared) -> list[str]:
-    """Write the table at the end of a comparison."""
+    """Return the table at the end of a comparison."""
     ppl, base = Mean.of(c.other).exp(), Mean.of(c.base).exp()
     ratio, kl = Mean.of(c.other - c.base), Mean.of(c.kl)
     dp = 100 * (np.exp(-c.other) - np.exp(-c.base))

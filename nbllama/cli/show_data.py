@@ -1,7 +1,7 @@
-"""`python -m nbllama.show_data`: what a trainer makes of a file of training data.
+"""`python -m nbllama.show_data`: how the trainer reads a file of training data.
 
-Prints the first samples token by token, those marked that the loss is taken on, and statistics.
-The program only; `nbllama.cli.samples` does it.
+It prints the first samples token by token, with the tokens marked that count in the loss, and
+statistics. The work is done in `nbllama.cli.samples`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere.
+"""The screen of a run: a live display on a terminal, plain lines elsewhere.
 
-Nothing that goes wrong with the screen stops training.
+Errors of the screen never stop training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nbllama.report.log import (
     memory,
 )
 
-SHOWN = ("margin", "accuracy")  # of what an objective measures, on a terminal
+SHOWN = ("margin", "accuracy")  # measures of an objective that a terminal shows
 
 
 class _Stream:
-    """A text stream that can be closed on the other side without anyone failing."""
+    """A text stream that the other side may close without an error here."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -60,7 +60,7 @@ class _Stream:
 
 
 def plain_line(record: StepRecord, seconds_left: float | None) -> str:
-    """One iteration as `name=value` words, with the old tool's `iter=` and `loss=`."""
+    """Return one iteration as `name=value` words, with the old tool's `iter=` and `loss=`."""
     eta = "?" if seconds_left is None else duration(seconds_left).replace(" ", "_")
     line = (
         f"iter={record.iter:6d} of={record.n_iter} epoch={record.epoch} loss={record.loss:f} "
@@ -78,7 +78,7 @@ def measured(numbers: Mapping[str, float]) -> str:
 
 
 def evaluation_line(record: EvaluationRecord) -> str:
-    """One evaluation as `name=value` words."""
+    """Return one evaluation as `name=value` words."""
     loss = math.nan if record.val_loss is None else record.val_loss
     ppl = math.nan if record.perplexity is None else record.perplexity
     line = f"validation iter={record.iter:6d} val_loss={loss:f} perplexity={ppl:.4g}"
@@ -89,7 +89,7 @@ def evaluation_line(record: EvaluationRecord) -> str:
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """Return the beginning of a text, its line breaks shown as such."""
+    """Return the beginning of a text, with its line breaks shown."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n")
     return flat if len(flat) <= most else flat[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -97,8 +97,8 @@ def one_line(text: str, most: int = 200) -> str:
 class Display:
     """Shows a run on `stream`, standard output by default (see `nbllama.train.run.screen`).
 
-    Calls come in this order: `header`, `compiling` if kernels were compiled, `step` for each
-    iteration, `close`; `note` at any time.
+    The order of calls is `header`, `compiling` if kernels were compiled, `step` for each iteration,
+    `close`; `note` at any time.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -119,15 +119,15 @@ class Display:
         self.close()
 
     def note(self, text: str) -> None:
-        """One line that the user should see."""
+        """Print one line for the user."""
         self._console.print(Text(text), soft_wrap=True)
 
     def header(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Print what is going to be done, as aligned `name  value` lines."""
+        """Print the settings of the run as aligned `name  value` lines."""
         self._pairs(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Without a time: kernels are being compiled now; with one: how long it took."""
+        """Print that kernels are being compiled, or the time that it took."""
         if seconds is None:
             self.note("compiling kernels, once for this machine (up to a minute) ...")
         else:
@@ -146,7 +146,7 @@ class Display:
         if record.skipped:
             self.note(f"iteration {record.iter} skipped: loss or gradient not finite")
         if self._live is None:
-            # No thread of its own: all cores belong to the kernels.
+            # No separate thread: the kernels use all cores.
             self._live = Live(
                 console=self._console,
                 auto_refresh=False,
@@ -164,7 +164,7 @@ class Display:
             self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        """End the display; `pairs` is a summary. May be called twice, also after an error."""
+        """End the display; `pairs` is a summary. Can be called twice, also after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,8 +1,8 @@
-"""The verbs of the command `nbllama`, in the order of their use, and what else people type."""
+"""The verbs of the command `nbllama`, in the order of their use, and other names for them."""
 
 from __future__ import annotations
 
-# For each verb the module of its program, which has a function `main`, and what it does.
+# For each verb, the module of its program, which has a function `main`, and what it does.
 VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("nbllama.cli.finetune", "train a LoRA adapter on a GGUF model"),
     "show-data": ("nbllama.cli.show_data", "show what is trained in a file of training data"),
@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "gradcheck": ("nbllama.cli.gradcheck", "check the gradients of a model"),
 }
 
-# What the programs of llama.cpp and commands of other trainers are called, by the verb meant.
+# Names of llama.cpp's programs and of other trainers' commands, by the verb that replaces them.
 _ALSO = {
     "finetune": "llama-finetune train lora sft tune fine-tune qlora trainer",
     "show-data": "preprocess data dataset preview tokenize",

@@ -1,4 +1,4 @@
-"""The program: `python -m nbllama.verify`, which checks what an adapter does.
+"""The program: `python -m nbllama.verify`, which checks the effect of an adapter.
 
 Options: `nbllama.options.verify`. The checks: `nbllama.cli.checks`.
 """

@@ -1,1 +1,1 @@
-"""Models written again: adapters merged in, other weight types."""
+"""Writing models with merged adapters or other weight types."""

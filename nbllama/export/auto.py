@@ -1,8 +1,8 @@
-"""`--outtype auto`: for each merged matrix the smallest type that keeps what its pair does.
+"""`--outtype auto`: for each merged matrix the smallest type that keeps the effect of its pair.
 
-The effect of a pair is what it adds to the layer's products, squared and summed over the sample;
-what is lost is the same of the error of rounding. Both are quadratic in small changes, as the KL
-divergence of the model's output is.
+The effect of a pair is its contribution to the layer's products, squared and summed over the
+sample; the loss is the same for the rounding error. Both are quadratic in small changes, like the
+KL divergence of the model's output.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nbllama.quants import decode, nbytes
 
 KEEP = 0.95  # of the effect
 _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-"""From few bits to many; of two that are equal the K type first."""
+"""In ascending order of bits; of two equal ones the K type first."""
 
 
 class Plan(NamedTuple):
-    """`types`: id by name. `nbytes`: of all tensors as planned. `kept`: part of the effect."""
+    """A plan. `types`: id by name. `nbytes`: of all planned tensors. `kept`: part of the effect."""
 
     types: dict[str, int]
     nbytes: int
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 class Spool:
-    """Encoded tensors in a file without a name, until they are written: a `rewrite.Whole`."""
+    """Encoded tensors in an unnamed file until they are written: a `rewrite.Whole`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -57,7 +57,7 @@ class Spool:
         self._places[name] = (type_id, place, raw.size)
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Whether a tensor is kept here."""
+        """Return whether a tensor is kept here."""
         return name in self._places and self._places[name][0] == type_id
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
@@ -69,7 +69,7 @@ class Spool:
 
 @contextmanager
 def spool_beside(path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Open a spool on the disk that `path` will be on; it is gone after the `with` block."""
+    """Open a spool on the disk of `path`; it is removed after the `with` block."""
     with TemporaryFile(dir=os.path.dirname(os.path.abspath(path))) as file:
         yield Spool(file)
 
@@ -117,7 +117,7 @@ def plan(
 
 
 def _candidates(own: int, row: int) -> list[int]:
-    """Type ids from few bits to many, for rows of `row` weights; of equals the own type first."""
+    """Return type ids in ascending order of bits for rows of `row` weights; `own` before equals."""
     known = [TENSOR_TYPES[IDS[name]] for name in _LADDER]
     fit = [t for t in known if row % t.block_size == 0]
     return [t.id for t in sorted(fit, key=lambda t: (t.type_size / t.block_size, t.id != own))]

@@ -1,9 +1,9 @@
-"""Matrices rounded so that the products are kept, with inputs from a sample of the training data.
+"""Rounding of matrices that keeps their products with a sample of the training data.
 
-Rounding to the nearest code gives most weights back as they were: an adapter changes them by less
-than half a step. With error feedback (`nbllama.export.feedback`) a row's codes are chosen together.
-Each row is rounded twice, onto the scales that the base has and onto new ones for the merged
-weights, and the one with the smaller error of the products stays.
+Rounding to the nearest code returns most weights to their old values, because an adapter changes
+them by less than half a step. With error feedback (`nbllama.export.feedback`) a row's codes are
+chosen together. Each row is rounded twice, onto the base's scales and onto new ones for the merged
+weights, and the result with the smaller error of the products is kept.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from nbllama.quants.encode import quantise
 
 
 def rounds(name: str, type_id: int) -> bool:
-    """Whether a tensor that becomes this type can be rounded with error feedback."""
+    """Return whether a tensor that becomes this type can be rounded with error feedback."""
     return input_of(name) is not None and has_grid(type_id)
 
 
 class Encoded(NamedTuple):
-    """`raw`: the blocks, uint8 `[nbytes]`. `cost`: squared error of the products over the sample.
+    """A matrix. `raw`: blocks, uint8 `[nbytes]`. `cost`: squared error of the products, over all.
 
     `kept`: rows on the scales of the base; the others are on new ones.
     """
@@ -36,9 +36,9 @@ class Encoded(NamedTuple):
 
 
 class Rounder:
-    """Rounds the matrices of a model, block by block in ascending order.
+    """Round the matrices of a model, block by block in ascending order.
 
-    `kept`, `renewed`: rows that `round` left on the base's scales, and put on new ones.
+    `kept`, `renewed`: number of rows that `round` left on the base's scales, or put on new ones.
     """
 
     def __init__(self, inputs: BlockInputs) -> None:
@@ -47,11 +47,11 @@ class Rounder:
         self.kept = self.renewed = 0
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Whether a tensor that becomes this type is rounded here."""
+        """Return whether a tensor that becomes this type is rounded here."""
         return rounds(name, type_id)
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]`: uint8 `[nbytes]`; arguments and errors as of `encode`."""
+        """Encode w float32 `[R, n]` as uint8 `[nbytes]`; arguments and errors as for `encode`."""
         made = self.encode(name, type_id, w, base)
         self.kept += made.kept
         self.renewed += len(w) - made.kept
@@ -60,8 +60,8 @@ class Rounder:
     def encode(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> Encoded:
         """Round w float32 `[R, n]` onto one or two sets of scales, and keep the better rows.
 
-        `base`: the tensor's blocks before the merge, where they are of the same type. Raises
-        ValueError for weights that cannot be encoded, and for a block below that of the last call.
+        `base`: the tensor's blocks before the merge, if they have the same type. Raises ValueError
+        for weights that cannot be encoded, and for a block below that of the last call.
         """
         factor = self.factor(name)
         found, costs = [], []
@@ -76,23 +76,23 @@ class Rounder:
         return Encoded(raw, float(np.minimum(*costs).sum()), int(old.sum()))
 
     def effect(self, name: str, pair: Pair, scale: float) -> float:
-        """Compute what a pair adds to the products, squared, over the sample: as `cost`."""
+        """Return the squared contribution of a pair to the products over the sample, as `cost`."""
         factor = self.factor(name)
         a = np.float32(scale) * (pair.a[:, factor.order] @ factor.lower)  # (r, n)
         gram = pair.b.T @ pair.b
         return float(((gram @ a) * a).sum(axis=0) @ factor.importance)
 
     def lost(self, name: str, error: np.ndarray) -> float:
-        """Compute what an error `[R, n]` of the weights does to the products: as `cost`."""
+        """Return the squared effect of an error `[R, n]` of the weights, as `cost`."""
         factor = self.factor(name)
         moved = error[:, factor.order] @ factor.lower
         return float((moved * moved).sum(axis=0, dtype=np.float64) @ factor.importance)
 
     def factor(self, name: str) -> Factor:
-        """Factorise the second moments of what goes into a tensor, once for each input."""
+        """Factorise the second moments of a tensor's input, once for each input."""
         where = input_of(name)
         if where is None:
-            raise ValueError(f"{name} is no linear layer of a block")
+            raise ValueError(f"{name} is not a linear layer of a block")
         layer, source = where
         if layer < self._inputs.layer:
             raise ValueError(f"{name} comes after block {self._inputs.layer}")
@@ -101,7 +101,7 @@ class Rounder:
             self._inputs.advance()
         if source not in self._factors:
             if source not in self._inputs.moments:
-                raise ValueError("the forward pass does not show what goes into it")
-            # of no further use once it is factorised
+                raise ValueError("the forward pass does not provide its input")
+            # not needed after the factorisation
             self._factors[source] = factorise(self._inputs.moments.pop(source))
         return self._factors[source]

@@ -1,8 +1,8 @@
-"""A whole matrix rounded with error feedback (`nbllama.quants.encode.feedback` has the method).
+"""Rounding of a whole matrix with error feedback (method: `nbllama.quants.encode.feedback`).
 
 The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation in float64, in strips.
-Columns are taken in an order of their own: those with large inputs first, while all others can
-still make up for their errors. That is possible because every scale is known beforehand.
+Columns are sorted: those with large inputs come first, while all others can still compensate for
+their errors. This is possible because every scale is known beforehand.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from nbllama.quants import as_readonly
 from nbllama.quants.encode.feedback import round_piece
 
 PIECE = 256  # columns between two matrix products
-STRIP, WIDE = 512, 1024  # columns that are factorised, and that are brought up to date, at a time
+STRIP, WIDE = 512, 1024  # columns that are factorised, and that are updated, at a time
 DAMPING = 0.01
-"""What is added to the diagonal of H, as a part of its mean: it keeps H invertible where a sample
-has fewer tokens than the layer has inputs, and keeps inputs that the sample lacks from being
-thought of as free."""
+"""Damping, as a part of the mean of H's diagonal, to which it is added. It keeps H invertible if a
+sample has fewer tokens than the layer has inputs, and limits errors on inputs that the sample does
+not use."""
 _F32 = 0  # ggml's id
 
 
@@ -42,9 +42,9 @@ class Rounded(NamedTuple):
 
 
 def factorise(h: np.ndarray, damping: float = DAMPING) -> Factor:
-    """Factorise H float32 `[n, n]`, of which the lower triangle is read.
+    """Factorise H float32 `[n, n]`; only the lower triangle is read.
 
-    Raises ValueError for one that is not finite, or not positive definite in spite of the damping.
+    Raises ValueError if H is not finite, or not positive definite in spite of the damping.
     """
     diagonal = h.diagonal().astype(np.float64)
     if not np.isfinite(diagonal.sum()):
@@ -76,10 +76,10 @@ def _in_order(h: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _cholesky(a: np.ndarray) -> None:
-    """Replace a symmetric float64 matrix by its Cholesky factor, a strip of columns at a time.
+    """Replace a symmetric float64 matrix by its Cholesky factor, one strip of columns at a time.
 
-    Most of the work is in matrix products, which run at three times the speed of LAPACK's
-    factorisation of the whole; and there is no second copy of the matrix.
+    Most of the work is matrix products, which are three times as fast as LAPACK's factorisation of
+    the whole matrix, and there is no second copy of the matrix.
     """
     n = len(a)
     for at in range(0, n, STRIP):
@@ -87,7 +87,7 @@ def _cholesky(a: np.ndarray) -> None:
         a[at:end, at:end] = top = np.linalg.cholesky(a[at:end, at:end])
         a[at:end, end:] = 0.0
         a[end:, at:end] = strip = a[end:, at:end] @ np.linalg.inv(top).T
-        for first in range(end, n, WIDE):  # of the rest, what is below the diagonal
+        for first in range(end, n, WIDE):  # the rest, below the diagonal
             part = strip[first - end :]
             a[first:, first : first + WIDE] -= part @ part[:WIDE].T
 
@@ -107,7 +107,7 @@ def round_matrix(w: np.ndarray, grid: Grid, factor: Factor) -> Rounded:
     for end in range(n, 0, -PIECE):
         at = max(0, end - PIECE)
         m = end - at
-        wanted = weights[:, at:end].copy()  # it is overwritten, and may be all of the weights
+        wanted = weights[:, at:end].copy()  # it is overwritten, and can be all of the weights
         for first, last, panels in later:
             part = np.ascontiguousarray(factor.lower[first:last, at:end].T)
             raw = as_readonly(part.reshape(-1).view(np.uint8))

@@ -1,12 +1,12 @@
-"""Which tensor of a model gets which weight type: the file types of llama.cpp's `llama-quantize`.
+"""The weight type of each tensor of a model, by the file types of llama.cpp's `llama-quantize`.
 
 Rules and fallbacks are facts from `src/llama-quant.cpp` (`tensor_allows_quantization`,
 `llama_tensor_get_type_impl`, `tensor_type_fallback`), for models of llama's tensor names, without
 an importance matrix and without experts:
 
-- only matrices named `*.weight` that are no norms change type;
-- `output`, or `token_embd` where it is the output too, gets Q6_K (Q8_0 in a Q8_0 file, and where
-  a row is not whole blocks of the file's main type);
+- only matrices named `*.weight` that are not norms change type;
+- `output`, or `token_embd` if it is also the output, gets Q6_K (Q8_0 in a Q8_0 file, and if a row
+  is not whole blocks of the file's main type);
 - `attn_v`, `attn_qkv`, `attn_output` and `ffn_down` of the K mixes get more bits, in some or all
   blocks;
 - a row that is not whole blocks of 256 falls back to the nearest type with blocks of 32.
@@ -65,7 +65,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def file_type(name: str) -> FileType:
-    """Return the row of a name in either case; `UsageError` lists the names."""
+    """Return the row of a name in upper or lower case; `UsageError` lists the names."""
     upper = name.upper()
     found = FILE_TYPES.get(ALIASES.get(upper, upper))
     if found is None:
@@ -78,13 +78,13 @@ def file_type(name: str) -> FileType:
 
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor takes the file's type at all (numpy shape)."""
+    """Return whether a tensor takes the file's type at all (numpy shape)."""
     kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "_norm.weight")
     return len(shape) >= 2 and name.endswith("weight") and not name.endswith(kept)
 
 
 def fitting(kind: str, row: int) -> str:
-    """`kind`, or what llama.cpp takes instead for rows that are not whole blocks of it."""
+    """Return `kind`, or llama.cpp's replacement for rows that are not whole blocks of it."""
     if kind in BLOCK_OF_256 and row % 256:
         kind = _FALLBACK[kind]
     return "F16" if kind not in (*_PLAIN, *BLOCK_OF_256) and row % 32 else kind
@@ -99,9 +99,9 @@ def tensor_types(
     n_head_kv: int,
     pure: bool = False,
 ) -> dict[str, str]:
-    """Weight type by name of every tensor that takes one (see `may_change`), numpy shapes.
+    """Return the weight type by name of every tensor that takes one (see `may_change`).
 
-    `pure`: the main type for all of them. Where even blocks of 32 do not fit, F16.
+    Shapes are numpy's. `pure`: the main type for all of them. If even blocks of 32 do not fit, F16.
     """
     mixed = not pure and kind.main not in _PLAIN
     tied = "output.weight" not in shapes
@@ -129,13 +129,13 @@ def _of_output(kind: FileType, row: int) -> str:
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Whether a block is in the first or last eighth, or every third one between."""
+    """Return whether a block is in the first or last eighth, or every third one between."""
     eighth = n_layer // 8
     return layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
 
 
 def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
-    """Return the type of a tensor beside eight experts, where attention is a small part."""
+    """Return a tensor's type in a model with eight experts, in which attention is a small part."""
     if tensor in ("attn_v", "attn_k", "attn_qkv"):
         return "Q8_0" if tensor != "attn_qkv" else usual
     if tensor == "attn_output":
@@ -146,7 +146,7 @@ def _with_eight(mix: str, tensor: str, usual: str | None) -> str | None:
 def _in_block(
     mix: str, tensor: str, layer: int, n_layer: int, n_head: int, n_head_kv: int
 ) -> str | None:
-    """Return the type of a tensor that a mix treats apart; None: the main type."""
+    """Return the type of a tensor with a special rule in a mix; None for the main type."""
     more = _more_bits(layer, n_layer)
     if tensor == "attn_k":
         return None

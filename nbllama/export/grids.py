@@ -1,10 +1,11 @@
-"""The grids of quantised blocks: which values a weight may take, and codes put into blocks.
+"""The grids of quantised blocks: the possible values of a weight, and packing of codes.
 
 Every type here writes a weight as `scale * q - low` with an integer code q; `scale` and `low`
 belong to a group of 16 or 32 neighbouring weights. Layouts are in `nbllama.quants.legacy` and
 `nbllama.quants.kquants`; the numbers are, bit for bit, those that the decoders compute.
 
-Plain numpy: a matrix passes here twice, the time is in the rounding.
+It is plain numpy, because a matrix is processed here only twice and rounding takes most of the
+time.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Grid(NamedTuple):
     last: int
 
     def values(self, codes: np.ndarray) -> np.ndarray:
-        """Compute the weights float32 `[R, n]` that codes `[R, n]` stand for."""
+        """Compute the weights float32 `[R, n]` of codes `[R, n]`."""
         q = codes.reshape(*self.scale.shape, self.group).astype(np.float32)
         made: np.ndarray = self.scale[:, :, None] * q - self.low[:, :, None]
         return made.reshape(codes.shape)
 
 
 class _Kind(NamedTuple):
-    """How a type's blocks are read and written.
+    """Functions that read and write a type's blocks.
 
     `scales(blocks)` gives scale and low (None: 0) `[blocks, groups]`; `pack(blocks, codes)`
     writes codes uint8 `[blocks, block_size]`, counted from `first` on, into the blocks.
@@ -50,7 +51,7 @@ class _Kind(NamedTuple):
 
 
 def has_grid(type_id: int) -> bool:
-    """Whether a weight type has a grid of this kind."""
+    """Return whether a weight type has a grid of this kind."""
     return quant_type(type_id).name in _KINDS
 
 
@@ -68,9 +69,9 @@ def grid_of(type_id: int, raw: np.ndarray, shape: tuple[int, int]) -> Grid:
 
 
 def with_codes(type_id: int, raw: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises as `grid_of`."""
+    """Copy the blocks of `raw` with other codes, int8 `[R, n]`. Raises like `grid_of`."""
     kind, out = _kind(type_id), _blocks(type_id, raw, codes.size).copy()
-    least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written as it is
+    least = 0 if kind.pack is _bytes else kind.first  # a signed byte is written unchanged
     kind.pack(out, (codes.astype(np.int16) - least).astype(np.uint8).reshape(len(out), -1))
     return out.reshape(-1)
 
@@ -84,7 +85,7 @@ def _kind(type_id: int) -> _Kind:
 
 def _blocks(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
     if raw.dtype != np.uint8 or raw.size != nbytes(type_id, n_elements):
-        raise ValueError(f"{raw.size} bytes, wanted {nbytes(type_id, n_elements)}")
+        raise ValueError(f"{raw.size} bytes, expected {nbytes(type_id, n_elements)}")
     return np.asarray(raw).reshape(-1, quant_type(type_id).type_size)
 
 
@@ -121,7 +122,7 @@ def _q3_k(blocks: np.ndarray) -> Scales:
 
 
 def _six_bits(blocks: np.ndarray) -> Scales:
-    """Scales and lows of Q4_K and Q5_K (`nbllama.quants.kquants.scale_and_min`)."""
+    """Return scales and lows of Q4_K and Q5_K (`nbllama.quants.kquants.scale_and_min`)."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=1)
     low = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=1)
@@ -152,7 +153,7 @@ def _nibbles(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Pack the fifth bits from byte `at` on, the others behind them."""
+    """Pack the fifth bits from byte `at` on, and the others after them."""
 
     def pack(blocks: np.ndarray, codes: np.ndarray) -> None:
         blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
@@ -162,7 +163,7 @@ def _five_bits(at: int) -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def _across(bits: np.ndarray) -> np.ndarray:
-    """Byte j of 32 gets bit k from element 32 k + j of `bits` `[blocks, 256]`, 0 or 1."""
+    """Set bit k of byte j of 32 to element 32 k + j of `bits` `[blocks, 256]`, 0 or 1."""
     made: np.ndarray = np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little")[:, 0]
     return made
 

@@ -1,7 +1,7 @@
-"""What goes into each linear layer when a model with adapters reads a sample: its second moments.
+"""Second moments of the inputs of each linear layer when a model with adapters reads a sample.
 
-Block by block: the stream of all tokens `[T, C]` stays in memory, and a block is run on it when its
-tensors' turn has come. So there are never more than one block's matrices at a time.
+They are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a block is
+run on it when its tensors are needed. So memory holds only one block's matrices at a time.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Block and number of the input of a base tensor; None: no linear layer of a block."""
+    """Return block and input number of a base tensor; None if it is no linear layer of a block."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
-    if found[0].name == "down_shexp":  # what goes into it is no result that a watcher sees
+    if found[0].name == "down_shexp":  # a watcher does not get its input
         return None
     slot, layer = found
     return layer, _FUSED.get(slot.tensor, slot.source)
 
 
 def source_nodes(hp: Hparams) -> dict[str, int]:
-    """Find which nodes of a block go into its linear layers: numbers of inputs by name.
+    """Return the nodes of a block that are inputs of its linear layers: input numbers by name.
 
-    A node that no norm makes, the block's own input, has the name "".
+    The block's own input, which no norm makes, has the name "".
     """
     kind = hp.activation
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
     nodes = {"attn_norm" if hp.attn_norm else "": 0, act: 3}
     nodes |= {"attn_gated" if hp.attn_gate else "kqv_out": 1, "conv_mixed": 1, "delta_out": 1}
-    if not hp.side_by_side:  # else feed-forward reads what attention reads
+    if not hp.side_by_side:  # else feed-forward has the same input as attention
         nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
     return nodes
 
@@ -56,7 +56,7 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
 def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
     """Add xᵀ x, x float32 `[N, n]`, to the lower triangle of h float32 `[n, n]`, in strips of rows.
 
-    What lies above the diagonal is undefined. The same bits with any number of threads.
+    Elements above the diagonal are undefined. The bits are the same with any number of threads.
     """
     turned = np.ascontiguousarray(x.T)
     n, tokens = turned.shape
@@ -71,9 +71,9 @@ def add_second_moments(x: np.ndarray, h: np.ndarray) -> None:
 
 
 class BlockInputs:
-    """Second moments of the inputs of the blocks' linear layers, a block at a time.
+    """Second moments of the inputs of the blocks' linear layers, one block at a time.
 
-    A `nbllama.model.watching.Watcher` while a block runs.
+    It is a `nbllama.model.watching.Watcher` while a block runs.
     """
 
     def __init__(self, model: Model, adapter: Adapter | None, batches: Sequence[Batch]) -> None:
@@ -92,16 +92,16 @@ class BlockInputs:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the sample."""
+        """Number of tokens in the sample."""
         return sum(b.n_tokens for b in self._batches)
 
     def advance(self) -> None:
-        """Run the next block: `moments` float32 `[n, n]` by number of the input are then its own.
+        """Run the next block; `moments` (float32 `[n, n]` by input number) are then those of it.
 
-        Raises `RuntimeError` if someone watches the model.
+        Raises `RuntimeError` if the model has a watcher already.
         """
         if self._model.watch is not None:
-            raise RuntimeError("the model is watched already")
+            raise RuntimeError("the model has a watcher already")
         self.layer += 1
         self.moments = {}
         self._model.watch = self
@@ -118,7 +118,7 @@ class BlockInputs:
             self.moments[2] = self.moments[0].copy()
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
-        """Add what goes into a layer to its second moments."""
+        """Add an input of a layer to its second moments."""
         source = self._nodes.get(name)
         if source is None:
             return
@@ -131,7 +131,7 @@ class BlockInputs:
         """See `Watcher`; nothing is to be done."""
 
     def wants(self, name: str, layer: int = -1) -> bool:
-        """Nothing that the passes do not need."""
+        """Return False: no nodes in addition to those that the passes need."""
         return False
 
     def attention(

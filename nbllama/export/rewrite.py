@@ -1,8 +1,8 @@
-"""Write a model again, piece by piece: other weight types, adapters merged in.
+"""Write a model again, piece by piece, with other weight types or merged adapters.
 
-Of a tensor only a few rows are in memory at a time, as float32: decoded, the adapters' deltas
-added, encoded, and decoded once more to measure what the encoding cost. Tensors that change neither
-type nor values are copied as bytes.
+Only a few rows of a tensor are in memory at a time, as float32: they are decoded, the adapters'
+deltas are added, and they are encoded, and decoded again to measure the error of encoding. Tensors
+that change neither type nor values are copied as bytes.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ PIECE = 1 << 21
 
 
 class Whole(Protocol):
-    """What encodes some tensors whole, instead of a few rows at a time (`export.calibrated`).
+    """An encoder of whole tensors, instead of a few rows at a time (`export.calibrated`).
 
     Tensors then come block by block, in ascending order.
     """
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Whether a tensor that becomes this type is encoded here."""
+        """Return whether a tensor that becomes this type is encoded here."""
         ...
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Encode w float32 `[R, n]`: uint8 `[nbytes]`.
+        """Encode w float32 `[R, n]` as uint8 `[nbytes]`.
 
-        `base`: the tensor's bytes in the file that is read, where the type stays. Raises ValueError
-        for weights that cannot be encoded.
+        `base`: the tensor's bytes in the input file, if the type stays. Raises ValueError for
+        weights that cannot be encoded.
         """
         ...
 
@@ -56,7 +56,7 @@ _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
 
 @dataclass
 class Change:
-    """What became of all tensors of one type that are now of another: sums over their weights."""
+    """Sums over the weights of all tensors that changed from one type to another."""
 
     tensors: int = 0
     weights: int = 0
@@ -66,12 +66,12 @@ class Change:
 
     @property
     def rmse(self) -> float:
-        """Root mean square of what encoding changed; the merged weights are the truth."""
+        """Root mean square error of encoding, relative to the merged weights."""
         return math.sqrt(self.errors / self.weights)
 
     @property
     def relative(self) -> float:
-        """`rmse` as a fraction of the weights' own root mean square; 0 for weights all zero."""
+        """`rmse` as a fraction of the weights' root mean square; 0 if all weights are zero."""
         return math.sqrt(self.errors / self.squares) if self.squares else 0.0
 
 
@@ -81,7 +81,7 @@ Changes = dict[tuple[str, str], Change]
 def writable_type(type_id: int, row: int) -> int:
     """Return the type itself if it can be written, else the next wider one that can.
 
-    Of equally wide types the K type, where rows of `row` weights are whole blocks of it.
+    Of equally wide types it is the K type, if rows of `row` weights are whole blocks of it.
     """
     t = TENSOR_TYPES[type_id]
     if t.name in QUANTISED:
@@ -95,7 +95,7 @@ def writable_type(type_id: int, row: int) -> int:
 
 
 def metadata_for(f: GGUFFile, file_type: int | None) -> list[tuple[str, object, ValueType]]:
-    """All keys of `f`, with another `general.file_type` unless that is None."""
+    """Return all keys of `f`, with another `general.file_type` unless that is None."""
     entries = list(f.entries())
     if file_type is None:
         return entries
@@ -119,12 +119,12 @@ def rewrite(
 ) -> Changes:
     """Write the tensors of `f` to `path` in one atomic step (see `nbllama.system.files`).
 
-    `types`: type id by tensor name, for tensors that are to change; all others keep theirs.
-    `deltas`: by tensor name, what to add: (scale, pair) adds scale * B A. `progress(done, total,
-    name)` is called before each tensor. `whole` encodes the tensors that it takes. Returns a
-    `Change` by (old type, new type).
+    `types`: new type id by tensor name; tensors that are not in it keep theirs. `deltas`: the
+    values to add by tensor name: (scale, pair) adds scale * B A. `progress(done, total, name)` is
+    called before each tensor. `whole` encodes the tensors that it takes. Returns a `Change` by (old
+    type, new type).
 
-    Raises GGUFError for weights that are not finite or do not fit their new type, and when `f`
+    Raises GGUFError for weights that are not finite or do not fit their new type, and if `f`
     changes meanwhile; `OutputError` if the path cannot be written; ValueError for a type that
     cannot be written and for a delta without a tensor.
     """
@@ -155,7 +155,7 @@ def rewrite(
 
 
 def _block(name: str) -> int:
-    """Return the number of the block that a tensor is in, -1 outside of them."""
+    """Return the number of a tensor's block, -1 outside the blocks."""
     found = _IN_BLOCK.match(name)
     return int(found[1]) if found else -1
 
@@ -198,7 +198,7 @@ def _pieces(
         except ValueError as e:
             raise f.error(f"tensor '{info.name}'", str(e)) from e
         flat = x.reshape(-1)
-        with np.errstate(over="ignore"):  # squares of weights that float32 itself can hold
+        with np.errstate(over="ignore"):  # the squares can overflow where the weights do not
             change.squares += float(np.dot(flat, flat))
             flat -= decode(new, out, flat.size)
             change.errors += float(np.dot(flat, flat))
@@ -208,9 +208,9 @@ def _pieces(
 
 
 def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
-    """Add to x `[n, n_in]`, rows from `start` on, what the pair adds to them.
+    """Add the pair's contribution to x `[n, n_in]`, the rows from `start` on.
 
-    The rows of a tensor of experts are counted over all of them.
+    The rows of a tensor of experts are counted over all experts.
     """
     if pair.a.ndim == 2:
         x += np.float32(scale) * (pair.b[start : start + len(x)] @ pair.a)
@@ -223,9 +223,9 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
-    """Types that keep every tensor's own where it can be written, for `rewrite`.
+    """Return types for `rewrite` that keep every tensor's own if it can be written.
 
-    Also one line for each type that merged tensors have and that cannot be written.
+    Also returns one line for each type of merged tensors that cannot be written.
     """
     types: dict[str, int] = {}
     moved: dict[tuple[int, int], int] = {}

@@ -1,1 +1,1 @@
-"""Text out of a model: sessions with a KV cache, samplers, and a context that is kept full."""
+"""Text generation: sessions with a KV cache, samplers, and context shifts."""

@@ -1,8 +1,8 @@
-"""Greedy answers to many prompts side by side.
+"""Greedy answers to many prompts in parallel.
 
-One token of one sequence leaves the matrix product with nothing to share: each weight is decoded
-for it alone. Here every step takes one token of each sequence that is still talking. What all
-prompts begin with, such as a system message, goes through the model once.
+With one token of one sequence, each weight is decoded for this token alone. Here every step takes
+one token of each sequence that has not ended, and decodes each weight once. The common beginning of
+all prompts, such as a system message, goes through the model once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 
-AT_ONCE = 16  # sequences; the cache is that many times the longest one
+AT_ONCE = 16  # sequences; the cache has this many times the size of the longest one
 
 
 def generate_many(
@@ -34,10 +34,10 @@ def generate_many(
     tell: Callable[[int, list[int]], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt greedily.
+    """Complete each prompt greedily.
 
-    Computes in float32, as `generation.Session(exact=True)`; near ties apart, the answers are that
-    session's.
+    Computes in float32, as `generation.Session(exact=True)`. The answers are the same as that
+    session's, except for near ties.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def generate_many(
     prompts : sequence of sequences of int
         Token ids of each prompt, at least one.
     max_new_tokens : int
-        The most tokens of an answer.
+        Maximum number of tokens per answer.
     adapter : Adapter, optional
         LoRA pairs to apply.
     at_once : int
-        How many prompts are worked on together.
+        Number of prompts that are processed together.
     tell : callable, optional
         Called with (number, tokens) of each answer once its group is ready.
     check : callable, optional
@@ -70,7 +70,7 @@ def generate_many(
         raise ValueError("at_once must be at least 1, max_new_tokens at least 0")
     for prompt in prompts:
         if not prompt:
-            raise UsageError("nothing to continue from: a prompt has no tokens")
+            raise UsageError("nothing to complete: a prompt has no tokens")
         if min(prompt) < 0 or max(prompt) >= model.hp.n_vocab:
             raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab}")
     answers: list[list[int]] = []
@@ -84,7 +84,7 @@ def generate_many(
 
 
 class _Group:
-    """Some sequences growing together; row r of the cache is that of prompt r."""
+    """Some sequences that grow together; row r of the cache belongs to prompt r."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Group:
         self._max_new = max_new_tokens
         self._prompts = [list(p) for p in prompts]
         longest, n = max(map(len, prompts)), len(prompts)
-        # at least one token of each prompt is left to tell what comes next
+        # at least one token of each prompt is left, which gives the next logits
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
@@ -112,7 +112,7 @@ class _Group:
         self._acts = model.forward_activations(adapter, most)
 
     def run(self) -> list[list[int]]:
-        """Write the answers, prompt by prompt."""
+        """Return the answers in the order of the prompts."""
         n, shared = len(self._prompts), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
         if self._max_new == 0:
@@ -141,7 +141,7 @@ class _Group:
 
     @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:
-        """`tokens[i]` behind what row `rows[i]` has; the last block's output is left in acts."""
+        """Append `tokens[i]` to row `rows[i]`; the last block's output is left in acts."""
         counts = [len(t) for t in tokens]
         past = [self._lengths[row] for row in rows]
         batch = Batch(
@@ -175,7 +175,7 @@ class _Group:
             self._lengths[row] += count
 
     def _put(self, cache: np.ndarray, new: np.ndarray, batch: Batch, rows: list[int]) -> np.ndarray:
-        """Store `new` `[N, G, D]` and return all keys or values of `rows`, end to end."""
+        """Store `new` `[N, G, D]` and return all keys or values of `rows`, concatenated."""
         whole = []
         for i, row in enumerate(rows):
             first, last = batch.seq_offsets[i : i + 2].tolist()
@@ -185,7 +185,7 @@ class _Group:
         return np.concatenate(whole)
 
     def _logits(self, tokens: list[list[int]]) -> np.ndarray:
-        """Logits `[rows, V]` after the last token of each row."""
+        """Return the logits `[rows, V]` after the last token of each row."""
         ends = _offsets([len(t) for t in tokens])[1:] - 1
         x = self._acts.x(self.model.hp.n_layer, sum(map(len, tokens)))[ends]
         pool = self._acts.pool("panels")

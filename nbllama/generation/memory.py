@@ -1,7 +1,7 @@
-"""What a session will hold of memory of its own, told before it is made.
+"""The private memory of a session, computed before it is made.
 
-The weights are not a part of it: they lie in the mapped file, whose pages the system drops and
-reads again as it likes, so that a model may be larger than memory.
+The weights are not part of it: they are in the mapped file, whose pages the system can drop and
+read again, so a model can be larger than memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbllama.ops.linear.matmul import scratch_bytes
 class SessionMemory(NamedTuple):
     """Bytes.
 
-    `cache`: keys, values and states. `activations`: of the tokens of a prompt that are read
+    `cache`: keys, values and states. `activations`: those of the prompt tokens that are read
     together. `scratch`: tiles and packed keys and values of all threads. `rest`: logits, angles of
     RoPE, and a single token's scores.
     """
@@ -32,19 +32,19 @@ class SessionMemory(NamedTuple):
 
     @property
     def arena(self) -> int:
-        """All but the cache."""
+        """Everything except the cache."""
         return self.activations + self.scratch + self.rest
 
     @property
     def private(self) -> int:
-        """What the session takes and cannot give back."""
+        """The memory that the session needs and the system cannot drop."""
         return self.cache + self.arena
 
 
 def session_memory(
     model: Weights, adapter: Adapter | None, n_ctx: int, *, step: int, threads: int
 ) -> SessionMemory:
-    """Of `generation.Session(model, adapter, n_ctx, step=step)` with `threads` threads."""
+    """Compute it for `generation.Session(model, adapter, n_ctx, step=step)`; `threads`: number."""
     hp, step = model.hp, min(step, n_ctx)
     own, common = forward_floats(n_ctx, n_ctx, 1, n_kv=hp.n_head_kv, d=hp.head_dim)
     layers = hp.attention_layers

@@ -1,4 +1,4 @@
-"""A model that writes text: prompts and chats in, text out."""
+"""A model that generates text from prompts and chats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 class Model(passes.Model):
-    """A GGUF model ready to compute, and to write; made by `nbllama.load_model`."""
+    """A GGUF model that computes and generates text; made by `nbllama.load_model`."""
 
     def generate(
         self,
@@ -35,34 +35,34 @@ class Model(passes.Model):
         exact: bool = False,
         **sampling: Any,
     ) -> str:
-        """Continue a text, or answer in a chat.
+        """Complete a text, or answer in a chat.
 
         Parameters
         ----------
         prompt : str or list of dict
-            A text is continued as it is. Messages (`{"role": "user", "content": "..."}`) go
-            through the chat template, and the answer of the assistant is returned.
+            A text is completed without a template. Messages (`{"role": "user", "content": "..."}`)
+            go through the chat template, and the answer of the assistant is returned.
         adapter : Adapter, optional
             LoRA adapter that is applied to the model.
         max_tokens : int
-            Longest answer, in tokens.
+            Maximum length of the answer, in tokens.
         temperature : float
-            0: always the most likely token (greedy). Above 0: tokens are drawn.
+            0: always the most likely token (greedy). Above 0: tokens are sampled.
         chat_template : str
             Name of a template ("chatml", "llama-3", ...) or a file with one, instead of the
             model's own.
         exact : bool
-            Keep activations in float32 where a single token's would be rounded to 8 bits.
+            Keep a single token's activations in float32 instead of rounding them to 8 bits.
         **sampling
-            llama.cpp's samplers by its names and with its defaults: `top_k` (40), `top_p` (0.95),
+            llama.cpp's samplers, with its names and defaults: `top_k` (40), `top_p` (0.95),
             `min_p` (0.05), `typical`, `repeat_penalty`, `repeat_last_n`, `frequency_penalty`,
             `presence_penalty`, `mirostat`, `mirostat_lr`, `mirostat_ent`, and `seed` (the same
-            seed draws the same tokens; without one, a new seed is taken).
+            seed gives the same tokens; by default a new seed is chosen).
 
         Returns
         -------
         str
-            The new text alone. It ends before the token that ends a turn.
+            The new text only. It ends before the token that ends a turn.
 
         Raises
         ------
@@ -88,15 +88,15 @@ class Model(passes.Model):
         exact: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Yield the text of `generate` piece by piece, as it is written.
+        """Yield the text of `generate` in pieces, as it is generated.
 
-        Parameters are those of `generate`, and are checked at once. A piece is one or more whole
-        characters.
+        Parameters are those of `generate`, and are checked immediately. A piece is one or more
+        whole characters.
         """
         params = sampling_params(temperature, sampling)
         (ids,) = self._prompts([prompt], chat_template)
         n_ctx = self._context([ids], max_tokens)
-        # the sampler's look back at n_ctx tokens; the predictor never uses the last one
+        # the sampler uses the last n_ctx tokens; the predictor never uses the last place
         sampler = Sampler(params, self.hp.n_vocab, n_ctx)
         predictor = Predictor(self, adapter, sampler, n_ctx + 1, exact=exact)
         predictor.append(ids)
@@ -111,22 +111,22 @@ class Model(passes.Model):
         chat_template: str = "",
         at_once: int = AT_ONCE,
     ) -> list[str]:
-        """Greedy answers to many prompts, several of them at a time.
+        """Answer many prompts greedily, several of them at a time.
 
-        Computes in float32, so that a near tie can come out otherwise than from `generate`, unless
-        that is called with `exact=True`. Parameters that are not listed are those of `generate`.
+        Computes in float32, so a near tie can have another result than in `generate`, unless that
+        is called with `exact=True`. Parameters that are not listed are those of `generate`.
 
         Parameters
         ----------
         prompts : list of str or list of messages
             Each as for `generate`.
         at_once : int
-            Prompts that are worked on together: more is faster and takes more memory.
+            Prompts that are processed together; more is faster and needs more memory.
 
         Returns
         -------
         list of str
-            One answer for each prompt, in their order.
+            One answer per prompt, in their order.
         """
         if at_once < 1:
             raise UsageError(f"at_once: '{shown(at_once)}' is not allowed; give 1 or more")
@@ -140,7 +140,7 @@ class Model(passes.Model):
         return texts
 
     def _prompts(self, prompts: Sequence[Prompt], chat_template: str) -> list[list[int]]:
-        """Token ids of each prompt."""
+        """Return the token ids of each prompt."""
         found: list[list[int]] = []
         template: ChatTemplate | None = None
         read = [p if isinstance(p, str) else _messages(p) for p in prompts]
@@ -152,15 +152,15 @@ class Model(passes.Model):
                     if template is None:
                         source = find_layout(chat_template).source if chat_template else None
                         template = chat_template_for(self.tokenizer, source)
-                        stack.callback(template.close)  # it is a process with memory of its own
+                        stack.callback(template.close)  # it is a process with its own memory
                     ids = prompt_ids(self.tokenizer, template, prompt)
                 if not ids:
-                    raise UsageError("nothing to continue from: the prompt is empty")
+                    raise UsageError("nothing to complete: the prompt is empty")
                 found.append(ids)
         return found
 
     def _context(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
-        """Tokens of the longest text; a warning where the model was not trained for that many."""
+        """Return the tokens of the longest text; warn if the model was trained with fewer."""
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
             raise UsageError(
                 f"max_tokens: '{shown(max_tokens)}' is not allowed; give a whole number, 0 or more"
@@ -168,7 +168,7 @@ class Model(passes.Model):
         longest, trained = max(map(len, prompts), default=0), self.hp.n_ctx_train
         if 0 < trained < longest:
             warnings.warn(
-                f"a prompt has {longest} tokens, the model was trained with {trained}",
+                f"a prompt has {longest} tokens, but the model was trained with {trained}",
                 stacklevel=4,
             )
         return longest + max_tokens
@@ -192,7 +192,7 @@ def _messages(prompt: object) -> list[dict[str, Any]]:
         and all(isinstance(m, Mapping) for m in prompt)
     ):
         return [dict(m) for m in prompt]
-    raise UsageError("a prompt is a text, or a list of messages with role and content")
+    raise UsageError("a prompt must be a text, or a list of messages with role and content")
 
 
 def load_model(
@@ -203,16 +203,16 @@ def load_model(
     rope_freq_scale: float | None = None,
     pre: str | None = None,
 ) -> Model:
-    """Open a GGUF model. Weights stay memory-mapped, as they are in the file.
+    """Open a GGUF model. Weights stay memory-mapped, in the types of the file.
 
     Parameters
     ----------
     path : str or path
         A GGUF file.
     rms_eps, rope_freq_base, rope_freq_scale : float, optional
-        Numbers that replace those of the file.
+        Constants that replace those of the file.
     pre : str, optional
-        Name of the pre-tokenizer, where the file names one that is not known.
+        Name of the pre-tokenizer, if the file names an unknown one.
 
     Raises
     ------

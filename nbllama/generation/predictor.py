@@ -1,7 +1,7 @@
-"""A text that grows: tokens that are given, tokens that are drawn, and the context they must fit.
+"""A growing text: given tokens, generated tokens, and the context that they must fit.
 
-The context is handled as in llama.cpp's completion program: when it is full, either the older half
-of it is forgotten (`shift`), or the text ends.
+The context is handled as in llama.cpp's completion program: if it is full, either its older half is
+dropped (`shift`), or the text ends.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ContextFull(NbllamaError):
 class Predictor:
     """Tokens of one text, and the session that has read some or all of them.
 
-    `n_ctx`: most tokens that the model looks back on, one of which is never used, as in llama.cpp.
-    `batch`: tokens of a prompt that are computed together. `keep`: tokens at the start that a shift
-    keeps. `exact`: see `Session`. `check` is called between the blocks of the model and may raise.
+    `n_ctx`: size of the context, of which one place is never used, as in llama.cpp. `batch`: tokens
+    of a prompt that are computed together. `keep`: tokens at the start that a shift keeps. `exact`:
+    see `Session`. `check` is called between the blocks of the model and may raise.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Predictor:
 
     @property
     def n_read(self) -> int:
-        """Tokens of the text that the session has read, forgotten ones included."""
+        """Number of tokens that the session has read, including dropped ones."""
         return self._forgotten + self._session.cache.length
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -64,9 +64,9 @@ class Predictor:
         self.tokens += tokens
 
     def become(self, tokens: Sequence[int]) -> None:
-        """Make `tokens` the text; what was read of its beginning need not be read again.
+        """Set the text to `tokens`; a beginning that was read already is not read again.
 
-        Raises `ContextFull` where it differs in tokens that were forgotten.
+        Raises `ContextFull` if it differs in tokens that were dropped.
         """
         same = 0
         for old, new in zip(self.tokens[: self.n_read], tokens[:-1], strict=False):
@@ -75,18 +75,18 @@ class Predictor:
             same += 1
         left = self._session.cache.length - (self.n_read - same)
         if left < 0 or (self._forgotten and left <= self.keep):
-            raise ContextFull("the start of the text was forgotten and cannot be changed")
+            raise ContextFull("the start of the text was dropped and cannot be changed")
         self._session.truncate(left)
         self.tokens = list(tokens)
         self._accepted = same
 
     def reset_sampler(self) -> None:
-        """Penalties forget the text so far, and the random numbers begin anew."""
+        """Reset the penalties and the random numbers."""
         self.sampler.reset()
         self._accepted = len(self.tokens)
 
     def draw(self, most: int, eog: frozenset[int]) -> Iterator[int]:
-        """Up to `most` further tokens (below 0: any number), the last one perhaps one of `eog`.
+        """Yield up to `most` further tokens (below 0: any number), until one of `eog`.
 
         Raises `ContextFull`.
         """
@@ -101,9 +101,9 @@ class Predictor:
                 return
 
     def read(self) -> np.ndarray:
-        """Read the rest of the text; logits float32 `[V]` after it. Raises `ContextFull`.
+        """Read the rest of the text; return the logits float32 `[V]` after it.
 
-        If the check of the session raises, a later call goes on where this one was.
+        Raises `ContextFull`. If the check of the session raises, a later call continues there.
         """
         self._accept()
         start, begun = time.monotonic(), self.n_read
@@ -131,20 +131,20 @@ class Predictor:
 
 
 class Times:
-    """Tokens and seconds of reading prompts (several tokens at once) and of drawing."""
+    """Tokens and seconds of reading prompts (several tokens at once) and of generating."""
 
     def __init__(self) -> None:
         self.prompt = self.answer = (0, 0.0)
 
     def add(self, n: int, seconds: float) -> None:
-        """Count a pass of `n` tokens: more than one are a prompt's, one is an answer's."""
+        """Count a pass of `n` tokens: several belong to a prompt, one to an answer."""
         if n > 1:
             self.prompt = (self.prompt[0] + n, self.prompt[1] + seconds)
         else:
             self.answer = (self.answer[0] + 1, self.answer[1] + seconds)
 
     def line(self) -> str:
-        """Both as tokens and tokens per second."""
+        """Return both as tokens and tokens per second."""
         parts = []
         for name, (n, seconds) in (("read", self.prompt), ("written", self.answer)):
             if n:

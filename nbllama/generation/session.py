@@ -1,4 +1,4 @@
-"""Greedy generation with a KV cache: what a model says, with or without an adapter."""
+"""Greedy generation with a KV cache, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes + states
 
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put the new tokens' keys and values behind the old ones; returns all of them."""
+        """Append the new tokens' keys and values, and return all of them."""
         at, end = self.layers.index(layer), self.length + len(k)
         self.k[at, self.length : end] = k
         self.v[at, self.length : end] = v
         return self.k[at, :end], self.v[at, :end]
 
     def cut(self, start: int, end: int) -> None:
-        """Take out the tokens from `start` up to `end`; what is behind them moves down as it is.
+        """Remove the tokens from `start` up to `end`; those after them move down unchanged.
 
-        With states the last tokens cannot be taken out: then all of them are.
+        With states, the last tokens cannot be removed alone: then all of them are.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
@@ -60,18 +60,18 @@ class KVCache:
             self.states.clear()
             start = 0
         left = self.length - end
-        for x in (*self.k, *self.v):  # a block at a time: numpy copies what overlaps
+        for x in (*self.k, *self.v):  # one block at a time, as numpy copies overlapping arrays
             x[start : start + left] = x[end : self.length]
         self.length = start + left
 
 
 class Session:
-    """One sequence growing token by token.
+    """One sequence that grows token by token.
 
     `step`: tokens of a prompt that go through the model together. `check` is called between
-    blocks; if it raises, the session is as it was before the step. A single token takes the short
-    way (`nbllama.generation.token_program`); without `exact` it meets quantised weights in
-    integers, as in llama.cpp.
+    blocks; if it raises, the session is as before the step. A single token takes the fast path
+    (`nbllama.generation.token_program`), in which products with quantised weights are integer, as
+    in llama.cpp, unless `exact`.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Session:
 
     @own_cores()
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Append tokens; logits float32 `[V]` after the last one.
+        """Append tokens; return the logits float32 `[V]` after the last one.
 
-        Raises `UsageError` when the context is full or a token is not in the vocabulary.
+        Raises `UsageError` if the context is full or a token is not in the vocabulary.
         """
         if len(tokens) == 0:
-            raise UsageError("nothing to continue from: the prompt has no tokens")
+            raise UsageError("nothing to complete: the prompt has no tokens")
         if self.cache.length + len(tokens) > self.cache.n_ctx:
             raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
         ids = np.array(tokens, np.int64)
@@ -116,7 +116,7 @@ class Session:
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)
-            # a program has no places where someone could watch
+            # a program has no nodes to watch
             if len(part) == 1 and self.model.watch is None and self._has_program:
                 logits = self._run_single(part)
                 continue
@@ -126,25 +126,26 @@ class Session:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens; of a model with states (`States`), all.
+        """Drop all except the first `length` tokens; for a model with states (`States`), all.
 
-        `cache.length` says how many are left. Raises ValueError if there are fewer than `length`.
+        `cache.length` is the number of remaining tokens. Raises ValueError if there are fewer than
+        `length`.
         """
         self.cache.cut(length, self.cache.length)
 
     def shift(self, start: int, count: int) -> None:
-        """Forget `count` tokens from `start` on, and count the ones behind them `count` less.
+        """Drop `count` tokens from `start` on, and move the later ones `count` positions back.
 
-        Keys behind the gap are turned back by `count` positions. They still hold what they once
-        read from the tokens that are gone. llama.cpp: `llama_memory_seq_rm`,
-        `llama_memory_seq_add`. Raises ValueError if there are no such tokens.
+        Keys after the gap are rotated back by `count` positions. They still contain information
+        from the dropped tokens. llama.cpp: `llama_memory_seq_rm`, `llama_memory_seq_add`. Raises
+        ValueError if there are no such tokens.
         """
         self.cache.cut(start, start + count)
         for layer, keys in zip(self.cache.layers, self.cache.k, strict=True):
             _turn_back(self.model, layer, keys[start : self.cache.length], count)
 
     def _embed(self, tokens: np.ndarray) -> Batch:
-        """Return the tokens' place in the sequence; their embeddings are left in acts.x(0)."""
+        """Return the tokens' positions in the sequence; their embeddings are left in acts.x(0)."""
         n, past = len(tokens), self.cache.length
         batch = Batch(
             tokens,
@@ -156,7 +157,7 @@ class Session:
         return batch
 
     def _run_single(self, token: np.ndarray) -> np.ndarray:
-        """One token through the whole model; its logits `[V]`."""
+        """Run one token through the whole model; return its logits `[V]`."""
         if self._program is None:
             x = self._acts.x(0, 1)[0]
             self._program = TokenProgram(
@@ -170,7 +171,7 @@ class Session:
         return logits.copy()
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens through all blocks; the last one's residual stream `[1, C]`."""
+        """Run tokens through all blocks; return the last one's residual stream `[1, C]`."""
         n, past = len(tokens), self.cache.length
         batch = self._embed(tokens)
         offsets, states = np.array([0, past + n], np.int32), self.cache.states

@@ -1,7 +1,7 @@
-"""What sequences carry from token to token in blocks without attention.
+"""The states of sequences in blocks without attention.
 
-A state stands for all tokens before it, so that a text can only grow, or begin again: no state of
-an earlier place is kept.
+A state summarises all tokens before it, so a text can only grow, or start again: no state of an
+earlier position is kept.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from nbllama.model.mixers import Carried
 
 
 def state_floats(hp: Hparams) -> int:
-    """Numbers that one sequence carries."""
+    """Return the number of floats in the states of one sequence."""
     shapes = (shape for i in range(hp.n_layer) for shape in state_shapes(hp, i).values())
     return sum(int(np.prod(shape)) for shape in shapes)
 
 
 class States:
-    """States of `rows` sequences, all of them zero at first: float32 `[rows, ...]`.
+    """States of `rows` sequences, initially zero: float32 `[rows, ...]`.
 
-    A step's new states take the place of the old ones in `commit`, once all blocks are done.
+    `commit` replaces the old states by those of the step, once all blocks are done.
     """
 
     def __init__(self, hp: Hparams, rows: int) -> None:
@@ -41,13 +41,13 @@ class States:
         return sum(a.nbytes for of in self._arrays for a in of.values())
 
     def begin(self, rows: Sequence[int]) -> None:
-        """Say which sequences the batches until `commit` have, in their order."""
+        """Set the sequences of the batches until `commit`, in their order."""
         self._new: dict[int, Carried] = {}
         self._rows = list(rows)
         self._all = self._rows == list(range(self._count))
 
     def exchange(self, layer: int) -> Carried:
-        """Return a block's states in front of the batch's tokens, and memory for those behind."""
+        """Return a block's states before the batch's tokens, and memory for those after them."""
         of = self._arrays[layer]
         before = of if self._all else {name: a[self._rows] for name, a in of.items()}
         carried = Carried(before, {name: np.empty_like(a) for name, a in before.items()})
@@ -65,13 +65,13 @@ class States:
         self._new = {}
 
     def copy_first(self) -> None:
-        """Give every sequence the state of the first."""
+        """Copy the state of the first sequence to all others."""
         for of in self._arrays:
             for a in of.values():
                 a[1:] = a[:1]
 
     def clear(self) -> None:
-        """Set all states to zero, as in front of a text."""
+        """Set all states to zero, as before a text."""
         for of in self._arrays:
             for a in of.values():
                 a.fill(0)

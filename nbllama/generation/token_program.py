@@ -1,8 +1,7 @@
-"""The program by which one token goes through a model: all its phases, written once.
+"""The program that runs one token through a model: all phases, written once.
 
-`nbllama.model.block` says the same for any number of tokens; here each of its lines is a row of a
-table
-(`nbllama.ops.token`) that the threads read. A model's whole variety is in which rows there are.
+`nbllama.model.block` computes the same for any number of tokens. Here each of its lines is a row of
+a table (`nbllama.ops.token`) that the threads read. Models differ only in the rows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class TokenProgram:
 
     `run` reads the token's embedding in `x` (`[C]`), which becomes the last block's output, and
     leaves the logits in `logits` (`[V]`). Without `exact`, weights whose type has an integer dot
-    product see their input in int8 blocks, as in llama.cpp.
+    product get their input in int8 blocks, as in llama.cpp.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class TokenProgram:
         x: np.ndarray,
         exact: bool,
     ) -> None:
-        """Write the program of one token.
+        """Build the program of one token.
 
         Raises ValueError for a model without `has_program`, or for arrays that do not fit.
         """
@@ -54,7 +53,7 @@ class TokenProgram:
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
         types = _types(model)
         if len(types) > MOST_TYPES:
-            raise ValueError(f"a token's program holds {MOST_TYPES} types, not {len(types)}")
+            raise ValueError(f"a token's program has at most {MOST_TYPES} types, not {len(types)}")
         self._write = Writer({t: i for i, t in enumerate(types)}, exact)
         self._k, self._v, self._n_ctx = k, v, k.shape[1]
         for cache in (k, v):
@@ -123,7 +122,7 @@ class TokenProgram:
         return self.logits
 
     def _reads(self, norm: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """Add what these weights read of the stream, normed where `norm` is not empty."""
+        """Add the input of these weights from the stream, normalised if `norm` is not empty."""
         hp, write = self._model.hp, self._write
         w = self._bound.norm(f"{norm}.weight") if norm else None
         bias = self._model.vectors.get(f"{norm}.bias")
@@ -190,7 +189,7 @@ class TokenProgram:
         self._add(layer, "o", self._att)
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
-        """Return the norm of each head of queries or keys; one of all together is a phase."""
+        """Return the norm of each head of queries or keys; a norm of all heads is a phase."""
         if not self._model.hp.has_qk_norm:
             return None
         w = self._model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
@@ -234,13 +233,13 @@ class TokenProgram:
 
 
 def _types(model: Weights) -> list[int]:
-    """Types of the blocks' matrices and of the head."""
+    """Return the types of the blocks' matrices and of the head."""
     layers = range(model.hp.n_layer)
     blocks = [t for layer in layers for t in model.block_types(layer)]
     return sorted({*blocks, model.output.type_id})
 
 
 def has_program(model: Weights) -> bool:
-    """Whether the model is dense, with attention in all blocks and few enough types of matrices."""
+    """Return whether the model is dense, with attention in all blocks and not too many types."""
     plain = model.hp.experts is None and not model.hp.mixers
     return plain and len(_types(model)) <= MOST_TYPES

@@ -1,4 +1,4 @@
-"""How the phases of a token's program come into its tables: `nbllama.generation.token_program`."""
+"""Writing the phases of a token's program into its tables: `nbllama.generation.token_program`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[float, ...]
 
 
 class Writer:
-    """Rows of the tables, as they are added; and every array that they point into."""
+    """The rows of the tables so far, and every array that they point into."""
 
     def __init__(self, codes: dict[int, int], exact: bool) -> None:
         self.rows: dict[int, list[Row]] = {kind: [] for kind in kinds.TABLES}
@@ -42,7 +42,7 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """In which int8 blocks these weights want their input."""
+        """Return the kinds of int8 blocks that these weights take as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 
@@ -53,7 +53,7 @@ class Writer:
     ) -> None:
         """Add products that share x, and the phase before them that computes the pairs' h.
 
-        `layers`: of each product its weight, pair, bias, output, and whether it is added.
+        `layers`: for each product its weight, pair, bias, output, and whether it is added.
         """
         n_in, hidden, rows = len(x), [], []
         per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())

@@ -114,8 +114,8 @@ class Model(Weights):
     ) -> None:
         """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
-        `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. A watcher
-        sees every block, so then `trunk` is not used.
+        `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. With a
+        watcher all blocks are computed.
         """
         if self.watch is not None:
             trunk = None

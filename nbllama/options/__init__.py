@@ -1,4 +1,4 @@
-"""What a program can be asked: tables of options that make parser, help, docs and config files.
+"""Tables of each program's options, from which parser, help, docs and config files are made.
 
 Nothing here needs numpy or Numba.
 """

@@ -1,7 +1,7 @@
-"""`--lora` and `--lora-scaled`, wherever a program takes adapters.
+"""`--lora` and `--lora-scaled`, for every program that takes adapters.
 
-Both may be given several times and hold lists, and `--lora-scaled FILE SCALE` has two words, which
-the parser of one-value options does not know: they are taken out before it sees the rest.
+Both can be given several times and take lists. `--lora-scaled FILE SCALE` has two words, which the
+parser of one-value options cannot read, so both options are removed before it reads the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.options.parser import Option, option, plain
 from nbllama.options.values import Text
 
 _files = partial(option, "Files")
-_LARGEST = 3.4e38  # float32's
+_LARGEST = 3.4e38  # of float32
 
 
 def lora_option(*also: str) -> Any:
@@ -36,10 +36,10 @@ def lora_scaled_option(*also: str) -> Any:
 def take_adapters(
     argv: Sequence[str], options: Sequence[Option]
 ) -> tuple[list[tuple[str, float]], list[str]]:
-    """Adapters with their scales, in order, and the words that are left of a command line.
+    """Return the adapters with their scales, in order, and the remaining words of a command line.
 
     `options`: all options of the program; those with the fields `lora` and `lora_scaled` are taken.
-    Raises `UsageError` for a list that is none and a scale that is not a number.
+    Raises `UsageError` for a malformed list and for a scale that is not a number.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     adapters: list[tuple[str, float]] = []
@@ -73,7 +73,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """File names between commas; a comma in the name of a file that exists is none."""
+    """Split at commas, unless a file of the whole name exists."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': an empty file name")
@@ -93,7 +93,7 @@ def _scale(name: str, text: str) -> float:
 
 
 def _scaled_list(text: str) -> list[tuple[str, float]] | None:
-    """FILE:SCALE,... as pairs; None for a file name alone, whose scale is the next word."""
+    """Return the pairs of FILE:SCALE,...; None for a file name whose scale is the next word."""
     if os.path.lexists(text):
         return None
     items = [item.rpartition(":") for item in text.split(",")]

@@ -1,7 +1,7 @@
 """The command line of `python -m nbllama.main`: one table for parser, help and docs.
 
-Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023), but
-for what docs/main.md lists.
+Names, meanings and defaults are those of llama.cpp's completion program (its `main` of 2023),
+except for the differences that docs/main.md lists.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _D = SamplingParams()
 _ANY = Real(-1e30, 1e30)
 
 PROG = "python -m nbllama.main"
-_ABOUT = """Go on with a text, or chat, with any number of LoRA adapters at work."""
-_EPILOG = """-p or -f alone writes on where the text ends; -cnv chats by the model's template and is
-what happens when neither a text nor a mode is given. Ctrl-C stops the answer, and once more the
+_ABOUT = """Complete a text, or chat, with any number of LoRA adapters."""
+_EPILOG = """-p or -f alone completes the text; -cnv chats with the model's template, and is the
+default if neither a text nor a mode is given. Ctrl-C stops the answer, and pressed again the
 program; Ctrl-D ends it.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter that does
@@ -47,7 +47,7 @@ class MainOptions:
     lora_scaled: str = lora_scaled_option()
 
     prompt: str = _text(
-        Text("TEXT"), "", "text to go on with; in a chat the first message", also=["-p"],
+        Text("TEXT"), "", "text to complete; in a chat the first message", also=["-p"],
         shown_default="none",
     )  # fmt: skip
     file: str = _text(Text(), "", "file with that text", also=["-f"], shown_default="none")
@@ -56,36 +56,34 @@ class MainOptions:
         off=["--no-escape"],
     )  # fmt: skip
     display_prompt: bool = _text(
-        None, True, "write the prompt too", off=["--no-display-prompt"], shown_default="on"
+        None, True, "print the prompt too", off=["--no-display-prompt"], shown_default="on"
     )
     reverse_prompt: tuple[str, ...] = _text(
-        Text("TEXT"), (), "stop where this text was written, in the interactive mode to let you"
-        " speak; may be given several times", also=["-r"], shown_default="none", many=True,
+        Text("TEXT"), (), "stop after this text was generated, in interactive mode to read your"
+        " input; can be given several times", also=["-r"], shown_default="none", many=True,
     )  # fmt: skip
 
     predict: int = _run(
-        Whole(-2), -1, "most tokens of an answer; -1: no limit, -2: until the context is full",
+        Whole(-2), -1, "maximum tokens per answer; -1: no limit, -2: until the context is full",
         also=["-n", "--n-predict"],
     )  # fmt: skip
     ctx_size: int | None = _run(
         Whole(0, 2**24), None, "context in tokens; 0: what the model was trained with",
-        also=["-c"], shown_default="that, but at most 4096",
+        also=["-c"], shown_default="the same, but at most 4096",
     )  # fmt: skip
     batch_size: int = _run(
         Whole(1, 65536), 512, "tokens of a prompt that are computed together", also=["-b"]
     )
     context_shift: bool = _run(
-        None, False, "when the context is full, forget the older half of it and go on",
+        None, False, "when the context is full, drop its older half and continue",
         off=["--no-context-shift"],
     )  # fmt: skip
-    keep: int = _run(
-        Whole(-1), 0, "tokens at the start of the prompt that are not forgotten then; -1: all"
-    )
-    ignore_eos: bool = _run(None, False, "never end an answer before its length")
+    keep: int = _run(Whole(-1), 0, "tokens at the start of the prompt that are kept then; -1: all")
+    ignore_eos: bool = _run(None, False, "do not end an answer at EOS, only at its full length")
     strict: bool = _run(None, False, "refuse a context beyond the one the model was trained with")
 
     conversation: bool | None = _talk(
-        None, None, "chat by a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
+        None, None, "chat with a template", also=["-cnv"], off=["-no-cnv", "--no-conversation"],
         shown_default="on if there is neither a text nor another mode",
     )  # fmt: skip
     system_prompt: str = _talk(
@@ -102,20 +100,20 @@ class MainOptions:
     )  # fmt: skip
     single_turn: bool = _talk(None, False, "end after one answer", also=["-st"])
     interactive: bool = _talk(
-        None, False, "after each answer read on from the keyboard", also=["-i"]
+        None, False, "read more input from the keyboard after each answer", also=["-i"]
     )
     interactive_first: bool = _talk(
-        None, False, "the same, and read before the first answer", also=["-if"]
+        None, False, "the same, but also read before the first answer", also=["-if"]
     )
     instruct: bool = _talk(
-        None, False, "the same with Alpaca's headings around what you type", also=["-ins"]
+        None, False, "the same with Alpaca's headings around your input", also=["-ins"]
     )
     in_prefix: str = _talk(
-        Text("TEXT"), "", "text before what you type; there is no template then",
+        Text("TEXT"), "", "text before your input; no template is used then",
         shown_default="none",
     )  # fmt: skip
     in_suffix: str = _talk(
-        Text("TEXT"), "", "text behind what you type; there is no template then",
+        Text("TEXT"), "", "text after your input; no template is used then",
         shown_default="none",
     )  # fmt: skip
     color: bool = _talk(
@@ -143,34 +141,34 @@ class MainOptions:
         also=["--typical-p"],
     )  # fmt: skip
     repeat_last_n: int = _sampling(
-        Whole(-1), _D.repeat_last_n, "last tokens that the penalties look at; -1: the context"
+        Whole(-1), _D.repeat_last_n, "last tokens that the penalties apply to; -1: the context"
     )
     repeat_penalty: float = _sampling(
         Real(above=True), _D.repeat_penalty, "divides the logits of these tokens; 1: off"
     )
     frequency_penalty: float = _sampling(
-        _ANY, _D.frequency_penalty, "taken off for each time that a token is among them"
+        _ANY, _D.frequency_penalty, "subtracted for each occurrence of a token among them"
     )
     presence_penalty: float = _sampling(
-        _ANY, _D.presence_penalty, "taken off if a token is among them"
+        _ANY, _D.presence_penalty, "subtracted if a token is among them"
     )
     mirostat: int = _sampling(
-        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat in place of the filters and penalties"
+        Whole(0, 2), _D.mirostat, "1 or 2: Mirostat instead of the filters and penalties"
     )
     mirostat_lr: float = _sampling(_ANY, _D.mirostat_lr, "its learning rate eta")
-    mirostat_ent: float = _sampling(_ANY, _D.mirostat_ent, "its target tau, bits a token")
+    mirostat_ent: float = _sampling(_ANY, _D.mirostat_ent, "its target tau, in bits per token")
 
     threads: int | None = threads_option()
     dry_run: bool = _machine(None, False, "print the forecast of memory, then stop")
     exact: bool = _machine(
-        None, False, "keep activations in float32 where they would be rounded to 8 bits"
+        None, False, "keep activations in float32 instead of rounding them to 8 bits"
     )
     n_gpu_layers: int = _machine(
         Whole(-(2**31)), 0, "only 0: this program computes on the CPU", also=["-ngl"]
     )
     dump: tuple[str, ...] = _machine(
-        Text("PATTERN"), (), "write what was computed under such names, as for nbllama.peek; may be"
-        " given several times", shown_default="none", many=True,
+        Text("PATTERN"), (), "write the arrays with these names, as for nbllama.peek; can be given"
+        " several times", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _machine(Text(), "dump.npz", "file of --dump")
     debug: bool = debug_option()
@@ -183,14 +181,14 @@ class MainOptions:
 
 @dataclass(frozen=True)
 class Main:
-    """What `main` is to do: the options, and the adapters as (file, scale) in order."""
+    """A task for `main`: the options, and the adapters as (file, scale) in order."""
 
     options: MainOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[str]:
-        """All files and folders that are read."""
+        """Return all files and folders that are read."""
         o = self.options
         names = [o.model, o.file, o.chat_template, *(path for path, _ in self.adapters)]
         return [name for name in names if name]
@@ -218,7 +216,7 @@ def parse_main(
 ) -> Main:
     """Read the command line (without the program's name).
 
-    `kind`, `about`, `epilog`: the options and the texts of help. `conversation`: its default.
+    `kind`, `about`, `epilog`: the options and the help texts. `conversation`: its default.
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
     adapters, rest = take_adapters(argv, table(kind))
@@ -234,12 +232,12 @@ def parse_main(
     if o.prompt and o.file:
         raise UsageError("--prompt and --file: give one of them")
     if not all(o.reverse_prompt):
-        raise UsageError("--reverse-prompt: the text is empty, every answer would end at once")
+        raise UsageError("--reverse-prompt: the text is empty; give one that ends an answer")
     if o.conversation and o.instruct:
         raise UsageError("--conversation and --instruct: give one of them")
     main = Main(o, adapters)
     if o.dry_run and o.dump:
-        raise UsageError("--dump wants something to be computed, and --dry-run stops before that")
+        raise UsageError("--dump and --dry-run: a dry run computes nothing; give one of them")
     if main.mode != "chat":
         for name in ("system_prompt", "chat_template", "template_vars", "single_turn"):
             if getattr(o, name):
@@ -249,7 +247,7 @@ def parse_main(
 
 
 def read_escapes(options: MainOptions, text: str, name: str) -> str:
-    """`text` with its escapes read if `--escape` says so. Raises `UsageError`."""
+    """Return `text`, with its escapes replaced if `--escape` is on. Raises `UsageError`."""
     return unescape(text, name) if options.escape else text
 
 
@@ -259,8 +257,8 @@ def options_page() -> str:
 
 Made by `python -m nbllama.options.chat > docs/main-options.md`; a test compares the two.
 
-`--option VALUE` and `--option=VALUE` are the same, `_` in a name counts as `-`, and of an option
-that is given twice the last one holds, but for `--lora`, `--lora-scaled` and `-r`, which add up.
+`--option VALUE` and `--option=VALUE` are the same, and `_` in a name counts as `-`. If an option is
+given twice, the last value is used, except for `--lora`, `--lora-scaled` and `-r`, which add up.
 
 """
     return head + markdown(table(MainOptions))

@@ -1,6 +1,6 @@
 """The command lines of `nbllama chat` and `nbllama generate`.
 
-They are those of `nbllama.main`, where the verb decides whether it is a conversation.
+They are those of `nbllama.main`, and the verb decides whether it is a conversation.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from nbllama.options.parser import option
 
 _EXITS = """exit codes: 0 done, 1 failure, 2 bad usage or bad file, 4 not enough memory, 5 adapter
 that does not fit, 130 stopped by Ctrl-C"""
-_CHAT = """Chat with a model by its own chat template, with any number of LoRA adapters at work."""
+_CHAT = """Chat with a model in its own chat template, with any number of LoRA adapters."""
 _CHAT_END = f"""-p TEXT is the first message, and with -st the only one. Ctrl-C stops the answer,
-and once more the program; Ctrl-D ends it. `nbllama generate` completes a text instead.
+and pressed again the program; Ctrl-D ends it. `nbllama generate` completes a text instead.
 
 {_EXITS}"""
-_GENERATE = """Complete a text, with any number of LoRA adapters at work."""
+_GENERATE = """Complete a text, with any number of LoRA adapters."""
 _GENERATE_END = f"""The text is given with -p or -f. Ctrl-C stops the program. `nbllama chat` starts
 a conversation instead.
 
@@ -29,7 +29,7 @@ a conversation instead.
 
 def _conversation(default: str) -> Any:
     return option(
-        "Interactive and chat", None, None, "chat by a template", also=["-cnv"],
+        "Interactive and chat", None, None, "chat with a template", also=["-cnv"],
         off=["-no-cnv", "--no-conversation"], shown_default=default,
     )  # fmt: skip
 
@@ -49,14 +49,14 @@ class GenerateOptions(MainOptions):
 
 
 def parse_chat(argv: Sequence[str]) -> Main:
-    """As `nbllama.options.chat.parse_main`, a conversation unless the words say otherwise."""
+    """Parse as `nbllama.options.chat.parse_main`; the default is a conversation."""
     return parse_main(argv, ChatOptions, about=_CHAT, epilog=_CHAT_END, conversation=True)
 
 
 def parse_generate(argv: Sequence[str]) -> Main:
-    """As `nbllama.options.chat.parse_main`, a completion unless the words say otherwise.
+    """Parse as `nbllama.options.chat.parse_main`; the default is a completion.
 
-    Raises `UsageError` too where there is no text to complete.
+    Raises `UsageError` also if there is no text to complete.
     """
     main = parse_main(
         argv, GenerateOptions, about=_GENERATE, epilog=_GENERATE_END, conversation=False

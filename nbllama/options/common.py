@@ -1,4 +1,4 @@
-"""Options that nearly every program has, with the same words everywhere."""
+"""Options that nearly every program has, with the same help texts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`--config`: options from a YAML file, and the file that tells the options of a run.
+"""`--config`: options from a YAML file, and the file that records the options of a run.
 
-A key is an option's name without its dashes (`_` counts as `-`). Values are read by the options
-themselves from the text that stands in the file, so `1e-4`, which YAML 1.1 takes for text, is a
-number where a number is wanted, and `no` is a word where a word is.
+A key is an option's name without its dashes (`_` counts as `-`). Each option parses its value from
+the text in the file. So `1e-4`, which is a string in YAML 1.1, is read as a number if the option
+takes a number, and `no` as a word if it takes a word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.options.values import Text
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 1 << 20
-"""Largest file that is read: YAML takes seconds for more, and no options are so long."""
+"""Largest file that is read: YAML takes seconds for more, and options need less."""
 
 _MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -26,8 +26,8 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, str]) -> list[str]:
     """Return the options of a file as words of a command line.
 
-    Raises `UsageError` naming file and line for a file that is no flat mapping, an unknown or
-    doubled key, and a value that the option does not allow.
+    Raises `UsageError` with file and line for a file that is not a flat mapping, an unknown or
+    repeated key, and a value that the option does not allow.
     """
     import yaml
 
@@ -58,11 +58,11 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
     for key, value in root.value:
         where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
-            raise UsageError(f"{where}: a key is an option's name")
+            raise UsageError(f"{where}: the key must be an option's name")
         name = "--" + key.value.replace("_", "-")
         found = by_name.get(name) or by_name.get("-" + key.value)
         if found is not None and found.dest == "config":
-            raise UsageError(f"{where}: a file cannot name another one")
+            raise UsageError(f"{where}: a file cannot name another one; leave the line out")
         if found is not None and found.dest in seen:
             raise UsageError(f"{where}: {key.value} was given before, as {seen[found.dest]}")
         if found is None:
@@ -78,7 +78,7 @@ def config_words(path: str, options: Sequence[Option], familiar: Mapping[str, st
 
 
 def _words(where: str, name: str, found: Option, value: Any) -> list[str]:
-    """One key's words; none for a switch that is not switched."""
+    """Return the words of one key; none for a switch that keeps its default."""
     import yaml
 
     if isinstance(value, yaml.SequenceNode):
@@ -111,19 +111,19 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Whether `--checkpoint-in` is the newest of `--checkpoint-out`, as it is by default."""
+    """Return whether `--checkpoint-in` is the newest of `--checkpoint-out`, the default."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
 
-# What decides nothing of the adapter, or was done once.
+# Options that do not affect the adapter, or that apply only once.
 _NOT_OF_THE_RUN = {
     "config", "debug", "dry_run", "dump", "dump_out", "escape", "force", "live", "only_write_lora",
 }  # fmt: skip
 
 
 def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[str, Any]:
-    """Return the options of a run by name: what was given, else what the run took.
+    """Return the options of a run by name: the given value, else the default that the run used.
 
     `table`: all options; `settings`: `nbllama.train.run.settings.Settings`.
     """
@@ -139,14 +139,14 @@ def taken_options(table: Sequence[Option], options: Any, settings: Any) -> dict[
             continue
         value = taken[o.dest] if o.dest in taken else settings.value(o.dest)
         if value is None or not _is_allowed(o, value):
-            value = getattr(options, o.dest)  # the settings' own word for nothing
+            value = getattr(options, o.dest)  # the settings have another value for "none"
         if value is not None:
             rows[o.dest.replace("_", "-")] = value
     return rows
 
 
 def config_text(rows: Mapping[str, Any], version: str) -> str:
-    """`taken_options` as a file that `--config` reads."""
+    """Return `taken_options` as a file that `--config` reads."""
     import yaml
 
     body = yaml.safe_dump(dict(rows), allow_unicode=True, sort_keys=False, width=1000)
@@ -154,7 +154,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Whether a run wrote this file, and no person."""
+    """Return whether a run wrote this file, not a person."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

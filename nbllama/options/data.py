@@ -1,6 +1,6 @@
-"""Options about the records of a training file, wherever a program reads one.
+"""Options about the records of a training file, for every program that reads one.
 
-The words are written out here and not taken from `nbllama.data`, which needs numpy.
+The choices are repeated here rather than imported from `nbllama.data`, which needs numpy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ record_option = partial(option, "Training data")
 
 
 class DataOptions(Protocol):
-    """What `nbllama.train.run.data.load_file` needs of a program's options."""
+    """The options that `nbllama.train.run.data.load_file` needs."""
 
     @property
     def ctx(self) -> int | None:
@@ -31,7 +31,7 @@ class DataOptions(Protocol):
 
     @property
     def data_format(self) -> str | None:
-        """Format of the file; None to see it from the content."""
+        """Format of the file; None to detect it from the content."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class DataOptions(Protocol):
 
     @property
     def template_date(self) -> str | None:
-        """The day that templates are given, YYYY-MM-DD; None for today."""
+        """The day that is passed to templates, YYYY-MM-DD; None for today."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class DataOptions(Protocol):
 
     @property
     def parse_special(self) -> bool:
-        """Whether control tokens written out in texts are these tokens."""
+        """Whether control tokens that are spelled out in texts count as these tokens."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class DataOptions(Protocol):
 
     @property
     def on_long(self) -> str:
-        """What becomes of samples that are too long."""
+        """What to do with samples that are too long."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class DataOptions(Protocol):
 
     @property
     def system_as_user(self) -> bool:
-        """Whether a system message goes into the first question if need be."""
+        """Whether a system message goes into the first question if the template has none."""
         ...
 
 
@@ -88,7 +88,7 @@ class RecordOptions:
         Choice(FORMATS),
         None,
         "what --train-data holds: plain text, or records in one of these formats",
-        shown_default="told from the content",
+        shown_default="detected from the content",
     )
     data_columns: str = record_option(
         Text("KEY=NAME,..."),
@@ -108,8 +108,8 @@ class RecordOptions:
     template_date: str | None = record_option(
         Day(),
         None,
-        "the day that a chat template is told, if it writes one",
-        shown_default="the day on which the run began",
+        "the day that is passed to the chat template, if it uses one",
+        shown_default="the day on which the run started",
         saved=Saved(25, taken=True),
     )
     template_vars: str = record_option(
@@ -122,20 +122,20 @@ class RecordOptions:
     system_as_user: bool = record_option(
         None,
         False,
-        "put a system message in front of the first question, where the chat template has no system"
+        "put a system message before the first question, if the chat template has no system"
         " messages",
         only="records",
     )
     train_on_prompt: bool = record_option(
         None,
         False,
-        "take the loss on every token of a record, not on answers only",
+        "compute the loss on every token of a record, not on answers only",
         only="records",
     )
     parse_special: bool = record_option(
         None,
         False,
-        "control tokens that are written out in documents and completions are these tokens",
+        "read control tokens that are spelled out in documents and completions as these tokens",
         only="records",
     )
     on_long: str = record_option(

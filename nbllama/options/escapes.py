@@ -11,14 +11,14 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def unescape(text: str, option: str = "--sample-start") -> str:
-    r"""`text` with \n \r \t \' \" \\ and \xHH (a byte of UTF-8) read; other backslashes stay.
+    r"""Replace \n \r \t \' \" \\ and \xHH (a byte of UTF-8); other backslashes stay.
 
-    Raises `UsageError` where the bytes are not UTF-8; `option` is where the text was given.
+    Raises `UsageError` if the bytes are not UTF-8; `option` is where the text was given.
     """
 
     def byte(found: re.Match[str]) -> str:
         if found[2]:
-            # a lone surrogate stands for a byte until the whole is decoded
+            # a lone surrogate holds a byte until the whole text is decoded
             return bytes([int(found[2], 16)]).decode("utf-8", "surrogateescape")
         return _CHARACTERS.get(found[1], found[1])
 

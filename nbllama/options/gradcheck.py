@@ -13,10 +13,10 @@ from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Real, Text, Whole
 
 PROG = "python -m nbllama.gradcheck"
-ABOUT = """Check the gradient that training would follow: of a few blocks of a model, for every LoRA
-pair, against finite differences of the same model in plain numpy and float64."""
-EPILOG = """exit codes: 0 every gradient is right, 1 one is not, 2 bad usage or bad file, 4 not
-enough memory, 5 adapter that does not fit"""
+ABOUT = """Check the gradients that training uses: compare those of every LoRA pair in a few blocks
+of a model with finite differences of the same model in plain numpy and float64."""
+EPILOG = """exit codes: 0 all gradients are right, 1 a gradient is wrong, 2 bad usage or bad file,
+4 not enough memory, 5 adapter that does not fit"""
 
 _files = partial(option, "Files")
 _run = partial(option, "Run")
@@ -31,16 +31,16 @@ class GradcheckOptions:
         Text(), "", "adapter at whose values the gradient is checked",
         shown_default="random A and B on every tensor that takes a pair",
     )  # fmt: skip
-    data: str = _files(Text(), "", "text whose first tokens are taken", shown_default="a sentence")
+    data: str = _files(Text(), "", "text whose first tokens are used", shown_default="a sentence")
     layers: str = _run(
-        Text("BLOCKS"), "", "blocks that are taken: first:N, last:N, all, or a list such as 0,4-6",
+        Text("BLOCKS"), "", "blocks to check: first:N, last:N, all, or a list such as 0,4-6",
         shown_default="one of each combination of weight types, and the last one",
     )  # fmt: skip
     tokens: int = _run(Whole(3, 4096), 12, "tokens, in two sequences", also=["-n"])
     rank: int = _run(Whole(1, 1024), 4, "rank of random pairs", also=["--lora-r"])
-    seed: int = _run(Whole(), 0, "of random pairs and of the directions", also=["-s"])
+    seed: int = _run(Whole(), 0, "seed of random pairs and of the directions", also=["-s"])
     tolerance: float = _run(
-        Real(above=True), 1e-3, "largest error of a right gradient, as a share of its length"
+        Real(above=True), 1e-3, "largest error of a right gradient, as a share of its norm"
     )
     threads: int | None = threads_option()
     all: bool = _run(None, False, "list every tensor, not kinds of tensors")

@@ -15,8 +15,8 @@ from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.inspect"
 ABOUT = """Show what is in FILE: a GGUF model, a checkpoint of nbllama or of the old finetune, or an
-adapter (GGUF, .bin, or a folder of PEFT): metadata, tensors, types, sizes, what would train, and
-what is refused and why."""
+adapter (GGUF, .bin, or a folder of PEFT): metadata, tensors, types, sizes, trainable parameters,
+and what is refused and why."""
 EPILOG = """exit codes: 0 the file can be used, 2 bad usage, or a model that cannot be used, 5 a
 checkpoint or adapter that cannot be used or does not fit --model-base"""
 
@@ -27,10 +27,10 @@ _show = partial(option, "Show")
 class InspectOptions:
     """A parsed command line, except for FILE."""
 
-    json: bool = _show(None, False, "everything as one JSON document")
-    all: bool = _show(None, False, "every tensor and key, not groups and the first ones of them")
+    json: bool = _show(None, False, "print everything as one JSON document")
+    all: bool = _show(None, False, "show every tensor and key, not groups and their first ones")
     lora_r: int | None = _show(
-        Whole(1, 65536), None, "rank for which trained parameters are counted", also=["--rank"],
+        Whole(1, 65536), None, "rank for which trainable parameters are counted", also=["--rank"],
         shown_default="4 for plain text, 16 for records",
     )  # fmt: skip
     model_base: str = _show(

@@ -22,12 +22,12 @@ def keyword_words(
     """Return the words of a command line for the options of `given`, by their Python names.
 
     A name is the option's, or one of its other long names, with `_` for `-` and without the dashes.
-    None is "not given". Switches take True and False; an option that may be given several times
-    takes a list, and so does one whose value is a list with commas.
+    None means "not given". Switches take True and False. Options that can be given several times,
+    and options whose value is a list with commas, take a list.
 
-    Raises `UsageError` for an unknown name (with the one that was meant), for two names of one
-    option, and for a value of a type that no command line could give. What a value may be is for
-    the parser of the words to say.
+    Raises `UsageError` for an unknown name (with a suggestion), for two names of one option, and
+    for a value of a type that a command line cannot give. The values themselves are checked by the
+    parser of the words.
     """
     by_name = {_python(n): o for o in options for n in o.names if n.startswith("--")}
     words: list[str] = []
@@ -46,7 +46,7 @@ def keyword_words(
 
 def _words(name: str, option: Option, value: Any) -> list[str]:
     if option.value is None:
-        # numpy has a bool of its own
+        # numpy has its own bool
         if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
             raise UsageError(f"{name}: '{shown(value)}' is not allowed; give True or False")
         return [option.names[0]] if value else [*option.off[:1]]
@@ -61,11 +61,11 @@ def _words(name: str, option: Option, value: Any) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Write a value as one would type it. Numbers keep every bit."""
+    """Write a value as it would be typed. Numbers keep every bit."""
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
     if isinstance(value, bool):
-        return str(value)  # which no parser of numbers takes
+        return str(value)  # every parser of numbers refuses it
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):

@@ -23,12 +23,12 @@ EXPORT_PROG = "python -m nbllama.export_lora"
 _EXPORT_ABOUT = """Merge LoRA adapters into a base model: W + scale * alpha / r * B A for every
 tensor that has a pair (linears, token_embd, output and norms). All metadata is kept."""
 _EXPORT_EPILOG = f"""TYPE: same keeps each tensor's own type; auto gives each merged matrix the
-smallest type that keeps 95 % of what its pair does on the sample; else a file type as in
-`nbllama quantize`, in either case: {_TYPES}
+smallest type that keeps 95 % of its pair's effect on the sample; or a file type as in
+`nbllama quantize`, in upper or lower case: {_TYPES}
 
-Quantised matrices are rounded so that the products on a sample of the training data are kept.
+Quantised matrices are rounded so that their products with a sample of the training data are kept.
 
--l and -s may be given several times; all adapters are added up.
+-l and -s can be given several times; all adapters are added up.
 
 exit codes: 0 done, 1 failure, or more than half of the adapters' effect is lost (--force: 0),
 2 bad usage or bad file, 3 path that cannot be written, 4 not enough memory, 5 adapter that does
@@ -51,24 +51,22 @@ class ExportOptions:
     lora_scaled: str = lora_scaled_option("-s")
     outtype: str = _run(Text("TYPE"), "same", "weight types of the merged model")
     calibrate: str = _run(
-        Text("DATA"), "", "training data whose records are the sample that rounding is fitted to",
-        shown_default="the data of the adapter's run, where its NAME.config.yaml is next to it",
+        Text("DATA"), "", "training data, a sample of which the rounding is fitted to",
+        shown_default="the data of the adapter's run, if its NAME.config.yaml is next to it",
         file="reads",
     )  # fmt: skip
-    calibrate_tokens: int = _run(Whole(1), 8192, "tokens of that sample, at most")
-    nearest: bool = _run(
-        None, False, "round every weight to the nearest value by itself, without a sample"
-    )
+    calibrate_tokens: int = _run(Whole(1), 8192, "maximum tokens of that sample")
+    nearest: bool = _run(None, False, "round every weight to the nearest value, without a sample")
     compare: bool = _run(
         None, True, "compare the merged model with base and adapters on a short text",
         off=["--no-compare"], shown_default="on",
     )  # fmt: skip
     sample: str = _run(
-        Text(), "", "that text, in UTF-8, of which the first 256 tokens are used",
-        shown_default="the model goes on with four openings",
+        Text(), "", "that text, in UTF-8; its first 256 tokens are used",
+        shown_default="the model completes four openings",
     )  # fmt: skip
     force: bool = _run(
-        None, False, "exit with 0 even where more than half of the adapters' effect is lost"
+        None, False, "exit with 0 even if more than half of the adapters' effect is lost"
     )
     threads: int | None = threads_option()
     debug: bool = debug_option()
@@ -76,14 +74,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_lora` is to do: the options, and the adapters as (file, scale) in order."""
+    """A task for `export_lora`: the options, and the adapters as (file, scale) in order."""
 
     options: ExportOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[str]:
-        """All files and folders that are read."""
+        """Return all files and folders that are read."""
         options = self.options
         names = [options.model_base, options.sample, options.calibrate]
         names += [adapter for adapter, _ in self.adapters]
@@ -112,17 +110,17 @@ def parse_export(argv: Sequence[str]) -> Export:
         if not given:
             raise UsageError(f"{name} is missing; --help lists every option")
     if options.sample and not options.compare:
-        raise UsageError("--sample is a text to compare on, which --no-compare leaves out")
+        raise UsageError("--sample is for the comparison, which --no-compare leaves out")
     if options.calibrate and options.nearest:
-        raise UsageError("--calibrate takes a sample and --nearest takes none; give one of them")
+        raise UsageError("--calibrate uses a sample and --nearest does not; give one of them")
     return Export(options, adapters)
 
 
 QUANTIZE_PROG = "python -m nbllama.quantize"
 _QUANTIZE_ABOUT = "Write a GGUF model in another weight type."
-_QUANTIZE_EPILOG = f"""TYPE, in either case: {_TYPES}
-(q3_k, q4_k and q5_k stand for q3_k_m, q4_k_m and q5_k_m). Which tensor gets which type is
-llama.cpp's choice; --pure gives all of them the same.
+_QUANTIZE_EPILOG = f"""TYPE, in upper or lower case: {_TYPES}
+(q3_k, q4_k and q5_k mean q3_k_m, q4_k_m and q5_k_m). Each tensor gets the type that llama.cpp
+would choose; --pure gives all of them the same.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
 enough memory, 130 stopped by Ctrl-C"""
@@ -134,7 +132,7 @@ class QuantizeOptions:
 
     pure: bool = _run(None, False, "one type for all matrices, no mix")
     allow_requantize: bool = _run(
-        None, False, "quantise a model that is quantised already; that adds up errors"
+        None, False, "quantise a model that is quantised already; the errors add up"
     )
     threads: int | None = threads_option()
     debug: bool = debug_option()
@@ -142,7 +140,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Quantize:
-    """What `quantize` is to do."""
+    """A task for `quantize`."""
 
     options: QuantizeOptions
     source: str
@@ -159,7 +157,7 @@ def parse_quantize(argv: Sequence[str]) -> Quantize:
         familiar=QUANTIZE, forms=["IN OUT TYPE [THREADS]"],
     )  # fmt: skip
     if len(words) not in (3, 4) or not all(words):
-        raise UsageError(f"{len(words)} words are given, not IN OUT TYPE; --help says more")
+        raise UsageError(f"{len(words)} words are given; give IN OUT TYPE; see --help")
     threads = options.threads
     if len(words) == 4:
         try:

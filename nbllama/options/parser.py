@@ -1,10 +1,9 @@
-"""A command line made from one table: fields of a dataclass that carry their own option.
+"""A command line made from one table: the fields of a dataclass, each with its option.
 
 The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
-occurrence wins, no abbreviations) plus `--option=value`. Everything that is wrong with a command
-line is one `UsageError` (exit 2) that names the option, the value and what is allowed. argparse
-lays out the help, but does not read the command line: it takes values that begin with `-` for
-options.
+occurrence wins, no abbreviations) plus `--option=value`. Every error in a command line is one
+`UsageError` (exit 2) that names the option, the value and what is allowed. argparse formats the
+help, but does not read the command line, because it takes values that begin with `-` for options.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 class Saved(NamedTuple):
     """How a checkpoint holds an option that decides what is computed.
 
-    `place`: of its key among those of all options, never used twice; a new option takes the next
-    one. `key`: "" for the field's own name. `taken`: a run that continues the checkpoint takes the
-    value from it where the option is not given. `may_change`: the continued run may have another
+    `place`: number of its key among those of all options, never used twice; a new option takes the
+    next one. `key`: "" for the field's own name. `taken`: a run that continues the checkpoint takes
+    the value from it if the option is not given. `may_change`: the continued run can have another
     value.
     """
 
@@ -54,7 +53,7 @@ class Option:
     default: Any
     shown_default: str
     help: str
-    many: bool = False  # may be given several times; the field is a tuple of all values
+    many: bool = False  # can be given several times; the field is a tuple of all values
     only: str = ""
     file: str = ""
     saved: Saved | None = None
@@ -79,15 +78,15 @@ def option(
 ) -> Any:
     """Declare a dataclass field that is an option, named as the field with `_` written as `-`.
 
-    `also`: further names. `first`: the one of them that help shows first. `shown_default`: what
-    help prints where the default itself does not say it. `many`: a tuple of all
-    values that are given, instead of the last one.
+    `also`: further names. `first`: the one of them that help shows first. `shown_default`: the
+    default as help prints it, None for the value itself. `many`: the field is a tuple of all values
+    that are given, instead of the last one.
 
-    `only`: "text" or "records", the kind of training data that the option has a meaning for.
+    `only`: "text" or "records", the kind of training data to which the option applies.
     `file`: "reads" or "writes" for the name of a file or folder; no output may be an input.
-    `saved`: how a checkpoint holds the option, None for one that changes nothing of what is
-    computed. `without`: the value with which a run is as if there were no such option, where the
-    old llama.cpp `finetune`, or checkpoints of an earlier version, did not have it.
+    `saved`: how a checkpoint holds the option, None if it does not change the computation.
+    `without`: for an option that the old llama.cpp `finetune` or checkpoints of an earlier version
+    did not have, the value that gives the same run as without the option.
     """
     made = dict(
         group=group, value=value, help=help, also=also, off=off, shown=shown_default, many=many,
@@ -99,7 +98,7 @@ def option(
 def table(kind: type) -> tuple[Option, ...]:
     """Return the options of a dataclass.
 
-    Those of its bases come in the order in which they are named, then its own.
+    The options of its bases come first, in the order of the bases.
     """
     by_name = {f.name: f for f in fields(kind)}
     rows = []
@@ -129,7 +128,7 @@ def table(kind: type) -> tuple[Option, ...]:
 
 
 def _field_names(kind: type) -> list[str]:
-    """Names of all fields; `dataclasses.fields` begins with those of the last base."""
+    """Return the names of all fields; `dataclasses.fields` begins with those of the last base."""
     if not is_dataclass(kind):
         return []
     names = [name for base in kind.__bases__ for name in _field_names(base)]
@@ -137,7 +136,7 @@ def _field_names(kind: type) -> list[str]:
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
-    """argparse's layout, but an option's name in a text is not broken at its hyphens."""
+    """argparse's layout, without line breaks at the hyphens of option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -149,7 +148,7 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
 def help_text(
     prog: str, about: str, epilog: str, options: Sequence[Option], *, forms: Sequence[str] = ("",)
 ) -> str:
-    """List the options as argparse lays them out; `forms` as for `parse_into`."""
+    """List the options in argparse's layout; `forms` as for `parse_into`."""
     usage = [f"{prog} {form} [options]".replace("  ", " ") for form in forms]
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -176,7 +175,7 @@ def help_text(
 def read(
     options: Sequence[Option], argv: Sequence[str], familiar: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Values by field name, for what `argv` gives; "help" or "version" alone if it asks for that.
+    """Return the given values by field name, or only "help" or "version" if `argv` has that option.
 
     A value may begin with `-`, as the old parser allowed, unless it is an option's name.
     Raises `UsageError`.
@@ -223,7 +222,7 @@ def read(
 
 
 def plain(name: str) -> str:
-    """Return an option's name as the table has it: `_` counts as `-`."""
+    """Return an option's name as it is in the table: `_` counts as `-`."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 
@@ -242,9 +241,9 @@ def parse_into(
 ) -> T:
     """Make a `kind` (a dataclass) from a command line (without the program's name).
 
-    `prog`: the program's name where it was not started as a verb of `nbllama`. `familiar`: names
-    that other programs use, with the answer (see `nbllama.options.unknown`). `forms`: for the
-    usage line, the words that belong to no option, such as "IN OUT".
+    `prog`: the program's name if it was not started as a verb of `nbllama`. `familiar`: names that
+    other programs use, with the hint (see `nbllama.options.unknown`). `forms`: for the usage line,
+    the words that belong to no option, such as "IN OUT".
     Raises `UsageError`; `--help` and `--version` print and raise `SystemExit(0)`.
     """
     options = table(kind)
@@ -259,7 +258,7 @@ def parse_into(
 
 
 def markdown(options: Sequence[Option]) -> str:
-    """Write the options as Markdown tables, one a group."""
+    """Write the options as Markdown tables, one per group."""
     lines: list[str] = []
     group = None
     for o in options:
@@ -274,6 +273,6 @@ def markdown(options: Sequence[Option]) -> str:
             names += "".join(f" / `{n}`" for n in o.off)
         allowed = "switch" if o.value is None else o.value.allowed()
         cells = (allowed, o.shown_default, o.help)
-        told = " | ".join(cell.replace("*", "\\*") for cell in cells)
-        lines.append(f"| {names} | {told} |")
+        row = " | ".join(cell.replace("*", "\\*") for cell in cells)
+        lines.append(f"| {names} | {row} |")
     return "\n".join([*lines, "", "</div>"]).strip() + "\n"

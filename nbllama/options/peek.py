@@ -14,10 +14,10 @@ from nbllama.options.values import Choice, Real, Text, Whole
 from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.peek"
-ABOUT = """Look at arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
+ABOUT = """Show arrays by name: those of a dump (.npz, from --dump of nbllama.finetune and
 nbllama.main, or nbllama.peek.watch), of a GGUF model (decoded), a checkpoint or an adapter."""
-EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; several are
-several words or have commas between.
+EPILOG = """PATTERN: a name with * ? [], such as 'blk.0.*', 'kq_soft_max-*' or 't07-3'; separate
+several patterns by spaces or commas.
 
 exit codes: 0 done, 1 the two files of diff differ, 2 bad usage or bad file, 3 path that cannot be
 written, 4 not enough memory, 5 checkpoint or adapter that is damaged"""
@@ -30,7 +30,7 @@ _diff = partial(option, "diff")
 class PeekOptions:
     """A parsed command line, except for its words."""
 
-    values: int = _show(Whole(), 0, "print so many of each array's first numbers", also=["-n"])
+    values: int = _show(Whole(), 0, "print the first N numbers of each array", also=["-n"])
     picture: str = _show(
         Text(), "", "draw a picture (.svg, .png, .pdf); needs matplotlib", shown_default="none"
     )
@@ -39,20 +39,20 @@ class PeekOptions:
         "what is drawn; auto: attention maps of kq_soft_max, histograms of all others",
     )  # fmt: skip
     head: int | None = _show(
-        Whole(), None, "draw this head only of an attention map", shown_default="all"
+        Whole(), None, "draw only this head of an attention map", shown_default="all"
     )
     json: bool = _show(None, False, "print a JSON document instead of a table")
     tolerance: float = _diff(
-        Real(), 0.0, "arrays whose largest difference is at most this share of the largest number"
-        " of A are taken for equal",
+        Real(), 0.0, "treat arrays as equal if their largest difference is at most this share of"
+        " the largest number of A",
     )  # fmt: skip
-    all: bool = _diff(None, False, "list the arrays that are equal, too")
+    all: bool = _diff(None, False, "also list the arrays that are equal")
     debug: bool = debug_option("Show")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be done: `files` is one to show, or two to compare."""
+    """A task for `peek`: `files` holds one to show, or two to compare."""
 
     options: PeekOptions
     files: tuple[str, ...]
@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> Asked:
     compare = words[:1] == ["diff"]
     files = words[1:3] if compare else words[:1]
     if len(files) != 1 + compare:
-        raise UsageError("give FILE [PATTERN ...], or diff A B [PATTERN ...]; --help says more")
+        raise UsageError("give FILE [PATTERN ...], or diff A B [PATTERN ...]; see --help")
     if compare and options.picture:
-        raise UsageError("--picture: of one file, not of diff")
+        raise UsageError("--picture shows one file; leave it out with diff")
     return Asked(options, tuple(files), tuple(words[1 + 2 * compare :]))

@@ -17,8 +17,8 @@ _files = partial(option, "Files")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.perplexity"
-_ABOUT = """How well a model foretells a text: exp of the mean loss per token, as
-llama-perplexity computes it. With --kl-divergence, how far it is from another model."""
+_ABOUT = """Measure how well a model predicts a text: exp of the mean loss per token, as
+llama-perplexity computes it. With --kl-divergence, how much it differs from another model."""
 _EPILOG = """The text is read in chunks of --ctx-size tokens; the second half of each is
 scored.
 
@@ -34,7 +34,7 @@ class PerplexityOptions:
     file: str = _files(Text(), "", "text in UTF-8", also=["-f"], shown_default="must be given")
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
-    ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens of a chunk", also=["-c", "--ctx"])
+    ctx_size: int = _run(Whole(8, 1 << 24), 512, "tokens per chunk", also=["-c", "--ctx"])
     chunks: int = _run(Whole(0), 0, "chunks to read; 0: all")
     kl_divergence: bool = _run(
         None, False, "compare with --base-model: KL divergence, in nats per token"
@@ -42,7 +42,7 @@ class PerplexityOptions:
     base_model: str = _files(
         Text(),
         "",
-        "what --kl-divergence compares with, without adapters",
+        "model that --kl-divergence compares with, without adapters",
         shown_default="the model itself, without adapters",
     )
     threads: int | None = threads_option()
@@ -51,7 +51,7 @@ class PerplexityOptions:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What `perplexity` is to do: the options, and the adapters as (file, scale) in order."""
+    """A task for `perplexity`: the options, and the adapters as (file, scale) in order."""
 
     options: PerplexityOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
@@ -76,7 +76,7 @@ def parse_perplexity(argv: Sequence[str]) -> Perplexity:
     if not options.file:
         raise UsageError("which text? Give -f FILE; --help lists every option")
     if options.base_model and not options.kl_divergence:
-        raise UsageError("--base-model is for --kl-divergence, which was not given")
+        raise UsageError("--base-model is for --kl-divergence; give both or leave it out")
     if options.kl_divergence and not (options.base_model or adapters):
         raise UsageError(
             "--kl-divergence: compare with what? Give --base-model FILE or --lora FILE"

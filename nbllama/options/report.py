@@ -13,9 +13,9 @@ from nbllama.options.words import take_words
 
 PROG = "python -m nbllama.report"
 ABOUT = """Make the page about a run from its log, the file of --log, or one page that compares
-several runs. The page is one file that needs nothing else."""
-EPILOG = """A word that ends in .html is the page. Without one the page lies next to the first log:
-RUN.html, or A-vs-B.html; a page that is there already is only replaced when it is named.
+several runs. The page is a single file without external resources."""
+EPILOG = """A word that ends in .html is the page. Without one the page is written next to the first
+log: RUN.html, or A-vs-B.html. An existing page is replaced only if it is named.
 
 exit codes: 0 done, 2 bad usage or a bad log, 3 path that cannot be written"""
 _WORDS = "give the files as words: LOG OUT.html, or LOG LOG ... OUT.html"
@@ -41,22 +41,22 @@ def parse(argv: Sequence[str]) -> tuple[list[str], str]:
     if not logs or not all(names):
         raise UsageError("give a log, and the name of the page: LOG OUT.html")
     if len(pages) > 1:
-        raise UsageError(f"{shown(pages[0])} and {shown(pages[1])}: there is one page, from logs")
+        raise UsageError(f"{shown(pages[0])} and {shown(pages[1])}: two pages; name only one")
     for i, log in enumerate(logs):
         if os.path.realpath(log) in map(os.path.realpath, logs[:i]):
-            raise UsageError(f"{shown(log, 400)} is given twice")
+            raise UsageError(f"{shown(log, 400)} is given twice; name each log once")
     return logs, pages[0] if pages else _new_page(logs)
 
 
 def is_page(name: str) -> bool:
-    """Whether a word is the name of a page."""
+    """Return whether a word is the name of a page."""
     return name.lower().endswith((".html", ".htm"))
 
 
 def _new_page(logs: Sequence[str]) -> str:
-    """Make a name next to the first log. Raises `UsageError` if there is such a file."""
+    """Return a name next to the first log. Raises `UsageError` if the file exists."""
     stems = [os.path.splitext(os.path.basename(log))[0] for log in logs]
     name = os.path.join(os.path.dirname(logs[0]), f"{'-vs-'.join(stems)[:200]}.html")
     if os.path.lexists(name):
-        raise UsageError(f"{shown(name, 400)} is there already; give its name to replace it")
+        raise UsageError(f"{shown(name, 400)} exists already; give its name to replace it")
     return name

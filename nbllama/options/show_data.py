@@ -14,15 +14,15 @@ from nbllama.options.parser import option, parse_into
 from nbllama.options.values import Text, Whole
 
 PROG = "python -m nbllama.show_data"
-ABOUT = """Show what training makes of a file: its first samples token by token, with the tokens
-marked that are trained, and statistics of all of them."""
+ABOUT = """Show how training reads a file: its first samples token by token, with the trained
+tokens marked, and statistics of all samples."""
 
 _show = partial(option, "Show")
 
 
 @dataclass(frozen=True)
 class _ShowOptions:
-    """What is shown, and of what."""
+    """The files to read, and what is shown of them."""
 
     model_base: str = _show(
         Text(), "", "model whose tokenizer and chat template are used, a GGUF file", also=["-m"],
@@ -36,7 +36,7 @@ class _ShowOptions:
         Whole(), None, "samples to print", also=["-n"], shown_default="3; all with --json"
     )
     json: bool = _show(
-        None, False, "print one JSON object a sample and nothing else on standard output"
+        None, False, "print one JSON object per sample and nothing else on standard output"
     )
     batch: int = _show(Whole(1, 65536), 8, "batch size that the statistics are for", also=["-b"])
     ctx: int | None = _show(
@@ -48,7 +48,7 @@ class _ShowOptions:
 
 @dataclass(frozen=True)
 class ShowOptions(_ShowOptions, RecordOptions):
-    """A parsed command line; how records are read is said as for `nbllama.finetune`."""
+    """A parsed command line; the options about records are those of `nbllama.finetune`."""
 
 
 def parse(argv: Sequence[str]) -> ShowOptions:

@@ -1,10 +1,10 @@
-"""`STEP:PATTERN`: which iterations, and what of them (`nbllama.peek`)."""
+"""`STEP:PATTERN`: iterations, and the arrays to dump from them (`nbllama.peek`)."""
 
 from __future__ import annotations
 
 import re
 
-STEPS = "an iteration (12), several (1,10,100), or a range (1-5), and a pattern behind a colon"
+STEPS = "an iteration (12), several (1,10,100), or a range (1-5), then a colon and a pattern"
 
 
 def parse_steps(text: str) -> tuple[frozenset[int], str]:

@@ -1,4 +1,4 @@
-"""What is said about an option that a program does not have."""
+"""The error message for an unknown option."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from nbllama.errors import UsageError, shown
 
-# Below this two names share letters by chance: --device and --escape have 0.63, --data and
+# Below this, names are similar only by chance: --device and --escape have 0.63, --data and
 # --val-data 0.75.
 _ALIKE = 0.76
 
 
 def unknown(name: str, names: Sequence[str], familiar: Mapping[str, str]) -> UsageError:
-    """Return the error for `name`, which is none of the options `names`.
+    """Return the error for `name`, which is not among the options `names`.
 
-    `familiar`: for names of other programs the option that is meant here, or a sentence that
-    says what to do instead.
+    `familiar`: for names from other programs, the option to use here, or a sentence that says what
+    to do instead.
     """
     if not name.startswith("-"):
         model = next((n for n in ("--model", "--model-base") if n in names), "")

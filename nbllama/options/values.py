@@ -1,4 +1,4 @@
-"""What the value of an option may be: how a text is read, and what help and errors say of it."""
+"""Kinds of option values: how each is parsed, and how help and errors describe it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbllama.options.steps import STEPS, parse_steps
 SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 """Smallest and largest positive normal float32."""
 
-# What the program itself gives to a chat template.
+# Variables that the program itself passes to a chat template.
 RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 
 
@@ -35,16 +35,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Words(Text):
-    """Text that is read, not the name of a file.
+    """Text that is used as such, not the name of a file.
 
-    It is in UTF-8, whatever the locale says of the command line.
+    It must be UTF-8, whatever the locale of the command line.
     """
 
     metavar: str = "TEXT"
 
     def parse(self, text: str) -> str:
         """Return the text; `ValueError` if it is not UTF-8."""
-        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale could not read
+        if any("\udc80" <= c <= "\udcff" for c in text):  # bytes that the locale cannot decode
             return os.fsencode(text).decode("utf-8")
         return text
 
@@ -62,7 +62,7 @@ class Whole:
     metavar: str = "N"
 
     def parse(self, text: str) -> int:
-        """Return the number; `ValueError` if it is none or out of range."""
+        """Return the number; `ValueError` if it is not a number or out of range."""
         number = int(text)
         if not self.low <= number <= self.high:
             raise ValueError(text)
@@ -76,12 +76,12 @@ class Whole:
 
 
 class NotInFloat32(ValueError):
-    """A number that is infinite or not normal in float32, in which the program computes."""
+    """A number that is infinite or not normal in float32, the type of all computation."""
 
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number in [low, high], or without an end where `above` / `below` says so.
+    """A finite number in [low, high]; `above` / `below` exclude the end.
 
     It must be 0 or a normal number of float32, in which it will be used.
     """
@@ -95,7 +95,7 @@ class Real:
     def parse(self, text: str) -> float:
         """Return the number.
 
-        Raises `ValueError` if it is none, not finite or out of range, and `NotInFloat32`.
+        Raises `ValueError` if it is not a number, not finite or out of range, and `NotInFloat32`.
         """
         number = float(text)
         over = number > self.low if self.above else number >= self.low
@@ -174,7 +174,7 @@ class Port:
         return number
 
     def allowed(self) -> str:
-        """Say what may be given."""
+        """Describe the values, for help and errors."""
         return "nothing, or a port from 1024 to 65535"
 
 
@@ -212,8 +212,8 @@ class Variables:
 def parse_variables(text: str) -> dict[str, Any]:
     """Parse the variables of `--template-vars`: "a=false,b=[1, 2],c=high".
 
-    A value is JSON; what is not JSON is text up to the next comma. Raises `ValueError` for another
-    form, for a name that comes twice, and for one that the program itself gives to a template.
+    A value is JSON; anything that is not JSON is text up to the next comma. Raises `ValueError` for
+    another form, a repeated name, and a name that the program itself passes to a template.
     """
     decoder, out, at = json.JSONDecoder(), {}, 0
     while at < len(text.rstrip()):
@@ -235,7 +235,7 @@ def parse_variables(text: str) -> dict[str, Any]:
                 raise ValueError(text) from None
             value = text[at:end].strip()
         out[name] = value
-        at = end + 1  # behind the comma
+        at = end + 1  # after the comma
     return out
 
 

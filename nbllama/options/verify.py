@@ -18,12 +18,12 @@ _checks = partial(option, "Checks")
 _run = partial(option, "Run")
 
 PROG = "python -m nbllama.verify"
-_ABOUT = """Does an adapter do anything, does merging keep it, and does llama.cpp read it alike?"""
+_ABOUT = "Check that an adapter has an effect, that merging keeps it and llama.cpp agrees."
 _EPILOG = """Three checks on a short text: the model with the adapter against the model without it;
-merged against unmerged; and, where the package xllamacpp is installed, llama.cpp against this
+merged against unmerged; and, if the package xllamacpp is installed, llama.cpp against this
 program, with the same files.
 
-exit codes: 0 all checks passed, 1 one says no, 2 bad usage or bad file, 3 path that cannot be
+exit codes: 0 all checks passed, 1 a check failed, 2 bad usage or bad file, 3 path that cannot be
 written, 4 not enough memory, 5 adapter that does not fit, 130 stopped by Ctrl-C"""
 
 
@@ -35,8 +35,8 @@ class VerifyOptions:
     lora: str = lora_option()
     lora_scaled: str = lora_scaled_option()
     file: str = _files(
-        Text(), "", "sample text in UTF-8, of which the first 256 tokens are used", also=["-f"],
-        shown_default="the model goes on with four openings",
+        Text(), "", "sample text in UTF-8; its first 256 tokens are used", also=["-f"],
+        shown_default="the model completes four openings",
     )  # fmt: skip
     merge: bool = _checks(
         None, True, "merge into a temporary file and compare", off=["--no-merge"],
@@ -44,7 +44,7 @@ class VerifyOptions:
     )  # fmt: skip
     outtype: str = _checks(
         Text("TYPE"), "", "weight types of that file, as for export-lora",
-        shown_default="f32 for merged tensors, the others as they are",
+        shown_default="f32 for merged tensors, unchanged for others",
     )  # fmt: skip
     llama: bool = _checks(
         None, True, "compare with llama.cpp", off=["--no-llama"],
@@ -56,7 +56,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Verify:
-    """What `verify` is to do: the options, and the adapters as (file, scale) in order."""
+    """A task for `verify`: the options, and the adapters as (file, scale) in order."""
 
     options: VerifyOptions
     adapters: list[tuple[str, float]] = field(default_factory=list)
@@ -76,5 +76,5 @@ def parse_verify(argv: Sequence[str]) -> Verify:
     if not adapters:
         raise UsageError("which adapter? Give --lora FILE; --help lists every option")
     if options.outtype and not options.merge:
-        raise UsageError("--outtype is for the check of merging, which --no-merge leaves out")
+        raise UsageError("--outtype is for the merge check, which --no-merge leaves out")
     return Verify(options, adapters)

@@ -10,7 +10,7 @@ from nbllama.options.parser import Option, plain
 def take_words(argv: Sequence[str], options: Sequence[Option]) -> tuple[list[str], list[str]]:
     """Return the words that belong to no option, and the rest for `parser.parse_into`.
 
-    What follows `--` is words.
+    Everything after `--` is a word.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}
     words: list[str] = []

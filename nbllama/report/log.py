@@ -1,4 +1,4 @@
-"""What a training step reports, the metrics file, and how much time is left. No screen in here."""
+"""Records of training steps, the metrics file, and the remaining time. No screen output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One iteration, as the display and the metrics file show it.
+    """One iteration, for the display and the metrics file.
 
-    `iter`: 1 for the very first, counted through resumes. `n_iter`: the iteration at which this
-    run ends. `loss`: nats per trained token. `seconds`: time of the step without compiling and
-    without saving. `tokens`: input tokens of the step's samples, which `tokens_per_s` counts too.
-    `computed_tokens`: without those that a sample shares with one before it in its micro-batch.
-    `skipped`: loss or gradient were not finite and nothing was changed. `measures`: further numbers
-    of an objective, which stand in a row by their own names.
+    `iter`: 1 for the very first, counted through resumes. `n_iter`: the last iteration of this run.
+    `loss`: nats per trained token. `seconds`: time of the step without compiling and saving.
+    `tokens`: input tokens of the step's samples, which `tokens_per_s` counts too.
+    `computed_tokens`: without those that a sample shares with an earlier one in its micro-batch.
+    `skipped`: loss or gradient was not finite and no parameter was changed. `measures`: further
+    numbers of an objective, which have their own names in a row.
     """
 
     iter: int
@@ -49,11 +49,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What was found out between two iterations, after iteration `iter`.
+    """An evaluation between two iterations, after iteration `iter`.
 
     `val_loss`: nats per trained token of the validation data, None without such data, and its
     `perplexity`; `best`: the lowest so far. `train_loss`: mean since the last evaluation, None at
-    the start. `samples`: prompts with their answers. `measures`: as of `StepRecord`, of the
+    the start. `samples`: prompts with their answers. `measures`: as in `StepRecord`, for the
     validation data.
     """
 
@@ -69,7 +69,7 @@ class EvaluationRecord:
 
 
 class Eta:
-    """Time to the end of the run, from the median of the last steps' times.
+    """The time to the end of the run, from the median of the last steps' times.
 
     One slow step (a save, another program) does not change it much.
     """
@@ -82,7 +82,7 @@ class Eta:
         self._recent.append(seconds)
 
     def seconds_left(self, steps: int) -> float | None:
-        """Seconds that `steps` more steps will take; None before the first one."""
+        """Return the seconds for `steps` more steps; None before the first one."""
         return steps * median(self._recent) if self._recent else None
 
 
@@ -96,7 +96,7 @@ class LossCurve:
         self._sum, self._count = 0.0, 0
 
     def add(self, loss: float) -> None:
-        """Take in one loss; what is not finite leaves no mark."""
+        """Add one loss; a loss that is not finite is ignored."""
         if not math.isfinite(loss):
             return
         self._sum += loss
@@ -124,7 +124,7 @@ class LossCurve:
 
 
 def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """Return what JSON can hold of a record: None for a number that is not finite."""
+    """Return a record for JSON, with None for a number that is not finite."""
     values: dict[str, Any] = dict(record) if isinstance(record, Mapping) else asdict(record)
     if not isinstance(record, Mapping):
         values |= values.pop("measures")
@@ -134,16 +134,16 @@ def as_row(record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> dict[st
 
 
 class MetricsLog:
-    """A file with one JSON object a line, appended to and readable while the run goes on.
+    """A file with one JSON object per line, appended to and readable during training.
 
-    A failing disk does not stop training: `on_error` is told once, and each later line is tried
+    A failing disk does not stop training: `on_error` is called once, and each later line is tried
     again. A line that was cut (full disk, killed process) is ended before the next one begins.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
         self.path = path
         self._on_error = on_error
-        self._told = False
+        self._failed = False
         try:
             self._file = _opened(path)
             self._cut = _ends_inside_line(path)
@@ -151,7 +151,7 @@ class MetricsLog:
             raise OutputError(f"--log {shown(path)}: {e.strerror or e}") from e
 
     def write(self, record: StepRecord | EvaluationRecord | Mapping[str, Any]) -> None:
-        """Append one line. A number that is not finite becomes null, as JSON has no other."""
+        """Append one line. A number that is not finite becomes null, as JSON cannot hold it."""
         row = as_row(record)
         line = (
             (b"\n" if self._cut else b"")
@@ -165,13 +165,13 @@ class MetricsLog:
             problem = "" if written == len(line) else "no space left for a whole line"
         except OSError as e:
             problem = e.strerror or str(e)
-        if problem and not self._told:
-            self._told = True
+        if problem and not self._failed:
+            self._failed = True
             path = shown(self.path)
-            self._on_error(f"--log {path}: {problem}; training goes on, lines are missing")
+            self._on_error(f"--log {path}: {problem}; training continues, lines are missing")
 
     def close(self) -> None:
-        """Close the file; an error is reported as those of writing are."""
+        """Close the file; an error is reported like those of writing."""
         try:
             self._file.close()
         except OSError as e:
@@ -179,7 +179,7 @@ class MetricsLog:
 
 
 def _opened(path: str) -> FileIO:
-    """Open the file to append to, locked: two runs would mix their lines."""
+    """Open and lock the file for appending, as two runs would mix their lines."""
     fd = open_own(path, os.O_WRONLY | os.O_APPEND)
     file = FileIO(fd, "ab")
     if not try_lock(fd):
@@ -199,7 +199,7 @@ def _ends_inside_line(path: str) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`0:03:21`, hours first; `2 days 3:00:00` above a day."""
+    """Return a time as `0:03:21`, hours first; `2 days 3:00:00` above a day."""
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
@@ -207,5 +207,5 @@ def duration(seconds: float) -> str:
 
 
 def memory(n_bytes: int) -> str:
-    """`512 MB`, in units of 10^6 bytes; `1.25 GB` from 10^9 on."""
+    """Return a size as `512 MB`, in units of 10^6 bytes, or as `1.25 GB` from 10^9 on."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

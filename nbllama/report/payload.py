@@ -1,8 +1,7 @@
-"""What the page about a run is made of: one object for JSON, from the rows of a log.
+"""The content of the page about a run: one object for JSON, from the rows of a log.
 
-It is the same for a page that is a file and for one that is served while the run goes on; the
-latter gets `event` of each further row, and adds it in the same places
-(`nbllama/report/page/data.js`).
+It is the same for a page in a file and for one that is served during training. The latter gets
+`event` of each further row, and adds it in the same places (`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ Point = tuple[float, float]
 
 
 def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Make the object of a page about one run, or about several that are compared.
+    """Return the object of a page about one run, or about several that are compared.
 
-    `runs`: a name for each, and the content of its log. `live`: the state of a served page
+    `runs`: name and log of each run. `live`: the state of a served page
     (`nbllama.report.live.state`), None for a file. Raises `UsageError` for more than `MOST_RUNS`.
     """
     if len(runs) > MOST_RUNS:
-        raise UsageError(f"{len(runs)} runs: at most {MOST_RUNS} can be compared on one page")
+        raise UsageError(f"{len(runs)} runs: give at most {MOST_RUNS} to compare on one page")
     made = [run_object(run) for _, run in runs]
     if len(made) > 1:
         for (name, _), one in zip(runs, made, strict=True):
@@ -47,7 +46,7 @@ def payload(runs: Sequence[tuple[str, Run]], live: dict[str, Any] | None = None)
 
 
 def run_object(run: Run) -> dict[str, Any]:
-    """One run. Whatever a log leaves out is left out, or empty."""
+    """Return the object of one run. Anything that is not in the log is left out, or empty."""
     head, last = run.run, run.steps[-1] if run.steps else {}
     return {
         "name": text(head.get("model") or "a run"),
@@ -78,7 +77,7 @@ def run_object(run: Run) -> dict[str, Any]:
 
 
 def event(row: Row) -> dict[str, Any] | None:
-    """Return a row as the page takes it in; None for one that it does not know."""
+    """Return a row in the form that the page reads; None for an unknown kind of row."""
     kind = row.get("event", "step")
     made: dict[str, Any] = {"event": kind, "iter": row["iter"]}
     if kind == "step":
@@ -108,7 +107,7 @@ def event(row: Row) -> dict[str, Any] | None:
 
 
 def commands(run: Run) -> list[list[str]]:
-    """List what to do next, as (what, command) of a run whose log has its options."""
+    """Return the next steps as (description, command), for a run whose log has its options."""
     options, words = run.run.get("options"), run.run.get("words")
     if not isinstance(options, dict):
         return []
@@ -150,7 +149,7 @@ def _state(run: Run) -> str:
 
 
 def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points: means of neighbours."""
+    """Return at most `most` points, which are means of neighbours."""
     n = len(found)
     if n <= most:
         return list(found)
@@ -160,7 +159,7 @@ def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def every(rows: list[Row], most: int) -> list[Row]:
-    """At most `most` rows, evenly spread over all of them."""
+    """Return at most `most` rows, evenly spread."""
     n = len(rows)
     return rows if n <= most else [rows[i * n // most] for i in range(most)]
 
@@ -179,14 +178,14 @@ def _numbers(value: Any, keys: Sequence[str]) -> dict[str, float | None]:
 
 
 def _pairs(value: Any, without: str = "") -> list[list[str]]:
-    """(name, value) of an object of a log, as texts."""
+    """Return (name, value) of an object in a log, as texts."""
     if not isinstance(value, dict):
         return []
     return [[text(k), text(v)] for k, v in value.items() if k != without]
 
 
 def _lengths(data: Any) -> list[list[Any]]:
-    """(tokens, samples) of a histogram."""
+    """Return (tokens, samples) of a histogram."""
     counts = data.get("lengths") if isinstance(data, dict) else None
     if not isinstance(counts, list):
         return []
@@ -204,7 +203,7 @@ def _samples(row: Row) -> list[dict[str, str]]:
 
 
 def _verdict(row: Row) -> dict[str, Any] | None:
-    """Return what came out of a run: a word, the reason, and answers before and after."""
+    """Return the verdict on a run: a word, the reason, and answers before and after."""
     if not row:
         return None
     keys = ("kind", "question", "wanted", "before", "after")

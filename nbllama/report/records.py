@@ -1,4 +1,4 @@
-"""A log of JSON lines, as what happened: of a run that was killed and continued, what counts."""
+"""Reading a log of JSON lines; of a run that was killed and continued, only the rows that count."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MAX_BYTES = 1 << 30
 
 @dataclass
 class Run:
-    """Rows as in the log, in order of their iterations, up to what was done last.
+    """Rows as in the log, in order of their iterations; of repeated ones the last.
 
     `run`: the last start. `steps`, `evaluations`: one for each iteration. `norms`, `texts`,
-    `questions`: what a run with `--live` measured and was asked. `verdict`, `end`: what came out,
+    `questions`: measurements and questions of a run with `--live`. `verdict`, `end`: the verdict,
     and how the last start ended; {} while it continues.
     """
 
@@ -35,10 +35,10 @@ class Run:
     verdict: Row = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
-        """Take in a row; one of an event that is not known is left out."""
+        """Add a row; a row of an unknown event is ignored."""
         event = row.get("event", "step")
         if event == "run":
-            # It continues after iteration `iter`: what another one did later was lost.
+            # It continues after iteration `iter`; later rows of the run before were lost.
             for rows in self._lists().values():
                 while rows and rows[-1]["iter"] > row["iter"]:
                     rows.pop()
@@ -66,7 +66,7 @@ class Run:
 
 
 def _put(rows: list[Row], row: Row, *, several: bool) -> None:
-    """Add a row in the place of its iteration; without `several` it replaces one that is there."""
+    """Insert a row by its iteration; without `several` it replaces an existing one."""
     at = len(rows)
     while at and rows[at - 1]["iter"] > row["iter"]:
         at -= 1
@@ -92,7 +92,7 @@ def read_log(path: str) -> Run:
         if (row := _row(line.decode("utf-8", "replace"))) is not None:
             run.add(row)
     if not (run.run or run.steps):
-        raise DataError(f"{shown(path, 400)}: no log of a run: no line of it is an iteration")
+        raise DataError(f"{shown(path, 400)}: not a log of a run: no line of it is an iteration")
     return run
 
 
@@ -109,15 +109,15 @@ def _row(line: str) -> Row | None:
 
 
 def text(value: Any) -> str:
-    """Return whatever is in a log as text."""
+    """Return any value in a log as text."""
     try:
         return str(value)
-    except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
+    except (RecursionError, ValueError):  # deeply nested, or a number with thousands of digits
         return "\N{HORIZONTAL ELLIPSIS}"
 
 
 def number(row: Row, key: str) -> float | None:
-    """Return a finite number of a row, 0 for one that is almost 0; None for anything else."""
+    """Return a finite number of a row, 0 if it is almost 0; None for anything else."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

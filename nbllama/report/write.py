@@ -1,4 +1,4 @@
-"""A report as a file."""
+"""Writing a report to a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nbllama.system.replaced import PAGE, check_kind
 
 
 def write_report(logs: str | Sequence[str], out: str) -> None:
-    """Make the page `out` from a log, or from several that are compared, whole or not at all.
+    """Write the page `out` from a log, or from several that are compared, in one atomic step.
 
-    Raises `DataError` for a log that is none, `OutputError` if the page cannot be written or would
-    replace a file that is no such page, `UsageError` if the page would replace a log, and for too
-    many logs.
+    Raises `DataError` for a file that is not a log, `OutputError` if the page cannot be written or
+    would replace a file that is not such a page, `UsageError` if the page would replace a log, and
+    for too many logs.
     """
     names = [logs] if isinstance(logs, str) else list(logs)
     for log in names:
         if os.path.exists(out) and os.path.exists(log) and os.path.samefile(log, out):
-            raise UsageError(f"{shown(out, 400)}: the page would replace the log")
+            raise UsageError(f"{shown(out, 400)}: the page would replace the log; rename the page")
     check_kind(out, PAGE)
     runs = [(label, read_log(log)) for label, log in zip(labels(names), names, strict=True)]
     text = page(payload(runs))
@@ -32,7 +32,7 @@ def write_report(logs: str | Sequence[str], out: str) -> None:
 
 
 def labels(logs: Sequence[str]) -> list[str]:
-    """Short names for logs, all different: their files' names, with folders where these agree."""
+    """Return short, different names for logs: the file names, with folders if these are equal."""
     paths = [os.path.splitext(log)[0].replace(os.sep, "/").split("/") for log in logs]
     for n in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-n:]) for parts in paths]

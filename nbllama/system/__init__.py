@@ -1,1 +1,1 @@
-"""The operating system below the programs: files, memory, cores, and the frame of a program."""
+"""The operating system: files, memory, cores, signals and exit codes."""

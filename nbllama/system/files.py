@@ -1,11 +1,11 @@
-"""Files that are never seen half written.
+"""Atomic writes: a file is never visible half written.
 
 A file appears under its final name in one step: a temporary file in the same folder is written,
-flushed to the disk, renamed over the name, and the folder is flushed. At any moment, also after
+flushed to the disk, renamed to the name, and the folder is flushed. At any moment, also after
 kill -9 or a power cut, the name holds the whole old file or the whole new one.
 
-The temporary file is locked while its writer lives. So a leftover of a killed process can be told
-from a file that is being written without trusting process ids, which containers reuse.
+The temporary file is locked while its writer lives. So a leftover of a killed process can be
+distinguished from a file that is being written without process ids, which containers reuse.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Give a binary file to write; on success it replaces `path`, on any error nothing changes.
+    """Open a binary file to write; on success it replaces `path`, on any error nothing changes.
 
     The mode of a file that is replaced is kept; a symbolic link is replaced, not followed.
-    Raises `OutputError` when the folder or the disk refuses (also a full disk or a short write).
+    Raises `OutputError` if the file cannot be written (also for a full disk or a short write).
     """
     name = os.fsdecode(os.fspath(path))
     folder, base = split_name(name)
@@ -64,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as e:
         _remove(temporary)
         if e.filename not in (None, temporary, name, folder):
-            raise  # not about this file: the caller failed to read something
+            raise  # not about this file: the caller failed to read another one
         raise cannot_write(name, e) from e
     except BaseException:
         _remove(temporary)
@@ -72,7 +72,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep_temporary(path: Path) -> list[str]:
-    """Remove what killed writers of `path` left in its folder; returns the removed names.
+    """Remove the temporary files of killed writers of `path`; return the removed names.
 
     A temporary file whose writer is alive is locked and stays.
     """
@@ -82,7 +82,7 @@ def sweep_temporary(path: Path) -> list[str]:
     try:
         names = sorted(n for n in os.listdir(folder) if pattern.fullmatch(n))
     except OSError:
-        return []  # no folder, nothing left in it
+        return []  # no folder, and therefore no files
     for name in names:
         leftover = os.path.join(folder, name)
         with suppress(OSError):
@@ -98,7 +98,7 @@ def sweep_temporary(path: Path) -> list[str]:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder if it is not there; its parent must be. Raises `OutputError`."""
+    """Make the folder if it does not exist; its parent must exist. Raises `OutputError`."""
     name = os.fsdecode(os.fspath(path))
     if os.path.isdir(name):
         return
@@ -124,7 +124,7 @@ def check_writable(path: Path) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Folder and last part of a file name; `OutputError` when there is no last part."""
+    """Return folder and last part of a file name; `OutputError` if there is no last part."""
     folder, base = os.path.split(name)
     if not base or base in (".", "..") or "\0" in name:
         raise OutputError(f"{shown(name, 400)!r}: not the name of a file")
@@ -144,7 +144,7 @@ def _check_target(name: str) -> None:
 
 
 def cannot_write(name: str, e: OSError) -> OutputError:
-    """Make the line about a file that the system refuses to write."""
+    """Return the error for a file that the system refuses to write."""
     return OutputError(f"{shown(name, 400)}: cannot be written: {e.strerror or e}")
 
 
@@ -162,7 +162,7 @@ def _remove(name: str) -> None:
 
 
 def _sync(fd: int) -> None:
-    """Have the file's bytes on the disk, past the drive's own cache where that takes more."""
+    """Flush the file's bytes to the disk, also through the drive's cache if that is separate."""
     if sys.platform == "darwin":
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
@@ -171,7 +171,7 @@ def _sync(fd: int) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the rename itself on the disk; file systems that cannot do that are left alone."""
+    """Flush the rename itself to the disk, if the file system supports it."""
     if sys.platform == "win32":
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -188,7 +188,7 @@ def try_lock(fd: int, *, strict: bool = False) -> bool:
     """Take the exclusive lock of an open file if it is free; `strict`: raise any other error."""
     try:
         if sys.platform == "win32":
-            os.lseek(fd, 1 << 30, os.SEEK_SET)  # far from the text, which must stay readable
+            os.lseek(fd, 1 << 30, os.SEEK_SET)  # far after the text, which must stay readable
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
             os.lseek(fd, 0, os.SEEK_SET)
         else:

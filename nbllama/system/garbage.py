@@ -1,4 +1,4 @@
-"""Python's search for cycles of objects, put off while very many objects are made."""
+"""Python's garbage collection of cycles, paused while very many objects are made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Search for no cycles inside; a fifth of the time of reading a large file goes there.
+    """Pause the collection of cycles; it takes a fifth of the time of reading a large file.
 
-    For code that makes no cycles. Works as a decorator too.
+    For code that makes no cycles. It works as a decorator too.
     """
     was_on = gc.isenabled()
     gc.disable()

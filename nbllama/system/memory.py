@@ -1,4 +1,4 @@
-"""Memory of this process and of the machine, in bytes, as the system tells it."""
+"""Memory of this process and of the machine, in bytes, as the system reports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Bytes of mapped files that are in memory now; 0 where the system does not say."""
+    """Return the bytes of mapped files that are in memory now; 0 if the system has no figure."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -20,12 +20,12 @@ def mapped(*paths: str | os.PathLike[str]) -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the bytes of this process in memory now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident() -> int:
-    """Largest number of bytes this process had in memory."""
+    """Return the largest number of bytes that this process had in memory."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
@@ -41,9 +41,9 @@ def peak_resident() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes this process may still take.
+    """Return the bytes that this process can still allocate.
 
-    That is what the system has, or its control groups allow, whichever is less.
+    This is what the system has available, or what the control groups allow, whichever is less.
     """
     available = int(psutil.virtual_memory().available)
     for limit, used in _control_groups():
@@ -56,7 +56,7 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) of this process's Linux control groups and of those around them.
+    """Yield (limit, used) of this process's Linux control groups and of their parents.
 
     Versions 1 and 2. Pages of files, which can be dropped, do not count as used.
     """

@@ -1,4 +1,4 @@
-"""The file that a program writes: none of those it reads, and proved before the work begins."""
+"""Checks of a program's output file before the work begins: it must not be an input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbllama.system.replaced import Kind, check_kind
 
 
 def prepare_output(path: str, inputs: Iterable[str], kind: Kind | None = None) -> None:
-    """Check that an output can be written and is none of the inputs; remove dead leftovers.
+    """Check that an output can be written and is not an input; remove old temporary files.
 
     A file in a folder that is an input is refused too, and one that would replace a file of another
     `kind`. Raises `UsageError` or `OutputError`.

@@ -1,4 +1,4 @@
-"""The names of a model's files where it is in parts: NAME-00001-of-00005.gguf and so on."""
+"""The file names of a model in parts: NAME-00001-of-00005.gguf and so on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def part_name(prefix: str, number: int, count: int) -> str:
 
 
 def part_of(path: str) -> tuple[str, int, int] | None:
-    """(prefix, number, count) of the name of a part; None for any other name."""
+    """Return (prefix, number, count) of the name of a part; None for any other name."""
     found = _PART.fullmatch(path)
     if found is None or not 1 <= int(found["number"]) <= int(found["count"]):
         return None
@@ -22,7 +22,7 @@ def part_of(path: str) -> tuple[str, int, int] | None:
 
 
 def part_names(path: str) -> list[str]:
-    """Return the names of all parts that `path` is one of; empty for any other name."""
+    """Return the names of all parts if `path` is one of them; empty for any other name."""
     found = part_of(path)
     if found is None:
         return []
@@ -31,5 +31,5 @@ def part_names(path: str) -> list[str]:
 
 
 def files_of(path: str) -> list[str]:
-    """`path`, and the other parts of the same model that are there."""
+    """Return `path` and the other existing parts of the same model."""
     return [path, *(name for name in part_names(path) if name != path and os.path.exists(name))]

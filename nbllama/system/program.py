@@ -1,4 +1,4 @@
-"""The frame around every program: UTF-8 output, one line for an error, and the exit code.
+"""The frame of every program: UTF-8 output, one line for an error, and the exit code.
 
 | what ends the program | exit |
 |---|---|
@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from nbllama.errors import Interrupted, NbllamaError, shown
 from nbllama.system.start import Stopped, Unwinding, unwinding
 
-_LINE = 4000  # characters; a line that tells how to resume holds a whole command
+_LINE = 4000  # characters; a line about resuming contains a whole command
 _WRITING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EXDEV, errno.ETXTBSY}
 
 _name: ContextVar[str] = ContextVar("_name", default="")
@@ -32,7 +32,7 @@ _name: ContextVar[str] = ContextVar("_name", default="")
 
 @contextmanager
 def called(name: str) -> Iterator[None]:
-    """Within the `with` block the program that runs is called `name`, such as "nbllama chat"."""
+    """Call the running program `name`, such as "nbllama chat", inside the `with` block."""
     token = _name.set(name)
     try:
         yield
@@ -41,7 +41,7 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """Return what to call the program that runs: as it was started, by default `name`."""
+    """Return the name under which the running program was started, by default `name`."""
     return _name.get() or name
 
 
@@ -63,7 +63,7 @@ def prepare_streams() -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # no one may read it any more; the exit code remains
+    with suppress(OSError, ValueError):  # the reader may be gone; the exit code remains
         print(shown(line, _LINE), file=sys.stderr, flush=True)
 
 
@@ -78,7 +78,7 @@ def _close_stdout() -> None:
 
 
 def os_error_code(e: OSError) -> int:
-    """Exit code of an `OSError` that no one expected: 4 memory, 3 writing, 2 reading, 1 unknown."""
+    """Return the exit code of an unexpected `OSError`: 4 memory, 3 writing, 2 reading, 1 other."""
     if e.errno == errno.ENOMEM:
         return 4
     if e.errno in _WRITING:
@@ -88,11 +88,11 @@ def os_error_code(e: OSError) -> int:
     path = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else ""
     if isinstance(e, PermissionError):
         return 2 if os.path.exists(path) and not os.access(path, os.R_OK) else 3
-    # What can be read, or has no folder to be made in, was to be written.
+    # A file that can be read, or whose folder is missing, should have been written.
     return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
 
 
-def _told(e: BaseException) -> tuple[str, int]:
+def _line_and_code(e: BaseException) -> tuple[str, int]:
     """Return the line and the exit code for an exception."""
     if isinstance(e, Interrupted):
         return str(e), e.exit_code
@@ -115,9 +115,9 @@ def _told(e: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def _stoppable() -> Iterator[Unwinding]:
-    """Let signals unwind the program, so that nothing half done is left.
+    """Let signals unwind the program, so that nothing is left half done.
 
-    Outside of the main thread, which has them all, nothing is changed.
+    Outside the main thread, which gets all signals, this changes nothing.
     """
     if threading.current_thread() is threading.main_thread():
         with unwinding() as handler:
@@ -129,17 +129,18 @@ def _stoppable() -> Iterator[Unwinding]:
 def run_program(
     program: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run `program` with the words of a command line, by default the process's; the exit code.
+    """Run `program` with the words of a command line, by default the process's.
 
-    What it returns is the exit code, None for 0; what it raises ends as one line on standard error,
-    with --debug behind a traceback. `SystemExit` passes with its code.
+    Returns the exit code: that which `program` returns (None for 0), or that of its exception,
+    which is printed as one line on standard error, with --debug after a traceback. `SystemExit`
+    passes with its code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
     with _stoppable() as handler:
         try:
             code = _ended(program, words, handler)
-        except Stopped as e:  # between the program's end and what is done about it
+        except Stopped as e:  # a signal after the program's end
             _say(str(e))
             code = 128 + e.signum
         handler.over = True
@@ -148,7 +149,7 @@ def run_program(
 
 
 def _ended(program: Callable[[list[str]], int | None], words: list[str], handler: Unwinding) -> int:
-    """Run the program and tell how it ended; the exit code."""
+    """Run the program and print how it ended; return the exit code."""
     try:
         return program(words) or 0
     except SystemExit as e:
@@ -156,7 +157,7 @@ def _ended(program: Callable[[list[str]], int | None], words: list[str], handler
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException as e:
         handler.over = True
-        line, code = _told(e)
+        line, code = _line_and_code(e)
         if "--debug" in words:
             _traceback()
         elif line.startswith("internal"):

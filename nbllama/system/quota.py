@@ -1,4 +1,4 @@
-"""How many processors the control groups of this process leave it, as containers limit them."""
+"""The processor quota of this process's control groups, which containers set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nbllama.system import memory
 
 
 def processor_quota() -> int | None:
-    """Count the processors that fit in the smallest quota, at least 1; None where there is none."""
+    """Return the processors in the smallest quota, at least 1; None if there is no quota."""
     return min((max(1, math.ceil(quota / period)) for quota, period in _quotas()), default=None)
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """Yield (quota, period) in microseconds of the Linux control groups around this process.
+    """Yield (quota, period) in microseconds of this process's Linux control groups.
 
-    Of versions 1 and 2.
+    Both versions 1 and 2 are read.
     """
     for line in memory.read(memory.PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

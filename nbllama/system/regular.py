@@ -1,4 +1,4 @@
-"""Files that are opened only if they are what they seem: regular files, and pipes to read from."""
+"""Opening files safely: only regular files, and pipes for reading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import select
 import stat
 
-_PIPE_SECONDS = 10.0  # without a byte from a pipe before it is given up
+_PIPE_SECONDS = 10.0  # time without a byte after which a pipe is given up
 _CHUNK = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -20,15 +20,15 @@ _KINDS = (
 
 
 def kind_of(mode: int) -> str:
-    """Say what a file is that is not regular, for an error's line."""
+    """Return the kind of a file that is not regular, for an error message."""
     return next((word for test, word in _KINDS if test(mode)), "a special file")
 
 
 def open_own(name: str, flags: int) -> int:
-    """Open a regular file of one's own, which is made if it is not there; its descriptor.
+    """Open a regular file for writing, which is made if missing; return its descriptor.
 
-    `flags`: `os.O_RDWR` or `os.O_WRONLY`, with `os.O_APPEND` or without. No link is followed, and
-    neither a FIFO nor a device is opened. Raises `OSError` with a reason.
+    `flags`: `os.O_RDWR` or `os.O_WRONLY`, with or without `os.O_APPEND`. Links are not followed,
+    and FIFOs and devices are not opened. Raises `OSError` with a reason.
     """
     before = _mode(name)
     if before is not None and not stat.S_ISREG(before):
@@ -36,7 +36,7 @@ def open_own(name: str, flags: int) -> int:
     more = [getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
     fd = os.open(name, flags | os.O_CREAT | sum(more), 0o666)
     mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):  # it was exchanged in between
+    if not stat.S_ISREG(mode):  # it was replaced in between
         os.close(fd)
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", name)
     return fd
@@ -68,7 +68,7 @@ def read_whole(path: str | os.PathLike[str], at_most: int) -> bytes:
 
 def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
     if not pipe and (size := os.fstat(fd).st_size) > at_most:
-        raise ValueError(f"{size} bytes, at most {at_most} are read")
+        raise ValueError(f"{size} bytes, but at most {at_most} are read")
     parts: list[bytes] = []
     total = 0
     while True:
@@ -86,7 +86,7 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
 def first_bytes(path: str | os.PathLike[str], n: int) -> bytes:
     """Read the first `n` bytes of a regular file, fewer if it is shorter.
 
-    Raises `OSError`, also for what is not a regular file.
+    Raises `OSError`, also for anything that is not a regular file.
     """
     if not stat.S_ISREG(mode := os.stat(path).st_mode):
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))

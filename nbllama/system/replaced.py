@@ -1,6 +1,6 @@
-"""What an output may replace: nothing, a file of its own kind, or an empty one.
+"""Files that an output may replace: a file of the same kind, or an empty one.
 
-A file of zero bytes, as a power cut may leave it, counts as empty.
+A file of zero bytes, as a power cut can leave it, counts as empty.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from nbllama.errors import OutputError, shown
 from nbllama.system.regular import first_bytes
 
-_LOOKED_AT = 2048  # bytes from the start of a file
+_LOOKED_AT = 2048  # bytes from the start of a file that are checked
 
 
 class Kind(NamedTuple):
-    """How files of a kind begin, and what stands near their start."""
+    """The first bytes of files of a kind, and bytes near their start."""
 
     name: str
     begin: tuple[bytes, ...]
@@ -33,7 +33,7 @@ LOG = Kind("a log of a run", (b"{", b"\n{"))
 def check_kind(path: str, kind: Kind) -> None:
     """Raise `OutputError` if there is a file of another kind, which would be lost.
 
-    What cannot be read, or is not a regular file, is left to the writer.
+    A file that cannot be read, or is not regular, is left to the writer.
     """
     try:
         start = first_bytes(path, _LOOKED_AT)
@@ -44,7 +44,7 @@ def check_kind(path: str, kind: Kind) -> None:
 
 
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
-    """Make the line about a file that is not replaced."""
+    """Return the error for a file that is not replaced."""
     return OutputError(
         f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
         " or move the file"

@@ -14,13 +14,13 @@ _held: set[int] = set()  # descriptors of locks, closed in forked children
 
 
 class RunLock:
-    """Exclusive right to write `path`, for as long as the process lives.
+    """A lock for writing `path`, as long as the process lives.
 
     The lock is the kernel's (`flock` on a file `.NAME.lock` next to `path`), so kill -9 releases
-    it; the file left behind does not matter. Over NFS it holds between machines only where the
-    server supports locks. Use as a context manager; a second holder gets `OutputError` naming the
-    first one's process and host. A lock file that is a link, is not a regular file, or belongs to
-    another user is refused, and nothing is written to it.
+    it; the remaining file does not matter. Over NFS it works between machines only if the server
+    supports locks. Use it as a context manager; a second holder gets `OutputError` with the first
+    one's process and host. A lock file that is a link, is not a regular file, or belongs to another
+    user is refused, and nothing is written to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class RunLock:
 
 
 def lock_or_refuse(fd: int, name: str) -> None:
-    """Lock an open file for this process. Raises `OutputError` naming `name` if another has it."""
+    """Lock an open file for this process. Raises `OutputError` with `name` if it is taken."""
     if not try_lock(fd, strict=True):
         raise OutputError(
             f"{shown(name, 400)}: another run is writing it ({_holder(fd)}); wait for it, or choose"
@@ -85,7 +85,7 @@ def lock_or_refuse(fd: int, name: str) -> None:
 
 
 def _check_ours(fd: int, name: str) -> None:
-    """Refuse to write into what may be another file of the user's, or a file of another user."""
+    """Refuse a file with another name (a hard link), or of another user."""
     found = os.fstat(fd)
     if found.st_nlink > 1:
         raise OutputError(

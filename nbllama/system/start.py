@@ -1,6 +1,6 @@
-"""The first thing that a program does: from then on, signals end it with one line and their code.
+"""Signal handlers, which a program installs first: a signal ends it with one line and its code.
 
-Nothing heavy is imported here: the handlers must be there before the imports of the program, which
+This module imports nothing slow: the handlers must be installed before the program's imports, which
 take most of its first second.
 """
 
@@ -15,14 +15,14 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # without the last two on Windows
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows does not have the last two
 
 
 class Stopped(BaseException):
     """A signal ends the program.
 
-    Not a `KeyboardInterrupt`: Python ends as if killed by SIGINT when one of these went through
-    `exec`, which Numba uses, even if it was handled.
+    It is not a `KeyboardInterrupt`: after one of these has passed through `exec`, which Numba uses,
+    Python ends as if killed by SIGINT, even if it was handled.
     """
 
     def __init__(self, signum: int) -> None:
@@ -31,9 +31,9 @@ class Stopped(BaseException):
 
 
 class Unwinding:
-    """A signal handler that raises `Stopped`, once in a second: cleaning up is not broken off.
+    """A signal handler that raises `Stopped`, at most once per second, so that cleanup can finish.
 
-    `over`: nothing is raised any more.
+    `over`: it no longer raises.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Unwinding:
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process at once: nothing was begun that would have to be cleaned up."""
+    """End the process immediately, as there is nothing to clean up yet."""
     try:
         os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
     finally:
@@ -57,7 +57,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 
 def signals() -> Iterator[signal.Signals]:
-    """Those that end a program; not one that is ignored, as `nohup` has SIGHUP."""
+    """Yield the signals that end a program, except those that are ignored, as with `nohup`."""
     for name in NAMES:
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
@@ -66,9 +66,9 @@ def signals() -> Iterator[signal.Signals]:
 
 @contextmanager
 def unwinding() -> Iterator[Unwinding]:
-    """Within the block a signal that nobody handles raises `Stopped`.
+    """Let signals that have no other handler raise `Stopped` inside the block.
 
-    Where `leave` handled it, it is ignored after the block: the program has ended.
+    Signals that `leave` handled are ignored after the block, as the program has ended.
     """
     free = (signal.SIG_DFL, signal.default_int_handler, leave)
     handler, before = Unwinding(), {}
@@ -84,18 +84,18 @@ def unwinding() -> Iterator[Unwinding]:
 
 
 class Program:
-    """The function `main` of a module that is imported when it is called."""
+    """The function `main` of a module, which is imported when it is called."""
 
     def __init__(self, module: str, **given: Any) -> None:
         self.module, self._given = module, given
 
     def __call__(self, *args: Any, **given: Any) -> int:
-        """Call it; the exit code."""
+        """Call it; return the exit code."""
         code: int = import_module(self.module).main(*args, **self._given, **given)
         return code
 
     def start(self) -> int:
-        """Call it as the program of this process: signals end it from here on."""
+        """Call it as the program of this process, with signal handlers."""
         for signum in signals():
             signal.signal(signum, leave)
         return self()

@@ -1,1 +1,1 @@
-"""Training: one step (`trainer`), what surrounds it, and a whole run (`run`)."""
+"""Training: one step (`trainer`), its helpers, and a whole run (`run`)."""

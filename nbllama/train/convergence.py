@@ -1,12 +1,14 @@
-"""When a run has learned what it can: three tests of the loss, after each evaluation.
+"""Convergence: three tests of the loss after each evaluation that may end a run.
 
-As in llama.cpp's `ggml.c:ggml_opt_adam`, in this order, f the loss, with what is set to 0 off:
+They are those of llama.cpp's `ggml.c:ggml_opt_adam`, in this order, with f the loss; 0 turns a test
+off:
 
     |f - f of the evaluation before| / f < epsf
     |f `past` evaluations ago - f| / f < delta
     the lowest loss is `max_no_improvement` evaluations old
 
-All losses are float32 there, and so in what is stored; a loss that is not finite ends nothing.
+All losses are float32 there, and therefore in checkpoints too. A loss that is not finite does not
+end a run.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import numpy as np
 
 @dataclass
 class Convergence:
-    """The tests and what they remember.
+    """The tests and their state.
 
-    `past_losses` is a ring: evaluation e (from 0, counted since the very first run) is at e % past,
-    as in the old tool's file.
+    `past_losses` is a ring buffer: evaluation e (from 0, counted since the very first run) is at
+    e % past, as in the old tool's file.
     """
 
     past: int = 0
@@ -39,9 +41,9 @@ class Convergence:
             self.past_losses = [0.0] * self.past
 
     def reached(self, loss: float, evaluation: int) -> str:
-        """Take in the loss of an evaluation; why the run is to end, or "".
+        """Test the loss of an evaluation; return the reason to end the run, or "".
 
-        The first evaluation that it is told of is only remembered.
+        The first evaluation is only stored.
         """
         f = float(np.float32(loss))
         if not math.isfinite(f):
@@ -57,11 +59,11 @@ class Convergence:
 
     def _tests(self, f: float, evaluation: int) -> str:
         if abs(f - self.previous) < self.epsf * abs(f):
-            return f"the loss changed by less than {self.epsf:g} of it (--adam-epsf)"
+            return f"the loss changed by less than a fraction {self.epsf:g} (--adam-epsf)"
         if 0 < self.past <= evaluation - 1:
             before = self.past_losses[(evaluation - 1) % self.past]
             if abs(before - f) < self.delta * abs(f):
-                return f"the loss is as it was {self.past} iterations ago (--opt-past)"
+                return f"the loss is the same as {self.past} iterations ago (--opt-past)"
         if self.max_no_improvement > 0:
             if f < self.best:
                 self.best, self.no_improvement = f, 0

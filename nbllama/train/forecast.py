@@ -1,9 +1,9 @@
-"""What a run will take, printed before it starts and compared with the truth when it ends.
+"""Forecast of a run's memory and time, printed at its start and compared with the truth at its end.
 
-Memory is added up, not guessed: what the process holds once its kernels are compiled, every array
-that the trainer has allocated but not yet touched, and the model file, whose pages the system maps
-in as they are read (and can drop again: they are not private). Time is measured: one block, one
-loss, at the run's own size.
+Memory is computed exactly: the memory that the process holds once its kernels are compiled, every
+array that the trainer has allocated but not yet touched, and the model file, whose pages the system
+maps as they are read (and can drop again, as they are not private). Time is measured: one block and
+one loss, with the run's sizes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nbllama.train.trainer import Trainer
 
 
 class Forecast(NamedTuple):
-    """Bytes, and seconds an iteration."""
+    """Bytes, and seconds per iteration."""
 
     held: int  # resident already, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without
@@ -44,7 +44,7 @@ class Forecast(NamedTuple):
 
     @property
     def untouched(self) -> int:
-        """What will be taken beyond `held` and cannot be dropped again."""
+        """Memory that the run will need in addition to `held` and that cannot be dropped again."""
         return self.chosen + self.loss + self.scratch + self.saving
 
     @property
@@ -54,9 +54,9 @@ class Forecast(NamedTuple):
 
 
 def check_memory(trainer: Trainer, threads: int) -> Forecast:
-    """Forecast without times, before anything is compiled.
+    """Return the forecast without times, before anything is compiled.
 
-    Raises `NotEnoughMemory` when what will be taken is more than what the system has available.
+    Raises `NotEnoughMemory` if the run needs more memory than the system has available.
     """
     needs = _memory(trainer, threads)
     available = available_memory()
@@ -64,18 +64,18 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
         more = needs.activations[True] + needs.untouched - needs.chosen
         hint = "try a smaller --batch or --ctx"
         if trainer.kept and more < available:
-            hint = "a smaller --activation-memory would do"
+            hint = "give a smaller --activation-memory"
         elif not needs.checkpointing and more < available:
-            hint = "--use-checkpointing would do"
+            hint = "give --use-checkpointing"
         raise NotEnoughMemory(
-            f"the run needs {memory(needs.untouched)} more and {memory(available)} are available; "
+            f"the run needs {memory(needs.untouched)} more, but {memory(available)} are available; "
             f"{hint}"
         )
     return needs
 
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
-    """Forecast for a trainer whose kernels are compiled and whose activations are untouched."""
+    """Return the forecast for a trainer with compiled kernels and untouched activations."""
     seconds, stored = step_seconds(trainer)
     return _memory(trainer, threads)._replace(seconds=seconds, stored_seconds=stored)
 
@@ -126,5 +126,5 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def _touch(array: np.ndarray) -> None:
-    """Have the system give memory to an array of zeros that was only promised; changes no bit."""
+    """Write to an array of zeros so that the system allocates it; its bits do not change."""
     np.multiply(array, 1, out=array)

@@ -1,4 +1,4 @@
-"""How large the micro-batches of a run can be, and what memory leaves room for."""
+"""How large the micro-batches of a run can be, and how many blocks fit in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nbllama.train.sharing import Sizes, largest_shared
 class Limits(NamedTuple):
     """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample.
 
-    `computed`: rows that are computed, `keys`: tokens that they see, if samples share.
+    `computed`: rows that are computed, `keys`: tokens that they attend to, if samples share.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are whole."""
+    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are full."""
     lengths = dataset.lengths()
     means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)
@@ -39,7 +39,7 @@ def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = Fal
 
 
 def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dropout: bool) -> int:
-    """How many blocks can keep their activations for the backward pass within `nbytes` in all.
+    """Return how many blocks can keep their activations within `nbytes` in total.
 
     Raises `UsageError` if not even the inputs of all blocks fit.
     """
@@ -47,7 +47,7 @@ def kept_blocks(model: Model, adapter: Adapter, most: Limits, nbytes: int, *, dr
     least = activation_bytes(sizes, checkpointing=True)
     if least > nbytes:
         raise UsageError(
-            f"--activation-memory: the blocks' inputs alone take {memory(least)}; "
+            f"--activation-memory: the inputs of the blocks alone need {memory(least)}; "
             "give more, or a smaller --batch or --ctx"
         )
     fit = (nbytes - least) // set_bytes(sizes)

@@ -1,4 +1,4 @@
-"""A few passes before a run starts: to compile its kernels, and to see how long a step takes."""
+"""A few passes before a run starts, which compile its kernels and measure the time of a step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
-TOKENS = 8  # more than the few-token path takes, so that the packed kernels are compiled
+TOKENS = 8  # too many for the few-token path, so that the packed kernels are compiled
 
 
 @one_at_a_time
 def compile_kernels(trainer: Trainer) -> float:
-    """Compile every kernel that the run needs, on a few tokens. Seconds it took."""
+    """Compile every kernel that the run needs, on a few tokens; return the seconds it took."""
     start = time.perf_counter()
     n = TOKENS
     tokens = np.zeros(n, np.int32)
@@ -60,7 +60,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
-    """Return the blocks of each kind: attention or another mixer, experts or none."""
+    """Return the blocks of each kind: attention or another mixer, with or without experts."""
     hp = trainer.model.hp
     kinds: dict[tuple[str, bool], list[int]] = {}
     for layer in range(hp.n_layer):
@@ -71,9 +71,9 @@ def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
 
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
-    """Seconds an iteration will take on average, and without the blocks below the lowest pair.
+    """Return the expected mean seconds per iteration: with all blocks, and without the frozen ones.
 
-    One block of each kind and one loss are timed at the run's own size. Changes nothing.
+    One block of each kind and one loss are timed with the run's sizes. Changes nothing.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
@@ -100,14 +100,14 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
         heads.append(time.perf_counter() - start)
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
-    # Blocks below the lowest pair run forwards only: about a third of the work.
+    # Blocks below the lowest pair need only the forward pass: about a third of the work.
     above = sum(min(blocks[k]) * sum(i >= lowest for i in of) for k, of in kinds.items())
     below = sum(min(blocks[k]) * sum(i < lowest for i in of) / 3 for k, of in kinds.items())
     per_trained = min(heads) / batch.n_trained
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
-        per_step = min(per_step, n / math.ceil(n / per_step))  # an epoch's last one is short
+        per_step = min(per_step, n / math.ceil(n / per_step))  # the last step of an epoch is short
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)

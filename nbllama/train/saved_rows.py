@@ -21,12 +21,12 @@ class Counted(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Computed tokens by tokens."""
+        """Computed tokens divided by tokens."""
         return self.computed / self.tokens
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return what sharing saves in an epoch, for the screen."""
+    """Return the saving of an epoch, for the screen."""
     found = counted(trainer)
     if found.computed == found.tokens:
         return "none of them shared"
@@ -37,7 +37,7 @@ def saved_line(trainer: Trainer) -> str:
 
 
 def counted(trainer: Trainer) -> Counted:
-    """Lay out the batches of the present epoch, at most `MOST_BATCHES`. Changes nothing."""
+    """Lay out the batches of the current epoch, at most `MOST_BATCHES`. Changes nothing."""
     epoch = trainer.position.epoch
     place, tokens, computed, n = Position(epoch), 0, 0, 0
     while place.epoch == epoch and n < MOST_BATCHES:

@@ -1,4 +1,4 @@
-"""How large batches become whose samples share their beginnings (`nbllama.data.shared`)."""
+"""Sizes of batches whose samples share beginnings (`nbllama.data.shared`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """Of the largest micro-batch: rows that are computed, and tokens of its samples."""
+    """Sizes of the largest micro-batch: rows that are computed, and tokens of its samples."""
 
     computed: int
     keys: int
@@ -20,7 +20,7 @@ class Sizes(NamedTuple):
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
     """Return bounds for batches of `n_rows` rows whose samples share; `tokens`: if they do not.
 
-    Of data other than records what is saved is not known beforehand.
+    For data other than records, the saving is not known beforehand.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))

@@ -1,6 +1,6 @@
 """One training step: batch -> forward -> loss -> backward -> optimiser.
 
-`nbllama.train.run.loop` goes through the steps of a run, and logs and saves.
+`nbllama.train.run.loop` runs the steps of a run, and logs and saves.
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
 gradients are summed in ascending m. The loss of an iteration is the sum over all trained tokens of
@@ -40,14 +40,15 @@ MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a
 
 
 class StopRequested(Exception):
-    """Raised between layers when the run was asked to stop: the unfinished step is dropped."""
+    """Raised between layers if the run should stop; the unfinished step is dropped."""
 
 
 class Evaluation(NamedTuple):
     """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
 
-    `trained`: what the loss is the mean over, trained tokens or answers (`Objective.before`).
-    `after`: the place in the data behind them; `n_samples` of the data are in them.
+    `trained`: the number of trained tokens or answers that the loss is the mean over
+    (`Objective.before`). `after`: the position in the data after the samples; `n_samples`: their
+    number.
     """
 
     loss: float
@@ -62,7 +63,7 @@ class Evaluation(NamedTuple):
 class StepResult(NamedTuple):
     """One iteration. `loss` is nats per trained token, `lr` the learning rate.
 
-    `skipped`: nothing was changed.
+    `skipped`: no parameter was changed.
     """
 
     iteration: int
@@ -78,11 +79,11 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """A model, an adapter, its optimiser, and a place in the data; `step` is one iteration.
+    """A model, an adapter, its optimiser, and a position in the data; `step` is one iteration.
 
-    `bound`, `acts` and `buffers` are the adapter at work, and the memory of the passes. `trunk`,
-    if it is set, stores the output of the frozen blocks below the lowest pair (`train.trunk`).
-    Several threads may call one trainer: their calls take turns.
+    `bound`, `acts` and `buffers` are the adapter in the model, and the memory of the passes.
+    `trunk`, if it is set, stores the output of the frozen blocks below the lowest pair
+    (`nbllama.train.trunk`). Several threads can call one trainer: their calls take turns.
     """
 
     def __init__(
@@ -108,17 +109,17 @@ class Trainer:
         objective: Objective | None = None,
         share_prompts: bool = False,
     ) -> None:
-        """Reserve the memory of training.
+        """Allocate the memory of training.
 
         `old_schedule`: an update has the learning rate of the update before it, as in the old
         tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
         decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
-        `dropout`: see `ops.dropout`, its masks are those of `seed`. `validation`: data for
-        `validation_loss`. `objective`: what is minimised; None: the loss of each token.
-        `share_prompts`: what samples of a micro-batch have in common at their
-        beginning is computed once (`data.shared`), unless there is dropout.
+        `dropout`: see `ops.dropout`; its masks follow from `seed`. `validation`: data for
+        `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
+        `share_prompts`: common beginnings of the samples of a micro-batch are computed once
+        (`data.shared`), unless there is dropout.
 
-        Raises `UsageError` where checkpointing of every block needs more than `activation_memory`.
+        Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
         """
         self.turn = new_turn()
         self.model, self.adapter, self.opt, self.dataset = model, adapter, opt, dataset
@@ -137,7 +138,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # these are not laid out anew
+            # these are not laid out again
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -159,7 +160,7 @@ class Trainer:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Gradients of the last evaluation by parameter name, before clipping."""
+        """Return the gradients of the last evaluation by parameter name, before clipping."""
         return self.bound.grads
 
     @one_at_a_time
@@ -168,9 +169,9 @@ class Trainer:
         check: Callable[[], None] | None = None,
         seen: Callable[[Evaluation], None] | None = None,
     ) -> StepResult:
-        """One iteration: `evaluate`, then `update`.
+        """Do one iteration: `evaluate`, then `update`.
 
-        `seen` gets the evaluation in between; what it raises leaves the update undone.
+        `seen` gets the evaluation in between; if it raises, there is no update.
         """
         found = self.evaluate(check)
         if seen is not None:
@@ -200,11 +201,11 @@ class Trainer:
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        """Return the batches in the form for computing: with shared beginnings, if enabled."""
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
-        """Batches of all its samples; the run's memory must hold at least one sample."""
+        """Add batches of all its samples; the run's memory must hold at least one sample."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = self.laid_out([data.batch(part) for part in numbers])
@@ -215,7 +216,7 @@ class Trainer:
         )
 
     def _make_room(self, data: Dataset) -> None:
-        """Raise the limits to what one sample of `data` needs, if they are lower."""
+        """Raise the limits to the needs of one sample of `data`, if they are lower."""
         own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
@@ -225,7 +226,7 @@ class Trainer:
 
     @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
-        """Mean loss of all validation data, nats per trained token. Changes nothing of the run."""
+        """Return the mean loss of the validation data, nats per trained token. Changes nothing."""
         trained, total = self.objective.before(self, self._validation, check), 0.0
         for batch in self._validation:
             self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
@@ -238,15 +239,15 @@ class Trainer:
             self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
-        """Return the schedule's factor on the rate of update `iteration` (the first is 1)."""
+        """Return the factor on the learning rate of update `iteration` (the first is 1)."""
         return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """One step of the optimiser with the gradient of `found`, which is the last evaluation.
+        """Do one step of the optimiser with the gradient of `found`, the last evaluation.
 
-        A loss or gradient that is not finite changes nothing, and counts as an iteration.
+        A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """
         start = time.perf_counter()
         factor = self.factor(self.iteration + 1)
@@ -279,7 +280,7 @@ class Trainer:
         self.samples_seen += taken.n_samples
 
     def raise_if_diverged(self) -> None:
-        """`Diverged` when the last MOST_SKIPPED steps were all skipped."""
+        """Raise `Diverged` if the last MOST_SKIPPED steps were all skipped."""
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(
                 f"loss or gradient was not finite in {MOST_SKIPPED} iterations in a row "

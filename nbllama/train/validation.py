@@ -1,4 +1,4 @@
-"""What a run knows of its validation: the lowest loss, patience, and signs of overfitting."""
+"""The validation state of a run: the lowest loss, patience, and signs of overfitting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OVERFITTING = 2  # evaluations in a row with a falling training and a rising val
 
 @dataclass
 class Validation:
-    """State between evaluations; it is part of a checkpoint, so all of it are numbers.
+    """State between evaluations; it is part of a checkpoint, so all fields are numbers.
 
     `last`: iteration of the last evaluation, -1 before the first. `best`: lowest validation loss,
     found at iteration `best_at` (-1: none yet); `since`: evaluations since then. `previous`,
@@ -34,7 +34,7 @@ class Validation:
 
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Validation:
-        """Return what `numbers` of an earlier one hold."""
+        """Return a state from the `numbers` of an earlier one."""
         made = cls()
         for f in fields(cls):
             kind = type(getattr(made, f.name))
@@ -46,22 +46,22 @@ class Validation:
         return {k: float(v) for k, v in asdict(self).items()}
 
     def trained(self, loss: float, tokens: int) -> None:
-        """Take in a training step's loss per trained token."""
+        """Add a training step's loss per trained token."""
         if math.isfinite(loss):
             self.sum += loss * tokens
             self.tokens += tokens
 
     @property
     def training_loss(self) -> float:
-        """Mean since the last evaluation; NaN if there was no step."""
+        """Return the mean since the last evaluation; NaN if there was no step."""
         return self.sum / self.tokens if self.tokens else math.nan
 
     def improves(self, loss: float) -> bool:
-        """Whether `loss` is the lowest so far."""
+        """Return whether `loss` is the lowest so far."""
         return math.isfinite(loss) and (self.best_at < 0 or loss < self.best)
 
     def evaluated(self, iteration: int, loss: float, best: bool) -> bool:
-        """Note an evaluation (`best`: its adapter was kept); whether two in a row overfit."""
+        """Add an evaluation (`best`: its adapter was kept); return whether two in a row overfit."""
         mean, first = self.training_loss, self.last < 0 or not self.previous_trained
         if best:
             self.best, self.best_at, self.since = loss, iteration, 0
@@ -76,21 +76,21 @@ class Validation:
         return self.rises == OVERFITTING
 
     def ended(self, patience: int) -> str:
-        """Why the run is to end, or ""."""
+        """Return why the run should end, or ""."""
         if 0 < patience <= self.since:
             return f"no lower validation loss in {self.since} evaluations (--early-stop)"
         return ""
 
 
 def perplexity(loss: float) -> float:
-    """e^loss; infinite where that is no float."""
+    """Return e^loss; infinite if it is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def batches(
     lengths: tuple[np.ndarray, np.ndarray], most_tokens: int, most_trained: int
 ) -> list[list[int]]:
-    """Sample numbers in order, as many together as stay within the two bounds."""
+    """Yield sample numbers in order, in the largest groups that stay within the two bounds."""
     found: list[list[int]] = []
     in_tokens = in_trained = 0
     for i, (tokens, trained) in enumerate(zip(*(part.tolist() for part in lengths), strict=True)):

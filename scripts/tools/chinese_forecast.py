@@ -39,7 +39,7 @@ def forecast(model: Path, text: Path, threads: int) -> tuple[float, str]:
         "--ctx", str(CTX), "--batch", str(BATCH), "--use-checkpointing", "--threads", str(threads),
         "--dry-run",
     )  # fmt: skip
-    seconds = re.search(r"^forecast +([\d.]+) s an iteration", out, re.MULTILINE)
+    seconds = re.search(r"^forecast +([\d.]+) s per iteration", out, re.MULTILINE)
     memory = re.search(r"^memory +([\d.]+ [KMG]B)", out, re.MULTILINE)
     if seconds is None or memory is None:
         raise SystemExit(f"error: no forecast in\n{out}")

@@ -104,7 +104,7 @@ def test_names_from_outside_are_no_markup() -> None:
     for files in (
         Files(evil, "a.gguf", True), Files("m.gguf", evil, True), Files("m.gguf", evil, False),
     ):  # fmt: skip
-        with pytest.raises(OutputError, match="holds a control character"):
+        with pytest.raises(OutputError, match="has a control character"):
             modelfile(files, "")
 
 

@@ -165,7 +165,7 @@ def test_a_chat_reads_only_what_is_new(folder: Path, ask: Ask) -> None:
 
 def test_layouts(folder: Path, ask: Ask) -> None:
     out, err = ask(*CHAT, "-st", said="the")
-    assert "warning: the model has no chat template; Alpaca's layout takes its place\n" in err
+    assert "warning: the model has no chat template; Alpaca's layout is used\n" in err
     assert ask(*CHAT, "-st", "--chat-template", "Alpaca", said="the")[0] == out
     other, err = ask(*CHAT, "-st", "--chat-template", "llama-2", said="the")
     assert "warning" not in err and other != out
@@ -175,7 +175,10 @@ def test_a_message_that_does_not_fit_is_left_out(folder: Path, ask: Ask) -> None
     words = [*CHAT, "--chat-template", folder / "plain.jinja", "-c", "48", "-n", "3"]
     out, err = ask(*words, said="the\n" + "hen " * 100 + "\nand\n")
     assert out == ask(*words, said="the\nand\n")[0]
-    assert "do not fit into the context of 48; the message was left out\n" in err
+    assert (
+        "do not fit into the context of 48; give a larger --ctx-size; the message was left out\n"
+        in err
+    )
     # and one that a model with a smaller context cannot go on from ends the chat
     out, err = ask(*words[:-2], "-n", "-1", said="the\nand\n")
     assert "the context of 48 tokens is full" in err

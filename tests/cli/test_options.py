@@ -254,8 +254,8 @@ def test_what_is_refused() -> None:
         (["--model-base", "m", "--use-chekpointing"], "--use-checkpointing"),
         (["--model-base", "m", "-ngl", "33"], "on the CPU only"),
         (["--model-base", "m", "--checkpoint-order", "up"], "'up' is not allowed; give left or ri"),
-        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest is a part of a file's name"),
-        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it is a part"),
+        (["--model-base", "m", "--fn-latest", "a/b"], "--fn-latest must be a part of a file"),
+        (["--model-base", "m", "--pattern-fn-it", ""], "--pattern-fn-it must be a part"),
         (["--model-base", "m", "--escape", "--sample-start", r"\xff"], "is not UTF-8"),
     ]:
         with pytest.raises(UsageError, match=re.escape(word)):

@@ -164,7 +164,7 @@ def test_length_of_the_run(words: str, kind: str, n_iter: int) -> None:
 
 def test_a_run_without_end_is_refused() -> None:
     for kind in ("raw", "chat"):
-        with pytest.raises(UsageError, match="without end"):
+        with pytest.raises(UsageError, match="would not end"):
             settings("--epochs -1", kind)
 
 
@@ -285,7 +285,9 @@ def test_routed_experts_get_pairs_when_asked_for() -> None:
     experts = ["gate_exps", "down_exps", "up_exps"]
     got = settings("--lora-r 3", missing={"wqkv"})
     assert [got.ranks[name] for name in experts] == [0, 0, 0] and got.ranks["up_shexp"] == 3
-    assert got.notes == ("routed experts get no pairs: --rank-experts gives each of them some",)
+    assert got.notes == (
+        "routed experts get no pairs; --rank-experts gives a pair to each of them",
+    )
     got = settings("--rank-experts 2 --rank-up-exps 5", missing={"wqkv"})
     assert [got.ranks[name] for name in experts] == [2, 2, 5] and got.notes == ()
     assert settings("--rank-experts 0", missing={"wqkv"}).notes == ()

@@ -118,7 +118,7 @@ def test_a_full_disk_under_the_metrics_file_is_said_once(monkeypatch: pytest.Mon
     out = io.StringIO()
     run(Recorder(Display(out), "/dev/full"))
     lines = out.getvalue().splitlines()
-    assert sum("training goes on" in line for line in lines) == 1
+    assert sum("training continues" in line for line in lines) == 1
     assert sum(line.startswith("iter=") for line in lines) == 3
 
 

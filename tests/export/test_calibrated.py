@@ -79,7 +79,7 @@ def test_the_data_of_the_run_are_found_next_to_the_adapter(
     assert run_of(str(lora)) is None
     argv = [str(w) for w in ("-m", base, "-l", lora, "-o", tmp_path / "m.gguf", "--no-compare")]
     assert export_lora.main(argv) == 0
-    assert "no training data are known" in capsys.readouterr().out
+    assert "no training data to calibrate on" in capsys.readouterr().out
     data = text_file(tmp_path)
     run = tmp_path / "lora.config.yaml"
     run.write_text(f"model-base: {base}\ntrain-data: {data}\nlora-out: {lora}\nctx: 64\n")
@@ -88,7 +88,7 @@ def test_the_data_of_the_run_are_found_next_to_the_adapter(
     assert f"calibrated on {data} ({run})" in said and "held back: " in said
     data.unlink()
     assert export_lora.main(argv) == 0
-    assert "names training data that are not there" in capsys.readouterr().out
+    assert "names training data that do not exist" in capsys.readouterr().out
 
 
 def test_numbered_adapters_belong_to_their_run(tmp_path: Path) -> None:

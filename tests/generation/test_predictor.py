@@ -99,7 +99,7 @@ def test_a_shift_forgets_half_of_what_is_not_kept(model: Model) -> None:
     assert p._session.cache.length < 16 < p.n_read == len(PROMPT) + 39
     p.become([*p.tokens[:-1], 7, 8])  # the end of the text can still be changed
     p.read()
-    with pytest.raises(ContextFull, match="was forgotten"):
+    with pytest.raises(ContextFull, match="was dropped"):
         p.become([*PROMPT[:5], 9, 9])
 
 

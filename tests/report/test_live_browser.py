@@ -145,7 +145,7 @@ def test_questions_are_asked_and_answers_grow(browser: Any, live: LiveServer) ->
         box.clear()
         box.send_keys("again\n")
         wait_for(lambda: box.get_attribute("value") == "" or "wait" in text(browser, ".note"))
-    wait_for(lambda: "4 questions wait already" in text(browser, ".note"))
+    wait_for(lambda: "4 questions are waiting already" in text(browser, ".note"))
 
 
 def test_a_page_of_another_origin_gets_nothing(

@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_once_and_does_not_stop(monkeypatch: pytest.MonkeyPa
         log.write(RECORD)
     log.close()
     assert len(told) == 1
-    assert "training goes on" in told[0]
+    assert "training continues" in told[0]
 
 
 def test_a_line_cut_by_a_full_disk_is_ended_when_there_is_room(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_cut_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_files_that_are_no_log(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\x00no log\n{}\n")
-    for name, told in (("a", "no log of a run"), ("b", "No such file")):
+    for name, told in (("a", "not a log of a run"), ("b", "No such file")):
         with pytest.raises(DataError, match=told):
             read_log(str(tmp_path / name))
 
@@ -225,7 +225,7 @@ def test_a_page_without_a_name_lies_next_to_its_log(
         str(tmp_path / "a.html"), str(tmp_path / "a-vs-b.html"),
     ]  # fmt: skip
     before = (tmp_path / "a.html").read_bytes()
-    assert main([str(a)]) == 2 and "is there already" in capfd.readouterr().err
+    assert main([str(a)]) == 2 and "exists already" in capfd.readouterr().err
     assert main([str(a), str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_bytes() == before
     assert read_log(str(b)).steps  # a second log is not a page

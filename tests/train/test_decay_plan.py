@@ -183,7 +183,7 @@ def test_a_continuation_without_a_rate_is_refused() -> None:
             run_of("--adam-iter 5", after(words, 20, kind=kind), kind)
     beyond = after("--adam-iter 20", 20)
     beyond.iteration = 30
-    with pytest.raises(UsageError, match="leave --lr-decay-steps out"):
+    with pytest.raises(UsageError, match="leave out --lr-decay-steps"):
         run_of("--adam-iter 5 --lr-decay-steps 20", beyond)
 
 
@@ -196,7 +196,7 @@ def test_the_old_tool_is_followed_also_at_rate_0() -> None:
 def test_iterations_at_rate_0_are_reported() -> None:
     lines = run_of("--adam-iter 18", after("--adam-iter 20", 12))[2]
     assert lines == [
-        "the learning rate is 0 from iteration 20 to 30: --adam-iter 8 ends the run with its "
+        "the learning rate is 0 from iteration 20 to 30; --adam-iter 8 ends the run with its "
         "decay, and more iterations after that start a new one"
     ]
     lines = run_of("--adam-iter 20 --lr-decay-steps 15")[2]

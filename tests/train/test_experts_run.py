@@ -58,8 +58,12 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 REFUSED = [
-    (QWEN, ["--rank-experts", "2", "--lora-out", "a.bin"], "a .bin holds no LoRA on experts"),
-    (QWEN, ["--rank-experts", "2", "--lora-dropout", "0.1"], "--lora-dropout does not go with"),
+    (QWEN, ["--rank-experts", "2", "--lora-out", "a.bin"], "a .bin cannot hold LoRA on experts"),
+    (
+        QWEN,
+        ["--rank-experts", "2", "--lora-dropout", "0.1"],
+        "--lora-dropout and --rank-experts: leave",
+    ),
     ("llama, 7B to 30B", ["--rank-experts", "2"], "--rank-experts: this model has no experts"),
 ]
 

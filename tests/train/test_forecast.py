@@ -78,7 +78,7 @@ def test_too_little_memory_is_said_before_anything_is_compiled(
     monkeypatch.setattr(forecast, "available_memory", lambda: need)
     assert check_memory(t, 1).untouched == need
     monkeypatch.setattr(forecast, "available_memory", lambda: need - 1)
-    with pytest.raises(NotEnoughMemory, match="--use-checkpointing would do") as e:
+    with pytest.raises(NotEnoughMemory, match="give --use-checkpointing") as e:
         check_memory(t, 1)
     assert e.value.exit_code == 4
     monkeypatch.setattr(forecast, "available_memory", lambda: with_it - 1)
@@ -163,4 +163,4 @@ def test_the_peak_is_as_forecast(tmp_path: Path, how: str) -> None:
     peak, told = map(int, found.groups())
     assert peak > 170
     assert told == pytest.approx(peak, rel=0.15)
-    assert re.search(r"(?m)^an iteration +[0-9.]+ s, forecast [0-9.]+ s$", done.out)
+    assert re.search(r"(?m)^per iteration +[0-9.]+ s, forecast [0-9.]+ s$", done.out)

@@ -214,7 +214,7 @@ class Table:
     ("data", "error", "message"),
     [
         (None, UsageError, "which data?"),
-        (Table(), UsageError, "give its rows: data.to_dict('records')"),
+        (Table(), UsageError, "give the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
         ([], DataError, "nothing in a list of 0 records can be trained: it holds no record"),
@@ -324,4 +324,4 @@ def test_what_is_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = nbllama.tune("toy.gguf", "text.txt", **loud, checkpoint_in="none.gguf")
-    assert run.notes == ["no checkpoint none.gguf: a fresh start"]
+    assert run.notes == ["no checkpoint none.gguf: starting from the beginning"]

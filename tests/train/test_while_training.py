@@ -124,7 +124,7 @@ def test_a_full_disk_does_not_stop_training(
     assert done.code == 0 and not done.err
     # tried at 4 and 6, not at every iteration between
     assert done.out.count("not saved: ") == 2
-    assert done.out.count("No space left on device; training goes on") == 2
+    assert done.out.count("No space left on device; training continues") == 2
     found = {p.name for p in folder.glob("chk-*")}
     assert found == {f"chk-{s}.gguf" for s in ("2", "8", "9", "LATEST")}
     assert not list(folder.glob(".*tmp"))
@@ -154,7 +154,7 @@ def test_a_file_size_limit(folder: Path) -> None:
         preexec_fn=limit,
     )
     refused(Done(done.returncode, done.stdout, done.stderr), 6, "chk-4.gguf", "File too large")
-    assert "chk-2.gguf: cannot be written: File too large; training goes on" in done.stdout
+    assert "chk-2.gguf: cannot be written: File too large; training continues" in done.stdout
     assert not list(folder.glob("chk-*")) and not list(folder.glob(".*tmp"))
 
 

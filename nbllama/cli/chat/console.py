@@ -1,7 +1,7 @@
-"""The terminal of a chat: text that streams out, lines that come in, and Ctrl-C.
+"""The terminal of a chat: streamed text, input lines, and Ctrl-C.
 
-What the model writes goes to standard output, all else to standard error. Input is UTF-8 whatever
-the locale says; output is made so by `cli.run`.
+The model's text goes to standard output, everything else to standard error. Input is UTF-8 whatever
+the locale; `cli.run` sets the encoding of the output.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _PLAIN = "\n\t"
 
 
 class Stopped(Exception):
-    """Ctrl-C while an answer is written."""
+    """Ctrl-C during an answer."""
 
 
 class Console:
-    """`color`: prompt and input in other colours than answers."""
+    """A terminal; with `color`, prompt and input have other colours than answers."""
 
     def __init__(self, color: bool) -> None:
         self._color = color
@@ -41,9 +41,9 @@ class Console:
                 import readline  # noqa: F401  # lines can be edited
 
     def write(self, text: str, style: str = "") -> None:
-        """Write text of the model or of a prompt, at once.
+        """Write text of the model or of a prompt, without buffering.
 
-        On a terminal, characters that would steer it are written as escapes.
+        On a terminal, control characters are written as escapes.
         """
         if not text:
             return
@@ -60,7 +60,7 @@ class Console:
         print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
-        """End the line, if something is on it, and the colours."""
+        """End the line, if it is not empty, and the colours."""
         self._set("")
         if not self._clean:
             sys.stdout.write("\n")
@@ -68,9 +68,9 @@ class Console:
             self._clean = True
 
     def read(self, prompt: str = "") -> str | None:
-        """Read a message: a line, and further ones as long as they end with a backslash.
+        """Read a message: a line, and the next one after each line that ends with a backslash.
 
-        None at the end of the input. `prompt` is written where someone types.
+        None at the end of the input. `prompt` is written only on a terminal.
         """
         lines: list[str] = []
         while True:
@@ -96,13 +96,13 @@ class Console:
 
 
 def _utf8_locale() -> bool:
-    """Whether the C library takes text for UTF-8: otherwise readline takes Chinese for commands."""
+    """Return whether the C locale is UTF-8; otherwise readline reads Chinese as commands."""
     name = getattr(locale, "CODESET", None)
     return name is not None and locale.nl_langinfo(name).upper() == "UTF-8"
 
 
 class Interrupt:
-    """What SIGINT does: while an answer is written it stops the answer, otherwise the program."""
+    """The handler of SIGINT, which stops the answer during one, and otherwise the program."""
 
     def __init__(self) -> None:
         self._answering = False
@@ -119,7 +119,7 @@ class Interrupt:
 
     @contextmanager
     def stops_answer(self) -> Iterator[None]:
-        """Within, the first Ctrl-C makes `check` raise `Stopped`; the second ends the program."""
+        """Inside, the first Ctrl-C makes `check` raise `Stopped`; the second ends the program."""
         self._answering = True
         try:
             yield

@@ -1,6 +1,6 @@
 """The program: `python -m nbllama.main`, which completes a text or chats.
 
-Options: `nbllama.options.chat`. What happens: `nbllama.cli.chat.run`.
+Options: `nbllama.options.chat`. The work: `nbllama.cli.chat.run`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nbllama.system.program import run_program
 
 
 def run(words: list[str], parse: Callable[[Sequence[str]], Main] = parse_main) -> None:
-    """Do what the words of a command line say; `parse` reads them."""
+    """Run the program with the words of a command line; `parse` reads them."""
     asked = parse(words)
     threads = use_threads(asked.options.threads)
     from nbllama.cli.chat import run as main_run

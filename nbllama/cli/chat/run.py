@@ -1,4 +1,4 @@
-"""`python -m nbllama.main` put together: model, adapters, context, samplers, mode."""
+"""`python -m nbllama.main` in one function: model, adapters, context, samplers, mode."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from nbllama.train.run.settings import fresh_seed
 
 _SHORTEST = 8  # as llama.cpp
 _USUAL = 4096
-_QUIET = 2.0  # seconds without a word that one does not wonder about
+_QUIET = 2.0  # seconds of silence before a line is printed
 
 
 def run(main: Main, threads: int) -> None:
-    """Do what the command line asks for."""
+    """Run the task of the command line."""
     o = main.options
     text = read_text(o)
     if o.dump:
@@ -52,10 +52,10 @@ def run(main: Main, threads: int) -> None:
         parts = load_adapters(main.adapters, model.hp, model.shapes, console.note)
         adapter = mix(parts) if parts else None
         n_ctx = context(o.ctx_size, model.hp, o.strict, console)
-        told = session_memory(model, adapter, n_ctx, step=o.batch_size, threads=threads)
+        needed = session_memory(model, adapter, n_ctx, step=o.batch_size, threads=threads)
         if o.dry_run:
-            print("\n".join(forecast_lines(model, told, n_ctx, o.batch_size)))
-        check_memory(told, n_ctx)
+            print("\n".join(forecast_lines(model, needed, n_ctx, o.batch_size)))
+        check_memory(needed, n_ctx)
         if o.dry_run:
             return
         template = None
@@ -88,7 +88,7 @@ def run(main: Main, threads: int) -> None:
 
 @contextmanager
 def saved(path: str, console: Console) -> Iterator[list[Dump]]:
-    """At the end, also after Ctrl-C, write the dump that was put into the list."""
+    """At the end, also after Ctrl-C, write the dump that the caller has put into the list."""
     seen: list[Dump] = []
     try:
         yield seen
@@ -101,21 +101,21 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """Return the template of `--chat-template`, or else the model's.
 
-    A model without one gets ChatML where the vocabulary has its tokens, and otherwise Alpaca's
+    A model without a template gets ChatML if the vocabulary has its tokens, and otherwise Alpaca's
     plain text. `variables`: those of `--template-vars`.
 
     Raises `UsageError` or `GGUFError` for a template that cannot be used.
     """
     tokens = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
     if not (name or tokenizer.chat_template) and None in tokens:
-        console.note("warning: the model has no chat template; Alpaca's layout takes its place")
+        console.note("warning: the model has no chat template; Alpaca's layout is used")
         name = "alpaca"
     source = find_layout(name).source if name else None
     return chat_template_for(tokenizer, source, variables=parse_variables(variables))
 
 
 def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> int:
-    """Tokens of the context. Raises `UsageError` for more than the model knows, if `strict`."""
+    """Return the context in tokens. If `strict`, raises `UsageError` beyond the trained one."""
     trained = hp.n_ctx_train or _USUAL
     n_ctx = asked or (trained if asked == 0 else min(trained, _USUAL))
     for line in context_warnings(hp, n_ctx):
@@ -127,42 +127,42 @@ def context(asked: int | None, hp: Hparams, strict: bool, console: Console) -> i
     return max(n_ctx, _SHORTEST)
 
 
-def forecast_lines(model: Model, told: SessionMemory, n_ctx: int, batch: int) -> list[str]:
-    """Write the table of `--dry-run`. What the program holds is measured, all else is added up."""
+def forecast_lines(model: Model, needed: SessionMemory, n_ctx: int, batch: int) -> list[str]:
+    """Return the table of `--dry-run`. The program's memory is measured, the rest is computed."""
     model.tokenizer  # noqa: B018  # a vocabulary is large once it is read
     held = resident() - mapped(*model.gguf.paths)
     file = f"{memory(model.gguf.size)}, mapped: its pages can be dropped and are not counted"
     rows = [
         ("model file", file),
-        ("KV cache", f"{memory(told.cache)} for {n_ctx} tokens"),
-        ("arena", f"{memory(told.arena)} for {min(batch, n_ctx)} tokens of a prompt at once"),
+        ("KV cache", f"{memory(needed.cache)} for {n_ctx} tokens"),
+        ("arena", f"{memory(needed.arena)} for {min(batch, n_ctx)} tokens of a prompt at once"),
         ("program", f"{memory(held)} so far: Python, libraries, vocabulary, adapters"),
-        ("private memory", f"{memory(held + told.private)} in all"),
+        ("private memory", f"{memory(held + needed.private)} in all"),
         ("available", memory(available_memory())),
     ]
     return [f"{name:15}{text}" for name, text in rows]
 
 
-def check_memory(told: SessionMemory, n_ctx: int) -> None:
-    """Raise `NotEnoughMemory` for a session that takes more than the system has available."""
+def check_memory(needed: SessionMemory, n_ctx: int) -> None:
+    """Raise `NotEnoughMemory` if a session takes more memory than the system has available."""
     available = available_memory()
-    if told.private > available:
+    if needed.private > available:
         raise NotEnoughMemory(
-            f"a context of {n_ctx} tokens needs {memory(told.private)} and {memory(available)} are "
-            "available; give a smaller --ctx-size or --batch-size"
+            f"a context of {n_ctx} tokens needs {memory(needed.private)}, but {memory(available)} "
+            "are available; give a smaller --ctx-size or --batch-size"
         )
 
 
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
     """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
 
-    A word is said if that takes long.
+    A line is printed if that takes long.
     """
     said = threading.Event()
 
     def say() -> None:
         said.set()
-        console.note("compiling kernels and reading weights (up to a minute at first) ...")
+        console.note("compiling kernels and reading weights (up to a minute the first time) ...")
 
     timer, start = threading.Timer(_QUIET, say), time.monotonic()
     timer.daemon = True

@@ -1,4 +1,4 @@
-"""What the modes of `python -m nbllama.main` share: prompts, answers that stream, why they end."""
+"""Shared by the modes of `python -m nbllama.main`: prompts, streamed answers, why they end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nbllama.generation.predictor import ContextFull, Predictor
 from nbllama.options.chat import MainOptions, read_escapes
 from nbllama.text import StreamDecoder, Tokenizer
 
-_WINDOW = 32  # tokens in which a reverse prompt is looked for, as in llama.cpp
+_WINDOW = 32  # last tokens that are searched for a reverse prompt, as in llama.cpp
 
 
 class Stops:
-    """Reverse prompts: texts at whose end an answer stops.
+    """Reverse prompts: texts after which an answer stops.
 
-    `slack`: bytes that may follow such a text, where a token holds more than its end.
+    `slack`: bytes that may follow such a text, if a token holds more than its end.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], slack: int) -> None:
@@ -30,7 +30,7 @@ class Stops:
         self._single = {ids[0] for ids in encoded if len(ids) == 1}
 
     def met(self, tokens: Sequence[int]) -> bool:
-        """Whether `tokens` end with one."""
+        """Return whether `tokens` end with one of them."""
         if not self.texts or not tokens:
             return False
         tail = b"".join(self._tokenizer.token_bytes(i) for i in tokens[-_WINDOW:])
@@ -41,7 +41,7 @@ class Stops:
 
 
 def read_text(options: MainOptions) -> str:
-    """Return the text of `--prompt` or `--file`; of a file, a line break at its end is left out.
+    """Return the text of `--prompt` or `--file`, without a line break at the end of a file.
 
     Raises `DataError` for a file that cannot be read, is empty or not UTF-8.
     """
@@ -53,7 +53,7 @@ def read_text(options: MainOptions) -> str:
 
 @dataclass
 class Talk:
-    """A model at work for a user."""
+    """A model and its user."""
 
     options: MainOptions
     tokenizer: Tokenizer
@@ -62,7 +62,7 @@ class Talk:
     interrupt: Interrupt
     n_ctx: int
     text: str  # of --prompt or --file
-    seed: int | None = None  # of the draws, if there are any
+    seed: int | None = None  # of the random draws, if there are any
 
     def stops(self, slack: int, more: Sequence[str] = ()) -> Stops:
         """Return the reverse prompts of the command line, and `more`."""
@@ -71,13 +71,13 @@ class Talk:
         return Stops(self.tokenizer, [*texts, *more], slack)
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of a text of the command line, which may name special tokens."""
+        """Return the tokens of a text of the command line, which may name special tokens."""
         return self.tokenizer.encode(text, parse_special=True)
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Check a first prompt, set what a shift of the context must keep of it, tell the seed.
+        """Check the first prompt, set what a context shift must keep of it, and print the seed.
 
-        Raises `UsageError` for one that does not fit.
+        Raises `UsageError` if it does not fit.
         """
         if len(ids) > self.n_ctx - 4:
             raise UsageError(
@@ -91,7 +91,7 @@ class Talk:
             self.console.note(f"seed {self.seed}")
 
     def open(self, ids: Sequence[int]) -> None:
-        """Begin the text with `ids`, and write it."""
+        """Start the text with `ids`, and print it."""
         if not ids:
             raise UsageError("the prompt is empty; give --prompt TEXT or --file FILE")
         self.begin(ids)
@@ -102,9 +102,9 @@ class Talk:
             self.console.write("".join(map(decoder.push, plain)) + decoder.flush(), "prompt")
 
     def speak(self, stops: Stops, *, stoppable: bool) -> tuple[str, str]:
-        """Write an answer as it is drawn; return it, and why it ended.
+        """Print an answer while it is generated; return it, and why it ended.
 
-        That is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
+        The reason is "eog", "stop" (a reverse prompt), "length", "interrupt" or "full".
 
         `stoppable`: Ctrl-C ends the answer, not the program.
         """
@@ -132,6 +132,6 @@ class Talk:
         return "".join(parts), ending
 
     def tell(self, e: ContextFull) -> None:
-        """Say that the context is full, and what helps."""
+        """Print that the context is full, and what to do."""
         more = "" if self.options.context_shift else ", or --context-shift"
         self.console.note(f"{e}; give a larger --ctx-size{more}")

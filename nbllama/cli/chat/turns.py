@@ -1,4 +1,4 @@
-"""A chat: messages in turns, laid out by a template and encoded as they are in training."""
+"""A chat: messages in turns, rendered with a template and encoded as in training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nbllama.text.chat_template import ChatTemplate
 def chat(talk: Talk, template: ChatTemplate) -> None:
     """Chat until the input ends or the context is full.
 
-    Each turn the whole chat is laid out anew; of its tokens only those are read that differ from
-    what was read before. A message that the template or the context refuses is left out.
+    The whole chat is rendered again in each turn, but only those tokens are read that differ from
+    the ones read before. A message that the template or the context refuses is left out.
     """
     o, console = talk.options, talk.console
     messages: list[dict[str, str]] = []
@@ -22,7 +22,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
         system = read_escapes(o, o.system_prompt, "--system-prompt")
         messages.append({"role": "system", "content": system})
     stops = talk.stops(slack=0)
-    # What is wrong with the template comes out before anyone types.
+    # Errors of the template are reported before the user types.
     template.render([*messages, {"role": "user", "content": "x"}], True)
     first = talk.text
     if first and o.display_prompt:
@@ -55,7 +55,7 @@ def chat(talk: Talk, template: ChatTemplate) -> None:
 
 
 def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]]) -> None:
-    """Make the chat the predictor's text.
+    """Set the predictor's text to the chat.
 
     Raises `DataError` for a message that the template refuses, `UsageError` for one that does not
     fit the context.
@@ -66,5 +66,7 @@ def _lay_out(talk: Talk, template: ChatTemplate, messages: list[dict[str, str]])
         talk.begin(ids)
     new = len(ids) - (predictor.n_read if talk.options.context_shift else 0)
     if new > talk.n_ctx - 4:
-        raise UsageError(f"{new} tokens do not fit into the context of {talk.n_ctx}")
+        raise UsageError(
+            f"{new} tokens do not fit into the context of {talk.n_ctx}; give a larger --ctx-size"
+        )
     predictor.become(ids)

@@ -16,7 +16,7 @@ from nbllama.generation.sampling.random import Random
 
 
 class Sampler:
-    """Chooses tokens: `sample`, then `accept` for that token (and for those of a prompt).
+    """Choose tokens: `sample`, then `accept` for that token (and for those of a prompt).
 
     Without mirostat: penalties, top_k, typical, top_p, min_p, temperature, a draw. With mirostat:
     temperature, mirostat. `banned` tokens are never chosen. `n_ctx`: what repeat_last_n -1 means.
@@ -42,18 +42,18 @@ class Sampler:
         self._random = Random(params.seed)
 
     def accept(self, token: int) -> None:
-        """Remember a token of the text."""
+        """Add a token of the text."""
         self._penalties.accept(token)
 
     def reset(self) -> None:
-        """As at the start: no token remembered, the random numbers from the seed on."""
+        """Return to the initial state: no tokens, and the random numbers from the seed."""
         self._penalties.reset()
         if self._mirostat is not None:
             self._mirostat.reset()
         self._random = Random(self._params.seed)
 
     def sample(self, logits: np.ndarray) -> int:
-        """Draw a token by its logits, float32 `[n_vocab]`; `NbllamaError` if they are NaN."""
+        """Draw a token from logits float32 `[n_vocab]`; `NbllamaError` if they are NaN."""
         if logits.shape != self._ids.shape:
             raise ValueError(f"{logits.shape} logits for {len(self._ids)} tokens")
         if len(self._banned):
@@ -68,7 +68,7 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """Return what the chain without mirostat draws from; c holds the whole vocabulary."""
+        """Return the candidates after the chain without mirostat; c holds the whole vocabulary."""
         params = self._params
         c = self._penalties.apply(c)
         c = filters.top_k(c, params.top_k)

@@ -1,7 +1,7 @@
-"""Samplers that leave candidates out or change their logits, and know nothing of earlier tokens.
+"""Samplers that drop candidates or change their logits, independent of earlier tokens.
 
-Sums are taken one after the other in float32 where llama.cpp does so: at the border of a filter the
-last digit decides.
+Sums are sequential and in float32 wherever llama.cpp does so, because the last digit decides at the
+border of a filter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Candidates(NamedTuple):
-    """Tokens that may come next: ids int64 `[n]`, logits float32 `[n]`.
+    """Possible next tokens: ids int64 `[n]`, logits float32 `[n]`.
 
     `ordered`: whether the most likely ones come first.
     """
@@ -22,19 +22,19 @@ class Candidates(NamedTuple):
     ordered: bool = False
 
     def take(self, which: np.ndarray | slice, ordered: bool) -> Candidates:
-        """Return the candidates at the places `which`."""
+        """Return the candidates at the indices `which`."""
         return Candidates(self.ids[which], self.logits[which], ordered)
 
 
 def in_order(c: Candidates) -> Candidates:
-    """Sort the most likely ones first; among equals the lower id."""
+    """Sort by descending logit; among equals by ascending id."""
     if c.ordered:
         return c
     return c.take(np.argsort(-c.logits, kind="stable"), True)
 
 
 def softmax(c: Candidates) -> np.ndarray:
-    """Probabilities float32 `[n]`: exp(l - max l) / sum."""
+    """Return the probabilities float32 `[n]`: exp(l - max l) / sum."""
     p: np.ndarray = np.exp(c.logits - c.logits.max())
     p /= np.cumsum(p)[-1]
     return p
@@ -56,7 +56,7 @@ def top_k(c: Candidates, k: int) -> Candidates:
 
 
 def top_p(c: Candidates, p: float) -> Candidates:
-    """Keep the most likely tokens that reach p together.
+    """Keep the most likely tokens whose total probability reaches p.
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020).
     """
@@ -81,7 +81,7 @@ def min_p(c: Candidates, p: float) -> Candidates:
 
 
 def typical(c: Candidates, p: float) -> Candidates:
-    """Keep the tokens whose surprise is nearest to its mean, until they reach p together.
+    """Keep the tokens whose surprise is nearest to its mean, until their total reaches p.
 
     The surprise is -log p_i, its mean the entropy.
     Meister et al., "Locally Typical Sampling" (2022).
@@ -99,7 +99,7 @@ def typical(c: Candidates, p: float) -> Candidates:
 
 
 def temperature(c: Candidates, temp: float) -> Candidates:
-    """Logits divided by temp; at 0 and below only the most likely one (the first of equals)."""
+    """Divide the logits by temp; at 0 and below keep only the (first) most likely token."""
     if temp <= 0:
         best = int(c.logits.argmax())
         return c.take(slice(best, best + 1), True)

@@ -1,4 +1,4 @@
-"""Mirostat: candidates are cut so that the surprise of the text, in bits a token, stays near `tau`.
+"""Mirostat: candidates are cut so that the surprise of the text, in bits per token, stays at `tau`.
 
 Basu et al., "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity" (2021).
 """
@@ -10,16 +10,16 @@ import numpy as np
 from nbllama.generation.sampling.filters import Candidates, in_order, softmax, top_k
 from nbllama.generation.sampling.random import Random
 
-_MOST = 100  # candidates by which version 1 estimates the exponent of Zipf's law
+_MOST = 100  # candidates from which version 1 estimates the exponent of Zipf's law
 
 f32 = np.float32
 
 
 class Mirostat:
-    """The controller mu and both versions; `choose` draws a token and moves mu on.
+    """The controller mu and both versions; `choose` draws a token and updates mu.
 
-    `version` 1 estimates how many candidates k have a mean surprise of mu, 2 leaves out the ones
-    with a surprise above mu. mu begins at 2 tau and moves by eta times the error.
+    `version` 1 estimates the number k of candidates with a mean surprise of mu; 2 drops those with
+    a surprise above mu. mu starts at 2 tau and changes by eta times the error.
     """
 
     def __init__(self, version: int, tau: float, eta: float, n_vocab: int) -> None:

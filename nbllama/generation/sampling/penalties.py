@@ -1,4 +1,4 @@
-"""Tokens that came lately become less likely."""
+"""Penalties that make recent tokens less likely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbllama.generation.sampling.filters import Candidates
 class Penalties:
     """Penalties for tokens that the text has already.
 
-    For a token that is n > 0 times among the last `last_n`:
+    For a token that occurs n > 0 times among the last `last_n`:
 
         l' = (l / repeat  if l > 0 else  l * repeat) - n * frequency - presence
 

@@ -1,4 +1,4 @@
-"""Random numbers as the C++ library gives them to llama.cpp: the same seed, the same choices."""
+"""The random numbers of llama.cpp's C++ library: the same seed gives the same choices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nbllama.data.mt19937 import MT19937
 
 
 class Random:
-    """`std::mt19937` and what llama.cpp makes of it."""
+    """`std::mt19937` and the distributions that llama.cpp uses."""
 
     def __init__(self, seed: int) -> None:
         self._numbers = MT19937.seeded(seed)

@@ -1,8 +1,8 @@
-"""Names of options that users of other programs type, and what each program answers.
+"""Option names of other programs, and the hint that is printed for each.
 
-A row of a table is an answer and the names that get it. An answer is the option that is meant, or
-a sentence where the value must be given in another way or nothing need be given. Names are written
-with `-`; `_` counts as `-` on a command line and in a file of `--config`.
+A row of a table is a hint and the names that get it. A hint is the option to use here, or a
+sentence if the value has another form here or no option is needed. Names are written with `-`; `_`
+counts as `-` on a command line and in a file of `--config`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Rows = tuple[tuple[str, str], ...]
 
 
 def answers(*tables: Rows) -> dict[str, str]:
-    """Return the answer by name; a name has one answer only."""
+    """Return the hint by name; each name has one hint."""
     rows = [(name, answer) for rows in tables for answer, names in rows for name in names.split()]
     found = dict(rows)
     assert len(found) == len(rows), sorted(name for name, _ in rows)
@@ -39,7 +39,7 @@ ANYWHERE: Rows = (
     (_LOCAL, "--trust-remote-code --cache-dir --hf-token --hf-repo -hf --hf-file --use-auth-token"
              " --revision --model-revision --push-to-hub --hub-model-id --upload-repo"),
     (_TEXT_IN_FILE, "--tokenizer --tokenizer-name --tokenizer-path --tokenizer-type"),
-    ("leave it out: the model file is mapped into memory, and the system keeps what is used",
+    ("leave it out: the model file is mapped into memory, and the system caches what is used",
      "--mlock --no-mmap --mmap --low-vram"),
     ("--threads", "--num-threads --n-threads --nthreads --num-workers --threads-batch -tb --cpus"),
 )  # fmt: skip

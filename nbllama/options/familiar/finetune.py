@@ -1,4 +1,4 @@
-"""What trainers call their options, answered by `nbllama finetune`.
+"""Option names of other trainers, and the hints of `nbllama finetune`.
 
 mlx-lm, PEFT and TRL, Unsloth, axolotl, LLaMA-Factory and llama.cpp.
 """
@@ -16,8 +16,8 @@ _FOLDER = (
     "name the files instead: --lora-out FOLDER/lora-ITERATION.gguf for adapters and"
     " --checkpoint-out FOLDER/chk-ITERATION.gguf for checkpoints"
 )
-_ANSWERS_ONLY = "leave it out: the loss is taken on answers only, unless --train-on-prompt is given"
-_PRINTED = "leave it out: every iteration is shown; --log FILE writes each as a line of JSON"
+_ANSWERS_ONLY = "leave it out: only answers count in the loss, unless --train-on-prompt is given"
+_PRINTED = "leave it out: every iteration is printed; --log FILE writes each as a line of JSON"
 _WHOLE = "leave it out: an evaluation reads all validation data"
 _ONLY_LORA = "leave it out: this program trains LoRA adapters, on pairs of input and answer or text"
 
@@ -70,7 +70,7 @@ LENGTH: Rows = (
               " --seq-length --block-size --ctx-size --context-length --model-max-length"
               " --max-sequence-length --context-size --n-ctx"),
     ("--packing", "--sample-packing --pack --neat-packing --packing-strategy"),
-    ("leave it out: samples lie end to end, without padding", "--group-by-length"
+    ("leave it out: samples are concatenated without padding", "--group-by-length"
      " --pad-to-max-length --pad-to-sequence-len --padding --padding-free --padding-side"
      " --length-column-name"),
     ("leave it out: data are read within the process", "--dataloader-num-workers"
@@ -90,12 +90,12 @@ ADAPTER: Rows = (
     ("--lora-dropout", "--dropout --peft-lora-dropout"),
     (_TARGETS, "--lora-target-modules --target-modules --lora-target --lora-modules --lora-keys"
                " --peft-target-modules --exclude-modules --rank-pattern"),
-    ("leave it out: all seven matrices of a block are trained with records; 0 for one of --rank-wq"
-     " to --rank-w3 leaves it out", "--lora-target-linear --all-linear --target-linear"),
+    ("leave it out: with records all seven matrices of a block are trained; --rank-wq to --rank-w3"
+     " leave one out with 0", "--lora-target-linear --all-linear --target-linear"),
     ("whole matrices are not trained: --rank-tok-embd and --rank-out put pairs on token_embd and"
      " output", "--modules-to-save --lora-modules-to-save --additional-target --train-embeddings"
      " --ensure-weight-tying"),
-    ("give --lora-layers last:N, or all in place of -1", "--num-layers --num-lora-layers"),
+    ("give --lora-layers last:N, or all instead of -1", "--num-layers --num-lora-layers"),
     ("--lora-layers", "--layers-to-transform --lora-layers-to-transform --layers --peft-layers"),
     ("give --lora-r and --lora-alpha (scale times rank), or --rank-wq and so on, for a matrix",
      "--lora-parameters --lora-config --peft-config"),

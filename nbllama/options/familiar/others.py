@@ -1,4 +1,4 @@
-"""What other programs call the options of chat, merging, quantising, scoring and looking."""
+"""Option names of other programs for chat, merging, quantising, scoring and inspecting."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CHAT: Rows = (
     ("--system-prompt", "--system --system-message --default-system --sys"),
     ("--chat-template", "--template --conversation-template --prompt-template --chat-template-path"
                         " --prompt-style"),
-    ("leave it out: a chat is laid out by the model's own template", "--jinja --no-jinja"
+    ("leave it out: a chat uses the model's own template", "--jinja --no-jinja"
      " --use-default-chat-template --apply-chat-template"),
-    ("a prompt is completed as it stands by `nbllama generate`", "--ignore-chat-template"
+    ("`nbllama generate` completes a prompt without a template", "--ignore-chat-template"
      " --no-chat-template --raw"),
     ("--repeat-penalty", "--repetition-penalty --rep-pen --repeat-pen"),
     ("--repeat-last-n", "--repetition-context-size --repeat-window"),
@@ -35,7 +35,7 @@ _CHAT: Rows = (
     ("--temp 0 takes the most likely token, anything above it draws", "--do-sample --no-sample"
      " --greedy"),
     ("there is no beam search; --temp 0 takes the most likely token", "--num-beams --beams"),
-    ("leave it out: text is shown as it is written", "--stream --no-stream --streaming"),
+    ("leave it out: text is shown as it is generated", "--stream --no-stream --streaming"),
     ("--single-turn", "--one-shot --no-interactive"),
     ("leave it out: nothing is warmed up, and no prompt is kept in a file",
      "--no-warmup --warmup --prompt-cache --prompt-cache-all --no-perf"),
@@ -50,7 +50,7 @@ _EXPORT: Rows = (
     ("--lora", _ADAPTER),
     ("--model-out takes the name of a GGUF file", f"{_OUT} --export-dir --gguf-path"),
     ("give it with the adapter: --lora-scaled FILE SCALE", "--scale --alpha --lora-scale --weight"),
-    ("leave it out: a GGUF file is what is written", "--export-gguf --safe-serialization"
+    ("leave it out: the output is a GGUF file", "--export-gguf --safe-serialization"
      " --export-size --max-shard-size"),
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ _QUANTIZE: Rows = (
     ("give the files as words: IN OUT TYPE", f"{_MODEL} {_OUT} --model -m --model-base --output -o"
      " --in --input -i --source --model-out"),
     ("there is no importance matrix", "--imatrix --include-weights --exclude-weights"),
-    ("--pure gives one type to all matrices; types are not chosen one by one",
+    ("--pure gives all matrices one type; single types cannot be chosen",
      "--output-tensor-type --token-embedding-type --tensor-type --leave-output-tensor"),
     ("--allow-requantize", "--requantize --force"),
 )  # fmt: skip
@@ -79,7 +79,7 @@ _PERPLEXITY: Rows = (
     ("--chunks", "--num-samples --n-chunks --limit --max-samples"),
     ("--kl-divergence with --base-model FILE compares with another model", "--kl-divergence-base"
      " --kl"),
-    ("leave it out: a chunk is read at once", "--batch-size -b --batch -ub --ubatch-size"),
+    ("leave it out: each chunk is read at once", "--batch-size -b --batch -ub --ubatch-size"),
 )  # fmt: skip
 
 _VERIFY: Rows = (
@@ -128,10 +128,10 @@ _SHOW_DATA: Rows = (
 _CONVERT_LORA: Rows = (
     ("give the adapters as words: IN OUT", f"{_ADAPTER} {_OUT} --lora --output -o --in --input"),
     ("--model-base", f"{_MODEL} --model --base --base-model"),
-    ("leave it out: values are not rounded where OUT can hold them", "--outtype --type"),
+    ("leave it out: values are not rounded if OUT can hold them", "--outtype --type"),
 )
 
-# A program that takes no --threads is not told of it.
+# A hint does not name --threads if the program has no such option.
 _NO_THREADS: Rows = tuple((a, names) for a, names in ANYWHERE if "--threads" not in a)
 
 CHAT = answers(ANYWHERE, _CHAT)

@@ -1,1 +1,1 @@
-"""The options of `python -m nbllama.finetune`, a group or two a file."""
+"""The options of `python -m nbllama.finetune`, one or two groups per file."""

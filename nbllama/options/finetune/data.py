@@ -19,7 +19,7 @@ class SampleOptions:
     packing: bool = record_option(
         None,
         False,
-        "fill each batch with whole records up to --batch x --ctx tokens, whatever their number",
+        "fill each batch with any number of whole records up to --batch x --ctx tokens",
         off=["--no-packing"],
         saved=Saved(24),
         only="records",
@@ -28,7 +28,7 @@ class SampleOptions:
     share_prompts: bool | None = record_option(
         None,
         None,
-        "compute the beginnings that samples of a batch share once; the loss has the same bits",
+        "compute the common beginnings of a batch's samples once; the loss has the same bits",
         off=["--no-share-prompts"],
         shown_default="on, unless with --lora-dropout or --compat",
         saved=Saved(39, taken=True, may_change=True),
@@ -37,7 +37,7 @@ class SampleOptions:
     group_prompts: bool = record_option(
         None,
         False,
-        "put samples that begin alike into the same batches, so that more of them is shared",
+        "put samples with the same beginning into the same batches, so that more is shared",
         off=["--no-group-prompts"],
         saved=Saved(40),
         only="records",
@@ -55,7 +55,7 @@ class SampleOptions:
     include_sample_start: bool = _text(
         None,
         False,
-        "samples begin with --sample-start, not behind it",
+        "samples begin with --sample-start, not after it",
         saved=Saved(18),
         only="text",
     )
@@ -65,14 +65,14 @@ class SampleOptions:
     overlapping_samples: bool = _text(
         None,
         False,
-        "samples do not end where the next one is opened",
+        "samples do not end where the next one begins",
         saved=Saved(19),
         only="text",
     )
     fill_with_next_samples: bool = _text(
         None,
         False,
-        "where a sample ends before --ctx tokens, the next ones follow in the same row",
+        "if a sample ends before --ctx tokens, the next ones follow in the same row",
         saved=Saved(20),
         only="text",
     )
@@ -101,5 +101,5 @@ class SampleOptions:
         only="text",
     )
     force_reshuffle: bool = _text(
-        None, False, "a new order of samples from --seed, also when a checkpoint is continued"
+        None, False, "a new order of samples from --seed, also if a checkpoint is continued"
     )

@@ -1,4 +1,4 @@
-"""Validation, early ends, and what only the old finetune had."""
+"""Validation, early ends, and options that only the old finetune had."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _old = partial(option, "Coming from the old finetune")
 
 @dataclass(frozen=True)
 class EndOptions:
-    """Evaluations, early ends, and what only the old finetune had."""
+    """Evaluations, early ends, and options that only the old finetune had."""
 
     val_data: str = _val(
         Text(),
         "",
-        "validation data, read as --train-data is; the adapter with the lowest loss on it is kept"
+        "validation data, read like --train-data; the adapter with the lowest loss on it is kept"
         " as BEST",
         shown_default="none",
         file="reads",
@@ -29,8 +29,8 @@ class EndOptions:
     val_split: float | None = _val(
         Real(0, 1, below=True),
         None,
-        "hold this share of --train-data out of training, for validation; 0: none",
-        shown_default="none; of 50 records or more a tenth, at most 100 of them",
+        "hold out this share of --train-data for validation; 0: none",
+        shown_default="none; for 50 records or more a tenth, at most 100 of them",
         saved=Saved(36, taken=True, may_change=True),
         without=0.0,
     )
@@ -38,14 +38,14 @@ class EndOptions:
         Whole(1),
         None,
         "iterations between two evaluations",
-        shown_default="a tenth of the run, 5 at least",
+        shown_default="a tenth of the run, at least 5",
         saved=Saved(35, taken=True, may_change=True),
     )
     early_stop: int | None = _val(
         Whole(),
         None,
-        "end after so many evaluations without a new lowest loss; 0: off",
-        shown_default="off; 4 for records, where --val-split is not given",
+        "end after this many evaluations without a new lowest loss; 0: off",
+        shown_default="off; 4 for records if --val-split is not given",
         saved=Saved(37, taken=True, may_change=True),
     )
     answers: int | None = _val(
@@ -58,7 +58,7 @@ class EndOptions:
     sample_prompts: str = _val(
         Text(),
         "",
-        "prompts, one a line, that are answered (greedily) at each evaluation",
+        "prompts, one per line, that are answered (greedily) at each evaluation",
         shown_default="none",
         file="reads",
     )
@@ -67,16 +67,16 @@ class EndOptions:
     opt_past: int = _stop(
         Whole(0, 1 << 20),
         0,
-        "end when the loss is as --opt-delta says, compared with so many iterations ago; 0: off",
+        "compare the loss for --opt-delta with that of this many iterations before; 0: off",
     )
     opt_delta: float = _stop(
         Real(-inf), 1e-5, "relative change of the loss below which --opt-past ends the run"
     )
     opt_max_no_improvement: int = _stop(
-        Whole(-(2**31)), 0, "end after so many iterations without a new lowest loss; 0: off"
+        Whole(-(2**31)), 0, "end after this many iterations without a new lowest loss; 0: off"
     )
     adam_epsf: float = _stop(
-        Real(-inf), 0.0, "end when the loss changes by less than this fraction of it; 0: off"
+        Real(-inf), 0.0, "end when the loss changes by less than this fraction; 0: off"
     )
 
     compat: bool = _old(
@@ -89,7 +89,7 @@ class EndOptions:
         Choice(("left", "right")),
         None,
         "evaluation order of the run that wrote an old checkpoint",
-        shown_default="told from its moments",
+        shown_default="detected from its moments",
     )
     n_gpu_layers: int = _old(
         Whole(-(2**31)), 0, "only 0: this trainer computes on the CPU", also=["-ngl"]

@@ -1,4 +1,4 @@
-"""What a run reads and writes."""
+"""Files that a run reads and writes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class FileOptions:
     checkpoint_in: str | None = _files(
         Text(),
         None,
-        "continue from this checkpoint, or from the newest good one in a folder, with more"
-        " iterations; a missing file is a fresh start",
-        shown_default="the newest one of --checkpoint-out: a run that was stopped is finished",
+        "continue from this checkpoint, or from the newest valid one in a folder, for more"
+        " iterations; if the file is missing, the run starts from the beginning",
+        shown_default="the newest of --checkpoint-out, so that a stopped run is finished",
         file="reads",
     )
     lora_in: str = _files(
@@ -52,13 +52,13 @@ class FileOptions:
         file="writes",
     )
     strict_resume: bool = _files(
-        None, False, "refuse a damaged newest checkpoint; else the one before it is continued"
+        None, False, "refuse a damaged newest checkpoint instead of continuing the one before it"
     )
     lora_out: str = _files(
         Text(),
         "ggml-lora-ITERATION-f32.gguf",
-        "where adapters are saved: .gguf for llama.cpp of today, .bin for that of 2023, a name with"
-        " / at its end for PEFT; empty: nowhere",
+        "where adapters are saved: .gguf for today's llama.cpp, .bin for that of 2023, a name that"
+        " ends with / for PEFT; empty: nowhere",
         file="writes",
     )
     only_write_lora: bool = _files(
@@ -67,10 +67,10 @@ class FileOptions:
     pattern_fn_it: str = _files(
         Text("TEXT"),
         "ITERATION",
-        "text in the names of outputs in whose place the iteration's number is put",
+        "text in output names that is replaced by the iteration's number",
     )
     fn_latest: str = _files(
-        Text("TEXT"), "LATEST", "text that is put there in the name of the newest file"
+        Text("TEXT"), "LATEST", "text that replaces it in the name of the newest file"
     )
     save_every: int = _files(
         Whole(-(2**31)), 10, "iterations between two saves; 0 or less: only at the end"
@@ -78,33 +78,33 @@ class FileOptions:
     keep_last: int | None = _files(
         Whole(),
         None,
-        "numbered checkpoints and adapters to keep, older ones are deleted; 0: all",
+        "numbered checkpoints and adapters to keep; older ones are deleted; 0: all",
         shown_default="all for plain text, 2 for records",
     )
     log: str = _files(
         Text(),
         "",
-        "append a line of JSON per iteration to this file",
+        "append one line of JSON per iteration to this file",
         shown_default="off",
         file="writes",
     )
     report: str = _files(
         Text(),
         "",
-        "write a page about the run; without --log, the log goes beside it",
+        "write a page about the run; without --log, the log is written next to it",
         shown_default="off",
         file="writes",
     )
     card: bool = _files(
-        None, False, "at the end write a model card and an Ollama Modelfile beside the adapter"
+        None, False, "at the end write a model card and an Ollama Modelfile next to the adapter"
     )
     tensorboard: str = _files(
-        Text("FOLDER"), "", "write TensorBoard event files there", shown_default="off"
+        Text("FOLDER"), "", "write TensorBoard event files to it", shown_default="off"
     )
     config: str = _files(
         Text(),
         "",
-        "options from a YAML file, name: value; those of the command line win",
+        "options from a YAML file, name: value; options on the command line win",
         shown_default="none",
         file="reads",
     )

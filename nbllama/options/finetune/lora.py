@@ -19,7 +19,7 @@ _ENDS = "--lora-r for plain text, 0 for chat"
 def _rank(
     name: str, more: str = "", *, also: Sequence[str] = (), shown_default: str | None = None
 ) -> Any:
-    """Declare the option of a slot; a test holds their names to `nbllama.lora.slots.EVERY_SLOT`."""
+    """Declare a slot's option; a test compares the names with `nbllama.lora.slots.EVERY_SLOT`."""
     slot = SLOT_BY_NAME[name]
     default = "--lora-r" if slot.in_block else _ENDS
     if slot.kind == "norm":
@@ -30,7 +30,7 @@ def _rank(
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """None where the rank follows from another option or from the data."""
+    """The adapter's options; a rank of None follows from another option or from the data."""
 
     lora_r: int | None = _lora(
         Whole(1, 65536),
@@ -54,7 +54,7 @@ class LoraOptions:
     rank_w3: int | None = _rank("w3", also=["--rank-ffn-up"])
     rank_wqkv: int | None = _rank(
         "wqkv",
-        ", which some models have in place of attn_q, attn_k and attn_v (and ffn_gate within"
+        ", which some models have instead of attn_q, attn_k and attn_v (and ffn_gate within"
         " ffn_up)",
     )
     rank_conv_in: int | None = _rank("conv_in", ", of the blocks with a short convolution")
@@ -69,7 +69,7 @@ class LoraOptions:
     rank_experts: int | None = _lora(
         Whole(0, 65536),
         None,
-        "rank of the pairs of every routed expert, of a mixture of experts; 0: none",
+        "rank of the pairs of every routed expert in a mixture of experts; 0: none",
         shown_default="0",
     )
     rank_gate_exps: int | None = _rank("gate_exps", shown_default="--rank-experts")
@@ -92,7 +92,7 @@ class LoraOptions:
     lora_dropout: float = _lora(
         Real(0, 1, below=True),
         0.0,
-        "share of the values of a block's inputs that its pairs do not see in training",
+        "share of a block's input values that are dropped for its pairs in training",
         saved=Saved(30),
         without=0.0,
     )

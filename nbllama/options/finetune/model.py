@@ -1,4 +1,4 @@
-"""The base model: arrays to look at, constants in place of the file's own."""
+"""The base model: arrays to inspect, constants that replace the model file's."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _model = partial(option, "Model")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Arrays of an iteration that are written, and numbers that replace the model file's own."""
+    """Arrays of an iteration to write, and constants that replace the model file's."""
 
     dump: tuple[str, ...] = _inside(
-        Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; may be"
+        Dumped(), (), "write arrays of an iteration by name: 1:kq_soft_max-*, 10-12:*.grad; can be"
         " given several times", shown_default="none", many=True,
     )  # fmt: skip
     dump_out: str = _inside(
         Text(),
         "dump-ITERATION.npz",
-        "file of --dump; ITERATION becomes the number",
+        "file of --dump; ITERATION is replaced by the number",
         file="writes",
     )
 
@@ -43,12 +43,12 @@ class ModelOptions:
     pre: str | None = _model(
         Text("NAME"),
         None,
-        "how a BPE vocabulary cuts text, where the file names a way that is not known",
+        "how a BPE vocabulary splits text, if the file names an unknown way",
         shown_default="the model's tokenizer.ggml.pre",
     )
 
     def constants(self) -> dict[str, Any]:
-        """Return what replaces the model file's own, named as in `nbllama.model.load_model`."""
+        """Return the constants that are given, named as in `nbllama.model.load_model`."""
         values = {
             "rms_eps": self.norm_rms_eps,
             "rope_freq_base": self.rope_freq_base,

@@ -1,4 +1,4 @@
-"""What is minimised: the likelihood of answers, or a loss of preferences."""
+"""The training objective: likelihood of answers, or a loss on preferences."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class ObjectiveOptions:
     beta: float | None = _objective(
         Real(0, 1e4, above=True),
         None,
-        "how strongly preferences count against the distance from the reference: beta of dpo, kto"
-        " and simpo, tau of ipo, lambda of orpo",
+        "weight of preferences against the distance from the reference: beta of dpo, kto and"
+        " simpo, tau of ipo, lambda of orpo",
         shown_default=_defaults("beta"),
         saved=Saved(42),
     )
     label_smoothing: float | None = _objective(
         Real(0, 0.5, below=True),
         None,
-        "share of the pairs whose sides are taken to be the wrong way round, with dpo and simpo",
+        "assumed share of pairs whose sides are swapped, with dpo and simpo",
         shown_default="0",
         saved=Saved(43),
         without=0.0,
@@ -50,7 +50,7 @@ class ObjectiveOptions:
     margin: float | None = _objective(
         Real(0, 1e4),
         None,
-        "by how much the chosen answer shall win, with simpo (gamma of the paper)",
+        "target margin of the chosen answer, with simpo (gamma of the paper)",
         shown_default=f"{MARGIN:g}",
         saved=Saved(44),
         without=0.0,
@@ -58,15 +58,15 @@ class ObjectiveOptions:
     reference: str | None = _objective(
         Text("none|base|start|FILE"),
         None,
-        "what dpo, ipo and kto compare with: the base model, the adapter of --lora-in (start), the"
-        " adapter in a file, or nothing",
+        "reference of dpo, ipo and kto: the base model, the adapter of --lora-in (start), the"
+        " adapter in a file, or none",
         shown_default="start with --lora-in, else base",
         file="reads",
     )
     sft_weight: float | None = _objective(
         Real(0, 1e4),
         None,
-        "weight of a further term, the negative log-likelihood of the chosen answer by its tokens",
+        "weight of an additional term: negative log-likelihood of the chosen answer, per token",
         shown_default=_defaults("sft_weight"),
         saved=Saved(45),
         without=0.0,

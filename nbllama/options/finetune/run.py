@@ -21,7 +21,7 @@ class RunOptions:
     seed: int = _run(
         Whole(-1, 2**63 - 1),
         -1,
-        "seed of the adapter's start and of the data order; -1: a new one, which is printed",
+        "seed of the initial adapter and the data order; -1: a new one, which is printed",
         also=["-s"],
         saved=Saved(16),
     )
@@ -36,7 +36,7 @@ class RunOptions:
         Size(),
         None,
         "keep the activations of as many blocks as fit in SIZE bytes (such as 750M) and compute "
-        "the others twice; takes the place of --use-checkpointing",
+        "the others twice; replaces --use-checkpointing",
         shown_default="off",
     )
     trunk_cache: int | None = _run(
@@ -49,27 +49,27 @@ class RunOptions:
     live: int | None = _run(
         Port(),
         None,
-        "serve the run's page to a browser on this machine while it goes on; the address, with a "
-        "secret in it, is printed",
+        "serve the run's page to a browser on this machine during training; the address, which "
+        "contains a secret, is printed",
         shown_default="off",
     )
     dry_run: bool = _run(None, False, "print the forecast of time and memory, then stop")
     force: bool = _run(
         None,
         False,
-        "replace the outputs of an earlier run; with --checkpoint-in, continue it although model,"
+        "replace the outputs of an earlier run; with --checkpoint-in, continue it even if model,"
         " data or options differ",
     )
     list_archs: bool = _run(
-        None, False, "print the architectures that work and what was checked, then stop"
+        None, False, "print the supported architectures and what was checked, then stop"
     )
     debug: bool = debug_option()
 
     adam_iter: int | None = _data(
         Whole(0),
         None,
-        "iterations of this run, added to those of the checkpoint; 0: only the evaluation that is"
-        " due after its last one",
+        "iterations of this run, in addition to those of the checkpoint; 0: only the evaluation"
+        " that is due after its last one",
         shown_default="256 for plain text, no limit for records or with --epochs",
         saved=Saved(38, "last", may_change=True),
     )
@@ -77,14 +77,14 @@ class RunOptions:
         Whole(-(2**31)),
         None,
         "passes over the data in this run; 0 or less: no limit",
-        shown_default="no limit for plain text, by the number of records else",
+        shown_default="no limit for plain text; for records it depends on their number",
     )
     batch: int = _data(  # None up to `nbllama.train.run.plan`
         Whole(1, 65536),
         None,
-        "samples of one forward and backward pass; with --packing, --ctx times so many tokens",
+        "samples per forward and backward pass; with --packing, this many times --ctx tokens",
         also=["-b"],
-        shown_default="8 for plain text, by the number of records else",
+        shown_default="8 for plain text; for records it depends on their number",
         saved=Saved(1, taken=True),
     )
     grad_acc: int = _data(Whole(1, 65536), 1, "batches of one iteration", saved=Saved(2))

@@ -26,29 +26,29 @@ class StepOptions:
     adam_alpha: float | None = _rate(
         Real(0, 1e3, above=True),
         None,
-        "learning rate at its highest",
+        "peak learning rate",
         also=["--lr", "--learning-rate"],
         first="--lr",
-        shown_default=f"0.001 for plain text, by the size of the model for records{_RATE}",
+        shown_default=f"0.001 for plain text; for records it depends on the model's size{_RATE}",
         saved=Saved(4, taken=True),
     )
     lr_schedule: str = _rate(
         Choice(tuple(SCHEDULES)),
         "cosine",
-        "how the rate falls; wsd: warm-up, stable, decay",
+        "how the learning rate falls; wsd: warm-up, stable, decay",
         saved=Saved(28),
         without="cosine",
     )
     wsd_decay: float = _rate(
         Real(0, 1, above=True),
         0.1,
-        "share of the iterations up to the decay's end in which wsd falls",
+        "share of the iterations, up to the end of the decay, in which wsd falls",
         saved=Saved(29),
     )
     loraplus_lr_ratio: float = _rate(
         Real(1e-6, 1e6),
         1.0,
-        "rate of the Bs of all pairs / rate of their As (LoRA+)",
+        "learning rate of B / learning rate of A, in all pairs (LoRA+)",
         saved=Saved(32),
         without=1.0,
     )
@@ -58,23 +58,23 @@ class StepOptions:
     warmup: int | None = _rate(
         Whole(),
         None,
-        "iterations in which the rate rises from its lowest",
+        "iterations in which the learning rate rises from its minimum",
         shown_default="100 for plain text, 3 % of the run for chat",
         saved=Saved(11, taken=True),
     )
     cos_decay_steps: int | None = _rate(
         Whole(1),
         None,
-        "iteration at which the decay has reached its end",
+        "iteration at which the decay ends",
         also=["--lr-decay-steps"],
         first="--lr-decay-steps",
-        shown_default="1000 for plain text with cosine, else the run's last",
+        shown_default="1000 for plain text with cosine, else the last of the run",
         saved=Saved(12, taken=True),
     )
     cos_decay_min: float | None = _rate(
         Real(0, 1),
         None,
-        "end of the decay, as a fraction of the rate",
+        "learning rate at the end of the decay, as a fraction of --lr",
         also=["--lr-decay-min"],
         first="--lr-decay-min",
         shown_default="0.1 for plain text with cosine, else 0",
@@ -88,7 +88,7 @@ class StepOptions:
         saved=Saved(15),
     )
     cos_decay_restart: float = _rate(
-        Real(1, 1e3), 1.1, "factor on the decay's length at each restart", saved=Saved(14)
+        Real(1, 1e3), 1.1, "factor on the length of the decay at each restart", saved=Saved(14)
     )
 
     optimizer: str = _adam(
@@ -109,7 +109,7 @@ class StepOptions:
     adam_decay_min_ndim: int = _adam(
         Whole(),
         2,
-        "decay only tensors with at least so many dimensions",
+        "decay only tensors with at least this many dimensions",
         saved=Saved(9),
     )
     adam_beta1: float = _adam(
@@ -128,7 +128,7 @@ class StepOptions:
     adam_gclip: float = _adam(
         Real(),
         1.0,
-        "limit of the gradient's norm; 0: none",
+        "limit of the gradient norm; 0: none",
         also=["--grad-clip"],
         first="--grad-clip",
         saved=Saved(10),

@@ -1,4 +1,4 @@
-"""The options of `python -m nbllama.finetune`: one table that makes parser, help and docs.
+"""The options of `python -m nbllama.finetune`: one table for parser, help and docs.
 
 Names and meanings are those of the old llama.cpp `finetune`. A default of None means "not given":
 `nbllama.train.run.settings.resolve` fills it in from the kind of training data.
@@ -29,17 +29,16 @@ PROG = "python -m nbllama.finetune"
 ABOUT = """Train a LoRA adapter on a quantised GGUF model, on the CPU.
 
 Defaults depend on the training data: plain text, or records such as chats ("chat" below). The
-ones in force are printed before training starts."""
-EPILOG = """In --lora-out and --checkpoint-out, ITERATION stands for the iteration's number; each
-save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest give other
-words). Training continues from --checkpoint-in
-if that file exists.
+values in use are printed before training starts."""
+EPILOG = """In --lora-out and --checkpoint-out, ITERATION is replaced by the iteration number; each
+save is also written under the same name with LATEST (--pattern-fn-it and --fn-latest change these
+words). Training continues from --checkpoint-in if that file exists.
 
 exit codes: 0 done, 1 failure, 2 bad usage or bad file, 3 path that cannot be written, 4 not
 enough memory, 5 checkpoint that does not fit, 6 last save failed, 7 the run diverged, 130, 143
 and 129 stopped by SIGINT, SIGTERM and SIGHUP"""
 
-# What people type who come from other trainers.
+# Names from other trainers.
 FAMILIAR = FINETUNE
 
 
@@ -55,7 +54,7 @@ class Options(
     StepOptions,
     EndOptions,
 ):
-    """A parsed command line; None where an option was not given and has no fixed default."""
+    """A parsed command line; None if an option was not given and has no fixed default."""
 
 
 OPTIONS = table(Options)
@@ -74,10 +73,10 @@ def parse(argv: Sequence[str]) -> Options:
     if not options.model_base:
         raise UsageError("which model? Give --model-base FILE; --help lists every option")
     if options.val_data and options.val_split:
-        raise UsageError("--val-data and --val-split: validation data come from one of them")
+        raise UsageError("--val-data and --val-split: give one of them")
     if options.share_prompts and options.lora_dropout:
         raise UsageError(
-            "--share-prompts and --lora-dropout: every sample has masks of its own; leave one of "
+            "--share-prompts and --lora-dropout: every sample has its own masks; leave one of "
             "the two out"
         )
     if options.n_gpu_layers:
@@ -89,7 +88,9 @@ def parse(argv: Sequence[str]) -> Options:
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)
         if not text or "/" in text or "\\" in text:
-            raise UsageError(f"--{name.replace('_', '-')} is a part of a file's name, not empty")
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be a part of a file's name: not empty, without /"
+            )
     if options.escape:
         return replace(options, sample_start=unescape(options.sample_start))
     return options

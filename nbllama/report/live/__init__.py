@@ -1,1 +1,1 @@
-"""The page of a run that is going on, served to browsers on this machine (`--live`)."""
+"""The page of a run during training, served to browsers on this machine (`--live`)."""

@@ -1,10 +1,11 @@
 """A small HTTP server for one page, on the loopback address only.
 
-Who may read: whoever knows the secret in the address, which is printed once. A page of another
-origin may not, even where a browser on this machine opens it: the names in `Host` and `Origin` must
-be this server's own (no DNS rebinding), and only a request of type application/json can ask or stop
-(which browsers send to another origin only where that agrees; this server never does). All else
-gets 403 (no or another secret, another origin) or 404 (any other path), and an empty body.
+Reading needs the secret in the address, which is printed once. A page of another origin cannot
+read, even if a browser on this machine opens it: the names in `Host` and `Origin` must be this
+server's own (no DNS rebinding), and only a request of type application/json can ask or stop.
+(Browsers send these to another origin only if that agrees, which this server never does.)
+Everything else gets 403 (no or a wrong secret, another origin) or 404 (any other path), and an
+empty body.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nbllama.report.live.state import LiveState
 from nbllama.report.page.template import policy
 
 HOST = "127.0.0.1"
-WAIT = 20.0  # seconds that a request for news stays open
+WAIT = 20.0  # seconds that a request for updates stays open
 MOST_BODY = 16_384  # bytes
 MOST_CONNECTIONS = 16
 MOST_LINE = 2048  # bytes of the line with the path
@@ -41,7 +42,7 @@ _SECRET_PATH = re.compile(r"/([A-Za-z0-9_-]+)/(.*)", re.DOTALL)
 
 
 class LiveServer:
-    """Serves a `LiveState` until `close`; its threads end with the program.
+    """Serve a `LiveState` until `close`; its threads end with the program.
 
     `address`: for a browser, with the secret. Raises `OSError` for a port that is not free.
     """
@@ -58,7 +59,7 @@ class LiveServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Tell the readers that the run is over, and listen no more."""
+        """End the run for the readers, and stop listening."""
         self.state.end()
         self._server.shutdown()
         self._server.server_close()
@@ -79,14 +80,14 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without asking a name server for this machine's name."""
-        if os.name == "posix":  # elsewhere it would let another program listen there too
+        if os.name == "posix":  # elsewhere another program could listen on the same port
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = HOST, int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """One thread a connection, and a bound on both."""
+        """Start one thread per connection, with a limit on both."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -103,7 +104,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing into the run's display: a reader who went away is no news."""
+        """Print nothing into the run's display: a closed connection is not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds for a request to arrive
 
     def handle_one_request(self) -> None:
-        """One request a connection."""
+        """Handle one request per connection."""
         try:
             line = self.rfile.readline(MOST_LINE + 1)
             self.raw_requestline = line
@@ -123,12 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._serve()
             self.wfile.flush()
         except (TimeoutError, ConnectionError):
-            pass  # the reader's side: it may come again
+            pass  # an error of the reader's side, which can connect again
         finally:
             self.close_connection = True
 
     def _serve(self) -> None:
-        """Who asks, and for what."""
+        """Check the request's origin and secret, and answer it."""
         found = _SECRET_PATH.fullmatch(self.path)
         given = found[1] if found else ""
         known = hmac.compare_digest(given.encode(), self.server.secret.encode())
@@ -142,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404)
 
     def _own_origin(self) -> bool:
-        """Whether the request is from the page itself, or from the address line."""
+        """Return whether the request is from the page itself, or from the address bar."""
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
             return False
@@ -203,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what http.server itself finds wrong with a request."""
+        """Answer a request that http.server itself refuses."""
         self.command = getattr(self, "command", None) or ""
         self._answer(404)
 

@@ -1,6 +1,7 @@
-"""What a served page shows: the run so far, news since then, and what its readers ask for.
+"""The state of a served page: the run so far, updates, and requests of its readers.
 
-The run's thread puts rows in; the server's threads read, and put questions. Nothing here computes.
+The run's thread adds rows; the server's threads read them and add questions. There is no
+computation here.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from nbllama.report.page.template import page
 from nbllama.report.payload import event, payload, run_object
 from nbllama.report.records import Row, Run
 
-NEWS = 400  # rows that are kept for readers; one who is further behind gets the whole run
+NEWS = 400  # rows that are kept for readers; a reader with an older version gets the whole run
 MOST_WAITING = 4  # questions
 MOST_LETTERS = 4000  # of a question
 
 
 class Question(NamedTuple):
-    """What a reader asked; `id` counts from 1."""
+    """A reader's question; `id` counts from 1."""
 
     id: int
     prompt: str
 
 
 class _Now(NamedTuple):
-    """The run at one moment: what a log has, lines for the user, and questions that are open."""
+    """The run at one moment: the content of its log, lines for the user, and open questions."""
 
     run: Run
     notes: list[str]
@@ -36,7 +37,7 @@ class _Now(NamedTuple):
     going: bool
 
     def whole(self) -> dict[str, Any]:
-        """Make the object of the page."""
+        """Return the object of the page."""
         made = run_object(self.run)
         made["notes"] = self.notes
         made["questions"] += [event(row) for row in self.questions]
@@ -46,9 +47,9 @@ class _Now(NamedTuple):
 
 
 class LiveState:
-    """The run as its page shows it. All methods may be called from any thread.
+    """The run as its page shows it. All methods can be called from any thread.
 
-    `stop`: called once, from a server's thread, when a reader asks the run to stop.
+    `stop`: called once, from a server's thread, if a reader asks the run to stop.
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
@@ -60,7 +61,7 @@ class LiveState:
         self._whole_from = 0  # readers before this version need the whole run
         self._news: deque[tuple[int, dict[str, Any]]] = deque(maxlen=NEWS)
         self._waiting: deque[Question] = deque()
-        self._open: dict[int, Row] = {}  # questions without an answer, or with the start of one
+        self._open: dict[int, Row] = {}  # questions with no answer yet, or only its start
         self._asked = 0
         self._over = False
         self._delivered = 0
@@ -69,13 +70,13 @@ class LiveState:
     # The run's side
 
     def begin(self, earlier: Run) -> None:
-        """Show what the log of a run that is continued has; call it before `add`."""
+        """Show the log of a continued run; call it before `add`."""
         with self._changed:
             self._run = earlier
             self._publish(None)
 
     def add(self, row: Row, *, keep: bool = True) -> None:
-        """Show a row. `keep` False: readers see it now, later ones do not."""
+        """Show a row. `keep` False: only present readers see it."""
         with self._changed:
             unanswered = row.get("event") == "question" and row.get("done") is False
             if unanswered:
@@ -95,12 +96,12 @@ class LiveState:
             self._publish({"event": "note", "text": text})
 
     def next_question(self) -> Question | None:
-        """Take out the one that waits longest."""
+        """Remove and return the question that waits longest."""
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
 
     def end(self, patience: float = 2.0) -> None:
-        """End the run, and wait until its last reader knows, at most `patience` seconds."""
+        """End the run, and wait until all readers have got the end, at most `patience` seconds."""
         with self._changed:
             for row in self._open.values():
                 answer = str(row.get("answer", "")) or "(the run ended before an answer)"
@@ -115,7 +116,7 @@ class LiveState:
                 self._changed.wait(until - time.monotonic())
 
     def _publish(self, news: dict[str, Any] | None, *, passing: bool = False) -> None:
-        """Make a new version, with the lock held; None: readers get the whole run."""
+        """Add a new version, with the lock held; None: readers get the whole run."""
         self._version += 1
         if news is None:
             self._whole_from = self._version
@@ -126,7 +127,7 @@ class LiveState:
     # The readers' side
 
     def page(self) -> str:
-        """Return the page with the run so far in it."""
+        """Return the page with the run so far."""
         with self._changed:
             live = {"version": self._version, "over": self._over}
             now = self._now()
@@ -135,14 +136,14 @@ class LiveState:
         return page(data)
 
     def since(self, version: int, timeout: float) -> dict[str, Any]:
-        """Return what is new after `version`; wait for it, at most `timeout` seconds.
+        """Return the updates after `version`; wait for them, at most `timeout` seconds.
 
-        `version`: what the answer leads to. `events`: rows. `run`: None, or the whole run, to
-        which no events are then added. `over`: nothing more will come.
+        `version`: the version after these updates. `events`: rows. `run`: None, or the whole run
+        instead of events. `over`: there will be no more updates.
         """
         with self._changed:
             self._last_read = time.monotonic()
-            # a version that is not ours yet is of an earlier run on this port: no wait for that
+            # a version above ours is from an earlier run on this port: do not wait
             self._changed.wait_for(lambda: self._version != version or self._over, timeout)
             self._last_read = time.monotonic()
             behind = version < self._whole_from or version > self._version
@@ -154,21 +155,21 @@ class LiveState:
         return found | {"run": now.whole() if now is not None else None}
 
     def delivered(self, version: int) -> None:
-        """Note that a reader has got everything up to `version`."""
+        """Record that a reader has got everything up to `version`."""
         with self._changed:
             self._delivered = max(self._delivered, version)
             self._changed.notify_all()
 
     def ask(self, prompt: str) -> str:
-        """Put a question. Returns why it is refused, "" if it is not."""
+        """Add a question; return why it is refused, or ""."""
         text = prompt.strip()
         with self._changed:
             if self._over:
                 return "the run is over"
             if not text or len(text) > MOST_LETTERS:
-                return f"a question has 1 to {MOST_LETTERS} letters"
+                return f"a question must have 1 to {MOST_LETTERS} letters"
             if len(self._waiting) >= MOST_WAITING:
-                return f"{MOST_WAITING} questions wait already"
+                return f"{MOST_WAITING} questions are waiting already"
             self._asked += 1
             question = Question(self._asked, text)
             self._waiting.append(question)
@@ -179,7 +180,7 @@ class LiveState:
         return ""
 
     def stop(self) -> str:
-        """Ask the run to stop and save. Returns why that cannot be, "" if it can."""
+        """Ask the run to stop and save; return why this is not possible, or ""."""
         with self._changed:
             if self._over:
                 return "the run is over"
@@ -187,6 +188,6 @@ class LiveState:
         return ""
 
     def _now(self) -> _Now:
-        """Take all that is shown, with the lock held."""
+        """Copy everything that is shown, with the lock held."""
         going = not self._over and not self._run.end
         return _Now(self._run.copy(), list(self._notes), list(self._open.values()), going)

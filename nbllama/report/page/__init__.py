@@ -1,6 +1,6 @@
-"""The page about a run: one file with its style, its script and its data in it.
+"""The page about a run: one file that contains its style, script and data.
 
-The parts lie next to this module as files of their own. A page needs no network, and its policy
-(Content-Security-Policy) allows no script and no style but its own; what comes from a run is data,
-never markup.
+The parts are separate files next to this module. A page needs no network, and its policy
+(Content-Security-Policy) allows only its own script and style. Text from a run is data, never
+markup.
 """

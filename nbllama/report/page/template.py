@@ -1,4 +1,4 @@
-"""The parts of the page, put together."""
+"""Assembly of the page from its parts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 SCRIPTS = ("values", "data", "charts", "heat", "tokens", "cards", "compare", "live", "main")
 
-# Control characters, and what turns the direction of a text around it. The script has the same.
+# Control characters, and characters that change the direction of text. The script has the same.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-# What could end the element that the data stand in.
+# Characters that could end the element with the data.
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -27,7 +27,7 @@ def safe(value: Any) -> str:
 
 
 def json_text(value: Any) -> str:
-    """JSON of ASCII characters that is safe inside of a script element."""
+    """Return JSON in ASCII that is safe inside a script element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda found: _ESCAPED[found[0]], text)
 
@@ -45,7 +45,7 @@ def _script() -> str:
 
 @cache
 def policy(served: bool) -> str:
-    """Return the page's Content-Security-Policy; a `served` one may ask its own server."""
+    """Return the page's Content-Security-Policy; a `served` page may request its own server."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

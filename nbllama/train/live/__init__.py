@@ -1,1 +1,1 @@
-"""What a run with `--live` measures, answers, and gives to its page; no bit of the run changes."""
+"""Measurements and answers of a run with `--live`, and its page; no bit of the run changes."""

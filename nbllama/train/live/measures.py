@@ -1,4 +1,4 @@
-"""What is measured around the iterations of a run, within a budget of time."""
+"""Measurements around the iterations of a run, within a time budget."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # of the run's time
-CREDIT = 30.0  # seconds of a run without work that later work may use
+CREDIT = 30.0  # unused seconds of the run that later work can use
 MOST_COLUMNS = 400  # of the norms in a run
-MOST_PASSING = 20  # texts of a run that the log keeps, without those that are followed
+MOST_PASSING = 20  # texts of a run that the log keeps, besides those that are followed
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """Lets work be done when all of it has taken at most `share` of the time since the start.
+    """Allow work while all of it has taken at most `share` of the time since the start.
 
-    What the work takes is the time of its own thread, so that other programs do not count.
+    Only the CPU time of the working thread counts, not that of other programs.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -32,19 +32,19 @@ class Budget:
 
     @property
     def allows(self) -> bool:
-        """True where enough time has passed."""
+        """Return whether enough time has passed."""
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Count work that has been done. What was not used stays, up to `CREDIT`."""
+        """Count work that has been done. Unused time stays, up to `CREDIT`."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
-    """Looks at a trainer between its iterations; its passes and updates are left as they are.
+    """Measure a trainer between its iterations, without changing its passes and updates.
 
-    `keep` gets rows for the log and the page, `show` those for the page alone. `n_iter`: how many
-    iterations there will be.
+    `keep` gets rows for the log and the page, `show` those for the page alone. `n_iter`: total
+    number of iterations.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Call it before an iteration, when nothing else of the run uses the trainer any more."""
+        """Measure before an iteration, when nothing else of the run uses the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
@@ -77,7 +77,7 @@ class Measures:
             self.budget.took(time.thread_time() - start)
 
     def after(self) -> None:
-        """Call it after the iteration."""
+        """Measure after the iteration."""
         trainer, start = self._trainer, time.thread_time()
         seen, trainer.buffers.seen = trainer.buffers.seen, None
         if seen is None or trainer.iteration != self._iteration + 1:
@@ -88,14 +88,14 @@ class Measures:
         self.budget.took(time.thread_time() - start)
 
     def close(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self._trainer.buffers.seen = None
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):
-            return  # a step that was broken off where its loss was not finite
+            return  # a step that was interrupted because its loss was not finite
         found = list(sequences(taken.batches, losses))
         rows = list(self._texts.followed(trainer.iteration, found))
         for row in rows:

@@ -1,4 +1,4 @@
-"""Norms of the gradient and of the update, tensor by tensor and block by block."""
+"""Norms of the gradient and of the update, by tensor and by block."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from nbllama.lora.slots import slot_of
 
 def _square(x: np.ndarray) -> float:
     flat = x.reshape(-1)
-    # in one thread and without a copy; float32 is enough for a colour
+    # in one thread and without a copy; float32 is precise enough for a colour
     return float(np.einsum("i,i->", flat, flat))
 
 
 class Norms:
     """Measures the adapter's pairs between two moments.
 
-    `take_before`: copies of the parameters, made into the same memory each time; `row` compares
-    with them.
+    `take_before` copies the parameters, into the same memory each time; `row` compares with the
+    copies.
     """
 
     def __init__(self, adapter: Adapter, n_layer: int) -> None:
@@ -40,9 +40,9 @@ class Norms:
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Make the row `norms` of an iteration, before which `take_before` was called.
 
-        By kind of tensor a list of L2 norms of both halves of a pair together, one for each block;
-        a tensor outside of the blocks is the last of `blocks` + 1. The gradient is that before
-        clipping.
+        For each kind of tensor it has a list of L2 norms, one per block, of both halves of a pair
+        together; a tensor outside the blocks is the last of `blocks` + 1. The gradient is the one
+        before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}

@@ -1,4 +1,4 @@
-"""Questions that a reader of the page asks the adapter as it is, answered between iterations."""
+"""Questions that a reader of the page asks the current adapter, answered between iterations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Row = dict[str, Any]
 
 
 class Questions:
-    """Answers the questions of a `LiveState`, greedily, with memory of its own.
+    """Answer the questions of a `LiveState` greedily, in separate memory.
 
-    `encode`: the ids of a question, as those of `--sample-prompts`. `stopped`: whether the run is
-    to stop, which ends an answer. `keep` gets the row `question` of a finished answer.
+    `encode`: returns the ids of a question, as for `--sample-prompts`. `stopped`: returns whether
+    the run should stop, which ends an answer. `keep` gets the row `question` of a finished answer.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all that wait. A question that cannot be answered gets the reason instead."""
+        """Answer all waiting questions. If one cannot be answered, its answer is the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

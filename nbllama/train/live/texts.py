@@ -1,4 +1,4 @@
-"""The training text with the loss of each token, from the losses that a step computes anyway."""
+"""The training text with the loss of each token, which a step computes anyway."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """One sequence of a step: tokens, targets and losses `[n]`; NaN where nothing is trained."""
+    """One sequence of a step: tokens, targets and losses `[n]`; NaN for tokens not trained."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -26,9 +26,9 @@ class Scored(NamedTuple):
 
 
 def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
-    """Cut a step's micro-batches into sequences, with the losses of all trained tokens in order.
+    """Split a step's micro-batches into sequences, with the losses of all trained tokens in order.
 
-    Raises `ValueError` if these are not as many as there are trained tokens.
+    Raises `ValueError` if the number of losses differs from the number of trained tokens.
     """
     if len(losses) != sum(batch.n_trained for batch in batches):
         raise ValueError(f"{len(losses)} losses are not those of this step")
@@ -43,9 +43,9 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 
 
 class Texts:
-    """Chooses sequences and makes the rows `tokens` of a log.
+    """Choose sequences and make the rows `tokens` of a log.
 
-    The first sequences of the first steps are followed: there is a row each time they come again.
+    The first sequences of the first steps are followed: each time they occur again, a row is made.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -65,12 +65,12 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Make the row of one sequence of a step, each time another one of its batch."""
+        """Make the row of one sequence of a step, each time a different one of its batch."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 
     def _row(self, iteration: int, one: Scored, sample: int) -> dict[str, Any]:
-        # the last target lies behind the input
+        # the last target comes after the input
         ids = [*one.tokens.tolist(), int(max(one.targets[-1], 0))]
         losses = np.array([np.nan, *one.losses])
         if one.targets[-1] == NOT_TRAINED:

@@ -25,10 +25,10 @@ Row = dict[str, Any]
 
 
 class Watching:
-    """What a `nbllama.train.run.recorder.Recorder` calls: each method from the run's own thread."""
+    """The page as seen by a `Recorder`, which calls each method from the run's own thread."""
 
     def __init__(self, stop: StopFlag, port: int) -> None:
-        """Serve. Raises `OSError` if the port cannot be had."""
+        """Start serving. Raises `OSError` if the port is not available."""
         self._stop = stop
         self.state = LiveState(stop.from_page)
         self.server = LiveServer(self.state, port)
@@ -36,7 +36,7 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Everything is loaded. `keep`: takes rows for the log, and gives them to `row`."""
+        """Use the loaded session. `keep`: takes rows for the log, and passes them to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
             with suppress(DataError):  # a log that is new has no earlier iterations
@@ -53,7 +53,7 @@ class Watching:
         )
 
     def row(self, row: Row) -> None:
-        """Show what the log gets."""
+        """Show a row of the log."""
         self.state.add(row)
         if row.get("event") == "run" and self.measures is not None:
             self.measures.before()
@@ -63,7 +63,7 @@ class Watching:
         self.state.note(text)
 
     def step_done(self, iteration: int) -> None:
-        """Measure, answer, and get ready for the next iteration."""
+        """Measure, answer, and prepare for the next iteration."""
         if self.measures is not None:
             self.measures.after()
         self.answer(iteration)
@@ -71,12 +71,12 @@ class Watching:
             self.measures.before()
 
     def answer(self, iteration: int) -> None:
-        """Answer the questions that wait."""
+        """Answer the waiting questions."""
         if self._questions is not None:
             self._questions.answer(iteration)
 
     def close(self) -> None:
-        """Measure and serve no more."""
+        """Stop measuring and serving."""
         if self.measures is not None:
             self.measures.close()
         self.server.close()
@@ -85,7 +85,7 @@ class Watching:
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
     """Serve the page of `--live`, and show its address once.
 
-    None where nobody asked for it or it cannot be served, which does not stop the run.
+    None without `--live`, or if the page cannot be served, which does not stop the run.
     """
     if options.live is None:
         return None
@@ -96,7 +96,7 @@ def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | Non
         made = None
         text = f"--live {options.live}: {e.strerror or e}; training continues without the page"
     if getattr(type(screen), "note", None) is Silent.note:
-        print(text, file=sys.stderr, flush=True)  # the address is nowhere else
+        print(text, file=sys.stderr, flush=True)  # the only place where the address is shown
     else:
         screen.note(text)
     return made

@@ -35,8 +35,8 @@ def log_probabilities(
 ) -> np.ndarray:
     """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
 
-    That is the sum over its trained targets. Each must have one, and the last block's output stays
-    as it is.
+    This is the sum over its trained targets. Each sample must have one. The last block's output is
+    not changed.
     """
     counts = answer_tokens(batch)
     losses = np.empty(batch.n_trained, np.float32)
@@ -62,9 +62,9 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of the samples of these numbers, float64, batch by batch.
+    """Yield the log-probabilities of the samples with these numbers, float64, batch by batch.
 
-    The batches are as large as `most` allows. `check` runs between layers.
+    The batches are as large as `most` allows. `check` is called between layers.
     """
     tokens, trained = (counts[rows] for counts in samples.lengths())
     for part in batches((tokens, trained), most.computed, most.trained):

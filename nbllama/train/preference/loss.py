@@ -1,12 +1,12 @@
 """A loss of preferences as the objective of a trainer.
 
-After the forward pass of a micro-batch the log-probabilities of its answers are summed up, the loss
-gives its derivative with respect to each sum, and that is the weight of the answer's tokens in a
-second pass through the output, which leaves the gradient. The output product is computed twice; the
-blocks are not. No logits are kept.
+After the forward pass of a micro-batch, the log-probabilities of each answer's tokens are summed.
+The derivative of the loss with respect to each sum is the weight of the answer's tokens in a second
+pass through the output, which computes the gradient. So the output product is computed twice, but
+the blocks only once. No logits are kept.
 
-The loss of a step is the sum over its pairs (or labelled answers), each times its own weight, by
-their number.
+The loss of a step is the sum over its pairs (or labelled answers), each times its own weight,
+divided by their number.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Numbers(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Answers of a micro-batch, one a sequence: all arrays are `[S]`.
+    """Answers of a micro-batch, one per sequence: all arrays are `[S]`.
 
     policy, reference: log-probabilities, float64. n: tokens. good: bool. weight: float64.
     """
@@ -58,7 +58,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Loss float64 of each sample, and of each answer `[S]` its derivative and its reward."""
+    """Loss of each sample, float64, and for each answer `[S]` its derivative and reward."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -108,8 +108,8 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 class PreferenceLoss:
     """The `Objective` of a run on preferences.
 
-    `reference`: without one all of its log-probabilities count as 0. history: what was measured in
-    each step.
+    `reference`: if None, all of its log-probabilities count as 0. history: the measures of each
+    step.
     """
 
     def __init__(
@@ -119,14 +119,14 @@ class PreferenceLoss:
         self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
-        # the other answers go through the model forwards only
+        # the other answers need only the forward pass
         self.work = 4 / 3 if self._moves else 1.0
         self._z = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
 
     @property
     def _moves(self) -> bool:
-        """Whether the loss has a reference point that must be estimated."""
+        """Return whether the loss has a reference point that must be estimated."""
         return self._labels and self._refers
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
@@ -154,7 +154,7 @@ class PreferenceLoss:
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
         """Return the sum of the samples' losses; see `Objective.loss`."""
-        # what samples share is computed once, but the targets are in the samples' order
+        # shared beginnings are computed once, but the targets are in the samples' order
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         policy = log_probabilities(
@@ -172,7 +172,7 @@ class PreferenceLoss:
             answers.policy, reference, answers.n, answers.good, reward=found.reward, z=self._z
         )
         if gradient:
-            # d loss / d log pi is that of each token; the kernel's sign is that of -log pi
+            # each token has the weight d loss / d log pi; the kernel has the sign of -log pi
             of_tokens = np.repeat(-weight * found.slope, answers.n)
             trainer.model.loss(
                 trainer.bound, trainer.acts, trainer.buffers, batch, weight=of_tokens,
@@ -185,17 +185,17 @@ class PreferenceLoss:
         return self._measured.numbers()
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Find or compute the reference; see `Reference.prepare`."""
+        """Load or compute the reference; see `Reference.prepare`."""
         if self._reference is not None:
             self._reference.prepare(trainer, check, say)
 
     def done(self, say: Callable[[str], None]) -> None:
-        """Keep what was measured in a step, and warn, once in a run, of what looks wrong."""
+        """Keep the measures of a step, and warn once per run of each problem."""
         self.history.append(self.measures())
         for line in self._seen.step(self._measured):
             say(line)
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return what is known of the reference; zeros while the time of a step is only forecast."""
+    """Return the reference's values; zeros while the time of a step is only measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

@@ -1,4 +1,4 @@
-"""What a run on preferences shows: margin, accuracy, log-probabilities of both sides, lengths."""
+"""Measures of a run on preferences: margin, accuracy, log-probabilities of both sides, lengths."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STEPS = 10  # that a warning looks at
-FALLEN = 0.1  # nats a token, of both sides
-RUNAWAY = 10.0  # of the margin; sigmoid(-10) is 5e-5: nothing is left to learn from such a pair
+STEPS = 10  # last steps that a warning is based on
+FALLEN = 0.1  # nats per token, of both sides
+RUNAWAY = 10.0  # margin; sigmoid(-10) is 5e-5, so such a pair has almost no gradient
 
 
 class Measured:
-    """Sums over the answers of a step or an evaluation, good ones (chosen) and bad ones apart."""
+    """Sums over the answers of a step or an evaluation, separately for good (chosen) and bad."""
 
     def __init__(self, labels: bool) -> None:
         self._labels = labels
@@ -49,10 +49,10 @@ class Measured:
     def numbers(self) -> dict[str, float]:
         """Return the means; a side without answers has none.
 
-        margin: reward of the chosen answers less that of the rejected ones. accuracy: share of the
-        pairs whose chosen answer has the higher reward; of labelled answers, of those on the right
-        side of the reference point. logp_chosen, logp_rejected: nats, sums over an answer's tokens.
-        tokens_chosen, tokens_rejected: length of an answer.
+        margin: reward of the chosen answers minus that of the rejected ones. accuracy: share of the
+        pairs whose chosen answer has the higher reward; for labelled answers, the share of those on
+        the right side of the reference point. logp_chosen, logp_rejected: nats, sums over an
+        answer's tokens. tokens_chosen, tokens_rejected: length of an answer.
         """
         found: dict[str, float] = {}
         if not self._judged:
@@ -69,9 +69,9 @@ class Measured:
 
 
 class Seen:
-    """The last steps of a run, and what is to be said of them.
+    """The last steps of a run, and warnings about them.
 
-    `refers`: changes are against the reference; else against the first steps that were seen.
+    `refers`: changes are relative to the reference; otherwise to the first steps.
     """
 
     def __init__(self, refers: bool) -> None:
@@ -79,10 +79,10 @@ class Seen:
         self._first: np.ndarray | None = None
         self._changes: deque[np.ndarray] = deque(maxlen=STEPS)
         self._margins: deque[float] = deque(maxlen=STEPS)
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def step(self, measured: Measured) -> Sequence[str]:
-        """Take in a step; return new warnings."""
+        """Add a step; return new warnings."""
         if not measured.count.all() or not np.isfinite(measured.policy).all():
             return ()
         of = measured.change if self._refers else measured.policy
@@ -95,18 +95,18 @@ class Seen:
             self._first = np.zeros(2) if self._refers else mean
         change = mean - self._first
         lines = []
-        if (change < -FALLEN).all() and "fallen" not in self._told:
-            self._told.add("fallen")
+        if (change < -FALLEN).all() and "fallen" not in self._warned:
+            self._warned.add("fallen")
             lines.append(
                 "warning: chosen and rejected answers both become less likely (by "
-                f"{-change[0]:.2f} and {-change[1]:.2f} nats a token): the model moves away from "
-                "both; --sft-weight 1, a lower --lr or a higher --beta keep it at the chosen ones"
+                f"{-change[0]:.2f} and {-change[1]:.2f} nats per token): the model moves away from "
+                "both; try --sft-weight 1, a lower --lr or a higher --beta"
             )
-        if margin > RUNAWAY and "runaway" not in self._told:
-            self._told.add("runaway")
+        if margin > RUNAWAY and "runaway" not in self._warned:
+            self._warned.add("runaway")
             lines.append(
-                f"warning: the margin runs away ({margin:.1f}): the pairs are told apart with "
-                "certainty, and more of it only moves the model; fewer epochs, a lower --lr or "
-                "--objective ipo hold it"
+                f"warning: the margin is very large ({margin:.1f}): the pairs are already "
+                "distinguished with certainty, and more training only changes the model; try fewer "
+                "epochs, a lower --lr or --objective ipo"
             )
         return lines

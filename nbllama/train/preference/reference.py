@@ -1,8 +1,8 @@
 """The reference of a run on preferences: log-probabilities computed once, and kept in a file.
 
-The reference is the base model, or the base model with an adapter: the same model, with other
-pairs. A file is named by what it depends on (base, adapter, data with template and --ctx), so a run
-that is continued, or another one in the same folder, finds it.
+The reference is the base model, or the base model with an adapter. The file's name is a digest of
+everything that the values depend on (base, adapter, data with template and --ctx), so a continued
+run, or another one in the same folder, finds it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MAGIC = b"nbllama reference 1\n"
 
 @dataclass
 class Reference:
-    """What the answers of `sets` are compared with.
+    """The reference for the answers of `sets`.
 
     adapter: on the base model, None for the base alone. base: the fingerprint of the base model.
-    others: whether each answer is also needed behind another prompt. folder: of the file, None to
+    others: whether each answer is also needed after another prompt. folder: of the file, None to
     keep none. path: the file that was read or written.
     """
 
@@ -50,12 +50,12 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Which reference it is, for a checkpoint."""
+        """Return the reference's name for a checkpoint."""
         return "base" if self.adapter is None else f"adapter {adapter_digest(self.adapter)[:16]}"
 
     @property
     def key(self) -> str:
-        """Hex sha256 of all that the log-probabilities depend on."""
+        """Return the hex sha256 of everything that the log-probabilities depend on."""
         of = "" if self.adapter is None else adapter_digest(self.adapter)
         return sha256_parts("reference", self.base, of, *(s.fingerprint for s in self._samples()))
 
@@ -69,15 +69,15 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Where the log-probabilities are kept; "": nowhere."""
+        """Return the file with the log-probabilities; "" for none."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
 
     def prepare(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Give the data sets their log-probabilities, from the file or by computing them.
+        """Set the log-probabilities of the data sets, from the file or by computing them.
 
-        Raises `NbllamaError` where they are not finite.
+        Raises `NbllamaError` if they are not finite.
         """
         n = sum(s.n_samples for s in self._samples())
         found = read(self.file, self.key, n, say) if self.file else None
@@ -123,7 +123,7 @@ class Reference:
             write(self.file, self.key, values)
             self.path = self.file
         except OutputError as e:
-            say(f"the reference is not kept: {e}; a continued run computes it again")
+            say(f"the reference is not saved: {e}; a continued run computes it again")
 
 
 def _same_sizes(a: Adapter, b: Adapter) -> bool:
@@ -132,7 +132,7 @@ def _same_sizes(a: Adapter, b: Adapter) -> bool:
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Hex sha256 of an adapter's values and scale."""
+    """Return the hex sha256 of an adapter's values and scale."""
     parts: list[bytes | str | int] = [repr(float(adapter.scale))]
     for name, values in sorted(adapter.parameters().items()):
         parts += [name, repr(values.shape), values.tobytes()]
@@ -142,10 +142,10 @@ def adapter_digest(adapter: Adapter) -> str:
 def write(path: str, key: str, values: np.ndarray) -> None:
     """Write log-probabilities float64 `[n]`.
 
-    Raises `OutputError`, also where a file is that is not such a file.
+    Raises `OutputError`, also if there is a file of another kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
-        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+        raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")
     content = np.ascontiguousarray(values, "<f8").tobytes()
     head = f"{key}\n{hashlib.sha256(content).hexdigest()}\n".encode()
     with atomic_write(path) as out:
@@ -163,12 +163,12 @@ def _begins(path: str) -> bytes:
 def read(path: str, key: str, n: int, say: Callable[[str], None]) -> np.ndarray | None:
     """Return the log-probabilities in a file, float64 `[n]`; None if they must be computed.
 
-    A file that is damaged or of another key is reported.
+    A file that is damaged or has another key is reported.
     """
     head = len(_MAGIC) + 2 * 65
     try:
         if os.path.getsize(path) != head + 8 * n:
-            raise ValueError("it has another size than it should")
+            raise ValueError("its size is wrong")
         with open(path, "rb") as file:
             whole = file.read(head + 8 * n)
     except FileNotFoundError:

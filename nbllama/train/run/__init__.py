@@ -1,1 +1,1 @@
-"""One run of `nbllama.finetune`, from its options to the files that it leaves."""
+"""One run of `nbllama.finetune`, from its options to its output files."""

@@ -1,6 +1,6 @@
-"""Questions of the data that are answered before and after a run.
+"""Questions from the data that are answered before and after a run.
 
-Nothing of the run changes with them.
+They do not change the run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ROLES = ("user", "human", "assistant", "model", "system", "tool")
 
 @dataclass
 class Asked:
-    """A question, the answer that the data have, and the model's answers.
+    """A question, the answer in the data, and the model's answers.
 
-    kind: "trained" or "held out". `wanted` is cut where an answer would be.
+    kind: "trained" or "held out". `wanted` is cut at the maximum length of an answer.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Asked:
 
     @property
     def right(self) -> bool:
-        """Whether the last answer is the wanted one."""
+        """Return whether the last answer is the wanted one."""
         return self.after.strip() == self.wanted.strip()
 
     def row(self) -> dict[str, Any]:
@@ -55,9 +55,9 @@ class Asked:
 def find_questions(
     tokenizer: Tokenizer, data: Dataset, validation: Dataset | None, number: int
 ) -> list[Asked]:
-    """Choose up to `number` questions of each of the two, spread over the data.
+    """Choose up to `number` questions from each of the two data sets, spread over the data.
 
-    Of a record with several answers the last one is asked for. Records without a prompt, or with a
+    For a record with several answers, the last one is used. Records without a prompt, or with a
     long one, are left out.
     """
     found = _questions(tokenizer, data, "trained", number)
@@ -72,14 +72,14 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
         return []
     found: list[Asked] = []
     seen: set[tuple[int, ...]] = set()
-    # of preferences only what the answer should be like
+    # of preferences only the good answers
     rows = np.arange(samples.n_samples)
     if samples.judged is not None:
         rows = rows[samples.judged.good]
     n = len(rows)
     step = max(1, n // number)
     order = [*range(0, n, step)]
-    order += [i for i in range(min(n, 50 * number)) if i % step]  # where some have no short prompt
+    order += [i for i in range(min(n, 50 * number)) if i % step]  # if some have no short prompt
     for i in rows[order].tolist():
         one = _question(tokenizer, samples, i, kind)
         if one is not None and tuple(one.prompt) not in seen:
@@ -91,7 +91,7 @@ def _questions(tokenizer: Tokenizer, data: Dataset, kind: str, number: int) -> l
 
 
 def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Asked | None:
-    """Find the last answer of sample `i` and its prompt; None if that is nothing, or long."""
+    """Find the last answer of sample `i` and its prompt; None if the prompt is empty or long."""
     part = slice(int(samples.offsets[i]), int(samples.offsets[i + 1]))
     ids, trained = samples.ids[part], samples.trained[part]
     on = np.flatnonzero(trained)
@@ -110,9 +110,9 @@ def _question(tokenizer: Tokenizer, samples: Samples, i: int, kind: str) -> Aske
 
 
 def question_text(tokenizer: Tokenizer, prompt: list[int]) -> str:
-    """Return what a prompt asks, without what the chat template puts around it.
+    """Return the question in a prompt, without the text that the chat template adds.
 
-    That is the last stretch between control tokens that is more than the name of a role.
+    It is the last text between control tokens that is not only the name of a role.
     """
     stretches: list[list[int]] = [[]]
     for token in prompt:

@@ -15,7 +15,7 @@ _EVALUATION = {"val_loss": "loss/validation", "perplexity": "perplexity/validati
 
 
 class Board:
-    """A folder of event files. What goes wrong with it after the start does not stop training."""
+    """A folder of event files. Errors after the start do not stop training."""
 
     def __init__(self, folder: str) -> None:
         """Open the folder.
@@ -50,5 +50,5 @@ class Board:
             self._writer.add_text(f"samples/{i + 1}", text, record.iter)
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write the remaining events, and close the file."""
         self._writer.close()

@@ -1,6 +1,6 @@
-"""`--card`: a model card and an Ollama Modelfile beside the adapter of a run.
+"""`--card`: a model card and an Ollama Modelfile next to the adapter of a run.
 
-Each begins with a mark of ours; a file of that name without it is someone's own and stays.
+Each begins with a mark. A file of the same name without the mark belongs to the user and is kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PARAMETER stop "<|im_end|>"
 class Files(NamedTuple):
     """The base model and the adapter.
 
-    `gguf`: whether it is in the format of today's llama.cpp, the only one that llama.cpp and, for
-    every architecture, Ollama read.
+    `gguf`: whether the adapter is in the format of today's llama.cpp, the only one that llama.cpp
+    reads, and Ollama for every architecture.
     """
 
     base: str
@@ -45,7 +45,7 @@ class Files(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """The adapter as GGUF: itself, or the name of what `conversion` makes."""
+        """The name of the adapter as GGUF, which `conversion` makes if necessary."""
         if self.gguf:
             return self.adapter
         bare = _bare(self.adapter)
@@ -58,10 +58,10 @@ class Files(NamedTuple):
 
     @property
     def conversion(self) -> str:
-        """The command that makes `readable`; "" where it is there already."""
+        """The command that makes `readable`; "" if the adapter is GGUF already."""
         words = [self.adapter, self.readable, "--model-base", self.base]
-        made = " ".join(map(shlex.quote, words))
-        return "" if self.gguf else f"python -m nbllama.convert_lora {made}\n"
+        arguments = " ".join(map(shlex.quote, words))
+        return "" if self.gguf else f"python -m nbllama.convert_lora {arguments}\n"
 
 
 def _bare(name: str) -> str:
@@ -69,19 +69,19 @@ def _bare(name: str) -> str:
 
 
 def modelfile(files: Files, chat_template: str, system: str = "") -> str:
-    """Write the text for `ollama create NAME -f FILE`, from the model that its second line merges.
+    """Return the text for `ollama create NAME -f FILE`, for the model that its second line merges.
 
-    A template is stated for ChatML alone: of other models Ollama knows it or reads it from the
-    file. `system`: what the chat template puts in front of a chat that has no system message. The
-    older form, with the adapter next to its base, is there as comments.
+    It has a template only for ChatML: for other models Ollama has its own or reads it from the
+    file. `system`: the text that the chat template puts before a chat without a system message. The
+    older form, with the adapter next to its base, is included as comments.
 
-    Raises `OutputError` for a path with a control character, which would be another instruction.
+    Raises `OutputError` for a path with a control character, which could add an instruction.
     """
     base, adapter, merged = map(os.path.abspath, (files.base, files.adapter, files.merged))
     for path in (base, adapter):
         if not path.isprintable():
             raise OutputError(
-                f"no Modelfile for {shown(path, 400)}: its name holds a control character; rename"
+                f"no Modelfile for {shown(path, 400)}: its name has a control character; rename"
                 " the file"
             )
     words = " ".join(map(shlex.quote, ["-m", base, "-l", adapter, "-o", merged]))
@@ -94,7 +94,7 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
         lines.append(_CHATML)
     if system and '"""' not in system:
         lines.append(f'SYSTEM """{system}"""\n')
-    lines.append("# older versions of Ollama also take the adapter as it is; in place of FROM:\n")
+    lines.append("# older versions of Ollama also accept the adapter itself; instead of FROM:\n")
     if not files.gguf:
         lines.append(f"# (as GGUF: {files.conversion.strip()})\n")
     lines.append(f"# FROM {base}\n# ADAPTER {os.path.abspath(files.readable)}\n")
@@ -102,13 +102,13 @@ def modelfile(files: Files, chat_template: str, system: str = "") -> str:
 
 
 def system_line(template: ChatTemplate) -> str:
-    """Find what a chat template puts in front of a chat without a system message; "": nothing."""
+    """Return the text that a chat template puts before a chat without a system message, or ""."""
     mark = "a system message of no other chat"
     question = {"role": "user", "content": "a question"}
     try:
         with_mark = template.render([{"role": "system", "content": mark}, question], False)
         plain = template.render([question], False)
-    except NbllamaError:  # a template that takes no system message puts none there
+    except NbllamaError:  # a template that refuses system messages adds none
         return ""
     before, found, after = with_mark.partition(mark)
     if not found or len(plain) <= len(before) + len(after):
@@ -121,13 +121,12 @@ def system_line(template: ChatTemplate) -> str:
 def card(
     run: dict[str, Any], files: Files, fingerprint: str, results: list[tuple[str, str]]
 ) -> str:
-    """Write the model card in Markdown.
+    """Return the model card in Markdown.
 
-    `run`: the row that begins a log (`cli.story.begun`); `results`: lines about iterations and
-    losses.
+    `run`: the first row of a log (`nbllama.train.run.story.begun`); `results`: lines about
+    iterations and losses.
 
-    What comes from outside, such as names of files, is shown as it is: no character of it is
-    Markdown or HTML.
+    Text from outside, such as file names, is escaped, so that none of it is Markdown or HTML.
     """
     data = {k: v for k, v in run["data"].items() if k != "lengths"}
     ours, theirs = (
@@ -154,7 +153,7 @@ def card(
 
 
 def _fenced(text: str) -> str:
-    """Write a block of code whose fence is longer than any row of backticks in it."""
+    """Return a block of code whose fence is longer than any row of backticks in it."""
     longest = max((len(row) for row in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(escaped(line) for line in text.split("\n"))
@@ -167,7 +166,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Write a text within a line of Markdown: what would begin markup is escaped."""
+    """Return a text for a line of Markdown, with markup escaped."""
     return _MARKUP.sub(lambda found: _ENTITIES[found[0]], shown(text, 400))
 
 
@@ -176,8 +175,8 @@ def write_cards(
 ) -> list[tuple[str, str]]:
     """Write card and Modelfile next to the adapter of a run, whose log begins with the row `begun`.
 
-    Returns (ending, file) of what was written. A failure is a line for the user: the adapter is
-    there.
+    Returns (ending, file) for each file that was written. A failure is only reported, as the
+    adapter is complete.
     """
     outputs = session.outputs
     gguf = format_of(outputs.adapter) == "gguf"
@@ -194,7 +193,7 @@ def write_cards(
 
 
 def _template(session: RunSession) -> tuple[str, str]:
-    """Find the chat template of a run on chats, and its system line; else the model's, and none."""
+    """Return the chat template of a run on chats and its system text; else the model's and ""."""
     options, tokenizer = session.options, session.model.tokenizer
     if session.data.kind != "chat" or not (options.chat_template or tokenizer.chat_template):
         return tokenizer.chat_template or "", ""
@@ -215,21 +214,21 @@ def _template(session: RunSession) -> tuple[str, str]:
 def write_all(
     stem: str, makers: dict[str, Callable[[], str]], note: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Make and write each text as `stem`.ENDING; (ending, file) of what was written."""
+    """Make and write each text as `stem`.ENDING; return (ending, file) for each written file."""
     written = []
     for ending, made in makers.items():
         path = f"{stem}.{ending}"
         try:
             write(path, made())
             written.append((ending, shown(path, 400)))
-        except Exception as e:  # a card is worth less than the run
+        except Exception as e:  # the card must not end the run
             note(f"--card: {shown(e, 900)}")
     return written
 
 
 def write(path: str, text: str) -> None:
-    """Write atomically. Raises `OutputError` where a file is that has no mark of ours."""
+    """Write atomically. Raises `OutputError` if there is a file without our mark."""
     if os.path.lexists(path) and _MARK.encode() not in first_bytes(path, 200).partition(b"\n")[0]:
-        raise OutputError(f"{shown(path, 400)}: is not a file that nbllama wrote; it is kept")
+        raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")
     with atomic_write(path) as out:
         out.write(text.encode())

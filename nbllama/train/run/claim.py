@@ -1,6 +1,6 @@
-"""The right to write a run's outputs: nothing of another kind is lost, no other run writes them.
+"""Locks on a run's outputs: no file of another kind is lost, and no other run writes them.
 
-It is taken before anything slow is done, and held until the run ends.
+They are taken before anything slow is done, and held until the run ends.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    What killed runs left half written is removed, and a file of another kind is refused.
+    Files that killed runs left half written are removed, and a file of another kind is refused.
 
-    `outputs`: all files that the run writes, by option; of several names the one that is locked
-    comes first. A log is locked by who writes it.
+    `outputs`: all files that the run writes, by option; if there are several names, the first one
+    is locked. A log is locked by its writer.
 
     Raises `OutputError`.
     """
@@ -52,7 +52,7 @@ def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
 
 
 def _lock(names: Names, stack: ExitStack) -> None:
-    """Lock the newest file's name, and the pattern: `--fn-latest` may differ from run to run."""
+    """Lock the newest file's name, and the pattern, as `--fn-latest` may differ between runs."""
     newest = names.latest
     if names.folder:
         make_folder(newest)
@@ -64,9 +64,9 @@ def _lock(names: Names, stack: ExitStack) -> None:
 
 
 def check_contents(option: str, path: str) -> None:
-    """Raise `OutputError` if the file at the name of an output of `option` is of another kind."""
+    """Raise `OutputError` if there is a file of another kind at an output's name."""
     if os.path.isdir(path):
-        return  # of PEFT's two files, whose names say what they are
+        return  # one of PEFT's two files, whose names are unambiguous
     if option in _KINDS:
         check_kind(path, _KINDS[option])
     elif option == "--lora-out" and format_of(path) == "bin":
@@ -79,7 +79,7 @@ def check_contents(option: str, path: str) -> None:
 
 
 def contents(path: str) -> str:
-    """Say what a GGUF file holds; "" for a damaged one."""
+    """Return what a GGUF file holds; "" for a damaged one."""
     try:
         with open_gguf(path) as f:
             if "training.type" in f.metadata or is_old(f):
@@ -90,7 +90,7 @@ def contents(path: str) -> str:
 
 
 def _left_over(names: Names) -> Iterator[str]:
-    """Files of `names` of which a temporary file is there."""
+    """Yield the files of `names` that have a temporary file."""
     folder = os.path.dirname(names.pattern) or os.curdir
     if names.folder:
         for base in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:

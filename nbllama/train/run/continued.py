@@ -1,8 +1,7 @@
-"""Which checkpoint a run continues: the one that is named, or the newest good one next to it.
+"""Which checkpoint a run continues: the one that is named, or the newest valid one next to it.
 
-Where the newest file (LATEST) is damaged, the run goes back to the numbered checkpoint before it
-and says so; the damaged file is kept under another name. A folder stands for the newest good
-checkpoint in it.
+If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and says
+so; the damaged file is kept under another name. A folder means the newest valid checkpoint in it.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Continued:
-    """A checkpoint that can be used. `damaged`: the file that was named, if it could not be."""
+    """A checkpoint that can be used. `damaged`: the named file, if it is damaged."""
 
     state: TrainState
     path: str
     damaged: str = ""
 
     def settle(self, say: Say) -> None:
-        """Keep the damaged file under another name, and put the good one in its place.
+        """Keep the damaged file under another name, and replace it with the good one.
 
-        So the same command line finds the good one again. What fails is a line for the user.
+        So the same command line finds the good one again. A failure is only reported.
         """
         if not self.damaged:
             return
@@ -46,7 +45,7 @@ class Continued:
             with open(self.path, "rb") as source:
                 try:
                     os.link(self.damaged, kept, follow_symlinks=False)
-                except OSError:  # a file system without hard links
+                except OSError:  # the file system has no hard links
                     os.rename(self.damaged, kept)
                 with atomic_write(self.damaged) as target:
                     shutil.copyfileobj(source, target)
@@ -57,13 +56,13 @@ class Continued:
 
 
 def continued(options: Options, say: Say) -> Continued | None:
-    """`find_checkpoint` for a run, which says what it begins with."""
+    """Call `find_checkpoint` for a run, and report where the run starts."""
     path = options.checkpoint_in or ""
     if not path:
         return None
     found = find_checkpoint(options, say)
     if found is None:
-        say(f"no checkpoint {shown(path)}: a fresh start")
+        say(f"no checkpoint {shown(path)}: starting from the beginning")
     else:
         say(f"continuing {shown(found.path)} after iteration {found.state.iteration}")
     return found
@@ -72,8 +71,8 @@ def continued(options: Options, say: Say) -> Continued | None:
 def find_checkpoint(options: Options, say: Say) -> Continued | None:
     """Find the checkpoint of `--checkpoint-in`; None if there is no file of that name.
 
-    Raises `CheckpointError` for a file that cannot be used, where there is no good one of the same
-    run next to it or `--strict-resume` was given, and for a folder without a good one.
+    Raises `CheckpointError` for a file that cannot be used, if there is no valid one of the same
+    run next to it or `--strict-resume` was given, and for a folder without a valid one.
     """
     path = options.checkpoint_in or ""
     if os.path.isdir(path):
@@ -95,7 +94,7 @@ def find_checkpoint(options: Options, say: Say) -> Continued | None:
 
 
 def _numbered(path: str, newest: str) -> Iterator[str]:
-    """Numbered files next to the newest one, the last first; none if `path` is not the newest."""
+    """Yield the numbered files next to the newest one, the last first; none if it is not `path`."""
     folder, base = os.path.split(path)
     before, found, after = base.partition(newest)
     if not found:
@@ -107,7 +106,7 @@ def _numbered(path: str, newest: str) -> Iterator[str]:
 
 
 def _newest_in(folder: str, strict: bool, say: Say) -> Continued:
-    """Find the good checkpoint of a folder with the most iterations.
+    """Find the valid checkpoint of a folder with the most iterations.
 
     A GGUF file that cannot be opened may have been a newer one.
     """

@@ -1,4 +1,4 @@
-"""The training data of a run, and the order in which it is dealt out."""
+"""The training data of a run, and the order in which they are used."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ _MUCH = 4_000_000  # characters that take more than a moment to tokenise
 
 
 def old_order(options: Options, state: TrainState | None) -> bool:
-    """Whether samples come in the old tool's order: as asked for, or as the run began."""
+    """Return whether samples come in the old tool's order, by the options or the checkpoint."""
     return options.compat or (state is not None and (state.old or bool(state.rng_state)))
 
 
 def _shared(options: Options, model: Model) -> Options:
-    """Return options that share no prompts where blocks carry states, which cannot be shared."""
+    """Return options without shared prompts if blocks have states, which cannot be shared."""
     if not model.hp.mixers:
         return options
     if options.share_prompts:
         raise UsageError(
-            f"--share-prompts: blocks of {model.hp.arch} carry a state from token to token, which"
+            f"--share-prompts: blocks of {model.hp.arch} pass a state from token to token, which"
             " samples cannot share; give --no-share-prompts"
         )
     return replace(options, share_prompts=False)
@@ -82,14 +82,14 @@ def load_data(
 ) -> tuple[Options, Dataset, Dataset | None]:
     """Load the samples of `--train-data`, and those for validation, if any.
 
-    The first value are the options with the plan that follows from the data.
+    The first value is the options with the plan that follows from the data.
 
-    The former is a file or a folder with one; the latter are of `--val-data`, `--val-split`, or the
-    folder's own.
+    The training data are a file or a folder with one. The validation data come from `--val-data`,
+    `--val-split`, or the folder.
 
-    `say` gets a line now and then while much text is tokenised. `given`: records in memory that
-    replace these files. Raises as `_load`, and `UsageError` for validation data of another kind or
-    that are missing.
+    `say` gets a line now and then while a long text is tokenised. `given`: records in memory that
+    replace these files. Raises like `_load`, and `UsageError` for validation data that are missing
+    or of another kind.
     """
     files = Splits(options.train_data)
     if given.train_data is None:
@@ -128,9 +128,9 @@ def _load(
 ) -> Dataset:
     """Load the samples of a file.
 
-    The old tool knew plain text only, so with `--compat`, or where its checkpoint is continued,
-    every file is that. Raises `DataError`, and `UsageError` for options of plain text with records
-    and the other way round.
+    The old tool read only plain text, so with `--compat`, or if its checkpoint is continued, every
+    file is read as plain text. Raises `DataError`, and `UsageError` for options of plain text with
+    records and vice versa.
     """
     old = old_order(options, state)
     cutter = every_token
@@ -168,10 +168,10 @@ def load_file(
     records: Records | None = None,
     keep_texts: bool = False,
 ) -> Dataset:
-    """Load the samples of any file, read by the options of `--train-data`.
+    """Load the samples of any file, read with the options of `--train-data`.
 
-    `records`: of these instead, by the name `path`. `keep_texts`: see `load_samples`. Raises as
-    `load_data`.
+    `records`: used instead of the file, under the name `path`. `keep_texts`: see `load_samples`.
+    Raises like `load_data`.
     """
     layout = find_layout(options.chat_template) if options.chat_template else None
     style = Style(layout.joint, layout.with_input) if layout is not None else Style()
@@ -182,7 +182,7 @@ def load_file(
             skip_bad=options.skip_bad, keep_mark=old,
         )  # fmt: skip
     elif old:
-        raise UsageError(f"{path}: a run of the old finetune reads plain text from a file only")
+        raise UsageError(f"{path}: a run of the old finetune reads only plain text; give a file")
     else:
         data = open_records(
             records, path, data_format, columns=columns, style=style, skip_bad=options.skip_bad
@@ -209,11 +209,11 @@ def load_file(
         )  # fmt: skip
     finally:
         if template is not None:
-            template.close()  # it is a process with memory of its own
+            template.close()  # it is a process with its own memory
 
 
 def _check_kind(options: Options, path: str, kind: str) -> None:
-    """Raise `UsageError` for options that have no meaning for this kind of data."""
+    """Raise `UsageError` for options that do not apply to this kind of data."""
     words = {"text": "plain text", "records": "records"}
     holds = "text" if kind == "raw" else "records"
     for o in OPTIONS:
@@ -226,9 +226,9 @@ def _check_kind(options: Options, path: str, kind: str) -> None:
 def make_feed(
     options: Options, data: Dataset, seed: int, state: TrainState | None
 ) -> tuple[Feed, Position]:
-    """Return what deals out the data, and where in it the run begins.
+    """Return the feed of the data, and the position at which the run starts.
 
-    A checkpoint's place is taken up again, unless its data were others (`--force`) or
+    The run continues at the checkpoint's position, unless the data have changed (`--force`) or
     `--force-reshuffle` asks for a new order.
     """
     epoch = state.epoch if state is not None else 0
@@ -256,9 +256,9 @@ def make_feed(
 def walk_epochs(
     options: Options, data: Dataset, feed: Feed, start: Position
 ) -> Callable[[int], int] | None:
-    """Return a function that counts the iterations of so many epochs, for `resolve`.
+    """Return a function from a number of epochs to iterations, for `resolve`.
 
-    None where that is a plain division.
+    None if this is a plain division.
     """
     filled = isinstance(data, RawText) and data.rules.fill_with_next_samples
     if filled or isinstance(data, Packed):
@@ -279,10 +279,10 @@ def rest_of(
 ) -> Options:
     """Return options with the length of a run that continues `state`, if it does.
 
-    Without a length of its own, a run on records does what is left of the one that was planned. So
-    does a run that found the checkpoint under its own name, whose length is that of the whole.
-    Where nothing is left of that one, `outputs.complete_at` is set and the length is one iteration:
-    whether it is the same run at all is looked at before it is refused.
+    Without a given length, a run on records does the rest of the planned one. So does a run that
+    found the checkpoint under its own name, and whose length is that of the whole. If nothing is
+    left, `outputs.complete_at` is set and the length is one iteration, because the run is refused
+    only after a check that it is the same run.
     """
     if state is None:
         return options

@@ -1,7 +1,7 @@
-"""Where the present decay of the learning rate began and where it ends, and what rates follow.
+"""Start and end of the current decay of the learning rate, and the resulting learning rates.
 
-Where the decay follows from the run's length, a finished run that gets more iterations starts a new
-decay over them. A checkpoint stores where the present one began (`TrainState.decay_begin`).
+If the decay follows from the run's length, a finished run that gets more iterations starts a new
+decay over them. A checkpoint stores where the current one began (`TrainState.decay_begin`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """The decay that a run is in. Iterations are counted from the very first.
+    """The current decay of a run. Iterations are counted from the very first.
 
-    `begin`: the iteration after which it starts. `end`: the iteration at which the rate is at its
-    end. `last`: the last iteration that was planned when the decay started, or `end` where the
-    decay has a length of its own. `first`: the first iteration of what `check_rates` looks at: of
-    the whole decay while it is under way, else of this run. `new`: it starts with this run.
-    `renews`: more iterations after it start a new one. `given`: `--lr-decay-steps` was given.
+    `begin`: the iteration after which it starts. `end`: the iteration at which the learning rate
+    reaches its minimum. `last`: the last iteration that was planned when the decay started, or
+    `end` if the decay has its own length. `first`: the first iteration that `check_rates` checks:
+    that of the whole decay while it is in progress, else that of this run. `new`: it starts with
+    this run. `renews`: more iterations after it start a new one. `given`: `--lr-decay-steps` was
+    given.
     """
 
     begin: int
@@ -42,7 +43,7 @@ class Decay:
 
     @property
     def stored_last(self) -> int:
-        """`last` as a checkpoint holds it: 0, and so no key, where it is `end`."""
+        """`last` as a checkpoint holds it: 0, and therefore no key, if it equals `end`."""
         return 0 if self.last == self.end else self.last
 
 
@@ -63,7 +64,7 @@ def plan(
     found = int(state.identity.settings.get("cos_decay_steps", end))
     if asked is not None and begin and asked <= begin + 1 and asked != found:
         notes.append(
-            f"--lr-decay-steps {asked} was the end of an earlier decay; the present one ends at "
+            f"--lr-decay-steps {asked} was the end of an earlier decay; the current one ends at "
             f"iteration {found}"
         )
         asked, end = None, found
@@ -73,7 +74,7 @@ def plan(
     with_run = last == found or (found == last + 1 and last - begin < SHORT)
     if n_iter and follows and with_run and done >= last:
         new = with_the_run(total, done)
-        # the same end again, as in the file of a run's options, asks for nothing else
+        # the same end again, as in the file of a run's options, changes nothing
         again = asked == found and done <= found < total
         if asked in (None, new) or again:
             notes.append(
@@ -102,8 +103,8 @@ def plan(
 def schedule(settings: Settings, decay: Decay) -> Schedule:
     """Return the learning rates of a run.
 
-    A new decay has no warm-up: that is for a new adapter and for moments that are empty, and here
-    both are those of the checkpoint.
+    A new decay has no warm-up, which is for a new adapter and empty moments: here both come from
+    the checkpoint.
     """
     o = settings.options
     return Schedule(
@@ -124,15 +125,15 @@ def check_rates(
 ) -> list[str]:
     """Return lines about iterations at learning rate 0.
 
-    `factor`: of the rate, by iteration; `done`: iterations of the checkpoint.
+    `factor`: of the learning rate, by iteration; `done`: iterations of the checkpoint.
 
-    Raises `UsageError` if the rate is 0 in all of them. Not so with --compat, which does as the old
-    tool did, and not for the rest of a decay that is under way.
+    Raises `UsageError` if the learning rate is 0 in all of them, except with --compat, which does
+    the same as the old tool, and for the rest of a decay in progress.
     """
     options, total = settings.options, done + settings.n_iter
     if not settings.n_iter:
         return []  # an evaluation alone
-    # The rate is 0 at the end, or in between at a single iteration. The old tool's first is 0 too.
+    # It is 0 at the end, or in between at a single iteration; in the old tool also at the first.
     looked_at = {decay.first, min(decay.first + 1, total), total}
     if not any(factor(i) for i in looked_at):
         if not options.compat:
@@ -147,7 +148,7 @@ def check_rates(
     line = f"the learning rate is 0 from iteration {zero} to {total}"
     if decay.renews and done < decay.last < total:
         line += (
-            f": --adam-iter {decay.last - done} ends the run with its decay, and more iterations "
+            f"; --adam-iter {decay.last - done} ends the run with its decay, and more iterations "
             "after that start a new one"
         )
     return [line]
@@ -161,8 +162,8 @@ def _nothing_to_learn(decay: Decay, n_iter: int, done: int) -> str:
     line = f"the learning rate would be 0 {_all(n_iter)}: "
     if decay.renews and decay.given:
         return (
-            f"{line}the decay ended at iteration {decay.end}; leave --lr-decay-steps out, and "
-            "a new one starts"
+            f"{line}the decay ended at iteration {decay.end}; leave out --lr-decay-steps to start "
+            "a new one"
         )
     if not done:
         return (

@@ -1,9 +1,9 @@
 """The defaults that depend on the training data.
 
-And what follows from them before a run has its settings: the context, the iterations, the ranks.
+Also the values that follow from them before a run has its settings: context, iterations, ranks.
 
-Plain text takes the defaults of the old llama.cpp `finetune`. What follows from the number of
-records is in `nbllama.train.run.plan`.
+Plain text has the defaults of the old llama.cpp `finetune`. Defaults that follow from the number of
+records are in `nbllama.train.run.plan`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nbllama.lora.slots import EVERY_SLOT
 from nbllama.options.data import DataOptions
 from nbllama.options.finetune.table import Options
 
-SHORT = 10  # iterations; a last one at rate 0 would be much of a shorter run
+SHORT = 10  # iterations; in a shorter run a last one at learning rate 0 would be a large part
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Defaults:
     ctx: int
     lora_r: int
     alpha_per_r: int  # lora_alpha = alpha_per_r * lora_r
-    train_ends: bool  # token_embd and output carry pairs (where the output is not tied)
+    train_ends: bool  # token_embd and output have pairs (if the output is not tied)
     cos_decay_min: float
     warmup: int | float  # iterations, or a share of the run
     cos_decay_steps: int | None  # None: the run's last iteration
@@ -59,7 +59,7 @@ DEFAULTS: dict[str, Defaults] = {
 
 
 def context(options: DataOptions, data_kind: str) -> int:
-    """`--ctx`, or its default for the kind of data (needed before the data can be cut)."""
+    """Return `--ctx`, or its default for the kind of data (needed before the data can be cut)."""
     return options.ctx if options.ctx is not None else DEFAULTS[data_kind].ctx
 
 
@@ -69,12 +69,12 @@ def iterations(
     n_samples: int,
     walk: Callable[[int], int] | None = None,
 ) -> int:
-    """Return the iterations of this run by `--adam-iter`, `--epochs` and the defaults.
+    """Return the iterations of this run from `--adam-iter`, `--epochs` and the defaults.
 
-    `options` have the plan already. The lower limit holds. A pass over the data takes
+    `options` include the plan already. The lower limit applies. A pass over the data takes
     `ceil(n_samples / (batch * grad_acc))` iterations: the end of a pass is the end of an iteration,
-    however few samples are left for it. Where that is not so, `walk` returns the iterations of a
-    number of passes. With `--compat` the default of `--adam-iter` limits `--epochs` too.
+    however few samples it has. If this does not hold, `walk` returns the iterations of a number of
+    passes. With `--compat` the default of `--adam-iter` limits `--epochs` too.
     """
     adam_iter = options.adam_iter
     epochs = options.epochs if options.epochs is None or options.epochs > 0 else None
@@ -86,22 +86,22 @@ def iterations(
     elif epochs is not None:
         limits.append(epochs * math.ceil(n_samples / (options.batch * options.grad_acc)))
     if not limits:
-        raise UsageError("a run without end: give --adam-iter, or --epochs above 0")
+        raise UsageError("the run would not end: give --adam-iter, or --epochs above 0")
     return min(limits)
 
 
 def follows_length(options: Options, data_kind: str) -> bool:
-    """Whether the decay is as long as the run, if `--lr-decay-steps` does not say otherwise."""
+    """Return whether the decay is as long as the run, if `--lr-decay-steps` is not given."""
     if options.lr_schedule == "constant" or options.enable_restart:
         return False
     return options.lr_schedule != "cosine" or DEFAULTS[data_kind].cos_decay_steps is None
 
 
 def with_the_run(total: int, begin: int = 0) -> int:
-    """Where a decay ends that is as long as the run: iterations `begin` + 1 to `total`.
+    """Return the end of a decay that is as long as the run: iterations `begin` + 1 to `total`.
 
-    That is the last iteration, whose rate is then 0; in a run of fewer than `SHORT` the one after
-    it, so that the last one learns something too.
+    It is the last iteration, whose learning rate is then 0. In a run of fewer than `SHORT`
+    iterations it is the one after that, so that the last iteration learns something too.
     """
     return total + 1 if total - begin < SHORT else total
 
@@ -116,7 +116,7 @@ def decay_end(options: Options, data_kind: str, total: int) -> int:
 def slot_ranks(
     options: Options, data_kind: str, lora_r: int, missing: Collection[str]
 ) -> dict[str, int]:
-    """Return the rank of each slot: as given, else the default of this kind of data.
+    """Return the rank of each slot: the given one, else the default of this kind of data.
 
     `missing`: slots that the model has no tensor for.
     """

@@ -1,4 +1,4 @@
-"""Dumps of chosen iterations of a training: `--dump STEP:PATTERN`."""
+"""Dumps of chosen training iterations: `--dump STEP:PATTERN`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PLACEHOLDER = "ITERATION"
 
 
 class Dumps:
-    """What is asked for, and writes it; a run goes on if a file cannot be written.
+    """Write the requested dumps; the run continues if a file cannot be written.
 
-    `asked`: words of `--dump`. `out`: file name, in which ITERATION becomes the number. `say` gets
-    a line for each file. Raises `UsageError` for a pattern that fits nothing.
+    `asked`: words of `--dump`. `out`: file name, in which ITERATION is replaced by the number.
+    `say` gets a line for each file. Raises `UsageError` for a pattern that matches nothing.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Dumps:
 
     @contextmanager
     def at(self, iteration: int) -> Iterator[None]:
-        """Around the step that becomes iteration `iteration`."""
+        """Return the context for the step of iteration `iteration`."""
         texts = [t for steps, own in self._asked if iteration in steps for t in own.texts]
         if not texts:
             yield

@@ -1,7 +1,6 @@
-"""What an earlier run left under the names of this one: it is continued, or this run is refused.
+"""Files of an earlier run under this run's names: the run is continued, or this one refused.
 
-Nothing is replaced by accident. With `--compat` files are replaced without a word, as the old tool
-did.
+Nothing is replaced by accident. With `--compat` files are replaced silently, as in the old tool.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ _OLD_INPUT = "checkpoint.gguf"  # default of the old tool
 
 
 def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Options:
-    """Return options in which `checkpoint_in` says what is continued; "" is a fresh start.
+    """Return options with the checkpoint to continue as `checkpoint_in`; "" to start again.
 
-    By default that is the newest checkpoint of the run's own outputs, so that the same command
-    finishes a run that was stopped; `outputs.finishes` says that it is so. With `--force` alone it
-    is a fresh start.
+    By default this is the newest checkpoint of the run's own outputs, so that the same command
+    finishes a stopped run; `outputs.finishes` is then set. With `--force` alone the run starts from
+    the beginning.
 
-    Raises `UsageError` where files of another run would be replaced.
+    Raises `UsageError` if files of another run would be replaced.
     """
     if options.checkpoint_in is None:
         newest = _OLD_INPUT if options.compat else outputs.latest_checkpoint
@@ -49,7 +48,7 @@ def with_input(options: Options, outputs: Outputs, words: Sequence[str]) -> Opti
 
 
 def _continues_its_own(options: Options, outputs: Outputs) -> bool:
-    """Whether the checkpoint that is continued bears a name of `--checkpoint-out`."""
+    """Return whether the checkpoint to continue has a name of `--checkpoint-out`."""
     path = options.checkpoint_in or ""
     return os.path.exists(path) and outputs.is_own_checkpoint(path)
 
@@ -62,19 +61,19 @@ def _refusal(found: str, options: Options, outputs: Outputs, words: Sequence[str
     elif outputs.latest_adapter and os.path.exists(outputs.latest_adapter):
         again = [*_renamed(words, options), "--lora-in", outputs.latest_adapter]
         more = f"train its adapter further with: {_command(again)}"
-        return f"{shown(found, 400)} is there already; {more}; or replace it with --force"
+        return f"{shown(found, 400)} exists already; {more}; or replace it with --force"
     else:
         more = "an earlier run wrote it"
-    start = f"start another one with: {_command(_renamed(words, options))}"
-    return f"{shown(found, 400)} is there already; {more}; {start}; or replace it with --force"
+    start = f"start another run with: {_command(_renamed(words, options))}"
+    return f"{shown(found, 400)} exists already; {more}; {start}; or replace it with --force"
 
 
 @contextmanager
 def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Iterator[None]:
-    """Refuse a checkpoint that was found under the run's own name and does not fit.
+    """Add commands to the error for a checkpoint under the run's own name that does not fit.
 
-    The error has the two commands that do. Raises `CheckpointError`, and `UsageError` where the run
-    of the checkpoint is complete.
+    The two commands continue that run, or start another one. Raises `CheckpointError`, and
+    `UsageError` if the run of the checkpoint is complete.
     """
     try:
         yield
@@ -84,18 +83,18 @@ def explained(options: Options, outputs: Outputs, words: Sequence[str]) -> Itera
         if not outputs.finishes:
             raise
         newest = outputs.latest_checkpoint
-        own = [*words, "--force"]  # with its own options where they are known, else with these
+        own = [*words, "--force"]  # with its own options if they are known, else with these
         if outputs.config and os.path.exists(outputs.config):
             own = ["--config", outputs.config]
         raise CheckpointError(
             f"{e}; continue that run with: {_command([*own, '--checkpoint-in', newest])}; start "
-            f"another one with: {_command(_renamed(words, options))}; or replace its files with "
+            f"another run with: {_command(_renamed(words, options))}; or replace its files with "
             "--force"
         ) from e
 
 
 def complete(checkpoint: str, iteration: int) -> UsageError:
-    """Make the error for a run that has nothing left to do."""
+    """Return the error for a run that is complete."""
     return UsageError(
         f"the run in {shown(checkpoint, 400)} is complete: {iteration} iterations; --checkpoint-in "
         f"{shlex.quote(checkpoint)} with --epochs or --adam-iter trains it further, other names of "
@@ -118,7 +117,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _renamed(words: Sequence[str], options: Options) -> list[str]:
-    """Return the words with names of outputs that are free."""
+    """Return the words with output names that are free."""
     found = list(words)
     for option, name in (
         ("--checkpoint-out", options.checkpoint_out), ("--lora-out", options.lora_out),

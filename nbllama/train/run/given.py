@@ -1,4 +1,4 @@
-"""What a caller in Python has in memory, where the program has names of files."""
+"""Values in memory that a caller in Python gives instead of file names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nbllama.report.log import EvaluationRecord, StepRecord
 if TYPE_CHECKING:
     from nbllama.generation.model import Model
 
-# A record as a line of a file would hold it; a string is a text that is trained as a whole.
+# A record as in a line of a file; a string is a text that is trained as a whole.
 Records = Sequence[Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
 class Given:
-    """Each of these takes the place of the file that the option of its name would read.
+    """Values in memory; each replaces the file that the option of its name would read.
 
     `on_step`, `on_eval`: called after each iteration and evaluation; if one returns True, the run
     ends after it. `keep_best`: keep a copy of the adapter with the lowest validation loss.

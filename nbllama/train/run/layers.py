@@ -11,7 +11,7 @@ _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
 
 
 def blocks(text: str, n_layer: int) -> tuple[int, ...]:
-    """Numbers of the blocks that `all`, `first:N`, `last:N` or a list such as `4-11,20` names.
+    """Return the block numbers in `all`, `first:N`, `last:N` or a list such as `4-11,20`.
 
     Raises `UsageError` for anything else and for a block that the model does not have.
     """
@@ -45,7 +45,7 @@ def blocks(text: str, n_layer: int) -> tuple[int, ...]:
 
 
 def as_text(numbers: Collection[int], n_layer: int) -> str:
-    """Return the shortest text that `blocks` reads as these: one for a set, however given."""
+    """Return the shortest text that `blocks` reads as these numbers; a set has only one."""
     if len(numbers) == n_layer:
         return "all"
     runs: list[list[int]] = []

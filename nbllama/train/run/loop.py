@@ -36,11 +36,11 @@ class _Ended(Exception):
 
 
 class Loop:
-    """Runs a `RunSession` to its end.
+    """Run a `RunSession` to its end.
 
     With `--compat` the order of events at the end is the old tool's: it evaluates once more after
-    the last update, so the samples of one more iteration are passed over, and what the tests of an
-    early end find in an evaluation holds before its update, not after it.
+    the last update, so the samples of one more iteration are skipped, and an early end takes effect
+    before the update of its evaluation, not after it.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -58,22 +58,22 @@ class Loop:
         model = session.model
         self.result = Run(Adapter.of(self.trainer.adapter, model.hp), model)
         self._ending = Ending(session)
-        # of an early end
+        # the reason of an early end
         self._reason = self._watch.ended(self.session.options.early_stop or 0)
 
-    def run(self, told: Forecast) -> Run:
-        """All iterations, with what they save and show. Raises `Diverged` and `SaveFailed`."""
+    def run(self, expected: Forecast) -> Run:
+        """Run all iterations, with their saves and output. Raises `Diverged` and `SaveFailed`."""
         options = taken_options(OPTIONS, self.session.options, self.settings)
         self._config = config_text(options, __version__)
-        self._begun = begun(self.session, told, options, self.session.words)
+        self._begun = begun(self.session, expected, options, self.session.words)
         self.ui.record(self._begun)
         run = self.result
-        run.forecast, run.last = told, self._last
+        run.forecast, run.last = expected, self._last
         run.options = {name.replace("-", "_"): value for name, value in options.items()}
         try:
-            self._iterate(told)
+            self._iterate(expected)
         except NbllamaError as e:
-            self._tell_end(str(e))
+            self._note_end(str(e))
             raise
         run.iteration, run.reason = self.trainer.iteration, self._reason
         self.session.finished = not run.interrupted
@@ -84,7 +84,7 @@ class Loop:
             run.best = Best(self._watch.best_at, self._watch.best, None)
         return run
 
-    def _iterate(self, told: Forecast) -> None:
+    def _iterate(self, expected: Forecast) -> None:
         trainer, compat = self.trainer, self.session.options.compat
         start, results = time.perf_counter(), []
         self.stop.at_once = False
@@ -105,11 +105,11 @@ class Loop:
             pass
         except StopRequested:
             if self._reason:
-                self.result.last = trainer.iteration  # it had ended, but for an evaluation
+                self.result.last = trainer.iteration  # it had ended, except for an evaluation
             self._save_at_end()
             self.result.interrupted = True
             self._reason = self.stop.reason
-            self._tell_end(self._reason)
+            self._note_end(self._reason)
             return
         if compat:
             trainer.pass_over_next(1 if self._epochs_done() else self.session.options.grad_acc)
@@ -117,15 +117,15 @@ class Loop:
             self.ui.note(f"ended after iteration {trainer.iteration}: {self._reason}")
         self._save_at_end()
         self._ending.judge(results, self._watch, self.result)
-        self._tell_end(self._reason)
-        self._summary(told, results, time.perf_counter() - start)
+        self._note_end(self._reason)
+        self._summary(expected, results, time.perf_counter() - start)
 
-    def _tell_end(self, reason: str) -> None:
+    def _note_end(self, reason: str) -> None:
         self.ui.record(ended(self.trainer.iteration, time.perf_counter() - self._start, reason))
         self.outputs.write_report(self.ui.note)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, once, where the plan says so: at the start, every so often, and at the end."""
+        """Evaluate, once, if it is due: at the start, every `eval_every` iterations, at the end."""
         now, session = self.trainer.iteration, self.session
         if not (session.validation or session.prompts):
             return
@@ -147,7 +147,7 @@ class Loop:
             self._keep(now, loss, best)
         watch.last = now
         if self._saved == self._last:
-            self._saved = -1  # made up for after the last save: what it found is saved too
+            self._saved = -1  # it came after the last save; its results are saved too
         record = EvaluationRecord(
             iter=now, val_loss=loss, perplexity=None if loss is None else perplexity(loss),
             train_loss=None if math.isnan(mean) else mean, best=best,
@@ -159,14 +159,14 @@ class Loop:
         self.outputs.write_report(self.ui.note)
         if overfits:
             self.ui.note(
-                f"warning: the training loss falls and the validation loss rises since iteration "
-                f"{watch.best_at}: the adapter learns its data by heart; --early-stop ends such a "
-                "run, and the best adapter is kept"
+                "warning: the training loss has fallen and the validation loss has risen since "
+                f"iteration {watch.best_at}: the adapter learns its data by heart; --early-stop "
+                "ends such a run, and the best adapter is kept"
             )
         self._reason = self._reason or watch.ended(self.session.options.early_stop or 0)
 
     def _keep(self, iteration: int, loss: float, best: bool) -> None:
-        """Put an evaluation into the result of the run."""
+        """Add an evaluation to the result of the run."""
         run, session = self.result, self.session
         run.val_losses.append((iteration, loss))
         if best:
@@ -183,7 +183,7 @@ class Loop:
         return True
 
     def _seen(self, found: Evaluation) -> None:
-        """Between an evaluation and its update."""
+        """Do the work between an evaluation and its update."""
         self._place_moments()
         self._reason = self._convergence.reached(found.loss, self.trainer.iteration)
         if self._reason and self.session.options.compat:
@@ -197,14 +197,14 @@ class Loop:
             return made
         if len(state.past_losses) == o.opt_past:
             made.past_losses = list(state.past_losses)
-        # The old tool begins anew with each run, but for the ring; 0 is a loss that was not kept.
+        # The old tool resets all but the ring buffer in each run; 0 is a loss that was not kept.
         if not o.compat and not state.old and state.previous_loss:
             made.best, made.previous = state.best_loss, state.previous_loss
             made.no_improvement = state.no_improvement
         return made
 
     def _place_moments(self) -> None:
-        """With the first gradient, put the moments of an old checkpoint where they belong."""
+        """Use the first gradient to put the moments of an old checkpoint in the right order."""
         state = self.session.state
         if state is None or state.moments is None or self.trainer.iteration > state.iteration:
             return
@@ -235,13 +235,16 @@ class Loop:
         if (on_step := self.session.given.on_step) is not None and on_step(record) is True:
             self._reason = self._reason or "on_step returned True"
 
-    def _summary(self, told: Forecast, results: list[StepResult], seconds: float) -> None:
+    def _summary(self, expected: Forecast, results: list[StepResult], seconds: float) -> None:
         lines = [("time", f"{duration(seconds)} in all")]
         if results:
             mean = sum(r.seconds for r in results) / len(results)
             lines += [
-                ("an iteration", f"{mean:.2f} s, forecast {self.session.mean_seconds(told):.2f} s"),
-                ("peak memory", f"{memory(peak_resident())}, forecast {memory(told.peak)}"),
+                (
+                    "per iteration",
+                    f"{mean:.2f} s, forecast {self.session.mean_seconds(expected):.2f} s",
+                ),
+                ("peak memory", f"{memory(peak_resident())}, forecast {memory(expected.peak)}"),
                 *self._ending.rows,
             ]
         if lost := mostly_lost(self.session.data):
@@ -289,7 +292,7 @@ class Loop:
         self._saved = self.trainer.iteration
         self._save_config()
         if problem := self.outputs.prune(self._saved):
-            self.ui.note(f"{problem}; --keep-last does not hold for it")
+            self.ui.note(f"{problem}; --keep-last does not apply to it")
 
     def _save_config(self) -> None:
         """Save the run's options next to its adapter; a failure does not stop training."""
@@ -307,7 +310,7 @@ class Loop:
             try:
                 self._save()
             except OutputError as e:
-                self.ui.note(f"not saved: {e}; training goes on, the next save is tried again")
+                self.ui.note(f"not saved: {e}; training continues, and the next save is tried")
 
     def _save_at_end(self) -> None:
         if self.trainer.iteration == self._saved:

@@ -1,4 +1,4 @@
-"""What a run takes from the adapter that `--lora-in` names."""
+"""The options that a run takes from the adapter of `--lora-in`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def started_from(
     options: Options, model: Model, say: Callable[[str], None] | None = None
 ) -> tuple[Options, Adapter]:
-    """Return the adapter, and the options with rank, alpha and the ranks of all tensors as it has.
+    """Return the adapter, and the options with its rank, alpha and ranks of all tensors.
 
     Raises `UsageError` if there is no such file or the command line gives other ranks,
     `CheckpointError` if the adapter does not fit.
@@ -45,10 +45,10 @@ def started_from(
 
 
 def completed_by(options: Options, adapter: Adapter) -> Options:
-    """Options with rank and alpha of `adapter`.
+    """Return options with rank and alpha of `adapter`.
 
     Raises `UsageError` if the command line gives others, `CheckpointError` if one kind of tensor
-    has several ranks: a run, and its checkpoints, have one for each kind.
+    has several ranks, because a run and its checkpoints have one for each kind.
     """
     name = shown(options.lora_in)
     found: dict[str, object] = dict.fromkeys((f"rank_{slot.name}" for slot in EVERY_SLOT), 0)

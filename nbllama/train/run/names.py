@@ -1,4 +1,4 @@
-"""The names of a run's outputs, and the proof that none of them is an input."""
+"""The names of a run's outputs, and the check that none of them is an input."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from nbllama.options.finetune.table import OPTIONS, Options
 from nbllama.system.part_names import files_of
 
 BEST = "BEST"
-# The one output that may be an input: a checkpoint is continued under its own name.
+# The only output that may be an input: a checkpoint is continued under its own name.
 _SAME = ("--checkpoint-out", "--checkpoint-in")
 
 
 class Names:
-    """All files or folders that an output's `pattern` stands for.
+    """All files or folders of an output's `pattern`.
 
-    `mark` is where the iteration's number is put, "" for a name without a number, and `newest` the
-    word for it in the name of the newest file. `folder`: a folder with an adapter for PEFT.
+    `mark` is the text that the iteration's number replaces, "" for a name without a number, and
+    `newest` its replacement in the name of the newest file. `folder`: a folder with an adapter for
+    PEFT.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Names:
         self.shape = re.compile(re.escape(before) + number + re.escape(after))
 
     def may_be(self, name: str) -> bool:
-        """Whether one of these is the file `name`: by its name, or through links."""
+        """Return whether one of these is the file `name`, by its name or through links."""
         for spelling in (name, os.path.realpath(name)):
             if self._parent == _parent(spelling) and self.shape.fullmatch(_base(spelling)):
                 return True
@@ -46,7 +47,7 @@ class Names:
         return any(os.path.samefile(own, name) for own in self.existing())
 
     def files(self) -> Iterator[str]:
-        """Those that are there; of folders those with an adapter in them."""
+        """Yield the existing files, or the existing folders with an adapter in them."""
         for name in self.existing():
             inside = (os.path.join(name, file) for file in FOLDER_FILES)
             if any(map(os.path.exists, inside)) if self.folder else os.path.isfile(name):
@@ -57,7 +58,7 @@ class Names:
         return _parent(self.pattern)
 
     def existing(self) -> Iterator[str]:
-        """Those that are there. Upper and lower case may be the same to the file system."""
+        """Yield the existing names. The file system may ignore upper and lower case."""
         folder = os.path.dirname(self.pattern) or os.curdir
         same = re.compile(self.shape.pattern, re.IGNORECASE)
         entries = os.listdir(folder) if os.path.isdir(folder) else []
@@ -71,8 +72,8 @@ class Names:
 def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> None:
     """Raise `UsageError` if an output is an input, or is another output.
 
-    `outputs`: all files that the run writes, by option. An input is every file that an option is
-    said to read, with the files that are read in a folder.
+    `outputs`: all files that the run writes, by option. An input is every file of an option that
+    reads files, with the files that are read in a folder.
     """
     for option, own in outputs.items():
         for names in own:
@@ -91,7 +92,7 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
 
 
 def _inputs(options: Options) -> Iterator[tuple[str, str]]:
-    """(option, file) of all that is read."""
+    """Yield (option, file) for all files that are read."""
     for o in OPTIONS:
         name = getattr(options, o.dest) if o.file == "reads" else ""
         if not name:
@@ -117,5 +118,5 @@ def _base(path: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Return a folder's name without what ends it."""
+    """Return a folder's name without the separator at its end."""
     return name.rstrip("/" + os.sep) or name

@@ -1,6 +1,6 @@
-"""The files that a run writes: their names, the right to write them, and one save.
+"""The files that a run writes: their names, their locks, and one save.
 
-Checkpoints and adapters have a name in which ITERATION (`--pattern-fn-it`) stands for the
+In the names of checkpoints and adapters, ITERATION (`--pattern-fn-it`) is replaced by the
 iteration's number; each save is also written under the same name with LATEST (`--fn-latest`). An
 adapter for PEFT is a folder.
 """
@@ -32,20 +32,20 @@ CARD_FILES = ("card.md", "Modelfile")
 
 
 class Outputs:
-    """Where a run saves: `checkpoint` and `adapter` are names with ITERATION in them, or empty."""
+    """A run's output files: `checkpoint` and `adapter` are names with ITERATION, or empty."""
 
     def __init__(self, options: Options) -> None:
-        """Take the names; `UsageError` for those that cannot work, whatever is on the disk."""
+        """Set the names; `UsageError` for names that are never possible."""
         self.checkpoint, self.adapter = options.checkpoint_out, options.lora_out
         self.report = "" if options.only_write_lora else options.report
         self.log = options.log
         if self.report and not self.log:
             self.log = os.path.splitext(self.report)[0] + ".jsonl"
         self.keep_last, self._kept_before = options.keep_last or 0, -1
-        self._keeps_as_told = options.keep_last is not None
+        self._keep_is_given = options.keep_last is not None
         self.unlimited = options.epochs is None and options.adam_iter is None
-        self.finishes = False  # the newest checkpoint of its own names is continued, to its end
-        self.complete_at = 0  # the iteration at which that end was reached already
+        self.finishes = False  # the run finishes the newest checkpoint with its names
+        self.complete_at = 0  # the iteration at which that checkpoint's run was complete
         self._mark, self._newest = options.pattern_fn_it, options.fn_latest
         if options.only_write_lora:
             self.checkpoint = ""
@@ -60,16 +60,16 @@ class Outputs:
         for option, pattern in self._named.items():
             if self._mark in os.path.dirname(pattern):
                 raise UsageError(
-                    f"{option} {shown(pattern, 400)}: {self._mark} must stand in the file's "
-                    "name, not in a folder's"
+                    f"{option} {shown(pattern, 400)}: {self._mark} must be in the file's name, "
+                    "not in a folder's"
                 )
         if self._newest == BEST:
-            raise UsageError(f"--fn-latest {BEST}: that is the name of the best adapter")
+            raise UsageError(f"--fn-latest {BEST}: this names the best adapter; give another word")
         self._every = self._all(options)
         check_outputs(options, self._every)
 
     def _all(self, options: Options) -> dict[str, list[Names]]:
-        """All files that the run writes, by option."""
+        """Return all files that the run writes, by option."""
         found = {option: [self._names(pattern)] for option, pattern in self._named.items()}
         if self.adapter:
             found["--lora-out"] = [
@@ -91,19 +91,19 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        What killed runs left half written is removed. Raises `OutputError`.
+        Files that killed runs left half written are removed. Raises `OutputError`.
         """
         claim(self._every, stack)
 
     def save(self, state: TrainState, hp: Hparams) -> None:
-        """Adapter and checkpoint, each under its number and as LATEST.
+        """Save adapter and checkpoint, each under its number and as LATEST.
 
-        The adapter comes first: a run that is killed in between is continued from the older
-        checkpoint and writes the same adapter again, while a checkpoint of the last iteration
-        without its adapter would leave nothing to do and no result.
+        The adapter comes first. If a run is killed in between, it continues from the older
+        checkpoint and writes the same adapter again. A checkpoint of the last iteration without its
+        adapter would mean a complete run without a result.
 
-        Raises `OutputError` if one cannot be written, or after the others were written for one
-        that would replace a file of another kind; `Diverged` if the state is not finite.
+        Raises `OutputError` if a file cannot be written, or, after the others were written, if it
+        would replace a file of another kind; `Diverged` if the state is not finite.
         """
         for arrays in (state.adapter.parameters(), state.m, state.v):
             if bad := check_finite(arrays):
@@ -119,12 +119,12 @@ class Outputs:
             raise kept
 
     def save_adapter(self, state: TrainState, hp: Hparams) -> None:
-        """Save the adapter alone, under its number and as LATEST. Raises as `save`."""
+        """Save the adapter alone, under its number and as LATEST. Raises like `save`."""
         if kept := self._save_adapter(state, hp):
             raise kept
 
     def _save_adapter(self, state: TrainState, hp: Hparams) -> OutputError | None:
-        """Save it; what is returned is about a file of another kind, which was kept."""
+        """Save it; return the error for a file of another kind, which is kept."""
         kept = None
         for name in self._stamped(self.adapter, state.iteration):
             if not (problem := _other("--lora-out", name)):
@@ -149,7 +149,7 @@ class Outputs:
 
     @property
     def best_adapter(self) -> str:
-        """Its name: BEST for ITERATION; a name without that gets it at its end; "": none."""
+        """Its name, with BEST instead of ITERATION, or else at the end; "" for none."""
         if not self.adapter:
             return ""
         if self._mark in self.adapter:
@@ -161,7 +161,7 @@ class Outputs:
 
     @property
     def config(self) -> str:
-        """Name of the file with the run's options, beside the newest adapter; "": none."""
+        """Name of the file with the run's options, next to the newest adapter; "" for none."""
         latest = self._latest(bare(self.adapter) if self._folder else self.adapter)
         return os.path.splitext(latest)[0] + ".config.yaml" if latest else ""
 
@@ -173,27 +173,27 @@ class Outputs:
             self.paths["config"] = self.config
 
     def keep(self, options: Options, state: TrainState | None) -> Options:
-        """Take over how many numbered files are kept, once that is known; the same options.
+        """Set how many numbered files are kept, once this is known; return the same options.
 
-        Where that is only the default, no file is removed that was there before the run: the
-        checkpoint `state` and earlier ones.
+        If the number is only the default, files from before the run are not removed: the checkpoint
+        `state` and earlier ones.
         """
         self.keep_last = options.keep_last or 0
-        if state is not None and not self._keeps_as_told:
+        if state is not None and not self._keep_is_given:
             self._kept_before = state.iteration
         return options
 
     def write_report(self, say: Callable[[str], None]) -> None:
-        """Make the page of `--report` again; a failure does not stop training."""
+        """Write the page of `--report` again; a failure does not stop training."""
         if self.report:
             try:
                 write_report(self.log, self.report)
                 self.paths["report"] = self.report
-            except Exception as e:  # a page is worth less than the run
+            except Exception as e:  # the page must not end the run
                 say(f"--report is not written: {shown(e or type(e).__name__, 400)}")
 
     def prune(self, iteration: int) -> str:
-        """Remove what is not to be kept (`--keep-last`); what failed, or ""."""
+        """Remove old files (`--keep-last`); return what failed, or ""."""
         try:
             if self.checkpoint:
                 prune(
@@ -210,7 +210,7 @@ class Outputs:
         return ""
 
     def existing(self) -> Iterator[str]:
-        """Checkpoints and adapters of these names that are there."""
+        """Yield the existing checkpoints and adapters with these names."""
         patterns = dict.fromkeys((*self._named.values(), bare(self.best_adapter or "")))
         for pattern in filter(None, patterns):
             folder = self._folder and pattern != self.checkpoint
@@ -218,7 +218,7 @@ class Outputs:
             yield from sorted(names.files())
 
     def is_own_checkpoint(self, path: str) -> bool:
-        """Whether `path` is a name of `--checkpoint-out`, or the folder of its files."""
+        """Return whether `path` is a name of `--checkpoint-out`, or the folder of its files."""
         if os.path.isdir(path):
             folder = os.path.dirname(self.checkpoint) or os.curdir
             return bool(self.checkpoint) and os.path.realpath(path) == os.path.realpath(folder)
@@ -235,7 +235,7 @@ class Outputs:
         return self._latest(self.adapter)
 
     def written(self) -> list[tuple[str, str]]:
-        """List (what, newest file) for the summary."""
+        """Return (kind, newest file) for the summary."""
         files = (("checkpoint", self.checkpoint), ("adapter", self.adapter))
         return [(what, shown(self._latest(p), 400)) for what, p in files if p]
 
@@ -247,7 +247,7 @@ class Outputs:
 
 
 def _other(option: str, name: str) -> OutputError | None:
-    """Make the line about a file of another kind at an output's name; None if there is none."""
+    """Return the error for a file of another kind at an output's name; None if there is none."""
     try:
         check_contents(option, name)
     except OutputError as e:

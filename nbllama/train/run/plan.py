@@ -1,8 +1,8 @@
-"""The plan of a run on records: how long, at what rate, in which batches, and what is held out.
+"""The plan of a run on records: its length, learning rate, batches, and held-out records.
 
-It follows from the number of records, and the rate from the width of the model. The numbers come
-from an experiment; docs/results/defaults.md has its table. Every option that is given wins over the
-plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+It follows from the number of records, and the learning rate from the width of the model. The
+numbers come from an experiment; docs/results/defaults.md has its table. Every given option replaces
+the value of the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """What data of at most `records` records get."""
+    """The plan for at most `records` records."""
 
     records: float
     batch: int
     epochs: int
 
 
-# The fewer records there are, the smaller are the batches and the more often each record is seen,
-# so that ten records make sixty steps, and thirty make ninety-six.
+# The fewer records there are, the smaller are the batches and the more often each record is used:
+# ten records make sixty steps, and thirty make ninety-six.
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
@@ -35,12 +35,12 @@ TABLE = (
     Row(400, batch=8, epochs=3),
     Row(float("inf"), batch=8, epochs=2),
 )
-# The rate was searched for on a model of this width (SmolLM2-135M). Wider models want a lower one:
-# at 4096, the width of the models with 7 billion parameters, it is the customary 2e-4.
+# The learning rate was found on a model of this width (SmolLM2-135M). Wider models need a lower
+# one: at 4096, the width of the models with 7 billion parameters, it is the customary 2e-4.
 RATE, WIDTH = 1e-3, 576
 CUSTOMARY_RATE, CUSTOMARY_WIDTH = 2e-4, 4096
 
-HELD_OUT_FROM = 50  # records; of fewer ones nothing is held out
+HELD_OUT_FROM = 50  # records; with fewer, nothing is held out
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
 PATIENCE = 4  # evaluations without a lower validation loss
 KEPT = 2  # numbered checkpoints
@@ -50,15 +50,15 @@ RATE_OF_TEXT = 1e-3
 
 
 def row_of(n_records: int) -> Row:
-    """Find the row of the table for so many records."""
+    """Return the row of the table for this number of records."""
     return next(row for row in TABLE if n_records <= row.records)
 
 
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, with two digits.
 
-    Between the two known widths it is a power of the width; a narrower model has the rate of the
-    narrower one.
+    Between the two known widths it is a power of the width; a narrower model has the learning rate
+    of the narrower one.
     """
     from math import floor, log, log10
 
@@ -68,7 +68,7 @@ def rate_of(n_embd: int) -> float:
 
 
 def held_out_share(n_records: int) -> float:
-    """Return the share of the records that is held out; 0 where there are few."""
+    """Return the share of the records that is held out; 0 for few records."""
     if n_records < HELD_OUT_FROM:
         return 0.0
     return min(HELD_OUT_SHARE, HELD_OUT_MOST / n_records)
@@ -83,10 +83,10 @@ def with_plan(
     state: TrainState | None = None,
     validated: bool = False,
 ) -> Options:
-    """Return options in which the plan has filled in what was not given.
+    """Return options with the plan's values for those that were not given.
 
     `data_kind`: "raw" or "chat" (all records). `n_embd`: width of the model. `state`: the
-    checkpoint that is continued, whose values `options` have taken already; its plan is kept.
+    checkpoint that is continued, whose values are in `options` already; its plan is kept.
     `validated`: there are validation data already. A run whose length is given holds nothing out.
     """
     row, chat = row_of(n_records), data_kind == "chat"

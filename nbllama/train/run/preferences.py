@@ -1,4 +1,4 @@
-"""What an objective asks of the data and of a run: pairs or labels, and a reference."""
+"""The data and the reference that an objective needs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 
 
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
-    """Return data in the form that the objective takes.
+    """Return data in the form that the objective needs.
 
-    Raises `DataError` for data that are not for it, with what to do.
+    Raises `DataError` for data of another form, with what to do.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -54,20 +54,20 @@ def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
         kind = "labelled" if row.data == LABELS else "preference"
         raise DataError(
             f"{name} holds no {'labels' if row.data == LABELS else 'pairs'}: "
-            f"--objective {row.name} needs records with {form} (--data-format {kind} where they "
-            "have other keys too)"
+            f"--objective {row.name} needs records with {form} (--data-format {kind} if they have "
+            "other keys too)"
         )
     if row.data == LABELS:
         return Preferences(data, 1)
     if labelled:
         raise DataError(
-            f"{name} holds labelled answers, no pairs: give --objective kto, not {row.name}"
+            f"{name} holds labelled answers, not pairs: give --objective kto, not {row.name}"
         )
     return Preferences(data, 2)
 
 
 class RunPreferences:
-    """The objective of a run on preferences, and its reference (None: it has none)."""
+    """The objective of a run on preferences, and its reference, if it has one."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class RunPreferences:
     ) -> None:
         """Load the adapter of the reference, if there is one.
 
-        Raises `UsageError` for one that is not there, `CheckpointError` for one that does not fit.
+        Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
         """
         sets = [data]
         if validation is not None:
@@ -110,20 +110,20 @@ class RunPreferences:
 
     @property
     def first(self) -> dict[str, float]:
-        """Means over the first tenth of the run, one iteration at least."""
+        """Return means over the first tenth of the run, at least one iteration."""
         return _means(self.objective.history[: self._tenth])
 
     @property
     def last(self) -> dict[str, float]:
-        """Means over the last tenth of the run, one iteration at least."""
+        """Return means over the last tenth of the run, at least one iteration."""
         return _means(self.objective.history[-self._tenth :])
 
     def identity(self) -> dict[str, str]:
-        """Return what a checkpoint must share with a run that continues it."""
+        """Return the values that a checkpoint and a run that continues it must share."""
         return {"reference": NONE if self.reference is None else self.reference.name}
 
     def header(self) -> list[tuple[str, str]]:
-        """(name, value) lines for the screen."""
+        """Return (name, value) lines for the screen."""
         o = self._options
         line = f"{o.objective}, beta {o.beta:g}"
         line += f", margin {o.margin:g}" if o.margin else ""
@@ -147,14 +147,14 @@ def run_preferences(
     outputs: Outputs,
     say: Callable[[str], None],
 ) -> RunPreferences | None:
-    """Return the objective of a run on preferences; None for a run on answers alone."""
+    """Return the objective of a run on preferences; None for a run on answers only."""
     if not isinstance(data, Preferences):
         return None
     return RunPreferences(options, model, data, validation, outputs=outputs, say=say)
 
 
 def _adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read the reference's adapter once more: the one in training changes."""
+    """Read the reference's adapter again, as the one in training changes."""
     if options.reference == BASE:
         return None
     option, path = "--reference", options.reference or ""

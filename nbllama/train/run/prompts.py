@@ -1,4 +1,4 @@
-"""`--sample-prompts`: what the model answers at each evaluation."""
+"""`--sample-prompts`: the model's answers at each evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASKED = ("chat", "sharegpt", "alpaca")  # formats whose questions go through th
 
 
 class Prompt(NamedTuple):
-    """A prompt's text, and the ids that the model sees."""
+    """A prompt's text, and the ids that the model gets."""
 
     text: str
     ids: list[int]
@@ -35,8 +35,8 @@ def load_prompts(
 ) -> list[Prompt]:
     """Return the lines of `--sample-prompts` that are not blank, or the texts that are `given`.
 
-    [] without any. Where the training data are chats, each is what a user says; else the model
-    continues it.
+    [] if there are none. If the training data are chats, each text is a message of the user;
+    otherwise the model completes it.
 
     Raises `DataError` for a file that cannot be read, `UsageError` for one without a prompt or with
     more than `MOST`.
@@ -51,7 +51,7 @@ def load_prompts(
         texts = list(given)
     if not 1 <= len(texts) <= MOST:
         raise UsageError(
-            f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; give 1 to {MOST}, one a"
+            f"--sample-prompts {shown(path, 400)}: {len(texts)} prompts; give 1 to {MOST}, one per"
             " line"
         )
     return encode_prompts(options, model, data, texts)
@@ -60,9 +60,9 @@ def load_prompts(
 def encode_prompts(
     options: Options, model: Model, data: Dataset, texts: Sequence[str]
 ) -> list[Prompt]:
-    """Make what the model sees of each text.
+    """Encode the texts for the model.
 
-    It goes through the chat template where the training data are chats.
+    If the training data are chats, the chat template is applied.
     """
     if getattr(data, "format", "raw") not in _ASKED:
         return [Prompt(text, model.tokenizer.encode(text, add_special=True)) for text in texts]
@@ -80,7 +80,7 @@ def encode_prompts(
             for text in texts
         ]
     finally:
-        template.close()  # it is a process with memory of its own
+        template.close()  # it is a process with its own memory
 
 
 def answers(
@@ -91,7 +91,7 @@ def answers(
     most_tokens: int,
     check: Callable[[], None],
 ) -> tuple[dict[str, str], ...]:
-    """Return the most likely answers of at most so many tokens.
+    """Return the greedy answers, with a limit on their tokens.
 
     `check` is called after each token and may raise `StopRequested`.
     """

@@ -1,4 +1,4 @@
-"""A run that is started from Python: its arguments as options, and what it leaves as it was."""
+"""A run that is started from Python: its arguments as options, and state that it restores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbllama.train.run.run import train
 from nbllama.train.run.screen import Screen
 from nbllama.train.run.stop import StopFlag
 
-# Where the program has names of its own, a call writes and continues nothing.
+# The program has default names for these; a call from Python writes and continues nothing.
 _NO_FILES = ["--checkpoint-in=", "--checkpoint-out=", "--lora-out="]
 _ARGUMENTS = {"model_base": "first", "train_data": "second"}
 _OF_THE_PROGRAM = ("debug", "list_archs")
@@ -38,7 +38,7 @@ def tune(
     on_step: Callable[[StepRecord], object] | None = None,
     on_eval: Callable[[EvaluationRecord], object] | None = None,
 ) -> Run:
-    """`nbllama.tune`, reporting to `screen`."""
+    """Run `nbllama.tune`, reporting to `screen`."""
     options, words, given = _read(model, data, dict(keywords), on_step, on_eval)
     stop = StopFlag("SIGINT")
     main = threading.current_thread() is threading.main_thread()
@@ -66,7 +66,7 @@ def _read(
     on_step: Callable[[StepRecord], object] | None,
     on_eval: Callable[[EvaluationRecord], object] | None,
 ) -> tuple[Options, list[str], Given]:
-    """Return the options, the same as words of a command line, and what is in memory."""
+    """Return the options, the same as words of a command line, and the values in memory."""
     for name in keywords:
         if name in _ARGUMENTS:
             raise UsageError(f"{name} is the {_ARGUMENTS[name]} argument, not an option")
@@ -84,7 +84,7 @@ def _read(
         keywords["sample_prompts"] = f"a list of {len(prompts)} prompts"
     words = list(_NO_FILES)
     if keywords.get("config"):
-        # before the keywords, which win, and after the names of files that a call leaves empty
+        # before the keywords, which win, and after the file names that are empty by default
         words += config_words(_path("config", keywords["config"]), OPTIONS, FAMILIAR)
     words += keyword_words(OPTIONS, keywords, FAMILIAR)
     words += [f"--model-base={path}", *([] if data is None else [f"--train-data={own}"])]
@@ -92,9 +92,11 @@ def _read(
     if data is None and not options.only_write_lora:
         raise UsageError("which data? Give the name of a file, or a list of records")
     for o in OPTIONS:
-        # a switch without an opposite cannot be switched off behind a file that switches it on
+        # a switch without an opposite cannot be switched off after a file that switches it on
         if o.value is None and keywords.get(o.dest) is False and getattr(options, o.dest):
-            raise UsageError(f"{o.dest}=False: the file {shown(options.config)} switches it on")
+            raise UsageError(
+                f"{o.dest}=False: the file {shown(options.config)} switches it on; remove it there"
+            )
     loaded = model if isinstance(model, Model) else None
     keep_best = not (options.dry_run or options.only_write_lora)
     given = Given(loaded, records, val_data, prompts, on_step, on_eval, keep_best)
@@ -106,15 +108,15 @@ def _path(name: str, value: object) -> str:
         raise UsageError(f"{name}: load it with nbllama.load_model")
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
-    raise UsageError(f"{name}: a {type(value).__name__} is not the name of a file")
+    raise UsageError(f"{name}: a {type(value).__name__} is not allowed; give the name of a file")
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
-    """Return the name of a file; or what stands for it, and the records themselves."""
+    """Return the name of a file and None, or a description of the records and the records."""
     if value is None or isinstance(value, str | os.PathLike):
         return "" if value is None else str(os.fspath(value)), None
     if hasattr(value, "columns") and hasattr(value, "to_dict"):
-        raise UsageError(f"{name}: of a table, give its rows: {name}.to_dict('records')")
+        raise UsageError(f"{name}: give the rows of a table: {name}.to_dict('records')")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise UsageError(f"{name}: give the name of a file, or a list of records")
     records = list(value)
@@ -123,7 +125,7 @@ def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
 
 @contextmanager
 def _threads(asked: int | None) -> Iterator[int]:
-    """Compute with as many threads, and afterwards with as many as before."""
+    """Set the number of threads, and restore it afterwards."""
     import numba
 
     before = numba.get_num_threads()

@@ -1,6 +1,6 @@
-"""What a run reports goes to the screen, and to its log and its TensorBoard folder if it has them.
+"""Write the reports of a run to the screen, and if given to its log and TensorBoard folder.
 
-Nothing that goes wrong with these files stops training.
+Errors with these files never stop training.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from nbllama.train.run.screen import Pairs, Screen
 
 
 class Board(Protocol):
-    """Another place that records go to (`nbllama.train.run.board`)."""
+    """Another destination of records (`nbllama.train.run.board`)."""
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Write a record; an `OSError` ends the use of this place."""
+        """Write a record; an `OSError` ends the use of this destination."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining records."""
         ...
 
 
 class Live(Protocol):
-    """The page of a run that is going on (`nbllama.train.live.watching`)."""
+    """The page of a run during training (`nbllama.train.live.watching`)."""
 
     def attach(self, session: Any, keep: Callable[[dict[str, Any]], None]) -> None:
         """Take a `Session` whose parts are loaded; `keep` takes rows for the log."""
@@ -38,10 +38,10 @@ class Live(Protocol):
         """Show a line for the user."""
 
     def step_done(self, iteration: int) -> None:
-        """Do what is done between two iterations."""
+        """Do the page's work between two iterations."""
 
     def answer(self, iteration: int) -> None:
-        """Answer the questions that wait."""
+        """Answer the waiting questions."""
 
     def close(self) -> None:
         """End the page."""
@@ -75,15 +75,15 @@ class Recorder:
         self._to_page(lambda live: live.note(text))
 
     def attach(self, session: Any) -> None:
-        """Give the page the run's parts (a `nbllama.train.run.session.Session`)."""
+        """Give the run's parts to the page (a `nbllama.train.run.session.RunSession`)."""
         self._to_page(lambda live: live.attach(session, self.record))
 
     def header(self, pairs: Pairs) -> None:
-        """Show what is going to be done."""
+        """Show the settings of the run."""
         self._screen.header(pairs)
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Show that kernels are compiled, or how long that took."""
+        """Show that kernels are being compiled, or how long it took."""
         self._screen.compiling(seconds)
 
     def step(self, record: StepRecord) -> None:
@@ -121,7 +121,7 @@ class Recorder:
                 self.note(f"--tensorboard: {_reason(e)}; training continues without it")
 
     def _to_page(self, work: Callable[[Live], None]) -> None:
-        """Let the page have something; whatever goes wrong with it is no reason to end a run."""
+        """Do some work with the page; an error does not end the run."""
         if self._live is None:
             return
         try:

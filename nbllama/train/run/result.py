@@ -1,4 +1,4 @@
-"""What a run leaves behind for the program that started it."""
+"""The result of a run for the program that started it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Best(NamedTuple):
     iteration: int
     val_loss: float
     adapter: Adapter | None
-    """The adapter as it was then; None where that was before the checkpoint that was continued."""
+    """The adapter at that time; None if that was before the checkpoint that was continued."""
 
 
 @dataclass
@@ -30,35 +30,35 @@ class Run:
     adapter : Adapter
         The adapter after the last iteration; `adapter.save(path)` writes it.
     model : Model
-        The base model, which a run does not change.
+        The base model, which the run does not change.
     losses : list of float
         Training loss of each iteration of this run, nats per trained token.
     val_losses : list of (int, float)
         Iteration and validation loss of each evaluation of this run.
     best : Best or None
-        Lowest validation loss, with the adapter as it was then; None without validation data.
+        Lowest validation loss, with the adapter of that time; None without validation data.
     paths : dict of str to str
         The newest file of each kind that was written: "adapter", "best", "checkpoint", "config",
         "log", "report", "card.md", "Modelfile".
     iteration : int
-        Iterations that the adapter was trained for, with those of a checkpoint that was continued.
+        Iterations that the adapter was trained for, including those of a continued checkpoint.
     last : int
-        Iteration at which the run was to end.
+        Planned last iteration.
     reason : str
         Why the run ended earlier, "" if it did not.
     interrupted : bool
         Whether Ctrl-C or another signal ended it.
     options : dict of str to object
-        Every option as the run took it, by its Python name.
+        Every option with the value that the run used, by its Python name.
     forecast : Forecast or None
-        Seconds an iteration and bytes of memory that were foreseen.
+        Predicted seconds per iteration and bytes of memory.
     notes : list of str
-        What the run had to say, line by line.
+        The messages of the run, line by line.
     verdict : str
-        What came out of a run on records: "learned: ...", "hardly learned: ..." or "learned by
+        The result of a run on records: "learned: ...", "hardly learned: ..." or "learned by
         heart: ..."; "" for plain text.
     answers : list of dict
-        Questions of the data with "kind" ("trained", "held out"), "question", "wanted", "before",
+        Questions from the data with "kind" ("trained", "held out"), "question", "wanted", "before",
         "after" and "right" (whether the answer after the run is the wanted one).
     """
 

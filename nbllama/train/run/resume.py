@@ -1,4 +1,4 @@
-"""What a checkpoint gives to the run that continues it, and what both must have in common."""
+"""Values that a run takes from the checkpoint it continues, and values that both must share."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from nbllama.train.run.preferences import RunPreferences
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
-# What a checkpoint from before there was an option means.
+# The values in checkpoints that are older than the option.
 _BEFORE = {name: o.without for name, o in _SAVED.items() if o.without is not None}
 _MAY_CHANGE = {
     key for name, o in _SAVED.items() if o.saved and o.saved.may_change
     for key in (name, o.saved.key or name)
 }  # fmt: skip
-_NONE = ("eval_every", "template_date")  # 0 and "" stand for no value
+_NONE = ("eval_every", "template_date")  # 0 and "" mean no value
 _NORMS = [slot.name for slot in EVERY_SLOT if slot.kind == "norm"]
 
 
 def completed(options: Options, state: TrainState | None) -> Options:
-    """Options with what the command line left open taken from the checkpoint that is continued."""
+    """Return the options, with those that were not given taken from the continued checkpoint."""
     if state is None:
         return options
     same = state.identity
@@ -43,9 +43,9 @@ def completed(options: Options, state: TrainState | None) -> Options:
         stored.pop("share_prompts", None)
     if not stored.get("eval_every"):
         stored.pop("eval_every", None)  # 0: there was nothing to evaluate; no value of the option
-    # --lora-r is the default of all ranks but those of norms.
+    # --lora-r is the default of all ranks except those of norms.
     slots = same.ranks if options.lora_r is None else _NORMS
-    if options.rank_experts is not None:  # it is their default in the same way
+    if options.rank_experts is not None:  # it is the default of the experts' ranks
         slots = [slot for slot in slots if SLOT_BY_NAME[slot].kind != "experts"]
     stored |= {f"rank_{slot}": same.ranks[slot] for slot in slots if slot in same.ranks}
     stored |= {"lora_r": same.lora_r}
@@ -58,7 +58,7 @@ def completed(options: Options, state: TrainState | None) -> Options:
 
 
 def _value(path: str, o: Option, key: str, found: Any) -> Any:
-    """Check a stored value of an option, which must be one that the command line may give."""
+    """Check a stored value of an option, which must be possible on the command line."""
     if not found and o.dest in _NONE:
         return found
     try:
@@ -80,7 +80,7 @@ def identity(
     *,
     preferences: RunPreferences | None = None,
 ) -> Identity:
-    """Return what a checkpoint of this run must share with it."""
+    """Return the values that a checkpoint of this run must share with it."""
     return Identity(
         arch=model.hp.arch,
         lora_r=settings.lora_r,
@@ -105,15 +105,15 @@ def check_resume(
 ) -> list[str]:
     """Raise `CheckpointError` unless `wanted` continues the checkpoint.
 
-    Returns lines about what `--force` let pass. `new_decay`: the end of the decay is another one
-    (`nbllama.train.run.decay`).
+    Returns lines about the differences that `--force` allowed. `new_decay`: the decay has another
+    end (`nbllama.train.run.decay`).
 
-    An old checkpoint knows of its base model the sizes only, and of its data their number.
+    An old checkpoint contains only the sizes of its base model and the number of its samples.
     """
     path, found = options.checkpoint_in or "", state.identity
     free = _MAY_CHANGE | ({"seed"} if options.force_reshuffle else set())
     free |= {"cos_decay_steps"} if new_decay else set()
-    if options.packing:  # it decides which samples come together
+    if options.packing:  # it decides which samples share a batch
         free -= {"share_prompts"}
     settings = {k: v for k, v in {**_BEFORE, **found.settings}.items() if k not in free}
     found = replace(found, settings=settings)
@@ -126,7 +126,7 @@ def check_resume(
         if not options.force:
             raise CheckpointError(
                 f"{shown(path, 400)}: {line}; give the same data and options (--ctx and those of "
-                "samples), or --force-reshuffle to begin the epoch afresh"
+                "samples), or --force-reshuffle to start the epoch again"
             )
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""One run from its options to its result, without a screen of its own.
+"""One run from its options to its result; the caller gives the screen.
 
 `python -m nbllama.finetune` and `nbllama.tune` are two callers of `train`.
 """
@@ -36,10 +36,10 @@ def train(
 ) -> Run:
     """Load, forecast, train and save.
 
-    With `--dry-run` only forecast, with `--only-write-lora` only write an adapter. `threads`: how
-    many compute (`nbllama.kernels.cores.use_threads`). `words`: the command line, for the log.
-    `given`: what is in memory already. A run that `stop` ended has saved what it had, and its
-    result says so.
+    With `--dry-run` only forecast, with `--only-write-lora` only write an adapter. `threads`: the
+    number of threads in use (`nbllama.kernels.cores.use_threads`). `words`: the command line, for
+    the log. `given`: values in memory. A run that `stop` ended has saved its state, and its result
+    says so.
 
     Raises `UsageError`, `GGUFError`, `DataError`, `OutputError`, `NotEnoughMemory`,
     `CheckpointError`, `SaveFailed` and `Diverged`.
@@ -64,12 +64,12 @@ def train(
             if session.continued is not None and not options.dry_run:
                 session.continued.settle(ui.note)
             ui.attach(session)
-            told = session.forecast()
+            expected = session.forecast()
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
-                run = Run(adapter, session.model, forecast=told)
+                run = Run(adapter, session.model, forecast=expected)
             else:
                 with stored_trunk(session):
-                    run = Loop(session).run(told)
+                    run = Loop(session).run(expected)
         run.notes = ui.notes
         return run

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: notes, a header, steps, evaluations, and a summary at the end."""
+"""The interface of a run's screen: notes, a header, steps, evaluations, and a summary."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Pairs = Iterable[tuple[str, str]]
 
 
 class Screen(Protocol):
-    """Where a run reports. `nbllama.cli.ui.Display` is the one of the program."""
+    """A screen that a run reports to. The program uses `nbllama.cli.ui.Display`."""
 
     def note(self, text: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
 
     def header(self, pairs: Pairs) -> None:
-        """Names and values, before the first iteration."""
+        """Show names and values, before the first iteration."""
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Kernels are being compiled; with `seconds`, they are ready."""
+        """Show that kernels are being compiled, or with `seconds` that they are ready."""
 
     def step(self, record: StepRecord) -> None:
         """Show that an iteration is done."""
@@ -36,19 +36,19 @@ class Silent:
     """A screen that shows nothing."""
 
     def note(self, text: str) -> None:
-        """Drop a line about the run."""
+        """Ignore a line about the run."""
 
     def header(self, pairs: Pairs) -> None:
-        """Drop what is going to be done."""
+        """Ignore the settings."""
 
     def compiling(self, seconds: float | None = None) -> None:
-        """Drop news of the compiler."""
+        """Ignore the compiler."""
 
     def step(self, record: StepRecord) -> None:
-        """Drop an iteration."""
+        """Ignore an iteration."""
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Drop an evaluation."""
+        """Ignore an evaluation."""
 
     def close(self, pairs: Pairs = ()) -> None:
-        """Drop the summary."""
+        """Ignore the summary."""

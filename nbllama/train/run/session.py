@@ -1,4 +1,4 @@
-"""One run of `nbllama.finetune` up to its first iteration: all loaded, the forecast told."""
+"""One run of `nbllama.finetune` up to its first iteration: loading and the forecast."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from nbllama.train.run.trunk import plan_trunk
 from nbllama.train.saved_rows import saved_line
 from nbllama.train.trainer import Trainer
 
-OLD_FLOOR = 1e-9  # under the probabilities, in ggml of 2023 and 2024
+OLD_FLOOR = 1e-9  # lower bound of probabilities in ggml of 2023 and 2024
 
 
 def base_model(options: Options, given: Model | None) -> Model:
-    """Return the model of `--model-base`, or the one that is there already.
+    """Return the model of `--model-base`, or the one that is loaded already.
 
-    Raises `GGUFError`, and `UsageError` for options that come too late for a model that is loaded.
+    Raises `GGUFError`, and `UsageError` for options that cannot change a loaded model.
     """
     constants = options.constants()
     if given is None:
@@ -73,10 +73,10 @@ class RunSession:
         self.words, self.outputs, self.ui, self.stop = list(words), outputs, ui, stop
         self.threads, self.given = threads, given
         if (options.threads or 0) > threads:
-            ui.note(f"--threads {options.threads}: {threads} used, as many as there are processors")
+            ui.note(f"--threads {options.threads}: {threads} used, the number of processors")
         self.continued = continued(options, ui.note)
         self.state = self.continued.state if self.continued is not None else None
-        self._decay_steps = options.cos_decay_steps  # as it was given
+        self._decay_steps = options.cos_decay_steps  # the given value
         self.options = options = completed(options, self.state)
         self.model = base_model(options, given.model)
         self.start = self._start()
@@ -93,7 +93,7 @@ class RunSession:
         self.settings = self._settings()
         self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
         if self.validation is None and not self.prompts:
-            self.settings = replace(self.settings, eval_every=0)  # no part of what is computed
+            self.settings = replace(self.settings, eval_every=0)  # it does not affect the result
         self.preferences = run_preferences(
             self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
         )
@@ -112,7 +112,7 @@ class RunSession:
         self.dumps = Dumps(options.dump, options.dump_out, self.trainer, ui.note)
 
     def _start(self) -> Adapter | None:
-        """Read the adapter of `--lora-in`, if the run starts from it; its ranks become options."""
+        """Read the adapter of `--lora-in`, if the run starts from it, and set its ranks."""
         path = self.options.lora_in
         if not path:
             return None
@@ -213,9 +213,9 @@ class RunSession:
         return f", {self.validation.n_samples} for validation {every}"
 
     def _tokens(self) -> str:
-        """How many there are in the data, and what the loss is taken on."""
+        """Return the number of tokens in the data, and how many are trained."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
-        line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
+        line = f"{tokens} per epoch, {100 * trained / tokens:.1f} % of them trained"
         if self.trainer.shares:
             line += f", {saved_line(self.trainer)}"
         if not self.options.packing or self.options.share_prompts:
@@ -223,24 +223,26 @@ class RunSession:
         use = utilisation(self.data, self.settings.ctx, self.options.batch, self.seed)
         return f"{line}; batches {100 * use.packed:.1f} % full"
 
-    def mean_seconds(self, told: Forecast) -> float:
-        """Seconds that an iteration of this run takes on average, by the forecast."""
+    def mean_seconds(self, expected: Forecast) -> float:
+        """Return the expected mean seconds per iteration of this run."""
         if self.trunk is None:
-            return told.seconds
+            return expected.seconds
         trainer, n_iter = self.trainer, self.settings.n_iter
         per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
         first = min(n_iter, math.ceil(trainer.dataset.n_samples / per_step))
         if os.path.exists(self.trunk.path):
             first = 0
-        return (first * told.seconds + (n_iter - first) * told.stored_seconds) / max(1, n_iter)
+        return (first * expected.seconds + (n_iter - first) * expected.stored_seconds) / max(
+            1, n_iter
+        )
 
-    def _later(self, told: Forecast) -> str:
+    def _later(self, expected: Forecast) -> str:
         if self.trunk is None:
             return ""
-        return f", {told.stored_seconds:.2f} s where the frozen blocks are stored"
+        return f", {expected.stored_seconds:.2f} s where the frozen blocks are stored"
 
     def forecast(self) -> Forecast:
-        """Print what the run is and what it will take.
+        """Print the run's settings and its forecast.
 
         Raises `NotEnoughMemory` before anything slow is done.
         """
@@ -260,18 +262,21 @@ class RunSession:
         check_memory(self.trainer, self.threads)
         ui.compiling()
         ui.compiling(compile_kernels(self.trainer))
-        told = forecast(self.trainer, self.threads)
-        in_all = duration(self.mean_seconds(told) * s.n_iter)
-        mapped = memory(told.weights)
-        on, off = memory(told.activations[True]), memory(told.activations[False])
+        expected = forecast(self.trainer, self.threads)
+        in_all = duration(self.mean_seconds(expected) * s.n_iter)
+        mapped = memory(expected.weights)
+        on, off = memory(expected.activations[True]), memory(expected.activations[False])
         ui.header(
             [
                 (
                     "forecast",
-                    f"{told.seconds:.2f} s an iteration{self._later(told)}, {in_all} in all",
+                    f"{expected.seconds:.2f} s per iteration{self._later(expected)}, {in_all} in all",
                 ),
-                ("memory", f"{memory(told.peak)}, {mapped} of it the mapped model"),
-                ("activations", f"{memory(told.chosen)} ({on} with checkpointing, {off} without)"),
+                ("memory", f"{memory(expected.peak)}, {mapped} of it the mapped model"),
+                (
+                    "activations",
+                    f"{memory(expected.chosen)} ({on} with checkpointing, {off} without)",
+                ),
             ]
         )
-        return told
+        return expected

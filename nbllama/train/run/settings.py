@@ -1,6 +1,6 @@
-"""What a run does: the given options, completed by defaults that depend on the training data.
+"""The settings of a run: the given options, and defaults that depend on the training data.
 
-`resolve` is a pure function, and `Settings.pairs` says all that it chose.
+`resolve` is a pure function, and `Settings.pairs` lists all values that it chose.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MOST_OFTEN = 5  # iterations between two evaluations, at least
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run as they were given, and every number that was derived from them.
+    """The given options of a run, and every number that was derived from them.
 
-    A derived value has the name of its option. See docs/options.md for the meanings.
+    A derived value has the name of its option. docs/options.md describes the options.
     """
 
     options: Options
@@ -49,30 +49,30 @@ class Settings:
     cos_decay_min: float
     template_date: str  # of a chat template; "" for plain text
     eval_every: int  # 0: there is nothing to evaluate
-    notes: tuple[str, ...]  # what the user should know about these numbers
+    notes: tuple[str, ...]  # lines for the user about these numbers
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the options, by its keys and in their order.
+        """Return the options that a checkpoint holds, by its keys and in their order.
 
-        An option that the objective has no use for has no value, and is left out.
+        An option that the objective does not use has no value, and is left out.
         """
         rows = sorted((o.saved, o.dest) for o in OPTIONS if o.saved is not None)
         keys = [row.key or name for row, name in rows]
         return {key: value for key in keys if (value := self.value(key)) is not None}
 
     def value(self, name: str) -> Any:
-        """Return the value of an option in this run: derived, or else as it was given."""
+        """Return the value of an option in this run: the derived one, else the given one."""
         return getattr(self if name in _DERIVED else self.options, name)
 
     def _more(self) -> str:
-        """Say what is unusual about the adapter."""
+        """Return the unusual settings of the adapter."""
         more = " rank-stabilised" if self.options.rslora else ""
         more += f", dropout {self.options.lora_dropout:g}" if self.options.lora_dropout else ""
         return more + (f", blocks {self.lora_layers}" if self.lora_layers != "all" else "")
 
     def _checkpointing(self) -> str:
         if self.options.activation_memory:
-            return f"as far as {memory(self.options.activation_memory)} ask for it"
+            return f"as much as {memory(self.options.activation_memory)} require"
         return "on" if self.options.use_checkpointing else "off"
 
     def _size(self) -> str:
@@ -81,7 +81,7 @@ class Settings:
         return f"whole samples of {self.options.batch * self.ctx} x {self.options.grad_acc} tokens"
 
     def pairs(self, begin: int = 0) -> list[tuple[str, str]]:
-        """(name, value) lines for the screen. `begin`: see `resolve`."""
+        """Return (name, value) lines for the screen. `begin`: see `resolve`."""
         o = self.options
         kind = "plain text" if self.data_kind == "raw" else "chat"
         on = {slot: rank for slot, rank in self.ranks.items() if rank}
@@ -123,9 +123,9 @@ _DERIVED = {f.name for f in fields(Settings)}
 def _check_experts(
     options: Options, ranks: Mapping[str, int], missing: Collection[str]
 ) -> list[str]:
-    """Refuse pairs on experts where the model has none, and what does not go with them.
+    """Refuse pairs on experts if the model has none, and options that exclude such pairs.
 
-    Returns a line about experts that have none by default.
+    Returns a line about experts that have no pairs by default.
     """
     slots = [slot.name for slot in EVERY_SLOT if slot.kind == "experts"]
     if options.rank_experts and set(slots) <= set(missing):
@@ -133,22 +133,22 @@ def _check_experts(
     if not any(ranks[name] for name in slots):
         if set(slots) <= set(missing) or options.rank_experts is not None:
             return []
-        return ["routed experts get no pairs: --rank-experts gives each of them some"]
+        return ["routed experts get no pairs; --rank-experts gives a pair to each of them"]
     if options.lora_out.lower().endswith(".bin"):
-        raise UsageError("--lora-out: a .bin holds no LoRA on experts; use .gguf")
+        raise UsageError("--lora-out: a .bin cannot hold LoRA on experts; use .gguf")
     if options.lora_dropout:
-        raise UsageError("--lora-dropout does not go with LoRA on routed experts (--rank-experts)")
+        raise UsageError("--lora-dropout and --rank-experts: leave one of the two out")
     return []
 
 
 def _check_old(options: Options) -> None:
-    """Raise `UsageError` for an option that a run of the old tool, or in its way, cannot have."""
+    """Raise `UsageError` for an option that a run of the old tool or with --compat cannot have."""
     for o in OPTIONS:
-        # a checkpoint of such a run says "all" of its layers, where the option's default is None
+        # in a checkpoint of such a run the layers are "all", while the option's default is None
         if o.without is not None and getattr(options, o.dest) not in (o.without, o.default):
             raise UsageError(
-                f"{o.names[0]}: the old finetune had nothing of the kind; leave it "
-                "out with --compat and where one of its checkpoints is continued"
+                f"{o.names[0]}: the old finetune had no such option; leave it out with --compat "
+                "and when continuing one of its checkpoints"
             )
 
 
@@ -170,13 +170,13 @@ def resolve(
     """Return the settings of a run.
 
     `data_kind`: "raw" or "chat". `n_samples`: samples of the data set. `missing`: slots that the
-    model has no tensor for (`out` where the output is the embedding). `cores`: the default of
-    `--threads`. `new_seed`: taken for `--seed -1`. `done`: iterations that the checkpoint brings
-    along; the schedule counts on from there. `unscaled`: the run continues an old checkpoint, whose
-    scale is 1 (as it is with `--compat`). `n_layer`: blocks of the model. `walk`: see
-    `iterations`. `begin`: the iteration after which the present decay began; only the first one, of
-    0, has a warm-up. `n_embd`: width of the model. A run has applied the plan
-    (`nbllama.train.run.plan`) to `options` already; where that is not so, it is done here.
+    model has no tensor for (`out` if the output is the embedding). `cores`: the default of
+    `--threads`. `new_seed`: used for `--seed -1`. `done`: iterations of the checkpoint, from which
+    the schedule counts on. `unscaled`: the run continues an old checkpoint, whose scale is 1 (as
+    with `--compat`). `n_layer`: blocks of the model. `walk`: see `iterations`. `begin`: the
+    iteration after which the current decay began; only the first one, at 0, has a warm-up.
+    `n_embd`: width of the model. A run has applied the plan (`nbllama.train.run.plan`) to `options`
+    already; otherwise it is applied here.
 
     Raises `UsageError` for options that contradict each other.
     """
@@ -196,20 +196,21 @@ def resolve(
         _check_old(options)
         if alpha != lora_r:
             notes.append(
-                f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1, "
-                "whatever alpha was"
+                f"--lora-alpha {alpha:g} counts as {lora_r}: the old tool trained with scale 1 for "
+                "any alpha"
             )
         alpha = scaled = lora_r
     ranks = slot_ranks(options, data_kind, lora_r, missing)
     if not any(ranks.values()):
-        raise UsageError("every --rank-... is 0: nothing to train")
+        raise UsageError("every --rank-... is 0: nothing to train; give one above 0")
     notes += _check_experts(options, ranks, missing)
     rate = options.adam_alpha or 0.0  # the plan has filled it in
     optimiser = OPTIMISERS[options.optimizer]
     beta2 = optimiser.beta2 if options.adam_beta2 is None else options.adam_beta2
     if options.adam_min_alpha > rate:
         raise UsageError(
-            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}"
+            f"--adam-min-alpha {options.adam_min_alpha:g} is above --adam-alpha {rate:g}; give a "
+            "lower one"
         )
     total = done + n_iter
     warmup = options.warmup
@@ -225,7 +226,9 @@ def resolve(
     if options.use_flash is not None:
         notes.append("--use-flash and --no-flash have no effect: there is one kind of attention")
     if warmup > total and not begin:
-        notes.append(f"the rate stays below its highest: warm-up {warmup}, run {total} iterations")
+        notes.append(
+            f"the learning rate does not reach its peak: warm-up {warmup}, run {total} iterations"
+        )
     return Settings(
         options=options,
         data_kind=data_kind,
@@ -251,5 +254,5 @@ def resolve(
 
 
 def fresh_seed() -> int:
-    """Return a seed that no one chose, 0 to 2^31 - 1 (as the old tool's `--seed`)."""
+    """Return a random seed, 0 to 2^31 - 1 (as for the old tool's `--seed`)."""
     return secrets.randbelow(2**31)

@@ -1,4 +1,4 @@
-"""Lines of the log beside those of iterations: how a run began, and how it ended."""
+"""Lines of the log besides those of iterations: the start and the end of a run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BARS = 20  # of the histogram of lengths
 
 
 def begun(
-    session: RunSession, told: Forecast, options: dict[str, Any], words: list[str]
+    session: RunSession, expected: Forecast, options: dict[str, Any], words: list[str]
 ) -> dict[str, Any]:
-    """Return the row `run`: what is to be done after iteration `iter`, and what is expected."""
+    """Return the row `run`: the plan after iteration `iter`, and the forecast."""
     trainer, hp = session.trainer, session.model.hp
     return {
         "event": "run",
@@ -35,13 +35,13 @@ def begun(
             "trained parameters": f"{trainer.adapter.n_parameters:,}",
             **data_numbers(session),
         },
-        "forecast": {"seconds": told.seconds, "peak_bytes": told.peak},
+        "forecast": {"seconds": expected.seconds, "peak_bytes": expected.peak},
         "options": options,
     }
 
 
 def data_numbers(session: RunSession) -> dict[str, Any]:
-    """Sizes of the training data, and how many samples have which length."""
+    """Return sizes of the training data, and the histogram of sample lengths."""
     data, other = session.data, session.validation
     tokens, trained = data.lengths()
     edges = np.unique(np.linspace(tokens.min(), tokens.max() + 1, _BARS + 1).astype(np.int64))

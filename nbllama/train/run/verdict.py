@@ -1,4 +1,4 @@
-"""What came out of a run, in plain words.
+"""The result of a run, in plain words.
 
 Mean losses over an epoch, answers before and after, a verdict, and the commands that come next.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nbllama.train.validation import Validation
 
 LEARNED, HARDLY, BY_HEART = "learned", "hardly learned", "learned by heart"
-KNOWN = 0.25  # nats a token: a text with less is written out almost without a mistake
+KNOWN = 0.25  # nats per token: below this, the text is reproduced almost without errors
 FALLEN = 0.5  # of the first loss
 RISEN = 1.1  # times the lowest validation loss
 
@@ -33,7 +33,7 @@ RISEN = 1.1  # times the lowest validation loss
 class Means:
     """Mean losses per trained token, in nats, at the start and at the end of a run.
 
-    over: what they are taken over, such as "epoch".
+    over: the interval of each mean, such as "epoch".
     """
 
     first: float
@@ -45,9 +45,9 @@ class Means:
 
 
 def means(results: Sequence[StepResult], per_epoch: int) -> Means | None:
-    """Take means over the first and the last epoch of `per_epoch` iterations.
+    """Return means over the first and the last epoch of `per_epoch` iterations.
 
-    In a run of less than two epochs they are over tenths of it. None if no iteration counts.
+    In a run of less than two epochs they are over a tenth of it. None if no iteration counts.
     """
     counted = [r for r in results if not r.skipped]
     if not counted:
@@ -66,7 +66,7 @@ def _mean(results: Sequence[StepResult]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """word: one of `LEARNED`, `HARDLY`, `BY_HEART`. reason: why, and what may help."""
+    """A verdict. word: one of `LEARNED`, `HARDLY`, `BY_HEART`. reason: why, and what may help."""
 
     word: str
     reason: str
@@ -78,55 +78,55 @@ class Verdict:
 def verdict_on(
     loss: Means, questions: Sequence[Asked], watch: Validation, *, steps: int, longer: str
 ) -> Verdict:
-    """Give the verdict on a run on records.
+    """Return the verdict on a run on records.
 
-    `steps`: iterations in all. `longer`: options that train longer. `watch`: of the evaluations.
+    `steps`: total iterations. `longer`: options that train longer. `watch`: the evaluations.
     """
     trained = [q for q in questions if q.kind == "trained"]
     right = sum(q.right for q in trained)
     of = f"{right} of {len(trained)} trained questions answered as in the data" if trained else ""
     fall = f"training loss {loss.first:.2f} -> {loss.last:.2f}"
-    told = ", ".join(filter(None, (of, fall)))
+    numbers = ", ".join(filter(None, (of, fall)))
     known = loss.last < KNOWN or (bool(trained) and 2 * right > len(trained))
     if not known and (loss.last > FALLEN * loss.first):
-        return Verdict(HARDLY, f"{steps} iterations, {told}; try {longer}")
+        return Verdict(HARDLY, f"{steps} iterations, {numbers}; try {longer}")
     if watch.best_at >= 0 and watch.previous > RISEN * watch.best and loss.last < watch.best:
         return Verdict(
             BY_HEART,
-            f"{told}, but the validation loss rose from {watch.best:.2f} (iteration "
-            f"{watch.best_at}) to {watch.previous:.2f}: new questions are answered worse; the best "
-            "adapter is of that iteration, and more varied data or fewer epochs help",
+            f"{numbers}, but the validation loss rose from {watch.best:.2f} (iteration "
+            f"{watch.best_at}) to {watch.previous:.2f}: answers to new questions get worse; the "
+            "best adapter is that of this iteration, and more varied data or fewer epochs help",
         )
-    return Verdict(LEARNED, told)
+    return Verdict(LEARNED, numbers)
 
 
 RIGHT = 0.75  # of the pairs, and of labelled answers
-MORE = 0.1  # by which the share has grown at least
+MORE = 0.1  # minimum growth of the share
 
 
 def verdict_on_preferences(
     first: Mapping[str, float], last: Mapping[str, float], longer: str
 ) -> Verdict:
-    """Give the verdict on a run on preferences.
+    """Return the verdict on a run on preferences.
 
-    `first`, `last`: means of what was measured in the first and in the last iterations.
+    `first`, `last`: means of the measures of the first and of the last iterations.
     """
     names = ("accuracy", "margin")
-    told = ", ".join(
+    numbers = ", ".join(
         f"{name} {first[name]:.2f} -> {last[name]:.2f}"
         for name in names
         if name in first and name in last
     )
     right, before = last.get("accuracy", 0.0), first.get("accuracy", 0.0)
     if right < RIGHT and right < before + MORE:
-        return Verdict(HARDLY, f"{told}; try {longer}")
-    return Verdict(LEARNED, told)
+        return Verdict(HARDLY, f"{numbers}; try {longer}")
+    return Verdict(LEARNED, numbers)
 
 
 class Ending:
-    """What is found out before and after a run's iterations, and said at its end.
+    """Answers before and after a run's iterations, and the verdict at its end.
 
-    rows: (name, value) lines of the summary, once the run was judged.
+    rows: (name, value) lines of the summary, after `judge`.
     """
 
     def __init__(self, session: RunSession) -> None:
@@ -138,7 +138,7 @@ class Ending:
         self.rows: list[tuple[str, str]] = []
 
     def before(self) -> None:
-        """Ask, with the adapter as it is. Raises `StopRequested`."""
+        """Ask the questions with the current adapter. Raises `StopRequested`."""
         for q, text in zip(self.questions, self._answers(), strict=True):
             q.before = text
 
@@ -147,10 +147,10 @@ class Ending:
         return answer(self.questions, s.model, s.trainer.adapter, s.stop.check)
 
     def judge(self, results: Sequence[StepResult], watch: Validation, run: Run) -> None:
-        """Ask again, and say what came out.
+        """Ask again, and report the result.
 
-        `rows` for the summary, the log and `run` get it, and the screen the answers. Raises
-        `StopRequested`.
+        The result goes to `rows` for the summary, to the log and to `run`, and the answers to the
+        screen. Raises `StopRequested`.
         """
         loss = means(results, self._per_epoch())
         if loss is None:
@@ -184,7 +184,7 @@ class Ending:
         return math.ceil(s.data.n_samples / (s.options.batch * s.options.grad_acc))
 
     def _longer(self) -> str:
-        """Options for more iterations, and a higher rate if this one is low."""
+        """Return options for more iterations, and for a higher learning rate if it is low."""
         s = self._session
         done = s.trainer.iteration - self._first
         epochs = max(1, math.ceil(done / self._per_epoch()))
@@ -202,7 +202,7 @@ class Ending:
             note(f"   after:  {_short(q.after)}  ({mark})")
 
     def _next(self, verdict: Verdict, paths: dict[str, str]) -> list[str]:
-        """Commands: chat and merge, or continue."""
+        """Return the next commands: chat and merge, or continue."""
         o = self._session.options
         adapter = paths.get("best" if verdict.word == BY_HEART else "adapter", "")
         if not adapter:
@@ -222,6 +222,6 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def _verb(name: str, words: Sequence[str]) -> str:
-    """Return the command of another verb, called as this program was."""
+    """Return the command of another verb, in the form in which this program was called."""
     program = called_as(PROG).removesuffix("finetune").rstrip(" .")
     return f"{program} {name} {shlex.join(words)}"

@@ -20,15 +20,15 @@ from nbllama.train.run.session import base_model
 def write_lora(options: Options, outputs: Outputs, ui: Screen, given: Model | None = None) -> Run:
     """Write the adapter of `--checkpoint-in` under its iteration's number and as LATEST.
 
-    An old checkpoint does not say r, which is only the divisor of the scale there: the command
+    An old checkpoint does not contain r, which is only the divisor of the scale there: the command
     line's `--lora-r` counts, else its most frequent rank.
 
-    Raises `UsageError` for a checkpoint or output that is missing, `CheckpointError` for one that
-    is not of this base model.
+    Raises `UsageError` for a missing checkpoint or output, `CheckpointError` for a checkpoint of
+    another base model.
     """
     path = options.checkpoint_in or ""
     if not outputs.adapter:
-        raise UsageError("--only-write-lora: --lora-out is empty, there is nothing to write")
+        raise UsageError("--only-write-lora: --lora-out is empty; give the file to write")
     found = find_checkpoint(options, ui.note) if path else None
     if found is None:
         raise UsageError(f"--only-write-lora: there is no checkpoint {shown(path)}")
