@@ -270,7 +270,8 @@ class RunSession:
             [
                 (
                     "forecast",
-                    f"{expected.seconds:.2f} s per iteration{self._later(expected)}, {in_all} in all",
+                    f"{expected.seconds:.2f} s per iteration{self._later(expected)}, "
+                    f"{in_all} in all",
                 ),
                 ("memory", f"{memory(expected.peak)}, {mapped} of it the mapped model"),
                 (
