@@ -26,6 +26,11 @@ class Passes(Protocol):
     acts: Activations
     buffers: LossBuffers
     limits: Limits
+    batch: int
+
+    def laid_out(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        ...
 
 
 class Objective(Protocol):

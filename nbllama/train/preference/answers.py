@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbllama.model.passes import Model
     from nbllama.ops.loss import LossBuffers
     from nbllama.train.limits import Limits
-    from nbllama.train.trainer import Trainer
+    from nbllama.train.objective import Passes
 
 Check = Callable[[], None] | None
 
@@ -74,7 +74,7 @@ def of_samples(
 
 
 def of_preferences(
-    trainer: Trainer,
+    trainer: Passes,
     bound: Bound,
     acts: Activations,
     buffers: LossBuffers,
