@@ -154,8 +154,9 @@ ROUNDED = {"F16": 5e-3, "Q8_0": 0.05, "Q4_K": 0.05, "Q2_K": 0.05}
 class TheirChoice:
     """Takes the place of the router's op: llama.cpp's choice of experts, with our weights for it.
 
-    `gap` is how much lower our scores of its experts are than those of ours, of the token's range:
-    where experts nearly tie, rounding decides, and the logits of two choices cannot be compared.
+    `gap` is how much lower our scores of its experts are than those of ours, of the range of scores
+    (root mean squares over the tokens, of the worst block): where experts nearly tie, rounding
+    decides, and the logits of two choices cannot be compared.
     """
 
     def __init__(self, chosen: list[np.ndarray]) -> None:
@@ -173,7 +174,8 @@ class TheirChoice:
         route(z, chosen, w, gating=gating, bias=bias)
         scores, theirs = z + bias if bias.size else z, self.chosen.pop(0)
         least = [np.take_along_axis(scores, of, axis=1).min(axis=1) for of in (chosen, theirs)]
-        self.gap = max(self.gap, ((least[0] - least[1]) / np.ptp(scores, axis=1)).max())
+        ranges = float(np.linalg.norm(np.ptp(scores, axis=1)))
+        self.gap = max(self.gap, float(np.linalg.norm(least[0] - least[1])) / ranges)
         chosen[:] = theirs
         w[:] = weights_ref(z, theirs, gating)
 
