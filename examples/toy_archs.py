@@ -452,7 +452,7 @@ MODELS |= {
             },
         ),
     ),
-    "glm4moe, 4.5 Air (its MTP block left alone)": Thin(
+    "glm4moe, 4.5 Air (its MTP block is ignored)": Thin(
         "glm4moe",
         GLM_MOE
         | {"n_layer": 4, "n_rot": 8}
@@ -477,7 +477,7 @@ MODELS |= {
             keys=GLM_KEYS | {"expert_feed_forward_length": 256, "nextn_predict_layers": 1},
         ),
     ),
-    "glm4moe, 4.5 and 4.6, 355B (norms of heads)": Thin(
+    "glm4moe, 4.5 and 4.6, 355B (per-head norms)": Thin(
         "glm4moe",
         GLM_MOE
         | {"n_layer": 3, "n_rot": 8, "qk_norm": True}

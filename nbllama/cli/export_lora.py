@@ -31,7 +31,7 @@ def _run(words: list[str]) -> None:
     from nbllama.cli.scores import read_utf8
     from nbllama.evaluate.merge_sample import TOO_MUCH, print_change
     from nbllama.export.auto import plan, spool_beside
-    from nbllama.export.calibrated import Rounder, rounds
+    from nbllama.export.calibrated import Rounder, nearest_line, rounds
     from nbllama.export.inputs import BlockInputs
     from nbllama.export.merge import merge, merged_types
     from nbllama.export.rewrite import Whole
@@ -71,6 +71,8 @@ def _run(words: list[str]) -> None:
                 f, options.model_out, parts, types, kind=kind, progress=progress, whole=whole
             )
     print_result(options.model_out, changes, progress.seconds)
+    if sample is not None and (line := nearest_line(mix(parts).pairs, types)):
+        print(line)
     if rounder is not None and not auto:
         print(f"rows on the base's scales: {rounder.kept}, on new ones: {rounder.renewed}")
     if not options.compare:

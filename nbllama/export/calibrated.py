@@ -8,6 +8,7 @@ weights, and the result with the smaller error of the products is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,29 @@ from nbllama.export.feedback import Factor, factorise, round_matrix
 from nbllama.export.grids import grid_of, has_grid, with_codes
 from nbllama.export.inputs import BlockInputs, input_of
 from nbllama.lora.pairs import Pair
+from nbllama.lora.slots import slot_of
 from nbllama.quants.encode import quantise
 
 
 def rounds(name: str, type_id: int) -> bool:
     """Return whether a tensor that becomes this type can be rounded with error feedback."""
     return input_of(name) is not None and has_grid(type_id)
+
+
+def nearest_line(merged: Iterable[str], types: Mapping[str, int]) -> str:
+    """Name the merged tensors of experts whose type has a grid, but which are rounded to nearest.
+
+    `merged`: tensors with a pair. Returns "" for none.
+    """
+    found = [n for n in merged if has_grid(types[n]) and not rounds(n, types[n])]
+    slots = [slot[0] for slot in map(slot_of, found) if slot is not None]
+    kinds = sorted({slot.tensor for slot in slots if slot.tensor.endswith(("_exps", "_shexp"))})
+    if not kinds:
+        return ""
+    return (
+        f"rounded to nearest, without the sample: {', '.join(kinds)}; much of what their pairs "
+        "learnt may be lost (--outtype q8_0 keeps more)"
+    )
 
 
 class Encoded(NamedTuple):

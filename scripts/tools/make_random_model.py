@@ -2,6 +2,8 @@
 
 The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale
 (1 / sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model.
+A mixture of experts also gets embeddings of size 1 and small block outputs: its tokens stay
+different from each other, so its router spreads them over the experts, as a trained one does.
 The file is streamed: memory stays under 100 MB for any size. All matrices have one type, or with
 `--mix` the types that llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the
 file, which reads as zeros), if only names and sizes matter. The same arguments write the same
@@ -191,23 +193,34 @@ class Blocks:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.sample = rng.standard_normal(POOL).astype(np.float32)
-        self.pools: dict[tuple[int, int], np.ndarray] = {}
+        self.pools: dict[tuple[int, float], np.ndarray] = {}
 
-    def pool(self, kind: int, n_in: int) -> np.ndarray:
+    def pool(self, kind: int, spread: float) -> np.ndarray:
         """Return the pool as uint8 `[blocks, bytes of 256 weights]`."""
-        if (kind, n_in) not in self.pools:
-            raw = quantise(kind, self.sample / np.float32(np.sqrt(n_in)))
-            self.pools[kind, n_in] = raw.reshape(POOL // 256, -1)
-        return self.pools[kind, n_in]
+        if (kind, spread) not in self.pools:
+            raw = quantise(kind, self.sample * np.float32(spread))
+            self.pools[kind, spread] = raw.reshape(POOL // 256, -1)
+        return self.pools[kind, spread]
 
-    def pieces(self, kind: int, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    def pieces(self, kind: int, shape: tuple[int, ...], spread: float) -> Iterator[np.ndarray]:
         """Yield the bytes of a tensor, one piece at a time."""
-        pool, left = self.pool(kind, shape[-1]), nbytes(kind, math.prod(shape))
+        pool, left = self.pool(kind, spread), nbytes(kind, math.prod(shape))
         at_once = PIECE // pool.shape[1]
         while left > 0:
             raw = pool[self.rng.integers(0, len(pool), at_once)].reshape(-1)[:left]
             left -= raw.size
             yield raw
+
+
+def spread_of(name: str, shape: tuple[int, ...], s: Shape, tied: bool) -> float:
+    """Size of a matrix's weights."""
+    usual = 1 / math.sqrt(shape[-1])
+    if not s.n_expert or tied:
+        return usual
+    if name == "token_embd":
+        return 1.0
+    last = name.endswith(("attn_output", "ffn_down", "ffn_down_exps"))
+    return usual / math.sqrt(2 * s.n_layer) if last else usual
 
 
 def types_of(s: Shape, arch: str, kind: str, tied: bool, mix: bool) -> dict[str, str]:
@@ -272,7 +285,8 @@ def write(
         w.add_tensor_info(
             f"{name}.weight", (*shape[:-1], row), np.dtype(np.uint8), size, raw_dtype=kind
         )
-        bodies.append((size, iter(()) if sparse else blocks.pieces(int(kind), shape)))
+        spread = spread_of(name, shape, s, tied)
+        bodies.append((size, iter(()) if sparse else blocks.pieces(int(kind), shape, spread)))
     unfinished = f"{path}.unfinished"
     try:
         w.write_header_to_file(unfinished)

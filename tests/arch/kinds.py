@@ -35,7 +35,7 @@ ALIKE = {
     "granitemoe, 1B-A400M and 3B-A800M",
     "granitemoe, with a shared expert",
     "ernie4_5-moe, 21B-A3B and 300B-A47B",
-    "glm4moe, 4.5 and 4.6, 355B (norms of heads)",
+    "glm4moe, 4.5 and 4.6, 355B (per-head norms)",
 }
 """Kinds whose computations all occur in other kinds: the default suite compares their logits, and
 a token's program."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 import nbllama
 from examples.toy_archs import MODELS
 from nbllama import export_lora
 from nbllama.cli.calibration import run_of
 from nbllama.data.batch import Batch
+from nbllama.export.calibrated import nearest_line
 from nbllama.export.inputs import BlockInputs, input_of
 from nbllama.gguf_io import open_gguf
 from nbllama.model.passes import load_model
@@ -187,3 +189,19 @@ def test_second_moments_where_blocks_are_built_otherwise(name: str, tmp_path: Pa
             )
         if name.startswith("phi2"):
             np.testing.assert_array_equal(moments[0], moments[2])
+
+
+def test_experts_that_are_rounded_to_nearest_are_named() -> None:
+    q4_k, f16 = (int(GGMLQuantizationType[t]) for t in ("Q4_K", "F16"))
+    types = {
+        "blk.0.attn_q.weight": q4_k,
+        "blk.0.ffn_gate_exps.weight": q4_k,
+        "blk.1.ffn_gate_exps.weight": q4_k,
+        "blk.1.ffn_up_exps.weight": f16,
+        "blk.1.ffn_down_shexp.weight": q4_k,
+        "blk.2.ffn_down_exps.weight": q4_k,
+    }
+    merged = list(types)[:-1]  # the last one has no pair
+    line = nearest_line(merged, types)
+    assert line.startswith("rounded to nearest, without the sample: ffn_down_shexp, ffn_gate_exps;")
+    assert nearest_line(merged[:1], types) == ""

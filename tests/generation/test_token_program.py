@@ -106,6 +106,13 @@ def test_threads_do_not_change_bits(tmp_path: Path) -> None:
         np.testing.assert_array_equal(single(model, adapter, PROMPT), one)
 
 
+def test_a_mixture_goes_by_the_blocks(tmp_path: Path) -> None:
+    MODELS["qwen3moe, 30B-A3B and 235B-A22B"].make(tmp_path / "m.gguf")
+    model = load_model(tmp_path / "m.gguf")
+    assert not has_program(model)
+    assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
+
+
 def test_a_model_of_many_types_goes_by_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

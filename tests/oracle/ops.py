@@ -33,6 +33,7 @@ _compute_plan = function("ggml_graph_compute", C.c_int, _P, C.POINTER(Plan))
 _overhead = function("ggml_tensor_overhead", C.c_size_t)
 
 _F32, _I32 = 0, 26
+_READ = {_F32: np.float32, _I32: np.int32}
 
 
 @dataclass(frozen=True)
@@ -146,17 +147,17 @@ class Graph:
 
 
 def read_strided(tensor: Any) -> np.ndarray:
-    """Copy of a float32 tensor's values, contiguous or not, leading dimensions of 1 left out.
+    """Copy of a float32 or int32 tensor's values, without leading dimensions of 1.
 
     Raises ValueError for another type.
     """
     t = tensor.contents
-    if t.type != _F32:
-        raise ValueError(f"{t.name.decode()} has type {t.type}, not float32")
+    if t.type not in _READ:
+        raise ValueError(f"{t.name.decode()} has type {t.type}, neither float32 nor int32")
     shape, strides = tuple(reversed(t.ne)), tuple(reversed(t.nb))
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 4
     memory = np.frombuffer(C.string_at(t.data, span), dtype=np.uint8)
-    view = np.ndarray(shape, np.float32, memory, strides=strides)
+    view = np.ndarray(shape, _READ[t.type], memory, strides=strides)
     lead = next((i for i, n in enumerate(shape[:-1]) if n > 1), len(shape) - 1)
     return view.reshape(shape[lead:]).copy()
 
