@@ -244,7 +244,7 @@ def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
             [Q, {**A, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}],
             'it has both "tool_calls" and "function_call"',
         ),
-        ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only a message of the role "assistant" may'),
+        ([{**Q, "tool_calls": [{"name": "f"}]}, A], 'only a message of the role "assistant" can'),
         ([Q, {**A, "weight": 0.5}], 'message 2: "weight" must be 0 or 1'),
         ([Q, {**A, "loss": "no"}], 'message 2: "loss" must be 0 or 1'),
         ([Q, {**A, "loss": 1, "masked": True}], "message 2: loss and masked contradict each other"),
