@@ -1,4 +1,4 @@
-"""What sharing of beginnings (`nbllama.data.shared`) saves in an epoch."""
+"""Rows that shared beginnings (`nbllama.data.shared`) save in an epoch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from nbllama.data.order import Position
 from nbllama.data.shared import share
 from nbllama.train.trainer import Trainer
 
-MOST_BATCHES = 1000  # that are laid out to see what is saved
+MOST_BATCHES = 1000  # batches that are laid out to measure the saving
 
 
 class Counted(NamedTuple):
-    """Tokens of the first batches of an epoch, and how many are computed; `whole`: of all."""
+    """Tokens of the first batches of an epoch, and how many are computed.
+
+    `whole`: these are all batches.
+    """
 
     tokens: int
     computed: int

@@ -1,13 +1,13 @@
 """The output of the frozen blocks below the lowest pair, stored from one epoch to the next.
 
 With `--lora-layers last:N` nothing is trained below block L = n_layer - N. A token's input of block
-L then depends on the base model and on the tokens up to it only: it has the same bits alone, in a
+L then depends only on the base model and on the tokens up to it: it has the same bits alone, in a
 batch, and as the beginning of another sample (`tests/train/test_trunk.py`). The first pass over a
 sample stores these vectors, float32 `[n, C]`, and later passes begin at block L.
 
-The file only grows. It begins with `_MAGIC`, the key and C. A record for each sample follows: a
-digest of its tokens, how many they are, a checksum, and the vectors. A record that was cut by a
-crash ends the file; a record whose checksum differs is computed again.
+The file only grows. It begins with `_MAGIC`, the key and C, followed by a record for each sample:
+a digest of its tokens, their number, a checksum, and the vectors. A record that was cut by a crash
+ends the file; a record whose checksum differs is computed again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
 
 
 def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
-    """Return the size of the file for samples of `n_tokens` tokens in all."""
+    """Return the size of the file for samples with `n_tokens` tokens in total."""
     return _HEAD.size + n_samples * _RECORD.size + 4 * width * n_tokens
 
 
@@ -64,7 +64,7 @@ class TrunkCache:
         Parameters
         ----------
         key : str
-            64 hex digits: a digest of everything besides the tokens that the vectors depend on.
+            64 hex digits: a digest of everything that the vectors depend on besides the tokens.
         layer : int
             Number of frozen blocks at the bottom of the model.
         width : int
@@ -98,7 +98,7 @@ class TrunkCache:
             raise
 
     def _open(self) -> int:
-        """Read the records' heads; returns the offset at which the next record begins."""
+        """Read the records' heads; return the offset at which the next record begins."""
         size = self._file.seek(0, os.SEEK_END)
         head = self._read(0, min(size, _HEAD.size))
         if head[: len(_MAGIC)] != _MAGIC[: len(head)]:
@@ -136,7 +136,7 @@ class TrunkCache:
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
         """Fill x `[N, C]`, the input of block `layer`; False if a sample is missing."""
-        if batch.n_tokens < FEWEST_ROWS:  # other bits, see there
+        if batch.n_tokens < FEWEST_ROWS:  # it would have other bits, see `FEWEST_ROWS`
             return False
         places = [self._places.get(digest) for digest in digests(batch)]
         found = [place for place in places if place is not None]
@@ -208,7 +208,7 @@ class TrunkCache:
             left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        """Close the file, which stays."""
+        """Close the file, without removing it."""
         self._file.close()
 
     def remove(self) -> None:

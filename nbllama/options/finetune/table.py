@@ -100,7 +100,7 @@ _OF_PREFERENCES = ("beta", "label_smoothing", "margin", "reference", "sft_weight
 
 
 def _check_objective(options: Options) -> None:
-    """Raise `UsageError` for options that the objective has no use for."""
+    """Raise `UsageError` for options that the objective does not use."""
     row = OBJECTIVES[options.objective]
     fits = {
         "label_smoothing": row.smooths, "margin": row.has_margin, "reference": row.refers,
@@ -117,14 +117,14 @@ def _check_objective(options: Options) -> None:
     if row is SFT:
         return
     if options.reference == START and not options.lora_in:
-        raise UsageError("--reference start: there is no adapter that the run starts from; give "
+        raise UsageError("--reference start: the run does not start from an adapter; give "
                          "--lora-in, or --reference base")  # fmt: skip
     if options.reference == "":
         raise UsageError("--reference is empty; give none, base, start or a file")
     for name in ("packing", "train_on_prompt", "compat"):
         if getattr(options, name):
             raise UsageError(
-                f"--{name.replace('_', '-')} cannot be had with --objective {row.name}; leave it"
+                f"--{name.replace('_', '-')} is not possible with --objective {row.name}; leave it"
                 " out"
             )
 
@@ -135,8 +135,8 @@ def page() -> str:
         "# Options of `python -m nbllama.finetune`\n\n"
         "Made by `python -m nbllama.options.finetune.table > docs/options.md`; a test compares the"
         " two.\n\n"
-        "`--option VALUE` and `--option=VALUE` are the same, `_` in a name counts as `-`, and of\n"
-        "an option that is given twice the last one holds. `--help` and `--version` print and\n"
+        "`--option VALUE` and `--option=VALUE` are the same, and `_` in a name counts as `-`. If\n"
+        "an option is given twice, the last value is used. `--help` and `--version` print and\n"
         "stop.\n\n"
     )
     return head + markdown(OPTIONS)

@@ -31,7 +31,7 @@ SHARE_OF_DISK = 0.1  # of the free disk, at most, without --trunk-cache
 
 
 class TrunkPlan(NamedTuple):
-    """What is stored: `nbytes` in the file `path` (of `key`) for the blocks below `layer`."""
+    """The plan: `nbytes` in the file `path` (of `key`) for the blocks below `layer`."""
 
     path: str
     key: str
@@ -39,7 +39,7 @@ class TrunkPlan(NamedTuple):
     nbytes: int
 
     def line(self) -> str:
-        """Say for the screen what is stored."""
+        """Return a line for the screen about the file."""
         blocks = f"blocks 0-{self.layer - 1}" if self.layer > 1 else "block 0"
         return (
             f"the output of {blocks} is computed once and stored: {memory(self.nbytes)} in"
@@ -59,7 +59,7 @@ def plan_trunk(
     """Decide whether the run stores the output of its frozen blocks; None if not.
 
     `size`: the bytes of `--trunk-cache`, None without it. `n_iter`: iterations of this run. If the
-    option asks for what cannot be done, `say` gets a line.
+    option cannot be applied, `say` gets a line.
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.n_layer)
@@ -85,7 +85,7 @@ def plan_trunk(
     plan = TrunkPlan(path, key, layer, nbytes)
     if size is not None and nbytes > size:
         say(
-            f"--trunk-cache: not used, the data need {memory(nbytes)} and {memory(size)} are"
+            f"--trunk-cache: not used, the data need {memory(nbytes)}, but {memory(size)} are"
             f" allowed; give {nbytes} or more"
         )
         return None
@@ -102,17 +102,17 @@ def plan_trunk(
 
 
 def trunk_key(model: Model, layer: int) -> str:
-    """Hex sha256 of what the output of the blocks below `layer` depends on besides the tokens."""
+    """Return the hex sha256 of all that these blocks' output depends on besides the tokens."""
     where = sorted(environment().items())
     return sha256_parts("trunk", model_fingerprint(model.gguf), repr(model.hp), layer, repr(where))
 
 
 @contextmanager
 def stored_trunk(session: RunSession) -> Iterator[None]:
-    """Store the output of the frozen blocks meanwhile, if the run plans to.
+    """Store the output of the frozen blocks during the run, if this is planned.
 
-    A file that cannot be used is reported, and the run computes all blocks. The file stays if
-    the run did not come to its end.
+    A file that cannot be used is reported, and the run computes all blocks. The file stays if the
+    run has not finished.
     """
     plan, trainer = session.trunk, session.trainer
     if plan is None:
