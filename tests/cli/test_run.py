@@ -169,7 +169,8 @@ def test_a_reader_that_went_away(body: str, code: int) -> None:
 
 def test_a_signal_while_the_handlers_are_set(capsys: pytest.CaptureFixture[str]) -> None:
     """Between two of them, the first one may be called already."""
-    real, sent = signal.signal, []
+    real = signal.signal
+    sent: list[int] = []
 
     def slow(signum: int, handler: Any) -> Any:
         before = real(signum, handler)
