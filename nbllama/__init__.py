@@ -14,7 +14,29 @@ Training is one call, `run = nbllama.tune(model, data)`, and `model.generate(tex
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+
+
+def _starts_a_program() -> bool:
+    """Return whether this import is the start of `nbllama` or of `python -m nbllama...`."""
+    words, name = sys.orig_argv, sys.argv[0] if sys.argv else ""
+    if name == "-m":  # the module is being looked for
+        word = words[words.index("-m") + 1] if "-m" in words else ""
+        return word.partition(".")[0] == "nbllama"
+    return name.replace("\\", "/").rpartition("/")[2] in ("nbllama", "nbllama.exe")
+
+
+if _starts_a_program():
+    # Until the program has set its handlers, Ctrl-C ends it silently instead of with a traceback.
+    try:
+        import signal
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 __version__ = "0.2.0"
 __all__ = [

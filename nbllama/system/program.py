@@ -92,6 +92,23 @@ def os_error_code(e: OSError) -> int:
     return 3 if os.access(path, os.R_OK) or not os.path.isdir(os.path.dirname(path) or ".") else 2
 
 
+def _for_want_of_memory(e: BaseException) -> bool:
+    """Return whether an import failed because the dynamic linker got no memory.
+
+    Its message for a segment is the same on a file system that allows no execution, so the limit
+    decides (`ulimit -v`).
+    """
+    if not isinstance(e, ImportError):
+        return False
+    if "cannot allocate memory" in str(e).lower():
+        return True
+    if sys.platform == "win32" or "failed to map segment" not in str(e):
+        return False
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def _line_and_code(e: BaseException) -> tuple[str, int]:
     """Return the line and the exit code for an exception."""
     if isinstance(e, Interrupted):
@@ -102,7 +119,7 @@ def _line_and_code(e: BaseException) -> tuple[str, int]:
         return str(e), 128 + e.signum
     if isinstance(e, KeyboardInterrupt):
         return "stopped by SIGINT", 130
-    if isinstance(e, MemoryError):
+    if isinstance(e, MemoryError) or _for_want_of_memory(e):
         reason = f" ({e})" if str(e) else ""
         return f"error: not enough memory{reason}; try smaller --batch or --ctx", 4
     if isinstance(e, BrokenPipeError) and e.filename is None:
@@ -137,13 +154,14 @@ def run_program(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prepare_streams()
-    with _stoppable() as handler:
-        try:
+    try:
+        with _stoppable() as handler:
             code = _ended(program, words, handler)
-        except Stopped as e:  # a signal after the program's end
-            _say(str(e))
-            code = 128 + e.signum
-        handler.over = True
+            handler.over = True
+            _close_stdout()
+    except Stopped as e:  # before the program's first line, or between its end and its exit code
+        _say(str(e))
+        code = 128 + e.signum
         _close_stdout()
     return code
 

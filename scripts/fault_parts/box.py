@@ -166,10 +166,10 @@ class Box:
         return folder
 
     def args(self, folder: Path, n_iter: int = N, *more: str) -> list[str]:
-        """Return the options of a run in `folder`."""
+        """Return the options of a run in `folder`: one thread, which waits for no other one."""
         return words(
             folder, "--log", str(folder / "log.jsonl"), "--grad-acc", "2", "--save-every",
-            str(EVERY), "--adam-iter", str(n_iter), *more,
+            str(EVERY), "--adam-iter", str(n_iter), "--threads", "1", *more,
         )  # fmt: skip
 
     def begin(

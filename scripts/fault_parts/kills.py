@@ -120,7 +120,8 @@ def twice(box: Box) -> Iterator[str]:
     """Both signals within 50 ms."""
     for i in range(box.n(4, 40)):
         folder = box.copy()
-        process = box.begin(box.args(folder), folder)
+        threads = ["--threads", str(1 + i // 2 % 2)]
+        process = box.begin(box.args(folder, N, *threads), folder)
         _at_random(box, process)
         first, second = ((signal.SIGINT,) * 2, (signal.SIGTERM, signal.SIGKILL))[i % 2]
         process.kill(first)

@@ -10,13 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 from nbllama.kernels.folder import cache_root
 from nbllama.kernels.jit import kernel_hash
-from scripts.fault_parts.box import Box, Done, N, NotRun, fault
+from scripts.fault_parts.box import ROOT, Box, Done, N, NotRun, fault
 from scripts.fault_parts.disk import small_disk
 
+LAZY = (
+    "multiprocessing.synchronize", "multiprocessing.shared_memory", "concurrent.futures.thread",
+    "multiprocessing.popen_fork", "multiprocessing.heap", "_posixshmem",
+)  # fmt: skip
 CGROUPS = Path("/sys/fs/cgroup/memory")
 
 
@@ -31,6 +36,8 @@ def outputs(box: Box) -> Iterator[str]:
     (folder / "file").write_text("x")
     (folder / "own").mkdir(mode=0o777)
     (folder / "own").chmod(0o777)
+    for name in LAZY:
+        import_module(name)  # the other user may not be allowed to read root's Python
     for option in ("--checkpoint-out", "--lora-out", "--log", "--report", "--card"):
         for name in ("file/x.gguf", "missing/x.gguf", "x.gguf", "own", "/proc/x.gguf"):
             args = [*box.args(folder, 2, "--checkpoint-out", "", "--lora-out", "own/l.gguf"),
@@ -164,15 +171,15 @@ def folders(box: Box) -> Iterator[str]:
         ("HOME that is a file", {"HOME": "/etc/passwd"}, lambda c: None),
         ("no temporary folder", {"TMPDIR": "/nonexistent"}, lambda c: None),
         ("read-only cache", {}, _read_only),
-        ("damaged index", {}, lambda c: _spoil(c, "*.nbi", b"")),
-        ("damaged kernel", {}, lambda c: _spoil(c, "*.nbc", bytes(4000))),
+        ("an empty kernel", {}, lambda c: _spoil(c, "norm_row*.kernel", b"")),
+        ("a damaged kernel", {}, lambda c: _spoil(c, "norm_row*.kernel", bytes(4000))),
     ]
     for what, env, spoil in cases:
         folder = box.copy()
         cache = box.folder / f"cache-{folder.name}"
         shutil.copytree(warm, cache)
         spoil(cache)
-        env = os.environ | {"PYTHONPATH": sys.path[0], "NBLLAMA_CACHE_DIR": str(cache)} | env
+        env = os.environ | {"PYTHONPATH": str(ROOT), "NBLLAMA_CACHE_DIR": str(cache)} | env
         with small_disk(box.folder / "tiny", "4k") as tiny:
             env = {"TMPDIR": str(tiny)} | env
             child = box.start(box.args(folder), folder, env=env)
@@ -191,8 +198,8 @@ def _read_only(cache: Path) -> None:
 
 
 def _spoil(cache: Path, pattern: str, raw: bytes) -> None:
-    """Damage two files of the cache: each costs a compilation."""
+    """Damage files of the cache that every run reads: each costs a compilation."""
     found = sorted(cache.rglob(pattern))
     assert found
-    for path in found[:2]:
+    for path in found:
         path.write_bytes(raw)

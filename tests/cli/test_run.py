@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,26 @@ def child(
         ("raise E.Interrupted('stopped, go on with: x', 15)", 143, "stopped, go on with: x"),
         ("raise KeyboardInterrupt", 130, "stopped by SIGINT"),
         ("raise MemoryError", 4, "error: not enough memory; try smaller --batch or --ctx"),
+        (
+            "raise ImportError('a.so: cannot open shared object file: Cannot allocate memory')",
+            4,
+            "error: not enough memory (a.so: cannot open shared object file: Cannot allocate memory"
+            "); try smaller --batch or --ctx",
+        ),
+        (
+            "import resource as r\n"
+            "r.setrlimit(r.RLIMIT_AS, (1 << 40, r.RLIM_INFINITY))\n"
+            "raise ImportError('a.so: failed to map segment from shared object')",
+            4,
+            "error: not enough memory (a.so: failed to map segment from shared object); "
+            "try smaller --batch or --ctx",
+        ),
+        (
+            "raise ImportError('a.so: failed to map segment from shared object')",
+            1,
+            "internal error: ImportError: a.so: failed to map segment from shared object "
+            "(run again with --debug to see where)",
+        ),
         (
             "raise MemoryError('Unable to allocate 9 TB')",
             4,
@@ -142,6 +165,48 @@ def test_a_reader_that_went_away(body: str, code: int) -> None:
     assert "Traceback" not in got.stderr
     assert "Exception ignored" not in got.stderr
     assert len(got.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_a_signal_while_the_handlers_are_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """Between two of them, the first one may be called already."""
+    real = signal.signal
+    sent: list[int] = []
+
+    def slow(signum: int, handler: Any) -> Any:
+        before = real(signum, handler)
+        if signum == signal.SIGTERM and not sent:
+            sent.append(signum)
+            os.kill(os.getpid(), signum)
+        return before
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(signal, "signal", slow)
+            assert run_program(lambda words: 0, []) == 128 + signal.SIGTERM
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+@pytest.mark.parametrize("line", ["from nbllama.system.start import Program", "import signal"])
+def test_ctrl_c_before_the_handlers_are_set(tmp_path: Path, line: str) -> None:
+    """From the first import of the package on there is no traceback of ours."""
+    package = tmp_path / "nbllama"
+    shutil.copytree(ROOT / "nbllama", package, ignore=shutil.ignore_patterns("*.js", "__pycache__"))
+    file = package / ("finetune.py" if "start" in line else "__init__.py")
+    kill = "import os as o; o.kill(o.getpid(), 2)\n"
+    text = file.read_text(encoding="utf-8")
+    assert line in text
+    indent = " " * 8 if line == "import signal" else ""
+    file.write_text(text.replace(indent + line, f"{indent}{kill}{indent}{line}"), encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -m nbllama.finetune; echo $?', sys.executable],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )  # fmt: skip
+    assert done.stdout == "130\n" and "Traceback" not in done.stderr, done
 
 
 def test_closed_streams() -> None:
