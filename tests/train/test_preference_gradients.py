@@ -197,5 +197,5 @@ def test_a_shared_prompt_gives_the_reference_the_same_bits(
         assert data.reference is not None
         found.append(data.reference)
         computed.append(rows)
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
     assert computed[0] - computed[1] >= 4 * 5
