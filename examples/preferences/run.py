@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.from_usual:
         first = args.out / "usual.gguf"
         if not first.exists():
-            took = train(args.model, HERE / "usual.jsonl", first, [*common, "--epochs", "2"])
+            took = train(args.model, HERE / "usual.jsonl", first, [*common, "--epochs", "1"])
             print(f"the adapter to start from took {took[0]:.0f} s, processor {took[1]:.0f} s")
         start = nbllama.load_adapter(first, model)
         common += ["--lora-in", str(first)]

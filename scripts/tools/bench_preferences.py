@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from bench_parts.preferences import compare_steps, measure, peer  # noqa: E402
+from bench_parts.preferences import SETTINGS, compare_steps, measure, peer  # noqa: E402
 
 from scripts.bench import demo_model  # noqa: E402
 
@@ -35,6 +35,8 @@ def own(args: argparse.Namespace, checkpointing: bool, objective: str) -> dict[s
         objective,
         "--steps",
         str(args.steps),
+        "--batch",
+        str(args.batch),
     ]
     words += ["--checkpointing"] if checkpointing else []
     done = subprocess.run(words, capture_output=True, text=True)
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--model", default=None)
     parser.add_argument("--steps", type=int, default=21, help="of each run; the first is not timed")
+    parser.add_argument("--batch", type=int, default=SETTINGS["batch"], help="pairs of a step")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each side in part peer")
     parser.add_argument("--peer", help="an interpreter that has torch, peft and trl")
     parser.add_argument("--checkpointing", action="store_true")
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--out", help="append one line of JSON per figure to this file")
     args = parser.parse_args()
     args.model = args.model or demo_model()
+    SETTINGS["batch"] = args.batch
     if args.one:
         print(json.dumps(measure(args.model, args.checkpointing, args.one, args.steps)))
         return
