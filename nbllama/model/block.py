@@ -98,7 +98,7 @@ def block_backward(
 
 
 class Block(BlockParts):
-    """One block at work on one batch: attention, or what is in its place, and feed-forward."""
+    """One block with one batch: attention, or what the block has instead, and feed-forward."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch

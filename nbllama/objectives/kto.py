@@ -4,10 +4,10 @@
     good:  loss = 1 - sigmoid(b (r - z))        d loss / d log pi = -b s (1 - s)
     bad:   loss = 1 - sigmoid(b (z - r))        d loss / d log pi = +b s (1 - s)
 
-with s the sigmoid that stands in the loss, and b `beta`. z is the reference point: how far the
+with s the sigmoid in the loss, and b `beta`. z is the reference point: how far the
 model has moved from the reference in general, an estimate of the divergence KL(pi || ref). It is
 the mean of log pi(y'|x) - log ref(y'|x) over answers y' that were written for other prompts, 0
-where that is negative; no gradient goes through it. (The factors lambda_D and lambda_U of the paper
+if that is negative; no gradient goes through it. (The factors lambda_D and lambda_U of the paper
 are the weights of records.) The reward of an answer is b r.
 
 Source: Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization" (2024),
@@ -32,7 +32,7 @@ class LabelLoss(NamedTuple):
 
 
 def kto_reference_point(policy: np.ndarray, reference: np.ndarray) -> float:
-    """Return z from the log-probabilities `[n]` of answers behind other prompts than their own."""
+    """Return z from the log-probabilities `[n]` of answers that follow prompts other than their own."""
     return max(0.0, float((policy - reference).mean()))
 
 

@@ -4,18 +4,18 @@ A token's input has three parts of C channels, b, c and x:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
-with K taps w, j from 0 to K - 1. Before the first token of a sequence u is 0, or what the state
-says: the last K - 1 values of u of an earlier part of the sequence.
+with K taps w, j from 0 to K - 1. Before the first token of a sequence u is 0, or given by the
+state: the last K - 1 values of u in an earlier part of the sequence.
 
-Gradient, with e[t] = dy[t] c[t], which is 0 behind the sequence:
+Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
 
     dc[t] = dy[t] v[t]
     du[t] = sum over j of w[j] e[t + K - 1 - j]        db[t] = du[t] x[t]        dx[t] = du[t] b[t]
 
 The taps are frozen: they get no gradient.
 
-Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences end to end; offsets `[S + 1]`
-int32; a state `[S, K - 1, C]`. Parallel over tokens: each is computed by itself, in the order of
+Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets `[S + 1]`
+int32; a state `[S, K - 1, C]`. Parallel over tokens: each is computed alone, in the order of
 the taps, whatever else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
@@ -166,8 +166,8 @@ def short_conv(
 ) -> None:
     """Write y `[N, C]` for bcx `[N, 3 C]`, w `[K, C]` and offsets `[S + 1]` of the sequences.
 
-    `before` `[S, K - 1, C]` is the state in front of each sequence, None for zeros; `after` of the
-    same shape receives the state behind it, and may not be `before`.
+    `before` `[S, K - 1, C]` is the state before each sequence, None for zeros; `after` of the same
+    shape receives the state after it, and must not be `before`.
 
     Raises ValueError for arrays that do not fit each other.
     """

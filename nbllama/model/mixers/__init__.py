@@ -1,6 +1,6 @@
-"""What blocks without attention have in its place, a page each.
+"""What blocks have instead of attention, one page each.
 
-A page has two functions, which take the block at work (`nbllama.model.parts.BlockParts`): `forward`
+A page has two functions, which take the block (`nbllama.model.parts.BlockParts`): `forward`
 computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` turns
 acts.dx from the gradient with respect to that into the gradient of the block's input.
 """

@@ -1,4 +1,4 @@
-"""What sequences carry into a batch, and behind it (generation)."""
+"""States of the sequences before and after a batch (generation)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from nbllama.model.parts import BlockParts
 
 
 class Carried(NamedTuple):
-    """States of the sequences of a batch, by name, float32 `[S, ...]`: in front and behind."""
+    """States of the sequences of a batch, by name, float32 `[S, ...]`, before and after it."""
 
     before: Mapping[str, np.ndarray]
     after: Mapping[str, np.ndarray]
 
 
 StateExchange = Callable[[int], Carried]
-"""Takes a layer; gives its states, of which `after` is to be written."""
+"""Takes a layer; returns its states. The caller writes `after`."""
 
 
 def carried(block: BlockParts, states: StateExchange | None) -> Carried | None:
-    """Return the block's states; None where every sequence begins here.
+    """Return the block's states; None if every sequence begins in this batch.
 
-    Raises ValueError for a sequence that goes on from an earlier token but has no state.
+    Raises ValueError for a sequence that continues an earlier one but has no state.
     """
     if states is not None:
         return states(block.layer)
     batch = block.batch
     firsts = batch.seq_offsets[:-1][np.diff(batch.seq_offsets) > 0]
     if batch.positions[firsts].any():
-        raise ValueError("a sequence that goes on from another one needs its state")
+        raise ValueError("a sequence that continues another one needs its state")
     return None

@@ -7,8 +7,8 @@
 | silu | gate s(gate) up |
 | clamped | g s(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7) |
 
-with s(z) = 1 / (1 + exp(-z)). The weight stands before the expert's last matrix, not behind it:
-that is the same (the matrix is linear), and the gradient of w then needs nothing of its output.
+with s(z) = 1 / (1 + exp(-z)). The weight is applied before the expert's last matrix, not after it:
+the result is the same (the matrix is linear), and the gradient of w does not need its output.
 
 Gradient for silu, with s = s(gate):
 

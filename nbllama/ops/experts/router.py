@@ -23,8 +23,8 @@ Gradient, with dw given and the choice fixed; du = scale dw, and S the sum of u 
     sigmoid             dz_e = du_e p_e (1 - p_e)
     chosen              dz_k = u_k (du_k - sum_j du_j u_j), 0 for the others
 
-Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, chosen int32 `[N, K]`, w `[N, K]`; float32. p takes the
-place of z. Saved for the gradient: p, chosen.
+Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, chosen int32 `[N, K]`, w `[N, K]`; float32. p is
+written over z. Saved for the gradient: p, chosen.
 
 Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
 Layer" (2017); Fedus et al., "Switch Transformers" (2021); DeepSeek-AI, "DeepSeek-V3" (2024) for
