@@ -235,17 +235,22 @@ class Box:
             done = self.run(self.args(folder, n_iter - at, *more), folder)
             if done.code or done.err:
                 return f"the continued run ends with {done.code}: {done.err[:300]}"
-        return self.finished(folder, n_iter)
+        return self.finished(folder, n_iter, swept=at < n_iter)
 
-    def finished(self, folder: Path, n_iter: int = N) -> str:
-        """Return what is other in a finished run than without the fault."""
+    def finished(self, folder: Path, n_iter: int = N, *, swept: bool = True) -> str:
+        """Return what is other in a finished run than without the fault.
+
+        `swept`: the last run ended by itself, so that no temporary file may be left; after a kill
+        at the very end there was no further start that would have removed it.
+        """
         if wrong := self.torn(folder):
             return wrong
         for name in (f"chk-{n_iter}.gguf", "chk-LATEST.gguf", "lora-LATEST.gguf"):
             right = self._right[name.replace("LATEST", str(n_iter))]
             if not (folder / name).exists() or content(folder / name) != right:
                 return f"{name} has other bits"
-        if left := [p.name for p in folder.glob(".*nbllama-tmp")]:
+        left = [p.name for p in folder.glob(".*nbllama-tmp")]
+        if left and swept:
             return f"left over: {left}"
         return ""
 
