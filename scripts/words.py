@@ -1,4 +1,4 @@
-"""Find phrases in the documentation that scripts/tools/phrases.txt replaces with others.
+"""Find phrases in the documentation and the package that scripts/tools/phrases.txt replaces with others.
 
 Without arguments it checks every file of PAGES, otherwise the given files. It searches only prose:
 in Markdown, everything outside fenced blocks and code spans; in Python, comments and strings.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PHRASES = ROOT / "scripts" / "tools" / "phrases.txt"
-PAGES = ("*.md", "requirements/*.md", "docs/**/*.md", "examples/**/*.md")
+PAGES = ("*.md", "requirements/*.md", "docs/**/*.md", "examples/**/*.md", "nbllama/**/*.py")
 # Programs generate these pages from their help texts and titles.
 GENERATED = {"docs/options.md", "docs/main-options.md"}
 GENERATED_FOLDER = "docs/results/"

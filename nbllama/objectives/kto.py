@@ -32,7 +32,7 @@ class LabelLoss(NamedTuple):
 
 
 def kto_reference_point(policy: np.ndarray, reference: np.ndarray) -> float:
-    """Return z from the log-probabilities `[n]` of answers that follow prompts other than their own."""
+    """Return z from the log-probabilities `[n]` of answers after prompts of other answers."""
     return max(0.0, float((policy - reference).mean()))
 
 

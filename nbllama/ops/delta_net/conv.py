@@ -2,17 +2,17 @@
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-with K taps w. Before the first token of a sequence u is 0, or what the state says: its last K - 1
-values in an earlier part of the sequence.
+with K taps w. Before the first token of a sequence u is 0, or the state: its last K - 1 values
+in an earlier part of the sequence.
 
-Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 behind the sequence:
+Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 
-The taps are frozen: they get no gradient. Queries, keys and values lie side by side in u; the
-kernels take some of its columns, so that each gets an array of its own.
+The taps are frozen: they get no gradient. Queries, keys and values are columns of u; the
+kernels read some of them, so that each gets a separate array.
 
-Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences end to end; offsets `[S + 1]` int32; a
+Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]` int32; a
 state `[S, K - 1, W]`. Parallel over tokens.
 
 llama.cpp: `ggml_ssm_conv`, then `ggml_silu`.
