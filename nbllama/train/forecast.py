@@ -76,8 +76,9 @@ def check_memory(trainer: Trainer, threads: int) -> Forecast:
 
 def forecast(trainer: Trainer, threads: int) -> Forecast:
     """Return the forecast for a trainer with compiled kernels and untouched activations."""
+    needs = _memory(trainer, threads)  # first: timing touches the activations
     seconds, stored = step_seconds(trainer)
-    return _memory(trainer, threads)._replace(seconds=seconds, stored_seconds=stored)
+    return needs._replace(seconds=seconds, stored_seconds=stored)
 
 
 def _memory(trainer: Trainer, threads: int) -> Forecast:

@@ -41,5 +41,5 @@ def test_other_types_and_sizes_are_refused() -> None:
     assert not has_grid(IDS["IQ4_NL"])
     with pytest.raises(ValueError, match="IQ4_NL has no grid"):
         grid_of(IDS["IQ4_NL"], np.zeros(18, np.uint8), (1, 32))
-    with pytest.raises(ValueError, match="18 bytes, wanted 36"):
+    with pytest.raises(ValueError, match="18 bytes, expected 36"):
         grid_of(IDS["Q4_0"], np.zeros(18, np.uint8), (1, 64))

@@ -15,7 +15,7 @@ from examples.toy_archs import MODELS
 from examples.toy_models import make_llama
 from nbllama.gradcheck.__main__ import main
 from nbllama.gradcheck.part import usual_layers
-from nbllama.model import block, bound
+from nbllama.model import block, bound, parts
 from nbllama.model import passes as model
 from nbllama.model.bound import Bound
 from nbllama.model.passes import load_model
@@ -100,9 +100,9 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "attention, dv": (block, "attend_grad", flipped("dv")),
     "gate": (block, "gated_grad", flipped(1)),
     "up": (block, "gated_grad", flipped(2)),
-    "linear, dx": (block, "linear_grad", flipped("dx")),
-    "linear, dA": (block, "linear_grad", flipped_pair("da")),
-    "linear, dB": (block, "linear_grad", flipped_pair("db")),
+    "linear, dx": (parts, "linear_grad", flipped("dx")),
+    "linear, dA": (parts, "linear_grad", flipped_pair("da")),
+    "linear, dB": (parts, "linear_grad", flipped_pair("db")),
     "last norm": (Bound, "normed_grad", flipped("dx", of="output_norm.weight")),
     "embedding, dB": (model, "embed_lora_grad", flipped("db")),
     "output, dx": (model, "output_loss", flipped("dx")),

@@ -159,9 +159,9 @@ def test_nothing_is_done_for_a_watcher_that_is_not_there(
     """Without a watcher, no reference runs and there are no extra products; a watcher adds some."""
     model, adapter = toy_model(tmp_path), None
     calls: list[str] = []
-    from nbllama.model import block, passes, watching
+    from nbllama.model import parts, passes, watching
 
-    for module, name in ((block, "linear"), (passes, "linear"), (watching, "cross_entropy_ref")):
+    for module, name in ((parts, "linear"), (passes, "linear"), (watching, "cross_entropy_ref")):
         real = getattr(module, name)
 
         def counted(*args: Any, real: Any = real, name: str = name, **more: Any) -> Any:

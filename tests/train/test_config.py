@@ -71,7 +71,7 @@ threads: 1
         ("config: other.yaml", "cannot name another"),
         ("- a\n- b", "must be lines of `name: value`"),
         ("a: [", "not YAML"),
-        ("? [a]\n: b", "a key is an option's name"),
+        ("? [a]\n: b", "the key must be an option's name"),
     ],
 )
 def test_bad_config_files(folder: Path, run: Run, text: str, told: str) -> None:

@@ -69,7 +69,9 @@ def train(
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
             else:
-                with stored_trunk(session):
+                with stored_trunk(
+                    session.trunk, session.trainer, finished=lambda: session.finished, say=ui.note
+                ):
                     run = Loop(session).run(expected)
         run.notes = ui.notes
         return run

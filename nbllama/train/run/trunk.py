@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from nbllama.data.batch import Dataset
     from nbllama.model.passes import Model
     from nbllama.train.run.outputs import Outputs
-    from nbllama.train.run.session import RunSession
     from nbllama.train.trainer import Trainer
 
 SHARE_OF_DISK = 0.1  # of the free disk, at most, without --trunk-cache
@@ -108,27 +107,30 @@ def trunk_key(model: Model, layer: int) -> str:
 
 
 @contextmanager
-def stored_trunk(session: RunSession) -> Iterator[None]:
+def stored_trunk(
+    plan: TrunkPlan | None,
+    trainer: Trainer,
+    *,
+    finished: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Iterator[None]:
     """Store the output of the frozen blocks during the run, if this is planned.
 
-    A file that cannot be used is reported, and the run computes all blocks. The file stays if the
-    run has not finished.
+    A file that cannot be used is reported, and the run computes all blocks. The file is removed
+    if the run has `finished`.
     """
-    plan, trainer = session.trunk, session.trainer
     if plan is None:
         yield
         return
+    width = trainer.model.hp.n_embd
     try:
-        cache = TrunkCache(
-            plan.path, plan.key, layer=plan.layer, width=session.model.hp.n_embd,
-            say=session.ui.note,
-        )  # fmt: skip
+        cache = TrunkCache(plan.path, plan.key, layer=plan.layer, width=width, say=say)
     except OutputError as e:
-        session.ui.note(f"the frozen blocks are computed in every epoch: {e}")
+        say(f"the frozen blocks are computed in every epoch: {e}")
         yield
         return
     if cache.n_samples:
-        session.ui.note(
+        say(
             f"{shown(plan.path, 400)}: found the frozen blocks' output of {cache.n_samples} samples"
         )
     with cache:
@@ -137,5 +139,5 @@ def stored_trunk(session: RunSession) -> Iterator[None]:
             yield
         finally:
             trainer.trunk = None
-        if session.finished:
+        if finished():
             cache.remove()
