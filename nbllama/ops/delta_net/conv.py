@@ -12,8 +12,8 @@ Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 The taps are frozen: they get no gradient. Queries, keys and values are columns of u; the
 kernels read some of them, so that each gets a separate array.
 
-Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]` int32; a
-state `[S, K - 1, W]`. Parallel over tokens.
+Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]`
+int32; a state `[S, K - 1, W]`. Parallel over tokens.
 
 llama.cpp: `ggml_ssm_conv`, then `ggml_silu`.
 """
