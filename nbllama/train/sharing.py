@@ -51,7 +51,9 @@ class Counted(NamedTuple):
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return what sharing saves in an epoch, for the screen."""
+    """Return what sharing saves in an epoch, or why there is none, for the screen."""
+    if not trainer.shares:
+        return f"beginnings not shared: blocks of {trainer.model.hp.arch} carry states"
     found = counted(trainer)
     if found.computed == found.tokens:
         return "none of them shared"

@@ -208,7 +208,7 @@ class RunSession:
         """How many there are in the data, and what the loss is taken on."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} an epoch, {100 * trained / tokens:.1f} % of them trained"
-        if self.trainer.shares:
+        if self.trainer.shares or self.model.hp.mixers:
             line += f", {saved_line(self.trainer)}"
         if not self.options.packing or self.options.share_prompts:
             return line
