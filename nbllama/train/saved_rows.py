@@ -30,6 +30,8 @@ class Counted(NamedTuple):
 
 def saved_line(trainer: Trainer) -> str:
     """Return the saving of an epoch, for the screen."""
+    if not trainer.shares:
+        return f"beginnings are not shared: blocks of {trainer.model.hp.arch} have states"
     found = counted(trainer)
     if found.computed == found.tokens:
         return "none of them shared"

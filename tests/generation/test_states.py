@@ -36,7 +36,11 @@ def test_steps_give_the_same_bits(model: Model) -> None:
 
 
 def test_short_steps_give_the_same_but_for_rounding(model: Model) -> None:
-    """Steps of fewer than `FEWEST_ROWS` tokens, whose linear layers have other bits."""
+    """Steps of fewer than `FEWEST_ROWS` tokens, whose products are added up in another order.
+
+    That is so in models with attention alone too, and in the same places: linear layers and
+    attention have a form of their own for few rows. The states themselves add no difference.
+    """
     whole = Session(model, None, 64, exact=True).feed(TOKENS[:41])
     np.testing.assert_allclose(in_steps(model, (1, 2, 30, 8)), whole, rtol=0, atol=2e-5)
 

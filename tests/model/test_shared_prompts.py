@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numba
@@ -13,6 +14,7 @@ from examples.toy_archs import random_adapter
 from nbllama.arch import ARCHS
 from nbllama.data.batch import Batch
 from nbllama.data.shared import share
+from nbllama.lora.pairs import Adapter
 from nbllama.model.gradients import loss_and_gradients
 from nbllama.model.passes import Model
 from nbllama.peek.watcher import watch
@@ -51,7 +53,24 @@ def check(model: Model, batch: Batch) -> None:
         np.testing.assert_array_equal(found[1][1][name], got, err_msg=f"{name}: checkpointing")
         # both are sums of the same float32 products, in another order
         difference = float(np.linalg.norm(got - wanted)) / float(np.linalg.norm(wanted))
-        assert difference < 2e-5, f"{name}: {difference:.2g}"
+        if difference >= 2e-5:  # terms cancel: what does another order of the samples change?
+            bound = 4 * order_matters(model, adapter, batch, name, wanted)
+            assert difference < bound < 1e-3, f"{name}: {difference:.2g}, bound {bound:.2g}"
+
+
+def order_matters(
+    model: Model, adapter: Adapter, batch: Batch, name: str, wanted: np.ndarray
+) -> float:
+    """Relative difference of a gradient if the samples come in three other orders, the largest."""
+    ends = batch.seq_offsets
+    rows = [(batch.tokens[a:z], batch.targets[a:z]) for a, z in pairwise(ends)]
+    found = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        other = Batch.from_rows([rows[i] for i in order])
+        got = loss_and_gradients(model, adapter, other, False)[1][name]
+        found.append(float(np.linalg.norm(got - wanted)) / float(np.linalg.norm(wanted)))
+    return max(found)
 
 
 SLOW = ("gemma2, 27B", "gemma3, 27B, text", "llama, 70B (64 heads over 8)")

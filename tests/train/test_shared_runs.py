@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.toy_archs import MODELS
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.data import Batch
 from nbllama.data.shared import share
@@ -161,3 +162,13 @@ def test_with_dropout_it_is_off_or_refused(folder: Path, run: Run) -> None:
     done = run(words(folder, *more, "--log", "log.jsonl", ctx=99))
     assert done.code == 0, done
     assert all(row["computed_tokens"] == row["tokens"] for row in log_rows(folder / "log.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["lfm2, 350M to 2.6B", "qwen35, 0.8B and 2B"])
+def test_models_with_states_say_that_they_share_nothing(name: str, folder: Path, run: Run) -> None:
+    MODELS[name].make(folder / "toy.gguf")
+    done = run(words(folder, *records(folder), "--dry-run", ctx=99))
+    arch = name.partition(",")[0]
+    assert done.code == 0, done
+    assert f"beginnings are not shared: blocks of {arch} have states" in done.out
+    refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "carry a state")

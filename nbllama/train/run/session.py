@@ -216,7 +216,7 @@ class RunSession:
         """Return the number of tokens in the data, and how many are trained."""
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} per epoch, {100 * trained / tokens:.1f} % of them trained"
-        if self.trainer.shares:
+        if self.trainer.shares or self.model.hp.mixers:
             line += f", {saved_line(self.trainer)}"
         if not self.options.packing or self.options.share_prompts:
             return line
