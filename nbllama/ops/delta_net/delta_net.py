@@ -7,10 +7,15 @@ For each token t of a sequence, with keys k and queries q of D numbers and value
     S[t] = P + d kT                         P learns it
     o = scale S[t] q
 
-S is `[M, D]`, zero in front of a sequence or as a state says. Every row of S goes through a
-sequence by itself: it needs v[m] and no other row. So the kernels are parallel over sequences,
-heads and rows, and each token adds to a row what it would add alone: its bits do not depend on what
-else is in the batch, on what follows, or on where a text was cut into steps.
+S is `[M, D]`, zero in front of a sequence or as a state says. There are two forms:
+
+- Sequences that begin here, as in training, are read in chunks (`nbllama.ops.delta_net.chunks`):
+  a few products of matrices for 30 tokens.
+- With states, as in generation, tokens are read one by one, and each row of S needs v[m] and no
+  other row. So the bits of a token do not depend on where a text was cut into steps.
+
+In both forms they do not depend on what else is in the batch, on what follows, or on the number of
+threads.
 
 Gradient, from the last token up, with dS of the later tokens:
 
@@ -36,6 +41,7 @@ from numba import prange
 
 from nbllama.kernels.jit import kernel
 from nbllama.kernels.simd import exp_f32
+from nbllama.ops.delta_net.chunks import through_chunks
 from nbllama.ops.op import check_array, check_output, readonly
 
 ROWS = 16  # rows of S that a task takes through a sequence, two at a time
@@ -139,6 +145,15 @@ def _forward(q, k, v, e, beta, scale, offsets, before, after, o):
                 after[n, h, m1] = s[width:]
 
 
+@kernel(parallel=True)
+def _in_chunks(q, k, v, e, beta, scale, offsets, o):
+    heads, groups = v.shape[1], k.shape[1]
+    for task in prange((offsets.shape[0] - 1) * heads):
+        n, h = task // heads, task % heads
+        first, last = np.int64(offsets[n]), np.int64(offsets[n + 1])
+        through_chunks(q, k, v, e, beta, scale, first, last, h % groups, h, o)
+
+
 @kernel()
 def _exp(g, e):
     for i in range(g.shape[0]):
@@ -168,7 +183,7 @@ def delta_net(
     """Write o `[N, H, M]`; shapes above.
 
     `before` `[S, H, M, D]` is the state in front of each sequence, None for zeros; `after` of the
-    same shape receives the state behind it.
+    same shape receives the state behind it. Without both, tokens are read in chunks.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -179,8 +194,12 @@ def delta_net(
         check_array("delta_net", "before", before, shape)
     if after is not None:
         check_output("delta_net", "after", after, shape)
+    inputs = (*map(readonly, (q, k, v, fading(g), beta)), np.float32(scale), readonly(offsets))
+    if before is None and after is None:
+        _in_chunks(*inputs, o)
+        return
     _forward(
-        *map(readonly, (q, k, v, fading(g), beta)), np.float32(scale), readonly(offsets),
+        *inputs,
         readonly(_NO_STATE if before is None else before),
         _NO_STATE if after is None else after, o,
     )  # fmt: skip
