@@ -123,7 +123,7 @@ def load(x, first, n, head, scale, y):
 def load_gates(e, beta, first, n, h, b, fade, until):
     """Write beta to b `[C]`, G to `fade` `[C, C]` and a to `until` `[C]`.
 
-    Past the n tokens nothing fades and beta is 0: the last row of G is that behind the chunk.
+    Past the n tokens nothing fades and beta is 0: the last row of G is that after the chunk.
     """
     ld = stride(CHUNK)
     past = np.float32(1.0)
@@ -139,7 +139,7 @@ def load_gates(e, beta, first, n, h, b, fade, until):
 
 @kernel()
 def mask(fade, b, n, sign, diagonal, s):
-    """Turn row t of s `[C, C]` into sign G[t, j] b[j] s[t, j] for j < t + diagonal, 0 behind."""
+    """Turn row t of s `[C, C]` into sign G[t, j] b[j] s[t, j] for j < t + diagonal, 0 after."""
     ld = stride(CHUNK)
     for t in range(n):
         row, of = s[t * ld : (t + 1) * ld], fade[t * ld : (t + 1) * ld]

@@ -2,7 +2,7 @@
 
 `remember` goes forwards once and keeps S in front of every chunk and x of its tokens; `chunks_back`
 goes back, in products of small matrices as the forward pass (`nbllama.ops.delta_net.chunks` has G,
-a, x, d, and how arrays lie). For a chunk, with dS behind it and u = -beta y:
+a, x, d, and how arrays lie). For a chunk, with dS after it and u = -beta y:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -86,7 +86,7 @@ def _solve_back(fade, kk, b, n, m, y, u):
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
     """Write dg `[n]`: what each exp(g) multiplies, times the gradient with respect to it.
 
-    `own[t]`: of what o[t] and x[t] read of S; `ends[j]`: of what d[j] leaves behind the chunk;
+    `own[t]`: of what o[t] and x[t] read of S; `ends[j]`: of what d[j] leaves after the chunk;
     `whole`: of what S leaves. The other four are products of pairs of tokens and their gradients.
     """
     ld = stride(CHUNK)
@@ -134,7 +134,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         mask(fade, ones, n, one, 0, kk)  # G[t, j] (k[t] . k[j])
         multiply(queries, kd, 1, turned, c, d, qk, c, n, CHUNK, True)
         mask(fade, ones, n, one, 1, qk)
-        # the gradient with respect to d: through S behind the chunk, o, and later x
+        # the gradient with respect to d: through S after the chunk, o, and later x
         multiply(keys, kd, 1, dstate, ld, d, y, ld, n, m, True)
         for t in range(n):
             row, of_t = y[t * ld : t * ld + m], learnt[t * ld : t * ld + m]
@@ -169,7 +169,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
             whole += np.float64(dot(state[i * kd : i * kd + d], turned_dstate[i * kd : i * kd + d]))
         _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, until[CHUNK - 1] * whole, n, dgates)
         dg[at : at + n, h] = dgates[:n]
-        # those that the other tokens of the chunk give, and S behind it
+        # those that the other tokens of the chunk give, and S after it
         mask(fade, ones, n, one, 0, dkk)
         mask(fade, ones, n, one, 1, dqk)
         multiply_lower(dqk, c, keys, kd, n, to_query, kd, d)

@@ -182,8 +182,8 @@ def delta_net(
 ) -> None:
     """Write o `[N, H, M]`; shapes above.
 
-    `before` `[S, H, M, D]` is the state in front of each sequence, None for zeros; `after` of the
-    same shape receives the state behind it. Without both, tokens are read in chunks.
+    `before` `[S, H, M, D]` is the state before each sequence, None for zeros; `after` of the
+    same shape receives the state after it. Without both, tokens are read in chunks.
 
     Raises ValueError for arrays that do not fit each other.
     """
