@@ -33,7 +33,7 @@ def delta_net_grad_ref(
     offsets: np.ndarray,
     scale: float,
 ) -> dict[str, np.ndarray]:
-    """Compute the gradients with respect to q, k, v, g and beta in plain numpy, in the dtype of the inputs."""
+    """Compute the gradients with respect to q, k, v, g and beta in numpy, in their dtype."""
     inputs = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
     out = {name: np.zeros_like(a) for name, a in inputs.items()}
     for first, last in pairwise(offsets):
