@@ -171,4 +171,4 @@ def test_models_with_states_say_that_they_share_nothing(name: str, folder: Path,
     arch = name.partition(",")[0]
     assert done.code == 0, done
     assert f"beginnings are not shared: blocks of {arch} have states" in done.out
-    refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "carry a state")
+    refused(run(words(folder, *records(folder), "--share-prompts", ctx=99)), 2, "pass a state")
