@@ -17,6 +17,7 @@ from nbllama.system import memory as system_memory
 from nbllama.system.memory import available_memory, mapped
 from nbllama.train import forecast
 from nbllama.train.forecast import Forecast, check_memory
+from nbllama.train.probe import step_seconds
 from nbllama.train.trainer import Trainer
 from tests.train.toy_runs import (
     random_rows,
@@ -164,3 +165,15 @@ def test_the_peak_is_as_forecast(tmp_path: Path, how: str) -> None:
     assert peak > 170
     assert told == pytest.approx(peak, rel=0.15)
     assert re.search(r"(?m)^per iteration +[0-9.]+ s, forecast [0-9.]+ s$", done.out)
+
+
+def test_the_timed_loss_is_not_of_certain_tokens(tmp_path: Path) -> None:
+    """A tied output layer is certain of a token if it reads its embedding: denormals follow."""
+    model = toy_model(tmp_path, tied=True)
+    t = make(model)
+    step_seconds(t)
+    n = t.laid_out(t.feed.take(t.position, t.batch, 1).batches)[0].n_tokens
+    first, last = t.acts.x(0, n), t.acts.x(model.hp.n_layer, n)
+    np.testing.assert_allclose(np.square(last).sum(axis=1), np.square(first).sum(axis=1), rtol=1e-5)
+    for a, b in zip(first, last, strict=True):
+        assert abs(float(a @ b)) < 0.8 * float(a @ a)
