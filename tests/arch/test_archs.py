@@ -152,7 +152,7 @@ ROUNDED = {"F16": 5e-3, "Q8_0": 0.05, "Q4_K": 0.05, "Q2_K": 0.05}
 
 
 class TheirChoice:
-    """Takes the place of the router's op: llama.cpp's choice of experts, with our weights for it.
+    """Replace the router's op: llama.cpp's choice of experts, with our weights for it.
 
     `gap` is how much lower our scores of its experts are than those of ours, of the range of scores
     (root mean squares over the tokens, of the worst block): where experts nearly tie, rounding
