@@ -49,6 +49,7 @@ NEW = """
 --share-prompts --no-share-prompts --group-prompts --no-group-prompts
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
+--reward --reward-seconds --group-size --max-answer --temperature
 """.split()
 
 
