@@ -17,6 +17,9 @@ from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.text_file import sha256_parts
 
 
+_SMALL = 32  # a token's number that every vocabulary has
+
+
 class Question(NamedTuple):
     """A prompt: its ids, its text or messages as in the record, and the record with its place.
 
@@ -94,9 +97,15 @@ class Prompts(RowPerSample):
 
     def _placeholders(self, i: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for copy in range(self.group):
-            # they differ in their first token, so that only the prompt is shared
-            answer = np.full(self.most, copy, np.int32)
+            # they differ in their first tokens, so that only the prompt is shared
+            answer = np.zeros(self.most, np.int32)
+            answer[:2] = (copy % _SMALL, copy // _SMALL)[: self.most]
             yield row_of(self.questions[i].ids, answer)
+
+    @property
+    def width(self) -> int:
+        """Return the number of rows of a sample."""
+        return self.group
 
     def longest_prompt(self) -> int:
         """Return the number of tokens of the longest prompt."""
