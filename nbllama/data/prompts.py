@@ -16,7 +16,6 @@ import numpy as np
 from nbllama.data.batch import NOT_TRAINED, Batch, RowPerSample
 from nbllama.data.text_file import sha256_parts
 
-
 _SMALL = 32  # a token's number that every vocabulary has
 
 
