@@ -87,7 +87,7 @@ def test_values_and_gradients_are_those_of_torch(beta: float) -> None:
     ours = np.concatenate([advantages(part) for part in rewards.reshape(-1, group)])
     assert np.allclose(ours, spread.numpy(), rtol=1e-12, atol=1e-13)
     found = grpo(policy, old, reference, np.repeat(ours, sizes), beta=beta)
-    assert float(found.loss.sum()) / len(policy) == pytest.approx(float(mean_loss), rel=1e-12)
+    assert float(found.loss.sum()) / len(policy) == pytest.approx(mean_loss.item(), rel=1e-12)
     assert theirs.grad is not None
     assert np.allclose(found.slope / len(policy), theirs.grad.numpy(), rtol=1e-11, atol=1e-14)
     assert np.allclose(found.kl, kl.detach().numpy(), rtol=1e-12, atol=1e-14)

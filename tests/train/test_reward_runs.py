@@ -143,8 +143,8 @@ def test_records_without_a_prompt(folder: Path, run: Run) -> None:
     refused(run(options(folder)), 2, "asked.jsonl, line 3: there is no prompt", "number, answer")
     done = run(options(folder, "--skip-bad", "--adam-iter", "1"))
     assert done.code == 0 and "1 of 3 records are bad and were skipped" in done.out
-    path.write_text("just a text\n", encoding="utf-8")
-    refused(run(options(folder)), 2, "holds plain text", "records with a prompt")
+    text = ["--train-data", str(folder / "text.txt")]
+    refused(run(options(folder, *text)), 2, "text.txt holds plain text", "records with a prompt")
 
 
 def test_from_python_with_records_and_texts(folder: Path) -> None:
