@@ -1,7 +1,7 @@
 """Several random answers to each of many prompts, all at once.
 
-Each answer is drawn from the model's own distribution, without filters, from a stream of random
-numbers of its own. So the answer depends on the model, the prompt and the key of that stream.
+Each answer is drawn from the model's own distribution, without filters, with separate random
+numbers (`Stream`). So the answer depends on the model, the prompt and the key of that stream.
 """
 
 from __future__ import annotations

@@ -131,6 +131,14 @@ def test_the_run_can_be_stopped_while_a_function_works(file: Path) -> None:
     scorer.close()
 
 
+def test_a_file_that_changes_is_not_read_again(file: Path) -> None:
+    scorer = Scorer(find_reward(f"{file}:by_name"), seconds=20)
+    file.write_text("def by_name(prompt, answer, record):\n    return 7\n", encoding="utf-8")
+    assert isinstance(scorer.score("", "die", {}), Failed)
+    assert scorer.score("", "another", {}) == 0.25  # from the process that was started after it
+    scorer.close()
+
+
 def test_one_process_scores_all_answers(file: Path) -> None:
     scorer = Scorer(find_reward(f"{file}:process"))
     assert len({scorer.score("", str(i), {}) for i in range(5)}) == 1

@@ -2,12 +2,13 @@
 
 One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
 
-    {"op": "load", "file": str, "name": str, "argument": str|null}      -> {"ok": true}
+    {"op": "load", "file": str, "text": str, "name": str, "argument": str|null}  -> {"ok": true}
     {"op": "check", "name": str, "record": {...}}                       -> {"ok": str}
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-With an `argument`, the function called `name` is called with it and returns the reward function.
+The file is not read again: a function that changes during a run would give it two rewards. With an
+`argument`, the function called `name` is called with it and returns the reward function.
 `check` calls the function `problem` of the same file. What the function prints is dropped. This
 module imports nothing from nbllama, so that the child starts quickly and holds no data of the
 program.
@@ -15,6 +16,7 @@ program.
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import json
 import math
@@ -30,16 +32,31 @@ WHILE_LOADING = 8 << 30  # bytes that the child may grow by while it imports the
 MOST = 300  # characters of a message
 
 
+class Given(importlib.abc.SourceLoader):
+    """Loads a module from a text, under the name of its file."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path, self._text = path, text
+
+    def get_filename(self, fullname: str) -> str:
+        """Return the name of the file."""
+        return self._path
+
+    def get_data(self, path: str) -> bytes:
+        """Return the text."""
+        return self._text.encode()
+
+
 def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
     """Return the reward function of a request, and its module."""
-    path = request["file"]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    spec = importlib.util.spec_from_file_location("reward_of_the_run", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
+    path = os.path.abspath(request["file"])
+    sys.path.insert(0, os.path.dirname(path))
+    loader = Given(path, request["text"])
+    spec = importlib.util.spec_from_loader("reward_of_the_run", loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     found = getattr(module, request["name"], None)
     if found is None:
         raise AttributeError(f"it has no function {request['name']}")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
-from nbllama.errors import NbllamaError, UsageError, shown
+from nbllama.errors import UsageError, shown
 from nbllama.train.reward import builtin
 
 SECONDS = 10.0  # of one call, by default
@@ -38,11 +38,13 @@ Check = Callable[[], None] | None
 class Source(NamedTuple):
     """Where a reward function is: file, name, and the argument of a function that makes it.
 
-    `builtin`: its name among the built-in ones, "" for the user's own. `identity`: what a
-    checkpoint keeps, which changes with the content of the user's file but not with its place.
+    `text`: of the file. `builtin`: its name among the built-in ones, "" for the user's own.
+    `identity`: what a checkpoint keeps, which changes with the content of the user's file but not
+    with its place.
     """
 
     file: str
+    text: str
     name: str
     argument: str | None
     builtin: str
@@ -58,14 +60,14 @@ class Failed(NamedTuple):
 def find_reward(text: str) -> Source:
     """Return the reward that `--reward` names. Raises `UsageError`."""
     if text in builtin.NAMES:
-        return Source(_BUILTIN, _FUNCTIONS[text], None, text, text)
+        return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
     kind, colon, pattern = text.partition(":")
     if kind == builtin.PATTERN and colon:
         try:
             builtin.regex(pattern)
         except Exception as e:  # also RecursionError and OverflowError
             raise UsageError(f"--reward {shown(text)}: not a regular expression: {e}") from e
-        return Source(_BUILTIN, builtin.PATTERN, pattern, builtin.PATTERN, text)
+        return Source(_BUILTIN, _own_text(), builtin.PATTERN, pattern, builtin.PATTERN, text)
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
         raise UsageError(
@@ -74,14 +76,22 @@ def find_reward(text: str) -> Source:
         )
     try:
         with open(file, "rb") as f:
-            digest = hashlib.sha256(f.read()).hexdigest()[:16]
+            content = f.read()
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return Source(file, content.decode(), name, None, "", f"{name} {digest}")
     except OSError as e:
         raise UsageError(f"--reward {shown(text, 400)}: {e.strerror or e}") from e
-    return Source(file, name, None, "", f"{name} {digest}")
+    except UnicodeDecodeError as e:
+        raise UsageError(f"--reward {shown(text, 400)}: the file is not UTF-8") from e
+
+
+def _own_text() -> str:
+    with open(_BUILTIN, encoding="utf-8") as f:
+        return f.read()
 
 
 class Scorer:
-    """A reward function in a process of its own, which is started again after it exceeded a limit.
+    """A reward function in a separate process, which is started again after it exceeded a limit.
 
     `seconds`: limit of one call. `memory`: limit in bytes, on Linux.
     """
@@ -128,7 +138,7 @@ class Scorer:
             if self._process is None or self._process.poll() is not None:
                 found = self._start()
                 if isinstance(found, Failed):
-                    raise NbllamaError(f"--reward: its process cannot start: {found.reason}")
+                    return Failed(f"its process cannot start: {found.reason}")
             return self._ask(request, self._seconds, check)
 
     def _start(self) -> Any:
@@ -155,7 +165,8 @@ class Scorer:
         ).start()
         source = self.source
         request = {
-            "op": "load", "file": source.file, "name": source.name, "argument": source.argument,
+            "op": "load", "file": source.file, "text": source.text, "name": source.name,
+            "argument": source.argument,
         }  # fmt: skip
         return self._ask(request, _LOADING_SECONDS, None)
 
