@@ -198,7 +198,7 @@ def _lengths(data: Any) -> list[list[Any]]:
 def _samples(row: Row) -> list[dict[str, str]]:
     samples = row.get("samples")
     return [
-        {key: text(s.get(key, "")) for key in ("prompt", "answer", "reward")}
+        {key: text(s.get(key, "")) for key in ("prompt", "answer", *({"reward"} & s.keys()))}
         for s in (samples if isinstance(samples, list | tuple) else [])
         if isinstance(s, dict)
     ]
