@@ -127,4 +127,5 @@ class RunRewards:
         line += f"; reference: {shown(o.reference or BASE, 400)}" if o.beta else ", no reference"
         drawn = f"{o.group_size} to each prompt, at most {o.max_answer} tokens"
         drawn += f", temperature {o.temperature:g}" if o.temperature != 1 else ""
+        drawn += "; the forecast is that of answers which are all so long"
         return [("objective", line), ("reward", shown(o.reward, 400)), ("answers", drawn)]
