@@ -43,7 +43,7 @@ def log_pi(model: ReferenceModel, batch: DrawnBatch, params: Any, scale: float) 
     return found
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_gradients_against_finite_differences(tmp_path: Path, beta: float) -> None:
     model = toy_model(tmp_path, n_head=4, n_head_kv=2)
     t = made(model, beta=beta)
