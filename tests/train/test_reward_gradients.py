@@ -197,9 +197,9 @@ def test_a_run_raises_the_reward(tmp_path: Path) -> None:
         def score(self, prompt: Any, answer: str, record: Any, check: Any = None) -> float:
             return float(len(answer))
 
-    t = made(toy_model(tmp_path), scorer=Long(), beta=0.0, alpha=1e-2)
+    t = made(toy_model(tmp_path), scorer=Long(), beta=0.0, alpha=3e-2)
     rewards = []
-    for _ in range(40):
+    for _ in range(30):
         t.step()
         rewards.append(t.objective.measures()["reward"])
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) * 1.2
+    assert np.mean(rewards[-5:]) > 1.5 * np.mean(rewards[:5])
