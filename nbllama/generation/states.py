@@ -70,6 +70,12 @@ class States:
             for a in of.values():
                 a[1:] = a[:1]
 
+    def copy(self, first: int, others: slice) -> None:
+        """Copy the state of one sequence to others."""
+        for of in self._arrays:
+            for a in of.values():
+                a[others] = a[first]
+
     def clear(self) -> None:
         """Set all states to zero, as before a text."""
         for of in self._arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-PAIRS, LABELS = "pairs", "labels"
+PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
@@ -34,8 +34,11 @@ OBJECTIVES = {
         Objective("orpo", PAIRS, sft_weight=1.0, refers=False),
         Objective("simpo", PAIRS, beta=2.0, refers=False, smooths=True, has_margin=True),
         Objective("kto", LABELS),
+        Objective("grpo", PROMPTS, beta=0.04, rate_divisor=10.0),
     )
 }
 MARGIN = 1.0
 """Default of `--margin`, where the loss has one."""
+GROUP_SIZE, MAX_ANSWER, TEMPERATURE = 8, 128, 1.0
+"""Defaults of the options of rewards."""
 NONE, BASE, START = "none", "base", "start"

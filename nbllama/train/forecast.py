@@ -41,11 +41,12 @@ class Forecast(NamedTuple):
     weights: int  # the mapped file
     seconds: float
     stored_seconds: float  # an iteration for which the frozen blocks' output is stored
+    more: int = 0  # what the objective needs, such as drawing answers
 
     @property
     def untouched(self) -> int:
         """Memory that the run will need in addition to `held` and that cannot be dropped again."""
-        return self.chosen + self.loss + self.scratch + self.saving
+        return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
     def peak(self) -> int:
@@ -123,6 +124,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         weights=model.gguf.size,
         seconds=0.0,
         stored_seconds=0.0,
+        more=trainer.objective.more_bytes(trainer),
     )
 
 

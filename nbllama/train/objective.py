@@ -33,6 +33,15 @@ class Passes(Protocol):
         ...
 
 
+class Drawing(Passes, Protocol):
+    """What an objective uses that draws answers: also what the random numbers follow from."""
+
+    seed: int
+    iteration: int
+    dataset: Dataset
+    grad_acc: int
+
+
 class Objective(Protocol):
     """A loss of micro-batches whose forward pass is done.
 
@@ -42,6 +51,10 @@ class Objective(Protocol):
 
     data: Sequence[Dataset]
     work: float
+
+    def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
+        """Return the micro-batches of a step: those of the data, or what is made of them."""
+        ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Begin a step (or an evaluation); return the number that its loss is the mean over."""
@@ -66,8 +79,40 @@ class Objective(Protocol):
         """Take note of a step that is done; `say` gets lines for the user."""
         ...
 
+    def samples(self) -> tuple[dict[str, str], ...]:
+        """Return answers to show at an evaluation, as in `report.log.EvaluationRecord`."""
+        ...
 
-class TokenLoss:
+    def more_bytes(self, trainer: Drawing) -> int:
+        """Return the memory that a step needs in addition to that of the passes."""
+        ...
+
+    def more_seconds(self, trainer: Drawing) -> float:
+        """Return the time of a step in addition to that of the passes. Changes nothing."""
+        ...
+
+
+class TakesData:
+    """The parts of an `Objective` whose micro-batches are those of the data."""
+
+    def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
+        """Return the micro-batches as they are."""
+        return batches
+
+    def samples(self) -> tuple[dict[str, str], ...]:
+        """Return no answers."""
+        return ()
+
+    def more_bytes(self, trainer: Drawing) -> int:
+        """Return 0."""
+        return 0
+
+    def more_seconds(self, trainer: Drawing) -> float:
+        """Return 0."""
+        return 0.0
+
+
+class TokenLoss(TakesData):
     """The cross-entropy of each trained token. `floor`: see `ops.cross_entropy`."""
 
     data: Sequence[Dataset] = ()

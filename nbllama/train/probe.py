@@ -125,4 +125,5 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)
+    stored += trainer.objective.more_seconds(trainer)
     return stored + per_step * below / batch.n_tokens * computed, stored

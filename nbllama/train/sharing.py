@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from nbllama.data.batch import Dataset
 from nbllama.data.packing import Packed
+from nbllama.data.prompts import Prompts
 from nbllama.data.samples import Samples
 from nbllama.data.shared import FEWEST_ROWS, most_rows
 
@@ -24,6 +25,10 @@ def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))
+    if isinstance(dataset, Prompts):
+        rows = dataset.shared_tokens(n_rows)
+        least = n_rows * dataset.group * (FEWEST_ROWS - 1)
+        return Sizes(min(tokens, max(rows, least)), tokens)
     if not isinstance(dataset, Samples):
         return Sizes(tokens, tokens)
     rows = most_rows([dataset.inputs(i) for i in range(dataset.n_samples)], n_rows)

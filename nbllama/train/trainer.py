@@ -183,6 +183,7 @@ class Trainer:
         """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
+        batches = self.objective.drawn(self, batches, check)
         trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
         batches = self.laid_out(batches)

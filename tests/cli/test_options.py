@@ -49,6 +49,7 @@ NEW = """
 --share-prompts --no-share-prompts --group-prompts --no-group-prompts
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
+--reward --reward-seconds --group-size --max-answer --temperature
 """.split()
 
 
@@ -173,7 +174,7 @@ def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
             if o.value is None:
                 got = parse(["--model-base", "m", name])
                 want: object = name in o.names
-            elif isinstance(o.value, Choice):
+            elif isinstance(o.value, Choice) and o.dest != "objective":
                 word = o.value.words[-1]
                 got, want = parse(["--model-base", "m", name, word]), word
             elif o.dest == "config":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.data.prompts import Prompts
 from nbllama.train.live.norms import Norms
 from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
@@ -93,6 +94,8 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
+        if isinstance(trainer.dataset, Prompts):  # its batches are placeholders
+            return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):
             return  # a step that was interrupted because its loss was not finite

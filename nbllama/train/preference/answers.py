@@ -30,6 +30,23 @@ def answer_tokens(batch: Batch) -> np.ndarray:
     return counts
 
 
+def token_log_probabilities(
+    model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
+) -> np.ndarray:
+    """Return log pi of each trained target, float64 `[M]`, after the forward pass of `batch`.
+
+    The last block's output is not changed.
+    """
+    losses = np.empty(batch.n_trained, np.float32)
+    # a watcher sees the pass that has the gradient
+    watch, model.watch, buffers.kept = model.watch, None, losses
+    try:
+        model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
+    finally:
+        model.watch, buffers.kept = watch, None
+    return -losses.astype(np.float64)
+
+
 def log_probabilities(
     model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
 ) -> np.ndarray:
@@ -39,16 +56,9 @@ def log_probabilities(
     not changed.
     """
     counts = answer_tokens(batch)
-    losses = np.empty(batch.n_trained, np.float32)
-    # a watcher sees the pass that has the gradient
-    watch, model.watch, buffers.kept = model.watch, None, losses
-    try:
-        model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
-    finally:
-        model.watch, buffers.kept = watch, None
-    begins = np.cumsum(counts) - counts
-    sums: np.ndarray = np.add.reduceat(losses, begins, dtype=np.float64)
-    return -sums
+    of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
+    sums: np.ndarray = np.add.reduceat(of_tokens, np.cumsum(counts) - counts)
+    return sums
 
 
 def of_samples(

@@ -26,6 +26,7 @@ from nbllama.objectives.orpo import orpo
 from nbllama.objectives.sides import PairLoss, Sides
 from nbllama.objectives.simpo import simpo
 from nbllama.objectives.supervised import supervised
+from nbllama.train.objective import TakesData
 from nbllama.train.preference.answers import answer_tokens, log_probabilities, of_samples
 from nbllama.train.preference.measures import Measured, Seen
 
@@ -105,7 +106,7 @@ def _both(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     return np.stack([chosen, rejected], axis=1).reshape(-1)
 
 
-class PreferenceLoss:
+class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
     `reference`: if None, all of its log-probabilities count as 0. history: the measures of each

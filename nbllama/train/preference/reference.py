@@ -105,7 +105,7 @@ class Reference:
         model, most = trainer.model, trainer.limits
         bound = Bound(model, self.adapter)
         acts, buffers = trainer.acts, trainer.buffers
-        if self.adapter is not None and not _same_sizes(self.adapter, trainer.adapter):
+        if self.adapter is not None and not same_sizes(self.adapter, trainer.adapter):
             acts = model.activations(self.adapter, most.computed, most.trained, checkpointing=True)
             buffers = model.loss_buffers(self.adapter, most.trained)
         parts: list[np.ndarray] = []
@@ -126,7 +126,8 @@ class Reference:
             say(f"the reference is not saved: {e}; a continued run computes it again")
 
 
-def _same_sizes(a: Adapter, b: Adapter) -> bool:
+def same_sizes(a: Adapter, b: Adapter) -> bool:
+    """Return whether two adapters have the same pairs with the same ranks."""
     sizes = [{name: pair.rank for name, pair in x.pairs.items()} for x in (a, b)]
     return sizes[0] == sizes[1]
 
