@@ -8,6 +8,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.kernels.own_cores import own_cores
@@ -22,7 +23,7 @@ PROMPT_STEP = 512  # prompt tokens that go through the model together
 
 
 class KVCache:
-    """Keys and values of one sequence, float32 `[layers, n_ctx, G, D]` each, and its states.
+    """Keys and values of one sequence (`new_cache`), and its states.
 
     `layers`: the blocks with attention, in their order. `length`: how many tokens are in it.
     """
@@ -30,8 +31,7 @@ class KVCache:
     def __init__(self, model: Model, n_ctx: int) -> None:
         hp = model.hp
         self.layers = hp.attention_layers
-        shape = (len(self.layers), n_ctx, hp.n_head_kv, hp.head_dim)
-        self.k, self.v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.k, self.v = new_cache(hp, (n_ctx,)), new_cache(hp, (n_ctx,))
         self.states = States(hp, 1) if state_floats(hp) else None
         self.n_ctx = n_ctx
         self.length = 0
@@ -40,7 +40,7 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of keys, values and states."""
         states = self.states.nbytes if self.states is not None else 0
-        return self.k.nbytes + self.v.nbytes + states
+        return sum(x.nbytes for x in (*self.k, *self.v)) + states
 
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Append the new tokens' keys and values, and return all of them."""
@@ -159,10 +159,9 @@ class Session:
     def _run_single(self, token: np.ndarray) -> np.ndarray:
         """Run one token through the whole model; return its logits `[V]`."""
         if self._program is None:
-            x = self._acts.x(0, 1)[0]
-            self._program = TokenProgram(
-                self.model, self._bound, k=self.cache.k, v=self.cache.v, x=x, exact=self._exact
-            )
+            x, k, v = self._acts.x(0, 1)[0], self.cache.k, self.cache.v
+            assert isinstance(k, np.ndarray) and isinstance(v, np.ndarray)  # all blocks are alike
+            self._program = TokenProgram(self.model, self._bound, k=k, v=v, x=x, exact=self._exact)
         if self._check is not None:
             self._check()
         self._embed(token)

@@ -240,6 +240,7 @@ def _types(model: Weights) -> list[int]:
 
 
 def has_program(model: Weights) -> bool:
-    """Return whether the model is dense, with attention in all blocks and not too many types."""
-    plain = model.hp.experts is None and not model.hp.mixers
+    """Return whether the model is dense, with the same attention in all blocks, and few types."""
+    hp = model.hp
+    plain = hp.experts is None and not (hp.mixers or hp.blocks or hp.n_per_layer)
     return plain and len(_types(model)) <= MOST_TYPES

@@ -46,7 +46,8 @@ class Dropout:
 
     def at(self, layer: int, place: int) -> Dropout:
         """Return the mask for input number `place` of block `layer`."""
-        return replace(self, site=layer * _SITES + place)
+        first, place = divmod(place, _SITES)
+        return replace(self, site=layer * _SITES + place + (first << 24))
 
 
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:

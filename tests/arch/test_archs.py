@@ -117,6 +117,7 @@ def ungated_by_table(
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our models with ggml's GELU, so that everything else can be compared with tight bounds."""
     monkeypatch.setattr("nbllama.model.block.gated", gated_by_table)
+    monkeypatch.setattr("nbllama.model.per_layer.gated", gated_by_table)
     monkeypatch.setattr("nbllama.model.block.ungated", ungated_by_table)
 
 

@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(
     assert said in line and f".{key}'" in line
 
 
-@pytest.mark.parametrize("arch", ["gemma4", "qwen3next", "falcon-h1"])
+@pytest.mark.parametrize("arch", ["gemma3n", "qwen3next", "falcon-h1"])
 def test_neighbours_are_refused_by_name(arch: str, tmp_path: Path) -> None:
     from nbllama.gguf_io import ValueType, write_gguf
 

@@ -62,6 +62,7 @@ def plan_trunk(
     """
     model = trainer.model
     layer = min(trainer.adapter.lowest_layer(), model.hp.n_layer)
+    layer = min(layer, *model.hp.lent, model.hp.n_layer)  # later blocks need these blocks' keys
     if size == 0:
         return None
     if layer == 0:
