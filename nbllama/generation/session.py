@@ -13,6 +13,7 @@ from nbllama.generation.states import States, state_floats
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
+from nbllama.model import per_layer
 from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
@@ -160,8 +161,10 @@ class Session:
         """Run one token through the whole model; return its logits `[V]`."""
         if self._program is None:
             x, k, v = self._acts.x(0, 1)[0], self.cache.k, self.cache.v
-            assert isinstance(k, np.ndarray) and isinstance(v, np.ndarray)  # all blocks are alike
-            self._program = TokenProgram(self.model, self._bound, k=k, v=v, x=x, exact=self._exact)
+            self._program = TokenProgram(
+                self.model, self._bound, k=k, v=v, x=x, exact=self._exact,
+                rows=per_layer.rows_of_token(self._acts, self.model.hp),
+            )  # fmt: skip
         if self._check is not None:
             self._check()
         self._embed(token)

@@ -81,6 +81,11 @@ def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:
     return acts.pool("per_layer").reshape(-1)[:size].reshape(hp.n_layer, n, hp.n_per_layer)
 
 
+def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
+    """Return the rows of a single token, `[L, P]`; None if the model has none."""
+    return _rows(acts, hp, 1)[:, 0] if hp.n_per_layer else None
+
+
 def _projections(model: Weights) -> Iterator[Weight]:
     """Yield the rows of the projection for each block, M_i `[P, C]`."""
     hp, w = model.hp, model.matrix(MODEL_PROJ)
