@@ -46,8 +46,7 @@ class Dropout:
 
     def at(self, layer: int, place: int) -> Dropout:
         """Return the mask for input number `place` of block `layer`."""
-        first, place = divmod(place, _SITES)
-        return replace(self, site=layer * _SITES + place + (first << 24))
+        return replace(self, site=layer * _SITES + place)
 
 
 def dropout_for(p: float, seed: int, step: int, micro: int) -> Dropout:

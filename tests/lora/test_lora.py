@@ -235,6 +235,8 @@ def test_linear_layers_by_all_their_names() -> None:
         "alpha": ("ssm_alpha", "ssm_alpha", "delta_alpha", 0),
         "beta": ("ssm_beta", "ssm_beta", "delta_beta", 0),
         "ssm_out": ("ssm_out", "ssm_out", "ssm_out", 1),
+        "inp_gate": ("inp_gate", "inp_gate", "per_layer_gate", 4),
+        "proj": ("proj", "proj", "per_layer_out", 5),
         "gate_shexp": ("gate_shexp", "ffn_gate_shexp", "ffn_gate_shexp", 2),
         "up_shexp": ("up_shexp", "ffn_up_shexp", "ffn_up_shexp", 2),
         "down_shexp": ("down_shexp", "ffn_down_shexp", "ffn_shexp", 3),
