@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from nbllama.arch.keys import per_block, size
@@ -12,13 +11,15 @@ from nbllama.gguf_io.limits import MAX_COUNT
 
 
 class BlockSizes(NamedTuple):
-    """Sizes of one block; `kv_from`: the block whose keys and values its queries read."""
+    """Sizes of one block."""
 
     n_head_kv: int
     head_dim: int
     n_rot: int
     n_ff: int
-    kv_from: int
+    window: int = 0  # tokens in a sliding window, if blocks differ in their sizes; 0: none
+    row: int = 0  # its number among the blocks that the file's embeddings for each block are for
+    kv_from: int = -1  # the block whose keys and values its queries read
 
 
 def read_blocks(
@@ -29,7 +30,7 @@ def read_blocks(
     n_head: int,
     head_dim: int,
     n_rot: int,
-    has_window: Callable[[int], bool],
+    window: int,
 ) -> tuple[BlockSizes, ...]:
     """Read the sizes of every block; () if the row's models have the same in all blocks.
 
@@ -51,6 +52,7 @@ def read_blocks(
         raise f.error(f"key '{key}'", f"{own_rot}, must be even, from 2 to the head size {own}")
     kv_heads = per_block(f, f"{prefix}.head_count_kv", n_layer, default=n_head)
     n_ff = per_block(f, f"{row.name}.feed_forward_length", n_layer)
+    has_window = _windows(f, f"{prefix}.sliding_window_pattern", n_layer)
     key = f"{prefix}.shared_kv_layers"
     start = n_layer - int(f.count(key, max(0, n_layer - 2), default=0))
     blocks = []
@@ -60,13 +62,23 @@ def read_blocks(
                 f"key '{prefix}.head_count_kv'",
                 f"{kv_heads[i]} does not divide head_count {n_head}",
             )
-        of = i if i < start else start - (2 if has_window(i) else 1)
-        if has_window(of) != has_window(i) or kv_heads[of] != kv_heads[i]:
+        of = i if i < start else start - (2 if has_window[i] else 1)
+        if has_window[of] != has_window[i] or kv_heads[of] != kv_heads[i]:
             raise f.error(
                 f"key '{key}'",
                 f"{n_layer - start}: block {i} would use the keys and values of block {of}, "
                 "which has another kind of attention",
             )
-        sizes = (own, own_rot) if has_window(i) else (head_dim, n_rot)
-        blocks.append(BlockSizes(kv_heads[i], *sizes, n_ff[i], of))
+        heads = (own, own_rot) if has_window[i] else (head_dim, n_rot)
+        blocks.append(
+            BlockSizes(kv_heads[i], *heads, n_ff[i], window if has_window[i] else 0, i, of)
+        )
     return tuple(blocks)
+
+
+def _windows(f: GGUFFile, key: str, n_layer: int) -> list[bool]:
+    """Return which blocks have a window; the file must have a flag for each."""
+    flags = [bool(flag) for flag in f.get(key, "flags")]
+    if len(flags) != n_layer:
+        raise f.error(f"key '{key}'", f"{len(flags)} values for {n_layer} layers")
+    return flags

@@ -65,11 +65,10 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     window, period, window_rope = positions.window(f, row, n_layer, Rope(freq_base, freq_scale))
     n_rot = positions.n_rot(f, row, head_dim)
     blocks = read_blocks(
-        f, row, n_layer=n_layer, n_head=n_head, head_dim=head_dim, n_rot=n_rot,
-        has_window=lambda i: window > 0 and i % period < period - 1,
-    )  # fmt: skip
-    if blocks:  # `rope_freqs` is for the blocks without a window, which block 0 can be
-        own = next((b.n_rot for i, b in enumerate(blocks) if i % period < period - 1), n_rot)
+        f, row, n_layer=n_layer, n_head=n_head, head_dim=head_dim, n_rot=n_rot, window=window
+    )
+    if blocks:  # `rope_freqs` is for the blocks without a window
+        own = next((b.n_rot for b in blocks if b.window), n_rot)
         window_rope = window_rope._replace(n_rot=own, factors=False)
     experts = read_experts(f, row.name, row.experts, n_layer, warnings=warnings)
     hp = Hparams(

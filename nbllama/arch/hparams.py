@@ -146,12 +146,21 @@ class Hparams:
         """Return the sizes of a block's heads and feed-forward layer."""
         if self.blocks:
             return self.blocks[layer]
-        return BlockSizes(self.n_head_kv, self.head_dim, self.n_rot, self.n_ff, layer)
+        sizes = self.n_head_kv, self.head_dim, self.n_rot, self.n_ff
+        return BlockSizes(*sizes, row=layer, kv_from=layer)
 
     @property
     def each_size(self) -> list[BlockSizes]:
         """The sizes of all blocks, or one of them if they are the same."""
         return list(self.blocks) or [self.sizes_at(0)]
+
+    @property
+    def most_frozen(self) -> int:
+        """The most blocks of which the last one's output can replace them for all later blocks.
+
+        Keys and values of blocks after these are used again.
+        """
+        return min((*self.lent, self.n_layer))
 
     @property
     def lent(self) -> list[int]:
@@ -163,6 +172,8 @@ class Hparams:
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
+        if self.blocks:
+            return self.blocks[layer].window
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
     def experts_at(self, layer: int) -> Experts | None:

@@ -124,6 +124,8 @@ class Model(Weights):
         """
         if self.watch is not None:
             trunk = None
+        if trunk is not None and trunk.layer > self.hp.most_frozen:
+            raise ValueError(f"later blocks use keys of blocks below {trunk.layer}")
         first = 0
         if self.hp.n_per_layer:  # later blocks need the embeddings too
             self.embed_tokens(bound, acts, batch)

@@ -89,9 +89,10 @@ def rows_of_token(acts: Activations, hp: Hparams) -> np.ndarray | None:
 def _projections(model: Weights) -> Iterator[Weight]:
     """Yield the rows of the projection for each block, M_i `[P, C]`."""
     hp, w = model.hp, model.matrix(MODEL_PROJ)
-    lines = w.raw.reshape(hp.n_layer, -1)
+    lines = w.raw.reshape(w.shape[0] // hp.n_per_layer, -1)
     for i in range(hp.n_layer):
-        yield Weight(f"{w.name}[{i}]", w.type_id, lines[i], (hp.n_per_layer, hp.n_embd))
+        row = hp.sizes_at(i).row
+        yield Weight(f"{w.name}[{row}]", w.type_id, lines[row], (hp.n_per_layer, hp.n_embd))
 
 
 def _from_embedding(model: Weights) -> np.float32:
@@ -114,8 +115,9 @@ def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) ->
         some = chosen[: len(tokens)]
         embed(table, tokens, some)
         some *= factor
-        per_block = some.reshape(len(tokens), hp.n_layer, hp.n_per_layer).transpose(1, 0, 2)
-        rows[:, first : first + len(tokens)] += per_block
+        per_block = some.reshape(len(tokens), -1, hp.n_per_layer)
+        for i in range(hp.n_layer):
+            rows[i, first : first + len(tokens)] += per_block[:, hp.sizes_at(i).row]
     rows *= _HALF
 
 

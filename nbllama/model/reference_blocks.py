@@ -65,26 +65,31 @@ class Blocks(Mixers):
         """Store the rows `[N, P]` of all blocks, given the embeddings."""
         if not self.hp.n_per_layer:
             return
-        shape = len(x), self.hp.n_layer, self.hp.n_per_layer
-        p = self.kept["per_layer"] = self.per_layer_products(x).reshape(shape)
-        rows = self.tensors[f"{TABLE}.weight"][self.batch.tokens].reshape(shape)
-        e = (self.norm(p, _NORM) + np.sqrt(self.hp.n_per_layer) * rows) / np.sqrt(2)
-        for i in range(self.hp.n_layer):
-            self.kept[f"per_layer_row-{i}"] = e[:, i]
+        p = x @ self.model_proj().T / np.sqrt(self.hp.n_embd)
+        table = self.tensors[f"{TABLE}.weight"][self.batch.tokens]
+        for i, own in enumerate(self.own_rows()):
+            self.kept[f"per_layer-{i}"] = p[:, own]
+            e = self.norm(p[:, own], _NORM) + np.sqrt(self.hp.n_per_layer) * table[:, own]
+            self.kept[f"per_layer_row-{i}"] = e / np.sqrt(2)
 
-    def per_layer_products(self, x: np.ndarray) -> np.ndarray:
-        """Return x Mᵀ / sqrt(C)."""
-        m = self.tensors[f"{MODEL_PROJ}.weight"]
-        return np.asarray(x @ m.T / np.sqrt(self.hp.n_embd))
+    def own_rows(self) -> list[slice]:
+        """Return each block's columns of the table."""
+        size, rows = self.hp.n_per_layer, [self.hp.sizes_at(i).row for i in range(self.hp.n_layer)]
+        return [slice(row * size, (row + 1) * size) for row in rows]
+
+    def model_proj(self) -> np.ndarray:
+        """Return M `[L P, C]`."""
+        return self.tensors[f"{MODEL_PROJ}.weight"]
 
     def embed_rows_grad(self) -> np.ndarray | float:
         """Return the gradient with respect to the embeddings through all blocks' rows."""
         if not self.hp.n_per_layer:
             return 0.0
-        de = np.stack([self.drows[i] for i in range(self.hp.n_layer)], axis=1) / np.sqrt(2)
-        dp = self.norm_grad(de, self.kept["per_layer"], _NORM).reshape(len(de), -1)
-        m = self.tensors[f"{MODEL_PROJ}.weight"]
-        return np.asarray(dp @ m / np.sqrt(self.hp.n_embd))
+        dx: np.ndarray | float = 0.0
+        for i, own in enumerate(self.own_rows()):
+            dp = self.norm_grad(self.drows[i] / np.sqrt(2), self.kept[f"per_layer-{i}"], _NORM)
+            dx = dx + dp @ self.model_proj()[own] / np.sqrt(self.hp.n_embd)
+        return dx
 
     def per_layer(self, x: np.ndarray, i: int) -> np.ndarray:
         """Return the block's output, given the stream after feed-forward."""

@@ -64,8 +64,10 @@ def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
-        *sizes, kv_from = hp.sizes_at(layer)
-        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None, *sizes, kv_from == layer)
+        sizes = hp.sizes_at(layer)
+        own = sizes.kv_from == layer
+        sizes = sizes._replace(row=0, kv_from=0)
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None, sizes, own)
         kinds.setdefault(kind, []).append(layer)
     return kinds
 
