@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(key: str, value: object, said: str, tmp_pa
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match="expert_count'.*mixture-of-experts models are not supp"):
+    with pytest.raises(GGUFError, match=r"expert_count'.*mixture-of-experts models are not supp"):
         made(tmp_path, keys={"expert_count": 8})
 
 
