@@ -81,8 +81,10 @@ def make_gemma4(
     for i, window in enumerate(windows):
         block, kind = f"blk.{i}", 0 if window else 1
         d, n_kv = head_dims[kind], kv_heads[kind]
-        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm"):
             w.vector(f"{block}.{name}.weight", n_embd)
+        # Small: ggml's GELU is a step function; this reduces the effect of steps elsewhere.
+        w.vector(f"{block}.post_ffw_norm.weight", n_embd, 0.05, 0.01)
         w.vector(f"{block}.attn_q_norm.weight", d)
         w.matrix(f"{block}.attn_q", (n_head * d, n_embd))
         if i < start or idle_keys:
@@ -95,6 +97,6 @@ def make_gemma4(
         if n_per_layer:
             w.matrix(f"{block}.inp_gate", (n_per_layer, n_embd))
             w.matrix(f"{block}.proj", (n_embd, n_per_layer))
-            w.vector(f"{block}.post_norm.weight", n_embd)
+            w.vector(f"{block}.post_norm.weight", n_embd, 0.05, 0.01)
         w.vector(f"{block}.layer_output_scale.weight", 1, 0.8)
     w.write()

@@ -46,7 +46,8 @@ def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
     named = [(t.name, t, sizes) for t in row.tensors]
     for i in range(hp.n_layer):
         rows, own = block_rows(row.block, row.experts, hp.experts, i), sizes | _varying(hp, i)
-        named += [(f"blk.{i}.{t.name}", t, own) for t in rows if t.mixer in ("", hp.mixer_at(i))]
+        kinds = {"", hp.mixer_at(i), "per_layer" if hp.n_per_layer else ""}
+        named += [(f"blk.{i}.{t.name}", t, own) for t in rows if t.mixer in kinds]
     unused = unused_tensors(hp)
     return {
         name: ExpectedTensor(shape, t.required and name not in unused)

@@ -46,9 +46,9 @@ class KVCache:
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Append the new tokens' keys and values, and return all of them."""
         at, end = self.layers.index(layer), self.length + len(k)
-        self.k[at, self.length : end] = k
-        self.v[at, self.length : end] = v
-        return self.k[at, :end], self.v[at, :end]
+        self.k[at][self.length : end] = k
+        self.v[at][self.length : end] = v
+        return self.k[at][:end], self.v[at][:end]
 
     def cut(self, start: int, end: int) -> None:
         """Remove the tokens from `start` up to `end`; those after them move down unchanged.

@@ -204,7 +204,8 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         own, of = block_rows(row.block, row.experts, experts, i), sizes | varying(s, arch, i)
         if row.varied and i >= GEMMA4["own"]:
             own = tuple(t for t in own if not t.name.startswith(("attn_k", "attn_v")))
-        named += [(f"blk.{i}.{t.name}", t, of) for t in own if t.mixer in ("", mixer_at(arch, i))]
+        kinds = ("", "per_layer", mixer_at(arch, i))
+        named += [(f"blk.{i}.{t.name}", t, of) for t in own if t.mixer in kinds]
     for name, t, of in named:
         if t.required or t.name in usual:
             yield name, tuple(of[size] for size in t.shape)

@@ -26,9 +26,9 @@ _PER_LAYER_ENDS = (
     TensorRow(ROPE_FACTORS, ("n_rot_half",)),
 )
 _PER_LAYER = (
-    TensorRow("inp_gate.weight", ("n_per_layer", "n_embd")),
-    TensorRow("proj.weight", ("n_embd", "n_per_layer")),
-    TensorRow("post_norm.weight", ("n_embd",)),
+    TensorRow("inp_gate.weight", ("n_per_layer", "n_embd"), mixer="per_layer"),
+    TensorRow("proj.weight", ("n_embd", "n_per_layer"), mixer="per_layer"),
+    TensorRow("post_norm.weight", ("n_embd",), mixer="per_layer"),
     TensorRow("layer_output_scale.weight", ("one",), False),
 )
 
@@ -84,7 +84,7 @@ ROWS = (
         rope_pairing="halves",
         activation="gelu",
         scales=lambda sizes: Scales(math.sqrt(sizes.n_embd), attention=1.0),
-        logit_softcap=0.0,
+        logit_softcap=30.0,
         window=Window(None, 6, 10000.0),
         varied=True,
         values_normed=True,
