@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class KVCache:
     def __init__(self, model: Model, n_ctx: int) -> None:
         hp = model.hp
         self.layers = hp.attention_layers
-        self.k, self.v = new_cache(hp, (n_ctx,)), new_cache(hp, (n_ctx,))
+        self.k: Any = new_cache(hp, (n_ctx,))
+        self.v: Any = new_cache(hp, (n_ctx,))
         self.states = States(hp, 1) if state_floats(hp) else None
         self.n_ctx = n_ctx
         self.length = 0
@@ -41,7 +43,7 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of keys, values and states."""
         states = self.states.nbytes if self.states is not None else 0
-        return sum(x.nbytes for x in (*self.k, *self.v)) + states
+        return int(sum(x.nbytes for x in (*self.k, *self.v)) + states)
 
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Append the new tokens' keys and values, and return all of them."""

@@ -79,9 +79,9 @@ class TokenProgram:
         self._new_k, self._new_v = np.empty(n_kv, np.float32), np.empty(n_kv, np.float32)
         self._gate, self._up, self._act = (np.empty(hp.ff_width, np.float32) for _ in range(3))
         self._branch = np.empty(hp.n_embd, np.float32)
+        self._rows = np.empty((0, 0), np.float32) if rows is None else rows
         if hp.n_per_layer:
-            check_output("token program", "rows", rows, (hp.n_layer, hp.n_per_layer))
-            self._rows = rows
+            check_output("token program", "rows", self._rows, (hp.n_layer, hp.n_per_layer))
             self._per_layer = np.empty((2, hp.n_per_layer), np.float32)
         self._temper: np.ndarray | None = None
         if hp.temperature is not None:
@@ -254,8 +254,8 @@ class TokenProgram:
             self._reads("", [layers[0][0]])
             write.products(self._norm, layers)
             forms = write.forms([self._model.linear(layer, "proj")])
-            row = (write.floats(a, n) for a in (gate, self._rows[layer], act))
-            write.phase(kinds.GATE, -(-n // GATE_PART), [(*row, n, True, forms)])
+            at = [write.floats(a, n) for a in (gate, self._rows[layer], act)]
+            write.phase(kinds.GATE, -(-n // GATE_PART), [(*at, n, True, forms)])
             write.products(act, self._layers(layer, False, proj=self._branch))
             w = vectors[f"blk.{layer}.{POST_NORM}"]
             at = [write.floats(a, hp.n_embd) for a in (self._branch, w, self._x)]

@@ -96,7 +96,7 @@ def _projections(model: Weights) -> Iterator[Weight]:
 
 
 def _from_embedding(model: Weights) -> np.float32:
-    return np.float32(1) / np.sqrt(np.float32(model.hp.n_embd))
+    return np.float32(np.float32(1) / np.sqrt(np.float32(model.hp.n_embd)))
 
 
 def embed_rows(model: Weights, bound: Bound, acts: Activations, batch: Batch) -> None:
@@ -140,7 +140,7 @@ def embed_grad(model: Weights, bound: Bound, acts: Activations, batch: Batch) ->
 
 
 def _own_rows(block: BlockParts) -> np.ndarray:
-    return _rows(block.acts, block.hp, block.n)[block.layer]
+    return np.asarray(_rows(block.acts, block.hp, block.n)[block.layer])
 
 
 def _scale(block: BlockParts) -> np.float32 | None:

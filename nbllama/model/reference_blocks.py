@@ -56,8 +56,8 @@ class Blocks(Mixers):
         """Add up the gradients of keys and values over the blocks that use them, up to block i."""
         of = self.hp.sizes_at(i).kv_from
         before = self.lent.get(of, (0, 0))
-        self.lent[of] = dk + before[0], dv + before[1]
-        return self.lent[of]
+        total = self.lent[of] = dk + before[0], dv + before[1]
+        return total
 
     # Embeddings for each block
 
@@ -112,7 +112,7 @@ class Blocks(Mixers):
         dact = self.linear_grad(dy, kept[f"per_layer_act-{i}"], i, "proj")
         gate, row = kept[f"per_layer_gate-{i}"], kept[f"per_layer_row-{i}"]
         dgate, self.drows[i] = gated_grad_ref(dact, gate, row, True)
-        return dx + self.linear_grad(dgate, kept[f"pe_in-{i}"], i, "inp_gate")
+        return np.asarray(dx + self.linear_grad(dgate, kept[f"pe_in-{i}"], i, "inp_gate"))
 
     def out_scale(self, i: int) -> float:
         """Return the factor of a block's output."""
