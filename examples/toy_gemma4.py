@@ -85,10 +85,11 @@ def make_gemma4(
             w.vector(f"{block}.{name}.weight", n_embd)
         # Small: ggml's GELU is a step function; this reduces the effect of steps elsewhere.
         w.vector(f"{block}.post_ffw_norm.weight", n_embd, 0.05, 0.01)
-        w.vector(f"{block}.attn_q_norm.weight", d)
+        # Scores have no scale: the norms of queries and keys make them small.
+        w.vector(f"{block}.attn_q_norm.weight", d, 0.5)
         w.matrix(f"{block}.attn_q", (n_head * d, n_embd))
         if i < start or idle_keys:
-            w.vector(f"{block}.attn_k_norm.weight", d)
+            w.vector(f"{block}.attn_k_norm.weight", d, 0.5)
             w.matrix(f"{block}.attn_k", (n_kv * d, n_embd))
             if window or not keys_are_values:
                 w.matrix(f"{block}.attn_v", (n_kv * d, n_embd))

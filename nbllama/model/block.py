@@ -176,7 +176,8 @@ class Block(BlockParts):
         self.heads("q", source, kept.q)
         if self.sizes.kv_from == self.layer:
             self.heads("k", source, kept.k)
-            self.values(source)
+            varied.values(self, source, kept.v)
+            self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
         keys, values = kept.k, kept.v
         if cache is not None:
@@ -198,15 +199,6 @@ class Block(BlockParts):
         kept.x_mid[:] = x
         self.branch("o", self.input(att.reshape(n, -1), "o"), kept.x_mid)
         self.see("ffn_inp", kept.x_mid)
-
-    def values(self, x: Input) -> None:
-        """Compute the values, and normalise them if the model does so (`nbllama.model.varied`)."""
-        normed = self.hp.values_normed
-        if "v" in self.pairs:
-            self.project("v", x, self.kept.norms["v"] if normed else self.kept.v)
-        if normed:
-            varied.values(self, self.kept.v)
-        self.see("Vcur", self.kept.v)
 
     def gated_att(self) -> np.ndarray:
         """Return attention's output `[N, H, D]`, times its gates if it has any."""

@@ -23,6 +23,7 @@ from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
 if TYPE_CHECKING:
     from nbllama.model.block import Block
     from nbllama.model.parts import BlockParts
+    from nbllama.ops.linear.linear import Input
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -93,14 +94,21 @@ def fit(block: BlockParts) -> None:
 # The values, and the gradients of keys and values
 
 
-def values(block: Block, x: np.ndarray) -> None:
-    """Normalise the values, or the keys as projected if the block has no others."""
-    kept = block.kept
-    raw = kept.norms["v"]
-    if "v" not in block.pairs:
-        raw[:] = kept.norms["k"]
+def values(block: Block, x: Input, y: np.ndarray) -> None:
+    """Compute the values y, in some models with a norm.
+
+    They are the keys as projected if the block has no matrix for them.
+    """
+    if not block.hp.values_normed:
+        block.project("v", x, y)
+        return
+    raw = block.kept.norms["v"]
+    if "v" in block.pairs:
+        block.project("v", x, raw)
+    else:
+        raw[:] = block.kept.norms["k"]
     rows, rstd = _rows(block, raw)
-    rms_norm(rows, _ones(block), block.hp.rms_eps, y=x.reshape(rows.shape), rstd=rstd)
+    rms_norm(rows, _ones(block), block.hp.rms_eps, y=y.reshape(rows.shape), rstd=rstd)
 
 
 def values_grad(block: Block, dv: np.ndarray, dk: np.ndarray) -> None:

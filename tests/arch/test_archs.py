@@ -193,7 +193,7 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
     # experts are one more thing that rounding changes: rounding only the embeddings to 8 bits moves
     # our own Q2_K logits by 1.5 % (qwen3moe), 3 % (ernie4_5-moe), 10 % (qwen35), 20 % (qwen35moe),
     # all with the same choice of experts.
-    more = 6 if MODELS[name].deep else 4 if name.startswith(("lfm2", "qwen35")) else 1
+    more = 6 if MODELS[name].deep else 4 if name.startswith(("lfm2", "qwen35", "gemma4")) else 1
     more *= 2 if model.hp.experts else 1
     bound, what = ROUNDED[types] * more, f"{name}, {types}, llama.cpp's rounded activations"
     with oracle.LlamaModel(path) as theirs:

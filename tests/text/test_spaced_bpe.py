@@ -45,7 +45,8 @@ def parts() -> Parts:
         vocab_size=1500, show_progress=False, limit_alphabet=300, max_token_length=12
     )
     texts = [ENGLISH, CHINESE, CODE, *test_strings(2000, [], seed=3)]
-    library.train_from_iterator([t.replace(" ", "\u2581") for t in texts], trainer)
+    lines = [t.replace(" ", "\u2581").replace("\0", "") for t in texts]
+    library.train_from_iterator(lines, trainer)
     model = json.loads(library.to_str())["model"]
     learnt = [t for t in sorted(model["vocab"], key=model["vocab"].get) if t not in SPECIAL]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
