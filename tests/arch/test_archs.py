@@ -277,6 +277,7 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
         pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
         pytest.param("lfm2, 350M to 2.6B", marks=pytest.mark.slow),
         pytest.param("qwen35, 0.8B and 2B", marks=pytest.mark.slow),
+        pytest.param("gemma4, E2B and E4B", marks=pytest.mark.slow),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

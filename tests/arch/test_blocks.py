@@ -107,6 +107,20 @@ def test_an_irregular_pattern(tmp_path: Path) -> None:
         compare("irregular", nbllama.logits(model, TOKENS), llama.logits(TOKENS), 1e-3)
 
 
+def test_peft(tmp_path: Path) -> None:
+    """Names of Hugging Face's modules, and back."""
+    model = made(tmp_path)
+    adapter = random_adapter(model, norms=False)
+    nbllama.save_adapter(f"{tmp_path}/peft/", adapter, model)
+    again = nbllama.load_adapter(f"{tmp_path}/peft/", model).parameters()
+    assert again.keys() == adapter.parameters().keys()
+    assert any("inp_gate" in name for name in again) and any(".proj." in name for name in again)
+    compare(
+        "peft", nbllama.logits(model, TOKENS, nbllama.load_adapter(f"{tmp_path}/peft/", model)),
+        nbllama.logits(model, TOKENS, adapter), 1e-5,
+    )  # fmt: skip
+
+
 # Text, token by token
 
 
