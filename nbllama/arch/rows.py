@@ -32,7 +32,7 @@ _VISION, _ENCODER = "multimodal models are", "models that do not predict the nex
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
     **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
-    **dict.fromkeys(("gemma4", "gemma3n"), "embeddings for each layer are"),
+    **dict.fromkeys(("gemma3n",), "embeddings for each layer are"),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
     **dict.fromkeys(("qwen3next", "plamo2"), _STATE),

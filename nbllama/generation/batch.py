@@ -14,6 +14,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
@@ -117,8 +118,8 @@ class Group:
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
-        shape = (len(self._at), n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
-        self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        shape = (n, longest + max_new_tokens)
+        self._k, self._v = new_cache(hp, shape), new_cache(hp, shape)
         self._states = States(hp, n) if state_floats(hp) else None
         self._lengths = [0] * n
         self._bound = Bound(model, adapter)
@@ -136,8 +137,8 @@ class Group:
             return answers
         if shared:
             self._feed([0], [self._prompts[0][:shared]])
-            for cache in (self._k, self._v):
-                cache[:, 1:, :shared] = cache[:, :1, :shared]
+            for cache in (*self._k, *self._v):
+                cache[1:, :shared] = cache[:1, :shared]
             if self._states is not None:
                 self._states.copy_first()
             self._lengths = [shared] * n

@@ -6,14 +6,18 @@ a table (`nbllama.ops.token`) that the threads read. Models differ only in the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from nbllama.generation.cache import Cache
 from nbllama.generation.token_writer import Writer
 from nbllama.model.block import QK_NORMS
 from nbllama.model.bound import Bound
 from nbllama.model.parts import POST_NORMS
+from nbllama.model.per_layer import OUT_SCALE, POST_NORM
+from nbllama.model.varied import head_shapes
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.linear.linear import LoraPair
@@ -27,10 +31,11 @@ from nbllama.quants.dot import SUMMED
 
 
 class TokenProgram:
-    """The step of one token, for one adapter and one KV cache (`[n_layer, n_ctx, G, D]` each).
+    """The step of one token, for one adapter and one KV cache (`generation.cache.new_cache`).
 
     `run` reads the token's embedding in `x` (`[C]`), which becomes the last block's output, and
-    leaves the logits in `logits` (`[V]`). Without `exact`, weights whose type has an integer dot
+    leaves the logits in `logits` (`[V]`). `rows` `[L, P]`: the token's embeddings for each block,
+    if the model has them. Without `exact`, weights whose type has an integer dot
     product get their input in int8 blocks, as in llama.cpp.
     """
 
@@ -39,10 +44,11 @@ class TokenProgram:
         model: Weights,
         bound: Bound,
         *,
-        k: np.ndarray,
-        v: np.ndarray,
+        k: Cache,
+        v: Cache,
         x: np.ndarray,
         exact: bool,
+        rows: np.ndarray | None = None,
     ) -> None:
         """Build the program of one token.
 
@@ -55,28 +61,39 @@ class TokenProgram:
         if len(types) > MOST_TYPES:
             raise ValueError(f"a token's program has at most {MOST_TYPES} types, not {len(types)}")
         self._write = Writer({t: i for i, t in enumerate(types)}, exact)
-        self._k, self._v, self._n_ctx = k, v, k.shape[1]
-        for cache in (k, v):
-            shape = (hp.n_layer, self._n_ctx, hp.n_head_kv, hp.head_dim)
-            check_output("token program", "cache", cache, shape)
+        layers = hp.attention_layers
+        if len(k) != len(layers) or len(v) != len(layers):
+            raise ValueError(f"token program: {len(k)} caches, for {len(layers)} blocks")
+        self._k, self._v = (dict(zip(layers, cache, strict=True)) for cache in (k, v))
+        self._n_ctx = len(k[0])
+        for layer in layers:
+            of = hp.sizes_at(layer)
+            for cache in (self._k[layer], self._v[layer]):
+                shape = (self._n_ctx, of.n_head_kv, of.head_dim)
+                check_output("token program", "cache", cache, shape)
         check_output("token program", "x", x, (hp.n_embd,))
         self.logits = np.empty(self._head.shape[0], np.float32)
         self._norm = np.empty(hp.n_embd, np.float32)
-        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
+        n_q, n_kv = (math.prod(shape) for shape in head_shapes(hp))
         self._q, self._att = np.empty(n_q, np.float32), np.empty(n_q, np.float32)
         self._new_k, self._new_v = np.empty(n_kv, np.float32), np.empty(n_kv, np.float32)
-        self._gate, self._up, self._act = (np.empty(hp.n_ff, np.float32) for _ in range(3))
+        self._gate, self._up, self._act = (np.empty(hp.ff_width, np.float32) for _ in range(3))
         self._branch = np.empty(hp.n_embd, np.float32)
+        self._rows = np.empty((0, 0), np.float32) if rows is None else rows
+        if hp.n_per_layer:
+            check_output("token program", "rows", self._rows, (hp.n_layer, hp.n_per_layer))
+            self._per_layer = np.empty((2, hp.n_per_layer), np.float32)
         self._temper: np.ndarray | None = None
         if hp.temperature is not None:
             self._temper = hp.temperature.at(np.arange(self._n_ctx))
         for layer in range(hp.n_layer):
             self._attention(layer)
             self._feed_forward(layer)
+            self._after(layer)
         self._output()
         self._tables = self._write.tables()
         self._types, self._exact = types, exact
-        self._memory = self._workspace(max(hp.n_embd, hp.n_ff, n_q))
+        self._memory = self._workspace(max(hp.n_embd, hp.ff_width, n_q, hp.n_per_layer))
         self._step = np.zeros(1, kinds.STEP)
         for name, array in (self._tables | self._memory).items():
             self._step[name] = array.ctypes.data
@@ -92,7 +109,7 @@ class TokenProgram:
         phases = len(self._tables["program"])
         return {
             "scores": np.empty((chunks, hp.n_head, CHUNK), np.float32),
-            "found": np.empty((chunks, hp.n_head, 2 + hp.head_dim), np.float32),
+            "found": np.empty((chunks, hp.n_head, 2 + head_shapes(hp)[0][1]), np.float32),
             "scratch": np.empty((n_threads(), whole), np.float32),
             "q32": np.empty(whole, np.int8),
             "d32": np.empty(whole // 32, np.float32),
@@ -156,9 +173,16 @@ class TokenProgram:
 
     def _attention(self, layer: int) -> None:
         model, hp, write = self._model, self._model.hp, self._write
-        outputs = {"q": self._q, "k": self._new_k, "v": self._new_v}
+        of = hp.sizes_at(layer)
+        d, size = of.head_dim, hp.n_head * of.head_dim
+        kv = of.n_head_kv * d
+        q, new_k, new_v = self._q[:size], self._new_k[:kv], self._new_v[:kv]
+        every = {"q": q, "k": new_k, "v": new_v}
+        present = model.linears_at(layer)
+        outputs = {name: y for name, y in every.items() if name in present}
+        own, values = "k" in present, new_v if "v" in present else new_k
         if hp.side_by_side:
-            outputs |= self._feed_forward_outputs()
+            outputs |= self._feed_forward_outputs(layer)
         layers = self._layers(layer, False, **outputs)
         self._reads(hp.attn_norm and f"blk.{layer}.{hp.attn_norm}", [item[0] for item in layers])
         write.products(self._norm, layers)
@@ -167,59 +191,79 @@ class TokenProgram:
         if tables := model.rope_tables(self._n_ctx, layer):
             cos, sin = tables
             rows, half = cos.shape
-        norms = [self._head_norm(layer, *item) for item in (("q", self._q), ("k", self._new_k))]
-        d, size = hp.head_dim, hp.n_head * hp.head_dim
-        kv = hp.n_head_kv * d
+        norms = {name: self._head_norm(layer, name, outputs[name]) for name in "qk"[: 1 + own]}
         last = model.linear(layer, "o")
-        write.phase(kinds.HEADS, hp.n_head_kv, [(
-            write.floats(self._q, size), write.floats(self._new_k, kv),
-            write.floats(self._new_v, kv), write.floats(norms[0], d), write.floats(norms[1], d),
+        ones = np.ones(d, np.float32) if hp.values_normed else None
+        write.phase(kinds.HEADS, of.n_head_kv, [(
+            write.floats(q, size), write.floats(new_k if own else None, kv),
+            write.floats(values, kv), write.floats(norms["q"], d),
+            write.floats(norms.get("k"), d),
             hp.qk_norm_last, hp.rms_eps, write.floats(self._temper, self._n_ctx),
-            write.floats(cos, rows, half), write.floats(sin, rows, half),
+            write.floats(ones, d), write.floats(cos, rows, half), write.floats(sin, rows, half),
             half, hp.rope_pairing == "halves", rows,
-            write.floats(self._k[layer], self._n_ctx, hp.n_head_kv, d),
-            write.floats(self._v[layer], self._n_ctx, hp.n_head_kv, d),
-            self._n_ctx, hp.n_head, hp.n_head_kv, d, hp.attn_scale,
+            write.floats(self._k[of.kv_from], self._n_ctx, of.n_head_kv, d),
+            write.floats(self._v[of.kv_from], self._n_ctx, of.n_head_kv, d),
+            self._n_ctx, hp.n_head, of.n_head_kv, d, hp.attn_scale,
             hp.attn_softcap, hp.window_at(layer),
-            write.floats(model.slopes, hp.n_head), write.floats(self._att, size),
+            write.floats(model.slopes, hp.n_head), write.floats(self._att[:size], size),
             write.forms([last]),
         )])  # fmt: skip
-        write.phase(kinds.SCORES, hp.n_head_kv)
+        write.phase(kinds.SCORES, of.n_head_kv)
         write.phase(kinds.JOIN, 1)
-        self._add(layer, "o", self._att)
+        self._add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
         """Return the norm of each head of queries or keys; a norm of all heads is a phase."""
         if not self._model.hp.has_qk_norm:
             return None
         w = self._model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
-        if len(w) == self._model.hp.head_dim:
+        if len(w) == self._model.hp.sizes_at(layer).head_dim:
             return w
         at = [self._write.floats(a, len(x)) for a in (x, w, None, x)]
         self._write.phase(kinds.NORM, 1, [(*at, len(x), 0, self._model.hp.rms_eps, 1.0, 0)])
         return None
 
-    def _feed_forward_outputs(self) -> dict[str, np.ndarray]:
-        gate = {"gate": self._gate} if self._model.hp.gated else {}
-        return gate | {"up": self._up}
+    def _feed_forward_outputs(self, layer: int) -> dict[str, np.ndarray]:
+        n = self._model.hp.sizes_at(layer).n_ff
+        gate = {"gate": self._gate[:n]} if self._model.hp.gated else {}
+        return gate | {"up": self._up[:n]}
 
     def _feed_forward(self, layer: int) -> None:
         hp, write = self._model.hp, self._write
         if not hp.side_by_side:
-            layers = self._layers(layer, False, **self._feed_forward_outputs())
+            layers = self._layers(layer, False, **self._feed_forward_outputs(layer))
             self._reads(hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}", [item[0] for item in layers])
             write.products(self._norm, layers)
         forms = write.forms([self._model.linear(layer, "down")])
-        tasks = -(-hp.n_ff // GATE_PART)
-        gate, up, act = (write.floats(a, hp.n_ff) for a in (self._gate, self._up, self._act))
+        n = hp.sizes_at(layer).n_ff
+        tasks = -(-n // GATE_PART)
+        gate, up, act = (write.floats(a[:n], n) for a in (self._gate, self._up, self._act))
         if hp.gated:
-            write.phase(
-                kinds.GATE, tasks, [(gate, up, act, hp.n_ff, hp.activation == "gelu", forms)]
-            )
+            write.phase(kinds.GATE, tasks, [(gate, up, act, n, hp.activation == "gelu", forms)])
         else:
             code, numbers = CODES[hp.activation], self._model.xielu(layer)
-            write.phase(kinds.ACT, tasks, [(up, act, hp.n_ff, code, *numbers, forms)])
-        self._add(layer, "down", self._act)
+            write.phase(kinds.ACT, tasks, [(up, act, n, code, *numbers, forms)])
+        self._add(layer, "down", self._act[:n])
+
+    def _after(self, layer: int) -> None:
+        """Add what follows feed-forward in models with rows for each block (`model.per_layer`)."""
+        hp, write, vectors = self._model.hp, self._write, self._model.vectors
+        if n := hp.n_per_layer:
+            gate, act = self._per_layer
+            layers = self._layers(layer, False, inp_gate=gate)
+            self._reads("", [layers[0][0]])
+            write.products(self._norm, layers)
+            forms = write.forms([self._model.linear(layer, "proj")])
+            at = [write.floats(a, n) for a in (gate, self._rows[layer], act)]
+            write.phase(kinds.GATE, -(-n // GATE_PART), [(*at, n, True, forms)])
+            write.products(act, self._layers(layer, False, proj=self._branch))
+            w = vectors[f"blk.{layer}.{POST_NORM}"]
+            at = [write.floats(a, hp.n_embd) for a in (self._branch, w, self._x)]
+            write.phase(kinds.BRANCH, 1, [(*at, hp.n_embd, hp.rms_eps, 1.0)])
+        if (scale := vectors.get(f"blk.{layer}.{OUT_SCALE}")) is not None:
+            x = write.floats(self._x, hp.n_embd)
+            row = (x, 0, 0, x, hp.n_embd, False, hp.rms_eps, scale[0], 0)
+            write.phase(kinds.NORM, 1, [row])
 
     def _output(self) -> None:
         hp, write, head = self._model.hp, self._write, self._head

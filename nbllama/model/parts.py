@@ -10,6 +10,7 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
+from nbllama.model import varied
 from nbllama.model.activations import Activations
 from nbllama.model.bound import Bound
 from nbllama.model.weights import Weights
@@ -31,7 +32,10 @@ class BlockParts:
     ) -> None:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
+        self.sizes = model.hp.sizes_at(layer)
         self.kept = acts.block(layer, self.n)
+        if self.hp.blocks:
+            varied.fit(self)
         self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
         self.watch = model.watch
 
@@ -55,11 +59,13 @@ class BlockParts:
 
     def shared(self, name: str) -> np.ndarray:
         """Return an array that all blocks share, one row per token."""
-        return self.acts.shared(name, self.n)
+        array = self.acts.shared(name, self.n)
+        shape = varied.own_shape(name, self.sizes, self.hp.n_head) if self.hp.blocks else None
+        return array if shape is None else varied.fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
         """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
-        return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
+        return varied.fitted(array, self.n, (self.sizes.n_ff,))
 
     # What the passes are made of
 

@@ -124,7 +124,7 @@ class Mixers(Operations):
         """Return the projected queries `[N, H, D]`; store their gates, if there are any."""
         hp, y = self.hp, self.linear(h, i, "q")
         if not hp.attn_gate:
-            return y.reshape(-1, hp.n_head, hp.head_dim)
+            return y.reshape(-1, hp.n_head, hp.sizes_at(i).head_dim)
         both = self.kept[f"q_gate-{i}"] = y.reshape(-1, hp.n_head, 2, hp.head_dim)
         return both[:, :, 0]
 

@@ -93,13 +93,16 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     sizes = layout(model, adapter, most.computed, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples) * getattr(trainer.dataset, "width", 1)
-    kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
-    passes = [
-        forward_floats(most.longest, most.keys, rows, **kv),
-        gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
-    ]
-    if of := hp.delta:
-        passes.append((delta_floats(most.longest, of.size, of.size), 0))
+    passes, paths = [], 0
+    for of in hp.each_size:
+        kv = {"n_kv": of.n_head_kv, "d": of.head_dim}
+        passes += [
+            forward_floats(most.longest, most.keys, rows, **kv),
+            gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
+        ]
+        paths = max(paths, path_floats(most.keys, **kv))
+    if net := hp.delta:
+        passes.append((delta_floats(most.longest, net.size, net.size), 0))
     width = max(
         (
             *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
@@ -109,7 +112,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     )
     ranks = (sizes.expert_rank, *sizes.ranks.values())
     sums = sum_floats(most.computed, max(ranks), width)
-    sums += path_floats(most.keys, **kv) if trainer.shares else 0
+    sums += paths if trainer.shares else 0
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(*model.gguf.paths),

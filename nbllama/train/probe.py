@@ -60,12 +60,15 @@ def _one_block(
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
-def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
-    """Return the blocks of each kind: attention or another mixer, with or without experts."""
+def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
+    """Return the blocks of each kind: attention or another mixer, experts, and their sizes."""
     hp = trainer.model.hp
-    kinds: dict[tuple[str, bool], list[int]] = {}
+    kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
-        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None)
+        sizes = hp.sizes_at(layer)
+        own = sizes.kv_from == layer
+        sizes = sizes._replace(row=0, kv_from=0)
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None, sizes, own)
         kinds.setdefault(kind, []).append(layer)
     return kinds
 
@@ -87,7 +90,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
     trainer.set_dropout(0)
     kinds = _kinds(trainer)
-    blocks: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
+    blocks: dict[tuple[object, ...], list[float]] = {kind: [] for kind in kinds}
     heads = []
     for repetition in range(ROUNDS):
         for kind, of in kinds.items():

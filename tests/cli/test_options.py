@@ -36,6 +36,7 @@ NEW = """
 --list-archs --rank-wqkv --rank-gate-shexp --rank-down-shexp --rank-up-shexp
 --rank-experts --rank-gate-exps --rank-down-exps --rank-up-exps
 --rank-conv-in --rank-conv-out --rank-attn-gate --rank-ssm-alpha --rank-ssm-beta --rank-ssm-out
+--rank-inp-gate --rank-proj
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay

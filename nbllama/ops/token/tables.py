@@ -48,10 +48,11 @@ PRODUCT_ROW = _table(
 
 # Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
 # are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D].
+# [n_ctx, G, D]. Without k, the cache has them already. `v_norm`: the weights of a norm of the
+# values, which is in the cache only; v can be the same as k.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
-    eps=_float, temper=_address,
+    eps=_float, temper=_address, v_norm=_address,
     cos=_address, sin=_address, half=_size, halves=_size, n_positions=_size,
     k_cache=_address, v_cache=_address, n_ctx=_size, n_head=_size, n_head_kv=_size, head_dim=_size,
     scale=_float, cap=_float, window=_size, slopes=_address, out=_address, forms=_size,

@@ -152,25 +152,30 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process the queries, key and value of KV head g."""
+    """Process the queries of KV head g, and its key and value if the block has its own."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
     queries = carray(pointer(p.q + 4 * g * group * d), (group, d), np.float32)
-    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
     _turn(queries, p.q_norm, cos, sin, p)
-    _turn(key, p.k_norm, cos, sin, p)
     if p.temper != 0:
         factor = floats(p.temper, p.n_ctx)[at]
         for h in range(group):
             for c in range(d):
                 queries[h, c] *= factor
+    if p.k == 0:
+        return
     value = floats(p.v + 4 * g * d, d)
     where = 4 * (at * p.n_head_kv + g) * d
     keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
     for c in range(d):
-        keys[c] = key[0, c]
         values[c] = value[c]
+    if p.v_norm != 0:
+        norm_row(values, floats(p.v_norm, d), p.eps, values)
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v, which can be the same
+    _turn(key, p.k_norm, cos, sin, p)
+    for c in range(d):
+        keys[c] = key[0, c]
 
 
 @kernel()

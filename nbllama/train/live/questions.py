@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbllama.errors import NbllamaError, UsageError
+from nbllama.generation.cache import cache_floats
 from nbllama.generation.model import Model
 from nbllama.generation.session import stream
 from nbllama.generation.states import state_floats
@@ -56,7 +57,7 @@ class Questions:
     def _write(self, question: Question, row: Row) -> str:
         ids = self._encode(question.prompt).ids
         hp = self._model.hp
-        per_token = 8 * len(hp.attention_layers) * hp.n_head_kv * hp.head_dim
+        per_token = 8 * cache_floats(hp)
         needed = (len(ids) + MOST_TOKENS) * per_token + 4 * state_floats(hp)
         if needed > available_memory() / 2:
             raise UsageError("there is not enough free memory for a question of this length")
