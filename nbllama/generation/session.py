@@ -161,7 +161,13 @@ class Session:
         if self._program is None:
             x = self._acts.x(0, 1)[0]
             self._program = TokenProgram(
-                self.model, self._bound, k=self.cache.k, v=self.cache.v, x=x, exact=self._exact
+                self.model,
+                self._bound,
+                k=self.cache.k,
+                v=self.cache.v,
+                x=x,
+                exact=self._exact,
+                states=self.cache.states,
             )
         if self._check is not None:
             self._check()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from examples.toy_archs import MODELS, random_adapter
-from nbllama.arch import ARCHS
 from nbllama.generation.session import KVCache, Session
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.lora.pairs import Adapter
@@ -67,13 +66,10 @@ def assert_near(got: np.ndarray, want: np.ndarray, bound: float = 2e-5) -> None:
     assert np.abs(got - want).max() < bound * max(1.0, np.abs(want).max())
 
 
-@pytest.mark.parametrize("name", [n for n, m in MODELS.items() if "experts" not in m.options])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_program_says_what_the_blocks_say(tmp_path: Path, name: str) -> None:
     MODELS[name].make(tmp_path / "m.gguf")
     model = load_model(tmp_path / "m.gguf")
-    if ARCHS[model.hp.arch].mixer:
-        assert not has_program(model)
-        return
     assert has_program(model)
     tokens = [i % 50 + 3 for i in range(40)]  # beyond the windows
     assert_near(single(model, None, tokens), together(model, None, tokens))
@@ -104,13 +100,6 @@ def test_threads_do_not_change_bits(tmp_path: Path) -> None:
         one = single(model, adapter, PROMPT)
     with threads(2):
         np.testing.assert_array_equal(single(model, adapter, PROMPT), one)
-
-
-def test_a_mixture_goes_by_the_blocks(tmp_path: Path) -> None:
-    MODELS["qwen3moe, 30B-A3B and 235B-A22B"].make(tmp_path / "m.gguf")
-    model = load_model(tmp_path / "m.gguf")
-    assert not has_program(model)
-    assert_near(single(model, None, PROMPT), together(model, None, PROMPT))
 
 
 def test_a_model_of_many_types_goes_by_the_blocks(
@@ -179,7 +168,7 @@ def test_layer_norm_and_ungated_activations(has_w: bool, has_b: bool) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_products_with_bias_pair_and_addition(exact: bool) -> None:
-    from nbllama.generation.token_writer import Writer
+    from nbllama.generation.token_writer import Layer, Writer
 
     rng, n = np.random.default_rng(2), 768
     x, w_norm = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
@@ -195,8 +184,8 @@ def test_products_with_bias_pair_and_addition(exact: bool) -> None:
     ys = [np.full(w.shape[0], 7, np.float32) for w in ws]
     write.products(
         normed,
-        [(ws[0], pair, None, ys[0], False), (ws[1], None, None, ys[1], True),
-         (ws[2], None, bias, ys[2], False)],
+        [Layer(ws[0], pair, None, ys[0]), Layer(ws[1], None, None, ys[1], add=True),
+         Layer(ws[2], None, bias, ys[2])],
     )  # fmt: skip
     walk_through(write, types, exact, n)
 
