@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples.toy_archs import MODELS, random_adapter
+from nbllama.errors import GGUFError
 from nbllama.generation.session import KVCache, Session
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.lora.pairs import Adapter
@@ -100,6 +101,46 @@ def test_threads_do_not_change_bits(tmp_path: Path) -> None:
         one = single(model, adapter, PROMPT)
     with threads(2):
         np.testing.assert_array_equal(single(model, adapter, PROMPT), one)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2moe, 1.5-MoE A2.7B and 57B-A14B",
+        "lfm2moe, 8B-A1B",
+        "qwen35moe, 35B-A3B",
+    ],
+)
+def test_mixtures_and_hybrids_in_int8(tmp_path: Path, name: str) -> None:
+    """Int8 inputs are near the exact ones (in the first block's choice too), at any threads."""
+    MODELS[name].make_wide(tmp_path / "m.gguf", "Q8_0")
+    model = load_model(tmp_path / "m.gguf")
+    adapter = random_adapter(model, norms=True)
+    with threads(1):
+        one = single(model, adapter, PROMPT)
+    with threads(2):
+        np.testing.assert_array_equal(single(model, adapter, PROMPT), one)
+    exact = single(model, adapter, PROMPT, exact=True)
+    assert not np.array_equal(one, exact)
+    assert np.abs(one - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_a_broken_expert_is_found_when_a_token_takes_it(tmp_path: Path) -> None:
+    MODELS["qwen3moe, 30B-A3B and 235B-A22B"].make(tmp_path / "m.gguf")
+    session = Session(load_model(tmp_path / "m.gguf"), None, 8)
+    broken = {
+        name: tuple(w._replace(raw=as_readonly(_with_nan(w.raw))) for w in of)
+        for name, of in session.model.experts.items()
+    }
+    session.model.experts = broken
+    with pytest.raises(GGUFError, match="exps"):
+        session.feed([5])
+
+
+def _with_nan(raw: np.ndarray) -> np.ndarray:
+    values = raw.view(np.float32).copy()
+    values[5] = np.nan
+    return values.view(np.uint8)
 
 
 def test_a_model_of_many_types_goes_by_the_blocks(
