@@ -26,15 +26,16 @@ class TokenMixers:
         self._parts, self._states = parts, states
         self._places: list[tuple[int, int, int, str]] = []  # kind, row, layer and name of a state
         self._version = -1
-        hp, self._mixed = parts.hp, {}
+        hp = parts.hp
+        sizes: dict[str, int] = {}
         if "conv" in hp.mixers:
-            self._mixed |= {"bcx": 3 * hp.n_embd, "mixed": hp.n_embd}
+            sizes |= {"bcx": 3 * hp.n_embd, "mixed": hp.n_embd}
         if of := hp.delta:
-            self._mixed |= dict.fromkeys(("qkv", "turned"), of.n_qkv)
-            self._mixed |= dict.fromkeys(("z", "o", "out"), of.n_values)
-            self._mixed |= dict.fromkeys(("alpha", "beta"), of.heads)
+            sizes |= dict.fromkeys(("qkv", "turned"), of.n_qkv)
+            sizes |= dict.fromkeys(("z", "o", "out"), of.n_values)
+            sizes |= dict.fromkeys(("alpha", "beta"), of.heads)
             self._one = np.full(of.size, 1 / np.sqrt(of.size), np.float32)
-        self._memory = {name: np.empty(n, np.float32) for name, n in self._mixed.items()}
+        self._memory = {name: np.empty(n, np.float32) for name, n in sizes.items()}
 
     def add(self, layer: int) -> None:
         """Add the phases of a block, from its input to the stream that feed-forward reads."""
@@ -62,9 +63,8 @@ class TokenMixers:
     def _read(self, layer: int, *names: str) -> None:
         """Add the products of a block's input."""
         parts = self._parts
-        layers = parts.layers(layer, **{
-            name: self._memory["bcx" if name == "conv_in" else name] for name in names
-        })  # fmt: skip
+        memory = {name: "bcx" if name == "conv_in" else name for name in names}
+        layers = parts.layers(layer, {name: self._memory[memory[name]] for name in names})
         norm = parts.hp.attn_norm and f"blk.{layer}.{parts.hp.attn_norm}"
         parts.reads(norm, [item.w for item in layers])
         parts.write.products(parts.norm, layers)

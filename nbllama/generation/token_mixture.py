@@ -75,7 +75,7 @@ class TokenMixture:
         first = [Layer(router, None, bias, self._z)]
         if e.n_ff_shared:
             outputs = {"gate_shexp": self._shared_gate, "up_shexp": self._shared_up}
-            first += parts.layers(layer, **outputs)
+            first += parts.layers(layer, outputs)
         gates = self._experts_layers(layer, "ffn_gate_exps", self._gate, parts.norm, 0)
         ups = self._experts_layers(layer, "ffn_up_exps", self._up, parts.norm, 0)
         name = hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}"
@@ -87,7 +87,7 @@ class TokenMixture:
         last = self._experts_layers(layer, "ffn_down_exps", self._y, self._act, e.n_ff)
         if e.n_ff_shared:
             at = _shared_at(e)
-            (shared,) = parts.layers(layer, down_shexp=self._shared_y)
+            (shared,) = parts.layers(layer, {"down_shexp": self._shared_y})
             last.append(shared._replace(x=self._act[at:], at=at))
         self._activations(last)
         write.products(self._act[: e.n_ff], last)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,7 +37,9 @@ class ProgramParts:
         centred = bool(norm) and hp.norm == "layer"
         write.phase(kinds.NORM, 1, [(*at, hp.n_embd, centred, hp.rms_eps, scale, write.forms(ws))])
 
-    def layers(self, layer: int, add: bool = False, **outputs: np.ndarray) -> list[Layer]:
+    def layers(
+        self, layer: int, outputs: Mapping[str, np.ndarray], add: bool = False
+    ) -> list[Layer]:
         """Return linear layers of a block by the names of `LINEARS`, with their outputs."""
         found = []
         for slot, y in outputs.items():
@@ -52,9 +54,9 @@ class ProgramParts:
         """Add the branch's last layer to the stream (`block.branch`)."""
         hp, write = self.hp, self.write
         if hp.residual_scale == 1 and not hp.has_post_norms:
-            write.products(x, self.layers(layer, True, **{slot: self.x}))
+            write.products(x, self.layers(layer, {slot: self.x}, add=True))
             return
-        write.products(x, self.layers(layer, **{slot: self._branch}))
+        write.products(x, self.layers(layer, {slot: self._branch}))
         w = None
         if hp.has_post_norms:
             w = self.model.vectors[f"blk.{layer}.{POST_NORMS[slot]}"]

@@ -145,7 +145,7 @@ class TokenProgram(ProgramParts):
         outputs = {"q": q, "k": self._new_k, "v": self._new_v}
         if hp.side_by_side:
             outputs |= self._feed_forward_outputs()
-        layers = self.layers(layer, **outputs)
+        layers = self.layers(layer, outputs)
         self.reads(hp.attn_norm and f"blk.{layer}.{hp.attn_norm}", [item.w for item in layers])
         write.products(self.norm, layers)
         cos = sin = None
@@ -194,7 +194,7 @@ class TokenProgram(ProgramParts):
     def _feed_forward(self, layer: int) -> None:
         hp, write = self.model.hp, self.write
         if not hp.side_by_side:
-            layers = self.layers(layer, **self._feed_forward_outputs())
+            layers = self.layers(layer, self._feed_forward_outputs())
             self.reads(hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}", [item.w for item in layers])
             write.products(self.norm, layers)
         forms = write.forms([self.model.linear(layer, "down")])
