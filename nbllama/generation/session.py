@@ -166,6 +166,7 @@ class Session:
             self._program = TokenProgram(
                 self.model, self._bound, k=k, v=v, x=x, exact=self._exact,
                 rows=per_layer.rows_of_token(self._acts, self.model.hp),
+                states=self.cache.states,
             )  # fmt: skip
         if self._check is not None:
             self._check()

@@ -90,7 +90,8 @@ def _mix(u, w, first, n, past, column, out):
 
 
 @kernel()
-def _silu(y):
+def silu(y):
+    """Overwrite y with silu(y)."""
     for i in range(y.shape[0]):
         p = y[i]
         y[i] = p / (_ONE + exp_f32(-p))
@@ -101,7 +102,7 @@ def _serial(u, w, offsets, sequence, before, column, y):
     for n in range(u.shape[0]):
         s = sequence[n]
         _mix(u, w, offsets[s], n, before[min(s, before.shape[0] - 1)], column, y[n])
-        _silu(y[n])
+        silu(y[n])
 
 
 @kernel(parallel=True)
@@ -109,7 +110,7 @@ def _parallel(u, w, offsets, sequence, before, column, y):
     for n in prange(u.shape[0]):
         s = sequence[n]
         _mix(u, w, offsets[s], n, before[min(s, before.shape[0] - 1)], column, y[n])
-        _silu(y[n])
+        silu(y[n])
 
 
 @kernel()

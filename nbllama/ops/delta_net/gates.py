@@ -46,12 +46,17 @@ def _sigmoid(x):
 
 
 @kernel()
+def gates_of(alpha, b, a, dt):
+    """Return g and beta of one token and head."""
+    x = alpha + dt
+    return a * (max(x, np.float32(0.0)) + np.log1p(np.exp(-abs(x)))), _sigmoid(b)
+
+
+@kernel()
 def _forward(alpha, b, a, dt, g, beta):
     for n in range(alpha.shape[0]):
         for h in range(alpha.shape[1]):
-            x = alpha[n, h] + dt[h]
-            g[n, h] = a[h] * (max(x, np.float32(0.0)) + np.log1p(np.exp(-abs(x))))
-            beta[n, h] = _sigmoid(b[n, h])
+            g[n, h], beta[n, h] = gates_of(alpha[n, h], b[n, h], a[h], dt[h])
 
 
 @kernel()

@@ -79,14 +79,16 @@ def expert_gate_grad_ref(
 
 
 @kernel()
-def _silu_row(gate, up, w, out):
+def silu_row(gate, up, w, out):
+    """Compute one token of the kind 'silu', with weight w."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
 
 
 @kernel()
-def _clamped_row(gate, up, w, out):
+def clamped_row(gate, up, w, out):
+    """Compute one token of the kind 'clamped', with weight w."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]
@@ -144,9 +146,9 @@ def _clamped_grad(dout, gate, up, w):
 def _forward_rows(gate, up, w, code, out):
     for n in prange(gate.shape[0]):
         if code == SILU:
-            _silu_row(gate[n], up[n], w[n], out[n])
+            silu_row(gate[n], up[n], w[n], out[n])
         else:
-            _clamped_row(gate[n], up[n], w[n], out[n])
+            clamped_row(gate[n], up[n], w[n], out[n])
 
 
 @kernel(parallel=True)

@@ -185,16 +185,22 @@ def _shares(p, chosen, code, w):
     return total
 
 
+@kernel()
+def route_row(z, bias, code, normed, scale, chosen, w):
+    """Compute `route` for one token: z `[E]`, chosen and w `[K]`."""
+    _scores(z, code)
+    _choose(z, bias, chosen)
+    total = _shares(z, chosen, code, w)
+    for k in range(w.shape[0]):
+        if normed:
+            w[k] = w[k] / (_TINY if total < _TINY else total)
+        w[k] = scale * w[k]
+
+
 @kernel(parallel=True)
 def _route(z, bias, code, normed, scale, chosen, w):
     for n in prange(z.shape[0]):
-        _scores(z[n], code)
-        _choose(z[n], bias, chosen[n])
-        total = _shares(z[n], chosen[n], code, w[n])
-        for k in range(w.shape[1]):
-            if normed:
-                w[n, k] = w[n, k] / (_TINY if total < _TINY else total)
-            w[n, k] = scale * w[n, k]
+        route_row(z[n], bias, code, normed, scale, chosen[n], w[n])
 
 
 @kernel(parallel=True)

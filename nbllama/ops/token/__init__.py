@@ -7,6 +7,7 @@ Threads draw tasks from the phase's counter and continue when all its tasks are 
 
     tables.py   the kinds of phases and their parameters
     tasks.py    the computation of one task of each kind
+    mixture_tasks.py, mixer_tasks.py    those for experts, and for blocks without attention
     run.py      the kernel that runs the program
 
 `nbllama.kernels.threads` has the counters, and `nbllama.generation.token_program` writes the
