@@ -176,8 +176,8 @@ class Group:
             return logits
         for first, prompt in zip(firsts, self._prompts, strict=True):
             others, size = slice(first + 1, first + copies), len(prompt)
-            for cache in (self._k, self._v):
-                cache[:, others, :size] = cache[:, first : first + 1, :size]
+            for of_block in (*self._k, *self._v):
+                of_block[others, :size] = of_block[first, :size]
             if self._states is not None:
                 self._states.copy(first, others)
             self._lengths[others] = [size] * (copies - 1)
