@@ -257,7 +257,7 @@ def _of_all_experts(
 
 def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
-        return "DoRA, which no other format holds: merge the adapter with PEFT"
+        return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
         return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
     return "not half of a LoRA pair of a tensor that can have one here"

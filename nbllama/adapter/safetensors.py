@@ -99,7 +99,7 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     if not _counts(place) or len(place) != 2:
         raise f.error(where, f"data_offsets {shown(place)}")
     if place[1] - place[0] != math.prod(shape) * BYTES[dtype] or place[1] > f.left:
-        raise f.error(where, f"data_offsets {shown(place)} do not hold {dtype} {shown(shape)}")
+        raise f.error(where, f"data_offsets {shown(place)} do not fit {dtype} {shown(shape)}")
     return place[0], name, dtype, tuple(shape)
 
 

@@ -35,7 +35,7 @@ def read_blocks(
     """Read the sizes of every block; () if the row's models have the same in all blocks.
 
     `head_dim` and `n_rot` are those of the blocks without a window. The last blocks can have no
-    keys and values of their own: they use those of the last earlier block of the same kind.
+    their own keys and values: they use those of the last earlier block of the same kind.
     """
     if not row.varied:
         return ()

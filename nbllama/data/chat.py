@@ -175,8 +175,7 @@ class ChatReader:
             numbers = numbers[1:]
         if not numbers:
             raise DataError(
-                "no answer to train: the only answer is the first message, so there is no prompt "
-                "for it"
+                "no answer to train on: the only answer is the first message, so it has no prompt"
             )
         n_calls = sum(bool(m.get("tool_calls")) for m in messages)
         if n_calls:

@@ -28,9 +28,9 @@ Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the characters of the text that each of them covers.
+    """Tokens, int32 [n], and the part of the text that each of them covers.
 
-    These are `text[start:end]`, int64 [n].
+    Token i covers `text[start[i]:end[i]]`; both arrays are int64 [n].
     """
 
     ids: np.ndarray

@@ -132,7 +132,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove folders that are not among the `KEPT` newest, not used `LATELY` and not locked."""
+    """Remove folders that are not locked, not among the `KEPT` newest, and not used `LATELY`."""
     if sys.platform == "win32":
         return
     found = []

@@ -34,9 +34,9 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 @intrinsic
 def count_more(typingctx, counters, index, more):
-    """Compute counters[index] += more atomically; return the previous value.
+    """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees everything that this thread wrote before.
+    A thread that reads the new value also sees everything that the adding thread wrote before.
     """
     sig = types.int64(counters, types.int64, types.int64)
 

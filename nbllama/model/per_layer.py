@@ -1,6 +1,6 @@
 """Embeddings for each block (Gemma 3n and 4), and what a block does with them.
 
-Each token has a row of P numbers for each of the L blocks, e_i, from a table of its own and from
+Each token has a row of P numbers for each of the L blocks, e_i, from a separate table and from
 the token's usual embedding x (already scaled):
 
     e_i = (norm(p_i) + sqrt(P) T_i[token]) / sqrt(2)        p_i = x M_iᵀ / sqrt(C)

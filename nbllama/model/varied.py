@@ -4,10 +4,10 @@ All arrays have the size of the largest block (`nbllama.model.activations`). A s
 the beginning of each, with its own shape.
 
 Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
-keys and values of such an earlier block are not in its own set of activations, but in arrays of
-their own, since the later blocks need them when the set is used again. Their gradient is the sum
-over all blocks that read them: each adds to an array from the last block to the first, and the
-earlier block adds that sum to its own gradient.
+keys and values of such an earlier block are not in its own set of activations, but in separate
+arrays, since the later blocks need them when the set is used again. Their gradient is the sum over
+all blocks that read them: each adds to an array from the last block to the first, and the earlier
+block adds that sum to its own gradient.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def layer_norm_grad_weight(
 
 def _shape(x: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or x.shape[1] == 0:
-        raise ValueError(f"layer_norm: x has shape {np.shape(x)}, wanted [N, C]")
+        raise ValueError(f"layer_norm: x has shape {np.shape(x)}, expected [N, C]")
     return x.shape
 
 

@@ -95,7 +95,7 @@ def out_gate_grad(dy: np.ndarray, x: np.ndarray, qz: np.ndarray, dqz: np.ndarray
 
 def _check(op: str, x: np.ndarray, qz: np.ndarray) -> None:
     if np.ndim(x) != 3:
-        raise ValueError(f"{op}: x has shape {np.shape(x)}, wanted [N, H, D]")
+        raise ValueError(f"{op}: x has shape {np.shape(x)}, expected [N, H, D]")
     check_array(op, "x", x, x.shape)
     check_array(op, "qz", qz, (*x.shape[:2], 2, x.shape[2]))
 

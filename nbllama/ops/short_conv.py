@@ -225,9 +225,9 @@ def sequences(offsets: np.ndarray) -> np.ndarray:
 
 def _check(op: str, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray) -> tuple[int, int, int]:
     if np.ndim(w) != 2 or w.shape[0] < 2 or w.shape[1] == 0:
-        raise ValueError(f"{op}: w has shape {np.shape(w)}, wanted [K, C] with K at least 2")
+        raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, C] with K at least 2")
     if np.ndim(bcx) != 2:
-        raise ValueError(f"{op}: bcx has shape {np.shape(bcx)}, wanted [N, 3 C]")
+        raise ValueError(f"{op}: bcx has shape {np.shape(bcx)}, expected [N, 3 C]")
     check_array(op, "bcx", bcx, (bcx.shape[0], 3 * w.shape[1]))
     check_array(op, "w", w, w.shape)
     check_array(op, "offsets", offsets, (len(offsets),), dtype=np.int32)

@@ -210,7 +210,7 @@ def ungated_grad(
 
 def _checked(x: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(x) != 2:
-        raise ValueError(f"ungated: x has shape {np.shape(x)}, wanted [N, F]")
+        raise ValueError(f"ungated: x has shape {np.shape(x)}, expected [N, F]")
     if kind not in CODES:
         raise ValueError(f"ungated: {kind!r} is none of {', '.join(CODES)}")
     return CODES[kind], x.shape

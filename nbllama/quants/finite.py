@@ -84,7 +84,7 @@ def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
     t = quant_type(type_id)
     raw = as_readonly(raw)
     if raw.size != nbytes(type_id, n_elements):
-        raise ValueError(f"{raw.size} bytes, wanted {nbytes(type_id, n_elements)}")
+        raise ValueError(f"{raw.size} bytes, expected {nbytes(type_id, n_elements)}")
     n = n_elements // t.block_size
     if t.name == "IQ1_M":
         return int(_first_special_iq1_m(raw, n))

@@ -97,7 +97,7 @@ def _read(f: GGUFFile, pre: str | None) -> Vocab:
     if len(ids) != len(texts):
         first, second = _first_duplicate(texts)
         raise GGUFError(
-            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is token {first} and token {second}"
+            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is both token {first} and {second}"
         )
     v = Vocab(model, texts, ids, _attrs(f, texts), path=f.path)
     if pre is not None and model != "gpt2":

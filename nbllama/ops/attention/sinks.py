@@ -60,7 +60,7 @@ def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
     Both are overwritten. Raises ValueError for arrays that do not fit.
     """
     if np.ndim(o) != 3:
-        raise ValueError(f"add_sinks: o has shape {np.shape(o)}, wanted [N, H, D]")
+        raise ValueError(f"add_sinks: o has shape {np.shape(o)}, expected [N, H, D]")
     check_output("add_sinks", "o", o, o.shape)
     check_output("add_sinks", "lse", lse, o.shape[:2])
     check_array("add_sinks", "sinks", sinks, o.shape[1:2])

@@ -194,7 +194,7 @@ def _check(
     op: str, u: np.ndarray, w: np.ndarray, offsets: np.ndarray, y: np.ndarray, column: int
 ) -> None:
     if np.ndim(w) != 2 or w.shape[0] < 2 or w.shape[1] == 0:
-        raise ValueError(f"{op}: w has shape {np.shape(w)}, wanted [K, W] with K at least 2")
+        raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, W] with K at least 2")
     if np.ndim(u) != 2 or np.ndim(y) != 2 or not 0 <= column <= w.shape[1] - y.shape[1]:
         raise ValueError(f"{op}: u {np.shape(u)}, {np.shape(y)} from column {column} on")
     check_array(op, "u", u, (u.shape[0], w.shape[1]))

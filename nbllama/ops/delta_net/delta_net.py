@@ -220,7 +220,9 @@ def check_inputs(
 ) -> None:
     """Raise ValueError for inputs that do not fit each other."""
     if np.ndim(q) != 3 or np.ndim(v) != 3 or 0 in q.shape[1:] or 0 in v.shape[1:]:
-        raise ValueError(f"{op}: q {np.shape(q)} and v {np.shape(v)}, wanted [N, G, D], [N, H, M]")
+        raise ValueError(
+            f"{op}: q {np.shape(q)} and v {np.shape(v)}, expected [N, G, D], [N, H, M]"
+        )
     if v.shape[1] % q.shape[1]:
         raise ValueError(f"{op}: {q.shape[1]} heads of keys do not divide {v.shape[1]}")
     check_array(op, "q", q, q.shape)

@@ -108,7 +108,7 @@ def _check(
     op: str, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
 ) -> tuple[int, int]:
     if np.ndim(alpha) != 2:
-        raise ValueError(f"{op}: alpha has shape {np.shape(alpha)}, wanted [N, H]")
+        raise ValueError(f"{op}: alpha has shape {np.shape(alpha)}, expected [N, H]")
     shape = alpha.shape
     check_array(op, "alpha", alpha, shape)
     check_array(op, "b", b, shape)

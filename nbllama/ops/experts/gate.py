@@ -164,7 +164,7 @@ def _grad_rows(dout, gate, up, w, code, dw):
 
 def _checked(gate: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(gate) != 2:
-        raise ValueError(f"expert_gate: gate has shape {np.shape(gate)}, wanted [N, F]")
+        raise ValueError(f"expert_gate: gate has shape {np.shape(gate)}, expected [N, F]")
     if kind not in CODES:
         raise ValueError(f"expert_gate: {kind!r} is none of {', '.join(CODES)}")
     return CODES[kind], gate.shape

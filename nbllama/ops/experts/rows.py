@@ -78,7 +78,7 @@ def _add(y, rows, out):
 
 def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or np.ndim(rows) != 1:
-        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: wanted [N, C] and [M]")
+        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: expected [N, C] and [M]")
     check_array("rows", "rows", rows, rows.shape, dtype=np.int64)
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(x) and (np.diff(rows) > 0).all()):
         raise ValueError(f"rows: not ascending numbers of the {len(x)} rows")

@@ -270,7 +270,7 @@ def pack_with_hidden(
     `factors`: up to three tuples (M `[R, K]`, s, memory for the product).
     """
     if not 1 <= len(factors) <= 3:
-        raise ValueError(f"pack_with_hidden: {len(factors)} factors, wanted 1 to 3")
+        raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")
     xp = panels_of(x, memory)
     k, panels = x.shape[1], len(xp)
     heights = [packed_rows(len(m)) for m, _, _ in factors]

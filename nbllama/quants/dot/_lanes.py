@@ -315,7 +315,7 @@ def half8(typingctx, raw, i):
     """Read the IEEE half from byte i of `raw` into 8 lanes.
 
     It is copied to all lanes before it is converted. If a single number were converted, LLVM could
-    insert it in a register of another sum, and each block would wait for the previous one.
+    insert it into the register of another sum, and each block would wait for the previous one.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
