@@ -42,7 +42,7 @@ class Row(NamedTuple):
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
-    Row(150, batch=4, epochs=4),
+    Row(150, batch=4, epochs=6),
     Row(400, batch=8, epochs=3),
     Row(float("inf"), batch=8, epochs=2),
 )
