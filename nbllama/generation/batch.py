@@ -79,7 +79,7 @@ def generate_many(
             raise UsageError(f"a token is outside the vocabulary of size {model.hp.n_vocab}")
     answers: list[list[int]] = []
     for start in range(0, len(prompts), at_once):
-        group = Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check)
+        group = Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check=check)
         for found in group.run(_greedy):
             answers.append(found)
             if tell is not None:
@@ -105,8 +105,8 @@ class Group:
         adapter: Adapter | None,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        check: Callable[[], None] | None = None,
         *,
+        check: Callable[[], None] | None = None,
         copies: int = 1,
     ) -> None:
         self.model, hp = model, model.hp

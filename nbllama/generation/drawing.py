@@ -58,8 +58,8 @@ def draw_many(
     prompts: Sequence[Sequence[int]],
     streams: Sequence[Stream],
     max_new_tokens: int,
-    adapter: Adapter | None = None,
     *,
+    adapter: Adapter | None = None,
     temperature: float = 1.0,
     check: Callable[[], None] | None = None,
 ) -> list[list[int]]:
@@ -109,7 +109,7 @@ def draw_many(
             ]
 
         part = prompts[start : start + at_once]
-        group = Group(model, adapter, part, max_new_tokens, check, copies=copies)
+        group = Group(model, adapter, part, max_new_tokens, check=check, copies=copies)
         answers += group.run(choose, keep_end=True)
     return answers
 

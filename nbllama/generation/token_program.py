@@ -19,7 +19,7 @@ from nbllama.generation.token_writer import Layer, Writer
 from nbllama.model.block import QK_NORMS
 from nbllama.model.bound import Bound
 from nbllama.model.per_layer import OUT_SCALE, POST_NORM
-from nbllama.model.varied import head_shapes
+from nbllama.model.size_shapes import head_shapes
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.op import check_output

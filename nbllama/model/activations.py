@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
-from nbllama.model import per_layer
+from nbllama.model import per_layer_shapes as per_layer
 from nbllama.model.mixer_shapes import (
     mixer_backward_shapes,
     mixer_forward_shapes,
@@ -35,7 +35,7 @@ from nbllama.model.mixer_shapes import (
     mixer_width,
 )
 from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
-from nbllama.model.varied import (
+from nbllama.model.size_shapes import (
     head_shapes,
     lent_shapes,
     most_kv_heads,

@@ -10,9 +10,9 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
-from nbllama.model import varied
 from nbllama.model.activations import Activations
 from nbllama.model.bound import Bound
+from nbllama.model.size_shapes import fitted, own_shape
 from nbllama.model.weights import Weights
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
@@ -35,9 +35,24 @@ class BlockParts:
         self.sizes = model.hp.sizes_at(layer)
         self.kept = acts.block(layer, self.n)
         if self.hp.blocks:
-            varied.fit(self)
+            self._fit()
         self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
         self.watch = model.watch
+
+    def _fit(self) -> None:
+        """Give the arrays of `kept` the block's shapes, and the arrays of lent keys."""
+        kept, n, sizes = self.kept, self.n, self.sizes
+        for name in ("q", "att", "k", "v", "gate", "up"):
+            shape = own_shape(name, sizes, self.hp.n_head)
+            assert shape is not None
+            setattr(kept, name, fitted(getattr(kept, name), n, shape))
+        for name in ("q", "k", "v"):
+            shape = own_shape(name, sizes, self.hp.n_head)
+            if shape is not None and name in kept.norms:
+                kept.norms[name] = fitted(kept.norms[name], n, shape)
+        if sizes.kv_from in self.hp.lent:
+            kept.k = self.shared(f"k_of_{sizes.kv_from}")
+            kept.v = self.shared(f"v_of_{sizes.kv_from}")
 
     def see(self, name: str, x: np.ndarray) -> None:
         """Pass a result to the watcher, if there is one."""
@@ -60,12 +75,12 @@ class BlockParts:
     def shared(self, name: str) -> np.ndarray:
         """Return an array that all blocks share, one row per token."""
         array = self.acts.shared(name, self.n)
-        shape = varied.own_shape(name, self.sizes, self.hp.n_head) if self.hp.blocks else None
-        return array if shape is None else varied.fitted(array, self.n, shape)
+        shape = own_shape(name, self.sizes, self.hp.n_head) if self.hp.blocks else None
+        return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
         """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
-        return varied.fitted(array, self.n, (self.sizes.n_ff,))
+        return fitted(array, self.n, (self.sizes.n_ff,))
 
     # What the passes are made of
 

@@ -40,39 +40,11 @@ if TYPE_CHECKING:
     from nbllama.model.parts import BlockParts
     from nbllama.model.weights import Weights
 
-Shapes = dict[str, tuple[int, ...]]
-
 TABLE, MODEL_PROJ = "per_layer_token_embd", "per_layer_model_proj"
 NORM, POST_NORM = "per_layer_proj_norm.weight", "post_norm.weight"
 OUT_SCALE = "layer_output_scale.weight"
 _AT_ONCE = 64  # tokens whose rows are decoded together
 _HALF = np.float32(1 / np.sqrt(np.float32(2)))
-
-
-def kept_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return what a block saves: stream, gate and output (the inputs of gate and norm), rstd."""
-    if not hp.n_per_layer:
-        return {}
-    return {
-        "per_layer_x": (n, hp.n_embd),
-        "per_layer_gate": (n, hp.n_per_layer),
-        "per_layer_out": (n, hp.n_embd),
-        "rstd_per_layer": (n,),
-    }
-
-
-def forward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of arrays that all blocks share in the forward pass."""
-    size = hp.n_per_layer
-    if not size:
-        return {}
-    rows = {"per_layer": (n, hp.n_layer * size), "per_layer_act": (n, size)}
-    return rows | {"per_layer_raw": (n, size), "per_layer_rstd": (n,)}
-
-
-def backward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Return the shapes of arrays that all blocks share in the backward pass."""
-    return {"per_layer_dact": (n, hp.n_per_layer)} if hp.n_per_layer else {}
 
 
 def _rows(acts: Activations, hp: Hparams, n: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_almost_no_temperature_is_greedy(tmp_path: Path) -> None:
     model = toy_model(tmp_path)
     adapter = toy_adapter(model)
     greedy = generate_many(model, PROMPTS, 7, adapter)
-    drawn = draw_many(model, PROMPTS, streams(6), 7, adapter, temperature=1e-6)
+    drawn = draw_many(model, PROMPTS, streams(6), 7, adapter=adapter, temperature=1e-6)
     ends = model.tokenizer.eog_ids
     for i, wanted in enumerate(greedy):
         for found in drawn[2 * i : 2 * i + 2]:
@@ -61,12 +61,12 @@ def test_an_answer_does_not_depend_on_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = toy_model(tmp_path)
-    every = draw_many(model, PROMPTS, streams(18), 9, None)
+    every = draw_many(model, PROMPTS, streams(18), 9)
     assert len({tuple(a) for a in every}) > 9
-    again = draw_many(model, PROMPTS, streams(18), 9, None)
+    again = draw_many(model, PROMPTS, streams(18), 9)
     assert every == again
     monkeypatch.setattr("nbllama.generation.drawing.ROWS", 6)  # one prompt at a time
-    assert draw_many(model, PROMPTS, streams(18), 9, None) == every
+    assert draw_many(model, PROMPTS, streams(18), 9) == every
 
 
 def test_its_memory_grows_with_prompts_and_answers(tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ def draw(
     prompts = [source.questions[i].ids.tolist() for i in batch.numbers]
     with unwatched(trainer.model):
         return draw_many(
-            trainer.model, prompts, streams, source.most, trainer.adapter,
+            trainer.model, prompts, streams, source.most, adapter=trainer.adapter,
             temperature=temperature, check=check,
         )  # fmt: skip
 
 
 def scored(
     tokenizer: Tokenizer, question: Question, drawn: Sequence[list[int]], scorer: Scorer,
-    check: Check,
+    *, check: Check,
 ) -> GroupOf:  # fmt: skip
     """Score the answers to a prompt."""
     answers = []

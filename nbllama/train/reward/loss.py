@@ -86,7 +86,7 @@ class RewardLoss:
             size, groups = batch.source.group, []
             for i, number in enumerate(batch.numbers):
                 question, own = batch.source.questions[number], found[i * size : (i + 1) * size]
-                groups.append(scored(tokenizer, question, own, self._scorer, check))
+                groups.append(scored(tokenizer, question, own, self._scorer, check=check))
                 self._note_failures(groups[-1])
             measured.groups += groups
             self._n_tokens += sum(
