@@ -70,7 +70,7 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return the kinds of int8 blocks that these weights take as input."""
+        """Return the kinds of int8 blocks that these weights need as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 
