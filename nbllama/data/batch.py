@@ -171,7 +171,7 @@ def largest_rows(
 ) -> tuple[int, int]:
     """Return `Dataset.largest` for a data set with one sample per row: the longest ones together.
 
-    `wraps`: the same sample can come more than once.
+    `wraps`: the same sample can occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)

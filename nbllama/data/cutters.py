@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """Where samples are in the tokens: begins int64 [n], sizes int64 [n] (0 for an empty one)."""
+    """The positions of samples in the tokens: begins, sizes int64 [n] (size 0: empty sample)."""
 
     begins: np.ndarray
     sizes: np.ndarray

@@ -29,7 +29,7 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return block and input number of a base tensor; None if it is no linear layer of a block."""
+    """Return block and input number of a base tensor; None if it is not a block's linear layer."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
