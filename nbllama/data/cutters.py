@@ -114,7 +114,7 @@ def _longest_token(tokenizer: Tokenizer) -> int:
 
 
 def _whole(content: bytes, place: int) -> int:
-    """Return the first place, from `place` on, that is not inside a UTF-8 character."""
+    """Return the first position, from `place` on, that is not inside a UTF-8 character."""
     while place < len(content) and content[place] & 0xC0 == 0x80:
         place += 1
     return place

@@ -27,7 +27,7 @@ _EPOCH = 1 << 48  # no training run reaches this epoch, so its permutation is us
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split data into a training part and a held-out part.
 
-    The held-out part is about `share` of the samples or tokens, and depends only on `seed`.
+    The held-out part is about `share` of the samples or tokens, chosen by `seed` alone.
 
     Raises `DataError` if one of the two would be empty.
     """

@@ -262,7 +262,7 @@ def _trimmings(content: str) -> list[str]:
 
 
 def _after(text: str, at: int, piece: str) -> int:
-    """Return the place after `piece` if `text` has it at `at`, else -1."""
+    """Return the position after `piece` if `text` has it at `at`, else -1."""
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 

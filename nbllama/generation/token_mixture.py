@@ -27,7 +27,7 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the place of the shared expert in `act`: the beginning of an int8 block."""
+    """Return the index of the shared expert in `act`: the beginning of an int8 block."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 
