@@ -45,7 +45,7 @@ class ChatReader:
     """Makes samples of chats for one tokenizer and template.
 
     `system_as_user`: if the template has no system messages, put them into the first question.
-    `places`: samples have their texts and the positions of tokens in them.
+    `places`: samples include their text and the token positions in it.
     """
 
     def __init__(

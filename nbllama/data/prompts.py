@@ -70,11 +70,11 @@ class Prompts(RowPerSample):
         return len(self.questions)
 
     def n_tokens(self, i: int) -> int:
-        """Return the most input tokens that prompt i has with all of its answers."""
+        """Return the maximum number of input tokens of prompt i with all its answers."""
         return self.group * (len(self.questions[i].ids) + self.most - 1)
 
     def n_trained(self, i: int) -> int:
-        """Return the most targets that the answers to prompt i have."""
+        """Return the maximum number of targets in the answers to prompt i."""
         if not 0 <= i < self.n_samples:
             raise IndexError(f"sample {i} of {self.n_samples}")
         return self.group * self.most
@@ -111,7 +111,7 @@ class Prompts(RowPerSample):
         return max(len(q.ids) for q in self.questions)
 
     def shared_tokens(self, n_rows: int) -> int:
-        """Return the most tokens that `n_rows` prompts have if each prompt is computed once."""
+        """Return the maximum number of tokens in `n_rows` prompts, each computed once."""
         sizes = sorted((len(q.ids) for q in self.questions), reverse=True)[:n_rows]
         return sum(sizes) + len(sizes) * self.group * self.most
 

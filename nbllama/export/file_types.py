@@ -86,7 +86,7 @@ def file_type(name: str) -> FileType:
 
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor takes the file's type at all (numpy shape)."""
+    """Return whether a tensor can change to the file's type (numpy shape)."""
     return len(shape) >= 2 and name.endswith("weight") and not name.endswith(_KEPT)
 
 

@@ -1,7 +1,7 @@
 """Second moments of the inputs of each linear layer when a model with adapters reads a sample.
 
 They are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a block is
-run on it when its tensors are needed. So memory holds only one block's matrices at a time.
+run on it when its tensors are needed. So only one block's matrices are in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return block and input number of a base tensor; None if it is no linear layer of a block."""
+    """Return block and input number of a base tensor; None if it is not a block's linear layer."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None

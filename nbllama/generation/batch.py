@@ -1,8 +1,8 @@
 """Greedy answers to many prompts in parallel.
 
-With one token of one sequence, each weight is decoded for this token alone. Here every step takes
-one token of each sequence that has not ended, and decodes each weight once. The common beginning of
-all prompts, such as a system message, goes through the model once.
+If sequences are computed one by one, each weight is decoded again for every token. Here a step
+computes one token of each unfinished sequence, and decodes each weight once. The common
+beginning of all prompts, such as a system message, is computed once.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Cache = np.ndarray | list[np.ndarray]
 
 
 def new_cache(hp: Hparams, shape: tuple[int, ...]) -> Cache:
-    """Return an array `[*shape, G, D]` for each block with its own keys, undefined float32.
+    """Return an uninitialised float32 array `[*shape, G, D]` for each block with its own keys.
 
     `shape` ends with the number of tokens. If all blocks have the same sizes, it is one array
     `[blocks, *shape, G, D]`.

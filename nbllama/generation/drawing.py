@@ -85,8 +85,8 @@ def draw_many(
     Returns
     -------
     list of list of int
-        The answers in the order of the streams. An answer that the model has ended has the
-        end-of-generation token as its last one.
+        The answers in the order of the streams. An answer that the model has ended includes
+        the end-of-generation token.
 
     Raises
     ------

@@ -45,7 +45,10 @@ class SessionMemory(NamedTuple):
 def session_memory(
     model: Weights, adapter: Adapter | None, n_ctx: int, *, step: int, threads: int
 ) -> SessionMemory:
-    """Compute it for `generation.Session(model, adapter, n_ctx, step=step)`; `threads`: number."""
+    """Compute the memory of a `generation.Session` with these arguments.
+
+    `threads`: number of threads that it uses.
+    """
     hp, step = model.hp, min(step, n_ctx)
     scratch = [
         forward_floats(n_ctx, n_ctx, 1, n_kv=of.n_head_kv, d=of.head_dim) for of in hp.each_size

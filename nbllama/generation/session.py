@@ -27,7 +27,7 @@ PROMPT_STEP = 512  # prompt tokens that go through the model together
 class KVCache:
     """Keys and values of one sequence (`new_cache`), and its states.
 
-    `layers`: the blocks with attention, in their order. `length`: how many tokens are in it.
+    `layers`: the blocks with attention, in their order. `length`: number of tokens.
     """
 
     def __init__(self, model: Model, n_ctx: int) -> None:
@@ -55,7 +55,7 @@ class KVCache:
     def cut(self, start: int, end: int) -> None:
         """Remove the tokens from `start` up to `end`; those after them move down unchanged.
 
-        With states, the last tokens cannot be removed alone: then all of them are.
+        If there are states, the last tokens cannot be removed alone, so all tokens are removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")

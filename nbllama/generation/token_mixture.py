@@ -1,6 +1,6 @@
 """The phases of a mixture of experts in a token's program (`nbllama.model.mixture`).
 
-The chosen experts are sorted by number, so that each has a place k < K in all arrays here. The
+The chosen experts are sorted by number, so that each has an index k < K in all arrays here. The
 activations of all experts, with that of the shared one after them, form one input: `act`.
 """
 
@@ -27,7 +27,7 @@ def act_floats(experts: Experts) -> int:
 
 
 def _shared_at(experts: Experts) -> int:
-    """Return the place of the shared expert in `act`: the beginning of an int8 block."""
+    """Return the index of the shared expert in `act`: the beginning of an int8 block."""
     return -(-experts.used * experts.n_ff // 256) * 256
 
 
@@ -56,7 +56,7 @@ class TokenMixture:
             self._shared_weight = np.ones(1, np.float32)
 
     def check_chosen(self) -> None:
-        """Check the weights of experts that no token took before; raises `GGUFError`."""
+        """Check the weights of experts that no token used before; raises `GGUFError`."""
         new = ~self._checked[self._layers, self.chosen]
         if not new.any():
             return
@@ -103,7 +103,7 @@ class TokenMixture:
     def _experts_layers(
         self, layer: int, tensor: str, y: np.ndarray, x: np.ndarray, step: int
     ) -> list[Layer]:
-        """Return a layer of each chosen expert; that of place k reads x from k `step` on."""
+        """Return a layer of each chosen expert; the one at index k reads x from `k * step` on."""
         parts, e = self._parts, self._experts
         name = f"blk.{layer}.{tensor}.weight"
         of = parts.model.experts[name][0]

@@ -276,8 +276,8 @@ def _types(model: Weights) -> list[int]:
 def has_program(model: Weights) -> bool:
     """Return whether a program can compute the model.
 
-    It cannot for too many types, for experts next to attention, and for heads of a delta net with
-    an odd number of values.
+    It cannot if there are too many types, if experts are parallel to attention, or if the heads of
+    a delta net have an odd number of values.
     """
     hp = model.hp
     fits = not (hp.side_by_side and hp.experts is not None)

@@ -21,7 +21,7 @@ Row = tuple[float, ...]
 class Layer(NamedTuple):
     """A product y `[n_out]` = w x (`add`: y += w x), with its bias and pair.
 
-    `x`, if it is not that of the other products of the phase, begins at place `at` of the int8
+    `x`, if the other products of the phase have another input, begins at index `at` of the int8
     blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
     and the number of one of them is in `chosen`.
     """
@@ -70,7 +70,7 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return the kinds of int8 blocks that these weights take as input."""
+        """Return the kinds of int8 blocks that these weights need as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 

@@ -75,7 +75,7 @@ def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
 
 
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """Return the pairs of these blocks, and those outside of blocks."""
+    """Return the pairs of these blocks, and the pairs outside all blocks."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 

@@ -119,7 +119,7 @@ def _heads(hp: Hparams, of: BlockSizes) -> str:
 
 
 def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
-    """Return the different texts of all blocks, in the blocks' order."""
+    """Return the distinct descriptions of all blocks, in the blocks' order."""
     return list(dict.fromkeys(map(text, hp.each_size)))
 
 

@@ -94,7 +94,7 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 
 
 def tensor_index(name: str) -> int:
-    """Return the place of a base tensor in the old tool's order.
+    """Return the index of a base tensor in the old tool's order.
 
     The three outside the blocks come first, then nine per block, then each of `FUSED_SLOTS` for all
     blocks. Raises `KeyError` for a tensor without a slot.
