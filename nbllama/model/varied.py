@@ -1,13 +1,13 @@
 """Blocks of different sizes, and blocks that use the keys and values of an earlier block.
 
 All arrays have the size of the largest block (`nbllama.model.activations`). A smaller block uses
-the beginning of each, with its own shape.
+the beginning of each array, with its own shape.
 
 Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
 keys and values of such an earlier block are not in its own set of activations, but in separate
 arrays, since the later blocks need them when the set is used again. Their gradient is the sum over
-all blocks that read them: each adds to an array from the last block to the first, and the earlier
-block adds that sum to its own gradient.
+all blocks that read them: from the last to the first, each adds its part to one array, and the
+earlier block adds that sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return the shape that a token has in a block's array; None if it is the array's own."""
+    """Return a token's shape in a block's array; None if the shape is the same in all blocks."""
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:
@@ -76,7 +76,7 @@ def fitted(array: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fit(block: BlockParts) -> None:
-    """Give the arrays of `block.kept` the block's shapes, and the arrays of lent keys."""
+    """Reshape the arrays of `block.kept` for the block; use the shared arrays for lent keys."""
     kept, n, sizes = block.kept, block.n, block.sizes
     for name in ("q", "att", "k", "v", "gate", "up"):
         shape = own_shape(name, sizes, block.hp.n_head)
@@ -97,7 +97,7 @@ def fit(block: BlockParts) -> None:
 def values(block: Block, x: Input, y: np.ndarray) -> None:
     """Compute the values y, in some models with a norm.
 
-    They are the keys as projected if the block has no matrix for them.
+    Without a matrix for values, the values are the projected keys.
     """
     if not block.hp.values_normed:
         block.project("v", x, y)
@@ -121,9 +121,9 @@ def values_grad(block: Block, dv: np.ndarray, dk: np.ndarray) -> None:
 
 
 def collect(block: Block, dk: np.ndarray, dv: np.ndarray) -> bool:
-    """Return whether the block has its own keys; then dk and dv get the later blocks' parts.
+    """Return whether the block has its own keys; if so, add the later blocks' parts to dk, dv.
 
-    Otherwise they are added to the gradients of the block whose keys these are.
+    Otherwise, add dk and dv to the gradients of the block that owns the keys.
     """
     of, hp = block.sizes.kv_from, block.hp
     if of not in hp.lent:
@@ -135,7 +135,7 @@ def collect(block: Block, dk: np.ndarray, dv: np.ndarray) -> bool:
         return True
     last = max(i for i, sizes in enumerate(hp.blocks) if sizes.kv_from == of)
     for sums, mine in zip(total, (dk, dv), strict=True):
-        if block.layer == last:  # the first that the backward pass comes to
+        if block.layer == last:  # the first one in the backward pass
             sums[:] = mine
         else:
             sums += mine
