@@ -18,7 +18,7 @@ class BlockSizes(NamedTuple):
     n_rot: int
     n_ff: int
     window: int = 0  # tokens in a sliding window, if blocks differ in their sizes; 0: none
-    row: int = 0  # its number among the blocks that the file's embeddings for each block are for
+    row: int = 0  # the block's index among those with per-block embeddings in the file
     kv_from: int = -1  # the block whose keys and values its queries read
 
 
@@ -32,10 +32,10 @@ def read_blocks(
     n_rot: int,
     window: int,
 ) -> tuple[BlockSizes, ...]:
-    """Read the sizes of every block; () if the row's models have the same in all blocks.
+    """Read the sizes of every block; () if all blocks of the row's models are the same.
 
-    `head_dim` and `n_rot` are those of the blocks without a window. The last blocks can have no
-    their own keys and values: they use those of the last earlier block of the same kind.
+    `head_dim` and `n_rot` are those of the blocks without a window. The last blocks can be without
+    separate keys and values: they use those of the last earlier block of the same kind.
     """
     if not row.varied:
         return ()

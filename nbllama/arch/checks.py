@@ -1,4 +1,4 @@
-"""Check that the file holds the tensors that its keys require."""
+"""Check that the file contains the tensors that its keys require."""
 
 from __future__ import annotations
 

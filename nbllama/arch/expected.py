@@ -1,4 +1,4 @@
-"""The tensors that a model of certain sizes has."""
+"""The tensors of a model of given sizes."""
 
 from __future__ import annotations
 

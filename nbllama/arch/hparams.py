@@ -66,12 +66,12 @@ class DeltaNet(NamedTuple):
 
     @property
     def n_values(self) -> int:
-        """Count of the numbers in all heads' values."""
+        """The number of elements in all heads' values."""
         return self.heads * self.size
 
     @property
     def n_qkv(self) -> int:
-        """Count of the numbers in all queries, keys and values."""
+        """The number of elements in all queries, keys and values."""
         return self.n_values + 2 * self.key_heads * self.size
 
 
@@ -126,7 +126,7 @@ class Hparams:
     attn_gate: bool = False  # attn_q also has a gate for each number of attention's output
     output_norm: str = "output_norm"
     experts: Experts | None = None
-    blocks: tuple[BlockSizes, ...] = ()  # their sizes, if they differ; ()
+    blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, else ()
     values_normed: bool = False  # values have a norm, without a weight
     n_per_layer: int = 0  # size of each token's embedding for each block; 0: none
     next_blocks: int = 0  # blocks of the file after `n_layer`, which are not used
@@ -156,9 +156,9 @@ class Hparams:
 
     @property
     def most_frozen(self) -> int:
-        """The most blocks of which the last one's output can replace them for all later blocks.
+        """The largest number of first blocks that the stored output of the last one can replace.
 
-        Keys and values of blocks after these are used again.
+        Later blocks must not use the keys and values of these blocks.
         """
         return min((*self.lent, self.n_layer))
 

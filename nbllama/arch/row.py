@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchRow:
-    """The properties that an architecture's name decides; all others are read from the file."""
+    """The properties that an architecture's name determines; all others are read from the file."""
 
     name: str
     tensors: tuple[TensorRow, ...]

@@ -1,4 +1,4 @@
-"""The table of architectures, and those that are refused by name. No other package names one."""
+"""The table of architectures, and those that are refused by name. Only this package names any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHS: dict[str, ArchRow] = {
     for row in family.ROWS
 }
 
-# Reasons for the line that refuses these; the line for any other name has no reason.
+# Why these are refused; any other unknown name is refused without a reason.
 _EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {

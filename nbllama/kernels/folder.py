@@ -1,9 +1,9 @@
-"""The folder that keeps the machine code of one set of kernels between processes.
+"""The folder that stores the machine code of one set of kernels between processes.
 
-Its files are pickles, and loading a pickle can run any code. So a folder is used only if it is not
-a link, belongs to this user or to root, and nobody else can write to it; every file is checked in
-the same way. A folder that is not writable is only read. Each process holds a lock on the folder
-that it uses. Old folders without a lock are removed when a new one is created.
+Its files are pickles, and loading a pickle can run arbitrary code. So a folder is used only if it
+is not a link, belongs to this user or to root, and nobody else can write to it; every file is
+checked in the same way. A folder that is not writable is only read. Each process holds a lock on
+the folder that it uses. Old folders without a lock are removed when a new one is created.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory, and with it all writes before its last increment."""
+    """Read counters[index] from memory; writes before its last increment are then visible."""
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):

@@ -7,14 +7,14 @@ attention output and its lse, the residual stream between attention and feed-for
 the small LoRA products h, and the inputs of further norms if the model has them. Everything else is
 computed again from these, element by element.
 
-Without gradient checkpointing every block has its own set. With it the blocks share one set, only
+Without gradient checkpointing, every block has its own set. With it, the blocks share one set, only
 the blocks' inputs are kept, and the backward pass runs each block's forward pass again. As a
-compromise, `kept` of the blocks can have their own set, which saves their second forward pass. The
-last block does not need one, because its backward pass directly follows its forward pass. In all
-cases the gradient has the same bits.
+compromise, a number `kept` of blocks can have their own sets, which saves their second forward
+pass. The last block does not need one, because its backward pass directly follows its forward pass.
+In all cases the gradient has the same bits.
 
-If nothing is trained (`ForwardActivations`), a block's input is not needed after the block: the
-stream alternates between two arrays, and there is one set.
+If nothing is trained (`ForwardActivations`), a block's input is not needed after the block, so the
+stream alternates between two arrays, and all blocks share one set.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
 
 
 def set_bytes(layout: Layout) -> int:
-    """Return the bytes of one block's set."""
+    """Return the size of one block's set in bytes."""
     return 4 * sum(map(_floats, set_shapes(layout)))
 
 
@@ -269,12 +269,12 @@ class Activations:
     def x(self, layer: int, n: int) -> np.ndarray:
         """Return the input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
 
-        If nothing is trained, this overwrites the input of the block two below.
+        If nothing is trained, it is the same array as the input of block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """Return an array of `shared_shapes`, cut to `n` rows."""
+        """Return an array of `shared_shapes`, limited to its first `n` rows."""
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
@@ -282,7 +282,7 @@ class Activations:
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, cut to `n` rows."""
+        """Return the set of block `layer`, limited to its first `n` rows."""
         index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)

@@ -1,7 +1,7 @@
 """A block of the model, forward and backward: attention and feed-forward.
 
 Both read the residual stream (in most models a normalised copy of it) and add their output to the
-stream. The differences between models are in `Hparams`, and the steps below depend on it:
+stream. The differences between models are in `Hparams`, and the steps below depend on them:
 
 | step | differences |
 |---|---|
@@ -68,9 +68,9 @@ def block_forward(
 ) -> None:
     """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    `recompute` stops when the backward pass has everything it needs. With `cache`, `k_offsets`
-    `[S+1]` are the offsets of the keys that it returns. `states`: the sequences' states, for blocks
-    without attention.
+    With `recompute`, it stops when the backward pass has everything it needs. With `cache`,
+    `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`: the sequences'
+    states, for blocks without attention.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:

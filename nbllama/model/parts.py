@@ -1,7 +1,8 @@
-"""What the passes of a block are made of: its names, norms and linear layers, and its branches.
+"""The parts of a block's passes: tensor names, norms, linear layers and branches.
 
 `nbllama.model.block` has the passes of ordinary blocks, `nbllama.model.mixture` those of a mixture
-of experts, `nbllama.model.mixers` those of blocks without attention. Shapes as in the first.
+of experts, `nbllama.model.mixers` those of blocks without attention. Shapes are as in
+`nbllama.model.block`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nbllama.model.weights import Weights
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
 
-# The norms that only some models have, by the layer they come after. They carry no pair.
+# The norms that only some models have, by the layer that they follow. They have no pair.
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
@@ -25,7 +26,7 @@ _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 
 class BlockParts:
-    """One block at work on one batch."""
+    """One block, applied to one batch."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch
@@ -40,7 +41,7 @@ class BlockParts:
         self.watch = model.watch
 
     def _fit(self) -> None:
-        """Give the arrays of `kept` the block's shapes, and the arrays of lent keys."""
+        """Reshape the arrays of `kept` for the block; use the shared arrays for lent keys."""
         kept, n, sizes = self.kept, self.n, self.sizes
         for name in ("q", "att", "k", "v", "gate", "up"):
             shape = own_shape(name, sizes, self.hp.n_head)
@@ -82,7 +83,7 @@ class BlockParts:
         """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
         return fitted(array, self.n, (self.sizes.n_ff,))
 
-    # What the passes are made of
+    # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
         """Return the stream that feed-forward reads, the name of its norm, and its rstd."""

@@ -41,7 +41,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """Stores the input of block `layer`, x `[N, C]`, by the samples of a batch."""
+    """A store of the inputs of block `layer`, x `[N, C]`, by sample."""
 
     layer: int
 
@@ -120,7 +120,7 @@ class Model(Weights):
         """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
         `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. With a
-        watcher all blocks are computed.
+        watcher, all blocks are computed.
         """
         if self.watch is not None:
             trunk = None

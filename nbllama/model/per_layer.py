@@ -1,4 +1,4 @@
-"""Embeddings for each block (Gemma 3n and 4), and what a block does with them.
+"""Embeddings for each block (Gemma 3n and 4), and how a block uses them.
 
 Each token has a row of P numbers for each of the L blocks, e_i, from a separate table and from
 the token's usual embedding x (already scaled):

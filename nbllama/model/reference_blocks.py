@@ -1,7 +1,7 @@
 """Parts of the reference model for blocks of different sizes, in plain float64 numpy.
 
-These are keys and values that several blocks use, the norm of the values, and embeddings for each
-block: see `nbllama.model.varied` and `nbllama.model.per_layer`.
+The parts are: keys and values that several blocks use, the norm of the values, and embeddings for
+each block: see `nbllama.model.varied` and `nbllama.model.per_layer`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NORM = "per_layer_proj_norm"
 
 
 class Blocks(Mixers):
-    """Operations, mixers, and what only blocks of different sizes have."""
+    """Operations, mixers, and the parts of blocks of different sizes."""
 
     # Keys and values
 
@@ -26,7 +26,7 @@ class Blocks(Mixers):
         return self.linear(h, i, "k").reshape(len(h), -1, self.hp.sizes_at(i).head_dim)
 
     def has_values(self, i: int) -> bool:
-        """Whether block `i` projects values, and does not use the keys instead."""
+        """Return whether block `i` projects values instead of using its keys."""
         return f"blk.{i}.{self.model.linears['v'].tensor}.weight" in self.tensors
 
     def values(self, h: np.ndarray, k: np.ndarray, i: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Parts that only some blocks of the reference model have, in plain float64 numpy.
 
-These are the blocks without attention, and the gates of attention's output.
+The parts are: blocks without attention, and the gates of attention's output.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def lent_shapes(hp: Hparams, n: int, *names: str) -> Shapes:
 
 
 def own_shape(name: str, sizes: BlockSizes, n_head: int) -> tuple[int, ...] | None:
-    """Return the shape that a token has in a block's array; None if it is the array's own."""
+    """Return a token's shape in a block's array; None if the shape is the same in all blocks."""
     if name in _QUERIES:
         return n_head, sizes.head_dim
     if name in _KEYS:

@@ -1,13 +1,13 @@
 """Blocks of different sizes, and blocks that use the keys and values of an earlier block.
 
 All arrays have the size of the largest block (`nbllama.model.activations`). A smaller block uses
-the beginning of each, with its own shape.
+the beginning of each array, with its own shape.
 
 Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
 keys and values of such an earlier block are not in its own set of activations, but in separate
 arrays, since the later blocks need them when the set is used again. Their gradient is the sum over
-all blocks that read them: each adds to an array from the last block to the first, and the earlier
-block adds that sum to its own gradient.
+all blocks that read them: from the last to the first, each adds its part to one array, and the
+earlier block adds that sum to its own gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
     """Compute the values y, in some models with a norm.
 
-    They are the keys as projected if the block has no matrix for them.
+    Without a matrix for values, the values are the projected keys.
     """
     if not block.hp.values_normed:
         block.project("v", x, y)
@@ -52,9 +52,9 @@ def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
 
 
 def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
-    """Return whether the block has its own keys; then dk and dv get the later blocks' parts.
+    """Return whether the block has its own keys; if so, add the later blocks' parts to dk, dv.
 
-    Otherwise they are added to the gradients of the block whose keys these are.
+    Otherwise, add dk and dv to the gradients of the block that owns the keys.
     """
     of, hp = block.sizes.kv_from, block.hp
     if of not in hp.lent:
@@ -66,7 +66,7 @@ def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
         return True
     last = max(i for i, sizes in enumerate(hp.blocks) if sizes.kv_from == of)
     for sums, mine in zip(total, (dk, dv), strict=True):
-        if block.layer == last:  # the first that the backward pass comes to
+        if block.layer == last:  # the first one in the backward pass
             sums[:] = mine
         else:
             sums += mine

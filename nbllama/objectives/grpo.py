@@ -5,8 +5,8 @@ answer, the same for all of its tokens, compares it with the other answers of it
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)         0 if all rewards of the group are equal
 
-For a token with the log-probability log pi, which had log old when the answer was drawn, and has
-log ref under the reference:
+For a token whose log-probability is log pi, was log old when the answer was sampled, and is log ref
+under the reference:
 
     q = exp(log pi - log old)                       the ratio
     d = log ref - log pi
@@ -15,9 +15,9 @@ log ref under the reference:
 
 c is `clip`, b is `beta`. Since dq / d log pi = q,
 
-    d loss / d log pi = -q A  (0 where the clip counts)  + b (1 - exp(d))
+    d loss / d log pi = -q A  (0 where the clip applies)  + b (1 - exp(d))
 
-The clip counts if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c: the answer has already become
+The clip applies if A > 0 and q > 1 + c, or if A < 0 and q < 1 - c: the answer has already become
 that much more (or less) likely, and the loss does not push further. If the answers are drawn with
 the parameters that are updated, log old = log pi, and q is 1.
 
@@ -28,7 +28,7 @@ Source: Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning
 Models" (2024), equations 3, 4 and 21; the estimate k: Schulman, "Approximating KL divergence"
 (2020). The sum over all tokens: Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System
 at Scale" (2025), equation 8. The standard deviation has n - 1 in its denominator, and 1e-4 is added
-to it, as in TRL's GRPOTrainer, whose losses of type "dapo" these are.
+to it, as in TRL's GRPOTrainer with the loss type "dapo".
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SMALL = 1e-4  # added to the standard deviation
 
 
 class TokenLosses(NamedTuple):
-    """Of n tokens, float64 `[n]` each: loss, d loss / d log pi, and the estimate k of the KL."""
+    """Loss, d loss / d log pi, and the estimate k of the KL of n tokens, float64 `[n]` each."""
 
     loss: np.ndarray
     slope: np.ndarray

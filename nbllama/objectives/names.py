@@ -1,4 +1,4 @@
-"""The objectives by name, with what options and defaults need to know of them. No numpy in here."""
+"""The objectives by name, with their options and defaults. This module does not import numpy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """What is minimised. `data`: what a sample is, "" for answers without a judgement.
+    """An objective. `data`: the kind of sample, "" for answers without a judgement.
 
-    beta, sft_weight: defaults. refers: the loss has a reference. smooths: it has label smoothing.
+    beta, sft_weight: defaults. refers: the loss uses a reference. smooths: it has label smoothing.
     has_margin: it has a target margin. `rate_divisor`: of the default learning rate.
     """
 

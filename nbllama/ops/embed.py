@@ -85,7 +85,7 @@ def _project(dx, a, scale, projected):
 
 @kernel()
 def _scatter(projected, tokens, db):
-    # Tokens repeat, so several add to the same row of dB: one thread adds them, in token order.
+    # Equal tokens add to the same row of dB, so one thread adds all of them, in token order.
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
             db[tokens[n], r] += projected[n, r]

@@ -17,8 +17,8 @@ from nbllama.arch.tensors import (
     TensorRow,
 )
 
-# Gemma 4: an embedding of each token for each block, and what a block does with it. In some blocks
-# the values are the keys as projected: these have no attn_v.
+# Gemma 4: an embedding of each token for each block, and the tensors that use it. Some blocks have
+# no attn_v: their values are the projected keys.
 _PER_LAYER_ENDS = (
     TensorRow("per_layer_token_embd.weight", ("n_vocab", "n_per_layer_all")),
     TensorRow("per_layer_model_proj.weight", ("n_per_layer_all", "n_embd")),

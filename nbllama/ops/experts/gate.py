@@ -15,13 +15,14 @@ Gradient for silu, with s = s(gate):
     dgate = dout w up (s + gate s (1 - s))      dup = dout w gate s
     dw = sum_f dout act(gate, up)
 
-For clamped, with s = s(1.702 g): the same of g and u + 1, where z' = 1.702; 0 where a clamp holds:
+For clamped, with s = s(1.702 g): the same formulas for g and u + 1, with z' = 1.702; the gradient
+is 0 where a clamp applies:
 
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
 
 Shapes: gate, up, out, dout `[N, F]`, w, dw `[N]`; float32. Saved for the gradient: gate and up,
-which it overwrites with dgate and dup.
+which are overwritten with dgate and dup.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); the reference code of gpt-oss for the
 clamped form. llama.cpp: `ggml_swiglu_split`, `ggml_swiglu_oai`. finetune.cpp: none.
@@ -50,7 +51,7 @@ _LIMIT, _SLOPE = np.float32(7.0), np.float32(1.702)
 def _parts_ref(
     gate: np.ndarray, up: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(g, u, s, z')."""
+    """Return (g, u, s, z')."""
     limit, slope = float(_LIMIT), 1.702
     if kind == "silu":
         return gate, up, (1 + np.tanh(gate / 2)) / 2, np.ones_like(gate)
@@ -67,7 +68,7 @@ def expert_gate_ref(gate: np.ndarray, up: np.ndarray, w: np.ndarray, kind: str) 
 def expert_gate_grad_ref(
     dout: np.ndarray, gate: np.ndarray, up: np.ndarray, w: np.ndarray, *, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dgate, dup, dw) of `expert_gate_ref`."""
+    """Return the gradients (dgate, dup, dw) of `expert_gate_ref`."""
     g, u, s, slope = _parts_ref(gate, up, kind)
     d = dout * w[:, None]
     dgate, dup = d * u * (s + slope * g * s * (1 - s)), d * g * s
@@ -80,7 +81,7 @@ def expert_gate_grad_ref(
 
 @kernel()
 def silu_row(gate, up, w, out):
-    """Compute one token of the kind 'silu', with weight w."""
+    """Compute out of one token for the kind 'silu', with weight w."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
@@ -88,7 +89,7 @@ def silu_row(gate, up, w, out):
 
 @kernel()
 def clamped_row(gate, up, w, out):
-    """Compute one token of the kind 'clamped', with weight w."""
+    """Compute out of one token for the kind 'clamped', with weight w."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]
@@ -175,7 +176,7 @@ def expert_gate(
 ) -> None:
     """Write out `[N, F]` = w act(gate, up); `kind` is a name of `CODES`.
 
-    Raises ValueError for arrays that do not fit each other, or another kind.
+    Raises ValueError for arrays that do not fit each other, or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     for name, array in (("gate", gate), ("up", up)):
@@ -196,7 +197,7 @@ def expert_gate_grad(
 ) -> None:
     """Overwrite gate and up `[N, F]` with their gradients, and write dw `[N]`.
 
-    Raises ValueError for arrays that do not fit each other or share memory, or another kind.
+    Raises ValueError for arrays that do not fit each other or share memory, or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     check_array("expert_gate_grad", "dout", dout, shape)

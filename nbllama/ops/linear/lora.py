@@ -175,9 +175,9 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory `shape` that the next call with this name reuses.
+    """Return float32 memory of this shape, which the next call with the same name reuses.
 
-    So only the first step allocates memory.
+    So memory is allocated only in the first step.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:

@@ -49,7 +49,7 @@ def n_panels(n: int) -> int:
 
 
 def panel_floats(n: int, k: int) -> int:
-    """Return the number of floats that `n` tokens of width `k` take when packed."""
+    """Return the number of floats that `n` tokens of width `k` occupy when packed."""
     return n_panels(n) * PANEL * k
 
 

@@ -31,7 +31,7 @@ def _copy(x, y):
 
 @kernel()
 def _convolve(w, state, n, taps, lo, hi, new, out):
-    """Write columns lo to hi of the convolution to `out`; the state `[K - 1, n]` takes in `new`."""
+    """Write columns lo to hi of the result to `out`; append `new` to `state` `[K - 1, n]`."""
     out[:] = np.float32(0.0)
     for j in range(taps - 1):
         _tap(floats(w + 4 * j * n, n)[lo:hi], floats(state + 4 * j * n, n)[lo:hi], out)
@@ -75,7 +75,7 @@ def delta_conv_task(p, head):
 
 @kernel()
 def delta_task(p, task):
-    """Take some rows of a head's state through the token."""
+    """Update some rows of a head's state by the token."""
     parts = (p.size + DELTA_PART - 1) // DELTA_PART
     h, part = task // parts, task % parts
     g, beta = gates_of(

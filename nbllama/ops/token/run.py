@@ -51,7 +51,7 @@ from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
 
 MOST_TYPES = 6
-NO_TYPE = -1  # for unused places in the list of types
+NO_TYPE = -1  # for unused entries in the list of types
 
 NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
 SCORES, JOIN, BRANCH, GATE, ACT = (
@@ -207,12 +207,12 @@ def _walk(routine, address, threads):
 
 
 def n_threads() -> int:
-    """Return how many threads run a program: each needs its row of scratch."""
+    """Return how many threads run a program; each needs its own row of scratch memory."""
     return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
-    """Run a program whose products have these types, in the order of the codes of `PRODUCT_ROW`.
+    """Run a program; `types` are its weight types, in the order of the codes of `PRODUCT_ROW`.
 
     `step`: one row of `STEP`. The memory that it points to is not checked.
     """

@@ -43,8 +43,8 @@ HIDDEN_ROW = _table(
     a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float, chosen=_address,
 )  # fmt: skip
 
-# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry.
-# x is at place `at` of the int8 blocks. With `chosen`, w, bias, a and b have a matrix (or row) for
+# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry. x
+# is at index `at` of the int8 blocks. With `chosen`, w, bias, a and b contain a matrix (or row) for
 # each expert, and the int32 at this address is the number of the expert.
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
@@ -54,9 +54,9 @@ PRODUCT_ROW = _table(
 
 # Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
 # are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D]. Without k, the cache has them already. `v_norm`: the weights of a norm of the
-# values, which is in the cache only; v can be the same as k. With `gates` [H, 2, D], queries are
-# its parts 0, and the sigmoid of part 1 is a factor of attention's output. `sinks` [H]:
+# [n_ctx, G, D]. Without k, the cache already contains them. `v_norm`: the weights of a norm of the
+# values, which is in the cache only; v can be the same as k. With `gates` [H, 2, D], the queries
+# are its part 0, and the sigmoid of part 1 is a factor of attention's output. `sinks` [H]:
 # `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
@@ -103,7 +103,8 @@ SUM_ROW = _table(
     chosen=_address, weights=_address, shared=_address,
 )  # fmt: skip
 
-# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; the state [K - 1, C] takes it in
+# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; b x is appended to the state [K - 1,
+# C]
 CONV_ROW = _table(
     bcx=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, forms=_size,
 )  # fmt: skip

@@ -66,7 +66,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are ends of blocks."""
+    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are block boundaries."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -136,7 +136,7 @@ def part_of(products, first, task):
 
 @kernel()
 def finish_row(p, n, row, value):
-    """Compute y[n] from the product with row n of W, which is row `row` of all experts."""
+    """Compute y[n] from the product with row n of W, which is row `row` over all experts."""
     if p.bias != 0:
         value += floats(p.bias + 4 * row, 1)[0]
     if p.rank > 0:
