@@ -115,7 +115,7 @@ class Session:
             raise UsageError(f"the context of {self.cache.n_ctx} tokens is full")
         ids = np.array(tokens, np.int64)
         if ids.min() < 0 or ids.max() >= self.model.hp.n_vocab:
-            raise UsageError(f"a token is outside the vocabulary of size {self.model.hp.n_vocab}")
+            raise UsageError(f"a token is outside the vocabulary of {self.model.hp.n_vocab}")
         step = self._acts.most_tokens
         for start in range(0, len(ids), step):
             part = ids[start : start + step].astype(np.int32)

@@ -47,7 +47,7 @@ class MainOptions:
     lora_scaled: str = lora_scaled_option()
 
     prompt: str = _text(
-        Text("TEXT"), "", "text to complete; in a chat, the first message", also=["-p"],
+        Text("TEXT"), "", "text to complete; in a chat the first message", also=["-p"],
         shown_default="none",
     )  # fmt: skip
     file: str = _text(Text(), "", "file with that text", also=["-f"], shown_default="none")

@@ -71,7 +71,7 @@ def plan_trunk(
     name = outputs.checkpoint or outputs.adapter
     if not name:
         if size is not None:
-            say("--trunk-cache: not used: the run writes neither a checkpoint nor an adapter")
+            say("--trunk-cache: not used, the run writes neither a checkpoint nor an adapter")
         return None
     folder = os.path.dirname(name.rstrip("/" + os.sep))
     key = trunk_key(model, layer)
