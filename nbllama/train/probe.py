@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def compile_kernels(trainer: Trainer) -> float:
     trainer.set_dropout(0)
     buffers = trainer.model.loss_buffers(trainer.adapter, n)
     trainer.model.embed_tokens(trainer.bound, acts, batch)
+    _clear_lent(acts, trainer.model.hp.lent, batch.n_tokens)
     kinds: dict[tuple[object, ...], int] = {}
     hp = trainer.model.hp
     for layer in range(hp.n_layer):
@@ -47,6 +49,13 @@ def compile_kernels(trainer: Trainer) -> float:
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
     return time.perf_counter() - start
+
+
+def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
+    """Clear the keys, values and gradients that blocks read from others, which do not run here."""
+    for layer in layers:
+        for name in ("k", "v", "dk", "dv"):
+            acts.shared(f"{name}_of_{layer}", n).fill(0)
 
 
 def _one_block(
@@ -88,6 +97,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     layers = trainer.model.hp.n_layer
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
+    _clear_lent(trainer.acts, trainer.model.hp.lent, batch.n_tokens)
     trainer.set_dropout(0)
     kinds = _kinds(trainer)
     blocks: dict[tuple[object, ...], list[float]] = {kind: [] for kind in kinds}

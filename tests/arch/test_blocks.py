@@ -21,9 +21,12 @@ from nbllama.generation.token_program import has_program
 from nbllama.gradcheck.__main__ import main as gradcheck
 from nbllama.gradcheck.part import part_of, usual_layers
 from nbllama.lora.pairs import Adapter, Pair
+from nbllama.model.activations import Arena
 from nbllama.model.passes import Model
+from nbllama.train import probe
 from tests import oracle
 from tests.differences import compare
+from tests.train.toy_runs import random_rows, trainer
 
 SMALL, LARGE = "gemma4, E2B and E4B", "gemma4, 31B"
 TOKENS = np.random.default_rng(1).integers(3, 288, 60).tolist()
@@ -201,3 +204,31 @@ def test_a_part_of_the_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert gradcheck(["--threads", "1", "-m", str(tmp_path / "m.gguf")]) == 0
     out = capsys.readouterr().out
     assert out.startswith("blocks 0, 1, 2, 3, 5; ") and "inp_gate" in out and "WRONG" not in out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_probe_reads_no_memory_that_nothing_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """It times single blocks, and some read the keys of others that have not run."""
+    allocate, backward = Arena.__init__, probe.block_backward
+
+    def with_nan(arena: Arena, nbytes: int) -> None:
+        allocate(arena, nbytes)
+        arena.memory.fill(np.nan)
+
+    seen = []
+
+    def watched(model: Model, layer: int, bound: Any, acts: Any, **how: Any) -> None:
+        backward(model, layer, bound, acts, **how)
+        seen.append(layer)
+        assert np.isfinite(acts.shared("dx", how["batch"].n_tokens)).all(), layer
+
+    monkeypatch.setattr(Arena, "__init__", with_nan)
+    monkeypatch.setattr(probe, "block_backward", watched)
+    base = made(tmp_path)
+    adapter = random_adapter(base, norms=False)
+    t = trainer(base, adapter, random_rows(base, (12, 9)), checkpointing=checkpointing)
+    probe.compile_kernels(t)
+    probe.step_seconds(t)
+    assert any(base.hp.sizes_at(layer).kv_from != layer for layer in seen)
