@@ -22,6 +22,7 @@ from nbllama.gradcheck.__main__ import main as gradcheck
 from nbllama.gradcheck.part import part_of, usual_layers
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.activations import Arena
+from nbllama.model.block import block_backward
 from nbllama.model.passes import Model
 from nbllama.train import probe
 from tests import oracle
@@ -211,7 +212,7 @@ def test_the_probe_reads_no_memory_that_nothing_has_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     """It times single blocks, and some read the keys of others that have not run."""
-    allocate, backward = Arena.__init__, probe.block_backward
+    allocate, backward = Arena.__init__, block_backward
 
     def with_nan(arena: Arena, nbytes: int) -> None:
         allocate(arena, nbytes)
