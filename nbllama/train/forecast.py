@@ -1,9 +1,9 @@
-"""Forecast of a run's memory and time, printed at its start and compared with the truth at its end.
+"""Forecast of a run's memory and time, printed at its start and compared with the facts at its end.
 
-Memory is computed exactly: the memory that the process holds once its kernels are compiled, every
-array that the trainer has allocated but not yet touched, and the model file, whose pages the system
-maps as they are read (and can drop again, as they are not private). Time is measured: one block and
-one loss, with the run's sizes.
+Memory is computed exactly. It consists of the memory that the process uses once its kernels are
+compiled, every array that the trainer has allocated but not yet touched, and the model file. The
+system maps the file's pages as they are read (and can drop them again, as they are not private).
+Time is measured for one block and one loss with the run's sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Forecast(NamedTuple):
     """Bytes, and seconds per iteration."""
 
     held: int  # resident already, without the mapped file: program, kernels, data, optimiser
-    activations: dict[bool, int]  # with checkpointing (True) and without
+    activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
     chosen: int  # activations of this run
     loss: int  # logits of one chunk of positions
@@ -41,11 +41,11 @@ class Forecast(NamedTuple):
     weights: int  # the mapped file
     seconds: float
     stored_seconds: float  # an iteration for which the frozen blocks' output is stored
-    more: int = 0  # what the objective needs, such as drawing answers
+    more: int = 0  # memory of the objective, such as for drawing answers
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will need in addition to `held` and that cannot be dropped again."""
+        """Memory that the run will need in addition to `held`, and that the system cannot drop."""
         return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
@@ -132,5 +132,5 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
 
 
 def _touch(array: np.ndarray) -> None:
-    """Write to an array of zeros so that the system allocates it; its bits do not change."""
+    """Write to an array of zeros, without changing a bit, so that the system allocates it."""
     np.multiply(array, 1, out=array)

@@ -1,4 +1,4 @@
-"""What a step minimises: a sum over its micro-batches, of tokens or of answers."""
+"""What a step minimises: a sum over the tokens or answers in its micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """What an objective uses of a trainer: the model, the adapter at work, and their memory."""
+    """Parts of a trainer that an objective uses: model, adapter in training, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -29,12 +29,12 @@ class Passes(Protocol):
     batch: int
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        """Return the batches in the form for computing: with shared beginnings, if enabled."""
         ...
 
 
 class Drawing(Passes, Protocol):
-    """What an objective uses that draws answers: also what the random numbers follow from."""
+    """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
 
     seed: int
     iteration: int
@@ -45,19 +45,19 @@ class Drawing(Passes, Protocol):
 class Objective(Protocol):
     """A loss of micro-batches whose forward pass is done.
 
-    `data`: what else the run's memory must have room for, sample by sample. `work`: time of a step
-    by that of its passes forward and backward.
+    `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
+    divided by that of its forward and backward passes.
     """
 
     data: Sequence[Dataset]
     work: float
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Return the micro-batches of a step: those of the data, or what is made of them."""
+        """Return the micro-batches of a step: those of the data, or batches made from them."""
         ...
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number that its loss is the mean over."""
+        """Begin a step (or an evaluation); return the number of items its loss is averaged over."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -76,7 +76,7 @@ class Objective(Protocol):
         ...
 
     def done(self, say: Say) -> None:
-        """Take note of a step that is done; `say` gets lines for the user."""
+        """Record a finished step; `say` is called with lines for the user."""
         ...
 
     def samples(self) -> tuple[dict[str, str], ...]:
@@ -84,7 +84,7 @@ class Objective(Protocol):
         ...
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the memory that a step needs in addition to that of the passes."""
+        """Return the bytes that a step needs in addition to those of the passes."""
         ...
 
     def more_seconds(self, trainer: Drawing) -> float:
@@ -93,7 +93,7 @@ class Objective(Protocol):
 
 
 class TakesData:
-    """The parts of an `Objective` whose micro-batches are those of the data."""
+    """Methods of an `Objective` whose micro-batches are those of the data."""
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
         """Return the micro-batches as they are."""
@@ -133,7 +133,7 @@ class TokenLoss(TakesData):
         )  # fmt: skip
 
     def measures(self) -> Mapping[str, float]:
-        """Return nothing: there is the loss only."""
+        """Return nothing: the loss is the only measure."""
         return {}
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:

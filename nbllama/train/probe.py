@@ -1,4 +1,4 @@
-"""A few passes before a run starts, which compile its kernels and measure the time of a step."""
+"""A few passes before a run that compile its kernels and measure the time of a step."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _one_block(
 
 
 def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
-    """Return the blocks of each kind: attention or another mixer, experts, and their sizes."""
+    """Group the blocks by mixer (such as attention), experts and sizes."""
     hp = trainer.model.hp
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
@@ -89,7 +89,7 @@ def _mean(rounds: list[float]) -> float:
 
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
-    """Return the expected mean seconds per iteration: with all blocks, and without the frozen ones.
+    """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
     Two blocks of each kind and two losses are timed with the run's sizes. Changes nothing.
     """
@@ -104,7 +104,7 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     heads = []
     for repetition in range(ROUNDS):
         for kind, of in kinds.items():
-            # Another block in each round: weights that are still in the cache would be read faster
+            # Each round uses a different block: weights still in the cache would be read faster
             # than in a step.
             of = [i for i in of if i >= lowest] or of
             layer = of[repetition * (len(of) - 1) // (ROUNDS - 1)]
@@ -117,8 +117,9 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
-        # A tied output layer would give each token's own embedding a probability of 1, and the
-        # denormal probabilities of the others take many times as long. So the channels are moved.
+        # A tied output layer would give each token's own embedding a probability of 1. The denormal
+        # probabilities of the other tokens would take many times as long, so the channels are
+        # moved.
         x = trainer.acts.x(0, batch.n_tokens)
         trainer.acts.x(layers, batch.n_tokens)[:] = np.roll(x, 1, axis=1)
         start = time.perf_counter()

@@ -12,14 +12,14 @@ from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """Sizes of the largest micro-batch: rows that are computed, and tokens of its samples."""
+    """Sizes of the largest micro-batch: computed rows, and tokens of its samples."""
 
     computed: int
     keys: int
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for batches of `n_rows` rows whose samples share; `tokens`: if they do not.
+    """Return bounds for batches of `n_rows` rows that share; `tokens`: the bound without sharing.
 
     For data other than records, the saving is not known beforehand.
     """

@@ -27,7 +27,8 @@ class Questions:
     """Answer the questions of a `LiveState` greedily, in separate memory.
 
     `encode`: returns the ids of a question, as for `--sample-prompts`. `stopped`: returns whether
-    the run should stop, which ends an answer. `keep` gets the row `question` of a finished answer.
+    the run should stop, which ends an answer. `keep` is called with the row `question` of a
+    finished answer.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions. If one cannot be answered, its answer is the reason."""
+        """Answer all waiting questions. If that is impossible for one, the answer is the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt

@@ -1,8 +1,8 @@
-"""The reference of a run on preferences: log-probabilities computed once, and kept in a file.
+"""The reference of a run on preferences: log-probabilities, computed once and stored in a file.
 
-The reference is the base model, or the base model with an adapter. The file's name is a digest of
+The reference is the base model, with or without an adapter. The file's name is a digest of
 everything that the values depend on (base, adapter, data with template and --ctx), so a continued
-run, or another one in the same folder, finds it.
+run or another run in the same folder finds it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MAGIC = b"nbllama reference 1\n"
 class Reference:
     """The reference for the answers of `sets`.
 
-    adapter: on the base model, None for the base alone. base: the fingerprint of the base model.
-    others: whether each answer is also needed after another prompt. folder: of the file, None to
-    keep none. path: the file that was read or written.
+    adapter: applied to the base model; None for the base model alone. base: the fingerprint of the
+    base model. others: whether each answer is also needed after another prompt. folder: where the
+    file is stored; None to store none. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -69,7 +69,7 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the file with the log-probabilities; "" for none."""
+        """Return the name of the file with the log-probabilities; "" for none."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
@@ -143,7 +143,8 @@ def adapter_digest(adapter: Adapter) -> str:
 def write(path: str, key: str, values: np.ndarray) -> None:
     """Write log-probabilities float64 `[n]`.
 
-    Raises `OutputError`, also if there is a file of another kind.
+    Raises `OutputError` if the file cannot be written, or if it would replace a file of another
+    kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
         raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")

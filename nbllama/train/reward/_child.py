@@ -7,11 +7,11 @@ One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
     {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
     any failure                                                        -> {"error": str}
 
-The file is not read again: a function that changes during a run would give it two rewards. With an
-`argument`, the function called `name` is called with it and returns the reward function.
-`check` calls the function `problem` of the same file. What the function prints is dropped. This
-module imports nothing from nbllama, so that the child starts quickly and holds no data of the
-program.
+The file is not read again: if it changed during a run, the run would use two reward functions. If
+there is an `argument`, the function `name` is called with it and returns the reward function.
+`check` calls the function `problem` of the same file. Everything that the function prints is
+discarded. This module imports nothing from nbllama, so that the child starts quickly and contains
+none of the program's data.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO
 
-WHILE_LOADING = 8 << 30  # bytes that the child may grow by while it imports the function's packages
-MOST = 300  # characters of a message
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow during the function's imports
+MOST = 300  # characters in a message
 
 
 class Given(importlib.abc.SourceLoader):
-    """Loads a module from a text, under the name of its file."""
+    """Load a module from a text, under the name of its file."""
 
     def __init__(self, path: str, text: str) -> None:
         self._path, self._text = path, text
@@ -48,7 +48,7 @@ class Given(importlib.abc.SourceLoader):
 
 
 def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
-    """Return the reward function of a request, and its module."""
+    """Return the reward function that a request names, and its module."""
     path = os.path.abspath(request["file"])
     sys.path.insert(0, os.path.dirname(path))
     loader = Given(path, request["text"])
@@ -69,7 +69,7 @@ def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
 
 
 def number(value: object) -> float:
-    """Return a reward as a number. Raises `ValueError` for anything that is not a finite one."""
+    """Return a reward as a number. Raises `ValueError` unless it is a finite number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise ValueError(f"it returned {kind_of(value)}, not a number")
     found = float(value)
@@ -98,7 +98,7 @@ def message(error: BaseException) -> str:
 def limit_memory(extra: int) -> None:
     """Limit the growth of this process to `extra` bytes from now on.
 
-    This needs the current size of the process, which only Linux gives; Windows has no such limit.
+    The current size of the process is needed, which only Linux reports; Windows has no such limit.
     """
     try:
         import resource
@@ -116,16 +116,16 @@ def limit_memory(extra: int) -> None:
 
 
 def set_alarm(seconds: float) -> None:
-    """End this process after some seconds, 0 for never.
+    """End this process after a number of seconds; 0: never.
 
-    The parent kills a child that is late; this is for a child whose parent has ended.
+    The parent kills a child that is late; the alarm is for a child whose parent has ended.
     """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def streams() -> tuple[BinaryIO, BinaryIO]:
-    """Return the two streams to the parent; the function's own go to the null device."""
+    """Return the two streams to the parent; the function's own output goes to the null device."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

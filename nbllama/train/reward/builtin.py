@@ -1,8 +1,8 @@
-"""The rewards that need no function of the user: exact match, pattern, JSON, SQL result.
+"""The built-in rewards: exact match, pattern, JSON, SQL result.
 
-Each returns 1 for a right answer and 0 for a wrong one. They run in the same process and within
-the same limits as a function of the user. `problem` checks a record before the run. This module
-imports nothing from nbllama: the child process loads it as a file.
+Each returns 1 for a right answer and 0 for a wrong one. Built-in rewards run in the same child
+process and within the same limits as a user's function. `problem` checks a record before the run.
+This module imports nothing from nbllama, because the child process loads it as a file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PATTERN = "regex"  # regex:PATTERN
 
 WANTED = ("answer", "completion", "output", "response", "target")
 _MOST_ROWS = 10_000
-_SECONDS = 1.0  # of the processor, for one query
-_STEPS = 1000  # of SQLite's virtual machine between two checks of the time
+_SECONDS = 1.0  # processor seconds for one query
+_STEPS = 1000  # SQLite instructions between two checks of the time
 _KEPT = 16  # databases that stay open
 _READING = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
@@ -31,9 +31,10 @@ _READING = {
 
 
 def wanted(record: dict[str, Any]) -> str | None:
-    """Return the right answer of a record, None if it has none.
+    """Return the right answer in a record, None if it contains none.
 
-    It is under one of the keys `WANTED`, or the last message of a chat that ends with an answer.
+    It is stored under one of the keys `WANTED`, or is the last message of a chat if that is an
+    answer.
     """
     for key in WANTED:
         value = record.get(key)
@@ -66,7 +67,7 @@ def problem(name: str, record: dict[str, Any]) -> str:
 
 
 def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
-    """Return 1 for the record's answer, without white space at both ends."""
+    """Return 1 if the answer equals the record's, apart from white space at both ends."""
     right = wanted(record)
     if right is None:
         raise ValueError("the record has no answer")
@@ -74,7 +75,7 @@ def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def regex(pattern: str) -> Reward:
-    """Return a reward of 1 for an answer in which the pattern is found."""
+    """Return a reward function that returns 1 for an answer in which the pattern is found."""
     compiled = re.compile(pattern)
 
     def score(prompt: Any, answer: str, record: dict[str, Any]) -> float:
@@ -99,7 +100,7 @@ def _no_constant(name: str) -> None:
 def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
     """Return 1 for a query that finds the same rows as the right one, in the record's database.
 
-    Rows count in any order, unless the right query has an order.
+    The order of the rows counts only if the right query specifies one.
     """
     db, right = _database(record["database"]), str(wanted(record))
     expected = _rows(db, right)
@@ -113,13 +114,13 @@ def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
 
 
 def query_in(answer: str) -> str:
-    """Return the query of an answer: its fenced block if there is one, without a last semicolon."""
+    """Return the query in an answer (its fenced block, if any) without a semicolon at its end."""
     fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
     return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
 
 
 def has_order(query: str) -> bool:
-    """Return whether the outermost query has an order."""
+    """Return whether the outermost query specifies an order."""
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", query.lower())
     while (less := re.sub(r"\([^()]*\)", " ", bare)) != bare:
         bare = less
@@ -130,11 +131,11 @@ _open: dict[str, sqlite3.Connection] = {}
 
 
 def _database(script: str) -> sqlite3.Connection:
-    """Return a database in memory that the script has made and that can only be read."""
+    """Return a read-only database in memory that the script has created."""
     if script not in _open:
         db = sqlite3.connect(":memory:")
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        db.set_authorizer(  # only the database in memory: no other file
+        db.set_authorizer(  # only the database in memory, no files
             lambda action, *_: (
                 sqlite3.SQLITE_DENY
                 if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """A drawn answer: its ids, its text, and its reward. `cut`: it was not ended by the model."""
+    """A drawn answer: its ids, its text, and its reward. `cut`: the model did not end it."""
 
     ids: list[int]
     text: str
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class GroupOf(NamedTuple):
-    """The answers to one prompt, and the advantage of each that has a reward (else 0)."""
+    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
 
     question: Question
     answers: list[Answer]
@@ -46,7 +46,7 @@ class GroupOf(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Return whether the rewards do not differ, so that nothing can be learned."""
+        """Return whether all rewards are equal, so that nothing can be learned."""
         return not self.advantages.any()
 
 
@@ -54,8 +54,8 @@ class GroupOf(NamedTuple):
 class DrawnBatch(Batch):
     """A batch of drawn answers.
 
-    advantage float64 [S]: of each sequence. reference float64 [M]: log-probabilities of the trained
-    targets under the reference; it is filled in later.
+    advantage float64 [S]: one for each sequence. reference float64 [M]: log-probabilities of the
+    trained tokens under the reference; it is filled in later.
     """
 
     advantage: np.ndarray
@@ -64,7 +64,7 @@ class DrawnBatch(Batch):
 
 @contextmanager
 def unwatched(model: Model) -> Iterator[None]:
-    """Hide passes from a watcher, which is to see those of training."""
+    """Hide passes from a watcher, which should see only the passes of training."""
     watch, model.watch = model.watch, None
     try:
         yield
@@ -77,8 +77,8 @@ def draw(
 ) -> list[list[int]]:
     """Draw the answers to the prompts of a batch, one group after another.
 
-    Each has a stream of random numbers that follows from seed, iteration, prompt and its number in
-    the group.
+    Each answer has its own stream of random numbers, derived from the seed, the iteration, the
+    prompt and the answer's number in the group.
     """
     source = batch.source
     streams = [
@@ -120,7 +120,7 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
 def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
     """Return the answers with a reward as a batch; None if there are none.
 
-    `every`: also those whose advantage is 0, which have a gradient only through the reference.
+    `every`: include answers whose advantage is 0, which have a gradient only through the reference.
     """
     rows, values = [], []
     for group in groups:

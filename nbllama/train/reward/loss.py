@@ -1,7 +1,7 @@
 """GRPO as the objective of a trainer.
 
 A step draws the answers of all its micro-batches with the current adapter, scores them, and then
-does one update with them. So the ratio of the loss is 1 (`nbllama.objectives.grpo`).
+makes one update with them. So the probability ratio in the loss is 1 (`nbllama.objectives.grpo`).
 
 After the forward pass of a micro-batch, the derivative of the loss with respect to each token's
 log-probability is that token's weight in a second pass through the output, which computes the
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from nbllama.train.objective import Check, Drawing, Passes
     from nbllama.train.reward.scorer import Scorer
 
-FIRST_FAILED = 8  # failed rewards with no good one before them that end a run
-_TIMED = 4  # tokens that are drawn to measure their time
+FIRST_FAILED = 8  # a run ends if this many rewards fail before a good one
+_TIMED = 4  # tokens that are drawn to measure the time of drawing
 
 
 class RewardNumbers(NamedTuple):
@@ -50,8 +50,8 @@ class RewardNumbers(NamedTuple):
 class RewardLoss:
     """The `Objective` of a run on rewards.
 
-    `reference`: the adapter of the reference, None for the base model; with `beta` 0 it is not
-    used. history: the measures of each step.
+    `reference`: the adapter of the reference, None for the base model; not used if `beta` is 0.
+    history: the measures of each step.
     """
 
     data: Sequence[Dataset] = ()
@@ -67,11 +67,11 @@ class RewardLoss:
         self._say: Callable[[str], None] | None = None
 
     def start(self, trainer: Passes, check: Check, say: Callable[[str], None]) -> None:
-        """Keep `say` for lines about rewards that fail."""
+        """Store `say`, which is used to report rewards that fail."""
         self._say = say
 
     def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
-        """Draw and score the answers to the prompts of `batches`; return micro-batches of them.
+        """Draw and score answers to the prompts of `batches`; return the answers as micro-batches.
 
         Answers without a reward are left out. Raises `NbllamaError` if the first rewards of the run
         all fail.
@@ -154,7 +154,7 @@ class RewardLoss:
         )
         whole = batch.whole()
         advantage, reference = np.ones(len(n)), policy
-        if isinstance(whole, DrawnBatch):  # else only the time is measured
+        if isinstance(whole, DrawnBatch):  # otherwise only the time is measured
             advantage = whole.advantage
             reference = whole.reference if self._refers else policy
         found = grpo(policy, policy, reference, np.repeat(advantage, n), beta=self.numbers.beta)
@@ -172,7 +172,7 @@ class RewardLoss:
         return self._measured.numbers()
 
     def done(self, say: Callable[[str], None]) -> None:
-        """Keep the measures of a step."""
+        """Store the measures of a step."""
         self.history.append(self.measures())
         self._last = self._measured
 
@@ -188,7 +188,7 @@ class RewardLoss:
         )
 
     def more_bytes(self, trainer: Drawing) -> int:
-        """Return the memory of drawing answers, and of a reference with other ranks."""
+        """Return the bytes for drawing answers, and for a reference with other ranks."""
         source = cast(Prompts, trainer.dataset)
         n = min(trainer.batch, source.n_samples)
         found = drawing_bytes(
@@ -202,7 +202,7 @@ class RewardLoss:
         return found
 
     def more_seconds(self, trainer: Drawing) -> float:
-        """Measure the time of drawing answers of the greatest length for a step."""
+        """Measure the time of drawing a step's answers, all with the maximum length."""
         source, ends = cast(Prompts, trainer.dataset), trainer.model.tokenizer.eog_ids
         n = min(trainer.batch, source.n_samples)
         part = [q.ids.tolist() for q in source.questions[: min(n, prompts_at_once(source.group))]]
@@ -220,7 +220,7 @@ class RewardLoss:
 
 
 def prompt_text(prompt: object) -> str:
-    """Return a prompt as one text: that of its last message, if it is a chat."""
+    """Return a prompt as one text; for a chat, the text of its last message."""
     if isinstance(prompt, list):
         return str(prompt[-1].get("content") or "")
     return str(prompt)

@@ -11,12 +11,12 @@ from nbllama.train.reward.scorer import Failed
 
 
 class RewardMeasures:
-    """Numbers of one step. `refers`: the KL to the reference is one of them."""
+    """Measures of one step. `refers`: the KL to the reference is one of them."""
 
     def __init__(self, refers: bool) -> None:
         self._refers = refers
         self.groups: list[GroupOf] = []
-        self.seconds = 0.0  # of drawing and scoring
+        self.seconds = 0.0  # for drawing and scoring
         self._kl, self._tokens = 0.0, 0
 
     def add_kl(self, kl: np.ndarray) -> None:
@@ -31,7 +31,7 @@ class RewardMeasures:
 
     @property
     def failed(self) -> list[tuple[GroupOf, Failed]]:
-        """Return the answers without a reward, with their groups."""
+        """Return the answers without a reward, each with its group."""
         return [
             (group, a.reward)
             for group in self.groups
@@ -43,9 +43,10 @@ class RewardMeasures:
         """Return the measures; there are none before a step.
 
         reward, reward_std: mean and standard deviation of all rewards. kl: nats per token, mean
-        over the tokens of all answers. answer_tokens: mean length of an answer; cut: share of those
-        that reached the longest length. same: share of groups without a difference.
-        reward_errors: number of answers without a reward. answers_per_s: drawn and scored.
+        over the tokens of all answers. answer_tokens: mean length of an answer; cut: share of
+        answers that reached the maximum length. same: share of groups whose rewards are equal.
+        reward_errors: number of answers without a reward. answers_per_s: answers drawn and scored
+        per second.
         """
         answers = self.answers
         if not answers:
@@ -66,9 +67,9 @@ class RewardMeasures:
 
 
 def two_of(groups: Sequence[GroupOf]) -> list[tuple[GroupOf, Answer]]:
-    """Return two answers to show: the best and the worst of the first group with a difference.
+    """Return two answers to show: best and worst of the first group with different rewards.
 
-    Without such a group, the first two answers.
+    If there is no such group, the first two answers are returned.
     """
     for group in groups:
         if not group.same:

@@ -1,7 +1,7 @@
 """Score answers in a child process, within limits of time and memory.
 
 A reward function is the user's own code and has the user's rights. The limits are for its errors:
-an endless loop, a large allocation, an exception, a value that is no number.
+an endless loop, a large allocation, an exception, a value that is not a number.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from nbllama.errors import UsageError, shown
 from nbllama.train.reward import builtin
 
 SECONDS = 10.0  # of one call, by default
-MEMORY = 2 << 30  # bytes that the child may grow by after the function is loaded
+MEMORY = 2 << 30  # bytes by which the child may grow after loading
 _LOADING_SECONDS = 120.0  # a function may import large packages
-_MOST_LINE = 64 << 20  # bytes of an answer of the child
+_MOST_LINE = 64 << 20  # bytes in an answer of the child
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CHILD, _BUILTIN = (os.path.join(_HERE, name) for name in ("_child.py", "builtin.py"))
 _FUNCTIONS = {"exact": "exact", "json": "valid_json", "sql": "sql"}
@@ -36,11 +36,11 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """Where a reward function is: file, name, and the argument of a function that makes it.
+    """The source of a reward function: file, name, and the argument of a function that makes it.
 
-    `text`: of the file. `builtin`: its name among the built-in ones, "" for the user's own.
-    `identity`: what a checkpoint keeps, which changes with the content of the user's file but not
-    with its place.
+    `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
+    `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
+    but not on its path.
     """
 
     file: str
@@ -52,7 +52,7 @@ class Source(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Why an answer has no reward."""
+    """The reason why an answer has no reward."""
 
     reason: str
 
@@ -91,7 +91,7 @@ def _own_text() -> str:
 
 
 class Scorer:
-    """A reward function in a separate process, which is started again after it exceeded a limit.
+    """A reward function in a separate process, which is restarted after it exceeds a limit.
 
     `seconds`: limit of one call. `memory`: limit in bytes, on Linux.
     """
@@ -153,7 +153,7 @@ class Scorer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,  # so that its own children end with it
+                start_new_session=True,  # so that the child's own children end with it
             )
         except OSError as e:
             return Failed(e.strerror or str(e))
@@ -189,7 +189,7 @@ class Scorer:
                     try:
                         check()
                     except BaseException:
-                        self.close()  # its late answer must not be read as that of another call
+                        self.close()  # a late answer must not be taken for that of a later call
                         raise
         if not line.endswith(b"\n"):
             self.close()
@@ -199,7 +199,7 @@ class Scorer:
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    """Put every line of `stream` into the queue, and an empty one at its end."""
+    """Put every line of `stream` into the queue, followed by an empty line."""
     with stream:
         while True:
             line = stream.readline(_MOST_LINE)
@@ -218,5 +218,5 @@ def _kill(process: subprocess.Popen[bytes] | None) -> None:
     process.kill()
     process.wait()
     if process.stdin is not None:
-        with suppress(OSError):  # buffered output has no reader any more
+        with suppress(OSError):  # buffered output no longer has a reader
             process.stdin.close()
