@@ -226,7 +226,7 @@ which the variants ran one after the other; GF/s are best runs. Only the first s
 compile time. `share` is (4 x parameters x tokens + attention) / time, divided by the throughput of
 numpy's float32 matmul (1024 x 576 x 1536) before and after each step. The blocks that checkpointing
 recomputes do not count as work in `share`, but do in the next column. The steps train
-{about["model"]} with rank 4 on the seven linears and random tokens, unless a model is named.
+{about["model"]} on random tokens, with rank 4 on the seven linear layers, unless a model is named.
 
 ![share of sgemm](bench.svg)
 """

@@ -51,7 +51,7 @@ MARKS = {
     "~": "trained by the rule without a part that has no place in the template; a message says so",
     "x": "the template itself refuses the chat",
     "r": "refused: an empty answer",
-    "c": "refused by the rule: the prompt closes the thought that the data have",
+    "c": "refused by the rule: the prompt closes the thought that the data contain",
     "R": "refused though the template renders it",
     "D": "trained differently",
 }
