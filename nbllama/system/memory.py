@@ -10,7 +10,7 @@ import psutil
 
 
 def mapped(*paths: str | os.PathLike[str]) -> int:
-    """Return the bytes of mapped files that are in memory now; 0 if the system has no figure."""
+    """Return the bytes of mapped files that are in memory now; 0 if the system reports none."""
     try:
         maps = psutil.Process().memory_maps()
     except (AttributeError, OSError, psutil.Error):
@@ -58,7 +58,7 @@ _V1, _V2 = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")
 def _control_groups() -> Iterator[tuple[int, int]]:
     """Yield (limit, used) of this process's Linux control groups and of their parents.
 
-    Versions 1 and 2. Pages of files, which can be dropped, do not count as used.
+    Both versions 1 and 2 are read. Pages of files, which can be dropped, do not count as used.
     """
     for line in read(PROC_CGROUP).splitlines():
         _, kinds, path = line.split(":", 2)

@@ -15,7 +15,7 @@ _LOOKED_AT = 2048  # bytes from the start of a file that are checked
 
 
 class Kind(NamedTuple):
-    """The first bytes of files of a kind, and bytes near their start."""
+    """A kind of file: possible first bytes, and bytes that occur near the start."""
 
     name: str
     begin: tuple[bytes, ...]
@@ -44,7 +44,7 @@ def check_kind(path: str, kind: Kind) -> None:
 
 
 def other_kind(path: str | os.PathLike[str], what: str) -> OutputError:
-    """Return the error for a file that is not replaced."""
+    """Return the error for a file that must not be replaced."""
     return OutputError(
         f"{shown(path, 400)}: there is a file that {what}; it is not replaced: choose another name,"
         " or move the file"
