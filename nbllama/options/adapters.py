@@ -17,7 +17,7 @@ from nbllama.options.parser import Option, option, plain
 from nbllama.options.values import Text
 
 _files = partial(option, "Files")
-_LARGEST = 3.4e38  # of float32
+_LARGEST = 3.4e38  # largest float32
 
 
 def lora_option(*also: str) -> Any:
@@ -73,7 +73,7 @@ def take_adapters(
 
 
 def _list(name: str, text: str) -> list[str]:
-    """Split at commas, unless a file of the whole name exists."""
+    """Split at commas, unless a file has the whole text as its name."""
     files = [text] if os.path.lexists(text) else text.split(",")
     if not all(files):
         raise UsageError(f"{name} '{shown(text)}': an empty file name")

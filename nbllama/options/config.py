@@ -17,7 +17,7 @@ from nbllama.options.values import Text
 from nbllama.system.regular import read_whole
 
 MAX_BYTES = 1 << 20
-"""Largest file that is read: YAML takes seconds for more, and options need less."""
+"""Size limit in bytes: YAML takes seconds for larger files, and options need less."""
 
 _MARK = "# The options of a run of nbllama"
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -111,7 +111,7 @@ def _is_allowed(o: Option, value: Any) -> bool:
 
 
 def _is_default(options: Any) -> bool:
-    """Return whether `--checkpoint-in` is the newest of `--checkpoint-out`, the default."""
+    """Return whether `--checkpoint-in` is its default, the newest file of `--checkpoint-out`."""
     newest = options.checkpoint_out.replace(options.pattern_fn_it, options.fn_latest, 1)
     return bool(newest) and options.checkpoint_in == newest
 
