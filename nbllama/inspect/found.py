@@ -31,7 +31,7 @@ class TensorRow(NamedTuple):
 class Target(NamedTuple):
     """One kind of tensor that has LoRA pairs or can have them.
 
-    `parameters`: by the header of a column; 0: no pair. `ranks`: likewise.
+    `parameters`, `ranks`: by the header of a column; 0 parameters mean no pair.
     """
 
     option: str  # `--rank-NAME` of nbllama.finetune
@@ -59,6 +59,6 @@ class Found:
 
 
 def stated(f: GGUFFile, name: str, use: str = "") -> TensorRow:
-    """Return a tensor as the header gives it."""
+    """Return a tensor as the header describes it."""
     t = f.tensors[name]
     return TensorRow(name, TENSOR_TYPES[t.type_id].name, t.shape, t.nbytes, use)
