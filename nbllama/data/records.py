@@ -111,7 +111,7 @@ def read_files(
 ) -> tuple[list[tuple[str, FileRecords]], list[str]]:
     """Return name and content of each file that `path` names, and lines for the user.
 
-    Raises as `open_data`, except for bad records, which are still unread.
+    Raises the errors of `open_data`, except for bad records, which are still unread.
     """
     chosen = data_files(path)
     notes = list(chosen.notes)
@@ -147,8 +147,8 @@ def open_records(
 ) -> DataFile:
     """Read records in memory as if each were a line of a file called `name`.
 
-    A string is the record `{"text": string}`. Raises as `open_data`, and `UsageError` for a format
-    that only files can have.
+    A string is the record `{"text": string}`. Raises the errors of `open_data`, and `UsageError`
+    for a format that only files can have.
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
@@ -269,7 +269,7 @@ def _parsed(
 
 
 def _format_among(record: Record, format: Format) -> Format:
-    """Return the format of a record: `format`, that of most records, if it has its keys."""
+    """Return the format of a record: `format`, which most records have, if it has those keys."""
     if format.knows(record):
         return format
     return format_by_keys(record) or format

@@ -75,7 +75,7 @@ def control_tokens_in(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, 
 
 
 def mostly_lost(data: Any) -> str:
-    """Return a line if more than half of the samples of records were cut or left out; else "".
+    """Return a line if more than half of the record samples were cut short or left out; else "".
 
     `data`: a data set (`nbllama.data.batch.Dataset`).
     """
