@@ -5,9 +5,9 @@ The format is that of llama.cpp's `src/llama-adapter.cpp:llama_adapter_lora_init
 
     y = x Wᵀ + (alpha / rank) (x aᵀ) bᵀ
 
-If that is not the scale of the pair, `b` is multiplied to compensate; the key `nbllama.lora_r`
-makes it possible to undo this when reading. The pair of `token_embd` is stored swapped:
-a = B (V, rank), b = Aᵀ (C, rank).
+If a pair has another scale, `b` is multiplied to compensate; the key `nbllama.lora_r` makes it
+possible to undo this when reading. The pair of `token_embd` is stored swapped: a = B (V, rank), b =
+Aᵀ (C, rank).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ALPHA, _LORA_R, _HEAD_DIM = "adapter.lora.alpha", "nbllama.lora_r", "nbllama.he
 _INVOCATION = "adapter.alora.invocation_tokens"
 _SWAPPED = "token_embd.weight"
 # RoPE's frequencies, which some converters write into adapters. They are not weights, and the base
-# model has them too.
+# model contains them too.
 _STRAY = re.compile(r"(?:blk\.[0-9]+\.)?(?:rope_freqs|rope_factors_(?:long|short))\.weight")
 
 
