@@ -31,7 +31,7 @@ from nbllama.train.trainer import Trainer
 class Forecast(NamedTuple):
     """Bytes, and seconds per iteration."""
 
-    held: int  # resident already, without the mapped file: program, kernels, data, optimiser
+    held: int  # already resident, without the mapped file: program, kernels, data, optimiser
     activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
     chosen: int  # activations of this run
