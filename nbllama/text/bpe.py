@@ -5,8 +5,8 @@ The tokenizer is built from a GGUF's tokens and merges and its row of `pretokeni
 `tokenizers` and llama.cpp merge in the same way (lowest rank, leftmost on ties), with two
 exceptions. Both drop a byte whose character is not in the vocabulary, but only in llama.cpp does
 this byte still separate its neighbours; here it receives an id past the vocabulary, which is then
-dropped. And a merge that is listed twice keeps its first rank (`vocab`). Source: llama.cpp,
-src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
+dropped. And a merge that is listed twice keeps its first rank (`vocab`).
+Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe_session`, `llama_decode_text`.
 """
 
 from __future__ import annotations
