@@ -29,7 +29,7 @@ _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K
 
 
 class Plan(NamedTuple):
-    """A plan. `types`: id by name. `nbytes`: of all planned tensors. `kept`: part of the effect."""
+    """A plan. `types`: id by name. `nbytes`: total size. `kept`: share of the effect."""
 
     types: dict[str, int]
     nbytes: int
