@@ -51,7 +51,7 @@ QK_NORMS = {"q": "attn_q_norm.weight", "k": "attn_k_norm.weight"}
 GATED_NODES = {"silu": "ffn_swiglu", "gelu": "ffn_geglu"}
 
 CacheExchange = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
+"""A function of a layer and its new keys and values `[N, G, D]`; returns all of the sequence's."""
 
 
 def block_forward(
@@ -109,7 +109,7 @@ class Block(BlockParts):
         kind = self.hp.activation
         experts = self.hp.experts_at(layer)
         self.mixture = None if experts is None else Mixture(self, experts)
-        if self.mixture is None and self.hp.experts is not None:  # cut to a dense block's width
+        if self.mixture is None and self.hp.experts is not None:  # limited to a dense block's width
             for name in ("gate", "up"):
                 setattr(self.kept, name, self.dense(getattr(self.kept, name)))
         self.act_node = GATED_NODES[kind] if self.hp.gated else f"ffn_{kind}"
