@@ -1,7 +1,7 @@
-"""What training on preferences costs, against answers alone and against TRL.
+"""The cost of training on preferences, compared with training on answers and with TRL.
 
-Each run that counts memory is a process of its own. The steps of the parts `steps` take turns in
-one process.
+Each run whose memory is measured is a separate process. The two kinds of steps in the part `steps`
+take turns in one process.
 """
 
 from __future__ import annotations
