@@ -46,7 +46,7 @@ def answers(model: Any, adapter: Any) -> list[str]:
 
 
 def loss_of_text(model: Any, adapter: Any) -> float:
-    """Mean loss, nats a token, of the beginning of the text, in windows of `WINDOW` tokens."""
+    """Return the mean loss in nats per token of the text's beginning, `WINDOW` tokens at a time."""
     ids = model.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:20000])
     total = 0.0
     for at in range(0, WINDOWS * WINDOW, WINDOW):

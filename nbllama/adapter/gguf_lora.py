@@ -123,9 +123,9 @@ def _skipped(path: str, stray: list[str]) -> tuple[str, ...]:
 
 
 def _matrix(f: GGUFFile, name: str) -> np.ndarray:
-    """Read a half as a finite float32 copy; F16, Q8_0 and so on are decoded.
+    """Read one half of a pair as a finite float32 copy; F16, Q8_0 and so on are decoded.
 
-    It has two dimensions, or three if it belongs to all experts.
+    A half has two dimensions, or three if it belongs to all experts.
     """
     info = f.tensors[name]
     shape = (1, *info.shape) if len(info.shape) == 1 else info.shape

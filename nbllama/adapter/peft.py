@@ -1,8 +1,8 @@
 """Hugging Face PEFT adapters: a folder of `adapter_model.safetensors` and `adapter_config.json`.
 
 PEFT scales a pair by its alpha / its rank, or alpha / √rank with `use_rslora`; both can be given
-for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. It has
-no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
+for single modules (`rank_pattern`, `alpha_pattern`), so every scale can be written exactly. PEFT
+has no pairs for norm vectors. The pair of the embedding is A (rank, V), B (C, rank): our B and A
 transposed. Names and the row order of q and k: `hf_names`.
 
 Our files store head size and architecture in the metadata of the safetensors file, which PEFT

@@ -131,7 +131,7 @@ class Stored:
     def with_one_scale(self) -> Stored:
         """Return an equal adapter with the scale alpha / lora_r for all pairs where this is exact.
 
-        This undoes the change that `scaled` made in one of our files.
+        For our own files, this undoes the change that `scaled` made.
         """
         pairs, alphas = dict(self.pairs), dict(self.alphas)
         for name, pair in self.pairs.items():

@@ -87,9 +87,9 @@ def digest(
 def model_fingerprint(f: GGUFFile) -> str:
     """Return a digest that identifies a base model without reading all of it.
 
-    It covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB at each
-    tensor's start, middle and end. Names and licences are left out. So is the tokenizer, because
-    the fingerprint of the data covers the tokens.
+    The digest covers the architecture's keys, the name, shape and type of every tensor, and 4 KiB
+    at each tensor's start, middle and end. Names and licences are left out. So is the tokenizer,
+    because the fingerprint of the data covers the tokens.
     """
     keys = [e for e in f.entries() if not e[0].startswith(("general.", "tokenizer."))]
     keys.append(("general.architecture", f.get("general.architecture", "str"), ValueType.STRING))

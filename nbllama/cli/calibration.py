@@ -1,7 +1,7 @@
 """The calibration sample of a merge: records, read as the adapter's run read them.
 
-A run writes its options next to its adapter (`NAME.config.yaml`). They name the training data and
-say how the data were read.
+A run writes its options next to its adapter (`NAME.config.yaml`). These options name the training
+data and say how they were read.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def load_samples(
 def draw(data: Dataset, most_tokens: int) -> Sample:
     """Draw samples in a fixed random order until they contain `most_tokens` tokens.
 
-    One in `HELD_BACK` is held back, at most `MOST_HELD`; none if there is only one sample. Raises
-    `DataError` for data without any sample to calibrate on.
+    One sample in `HELD_BACK` is held back, at most `MOST_HELD`, and none if there is only one.
+    Raises `DataError` for data without any sample to calibrate on.
     """
     order = permutation(data.n_samples, 0, 0).tolist()
     n_held = min(-(-data.n_samples // HELD_BACK), MOST_HELD) if data.n_samples > 1 else 0

@@ -128,7 +128,7 @@ def _file_size(model: Model, types: dict[str, int]) -> int:
 class Peer(NamedTuple):
     """llama.cpp compared with nbllama at several positions.
 
-    It contains the mean divergence, and how often the most likely token is the same.
+    The result is the mean divergence, and how often the most likely token is the same.
     """
 
     kl: float

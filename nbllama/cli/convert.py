@@ -1,7 +1,7 @@
 """The program: `python -m nbllama.convert baichuan-to-llama IN OUT`.
 
-It writes a model with the keys of another architecture that computes the same (`ArchRow.same_as`).
-Tensors are copied byte for byte, so a quantised model loses nothing.
+It rewrites a model with the keys of another architecture that computes the same
+(`ArchRow.same_as`). Tensors are copied byte for byte, so a quantised model loses nothing.
 """
 
 from __future__ import annotations

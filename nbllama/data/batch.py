@@ -120,8 +120,8 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of all samples.
 
-        It changes with any edit that changes a token, and with the tokenizer, template and n_ctx,
-        but not with the file's name.
+        The fingerprint changes with any edit that changes a token, and with the tokenizer, template
+        and n_ctx, but not with the file's name.
         """
         ...
 

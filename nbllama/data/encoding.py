@@ -185,8 +185,8 @@ def encode_chat(
 ) -> Encoded:
     """Encode the last sample of a chat.
 
-    It contains the last answer after its prompt, and the earlier answers that can be trained with
-    it. Raises the errors of `ChatReader.rows`.
+    This sample contains the last answer after its prompt, and the earlier answers that can be
+    trained with it. Raises the errors of `ChatReader.rows`.
     """
     reader = ChatReader(tokenizer, template)
     (rendered,) = reader.render([Conversation(list(messages))])

@@ -22,7 +22,7 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 class Taken(NamedTuple):
     """Micro-batches of one iteration, the position after them, and their number of samples.
 
-    There are more samples than rows if rows continue with the next sample.
+    Samples can outnumber rows, because a row can continue with the next sample.
     """
 
     batches: list[Batch]

@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 def judgements(data: DataFile, records: Sequence[int]) -> Judged | None:
     """Return the judgements of the samples of `data`; `records`: the record number of each sample.
 
-    A pair is two samples, the chosen one first. None for data without judgements. Raises
+    A pair is two samples, the chosen one first. Returns None for data without judgements. Raises
     `DataError` if only some records have judgements.
     """
     if data.format not in (PAIRS, LABELLED):

@@ -1,7 +1,7 @@
 """Encode a rendered chat without parsing special tokens in the text of messages.
 
-`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. That is
-right in the text of the template; in a message it would let the message end its turn and begin
+`encode(text, parse_special=True)` turns every "<|im_end|>" into the end-of-turn token. This is
+right in the text of the template, but in a message it would let the message end its turn and begin
 another one. Tokenising the pieces separately would be safe but gives other ids, because tokens
 reach across the border (a line feed of the template, a line feed of the message). So such messages
 are replaced by neutral characters to find the special tokens of the template, the text is split

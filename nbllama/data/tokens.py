@@ -82,8 +82,9 @@ class ChatTokens:
     ) -> tuple[Tokens, int]:
         """Tokenise an answer, and find where it ends.
 
-        It ends at the first token after its first `words` characters that ends a generation. The
-        position of its end in `text` is returned too. `continues`: the answer continues plain text.
+        The answer ends at the first token after its first `words` characters that ends a
+        generation. The position of its end in `text` is returned too. `continues`: the answer
+        continues plain text.
         """
         eog = self._tokenizer.eog_ids
         ids: list[int] = []

@@ -1,6 +1,6 @@
 """Find the records in the values of a JSON file.
 
-They can be in lists, be chats as bare lists, or be in a list under a key of an object
+Records can be in lists, be bare lists of messages, or be in a list under a key of an object
 ({"data": [...]}).
 """
 

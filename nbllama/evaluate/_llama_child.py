@@ -1,7 +1,7 @@
 """The program that `nbllama.evaluate.llama_cpp` starts.
 
-It reads a JSON request from standard input and writes llama.cpp's results to standard output. It
-imports nothing from nbllama.
+It reads a JSON request from standard input and writes llama.cpp's results to standard output. This
+module imports nothing from nbllama.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`--outtype auto`: for each merged matrix the smallest type that keeps the effect of its pair.
 
 The effect of a pair is its contribution to the layer's products, squared and summed over the
-sample; the loss is the same sum for the rounding error. Both are quadratic in small changes, like
-the KL divergence of the model's output.
+sample; the loss is the same sum for the rounding error. Effect and loss are quadratic in small
+changes, like the KL divergence of the model's output.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The factor L D Lᵀ of the inputs' second moments is one Cholesky factorisation in float64, in strips.
 Columns are sorted: those with large inputs come first, while all others can still compensate for
-their errors. This is possible because every scale is known beforehand.
+their errors. Sorting is possible because every scale is known in advance.
 """
 
 from __future__ import annotations

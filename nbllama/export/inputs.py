@@ -1,7 +1,7 @@
 """Second moments of the inputs of each linear layer when a model with adapters reads a sample.
 
-They are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a block
-runs on it when its tensors are needed. So only one block's matrices are in memory at a time.
+The moments are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a
+block runs on it when its tensors are needed. So only one block's matrices are in memory at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Memory of one training step: the activations that the backward pass needs.
 
-It is allocated once, as one array.
+The memory is allocated once, as one array.
 
 For each block it stores, besides the input x (`C` floats per token): q, k, v after RoPE, the
 attention output and its lse, the residual stream between attention and feed-forward, gate and up,

@@ -1,7 +1,8 @@
 """A block of the model, forward and backward: attention and feed-forward.
 
-Both read the residual stream (in most models a normalised copy of it) and add their output to the
-stream. The differences between models are in `Hparams`, and the steps below depend on them:
+Attention and feed-forward read the residual stream (in most models a normalised copy of it) and add
+their output to the stream. The differences between models are in `Hparams`, and the steps below
+depend on them:
 
 | step | differences |
 |---|---|

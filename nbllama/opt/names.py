@@ -1,4 +1,4 @@
-"""The table of optimisers. A new one needs a file in this folder and a row here.
+"""The table of optimisers. A new optimiser needs a file in this folder and a row here.
 
 This module imports nothing large, so that the command line can read the table before numpy is
 loaded.

@@ -1,7 +1,8 @@
 """`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
-Both can be given several times and take lists. `--lora-scaled FILE SCALE` has two words, which the
-parser of one-value options cannot read, so both options are removed before it reads the rest.
+Both options can be given several times and accept lists. `--lora-scaled FILE SCALE` has two words,
+which the parser of one-value options cannot read, so both options are removed before it reads the
+rest.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def take_adapters(
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """Return the adapters with their scales, in order, and the remaining words of a command line.
 
-    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are taken.
+    `options`: all options of the program; those with the fields `lora` and `lora_scaled` are read.
     Raises `UsageError` for a malformed list and for a scale that is not a number.
     """
     by_name = {name: o for o in options for name in (*o.names, *o.off)}

@@ -2,7 +2,7 @@
 
 A key is an option's name without its dashes (`_` counts as `-`). Each option parses its value from
 the text in the file. So `1e-4`, which is a string in YAML 1.1, is read as a number if the option
-takes a number, and `no` as a word if it takes a word.
+expects a number, and `no` as a word if it expects a word.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The rules are those of the old llama.cpp `finetune` (`_` in an option's name counts as `-`, the last
 occurrence wins, no abbreviations) plus `--option=value`. Every error in a command line is one
 `UsageError` (exit 2) that names the option, the value and what is allowed. argparse formats the
-help, but does not read the command line, because it takes values that begin with `-` for options.
+help, but does not read the command line, because it mistakes values that begin with `-` for
+options.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Option:
     names: tuple[str, ...]
     off: tuple[str, ...]
     group: str
-    value: Value | None  # None: a switch, which takes no value
+    value: Value | None  # None: a switch, which has no value
     default: Any
     shown_default: str
     help: str

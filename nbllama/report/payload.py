@@ -1,7 +1,8 @@
 """The content of the page about a run: one object for JSON, from the rows of a log.
 
-It is the same for a page in a file and for one that is served during training. A served page
-receives the `event` of each further row and adds it to the object (`nbllama/report/page/data.js`).
+The object is the same for a page in a file and for one that is served during training. A served
+page receives the `event` of each further row and adds it to the object
+(`nbllama/report/page/data.js`).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def peak_resident() -> int:
 def available_memory() -> int:
     """Return the bytes that this process can still allocate.
 
-    This is what the system has available, or what the control groups allow, whichever is less.
+    The result is the system's available memory or the control groups' limit, whichever is less.
     """
     available = int(psutil.virtual_memory().available)
     for limit, used in _control_groups():

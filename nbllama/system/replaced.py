@@ -1,6 +1,6 @@
 """Files that an output may replace: a file of the same kind, or an empty one.
 
-A file of zero bytes, as a power cut can leave it, counts as empty.
+A file that contains only zero bytes, as a power cut can leave it, counts as empty.
 """
 
 from __future__ import annotations

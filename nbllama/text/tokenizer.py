@@ -156,7 +156,7 @@ class Tokenizer(ABC):
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise together the texts of the next calls of `encode_pieces`.
 
-        This is faster than tokenising them one by one.
+        One call for all texts is faster than one call for each.
         """
         good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))

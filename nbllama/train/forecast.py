@@ -1,6 +1,6 @@
-"""Forecast of a run's memory and time, printed at its start and compared with the facts at its end.
+"""Forecast of a run's memory and time, printed at its start and compared with reality at its end.
 
-Memory is computed exactly. It consists of the memory that the process uses once its kernels are
+Memory is computed exactly, as the sum of the memory that the process uses once its kernels are
 compiled, every array that the trainer has allocated but not yet touched, and the model file. The
 system maps the file's pages as they are read (and can drop them again, as they are not private).
 Time is measured for one block and one loss with the run's sizes.

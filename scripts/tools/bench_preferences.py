@@ -47,7 +47,7 @@ def own(args: argparse.Namespace, checkpointing: bool, objective: str) -> dict[s
 
 
 def against_peer(args: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
-    """Ours and TRL's, twice in turn: the faster of each, and how far apart the losses are."""
+    """Run ours and TRL's twice, in turns; return the faster ones and the losses' difference."""
     ours, theirs = [], []
     for _ in range(args.repeat):
         ours.append(own(args, checkpointing, "dpo"))

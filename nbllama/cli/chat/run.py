@@ -101,8 +101,8 @@ def saved(path: str, console: Console) -> Iterator[list[Dump]]:
 def layout(name: str, variables: str, tokenizer: Tokenizer, console: Console) -> ChatTemplate:
     """Return the template of `--chat-template`, or else the model's.
 
-    A model without a template gets ChatML if the vocabulary has its tokens, and otherwise Alpaca's
-    plain text. `variables`: those of `--template-vars`.
+    For a model without a template, it is ChatML if the vocabulary has its tokens, and otherwise
+    Alpaca's plain text. `variables`: those of `--template-vars`.
 
     Raises `UsageError` or `GGUFError` for a template that cannot be used.
     """
@@ -156,7 +156,7 @@ def check_memory(needed: SessionMemory, n_ctx: int) -> None:
 def warm_up(model: Model, adapter: Adapter | None, exact: bool, console: Console) -> None:
     """Compute a few tokens, so that kernels are compiled and weights read before the text begins.
 
-    A line is printed if that takes long.
+    A line is printed if the computation takes long.
     """
     said = threading.Event()
 

@@ -1,7 +1,7 @@
 """The state of a served page: the run so far, updates, and requests of its readers.
 
-The run's thread adds rows; the server's threads read them and add questions. There is no
-computation here.
+The run's thread adds rows; the server's threads read them and add questions. This module computes
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nbllama.report.page.template import page
 from nbllama.report.payload import event, payload, run_object
 from nbllama.report.records import Row, Run
 
-NEWS = 400  # rows that are kept for readers; a reader with an older version gets the whole run
+NEWS = 400  # rows that are kept for readers; a reader with an older version receives the whole run
 MOST_WAITING = 4  # questions
 MOST_LETTERS = 4000  # per question
 

@@ -1,4 +1,4 @@
-"""The options that a run takes from the adapter of `--lora-in`."""
+"""The options that a run reads from the adapter of `--lora-in`."""
 
 from __future__ import annotations
 

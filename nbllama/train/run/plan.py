@@ -1,8 +1,8 @@
 """The plan of a run on records: its length, learning rate, batches, and held-out records.
 
-It depends on the number of records, and the learning rate on the width of the model. The numbers
-come from an experiment; docs/results/defaults.md has its table. An option that is given overrides
-the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
+The plan depends on the number of records, and its learning rate on the width of the model. The
+numbers come from an experiment; docs/results/defaults.md has its table. An option that is given
+overrides the plan. Plain text keeps the defaults of the old llama.cpp `finetune`.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def row_of(n_records: int) -> Row:
 def rate_of(n_embd: int) -> float:
     """Return the learning rate for a model of this width, rounded to two digits.
 
-    It is a power of the width, fitted to the two known widths; a narrower model has the learning
-    rate of the smaller known width.
+    The learning rate is a power of the width, fitted to the two known widths; a narrower model has
+    the learning rate of the smaller known width.
     """
     from math import floor, log, log10
 

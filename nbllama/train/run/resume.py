@@ -1,4 +1,4 @@
-"""Values that a run takes from the checkpoint it continues, and values that both must share."""
+"""Values that a run reads from the checkpoint it continues, and values that both must share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`--trunk-cache`: whether a run stores the output of its frozen blocks, and where.
 
-By default it does so if every sample is read more than once and the file takes at most a tenth of
-the free disk space. The file is next to the checkpoint (or the adapter), and is removed when the
-run is finished; an interrupted run leaves it for the run that continues it.
+By default a run stores the output if every sample is read more than once and the file takes at most
+a tenth of the free disk space. The file is next to the checkpoint (or the adapter), and is removed
+when the run is finished; an interrupted run leaves it for the run that continues it.
 """
 
 from __future__ import annotations
