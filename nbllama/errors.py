@@ -87,7 +87,7 @@ class SaveFailed(NbllamaError):
 
 
 class Diverged(NbllamaError):
-    """The loss or the gradient stayed NaN or infinite."""
+    """The loss or the gradient remained NaN or infinite."""
 
     exit_code = 7
 

@@ -35,7 +35,7 @@ _ALIGNMENT = 32
 _TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 _HALVES = (".loraA", ".loraB")
 _MAX_NAME = 1024  # the buffer of the 2023 reader
-_MAX_INT = 2**31 - 1  # its type of r and alpha
+_MAX_INT = 2**31 - 1  # the largest r and alpha that it accepts
 
 
 def write_ggla(path: Path, stored: Stored, *, july_2024: bool = False) -> list[str]:

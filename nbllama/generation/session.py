@@ -266,7 +266,7 @@ def generate(
 
 
 def _turn_back(model: Weights, layer: int, y: np.ndarray, count: int) -> None:
-    """Rotate y `[N, heads, D]`, rotated before, in place as if `count` positions earlier."""
+    """Rotate y `[N, heads, D]`, to which RoPE was applied, back by `count` positions in place."""
     if tables := model.rope_tables(count + 1, layer):
         cos, sin = (table[count : count + 1] for table in tables)
         size = np.hypot(cos, sin)  # the magnitude of YaRN is in y already

@@ -11,7 +11,7 @@ from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
 
 
 class Key(NamedTuple):
-    """A metadata value with the name of its type; arrays are `StringArray` or numpy."""
+    """A metadata value with the name of its type; arrays are `StringArray` or numpy arrays."""
 
     name: str
     type: str

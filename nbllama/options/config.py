@@ -154,7 +154,7 @@ def config_text(rows: Mapping[str, Any], version: str) -> str:
 
 
 def is_own_config(path: str) -> bool:
-    """Return whether a run wrote this file, not a person."""
+    """Return whether a run, not a person, wrote this file."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(_MARK)

@@ -259,7 +259,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _safe_cut(self, text: str, at: int) -> int:
-        """Return the first position from `at` on where splitting keeps the ids, or the end."""
+        """Return the first position from `at` where a split does not change the ids, or the end."""
 
     @abstractmethod
     def _locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Which checkpoint a run continues: the one that is named, or the newest valid one next to it.
 
-If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and says
-so; the damaged file is kept under another name. A folder means the newest valid checkpoint in it.
+If the newest file (LATEST) is damaged, the run continues the numbered checkpoint before it and
+reports this; the damaged file is kept under another name. A folder means the newest valid
+checkpoint in it.
 """
 
 from __future__ import annotations
