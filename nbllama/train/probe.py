@@ -15,7 +15,7 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
-ROUNDS = 3  # of the timing; the first one touches new memory and is not counted
+ROUNDS = 3  # rounds of timing; the first one touches new memory and is not counted
 TOKENS = 8  # too many for the few-token path, so that the packed kernels are compiled
 
 

@@ -1,7 +1,7 @@
 """Damaged and hostile chat templates, in the sandbox of the program.
 
-The program starts a new process after each template that failed. Here the process is kept as long
-as it answers, so that a template takes a millisecond.
+The program starts a new process after each failed template. Here the process is kept as long as it
+answers, so that a template takes only a millisecond.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def spoil(path: Path, whole: bytes, rng: random.Random) -> None:
     text = rng.choice(list(LAYOUTS.values())).source
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(text) + 1)
-        if rng.random() < 0.5:  # at a place between two statements
+        if rng.random() < 0.5:  # between two statements
             at = max(text.rfind("}", 0, at) + 1, 0)
         match rng.randrange(5):
             case 0:

@@ -1,13 +1,12 @@
 """Write a random model of a real model's size, for measurements of speed and memory.
 
-The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale
-(1 / sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model.
-A mixture of experts also gets embeddings of size 1 and small block outputs: its tokens stay
-different from each other, so its router spreads them over the experts, as a trained one does.
-The file is streamed: memory stays under 100 MB for any size. All matrices have one type, or with
-`--mix` the types that llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the
-file, which reads as zeros), if only names and sizes matter. The same arguments write the same
-bytes.
+The weights of a tensor are blocks drawn from a pool: a normal sample of the usual scale (1 /
+sqrt(n_in)), quantised by this package. So logits are finite and as large as in a real model. A
+mixture of experts also has embeddings of size 1 and small block outputs: its tokens remain
+different, so its router spreads them over the experts, as a trained one does. The file is streamed:
+memory stays under 100 MB for any size. All matrices have one type, or with `--mix` the types that
+llama.cpp's quantiser chooses. `--sparse` omits the weights (a hole in the file, which reads as
+zeros), if only names and sizes matter. The same arguments write the same bytes.
 """
 
 from __future__ import annotations
@@ -263,7 +262,7 @@ class Blocks:
 
 
 def spread_of(name: str, shape: tuple[int, ...], s: Shape, tied: bool) -> float:
-    """Size of a matrix's weights."""
+    """Return the standard deviation of a matrix's weights."""
     usual = 1 / math.sqrt(shape[-1])
     if not s.n_expert or tied:
         return usual

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 from nbllama.errors import UsageError, shown
 from nbllama.train.reward import builtin
 
-SECONDS = 10.0  # of one call, by default
+SECONDS = 10.0  # per call, by default
 MEMORY = 2 << 30  # bytes by which the child may grow after loading
 _LOADING_SECONDS = 120.0  # a function may import large packages
 _MOST_LINE = 64 << 20  # bytes in an answer of the child
@@ -36,7 +36,7 @@ Check = Callable[[], None] | None
 
 
 class Source(NamedTuple):
-    """The source of a reward function: file, name, and the argument of a function that makes it.
+    """The source of a reward function: file, name, and the argument of a function that creates it.
 
     `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
     `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
@@ -189,7 +189,7 @@ class Scorer:
                     try:
                         check()
                     except BaseException:
-                        self.close()  # a late answer must not be taken for that of a later call
+                        self.close()  # a late answer must not be mistaken for that of a later call
                         raise
         if not line.endswith(b"\n"):
             self.close()

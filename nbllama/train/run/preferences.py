@@ -30,7 +30,7 @@ _OF_PAIRS = "dpo, ipo, orpo or simpo"
 def as_wanted(objective: str, path: str, data: Dataset) -> Dataset:
     """Return data in the form that the objective needs.
 
-    Raises `DataError` for data of another form, with what to do.
+    Raises `DataError`, which says what to do, for data of another form.
     """
     row, name = OBJECTIVES[objective], shown(path, 400)
     judged = data.judged if isinstance(data, Samples) else None
@@ -139,7 +139,7 @@ class RunPreferences:
 
 
 def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read the reference's adapter again, as the one in training changes; None for the base.
+    """Read a separate copy of the reference's adapter, as training changes it; None for the base.
 
     Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
     """
