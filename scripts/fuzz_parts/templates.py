@@ -52,7 +52,7 @@ class Kept(TemplateSandbox):
         """Compile another template."""
         self._source = source
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._child is None or not self._child.running:
                 self._start()
             else:
                 self._ask({"op": "compile", "source": source}, self._compile_seconds, "compiling")
