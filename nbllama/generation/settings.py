@@ -47,9 +47,9 @@ def _number(name: str, value: Any) -> int | float:
             if not isinstance(value, bool) and low <= operator.index(value) <= high:
                 return operator.index(value)
         raise UsageError(
-            f"{name}: '{shown(value)}' is not allowed; give a whole number from {low} to {high}"
+            f"{name}: '{shown(value)}' is not allowed; use a whole number from {low} to {high}"
         )
     with suppress(TypeError, ValueError):
         if not isinstance(value, bool | str) and math.isfinite(value):
             return float(value)
-    raise UsageError(f"{name}: '{shown(value)}' is not allowed; give a number")
+    raise UsageError(f"{name}: '{shown(value)}' is not allowed; use a number")

@@ -172,8 +172,8 @@ def test_divergence_of_models(tmp_path: Path, run: Run) -> None:
         (("-f", "t.txt", "--lora", "none.gguf"), 2, "none.gguf: there is no such adapter"),
         (("-f", "t.txt", "--lora-scaled", "none.gguf", "much"), 2, "'much' is not a number"),
         (("-f", "t.txt", "--lora", "other.gguf"), 5, "other.gguf"),
-        (("-f", "t.txt", "--kl-divergence"), 2, "compare with what?"),
-        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "is for --kl-divergence; give both"),
+        (("-f", "t.txt", "--kl-divergence"), 2, "nothing to compare with"),
+        (("-f", "t.txt", "--base-model", "m.gguf"), 2, "is for --kl-divergence; pass both"),
         (
             ("-f", "t.txt", "-c", "32", "--kl-divergence", "--base-model", "words.gguf"),
             2,

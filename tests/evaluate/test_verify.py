@@ -173,7 +173,7 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*good, "--lora-scaled", lora, "much"], 2, "scale 'much' is not a number"),
         ([*good, "--lora-scaled", f"{lora}:inf"], 2, "scale 'inf' is not a number"),
         ([*good, "--outtype", "q7"], 2, "unknown type 'q7'"),
-        ([*good, "--outtype", "q8_0", "--no-merge"], 2, "--no-merge leaves out"),
+        ([*good, "--outtype", "q8_0", "--no-merge"], 2, "--no-merge disables"),
         ([*good, "-f", tmp_path / "no.txt"], 2, "there is no such file"),
         ([*good, "-f", latin], 2, "latin.txt is not UTF-8"),
         ([*good, "-f", empty], 2, "the text has 0 tokens"),

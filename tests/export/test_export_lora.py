@@ -192,7 +192,7 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*good, "-l", ","], 2, "an empty file name"),
         ([*good, "--nonsense"], 2, "unknown option"),
         ([*good, "--sample", tmp_path / "no.txt"], 2, "there is no such file"),
-        ([*good, "--sample", base, "--no-compare"], 2, "--no-compare leaves out"),
+        ([*good, "--sample", base, "--no-compare"], 2, "--no-compare disables"),
         ([*good, "-t", "0"], 2, "-t: '0' is not allowed"),
         (["-m", tmp_path / "no.gguf", "-o", out, "-l", lora], 2, "cannot be opened"),
         (["-m", broken, "-o", out, "-l", lora], 2, "truncated"),

@@ -121,7 +121,7 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
         ([], "rewards.py:nothing", ("it has no function nothing",)),
         (["--val-split", "0.2"], "exact", ("--val-split", "--objective grpo")),
         (["--packing"], "exact", ("--packing", "--objective grpo")),
-        (["--sft-weight", "1"], "exact", ("--sft-weight", "no meaning")),
+        (["--sft-weight", "1"], "exact", ("--sft-weight", "does not apply")),
         (["--objective", "dpo"], "exact", ("--reward is for --objective grpo",)),
         (["--reference", "none", "--beta", "0.1"], "exact", ("--reference none",)),
         (["--reference", "start"], "exact", ("--lora-in",)),

@@ -108,7 +108,7 @@ def _path(name: str, value: object) -> str:
         raise UsageError(f"{name}: load it with nbllama.load_model")
     if isinstance(value, str | os.PathLike):
         return str(os.fspath(value))
-    raise UsageError(f"{name}: a {type(value).__name__} is not allowed; give the name of a file")
+    raise UsageError(f"{name}: a {type(value).__name__} is not allowed; use the name of a file")
 
 
 def _file_or_records(name: str, value: Any) -> tuple[str, Records | None]:
