@@ -125,7 +125,7 @@ def test_without_the_base_model(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert convert(f"{tmp_path}/p", str(tmp_path / "a.bin")) == []
     (note,) = convert(str(tmp_path / "a.bin"), str(tmp_path / "c.gguf"))
-    assert "a.bin names no architecture: assumed to be llama" in note
+    assert "a.bin names no architecture: llama is assumed" in note
     assert same_bits(one, read_stored(tmp_path / "c.gguf", Base()))
     with pytest.raises(UsageError, match=r"size of a head.*--model-base"):
         convert(str(tmp_path / "a.bin"), f"{tmp_path}/q/")

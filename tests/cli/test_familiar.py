@@ -176,9 +176,7 @@ def test_what_other_programs_call_it(
 
 
 def test_a_model_without_its_option() -> None:
-    assert line("model.gguf") == (
-        "'model.gguf' is not an option; pass a model with --model-base"
-    )
+    assert line("model.gguf") == ("'model.gguf' is not an option; pass a model with --model-base")
     with pytest.raises(UsageError, match=r"pass a model with --model$"):
         parse_main(["model.gguf"])
 

@@ -101,7 +101,7 @@ def test_llama_cpp_does_not_do_what_norms_add(tmp_path: Path, run: Run) -> None:
     made = adapter_for(base, rank=2, alpha=4.0, strength=0.5, ranks=ranks)
     nbllama.save_adapter(tmp_path / "a.gguf", made, nbllama.load_model(base))
     done = run("-m", base, "--lora", tmp_path / "a.gguf", "--no-merge")
-    assert done.code == 1 and "the adapter does something else in llama.cpp" in done.err, done
+    assert done.code == 1 and "the adapter has a different effect in llama.cpp" in done.err, done
 
 
 def test_a_process_that_llama_cpp_ends(tmp_path: Path, run: Run) -> None:

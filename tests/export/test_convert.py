@@ -63,8 +63,8 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
         write_gguf(mixed, [*f.entries(), *extra], shaped)
     name = "baichuan-to-llama"
     for words, code, said in (
-        ([], 2, "give CONVERSION IN OUT"),
-        ([name, seven], 2, "give CONVERSION IN OUT"),
+        ([], 2, "pass CONVERSION IN OUT"),
+        ([name, seven], 2, "pass CONVERSION IN OUT"),
         (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; give b"),
         ([name, seven, out, "--threads"], 2, "unknown option '--threads'"),
         ([name, tmp_path / "no.gguf", out], 2, "cannot be opened"),
