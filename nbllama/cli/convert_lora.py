@@ -93,8 +93,8 @@ def convert(source: str, target: str, model_base: str = "") -> list[str]:
     stored = read_stored(source, base)
     if stored.base.arch is None:
         notes.append(
-            f"{shown(source)} names no architecture: {OLD_TOOL_ARCH} is assumed, the only one of "
-            "llama.cpp's finetune; --model-base FILE overrides it"
+            f"{shown(source)} names no architecture: {OLD_TOOL_ARCH} is assumed, the only one that "
+            "llama.cpp's finetune supported; --model-base FILE overrides it"
         )
         stored = stored.known(Base(OLD_TOOL_ARCH))
     notes += stored.notes

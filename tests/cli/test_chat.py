@@ -338,7 +338,7 @@ def test_bad_inputs_end_in_one_line(folder: Path, capsys: pytest.CaptureFixture[
         ([*good, "-cnv", "--chat-template", "nonsense"], 2, "no such file, and not one of"),
         ([*good, "-cnv", "--chat-template", utf16], 2, "not UTF-8"),
         ([*good, "-cnv", "--chat-template", folder / "loop.jinja"], 2, "too slow"),
-        ([*good, "-cnv", "--chat-template", folder / "import.jinja"], 2, "must not do"),
+        ([*good, "-cnv", "--chat-template", folder / "import.jinja"], 2, "not allowed to do"),
         ([*good, "-cnv", "--chat-template", folder / "file.jinja"], 2, "the given chat template"),
         ([*good, "-cnv", "--chat-template", folder / "syntax.jinja"], 2, "cannot be compiled"),
         ([*good, "-cnv", "--chat-template", folder / "memory.jinja"], 2, "memory"),

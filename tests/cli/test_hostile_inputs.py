@@ -178,8 +178,18 @@ CASES = [
     ("perplexity", "-m silent.gguf -f text.txt", 2, "tokenizer 'none' is not supported"),
     ("verify", "-m silent.gguf --lora a.gguf", 2, "tokenizer 'none' is not supported"),
     # templates
-    ("main", f"{M} -cnv --chat-template import.jinja", 2, "must not do: loads another template"),
-    ("main", f"{M} -cnv --chat-template extends.jinja", 2, "must not do: loads another template"),
+    (
+        "main",
+        f"{M} -cnv --chat-template import.jinja",
+        2,
+        "not allowed to do: loads another template",
+    ),
+    (
+        "main",
+        f"{M} -cnv --chat-template extends.jinja",
+        2,
+        "not allowed to do: loads another template",
+    ),
     ("main", f"{M} -cnv --chat-template recursion.jinja", 2, "recurses too deeply"),
     ("main", f"{M} -cnv --chat-template nothing.jinja", 2, "'nothing' is undefined"),
     ("main", f"{M} -cnv --chat-template range.jinja", 2, "Range too big"),

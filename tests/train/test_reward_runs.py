@@ -128,7 +128,7 @@ def test_the_forecast_has_the_drawing(folder: Path, run: Run) -> None:
         (["--group-size", "1"], "exact", ("--group-size", "2")),
         (["--temperature", "0"], "exact", ("--temperature", "above 0")),
         ([], "sql", ("asked.jsonl, line 1", '"database"')),
-        (["--ctx", "12"], "exact", ("asked.jsonl", "too long for the context of 12")),
+        (["--ctx", "12"], "exact", ("asked.jsonl", "do not fit in the context of 12")),
     ],
 )
 def test_refusals(folder: Path, run: Run, more: list[str], reward: str, parts: Any) -> None:
@@ -144,7 +144,7 @@ def test_records_without_a_prompt(folder: Path, run: Run) -> None:
     done = run(options(folder, "--skip-bad", "--adam-iter", "1"))
     assert done.code == 0 and "1 of 3 records are bad and were skipped" in done.out
     text = ["--train-data", str(folder / "text.txt")]
-    refused(run(options(folder, *text)), 2, "text.txt holds plain text", "records with a prompt")
+    refused(run(options(folder, *text)), 2, "text.txt contains plain text", "records with a prompt")
 
 
 def test_from_python_with_records_and_texts(folder: Path) -> None:

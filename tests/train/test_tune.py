@@ -217,10 +217,10 @@ class Table:
         (Table(), UsageError, "give the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
-        ([], DataError, "nothing in a list of 0 records can be trained: it holds no record"),
+        ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
         ([{"text": "x"}, 5], DataError, "a list of 2 records, line 2: a record is an object"),
         ([{"text": "x"}, {"txt": "x"}], DataError, "a list of 2 records, line 2"),
-        ([{"question": "x"}], DataError, "fit no format"),
+        ([{"question": "x"}], DataError, "match no format"),
         ("missing.jsonl", DataError, "No such file"),
     ],
 )
