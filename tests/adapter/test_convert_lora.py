@@ -73,7 +73,7 @@ def test_norm_pairs_are_left_out_of_a_peft_folder(toy: Path, tmp_path: Path) -> 
     one = stored(toy, ranks, 4, 4)
     write_stored(tmp_path / "a.bin", one)
     (note,) = convert(str(tmp_path / "a.bin"), f"{tmp_path}/p/", str(toy))
-    assert note.startswith("a PEFT folder cannot hold LoRA on norm vectors: 3 pairs, such as outp")
+    assert note.startswith("a PEFT folder cannot store LoRA on norm vectors: 3 pairs, such as outp")
     left = {name: pair for name, pair in one.pairs.items() if "norm" not in name}
     assert len(left) == 2
     got = read_stored(tmp_path / "p", Base())

@@ -116,7 +116,7 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "toy.gguf", "--train-data", "train.jsonl", "--skip-bad"]) == 0
     assert "trained " in capsys.readouterr().out
     for words, line in (
-        ([], "give --model-base FILE"),
+        ([], "pass --model-base FILE"),
         (["-m", "toy.gguf"], "give --train-data FILE"),
         (["-m", "toy.gguf", "--train-data", "train.jsonl"], "train.jsonl, line 4: the key"),
         (["-m", "none.gguf", "--train-data", "train.jsonl"], "none.gguf"),

@@ -237,11 +237,11 @@ def test_data_that_are_not_for_the_objective(tmp_path: Path, tokenizer: Tokenize
     chats = samples(file(tmp_path, {"messages": [USER, GOOD]}), tokenizer)
     assert as_wanted("sft", "f", chats) is chats
     for objective, data, reason in (
-        ("sft", pairs, "give --objective dpo, ipo, orpo or simpo"),
-        ("sft", labelled, "give --objective kto"),
-        ("dpo", chats, "holds no pairs"),
-        ("kto", chats, "holds no labels"),
-        ("ipo", labelled, "give --objective kto, not ipo"),
+        ("sft", pairs, "pass --objective dpo, ipo, orpo or simpo"),
+        ("sft", labelled, "pass --objective kto"),
+        ("dpo", chats, "contains no pairs"),
+        ("kto", chats, "contains no labels"),
+        ("ipo", labelled, "pass --objective kto, not ipo"),
     ):
         with pytest.raises(DataError, match=reason):
             as_wanted(objective, "f", data)

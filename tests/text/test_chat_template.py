@@ -108,7 +108,9 @@ def test_template_refuses_messages() -> None:
 
 
 ATTACKS = {
-    "cycler": ("{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "not allowed to do"),
+    "cycler": (
+        "{{ cycler.__init__.__globals__.os.popen('touch HIT').read() }}", "not allowed to do"
+    ),
     "lipsum": ("{{ lipsum.__globals__['os'].popen('touch HIT').read() }}", "not allowed to do"),
     "namespace": ("{{ namespace.__init__.__globals__ }}", "not allowed to do"),
     "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "not allowed to do"),

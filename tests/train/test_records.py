@@ -80,7 +80,9 @@ def test_the_day_of_a_template_is_kept(folder: Path, run: Run) -> None:
     assert done.code == 0, done
     assert load_checkpoint(folder / "chk-8.gguf").identity.data == first.identity.data
     other = run(words(folder, *more, "--template-date", "2024-03-01", ctx=99))
-    refused(other, 5, "the training data are others", "template_date was 2024-02-29, now 2024-03")
+    refused(
+        other, 5, "the training data are different", "template_date was 2024-02-29, now 2024-03"
+    )
 
 
 @pytest.mark.parametrize(

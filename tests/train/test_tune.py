@@ -214,7 +214,7 @@ class Table:
     ("data", "error", "message"),
     [
         (None, UsageError, "which data?"),
-        (Table(), UsageError, "give the rows of a table: data.to_dict('records')"),
+        (Table(), UsageError, "pass the rows of a table: data.to_dict('records')"),
         ({"text": "x"}, UsageError, "a list of records"),
         (7, UsageError, "a list of records"),
         ([], DataError, "nothing in a list of 0 records can be trained: it contains no record"),
