@@ -168,7 +168,8 @@ class Model(passes.Model):
         longest, trained = max(map(len, prompts), default=0), self.hp.n_ctx_train
         if 0 < trained < longest:
             warnings.warn(
-                f"a prompt has {longest} tokens, but the model was trained with {trained}",
+                f"a prompt has {longest} tokens, but the model was trained with a context of "
+                f"{trained}",
                 stacklevel=4,
             )
         return longest + max_tokens
@@ -192,7 +193,7 @@ def _messages(prompt: object) -> list[dict[str, Any]]:
         and all(isinstance(m, Mapping) for m in prompt)
     ):
         return [dict(m) for m in prompt]
-    raise UsageError("a prompt must be a text, or a list of messages with role and content")
+    raise UsageError("a prompt must be a string, or a list of messages with role and content")
 
 
 def load_model(

@@ -31,11 +31,11 @@ def sampling_params(temperature: float, given: Mapping[str, Any]) -> SamplingPar
             continue
         if name not in names:
             near = ["temperature"] if name == "temp" else difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
             raise UsageError(f"unknown setting '{shown(name)}'; {hint}")
         values[name] = _number(name, value)
     if values.get("repeat_penalty", 1.0) <= 0:
-        raise UsageError("repeat_penalty: give a number above 0")
+        raise UsageError("repeat_penalty: use a number above 0")
     values.setdefault("seed", secrets.randbelow(2**32))
     return SamplingParams(**values)
 

@@ -251,7 +251,7 @@ BAD: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "factor overflows": (
         halves(4) | {f"{Q}.lora_b": np.full((64, 4), 3e38, np.float32)},
         {"nbllama__lora_r": (1 << 20, ValueType.UINT32)}, "overflows"),
-    "integers": (halves(4) | {f"{Q}.lora_a": np.ones((4, 64), np.int32)}, {}, "type of weights"),
+    "integers": (halves(4) | {f"{Q}.lora_a": np.ones((4, 64), np.int32)}, {}, "weight type"),
 }  # fmt: skip
 
 

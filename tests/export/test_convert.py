@@ -71,7 +71,7 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([name, other, out], 2, "'llama', this conversion is for baichuan"),
         ([name, deep, out], 2, "40 layers: this form of baichuan uses ALiBi"),
         ([name, mixed, out], 2, "key 'llama.block_count': is of llama already"),
-        ([name, seven, seven], 2, "is an input too"),
+        ([name, seven, seven], 2, "is also an input"),
         ([name, seven, tmp_path / "no" / "out.gguf"], 3, "cannot be written"),
     ):
         got, line = refusal(main, words, capsys)

@@ -200,8 +200,8 @@ def test_bad_inputs_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["-m", base, "-o", out, "-l", tmp_path / "no.gguf"], 2, "there is no such adapter"),
         (["-m", base, "-o", out, "-l", base], 5, "cannot be used"),
         (["-m", other, "-o", out, "-l", lora], 5, "cannot be used"),
-        (["-m", base, "-o", base, "-l", lora], 2, "is an input too"),
-        (["-m", base, "-o", lora, "-l", lora], 2, "is an input too"),
+        (["-m", base, "-o", base, "-l", lora], 2, "is also an input"),
+        (["-m", base, "-o", lora, "-l", lora], 2, "is also an input"),
         (["-m", base, "-o", tmp_path / "no" / "m.gguf", "-l", lora], 3, "cannot be written"),
         (["-m", base, "-o", tmp_path, "-l", lora], 3, "cannot be written"),
     ):

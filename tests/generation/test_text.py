@@ -114,7 +114,7 @@ def test_draws(model: Model) -> None:
         ({"top_k": 1.5}, "top_k: '1.5' is not allowed; use a whole number"),
         ({"seed": -1}, "seed: '-1' is not allowed"),
         ({"mirostat": 3}, "mirostat: '3'"),
-        ({"repeat_penalty": 0}, "repeat_penalty: give a number above 0"),
+        ({"repeat_penalty": 0}, "repeat_penalty: use a number above 0"),
         ({"max_tokens": -1}, "max_tokens: '-1' is not allowed"),
         ({"max_tokens": True}, "max_tokens: 'True' is not allowed"),
     ],

@@ -121,8 +121,8 @@ FAULTS: dict[str, tuple[Callable[[list[Path]], None], str, str]] = {
     "foreign": (_foreign, "does not belong to the same model as", "'split.tensors.count'"),
     "other count": (_other_count, "does not belong to the same model as", "are 1, 2, "),
     "of one file": (_of_one_file, "does not belong to the same model as", "are None, None, None"),
-    "doubled": (_doubled, "tensor 'token_embd.weight': is in toy-00001-of-00003.gguf too", ""),
-    "other tensors": (_extra, "its parts have", "tensors, not"),
+    "doubled": (_doubled, "tensor 'token_embd.weight': is also in toy-00001-of-00003.gguf", ""),
+    "other tensors": (_extra, "its parts have", "tensors, expected"),
 }
 
 
@@ -176,7 +176,7 @@ def test_part_names() -> None:
 
 
 def test_no_part_is_overwritten(parts: list[Path]) -> None:
-    with pytest.raises(UsageError, match="is an input too"):
+    with pytest.raises(UsageError, match="is also an input"):
         prepare_output(str(parts[2]), [str(parts[0])])
     options = Options(model_base=str(parts[0]), train_data="x.txt")
     outputs = {"--lora-out": [Names(str(parts[1]))]}
