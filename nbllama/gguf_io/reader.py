@@ -150,7 +150,7 @@ def _metadata(c: Cursor, n_kv: int) -> tuple[dict[str, object], dict[str, ValueT
         at = c.pos
         type_id = c.u32(what, " type")
         if type_id > max(ValueType):
-            raise c.error(what, f"unknown value type {type_id} at byte {at}, known: 0..12")
+            raise c.error(what, f"unknown value type {type_id} at byte {at}; known: 0..12")
         metadata[key] = c.value(type_id, what)
         types[key] = ValueType(type_id)
     c.cap = c.end

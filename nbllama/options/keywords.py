@@ -81,7 +81,7 @@ def _unknown(name: str, options: Sequence[Option], familiar: Mapping[str, str]) 
     """Return the command line's error for such an option, with names as in Python."""
     for o in options:
         if f"--{name.replace('_', '-')}" in o.off:
-            return UsageError(f"unknown option '{shown(name)}'; use {o.dest}=False")
+            return UsageError(f"unknown option '{shown(name)}'; pass {o.dest}=False")
     try:
         read(options, [f"--{name.replace('_', '-')}"], familiar)
     except UsageError as e:

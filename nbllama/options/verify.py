@@ -74,7 +74,7 @@ def parse_verify(argv: Sequence[str]) -> Verify:
     if not options.model:
         raise UsageError("which model? Pass -m FILE; --help lists every option")
     if not adapters:
-        raise UsageError("which adapter? Give --lora FILE; --help lists every option")
+        raise UsageError("which adapter? Pass --lora FILE; --help lists every option")
     if options.outtype and not options.merge:
         raise UsageError(
             "--outtype is for the merge check, which --no-merge disables; leave out one of them"

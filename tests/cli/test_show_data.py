@@ -117,7 +117,7 @@ def test_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "trained " in capsys.readouterr().out
     for words, line in (
         ([], "pass --model-base FILE"),
-        (["-m", "toy.gguf"], "give --train-data FILE"),
+        (["-m", "toy.gguf"], "pass --train-data FILE"),
         (["-m", "toy.gguf", "--train-data", "train.jsonl"], "train.jsonl, line 4: the key"),
         (["-m", "none.gguf", "--train-data", "train.jsonl"], "none.gguf"),
         (["-m", "toy.gguf", "--train-data", "x", "--data-format", "y"], FORMATS[0]),

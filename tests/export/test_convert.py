@@ -65,7 +65,7 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
     for words, code, said in (
         ([], 2, "pass CONVERSION IN OUT"),
         ([name, seven], 2, "pass CONVERSION IN OUT"),
-        (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; give b"),
+        (["llama-to-baichuan", seven, out], 2, "unknown conversion 'llama-to-baichuan'; use b"),
         ([name, seven, out, "--threads"], 2, "unknown option '--threads'"),
         ([name, tmp_path / "no.gguf", out], 2, "cannot be opened"),
         ([name, other, out], 2, "'llama', this conversion is for baichuan"),

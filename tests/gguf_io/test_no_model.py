@@ -37,7 +37,7 @@ def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("none.gguf").endswith("No such file or directory")
     assert refusal("models/none").endswith("No such file or directory")  # a folder that is there
     assert refusal("C:\\models\\x").endswith("No such file or directory")
-    assert "give a GGUF file" in refusal("mistral")
+    assert "pass a GGUF file" in refusal("mistral")
     assert "a web address" in refusal("https://example.org/x.gguf")
 
 
@@ -49,7 +49,7 @@ def test_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter, not a model"),
         (["config.json", "b.gguf", "a.gguf"], "pass the GGUF file in it, such as a.gguf"),
         (["blobs", "manifests"], "Ollama's models"),
-        ([], "a directory, not a regular file; give a GGUF file"),
+        ([], "a directory, not a regular file; pass a GGUF file"),
     ],
 )
 def test_folders(tmp_path: Path, files: list[str], says: str) -> None:

@@ -158,7 +158,7 @@ def test_early_stop_as_in_the_program(folder: Path, run: Program) -> None:
     [
         ({"lora_rank": 8}, "unknown option 'lora_rank'; did you mean lora_r"),
         ({"batch_size": 8}, "did you mean batch"),
-        ({"no_checkpointing": True}, "give use_checkpointing=False"),
+        ({"no_checkpointing": True}, "pass use_checkpointing=False"),
         ({"xyzzy": 1}, "unknown option 'xyzzy'"),
         ({"lr": 1.0, "adam_alpha": 1.0}, "adam_alpha and lr are the same option"),
         ({"ctx": "many"}, "--ctx: 'many' is not allowed; use a whole number from 1"),
@@ -237,7 +237,7 @@ def test_bad_models(folder: Path) -> None:
         nbllama.tune("missing.gguf", "text.txt", **SHORT)
     with pytest.raises(UsageError, match=r"load it with nbllama\.load_model"):
         nbllama.tune(passes.load_model("toy.gguf"), "text.txt", **SHORT)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="give rms_eps to load_model"):
+    with pytest.raises(UsageError, match="pass rms_eps to load_model"):
         nbllama.tune(nbllama.load_model("toy.gguf"), "text.txt", **SHORT, norm_rms_eps=1e-5)
     with pytest.raises(OutputError, match="nowhere"):
         nbllama.tune("toy.gguf", "text.txt", **SHORT, lora_out="nowhere/x.gguf")
