@@ -176,7 +176,7 @@ BAD = {
     "not all F32": (put("general.file_type", 1, U32), "general.file_type"),
     "rng": (put("training.shuffle.rng_state", "1 2 3", TEXT), "has 625 numbers, not 3"),
     "rng as number": (put("training.shuffle.rng_state", 5, U32), "training.shuffle.rng_state"),
-    "place": (put("training.shuffle.next_sample", 9, U64), "9, there are 9 samples"),
+    "place": (put("training.shuffle.next_sample", 9, U64), "9, but there are 9 samples"),
     "L-BFGS": (put("optimizer.type", "lbfgs", TEXT), "only adam"),
     "optimiser version": (put("optimizer.file_version", 1, U32), "optimizer.file_version"),
     "initialised": (put("optimizer.just_initialized", 0, U32), "optimizer.just_initialized"),

@@ -67,7 +67,7 @@ def counts() -> Iterator[Case]:
     yield "G05a", lambda: small(version=u32(0)), "version: 0; supported: 2 and 3"
     yield "G05b", lambda: small(version=u32(1)), "version: 1; supported: 2 and 3"
     yield "G06a", lambda: small(version=u32(4)), "version: 4; supported: 2 and 3"
-    yield "G06b", lambda: small(version=u32(-1)), "version: 4294967295, supported"
+    yield "G06b", lambda: small(version=u32(-1)), "version: 4294967295; supported"
     yield "G07a", lambda: small(version=struct.pack(">I", 3)), "big-endian GGUF (version 3)"
     yield "G07b", lambda: small(version=struct.pack(">I", 2)), "big-endian GGUF (version 2)"
     yield "G08a", lambda: small(n_tensors=-1), f"tensor count: {Q - 1} need at least {33 * (Q - 1)}"
