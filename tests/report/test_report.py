@@ -260,12 +260,12 @@ def test_what_to_do_next() -> None:
     found = dict(commands(run))
     chat = "nbllama chat --model 'my model.gguf' --lora out/lora-LATEST.gguf"
     assert found["talk to the model with the adapter"] == chat
-    assert found["do the iterations that are left"] == (
+    assert found["run the remaining iterations"] == (
         "nbllama finetune --model-base 'my model.gguf' --adam-iter 120 --checkpoint-in"
         " chk-LATEST.gguf --adam-iter 20 --epochs 0"
     )
     run.steps = [step_row(120)]
-    assert "do the iterations that are left" not in dict(commands(run))
+    assert "run the remaining iterations" not in dict(commands(run))
     assert commands(Run(run_row(options=None))) == commands(Run()) == []
 
 
