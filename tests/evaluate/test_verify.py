@@ -126,9 +126,7 @@ def test_without_xllamacpp_and_without_room(
     done = run("-m", base, "--lora", lora)
     assert done.code == 0, done
     assert "llama.cpp: not compared, as the package xllamacpp is not installed\n" in done.out
-    assert re.search(r"merged: not compared, as .* does not fit in .* \(0 MB free\)", done.out), (
-        done
-    )
+    assert re.search(r"not compared, as .* does not fit in .* \(0 MB free\)", done.out), done
 
 
 def test_divergence_by_hand() -> None:

@@ -129,7 +129,7 @@ def test_bad_settings(model: Model, options: dict[str, Any], message: str) -> No
 def test_bad_prompts(model: Model, tmp_path: Path) -> None:
     bad: Any
     for bad in (5, b"x", ["a text in a list"], {"role": "user"}):
-        with pytest.raises(UsageError, match="a text, or a list of messages"):
+        with pytest.raises(UsageError, match="a string, or a list of messages"):
             model.generate(bad)
     with pytest.raises(UsageError, match="no chat template"):
         model.generate(CHAT)
@@ -141,7 +141,7 @@ def test_bad_prompts(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_prompt_beyond_what_the_model_knows_is_said(model: Model) -> None:
-    with pytest.warns(UserWarning, match="the model was trained with 512") as found:
+    with pytest.warns(UserWarning, match="trained with a context of 512") as found:
         model.generate("hen " * 300, max_tokens=1)
     assert found[0].filename == __file__
     with warnings.catch_warnings():

@@ -225,7 +225,7 @@ def test_a_page_without_a_name_lies_next_to_its_log(
         str(tmp_path / "a.html"), str(tmp_path / "a-vs-b.html"),
     ]  # fmt: skip
     before = (tmp_path / "a.html").read_bytes()
-    assert main([str(a)]) == 2 and "exists already" in capfd.readouterr().err
+    assert main([str(a)]) == 2 and "already exists" in capfd.readouterr().err
     assert main([str(a), str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_bytes() == before
     assert read_log(str(b)).steps  # a second log is not a page
