@@ -1,4 +1,4 @@
-"""One task of each kind of phase that only mixtures of experts have."""
+"""Tasks of the phases that occur only in mixtures of experts."""
 
 from __future__ import annotations
 
