@@ -29,7 +29,7 @@ _LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K
 
 
 class Plan(NamedTuple):
-    """A plan: type ids by tensor name, the total size, and the share of the effect that it keeps."""
+    """Type ids by tensor name, the total size, and the share of the effect that is kept."""
 
     types: dict[str, int]
     nbytes: int
