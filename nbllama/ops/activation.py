@@ -126,7 +126,7 @@ def _grad(dout, gate, up, gelu):
 
 
 def gated(gate: np.ndarray, up: np.ndarray, out: np.ndarray, *, gelu: bool = False) -> None:
-    """Set out `[N, F]` to act(gate) * up: SwiGLU, or GeGLU with `gelu`.
+    """Compute out `[N, F]` = act(gate) * up: SwiGLU, or GeGLU with `gelu`.
 
     Raises ValueError for mismatched arrays.
     """

@@ -182,7 +182,7 @@ def _grad(dout, x, code, p, n, beta, eps):
 
 
 def ungated(x: np.ndarray, out: np.ndarray, *, kind: str, numbers: Xielu = NO_NUMBERS) -> None:
-    """Set out `[N, F]` to act(x); `kind` is a key of `CODES`.
+    """Compute out `[N, F]` = act(x); `kind` is a key of `CODES`.
 
     Raises ValueError for mismatched arrays or an unknown kind.
     """

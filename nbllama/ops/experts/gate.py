@@ -175,7 +175,7 @@ def _checked(gate: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
 def expert_gate(
     gate: np.ndarray, up: np.ndarray, w: np.ndarray, out: np.ndarray, *, kind: str
 ) -> None:
-    """Set out `[N, F]` to w act(gate, up); `kind` is a key of `CODES`.
+    """Compute out `[N, F]` = w act(gate, up); `kind` is a key of `CODES`.
 
     Raises ValueError for mismatched arrays or an unknown kind.
     """
