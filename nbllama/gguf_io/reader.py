@@ -243,7 +243,8 @@ def _records(c: Cursor, n_tensors: int) -> Iterator[TensorInfo]:
         if ne[0] % kind.block_size:
             raise c.error(
                 what,
-                f"row length {ne[0]} is not a multiple of the {kind.name} block size {kind.block_size}",
+                f"row length {ne[0]} is not a multiple of the {kind.name} block size "
+                f"{kind.block_size}",
             )
         n_elements = 1
         for n in ne:
