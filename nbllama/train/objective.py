@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from nbllama.data.batch import Batch, Dataset
 from nbllama.lora.pairs import Adapter
@@ -37,11 +37,13 @@ class Objective(Protocol):
     """A loss of micro-batches whose forward pass is done.
 
     `data`: what else the run's memory must have room for, sample by sample. `work`: time of a step
-    by that of its passes forward and backward.
+    by that of its passes forward and backward. `point`: a number that all micro-batches of a step
+    need, from `before`.
     """
 
     data: Sequence[Dataset]
     work: float
+    point: float
 
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
         """Begin a step (or an evaluation); return the number that its loss is the mean over."""
@@ -58,6 +60,22 @@ class Objective(Protocol):
         """Return further numbers of the step (or evaluation) so far."""
         ...
 
+    def take_part(self) -> Any:
+        """Return the measures since the last call, which are not counted here any more."""
+        ...
+
+    def add_part(self, part: Any) -> None:
+        """Count the measures that another process took."""
+        ...
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return a batch without its data set, with what `loss` needs of it."""
+        ...
+
+    def copied(self) -> Objective:
+        """Return an objective without data, for the batches of `sent` in another process."""
+        ...
+
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
         """Do what must be done before the first step of a run."""
         ...
@@ -72,6 +90,7 @@ class TokenLoss:
 
     data: Sequence[Dataset] = ()
     work = 1.0
+    point = 0.0
 
     def __init__(self, floor: float = 0.0) -> None:
         self.floor = floor
@@ -90,6 +109,20 @@ class TokenLoss:
     def measures(self) -> Mapping[str, float]:
         """Return nothing: there is the loss only."""
         return {}
+
+    def take_part(self) -> None:
+        """Return nothing: there are no measures."""
+
+    def add_part(self, part: None) -> None:
+        """Do nothing."""
+
+    def sent(self, batch: Batch) -> Batch:
+        """Return the batch: it has no data set."""
+        return batch
+
+    def copied(self) -> TokenLoss:
+        """Return the same objective."""
+        return TokenLoss(self.floor)
 
     def start(self, trainer: Passes, check: Check, say: Say) -> None:
         """Do nothing."""

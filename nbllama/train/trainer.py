@@ -3,9 +3,9 @@
 `nbllama.train.run.loop` runs the steps of a run, and logs and saves.
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
-gradients are summed in ascending m. The loss of an iteration is the sum over all trained tokens of
-all its micro-batches, divided by their number: batch 4 with one accumulation equals batch 1 with
-four.
+`nbllama.train.blocks.compute` says in which order gradients are summed. The loss of an iteration is
+the sum over all trained tokens of all its micro-batches, divided by their number: batch 4 with one
+accumulation equals batch 1 with four.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nbllama.ops.dropout import dropout_for
 from nbllama.opt.arrays import check_finite
 from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
+from nbllama.train.blocks.compute import Here, Steps, sum_of
 from nbllama.train.limits import kept_blocks, limits
 from nbllama.train.objective import Objective, TokenLoss
 from nbllama.train.validation import batches
@@ -108,6 +109,7 @@ class Trainer:
         validation: Dataset | None = None,
         objective: Objective | None = None,
         share_prompts: bool = False,
+        block: int = 0,
     ) -> None:
         """Allocate the memory of training.
 
@@ -117,7 +119,8 @@ class Trainer:
         `dropout`: see `ops.dropout`; its masks follow from `seed`. `validation`: data for
         `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
         `share_prompts`: common beginnings of the samples of a micro-batch are computed once
-        (`data.shared`), unless there is dropout.
+        (`data.shared`), unless there is dropout. `block`: micro-batches whose gradients are summed
+        before they are added to the step's (`train.blocks.compute`); 0: all of them.
 
         Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
         """
@@ -156,6 +159,7 @@ class Trainer:
         )
         self.buffers = model.loss_buffers(adapter, self.limits.trained)
         self.trunk: Trunk | None = None
+        self.steps: Steps = Here(block)
         self._skipped_in_a_row = 0
 
     @property
@@ -186,16 +190,7 @@ class Trainer:
         trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
         batches = self.laid_out(batches)
-        self.bound.zero_grads()
-        total = 0.0
-        for micro, batch in enumerate(batches):
-            self.set_dropout(micro)
-            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
-            total += self.objective.loss(self, batch, weight=1.0 / trained, gradient=True)
-            if not math.isfinite(total):
-                break
-            self.model.backward(self.bound, self.acts, batch, check)
-        self.bound.dropout = None
+        total = self.steps.evaluate(self, batches, trained, check)
         seconds = time.perf_counter() - start
         computed = sum(b.n_tokens for b in batches)
         return Evaluation(total / trained, tokens, trained, n_samples, after, seconds, computed)
@@ -227,11 +222,8 @@ class Trainer:
     @one_at_a_time
     def validation_loss(self, check: Callable[[], None] | None = None) -> float:
         """Return the mean loss of the validation data, nats per trained token. Changes nothing."""
-        trained, total = self.objective.before(self, self._validation, check), 0.0
-        for batch in self._validation:
-            self.model.forward(self.bound, self.acts, batch, check, trunk=self.trunk)
-            total += self.objective.loss(self, batch, weight=1.0, gradient=False)
-        return total / trained
+        trained = self.objective.before(self, self._validation, check)
+        return sum_of(self.steps.losses(self, self._validation, check)) / trained
 
     def set_dropout(self, micro: int) -> None:
         """Set the masks of micro-batch `micro` of the next iteration, if there is dropout."""

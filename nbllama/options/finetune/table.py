@@ -19,6 +19,7 @@ from nbllama.options.finetune.data import SampleOptions
 from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
 from nbllama.options.finetune.lora import LoraOptions
+from nbllama.options.finetune.many import ManyOptions, check_many
 from nbllama.options.finetune.model import ModelOptions
 from nbllama.options.finetune.objective import ObjectiveOptions
 from nbllama.options.finetune.run import RunOptions
@@ -53,6 +54,7 @@ class Options(
     ObjectiveOptions,
     StepOptions,
     EndOptions,
+    ManyOptions,
 ):
     """A parsed command line; None if an option was not given and has no fixed default."""
 
@@ -84,6 +86,7 @@ def parse(argv: Sequence[str]) -> Options:
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or give 0"
         )
+    check_many(options)
     _check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)

@@ -201,6 +201,7 @@ class RunSession:
             validation=self.validation,
             objective=self.preferences.objective if self.preferences is not None else None,
             share_prompts=bool(o.share_prompts),
+            block=o.block or 0,
         )
         if state is not None:
             trainer.samples_seen, trainer.tokens_seen = state.sample_count, state.token_count
