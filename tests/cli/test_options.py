@@ -49,7 +49,7 @@ NEW = """
 --share-prompts --no-share-prompts --group-prompts --no-group-prompts
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
---block
+--block --ray --model-dir --allow-mixed-cpu --worker-timeout --audit
 """.split()
 
 

@@ -86,7 +86,7 @@ def parse(argv: Sequence[str]) -> Options:
             f"--n-gpu-layers {options.n_gpu_layers}: this trainer computes on the CPU only; "
             "leave it out or give 0"
         )
-    check_many(options)
+    check_many(options, bool(options.dump))
     _check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)

@@ -18,6 +18,7 @@ from nbllama.options.config import config_text, taken_options
 from nbllama.options.finetune.table import OPTIONS
 from nbllama.report.log import EvaluationRecord, StepRecord, duration, memory
 from nbllama.system.memory import peak_resident, resident
+from nbllama.train.blocks.spread import NoWorkers
 from nbllama.train.convergence import Convergence
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.card import write_cards
@@ -103,12 +104,12 @@ class Loop:
                 self._save_if_due(at_end_too=compat)
         except _Ended:
             pass
-        except StopRequested:
+        except (StopRequested, NoWorkers) as e:
             if self._reason:
                 self.result.last = trainer.iteration  # it had ended, except for an evaluation
             self._save_at_end()
             self.result.interrupted = True
-            self._reason = self.stop.reason
+            self._reason = str(e) if isinstance(e, NoWorkers) else self.stop.reason
             self._note_end(self._reason)
             return
         if compat:

@@ -15,6 +15,7 @@ from nbllama.train.run.board import Board
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
+from nbllama.train.run.many import many_machines
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
@@ -69,9 +70,13 @@ def train(
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
             else:
-                with stored_trunk(
-                    session.trunk, session.trainer, finished=lambda: session.finished, say=ui.note
-                ):
+                with (
+                    many_machines(session, expected),
+                    stored_trunk(
+                        session.trunk, session.trainer, finished=lambda: session.finished,
+                        say=ui.note,
+                    ),
+                ):  # fmt: skip
                     run = Loop(session).run(expected)
         run.notes = ui.notes
         return run

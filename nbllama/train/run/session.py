@@ -28,6 +28,7 @@ from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
+from nbllama.train.run.many import check_address
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.preferences import run_preferences
 from nbllama.train.run.prompts import load_prompts
@@ -78,6 +79,7 @@ class RunSession:
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # the given value
         self.options = options = completed(options, self.state)
+        check_address(options)
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,17 +71,19 @@ def test_one_block_is_a_run_without_blocks(model: Model, block: int) -> None:
     assert same_bits(state_of(a).arrays, state_of(b).arrays)
 
 
-def test_a_loss_that_is_not_finite_ends_the_sum(model: Model) -> None:
+def test_a_loss_that_is_not_finite_ends_the_sum(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     t = made(model, block=1)
     before = state_of(t)
     calls = []
-    real = t.objective.loss
+    real: Any = t.objective.loss
 
     def loss(*args: object, **more: object) -> float:
         calls.append(1)
         return float("nan") if len(calls) == 2 else real(*args, **more)
 
-    t.objective.loss = loss
+    monkeypatch.setattr(t.objective, "loss", loss)
     assert t.step().skipped
     assert len(calls) == 2
     after = state_of(t)

@@ -1,0 +1,130 @@
+"""`--ray`: a run whose steps are computed on many machines."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nbllama.checkpoint.identity import model_fingerprint
+from nbllama.errors import UsageError
+from nbllama.report.log import memory
+from nbllama.train.blocks.address import Address, check_token, parse_address
+from nbllama.train.blocks.spread import Spread
+from nbllama.train.blocks.worker import Plan, facts, file_sha256
+
+if TYPE_CHECKING:
+    from nbllama.options.finetune.table import Options
+    from nbllama.train.forecast import Forecast
+    from nbllama.train.run.session import RunSession
+    from nbllama.train.trainer import Trainer
+
+LINK = 125e6  # bytes per second of a link of 1 Gbit/s
+
+
+def check_address(options: Options) -> None:
+    """Raise `UsageError` for an address that cannot be used, before anything slow is done."""
+    if options.ray:
+        check_token(parse_address(options.ray))
+
+
+def plan_of(
+    trainer: Trainer,
+    own: Mapping[str, str],
+    *,
+    threads: int,
+    constants: Mapping[str, Any] | None = None,
+    trunk: tuple[str, int] | None = None,
+    alone: bool = True,
+) -> Plan:
+    """Return what the workers of a run need; `own`: `facts` of this machine.
+
+    `alone`: all workers are on this machine, so nothing must be found by its sha256. `trunk`: key
+    and layer of the cache of frozen blocks.
+    """
+    gguf, adapter = trainer.model.gguf, trainer.adapter
+    path = os.path.abspath(gguf.path)
+    return Plan(
+        path=path,
+        sha256="" if alone else file_sha256(path),
+        size=gguf.size,
+        fingerprint=model_fingerprint(gguf),
+        constants=dict(constants or {}),
+        shapes={name: (pair.a.shape, pair.b.shape) for name, pair in adapter.pairs.items()},
+        alpha=adapter.alpha,
+        lora_r=adapter.lora_r,
+        limits=trainer.limits,
+        batch=trainer.batch,
+        checkpointing=trainer.checkpointing,
+        kept=trainer.kept,
+        dropout=trainer.dropout,
+        seed=trainer.seed,
+        objective=trainer.objective.copied(),
+        trunk=trunk,
+        threads=threads,
+        facts=own,
+    )
+
+
+def forecast_line(n_bytes: int, seconds: float, *, micro: int, block: int, workers: int) -> str:
+    """Return the forecast of speed-up and traffic of a step.
+
+    n_bytes: of the gradient. seconds: of a step on one worker. The link has 1 Gbit/s.
+    """
+    blocks = math.ceil(micro / block) if block else 1
+    traffic = (blocks + workers) * n_bytes
+    rounds = math.ceil(blocks / workers)
+    step = seconds * rounds / blocks + traffic / LINK
+    return (
+        f"{workers} workers, {blocks} blocks a step; {memory(traffic)} of traffic a step "
+        f"(gradient {memory(n_bytes)}); about {seconds / step:.1f} x as fast as one of them on a "
+        "network of 1 Gbit/s"
+    )
+
+
+@contextmanager
+def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
+    """Compute the steps of a run on the workers of `--ray`, if it is given."""
+    o, trainer, ui = session.options, session.trainer, session.ui
+    if not o.ray:
+        yield
+        return
+    address = parse_address(o.ray)
+    if not address.local and len(trainer.model.gguf.paths) > 1:
+        raise UsageError(
+            "--ray: a base model in several files can only be used with local:N; join them with "
+            "llama-gguf-split --merge"
+        )
+    from nbllama.train.blocks.ray_pool import RayPool
+
+    threads = max(1, session.threads // address.local) if address.local else 0
+    trunk = (session.trunk.key, session.trunk.layer) if session.trunk is not None else None
+    plan = plan_of(
+        trainer, facts(), threads=threads, constants=o.constants(), trunk=trunk,
+        alone=bool(address.local),
+    )  # fmt: skip
+    pool = RayPool(address, plan, model_dir=o.model_dir, mixed_cpu=o.allow_mixed_cpu)
+    spread = Spread(pool, o.block or 0, say=ui.note, audit=o.audit, worker_timeout=o.worker_timeout)
+    spread.after = ui.record
+    here, trainer.steps = trainer.steps, spread
+    _show_forecast(session, expected, address, len(pool.workers()))
+    try:
+        yield
+    finally:
+        trainer.steps = here
+        spread.close()
+        for row in spread.rows():
+            ui.note(
+                f"worker {row['worker']}: {row['blocks']} blocks, {row['tokens_per_s']} tokens/s, "
+                f"busy {100 * float(str(row['share'])):.0f} % of the time"
+            )
+
+
+def _show_forecast(session: RunSession, expected: Forecast, address: Address, n: int) -> None:
+    o, trainer = session.options, session.trainer
+    n_bytes = sum(g.nbytes for g in trainer.gradients.values())
+    seconds = expected.seconds * (address.local or 1)  # a local worker has a part of the cores
+    line = forecast_line(n_bytes, seconds, micro=o.grad_acc, block=o.block or 0, workers=n)
+    session.ui.header([("workers", line)])

@@ -1,0 +1,121 @@
+"""Workers in this process that die, are slow, answer late, or compute other bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nbllama.model.passes import Model
+from nbllama.train.blocks.compute import Block
+from nbllama.train.blocks.pool import Event
+from nbllama.train.blocks.spread import Spread
+from nbllama.train.blocks.worker import Plan, Worker, facts
+from nbllama.train.run.many import plan_of
+from nbllama.train.trainer import Trainer
+
+
+class Clock:
+    """Seconds that only `wait` adds to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Call:
+    """A block that a worker has; `at`: when its answer arrives."""
+
+    block: Block
+    attempt: int
+    point: float
+    at: float
+    params: Mapping[str, np.ndarray]
+
+
+Fault = Callable[["FakePool", str, Block], str | None]
+
+
+class FakePool:
+    """Workers w0, w1, ...; the one that was asked last answers first.
+
+    `fault` returns "" for an answer after a second, "die", "slow", "nan" or "wrong".
+    """
+
+    def __init__(self, trainer: Trainer, n: int, fault: Fault | None = None) -> None:
+        self.clock = Clock()
+        self.plan: Plan = plan_of(trainer, facts(), threads=1)
+        self.fault = fault
+        self.alive: dict[str, Worker] = {}
+        self.calls: dict[str, Call] = {}
+        self.log: list[tuple[str, int, int]] = []  # worker, step, block
+        self.joining: list[str] = []
+        self._spare: list[Worker] = []
+        self._number = 0
+        for _ in range(n):
+            self.join()
+
+    def join(self) -> str:
+        name = f"w{self._number}"
+        self._number += 1
+        self.alive[name] = self._spare.pop() if self._spare else self._made()
+        return name
+
+    def _made(self) -> Worker:
+        return Worker(self.plan, self.plan.path)
+
+    def begin(self, params: Mapping[str, np.ndarray]) -> Sequence[str]:
+        self.params = {name: x.copy() for name, x in params.items()}
+        joined, self.joining = [self.join() for _ in self.joining], []
+        return [f"worker {name} joined" for name in joined]
+
+    def workers(self) -> list[str]:
+        return list(self.alive)
+
+    def start(self, worker: str, block: Block, attempt: int, point: float) -> None:
+        assert worker in self.alive and worker not in self.calls
+        kind = self.fault(self, worker, block) if self.fault is not None else ""
+        self.log.append((worker, block.step, block.number))
+        after = {"slow": 1e4, "die": 0.5}.get(kind or "", 1.0)
+        call = Call(block, attempt, point, self.clock.now + after, self.params)
+        self.calls[worker] = call
+        self._kinds = getattr(self, "_kinds", {}) | {worker: kind}
+
+    def wait(self, seconds: float) -> list[Event]:
+        self.clock.now += max(seconds, 1.0)
+        ready = [w for w, call in self.calls.items() if call.at <= self.clock.now]
+        return [self._event(worker) for worker in reversed(ready)]
+
+    def _event(self, worker: str) -> Event:
+        call, kind = self.calls.pop(worker), self._kinds[worker]
+        if kind == "die":
+            self._spare.append(self.alive.pop(worker))
+            return Event(worker, None, "killed by the test")
+        found = self.alive[worker].compute(call.block, call.attempt, call.point, call.params)
+        if kind == "nan":
+            found = replace(found, losses=[float("nan")])
+        if kind == "wrong":
+            name = next(iter(found.grads))
+            found.grads[name].flat[0] += 1
+        return Event(worker, found)
+
+    def drop(self, worker: str) -> None:
+        self._spare.append(self.alive.pop(worker))
+        self.calls.pop(worker, None)
+
+    def close(self) -> None:
+        self.alive.clear()
+
+
+def spread(t: Trainer, pool: FakePool, size: int, **more: Any) -> list[str]:
+    """Let `pool` compute the steps of `t`; return the lines for the user, which grow."""
+    lines: list[str] = []
+    t.steps = Spread(pool, size, say=lines.append, clock=pool.clock, **more)
+    return lines
+
+
+__all__ = ["FakePool", "Model", "spread"]
