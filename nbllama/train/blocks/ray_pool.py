@@ -272,7 +272,8 @@ def _connect(address: Address) -> None:
     )
     try:
         if address.local:
-            ray.init(num_cpus=address.local, **quiet)
+            # without "local" it would join a cluster that runs on this machine
+            ray.init(address="local", num_cpus=address.local, **quiet)
         else:
             quiet.pop("include_dashboard")
             ray.init(address=address.text, **quiet)

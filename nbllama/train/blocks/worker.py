@@ -23,7 +23,7 @@ from nbllama.checkpoint.environment import environment
 from nbllama.checkpoint.identity import model_fingerprint
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.bound import Bound
-from nbllama.model.passes import Model, load_model
+from nbllama.model.passes import Model, Trunk, load_model
 from nbllama.ops.dropout import dropout_for
 from nbllama.train.blocks.compute import Block, compute
 from nbllama.train.limits import Limits
@@ -62,9 +62,9 @@ class Answer:
         h = hashlib.sha256(np.array(self.losses, "<f8").tobytes())
         for name in sorted(self.grads):
             h.update(name.encode())
-            h.update(np.ascontiguousarray(self.grads[name]))
+            h.update(self.grads[name].tobytes())
         if self.load is not None:
-            h.update(np.ascontiguousarray(self.load))
+            h.update(self.load.tobytes())
         return h.hexdigest()
 
 
@@ -116,7 +116,7 @@ class Worker:
             checkpointing=plan.checkpointing, kept=plan.kept, dropout=plan.dropout > 0,
         )  # fmt: skip
         self.buffers = self.model.loss_buffers(self.adapter, plan.limits.trained)
-        self.trunk: TrunkCache | None = None
+        self.trunk: Trunk | None = None
         self._step = -1
         if plan.trunk is not None:
             key, layer = plan.trunk

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from nbllama.errors import NbllamaError, UsageError
 from nbllama.model.passes import Model
+from nbllama.train.blocks.address import Address, check_token, parse_address
 from nbllama.train.blocks.compute import Block
-from nbllama.train.blocks.spread import NoWorkers
+from nbllama.train.blocks.copies import Copy
+from nbllama.train.blocks.spread import NoWorkers, Spread
+from nbllama.train.blocks.worker import facts, find_model, misfit, other_cpu
+from nbllama.train.run.many import plan_of
 from nbllama.train.trainer import Trainer
 from tests.train.blocks.fakes import FakePool, spread
 from tests.train.blocks.test_bits import made
-from tests.train.toy_runs import random_rows, same_bits, state_of, toy_model
+from tests.train.runs import Run, refused
+from tests.train.toy_runs import (
+    file_bits,
+    random_rows,
+    run_child,
+    same_bits,
+    state_of,
+    toy_model,
+    words,
+)
 
 STEPS = 3
 OPTIONS: dict[str, Any] = {"grad_acc": 5, "batch": 2, "block": 1}
@@ -26,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return toy_model(tmp_path_factory.mktemp("toy"))
 
 
-def run(t: Trainer, steps: int = STEPS) -> list[float]:
+def train(t: Trainer, steps: int = STEPS) -> list[float]:
     return [t.step().loss for _ in range(steps)]
 
 
@@ -36,7 +53,7 @@ def same_run(model: Model, pool_fault: Any, n: int = 3, **more: Any) -> tuple[Fa
     here, there = made(model, **options), made(model, **options)
     pool = FakePool(there, n, pool_fault)
     lines = spread(there, pool, options["block"], **more)
-    assert run(here) == run(there)
+    assert train(here) == train(there)
     a, b = state_of(here), state_of(there)
     assert same_bits(a.arrays, b.arrays) and a.counters == b.counters
     return pool, lines
@@ -85,12 +102,12 @@ def test_a_late_answer_is_dropped(model: Model) -> None:
     here, there = made(model, **OPTIONS), made(model, **OPTIONS)
     pool = FakePool(there, 2, lambda pool, w, b: "slow" if (w, b.step) == ("w1", 0) else "")
     spread(there, pool, 1)
-    first = run(there, 1)
+    first = train(there, 1)
     for call in pool.calls.values():
         call.at = 0.0  # it answers in the next step
-    assert run(here) == first + run(there, STEPS - 1)
+    assert train(here) == first + train(there, STEPS - 1)
     assert same_bits(state_of(here).arrays, state_of(there).arrays)
-    assert there.steps.dropped == 1
+    assert isinstance(there.steps, Spread) and there.steps.dropped == 1
     assert ("w1", 1) in {(worker, step) for worker, step, _ in pool.log}  # it works again
 
 
@@ -184,11 +201,82 @@ def test_the_time_of_workers(model: Model) -> None:
     pool = FakePool(t, 2)
     spread(t, pool, 1)
     t.step()
-    rows = t.steps.rows()
+    assert isinstance(t.steps, Spread)
+    rows: list[Any] = t.steps.rows()
     assert [row["worker"] for row in rows] == ["w0", "w1"]
     assert sum(row["blocks"] for row in rows) == 5
     assert all(row["tokens_per_s"] > 0 and 0 < row["share"] <= 1 for row in rows)
 
 
-def test_ray_is_not_imported(model: Model) -> None:
-    assert np.float32 is not None and "ray" not in sys.modules
+def test_addresses() -> None:
+    assert parse_address("local:3") == Address("local:3", 3)
+    assert parse_address("auto").local == 0 == parse_address("10.0.0.1:6379").local
+    for text in ("local", "local:0", "host", "host:0", "host:99999", "ray://host:1"):
+        with pytest.raises(UsageError, match="--ray"):
+            parse_address(text)
+
+
+def test_a_cluster_needs_a_token(tmp_path: Path) -> None:
+    there = parse_address("10.0.0.1:6379")
+    check_token(parse_address("local:2"), {})
+    check_token(there, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"})
+    nowhere = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+    for env in ({}, {"RAY_AUTH_TOKEN": "secret"}, {"RAY_AUTH_MODE": "token"}):
+        with pytest.raises(UsageError, match="run code"):
+            check_token(there, nowhere | env)
+
+
+def test_who_can_join() -> None:
+    mine = facts()
+    assert misfit(mine, mine, mixed_cpu=False) == ""
+    assert "numba is 0.1 there" in misfit(mine, mine | {"numba": "0.1"}, mixed_cpu=True)
+    other = mine | {"cpu": "z80"}
+    assert "--allow-mixed-cpu" in misfit(mine, other, mixed_cpu=False)
+    assert misfit(mine, other, mixed_cpu=True) == ""
+    assert other_cpu(mine, other) and not other_cpu(mine, mine)
+
+
+def test_a_copy_of_the_model_is_checked(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5
+    sha256 = hashlib.sha256(content).hexdigest()
+    copy = Copy(str(tmp_path / "new"), sha256, len(content))
+    copy.append(content[:700])
+    copy.append(content[700:])
+    assert Path(copy.finish()).read_bytes() == content
+    bad = Copy(str(tmp_path / "bad"), sha256, len(content))
+    bad.append(content[1:] + b"x")
+    with pytest.raises(NbllamaError, match="damaged"):
+        bad.finish()
+    assert not list((tmp_path / "bad").iterdir())
+
+
+def test_the_model_is_found_by_its_sha256(model: Model, tmp_path: Path) -> None:
+    plan = plan_of(made(model), {}, threads=1, alone=False)
+    assert find_model(plan, "") == plan.path
+    moved = tmp_path / "deep" / "renamed.gguf"
+    moved.parent.mkdir()
+    shutil.copy(plan.path, moved)
+    elsewhere = replace(plan, path=str(tmp_path / "missing.gguf"))
+    assert find_model(elsewhere, str(tmp_path)) == str(moved)
+    moved.write_bytes(moved.read_bytes()[:-1] + b"x")
+    assert find_model(elsewhere, str(tmp_path)) == ""
+
+
+def test_ray_is_imported_only_if_asked_for(folder: Path, run: Run) -> None:
+    assert run(words(folder, "--block", "1")).code == 0
+    assert "ray" not in sys.modules
+    done = run(words(folder, "--ray", "10.0.0.1:6379"))
+    refused(done, 2, "RAY_AUTH_MODE=token")
+    assert "ray" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_run_with_ray(folder: Path) -> None:
+    pytest.importorskip("ray")
+    bits = []
+    for name, more in {"none": [], "ray": ["--ray", "local:2"]}.items():
+        out = ["--checkpoint-out", str(folder / f"{name}-ITERATION.gguf")]
+        done = run_child(words(folder, "--grad-acc", "4", "--block", "1", *out, *more), folder)
+        assert done.code == 0, done
+        bits.append(file_bits(folder / f"{name}-4.gguf"))
+    assert bits[0] == bits[1]
