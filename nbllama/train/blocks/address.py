@@ -53,3 +53,9 @@ def check_token(address: Address, env: Mapping[str, str] = os.environ) -> None:
             "can run code on its machines; set RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on "
             "every machine (docs/many-machines.md)"
         )
+
+
+def check_address(text: str) -> None:
+    """Raise `UsageError` for an address that cannot be used; "" is none."""
+    if text:
+        check_token(parse_address(text))

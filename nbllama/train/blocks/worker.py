@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbllama import __version__
-from nbllama.checkpoint.environment import environment
+from nbllama.checkpoint.environment import environment, more_of_environment
 from nbllama.checkpoint.identity import model_fingerprint
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.bound import Bound
@@ -172,15 +172,8 @@ class Worker:
 
 def facts() -> dict[str, str]:
     """Return what must be the same on every machine for the same bits."""
-    import llvmlite.binding
-
-    found = {"nbllama": __version__, **environment()}
-    found["llvmlite"] = ".".join(str(n) for n in llvmlite.binding.llvm_version_info)
-    found["python"] = ".".join(platform.python_version_tuple()[:2])
-    features = llvmlite.binding.get_host_cpu_features()
-    names = sorted(name for name, on in features.items() if on)
-    found["cpu features"] = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
-    return found
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"nbllama": __version__, "python": python, **environment(), **more_of_environment()}
 
 
 _OF_CPU = ("cpu", "cpu features")

@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Any
 from nbllama.checkpoint.identity import model_fingerprint
 from nbllama.errors import UsageError
 from nbllama.report.log import memory
-from nbllama.train.blocks.address import Address, check_token, parse_address
+from nbllama.train.blocks.address import Address, parse_address
 from nbllama.train.blocks.spread import Spread
 from nbllama.train.blocks.worker import Plan, facts, file_sha256
 
 if TYPE_CHECKING:
-    from nbllama.options.finetune.table import Options
     from nbllama.train.forecast import Forecast
     from nbllama.train.run.session import RunSession
     from nbllama.train.trainer import Trainer
 
 LINK = 125e6  # bytes per second of a link of 1 Gbit/s
-
-
-def check_address(options: Options) -> None:
-    """Raise `UsageError` for an address that cannot be used, before anything slow is done."""
-    if options.ray:
-        check_token(parse_address(options.ray))
 
 
 def plan_of(

@@ -18,6 +18,7 @@ from nbllama.lora.slots import without_tensor
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 from nbllama.report.log import duration, memory
+from nbllama.train.blocks.address import check_address
 from nbllama.train.forecast import Forecast, check_memory, forecast
 from nbllama.train.probe import compile_kernels
 from nbllama.train.run.continued import continued
@@ -28,7 +29,6 @@ from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.given import Given
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
-from nbllama.train.run.many import check_address
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.preferences import run_preferences
 from nbllama.train.run.prompts import load_prompts
@@ -79,7 +79,7 @@ class RunSession:
         self.state = self.continued.state if self.continued is not None else None
         self._decay_steps = options.cos_decay_steps  # the given value
         self.options = options = completed(options, self.state)
-        check_address(options)
+        check_address(options.ray)
         self.model = base_model(options, given.model)
         self.start = self._start()
         date = self.options.template_date or datetime.now().date().isoformat()
