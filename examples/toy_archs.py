@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import nbllama
+from examples.toy_gemma4 import make_gemma4
 from examples.toy_hybrids import make_lfm2, make_qwen35
 from examples.toy_models import make_llama
 from nbllama.lora.pairs import Adapter
@@ -21,8 +22,10 @@ from nbllama.lora.slots import EVERY_SLOT, without_tensor
 from nbllama.model.passes import Model
 
 WIDE = {"n_embd": 256, "n_ff": 256}
+WIDE_GEMMA4 = WIDE | {"head_dims": (64, 128)}
 WIDE_QWEN35 = WIDE | {"size": 64, "head_dim": 64}
 MAKERS: dict[str, Callable[..., None]] = {
+    "gemma4": make_gemma4,
     "lfm2": make_lfm2,
     "lfm2moe": make_lfm2,
     "qwen35": make_qwen35,
@@ -358,6 +361,22 @@ MODELS: dict[str, Thin] = {
             shared_weight=True,
             keys={"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256},
         ),
+    ),
+    "gemma4, E2B and E4B": Thin(
+        "gemma4",
+        {"keys": {"final_logit_softcapping": 5.0}},
+        WIDE_GEMMA4 | {"n_per_layer": 256},
+    ),
+    "gemma4, 31B": Thin(
+        "gemma4",
+        {
+            "windows": (True, False, True, False),
+            "shared": 0,
+            "kv_heads": (4, 2),
+            "n_per_layer": 0,
+            "keys_are_values": True,
+        },
+        WIDE_GEMMA4,
     ),
     "lfm2, with a window": Thin(
         "lfm2",

@@ -29,7 +29,7 @@ def _starts_a_program() -> bool:
 if _starts_a_program():
     # Until the program has set its handlers, Ctrl-C ends it silently instead of with a traceback.
     try:
-        import signal
+        import _signal as signal  # type: ignore[import-not-found]  # signal imports more
 
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

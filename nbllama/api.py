@@ -19,6 +19,7 @@ from nbllama.lora.pairs import init_adapter as new_adapter
 from nbllama.lora.slots import EVERY_SLOT, without_tensor
 from nbllama.model import gradients
 from nbllama.model.bound import Bound
+from nbllama.model.parts import BlockParts
 from nbllama.model.passes import Model
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def trace(
     model.forward(bound, acts, batch)
     out = {}
     for layer in range(model.hp.n_layer):
-        kept = acts.block(layer, n)
+        kept = BlockParts(model, layer, bound, acts, batch=batch).kept
         out[f"blk.{layer}.x"] = acts.x(layer, n).copy()
         attends = model.hp.mixer_at(layer) == "attention"
         for name in (*(("q", "k", "v", "att") if attends else ()), "x_mid", "gate", "up"):

@@ -142,7 +142,7 @@ def load_adapter(
 
 
 def read_stored(path: Path, base: Base) -> Stored:
-    """Read an adapter as its file gives it, checked against the known properties of `base`.
+    """Read an adapter as its file stores it, checked against the known properties of `base`.
 
     Raises as `load_adapter`, and `UsageError` if more of the base model must be known.
     """

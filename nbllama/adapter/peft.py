@@ -88,7 +88,7 @@ def write_peft(path: Path, stored: Stored) -> list[str]:
 
 
 def norms_line(norms: list[str]) -> list[str]:
-    """Return the line about pairs that a PEFT folder cannot hold."""
+    """Return the line about pairs that a PEFT folder cannot contain."""
     if not norms:
         return []
     return [
@@ -184,7 +184,7 @@ def read_peft(path: Path, base: Base) -> Stored:
     """Read a folder. Unknown values of `base` are taken from the file, if we wrote it.
 
     Raises `FileNotFoundError` if there is no such folder, `UsageError` if the base model is
-    needed to read it, `CheckpointError` if it is damaged or holds more than LoRA pairs.
+    needed to read it, `CheckpointError` if it is damaged or contains more than LoRA pairs.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(os.fspath(path))
@@ -257,7 +257,7 @@ def _of_all_experts(
 
 def _unknown(key: str) -> str:
     if "lora_magnitude_vector" in key:
-        return "DoRA, which no other format holds: merge the adapter with PEFT"
+        return "DoRA, which no other format supports: merge the adapter with PEFT"
     if "lora_" not in key and key.endswith((".weight", ".bias")):
         return "not half of a LoRA pair: a whole tensor (modules_to_save), which no format holds"
     return "not half of a LoRA pair of a tensor that can have one here"

@@ -19,13 +19,13 @@ _NAME = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.(?:[A-Za-z0-9_]+|\[0-9\]\+))*\$?")
 # training.
 _HARMLESS_START = (None, True, False, "gaussian", "eva", "orthogonal")
 _MUST_BE_OFF = {
-    "use_dora": "DoRA, which no other format holds: merge the adapter with PEFT",
+    "use_dora": "DoRA, which no other format supports: merge the adapter with PEFT",
     "fan_in_fan_out": "transposed base matrices are not supported",
-    "modules_to_save": "whole tensors besides the pairs, which no other format holds",
-    "lora_bias": "biases of the pairs, which no other format holds",
+    "modules_to_save": "whole tensors besides the pairs, which no other format supports",
+    "lora_bias": "biases of the pairs, which no other format supports",
     "layer_replication": "replicated layers are not supported",
     "alora_invocation_tokens": "an activated LoRA (aLoRA), which is not supported",
-    "trainable_token_indices": "single trained tokens, which no other format holds",
+    "trainable_token_indices": "single trained tokens, which no other format supports",
     "target_parameters": "pairs of bare parameters are not supported",
 }
 
@@ -73,7 +73,7 @@ def read_config(path: Path) -> Config:
         if found.get(key):
             raise refuse(path, f"key '{key}'", why)
     if found.get("bias", "none") != "none":
-        raise refuse(path, "key 'bias'", "trained biases, which no other format holds")
+        raise refuse(path, "key 'bias'", "trained biases, which no other format supports")
     start = found.get("init_lora_weights")
     if not isinstance(start, bool | str | None) or start not in _HARMLESS_START:
         raise refuse(

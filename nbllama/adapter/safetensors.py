@@ -44,7 +44,7 @@ def write_safetensors(
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return all tensors as float32 copies, and the metadata.
 
-    Raises `CheckpointError` for a file that is damaged or holds other types.
+    Raises `CheckpointError` for a file that is damaged or contains other types.
     """
     with Source(path) as f:
         (size,) = struct.unpack("<Q", f.take(8, "header"))
@@ -86,7 +86,7 @@ def parse_json(f: Source, data: bytes, where: str) -> dict[str, Any]:
 
 
 def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, ...]]:
-    """Return begin, name, dtype and shape of a tensor, which must fill its place exactly."""
+    """Return begin, name, dtype and shape of a tensor, whose bytes must match them exactly."""
     where = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict):
         raise f.error(where, "its header is not an object")
@@ -99,7 +99,7 @@ def _entry(f: Source, name: str, entry: Any) -> tuple[int, str, str, tuple[int, 
     if not _counts(place) or len(place) != 2:
         raise f.error(where, f"data_offsets {shown(place)}")
     if place[1] - place[0] != math.prod(shape) * BYTES[dtype] or place[1] > f.left:
-        raise f.error(where, f"data_offsets {shown(place)} do not hold {dtype} {shown(shape)}")
+        raise f.error(where, f"data_offsets {shown(place)} do not fit {dtype} {shown(shape)}")
     return place[0], name, dtype, tuple(shape)
 
 

@@ -63,7 +63,7 @@ class Adapter(pairs.Adapter):
         OutputError
             The path cannot be written.
         UsageError
-            The format has no place for this adapter.
+            The format cannot store this adapter.
         """
         if self.hp is None:
             raise UsageError(

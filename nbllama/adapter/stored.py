@@ -1,4 +1,4 @@
-"""An adapter as a file gives it: every pair has its own alpha."""
+"""An adapter as stored in a file: every pair has its own alpha."""
 
 from __future__ import annotations
 

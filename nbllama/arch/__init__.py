@@ -6,16 +6,16 @@ Only the rows (`families`) name architectures. To add one, add a row (and a fiel
 
 from __future__ import annotations
 
+from nbllama.arch.blocks import BlockSizes
+from nbllama.arch.expected import ExpectedTensor, expected_tensors, unused_tensors
 from nbllama.arch.from_gguf import hparams_from_gguf
 from nbllama.arch.hparams import (
     DeltaNet,
-    ExpectedTensor,
     Hparams,
     Rope,
     RopeScaling,
     Temperature,
     context_warnings,
-    expected_tensors,
     with_overrides,
 )
 from nbllama.arch.rows import ARCHS, HF_MODULES, OLD_TOOL_ARCH, ROPE_FACTORS, ArchRow, TensorRow
@@ -26,6 +26,7 @@ __all__ = [
     "OLD_TOOL_ARCH",
     "ROPE_FACTORS",
     "ArchRow",
+    "BlockSizes",
     "DeltaNet",
     "ExpectedTensor",
     "Hparams",
@@ -36,5 +37,6 @@ __all__ = [
     "context_warnings",
     "expected_tensors",
     "hparams_from_gguf",
+    "unused_tensors",
     "with_overrides",
 ]

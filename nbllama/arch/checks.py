@@ -1,10 +1,11 @@
-"""Check that the file holds the tensors that its keys require."""
+"""Check that the file contains the tensors that its keys require."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from nbllama.arch.hparams import Hparams, expected_tensors
+from nbllama.arch.expected import expected_tensors, unused_tensors
+from nbllama.arch.hparams import Hparams
 from nbllama.arch.rows import ROPE_FACTORS
 from nbllama.errors import shown
 from nbllama.gguf_io import TENSOR_TYPES, GGUFFile
@@ -54,6 +55,11 @@ def check_tensors(f: GGUFFile, hp: Hparams) -> list[str]:
     if ROPE_FACTORS in f.tensors:
         _check_rope_factors(f)
     lines = []
+    if idle := unused_tensors(hp) & f.tensors.keys():
+        lines.append(
+            f"{len(idle)} tensors of keys and values are not used: their blocks use those of "
+            "earlier blocks"
+        )
     if unused:
         lines.append(f"{hp.next_blocks} block that predicts a later token is not used")
     if not others:

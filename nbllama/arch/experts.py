@@ -1,4 +1,4 @@
-"""Mixtures of experts: what a row says about them, what a file says, and one model's constants."""
+"""Mixtures of experts: their settings in a row and in a file, and one model's constants."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen"}  # of the key expert_gating
 
 
 class ExpertsRow(NamedTuple):
-    """What an architecture's name decides about its experts."""
+    """The properties of its experts that an architecture's name determines."""
 
     gating: str  # a name of `ops.experts.router.CODES`
     normed: bool = False  # do the weights of the chosen experts sum to 1?
-    gating_keys: bool = False  # are the keys read that say otherwise?
-    own_width: bool = True  # expert_feed_forward_length; else feed_forward_length is the experts'
-    shared: str = ""  # a shared expert: "key" by its width, "count" by a number of experts' widths
+    gating_keys: bool = False  # are the keys read that change these two?
+    own_width: bool = True  # is the width in expert_feed_forward_length, not feed_forward_length?
+    shared: str = ""  # a shared expert: "key": its width, "count": in widths of an expert
     lead_key: bool = False  # leading_dense_block_count: blocks without experts
-    step_key: bool = False  # interleave_moe_layer_step: every how many blocks have experts
+    step_key: bool = False  # interleave_moe_layer_step: one of this many blocks has experts
     optional: bool = False  # may a file have none?
     kind: str = "silu"  # a name of `ops.experts.gate.CODES`
     tensors: tuple[TensorRow, ...] = ROUTED  # in place of a dense block's feed-forward
@@ -34,7 +34,7 @@ class Experts(NamedTuple):
     """Sizes and constants of a model's experts."""
 
     total: int
-    used: int  # of them by a token
+    used: int  # experts per token
     n_ff: int  # of one expert
     n_ff_shared: int  # 0: there is no shared expert
     first: int  # blocks before this one have none
@@ -44,7 +44,7 @@ class Experts(NamedTuple):
     kind: str
 
     def at(self, layer: int) -> bool:
-        """Whether a block has experts."""
+        """Return whether a block has experts."""
         return layer >= self.first
 
 
@@ -91,7 +91,7 @@ def read_experts(
 
 
 def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
-    """Width of the shared expert; 0: there is none."""
+    """Return the width of the shared expert; 0 if there is none."""
     key = f"{arch}.expert_shared_feed_forward_length"
     count = f"{arch}.expert_shared_count"
     if row.shared == "count":
@@ -105,7 +105,7 @@ def _shared(f: GGUFFile, arch: str, row: ExpertsRow, n_ff: int) -> int:
 def _weights(
     f: GGUFFile, arch: str, row: ExpertsRow, warnings: list[str]
 ) -> tuple[str, bool, float]:
-    """Gating, whether the weights are normed, and their scale."""
+    """Return the gating, whether the weights are normed, and their scale."""
     keys = {k: f"{arch}.{k}" for k in ("expert_gating_func", "expert_weights_norm")}
     scale_key = f"{arch}.expert_weights_scale"
     if not row.gating_keys:

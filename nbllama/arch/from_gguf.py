@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from nbllama.arch import mixers, positions
+from nbllama.arch.blocks import read_blocks
 from nbllama.arch.checks import check_tensors, check_token_ids
 from nbllama.arch.experts import Experts, read_experts
 from nbllama.arch.hparams import Hparams, Rope
-from nbllama.arch.keys import numbers, per_layer, positive, size
+from nbllama.arch.keys import numbers, per_block, per_layer, positive, size
 from nbllama.arch.rows import (
     ARCHS,
     REFUSED,
@@ -62,6 +63,13 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
     scales = _scales(f, row, Sizes(n_layer, n_embd, n_head))
     freq_base = positions.freq_base(f, row, head_dim)
     window, period, window_rope = positions.window(f, row, n_layer, Rope(freq_base, freq_scale))
+    n_rot = positions.n_rot(f, row, head_dim)
+    blocks = read_blocks(
+        f, row, n_layer=n_layer, n_head=n_head, head_dim=head_dim, n_rot=n_rot, window=window
+    )
+    if blocks:  # `rope_freqs` is for the blocks without a window
+        own = next((b.n_rot for b in blocks if b.window), n_rot)
+        window_rope = window_rope._replace(n_rot=own, factors=False)
     experts = read_experts(f, row.name, row.experts, n_layer, warnings=warnings)
     hp = Hparams(
         arch=row.name,
@@ -71,8 +79,8 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        n_rot=positions.n_rot(f, row, head_dim),
-        n_ff=_n_ff(f, row, experts, n_layer),
+        n_rot=n_rot,
+        n_ff=blocks[0].n_ff if blocks else _n_ff(f, row, experts, n_layer),
         n_ctx_train=n_ctx,
         rms_eps=_eps(f, row),
         rope_freq_base=freq_base,
@@ -112,6 +120,9 @@ def hparams_from_gguf(f: GGUFFile) -> Hparams:
         attn_gate=row.attn_gate,
         output_norm=row.output_norm,
         experts=experts,
+        blocks=blocks,
+        values_normed=row.values_normed,
+        n_per_layer=_n_per_layer(f, row),
         next_blocks=next_blocks,
     )
     mixers.check_sections(f, row, hp.n_rot)
@@ -165,6 +176,12 @@ def _n_ff(f: GGUFFile, row: ArchRow, experts: Experts | None, n_layer: int) -> i
     return per_layer(f, key, n_layer)
 
 
+def _n_per_layer(f: GGUFFile, row: ArchRow) -> int:
+    """Read the size of each token's embedding for each block; 0 without one."""
+    key = f"{row.name}.embedding_length_per_layer_input"
+    return int(f.count(key, MAX_COUNT)) if row.per_layer else 0
+
+
 def _xielu(f: GGUFFile, n_layer: int) -> tuple[tuple[float, ...], ...]:
     """Read four numbers per block; their keys have no architecture prefix."""
     names = ("alpha_p", "alpha_n", "beta", "eps")
@@ -206,7 +223,10 @@ def _heads(f: GGUFFile, row: ArchRow, n_layer: int, n_embd: int) -> tuple[int, i
     """Return n_head, n_head_kv and head_dim."""
     prefix = f"{row.name}.attention"
     n_head = per_layer(f, f"{prefix}.head_count", n_layer)
-    n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)
+    if row.varied:  # `read_blocks` checks the others
+        n_head_kv = per_block(f, f"{prefix}.head_count_kv", n_layer, default=n_head)[0]
+    else:
+        n_head_kv = mixers.n_head_kv(f, row, n_layer, n_head)
     if n_head % n_head_kv:
         raise f.error(
             f"key '{prefix}.head_count_kv'", f"{n_head_kv} does not divide head_count {n_head}"

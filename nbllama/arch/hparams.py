@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch.experts import Experts, block_rows
+from nbllama.arch.blocks import BlockSizes
+from nbllama.arch.experts import Experts
 from nbllama.arch.rows import ARCHS
 from nbllama.errors import UsageError
 
@@ -38,6 +39,8 @@ class Rope(NamedTuple):
     freq_base: float
     freq_scale: float
     yarn: bool = True
+    n_rot: int = 0  # numbers of a head that are rotated; 0: `Hparams.n_rot`
+    factors: bool = True  # do the factors of the file's `rope_freqs` apply?
 
 
 class Temperature(NamedTuple):
@@ -63,12 +66,12 @@ class DeltaNet(NamedTuple):
 
     @property
     def n_values(self) -> int:
-        """Count of the numbers in all heads' values."""
+        """The number of elements in all heads' values."""
         return self.heads * self.size
 
     @property
     def n_qkv(self) -> int:
-        """Count of the numbers in all queries, keys and values."""
+        """The number of elements in all queries, keys and values."""
         return self.n_values + 2 * self.key_heads * self.size
 
 
@@ -123,6 +126,9 @@ class Hparams:
     attn_gate: bool = False  # attn_q also has a gate for each number of attention's output
     output_norm: str = "output_norm"
     experts: Experts | None = None
+    blocks: tuple[BlockSizes, ...] = ()  # sizes of the blocks if they differ, else ()
+    values_normed: bool = False  # values have a norm, without a weight
+    n_per_layer: int = 0  # size of each token's embedding for each block; 0: none
     next_blocks: int = 0  # blocks of the file after `n_layer`, which are not used
     warnings: tuple[str, ...] = field(default=(), compare=False)  # about the file, one line each
 
@@ -132,14 +138,42 @@ class Hparams:
 
     @property
     def attention_layers(self) -> list[int]:
-        """The blocks with attention, which have keys and values."""
-        return [i for i in range(self.n_layer) if self.mixer_at(i) == "attention"]
+        """The blocks with attention, except for those that use another block's keys and values."""
+        layers = (i for i in range(self.n_layer) if self.mixer_at(i) == "attention")
+        return [i for i in layers if self.sizes_at(i).kv_from == i]
+
+    def sizes_at(self, layer: int) -> BlockSizes:
+        """Return the sizes of a block's heads and feed-forward layer."""
+        if self.blocks:
+            return self.blocks[layer]
+        sizes = self.n_head_kv, self.head_dim, self.n_rot, self.n_ff
+        return BlockSizes(*sizes, row=layer, kv_from=layer)
+
+    @property
+    def each_size(self) -> list[BlockSizes]:
+        """The sizes of all blocks, or one of them if they are the same."""
+        return list(self.blocks) or [self.sizes_at(0)]
+
+    @property
+    def most_frozen(self) -> int:
+        """The largest number of first blocks that the stored output of the last one can replace.
+
+        Later blocks must not use the keys and values of these blocks.
+        """
+        return min((*self.lent, self.n_layer))
+
+    @property
+    def lent(self) -> list[int]:
+        """The blocks whose keys and values later blocks use too, ascending."""
+        return sorted({b.kv_from for i, b in enumerate(self.blocks) if b.kv_from != i})
 
     def window_at(self, layer: int) -> int:
         """Return how many tokens, including itself, a token attends to in a block; 0: all.
 
         llama.cpp: `llama_hparams::set_swa_pattern`.
         """
+        if self.blocks:
+            return self.blocks[layer].window
         return self.window if layer % self.window_period < self.window_period - 1 else 0
 
     def experts_at(self, layer: int) -> Experts | None:
@@ -151,7 +185,7 @@ class Hparams:
         """Numbers per token of gate (and of up): in its chosen experts, or in a dense block."""
         e = self.experts
         if e is None:
-            return self.n_ff
+            return max(b.n_ff for b in self.each_size)
         return max(e.used * e.n_ff, self.n_ff if e.first else 0)
 
     @property
@@ -166,44 +200,6 @@ class Hparams:
         if self.window_at(layer):
             return self.window_rope
         return Rope(self.rope_freq_base, self.rope_freq_scale)
-
-
-class ExpectedTensor(NamedTuple):
-    """Shape in numpy order, and whether the tensor is required."""
-
-    shape: tuple[int, ...]
-    required: bool
-
-
-def expected_tensors(hp: Hparams) -> dict[str, ExpectedTensor]:
-    """Return all tensors, required or optional, of a model of these sizes, in file order."""
-    row = ARCHS[hp.arch]
-    sizes = {
-        "n_vocab": hp.n_vocab,
-        "n_embd": hp.n_embd,
-        "n_q": hp.n_head * hp.head_dim,
-        "n_kv": hp.n_head_kv * hp.head_dim,
-        "n_qkv": (hp.n_head + 2 * hp.n_head_kv) * hp.head_dim,
-        "head_dim": hp.head_dim,
-        "n_ff": hp.n_ff,
-        "n_gate_up": 2 * hp.n_ff,
-        "n_rot_half": hp.n_rot // 2,
-        "n_conv_in": 3 * hp.n_embd,
-        "conv_taps": hp.conv_taps,
-        "n_head": hp.n_head,
-    }
-    if hp.attn_gate:
-        sizes["n_q_gate"] = 2 * sizes["n_q"]
-    if of := hp.delta:
-        sizes |= {"delta_qkv": of.n_qkv, "delta_values": of.n_values, "delta_heads": of.heads}
-        sizes |= {"delta_size": of.size, "delta_taps": of.taps}
-    if e := hp.experts:
-        sizes |= {"n_expert": e.total, "n_ff_exp": e.n_ff, "n_ff_shexp": e.n_ff_shared}
-    named = [(t.name, t) for t in row.tensors]
-    for i in range(hp.n_layer):
-        rows = block_rows(row.block, row.experts, hp.experts, i)
-        named += [(f"blk.{i}.{t.name}", t) for t in rows if t.mixer in ("", hp.mixer_at(i))]
-    return {name: ExpectedTensor(tuple(sizes[s] for s in t.shape), t.required) for name, t in named}
 
 
 def with_overrides(

@@ -30,6 +30,19 @@ def per_layer(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -
     return first
 
 
+def per_block(f: GGUFFile, key: str, n_layer: int, default: int | None = None) -> list[int]:
+    """Read a count for each layer, given once or per layer."""
+    if not isinstance(f.metadata.get(key), np.ndarray):
+        return [size(f, key) if default is None or key in f.metadata else default] * n_layer
+    values = f.get(key, "ints")
+    if len(values) != n_layer:
+        raise f.error(f"key '{key}'", f"{len(values)} values for {n_layer} layers")
+    wrong = [int(v) for v in values if not 1 <= v <= MAX_COUNT]
+    if wrong:
+        raise f.error(f"key '{key}'", f"{wrong[0]}, allowed 1..{MAX_COUNT}")
+    return [int(v) for v in values]
+
+
 def positive(f: GGUFFile, key: str, default: float | None = None) -> float:
     """Read a finite number above zero, rounded to float32; `default` is not checked."""
     if default is not None and key not in f.metadata:

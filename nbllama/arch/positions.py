@@ -103,7 +103,9 @@ def window(f: GGUFFile, row: ArchRow, n_layer: int, rope: Rope) -> tuple[int, in
     prefix = f"{row.name}.attention.sliding_window"
     known = row.window.size
     width = size(f, prefix) if known is None else f.count(prefix, MAX_COUNT, default=known)
-    period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
+    period = 1
+    if not row.varied:  # else `read_blocks` reads the pattern
+        period = window_period(f, f"{prefix}_pattern", n_layer, row.window.period)
     default = row.window.freq_base
     base = rope.freq_base if default is None else default
     if row.window.base_key:

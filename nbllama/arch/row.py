@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchRow:
-    """The properties that an architecture's name decides; all others are read from the file."""
+    """The properties that an architecture's name determines; all others are read from the file."""
 
     name: str
     tensors: tuple[TensorRow, ...]
@@ -101,6 +101,9 @@ class ArchRow:
     hf_modules: Mapping[str, str] = field(default_factory=dict)  # tensor -> module; none: no PEFT
     sections: bool = True  # can heads have RoPE sections (vision models)? text has one position
     hf_turned: bool = True  # are rows of q and k in another order at Hugging Face (interleaved)?
+    varied: bool = False  # do heads and feed-forward layers differ in size between blocks?
+    values_normed: bool = False  # are values normalised, by a norm without a weight?
+    per_layer: bool = False  # can there be an embedding of each token for each block?
     checked: tuple[str, ...] = ()  # kinds of models that the tests check
 
 

@@ -1,4 +1,4 @@
-"""The table of architectures, and those that are refused by name. No other package names one."""
+"""The table of architectures, and those that are refused by name. Only this package names any."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ARCHS: dict[str, ArchRow] = {
     for row in family.ROWS
 }
 
-# Reasons for the line that refuses these; the line for any other name has no reason.
+# Why these are refused; any other unknown name is refused without a reason.
 _EXPERTS, _STATE = "this mixture of experts is", "recurrent models are"
 _VISION, _ENCODER = "multimodal models are", "models that do not predict the next token are"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("deepseek2", "llama4", "grok", "dbrx"), _EXPERTS),
     **dict.fromkeys(("phimoe", "hunyuan-moe", "bailingmoe", "minimax-m2", "dots1"), _EXPERTS),
-    **dict.fromkeys(("gemma4", "gemma3n"), "embeddings for each layer are"),
+    **dict.fromkeys(("gemma3n",), "embeddings for each layer are"),
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "nemotron_h"), _STATE),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granitehybrid"), _STATE),
     **dict.fromkeys(("qwen3next", "plamo2"), _STATE),

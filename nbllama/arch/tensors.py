@@ -9,7 +9,7 @@ class TensorRow(NamedTuple):
     """One tensor: its GGUF name, its shape as names of sizes, and whether it is required.
 
     The name of a block's tensor has no `blk.N.`. `mixer`: only blocks of this kind have it
-    (`Hparams.mixer_at`); "": all blocks.
+    (`Hparams.mixer_at`), or "per_layer": only blocks with their own embeddings; "": all blocks.
     """
 
     name: str

@@ -25,7 +25,7 @@ from nbllama.report.log import (
     memory,
 )
 
-SHOWN = ("margin", "accuracy")  # measures of an objective that a terminal shows
+SHOWN = ("margin", "accuracy", "reward", "kl")  # measures of an objective that a terminal shows
 
 
 class _Stream:
@@ -161,7 +161,8 @@ class Display:
         if record.val_loss is not None:
             self.note(evaluation_line(record))
         for sample in record.samples:
-            self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}")
+            end = f"  (reward {sample['reward']})" if "reward" in sample else ""
+            self.note(f"  {one_line(sample['prompt'])}  ->  {one_line(sample['answer'])}{end}")
 
     def close(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         """End the display; `pairs` is a summary. Can be called twice, also after an error."""

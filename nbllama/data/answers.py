@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def begins_empty(answer: Answer) -> bool:
-    """Return whether an answer begins with an empty thought, or closes the prompt's at once."""
+    """Return whether an answer begins with an empty thought, or closes the prompt's immediately."""
     if not answer.text.lstrip().startswith(("<", "[", "\u25c1")):
         return False
     own = opening(answer.text)

@@ -39,7 +39,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Batch:
-    """A stream of N tokens that holds S sequences; all arrays are C-contiguous int32.
+    """A stream of N tokens in S sequences; all arrays are C-contiguous int32.
 
     tokens [N]         input ids
     targets [N]        the id that should follow each token, or `NOT_TRAINED` (-1)
@@ -142,7 +142,7 @@ class Dataset(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the samples of these numbers, in this order; `IndexError` for one out of range."""
+        """Return the samples with these numbers, in this order; `IndexError` if out of range."""
         ...
 
     def take(self, order: Shuffled, first: int, n_rows: int, *, wraps: bool) -> tuple[Batch, int]:
@@ -158,7 +158,7 @@ class Dataset(Protocol):
         ...
 
     def largest(self, n_rows: int, *, wraps: bool) -> tuple[int, int]:
-        """Return upper bounds of the tokens and trained targets of any batch that `take` makes."""
+        """Return upper bounds of the tokens and targets in the loss of any batch from `take`."""
         ...
 
     def per_batch(self, n_rows: int) -> float:
@@ -171,7 +171,7 @@ def largest_rows(
 ) -> tuple[int, int]:
     """Return `Dataset.largest` for a data set with one sample per row: the longest ones together.
 
-    `wraps`: the same sample can come more than once.
+    `wraps`: the same sample can occur more than once.
     """
     if wraps:
         tokens, trained = (n_rows * int(counts.max()) for counts in lengths)

@@ -45,7 +45,7 @@ class ChatReader:
     """Makes samples of chats for one tokenizer and template.
 
     `system_as_user`: if the template has no system messages, put them into the first question.
-    `places`: samples have their texts and the positions of tokens in them.
+    `places`: samples include their text and the token positions in it.
     """
 
     def __init__(
@@ -175,8 +175,7 @@ class ChatReader:
             numbers = numbers[1:]
         if not numbers:
             raise DataError(
-                "no answer to train: the only answer is the first message, so there is no prompt "
-                "for it"
+                "no answer to train on: the only answer is the first message, so it has no prompt"
             )
         n_calls = sum(bool(m.get("tool_calls")) for m in messages)
         if n_calls:

@@ -64,7 +64,7 @@ def _too_large(where: str) -> DataError:
 
 
 def _text_columns(metadata: Any, where: str) -> list[str]:
-    """Check the number of all values, and return the paths of the columns that hold texts."""
+    """Check the number of all values, and return the paths of the columns that contain strings."""
     size = 0
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
@@ -78,7 +78,7 @@ def _text_columns(metadata: Any, where: str) -> list[str]:
 
 
 def _unpacked_size(column: Any) -> int:
-    """Return the bytes of an Arrow array with every value written out."""
+    """Return the size in bytes of an Arrow array with every value written out."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Windows(NamedTuple):
-    """Where samples are in the tokens: begins int64 [n], sizes int64 [n] (0 for an empty one)."""
+    """The positions of samples in the tokens: begins, sizes int64 [n] (size 0: empty sample)."""
 
     begins: np.ndarray
     sizes: np.ndarray
@@ -114,7 +114,7 @@ def _longest_token(tokenizer: Tokenizer) -> int:
 
 
 def _whole(content: bytes, place: int) -> int:
-    """Return the first place, from `place` on, that is not inside a UTF-8 character."""
+    """Return the first position, from `place` on, that is not inside a UTF-8 character."""
     while place < len(content) and content[place] & 0xC0 == 0x80:
         place += 1
     return place

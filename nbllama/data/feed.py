@@ -1,6 +1,6 @@
 """The source of the trainer's batches.
 
-A feed takes a place in the data, and returns an iteration's batches and the next place.
+A feed returns the batches of an iteration that begins at a given position, and the next position.
 
 `SeedFeed` is ours: orders keyed by (seed, epoch), every sample once per epoch, and an epoch ends
 at the end of an iteration. `OldFeed` is that of llama.cpp's `common/train.cpp`
@@ -20,7 +20,7 @@ from nbllama.data.order import Order, Position, Shuffled, check_position
 
 
 class Taken(NamedTuple):
-    """Micro-batches of one iteration, the place after them, and the number of samples in them.
+    """Micro-batches of one iteration, the position after them, and their number of samples.
 
     There are more samples than rows if rows continue with the next sample.
     """
@@ -43,7 +43,7 @@ class Feed(Protocol):
         ...
 
     def after(self, position: Position, batch: int, grad_acc: int) -> Position:
-        """Return the place after the batches of `take`, without making them."""
+        """Return the position after the batches of `take`, without making them."""
         ...
 
     def rng_state(self, position: Position) -> str:

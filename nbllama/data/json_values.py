@@ -74,7 +74,7 @@ def looks_like_json(text: str) -> bool:
 def json_values(text: str) -> tuple[list[Value], str]:
     """Return all values of a text, and the text that their places `at` refer to.
 
-    A broken line leaves the others readable, so it is one `DataError` among the values. If values
+    A broken line does not affect the others: it is one `DataError` among the values. If values
     span several lines, the text after a broken place cannot be read reliably: raises `DataError`
     ("line N: ...").
     """

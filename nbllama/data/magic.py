@@ -70,7 +70,7 @@ _LOOK = 1 << 16
 def binary_kind(content: bytes) -> str | None:
     """Return what the file is and what to do about it; None for a file that can be text.
 
-    Checks for marks and for bytes that no text holds. UTF-16 and UTF-32 must be decoded before.
+    Checks for marks and for bytes that no text contains. UTF-16 and UTF-32 must be decoded first.
     """
     head = content[:_LOOK]
     for mark, kind in _STARTS:

@@ -1,6 +1,6 @@
 """The generator of the old tool's sample order: C++'s `std::mt19937`, with its text form.
 
-A checkpoint of the old tool holds the generator as text, printed by the C++ library: libstdc++
+A checkpoint of the old tool stores the generator as text, printed by the C++ library: libstdc++
 prints the 624 words of its state and the place in them, libc++ the 624 words from that place on.
 "Mersenne Twister", Matsumoto and Nishimura 1998; numpy's bit generator has the same words and the
 same place.

@@ -170,7 +170,7 @@ def to_type(record: Record) -> str:
 
 
 def _folded(record: Record) -> dict[str, str]:
-    """Return a record's keys that hold a value, by their names in lower case."""
+    """Return a record's keys that have a value, by their names in lower case."""
     out: dict[str, str] = {}
     for key, value in record.items():
         if value is not None:
@@ -179,7 +179,7 @@ def _folded(record: Record) -> dict[str, str]:
 
 
 def _renamed(record: Record, names: dict[str, str], counts: Counts) -> Record:
-    """Return the record with renamed keys; a key that a new name replaces holds null."""
+    """Return the record with renamed keys; a key that a new name replaces becomes null."""
     for old, new in names.items():
         if old != new:
             counts.columns[f"{shown(old, 40)} as {new}"] += 1

@@ -18,7 +18,7 @@ _KEY_LIMIT = 1 << 64
 
 
 class Position(NamedTuple):
-    """A place in the stream of samples: whole epochs done, samples of this epoch done."""
+    """A position in the stream of samples: completed epochs, completed samples of this epoch."""
 
     epoch: int = 0
     next_sample: int = 0
@@ -52,7 +52,7 @@ def permutation(n_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def shuffled(n_samples: int, seed: int, epoch: int) -> Shuffled:
-    """Return the permutation of an epoch and a number in [0, 1) for each of its places."""
+    """Return the permutation of an epoch and a number in [0, 1) for each of its positions."""
     tail = _draws(2 * n_samples, seed, epoch)[n_samples:]
     return Shuffled(permutation(n_samples, seed, epoch), (tail >> 11) * 2.0**-53)
 

@@ -1,4 +1,4 @@
-"""Packing: a batch holds as many whole samples as fit, instead of a fixed number of samples.
+"""Packing: a batch contains as many whole samples as fit, instead of a fixed number of samples.
 
 Nothing is padded in either case, since a batch is a stream in which attention and positions are cut
 between samples. Packing changes how samples are grouped: batches have about the same number of

@@ -1,4 +1,4 @@
-"""A chat as it is given to the chat template."""
+"""A chat in the form that the chat template receives."""
 
 from __future__ import annotations
 

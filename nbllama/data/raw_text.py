@@ -84,7 +84,7 @@ class RawText:
 
     @property
     def full_rows(self) -> bool:
-        """Whether all rows have n_ctx tokens, except for the last one of an epoch."""
+        """Whether all rows have n_ctx tokens, except for an epoch's last row."""
         return self.rules.pad or self.rules.fill_with_next_samples
 
     def n_tokens(self, i: int) -> int:

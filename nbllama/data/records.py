@@ -41,7 +41,7 @@ NAMES = (RAW, *FORMATS, CSV)
 _TABLES = (".csv", ".tsv")
 
 
-class _Records(NamedTuple):
+class FileRecords(NamedTuple):
     """The content of one file: records or a text, and its number of lines."""
 
     entries: list[Entry] | None
@@ -49,7 +49,7 @@ class _Records(NamedTuple):
     n_lines: int
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """How files are read."""
 
     data_format: str | None
@@ -59,6 +59,7 @@ class _Asked(NamedTuple):
 
     @property
     def wanted(self) -> Format | None:
+        """Return the format that was asked for, None if it is to be detected."""
         return FORMATS.get(self.data_format or "")
 
 
@@ -90,16 +91,8 @@ def open_data(
     if keep_mark and data_format == RAW:
         text = decode_utf8(read_bytes(path), path, keep_mark=True)
         return DataFile(name, RAW, RAW, text, [], [], texts=(text,))
-    asked = _Asked(data_format, columns or {}, style or Style(), skip_bad)
-    chosen = data_files(path)
-    notes = list(chosen.notes)
-    found: list[tuple[str, _Records]] = []
-    for file in chosen.files:
-        unpacked = read_contents(file)
-        notes += unpacked.notes
-        found += [(c.name, _records(c, asked, notes)) for c in unpacked.contents]
-    if not found:
-        raise DataError(f"training data {shown(name, 400)} is empty")
+    asked = Asked(data_format, columns or {}, style or Style(), skip_bad)
+    found, notes = read_files(path, asked)
     if all(records.entries is None for _, records in found):
         texts = tuple(records.text for _, records in found)
         notes += not_nfc_notes(texts, "texts")
@@ -111,6 +104,36 @@ def open_data(
                 "only files of the same kind"
             )
     return _parsed(name, found, asked, notes)
+
+
+def read_files(
+    path: str | os.PathLike[str], asked: Asked
+) -> tuple[list[tuple[str, FileRecords]], list[str]]:
+    """Return name and content of each file that `path` names, and lines for the user.
+
+    Raises as `open_data`, except for bad records, which are still unread.
+    """
+    chosen = data_files(path)
+    notes = list(chosen.notes)
+    found: list[tuple[str, FileRecords]] = []
+    for file in chosen.files:
+        unpacked = read_contents(file)
+        notes += unpacked.notes
+        found += [(c.name, _records(c, asked, notes)) for c in unpacked.contents]
+    if not found:
+        raise DataError(f"training data {shown(path, 400)} is empty")
+    return found, notes
+
+
+def entries_in_memory(records: Sequence[Mapping[str, Any] | str]) -> list[Entry]:
+    """Return records in memory, numbered as the lines of a file."""
+    entries = []
+    for number, record in enumerate(records, 1):
+        value: Any = {"text": record} if isinstance(record, str) else record
+        if isinstance(value, Mapping):
+            value = dict(value)
+        entries.append(Entry(number, as_record(value)))
+    return entries
 
 
 def open_records(
@@ -129,17 +152,12 @@ def open_records(
     """
     if data_format in (RAW, CSV):
         raise UsageError(f"{name}: the data format {data_format} is for files, not for records")
-    entries = []
-    for number, record in enumerate(records, 1):
-        value: Any = {"text": record} if isinstance(record, str) else record
-        if isinstance(value, Mapping):
-            value = dict(value)
-        entries.append(Entry(number, as_record(value)))
-    asked = _Asked(data_format, columns or {}, style or Style(), skip_bad)
-    return _parsed(name, [(name, _Records(entries, "", len(entries)))], asked, [])
+    entries = entries_in_memory(records)
+    asked = Asked(data_format, columns or {}, style or Style(), skip_bad)
+    return _parsed(name, [(name, FileRecords(entries, "", len(entries)))], asked, [])
 
 
-def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
+def _records(content: Content, asked: Asked, notes: list[str]) -> FileRecords:
     """Return the records of one file, or its text."""
     name, data_format = content.name, asked.data_format
     called = ending(name) == ".parquet"
@@ -152,23 +170,23 @@ def _records(content: Content, asked: _Asked, notes: list[str]) -> _Records:
         )
     if data_format != RAW and is_parquet:
         entries = list(parquet_rows(content.content, name))
-        return _Records(entries, "", len(entries))
+        return FileRecords(entries, "", len(entries))
     text = decode_text(content.content, name, lenient=asked.skip_bad and data_format != RAW)
     n_lines = text.count("\n") + 1
     if data_format == RAW:
-        return _Records(None, text, n_lines)
+        return FileRecords(None, text, n_lines)
     if "\n" not in text:
         n_lines = text.count("\r") + 1
     wanted = asked.wanted is not None or says_records(name)
     if data_format == CSV or (ending(name) in _TABLES and not _begins_with_object(text)):
-        return _Records(list(table_rows(text, name)), "", n_lines)
+        return FileRecords(list(table_rows(text, name)), "", n_lines)
     if looks_like_json(text):
-        return _Records(_json(text, name, asked, notes), "", n_lines)
+        return FileRecords(_json(text, name, asked, notes), "", n_lines)
     if (not wanted or data_format) and has_table_header(text, asked.columns):
-        return _Records(list(table_rows(text, name)), "", n_lines)
+        return FileRecords(list(table_rows(text, name)), "", n_lines)
     if wanted:
-        return _Records(_json(text, name, asked, notes), "", n_lines)
-    return _Records(None, text, n_lines)
+        return FileRecords(_json(text, name, asked, notes), "", n_lines)
+    return FileRecords(None, text, n_lines)
 
 
 def _begins_with_object(text: str) -> bool:
@@ -176,7 +194,7 @@ def _begins_with_object(text: str) -> bool:
     return text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[") and looks_like_json(text)
 
 
-def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
+def _json(text: str, name: str, asked: Asked, notes: list[str]) -> list[Entry]:
     if "\n" not in text and "\r" in text:
         text = text.replace("\r", "\n")  # JSON strings contain no raw line breaks
 
@@ -196,7 +214,7 @@ def _json(text: str, name: str, asked: _Asked, notes: list[str]) -> list[Entry]:
     return entries
 
 
-def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
+def _named(record: Record, asked: Asked, counts: Counts) -> Record:
     """Return the record under the names of a format. Raises `DataError`."""
     return known_names(
         renamed(record, asked.columns), asked.wanted, counts, guess=not asked.columns
@@ -204,7 +222,7 @@ def _named(record: Record, asked: _Asked, counts: Counts) -> Record:
 
 
 def _parsed(
-    path: str, found: list[tuple[str, _Records]], asked: _Asked, notes: list[str]
+    path: str, found: list[tuple[str, FileRecords]], asked: Asked, notes: list[str]
 ) -> DataFile:
     """Read the samples of files of records."""
     counts = Counts.empty()

@@ -42,7 +42,7 @@ class SampleText(NamedTuple):
 class Samples(RowPerSample):
     """The `Dataset` of a file of records.
 
-    ids and trained hold all samples concatenated, sample i is `offsets[i] : offsets[i + 1]` of
+    ids and trained are all samples concatenated; sample i is `offsets[i] : offsets[i + 1]` of
     both; all its ids except for the last are input. `lines[i]` is the line of the file where its
     record begins, `records[i]` the number of that record (from 0; None: each sample is one). n_cut
     samples were longer than n_ctx tokens, n_dropped had no trained target within n_ctx, n_long were

@@ -12,7 +12,7 @@ of the batch has the same tokens up to there.
 
 Ops that work row by row need no change. Attention reads the keys of a path, which is a sample's
 rows in order (`nbllama.ops.attention.tree`), and the loss reads the rows of the trained positions
-of all samples in the same order as without sharing; a row can come several times, each time with
+of all samples in the same order as without sharing; a row can occur several times, each time with
 another target. So the loss has the same bits, and the gradients are the same sums in another order.
 """
 
@@ -103,7 +103,7 @@ def share(batch: Batch) -> Batch:
 
 
 def most_rows(samples: Sequence[np.ndarray], n: int) -> int:
-    """Return the most rows that `n` of the samples (int32 `[n]` each) can have with sharing.
+    """Return the maximum number of rows of `n` samples (int32 `[n]` each) with sharing.
 
     The samples are the leaves of a tree of tokens. n paths cover the most of it if each is the
     longest one left: at every branching the deepest path continues and the others end there.

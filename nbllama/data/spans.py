@@ -28,9 +28,9 @@ Path = tuple[Any, ...]  # the path to a string in a chat: message, key, ...
 
 
 class Placed(NamedTuple):
-    """Tokens, int32 [n], and the characters of the text that each of them covers.
+    """Tokens, int32 [n], and the part of the text that each of them covers.
 
-    These are `text[start:end]`, int64 [n].
+    Token i covers `text[start[i]:end[i]]`; both arrays are int64 [n].
     """
 
     ids: np.ndarray
@@ -60,11 +60,11 @@ def encode_rendered(
 ) -> Placed:
     """Return the tokens of `text`, to which `template` rendered `messages`.
 
-    If no message holds a special token's text, the ids are those of
+    If no message contains a special token's text, the ids are those of
     `tokenizer.encode(text, parse_special=True)`. BOS is put in front if the tokenizer adds one and
     the text does not begin with it.
 
-    Raises `MessageError` if a message holds a special token's text and the template changes the
+    Raises `MessageError` if a message contains a special token's text and the template changes the
     message so that it cannot be found again; and the errors of `template.render`.
     """
     spans = special_spans(
@@ -114,7 +114,7 @@ def special_spans(
     tools: list[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, int]]:
-    """Find the strings of a chat in the rendered `text` that hold the text of a special token.
+    """Find the strings of a chat in the rendered `text` that contain the text of a special token.
 
     Usually there are none. Raises as `encode_rendered`.
     """
@@ -262,7 +262,7 @@ def _trimmings(content: str) -> list[str]:
 
 
 def _after(text: str, at: int, piece: str) -> int:
-    """Return the place after `piece` if `text` has it at `at`, else -1."""
+    """Return the position after `piece` if `text` has it at `at`, else -1."""
     return at + len(piece) if at >= 0 and text.startswith(piece, at) else -1
 
 

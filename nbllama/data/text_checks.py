@@ -41,7 +41,7 @@ def not_nfc_notes(found: Iterable[Plain | str], what: str) -> list[str]:
 def control_token_notes(
     tokenizer: Tokenizer, samples: Iterable[Plain], parse_special: bool
 ) -> list[str]:
-    """Return a line with the number of texts without a template that hold control tokens.
+    """Return a line with the number of texts without a template that contain control tokens.
 
     In chats such text is always plain: a message must not end its own turn.
     """

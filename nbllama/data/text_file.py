@@ -25,7 +25,8 @@ def read_bytes(path: str | os.PathLike[str], what: str = "training data") -> byt
     """Read the whole file; `what` describes it in an error message.
 
     Only regular files and pipes of at most `MAX_BYTES` are read; a pipe without a writer is an
-    error after 10 seconds. Raises `DataError` if it cannot be read, is something else, or is empty.
+    error after 10 seconds. Raises `DataError` if the path is
+    anything else, cannot be read, or is empty.
     """
     name = shown(os.fspath(path), 400)
     try:

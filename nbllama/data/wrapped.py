@@ -58,7 +58,7 @@ def _entry(line: int, value: Any) -> Entry:
 
 
 def as_record(value: Any) -> Record | DataError:
-    """Return a record, also for a chat as a bare list of messages; else the error."""
+    """Return a value as a record (it can be a bare list of messages), or the error."""
     if isinstance(value, DataError | dict):
         return value
     if is_turns(value):
@@ -110,7 +110,7 @@ def _find(found: Record, known: Known, depth: int) -> _Held | None:
 
 
 def _is_known(record: Record | DataError, known: Known) -> bool:
-    """Return whether it is a record, not an object with records: a chat must hold messages."""
+    """Return whether it is a record, not an object with records: a chat must contain messages."""
     if isinstance(record, DataError):
         return False
     for key in ("messages", "conversations"):

@@ -73,7 +73,7 @@ def _compare_trained(
 
 
 def change_on_held(model: Model, merged: Model, parts: Parts, held: Sequence[Batch]) -> Change:
-    """Measure the change on the trained tokens of records; `held` must have some of them."""
+    """Measure the change on the trained tokens of records; `held` must contain some."""
     rows = rows_of(held)
     tokens = [row for row, _ in rows]
     unmerged = reader(model, mix(parts), tokens)

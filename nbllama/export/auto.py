@@ -51,17 +51,17 @@ class Spool:
         self._places: dict[str, tuple[int, int, int]] = {}
 
     def put(self, name: str, type_id: int, raw: np.ndarray) -> None:
-        """Keep a tensor's bytes."""
+        """Store a tensor's bytes."""
         place = self._file.seek(0, os.SEEK_END)
         self._file.write(raw.tobytes())
         self._places[name] = (type_id, place, raw.size)
 
     def takes(self, name: str, type_id: int) -> bool:
-        """Return whether a tensor is kept here."""
+        """Return whether a tensor is stored here."""
         return name in self._places and self._places[name][0] == type_id
 
     def round(self, name: str, type_id: int, w: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-        """Return the bytes that were kept."""
+        """Return the stored bytes."""
         _, place, size = self._places[name]
         self._file.seek(place)
         return np.frombuffer(self._file.read(size), np.uint8)

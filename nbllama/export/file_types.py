@@ -25,6 +25,14 @@ from nbllama.errors import UsageError, shown
 BLOCK_OF_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _PLAIN = ("F32", "F16", "BF16")
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_KEPT = (
+    "ffn_gate_inp.weight",
+    "ssm_conv1d.weight",
+    "shortconv.conv.weight",
+    "_norm.weight",
+    "per_layer_model_proj.weight",
+)
+_TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 _NAME = re.compile(
     r"blk\.([0-9]{1,7})\.(attn_v|attn_k|attn_qkv|attn_output|ffn_down)(?:_exps|_shexp)?\.weight"
 )
@@ -78,9 +86,8 @@ def file_type(name: str) -> FileType:
 
 
 def may_change(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor takes the file's type at all (numpy shape)."""
-    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "_norm.weight")
-    return len(shape) >= 2 and name.endswith("weight") and not name.endswith(kept)
+    """Return whether a tensor can change to the file's type (numpy shape)."""
+    return len(shape) >= 2 and name.endswith("weight") and not name.endswith(_KEPT)
 
 
 def fitting(kind: str, row: int) -> str:
@@ -111,7 +118,7 @@ def tensor_types(
         if not may_change(name, shape):
             continue
         wanted = kind.main
-        if mixed and name == ("token_embd.weight" if tied else "output.weight"):
+        if mixed and name in (_TABLES if tied else ("output.weight",)):
             wanted = _of_output(kind, shape[-1])
         elif mixed and (found := _NAME.fullmatch(name)):
             layer = int(found[1])

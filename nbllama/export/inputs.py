@@ -1,7 +1,7 @@
 """Second moments of the inputs of each linear layer when a model with adapters reads a sample.
 
 They are computed block by block: the stream of all tokens `[T, C]` stays in memory, and a block is
-run on it when its tensors are needed. So memory holds only one block's matrices at a time.
+run on it when its tensors are needed. So only one block's matrices are in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FUSED = {"attn_qkv": 0}
 
 
 def input_of(name: str) -> tuple[int, int] | None:
-    """Return block and input number of a base tensor; None if it is no linear layer of a block."""
+    """Return block and input number of a base tensor; None if it is not a block's linear layer."""
     found = slot_of(name)
     if found is None or not found[0].in_block or found[0].kind != "linear":
         return None
@@ -48,6 +48,8 @@ def source_nodes(hp: Hparams) -> dict[str, int]:
     act = GATED_NODES[kind] if hp.gated else f"ffn_{kind}"
     nodes = {"attn_norm" if hp.attn_norm else "": 0, act: 3}
     nodes |= {"attn_gated" if hp.attn_gate else "kqv_out": 1, "conv_mixed": 1, "delta_out": 1}
+    if hp.n_per_layer:
+        nodes |= {"pe_in": 4, "per_layer_act": 5}
     if not hp.side_by_side:  # else feed-forward has the same input as attention
         nodes["ffn_norm" if hp.ffn_norm else "ffn_inp"] = 2
     return nodes
@@ -85,6 +87,8 @@ class BlockInputs:
         self._nodes = source_nodes(model.hp)
         self._bound = Bound(model, adapter)
         self._acts = model.forward_activations(adapter, max(b.n_tokens for b in batches))
+        # of each batch: keys and values that later blocks use too
+        self._lent: list[dict[str, np.ndarray]] = [{} for _ in batches]
         self._streams = []
         for batch in batches:
             model.embed_tokens(self._bound, self._acts, batch)
@@ -106,16 +110,27 @@ class BlockInputs:
         self.moments = {}
         self._model.watch = self
         try:
-            for stream, batch in zip(self._streams, self._batches, strict=True):
+            for stream, lent, batch in zip(self._streams, self._lent, self._batches, strict=True):
+                self._restore(lent, batch)
                 self._acts.x(self.layer, batch.n_tokens)[:] = stream
                 self.node("", self.layer, stream)
                 with own_cores():
                     block_forward(self._model, self.layer, self._bound, self._acts, batch=batch)
                 stream[:] = self._acts.x(self.layer + 1, batch.n_tokens)
+                if self.layer in self._model.hp.lent:
+                    for name in (f"k_of_{self.layer}", f"v_of_{self.layer}"):
+                        lent[name] = self._acts.shared(name, batch.n_tokens).copy()
         finally:
             self._model.watch = None
         if self._model.hp.side_by_side:
             self.moments[2] = self.moments[0].copy()
+
+    def _restore(self, lent: dict[str, np.ndarray], batch: Batch) -> None:
+        """Compute or copy what the block reads of this batch besides its stream."""
+        if self._model.hp.n_per_layer:
+            self._model.embed_tokens(self._bound, self._acts, batch)
+        for name, x in lent.items():
+            self._acts.shared(name, batch.n_tokens)[:] = x
 
     def node(self, name: str, layer: int, x: np.ndarray) -> None:
         """Add an input of a layer to its second moments."""

@@ -223,7 +223,7 @@ def _add_rows(x: np.ndarray, start: int, pair: Pair, scale: float) -> None:
 
 
 def kept_types(f: GGUFFile, deltas: Deltas) -> tuple[dict[str, int], list[str]]:
-    """Return types for `rewrite` that keep every tensor's own if it can be written.
+    """Return types for `rewrite`: each tensor's own type if it can be written.
 
     Also returns one line for each type of merged tensors that cannot be written.
     """

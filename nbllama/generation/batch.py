@@ -1,8 +1,8 @@
 """Greedy answers to many prompts in parallel.
 
-With one token of one sequence, each weight is decoded for this token alone. Here every step takes
-one token of each sequence that has not ended, and decodes each weight once. The common beginning of
-all prompts, such as a system message, goes through the model once.
+If sequences are computed one by one, each weight is decoded again for every token. Here a step
+computes one token of each unfinished sequence, and decodes each weight once. The common
+beginning of all prompts, such as a system message, is computed once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
@@ -22,6 +23,9 @@ from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
 
 AT_ONCE = 16  # sequences; the cache has this many times the size of the longest one
+
+Choose = Callable[[Sequence[int], np.ndarray], list[int]]
+"""Chooses the next token of each of the rows of these numbers, from logits float32 `[rows, V]`."""
 
 
 def generate_many(
@@ -75,16 +79,25 @@ def generate_many(
             raise UsageError(f"a token is outside the vocabulary of {model.hp.n_vocab}")
     answers: list[list[int]] = []
     for start in range(0, len(prompts), at_once):
-        group = _Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check)
-        for found in group.run():
+        group = Group(model, adapter, prompts[start : start + at_once], max_new_tokens, check=check)
+        for found in group.run(_greedy):
             answers.append(found)
             if tell is not None:
                 tell(len(answers) - 1, found)
     return answers
 
 
-class _Group:
-    """Some sequences that grow together; row r of the cache belongs to prompt r."""
+def _greedy(rows: Sequence[int], logits: np.ndarray) -> list[int]:
+    """Choose the most likely token of each row."""
+    best: list[int] = logits.argmax(axis=1).tolist()
+    return best
+
+
+class Group:
+    """Some sequences that grow together.
+
+    Each prompt has `copies` rows of the cache, one after another, and is read once.
+    """
 
     def __init__(
         self,
@@ -92,52 +105,83 @@ class _Group:
         adapter: Adapter | None,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
+        *,
         check: Callable[[], None] | None = None,
+        copies: int = 1,
     ) -> None:
         self.model, hp = model, model.hp
         self._check = check
         self._max_new = max_new_tokens
-        self._prompts = [list(p) for p in prompts]
-        longest, n = max(map(len, prompts)), len(prompts)
+        self._prompts, self._copies = [list(p) for p in prompts], copies
+        longest, n = max(map(len, prompts)), len(prompts) * copies
         # at least one token of each prompt is left, which gives the next logits
         common = len(os.path.commonprefix(self._prompts))
         self._shared = min(common, min(map(len, prompts)) - 1)
         self._at = {layer: i for i, layer in enumerate(hp.attention_layers)}
-        shape = (len(self._at), n, longest + max_new_tokens, hp.n_head_kv, hp.head_dim)
-        self._k, self._v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        shape = (n, longest + max_new_tokens)
+        self._k, self._v = new_cache(hp, shape), new_cache(hp, shape)
         self._states = States(hp, n) if state_floats(hp) else None
         self._lengths = [0] * n
         self._bound = Bound(model, adapter)
         most = max(self._shared, sum(len(p) - self._shared for p in prompts), n)
         self._acts = model.forward_activations(adapter, most)
 
-    def run(self) -> list[list[int]]:
-        """Return the answers in the order of the prompts."""
-        n, shared = len(self._prompts), self._shared
+    def run(self, choose: Choose, *, keep_end: bool = False) -> list[list[int]]:
+        """Return the answers in the order of the rows.
+
+        `keep_end`: with the end-of-generation token of those that have one.
+        """
+        n, shared = len(self._lengths), self._shared
         answers: list[list[int]] = [[] for _ in range(n)]
         if self._max_new == 0:
             return answers
         if shared:
             self._feed([0], [self._prompts[0][:shared]])
-            for cache in (self._k, self._v):
-                cache[:, 1:, :shared] = cache[:, :1, :shared]
+            for cache in (*self._k, *self._v):
+                cache[1:, :shared] = cache[:1, :shared]
             if self._states is not None:
                 self._states.copy_first()
             self._lengths = [shared] * n
-        rows, tokens = list(range(n)), [p[shared:] for p in self._prompts]
+        logits = self._read()
+        rows = list(range(n))
         while rows:
-            if self._check is not None:
-                self._check()
-            self._feed(rows, tokens)
-            best = self._logits(tokens).argmax(axis=1).tolist()
             still = []
-            for row, token in zip(rows, best, strict=True):
-                if token not in self.model.tokenizer.eog_ids:
+            for row, token in zip(rows, choose(rows, logits), strict=True):
+                ends = token in self.model.tokenizer.eog_ids
+                if not ends or keep_end:
                     answers[row].append(token)
-                    if len(answers[row]) < self._max_new:
-                        still.append(row)
-            rows, tokens = still, [answers[row][-1:] for row in still]
+                if not ends and len(answers[row]) < self._max_new:
+                    still.append(row)
+            rows = still
+            if rows:
+                logits = self._step(rows, [answers[row][-1:] for row in rows])
         return answers
+
+    def _step(self, rows: list[int], tokens: list[list[int]]) -> np.ndarray:
+        """Append tokens to rows; return the logits `[rows, V]` after them."""
+        if self._check is not None:
+            self._check()
+        self._feed(rows, tokens)
+        return self._logits(tokens)
+
+    def _read(self) -> np.ndarray:
+        """Read the rest of each prompt into its first row, and copy it to the others.
+
+        Returns the logits of all rows.
+        """
+        n, copies = len(self._lengths), self._copies
+        firsts = list(range(0, n, copies))
+        logits = self._step(firsts, [p[self._shared :] for p in self._prompts])
+        if copies == 1:
+            return logits
+        for first, prompt in zip(firsts, self._prompts, strict=True):
+            others, size = slice(first + 1, first + copies), len(prompt)
+            for of_block in (*self._k, *self._v):
+                of_block[others, :size] = of_block[first, :size]
+            if self._states is not None:
+                self._states.copy(first, others)
+            self._lengths[others] = [size] * (copies - 1)
+        return logits.repeat(copies, axis=0)
 
     @own_cores()
     def _feed(self, rows: list[int], tokens: list[list[int]]) -> None:

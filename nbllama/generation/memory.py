@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nbllama.generation.cache import cache_floats
 from nbllama.generation.states import state_floats
 from nbllama.lora.pairs import Adapter
 from nbllama.model.activations import forward_bytes
@@ -44,14 +45,20 @@ class SessionMemory(NamedTuple):
 def session_memory(
     model: Weights, adapter: Adapter | None, n_ctx: int, *, step: int, threads: int
 ) -> SessionMemory:
-    """Compute it for `generation.Session(model, adapter, n_ctx, step=step)`; `threads`: number."""
+    """Compute the memory of a `generation.Session` with these arguments.
+
+    `threads`: number of threads that it uses.
+    """
     hp, step = model.hp, min(step, n_ctx)
-    own, common = forward_floats(n_ctx, n_ctx, 1, n_kv=hp.n_head_kv, d=hp.head_dim)
+    scratch = [
+        forward_floats(n_ctx, n_ctx, 1, n_kv=of.n_head_kv, d=of.head_dim) for of in hp.each_size
+    ]
+    own, common = (max(floats) for floats in zip(*scratch, strict=True))
     layers = hp.attention_layers
     ropes = {hp.rope_at(layer) for layer in layers} - {None}
     rest = 2 * hp.n_vocab + len(ropes) * max(n_ctx, 512) * hp.n_rot + n_ctx * hp.n_head
     return SessionMemory(
-        cache=4 * (2 * len(layers) * n_ctx * hp.n_head_kv * hp.head_dim + 2 * state_floats(hp)),
+        cache=4 * (2 * n_ctx * cache_floats(hp) + 2 * state_floats(hp)),
         activations=forward_bytes(layout(model, adapter, step)),
         scratch=4 * (threads * own + common) + threads * scratch_bytes(),
         rest=4 * rest,

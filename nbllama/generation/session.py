@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.errors import UsageError
+from nbllama.generation.cache import new_cache
 from nbllama.generation.states import States, state_floats
 from nbllama.generation.token_program import TokenProgram, has_program
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
+from nbllama.model import per_layer
 from nbllama.model.block import block_forward
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model
@@ -22,16 +25,16 @@ PROMPT_STEP = 512  # prompt tokens that go through the model together
 
 
 class KVCache:
-    """Keys and values of one sequence, float32 `[layers, n_ctx, G, D]` each, and its states.
+    """Keys and values of one sequence (`new_cache`), and its states.
 
-    `layers`: the blocks with attention, in their order. `length`: how many tokens are in it.
+    `layers`: the blocks with attention, in their order. `length`: number of tokens.
     """
 
     def __init__(self, model: Model, n_ctx: int) -> None:
         hp = model.hp
         self.layers = hp.attention_layers
-        shape = (len(self.layers), n_ctx, hp.n_head_kv, hp.head_dim)
-        self.k, self.v = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.k: Any = new_cache(hp, (n_ctx,))
+        self.v: Any = new_cache(hp, (n_ctx,))
         self.states = States(hp, 1) if state_floats(hp) else None
         self.n_ctx = n_ctx
         self.length = 0
@@ -40,19 +43,19 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of keys, values and states."""
         states = self.states.nbytes if self.states is not None else 0
-        return self.k.nbytes + self.v.nbytes + states
+        return int(sum(x.nbytes for x in (*self.k, *self.v)) + states)
 
     def exchange(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Append the new tokens' keys and values, and return all of them."""
         at, end = self.layers.index(layer), self.length + len(k)
-        self.k[at, self.length : end] = k
-        self.v[at, self.length : end] = v
-        return self.k[at, :end], self.v[at, :end]
+        self.k[at][self.length : end] = k
+        self.v[at][self.length : end] = v
+        return self.k[at][:end], self.v[at][:end]
 
     def cut(self, start: int, end: int) -> None:
         """Remove the tokens from `start` up to `end`; those after them move down unchanged.
 
-        With states, the last tokens cannot be removed alone: then all of them are.
+        If there are states, the last tokens cannot be removed alone, so all tokens are removed.
         """
         if not 0 <= start <= end <= self.length:
             raise ValueError(f"tokens {start} to {end} of {self.length} cannot be cut out")
@@ -159,10 +162,12 @@ class Session:
     def _run_single(self, token: np.ndarray) -> np.ndarray:
         """Run one token through the whole model; return its logits `[V]`."""
         if self._program is None:
-            x = self._acts.x(0, 1)[0]
+            x, k, v = self._acts.x(0, 1)[0], self.cache.k, self.cache.v
             self._program = TokenProgram(
-                self.model, self._bound, k=self.cache.k, v=self.cache.v, x=x, exact=self._exact
-            )
+                self.model, self._bound, k=k, v=v, x=x, exact=self._exact,
+                rows=per_layer.rows_of_token(self._acts, self.model.hp),
+                states=self.cache.states,
+            )  # fmt: skip
         if self._check is not None:
             self._check()
         self._embed(token)

@@ -6,7 +6,7 @@ earlier position is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,8 @@ def state_floats(hp: Hparams) -> int:
 class States:
     """States of `rows` sequences, initially zero: float32 `[rows, ...]`.
 
-    `commit` replaces the old states by those of the step, once all blocks are done.
+    `commit` replaces the old states by those of the step, once all blocks are done. `version`
+    changes when it replaces arrays.
     """
 
     def __init__(self, hp: Hparams, rows: int) -> None:
@@ -33,6 +34,7 @@ class States:
             for of in (state_shapes(hp, layer) for layer in range(hp.n_layer))
         ]
         self._count = rows
+        self.version = 0
         self.begin(range(rows))
 
     @property
@@ -54,8 +56,13 @@ class States:
         self._new[layer] = carried
         return carried
 
+    def arrays(self, layer: int) -> Mapping[str, np.ndarray]:
+        """Return the states of a block by name, `[rows, ...]`, until `version` changes."""
+        return self._arrays[layer]
+
     def commit(self) -> None:
         """Keep the new states."""
+        self.version += 1
         for layer, carried in self._new.items():
             if self._all:
                 self._arrays[layer] = dict(carried.after)
@@ -69,6 +76,12 @@ class States:
         for of in self._arrays:
             for a in of.values():
                 a[1:] = a[:1]
+
+    def copy(self, first: int, others: slice) -> None:
+        """Copy the state of one sequence to others."""
+        for of in self._arrays:
+            for a in of.values():
+                a[others] = a[first]
 
     def clear(self) -> None:
         """Set all states to zero, as before a text."""

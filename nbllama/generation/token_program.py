@@ -6,18 +6,22 @@ a table (`nbllama.ops.token`) that the threads read. Models differ only in the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 
-from nbllama.generation.token_writer import Writer
+from nbllama.generation.cache import Cache
+from nbllama.generation.states import States
+from nbllama.generation.token_mixers import TokenMixers
+from nbllama.generation.token_mixture import TokenMixture, act_floats
+from nbllama.generation.token_parts import ProgramParts
+from nbllama.generation.token_writer import Layer, Writer
 from nbllama.model.block import QK_NORMS
 from nbllama.model.bound import Bound
-from nbllama.model.parts import POST_NORMS
+from nbllama.model.per_layer import OUT_SCALE, POST_NORM
+from nbllama.model.size_shapes import head_shapes
 from nbllama.model.weights import Weights
 from nbllama.ops.attention.few import CHUNK
-from nbllama.ops.linear.linear import LoraPair
-from nbllama.ops.linear.matmul import Weight
 from nbllama.ops.op import check_output
 from nbllama.ops.token import tables as kinds
 from nbllama.ops.token.run import MOST_TYPES, n_threads, walk
@@ -26,11 +30,14 @@ from nbllama.ops.ungated import CODES
 from nbllama.quants.dot import SUMMED
 
 
-class TokenProgram:
-    """The step of one token, for one adapter and one KV cache (`[n_layer, n_ctx, G, D]` each).
+class TokenProgram(ProgramParts):
+    """The step of one token, for one adapter and one KV cache (`generation.cache.new_cache`).
+
+    `states` are those of blocks without attention; a run replaces them by those after the token.
 
     `run` reads the token's embedding in `x` (`[C]`), which becomes the last block's output, and
-    leaves the logits in `logits` (`[V]`). Without `exact`, weights whose type has an integer dot
+    leaves the logits in `logits` (`[V]`). `rows` `[L, P]`: the token's embeddings for each block,
+    if the model has them. Without `exact`, weights whose type has an integer dot
     product get their input in int8 blocks, as in llama.cpp.
     """
 
@@ -39,44 +46,68 @@ class TokenProgram:
         model: Weights,
         bound: Bound,
         *,
-        k: np.ndarray,
-        v: np.ndarray,
+        k: Cache,
+        v: Cache,
         x: np.ndarray,
         exact: bool,
+        rows: np.ndarray | None = None,
+        states: States | None = None,
     ) -> None:
         """Build the program of one token.
 
         Raises ValueError for a model without `has_program`, or for arrays that do not fit.
         """
         hp = model.hp
-        self._model, self._bound, self._x = model, bound, x
         self._head = model.matrix(model.output.name.removesuffix(".weight"))
         types = _types(model)
         if len(types) > MOST_TYPES:
             raise ValueError(f"a token's program has at most {MOST_TYPES} types, not {len(types)}")
-        self._write = Writer({t: i for i, t in enumerate(types)}, exact)
-        self._k, self._v, self._n_ctx = k, v, k.shape[1]
-        for cache in (k, v):
-            shape = (hp.n_layer, self._n_ctx, hp.n_head_kv, hp.head_dim)
-            check_output("token program", "cache", cache, shape)
+        super().__init__(model, bound, Writer({t: i for i, t in enumerate(types)}, exact), x)
+        layers = hp.attention_layers
+        if len(k) != len(layers) or len(v) != len(layers):
+            raise ValueError(f"token program: {len(k)} caches, for {len(layers)} blocks")
+        self._k, self._v = (dict(zip(layers, cache, strict=True)) for cache in (k, v))
+        self._n_ctx = len(k[0])
+        for layer in layers:
+            of = hp.sizes_at(layer)
+            for cache in (self._k[layer], self._v[layer]):
+                shape = (self._n_ctx, of.n_head_kv, of.head_dim)
+                check_output("token program", "cache", cache, shape)
         check_output("token program", "x", x, (hp.n_embd,))
         self.logits = np.empty(self._head.shape[0], np.float32)
-        self._norm = np.empty(hp.n_embd, np.float32)
-        n_q, n_kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
+        n_q, n_kv = (math.prod(shape) for shape in head_shapes(hp))
         self._q, self._att = np.empty(n_q, np.float32), np.empty(n_q, np.float32)
         self._new_k, self._new_v = np.empty(n_kv, np.float32), np.empty(n_kv, np.float32)
-        self._gate, self._up, self._act = (np.empty(hp.n_ff, np.float32) for _ in range(3))
-        self._branch = np.empty(hp.n_embd, np.float32)
+        self._gate, self._up, self._act = (np.empty(hp.ff_width, np.float32) for _ in range(3))
+        self._q_gate = np.empty((hp.n_head, 2, hp.head_dim) if hp.attn_gate else 0, np.float32)
+        self._mixture = TokenMixture(self, hp.experts) if hp.experts is not None else None
+        self._mixers = TokenMixers(self, states) if states is not None else None
+        self._rows = np.empty((0, 0), np.float32) if rows is None else rows
+        if hp.n_per_layer:
+            check_output("token program", "rows", self._rows, (hp.n_layer, hp.n_per_layer))
+            self._per_layer = np.empty((2, hp.n_per_layer), np.float32)
         self._temper: np.ndarray | None = None
         if hp.temperature is not None:
             self._temper = hp.temperature.at(np.arange(self._n_ctx))
         for layer in range(hp.n_layer):
-            self._attention(layer)
-            self._feed_forward(layer)
+            if hp.mixer_at(layer) == "attention":
+                self._attention(layer)
+            elif self._mixers is None:
+                raise ValueError("token program: a block without attention needs its state")
+            else:
+                self._mixers.add(layer)
+            if self._mixture is not None and hp.experts_at(layer) is not None:
+                self._mixture.feed_forward(layer)
+            else:
+                self._feed_forward(layer)
+            self._after(layer)
         self._output()
-        self._tables = self._write.tables()
+        self._tables = self.write.tables()
         self._types, self._exact = types, exact
-        self._memory = self._workspace(max(hp.n_embd, hp.n_ff, n_q))
+        widest = [hp.n_embd, hp.ff_width, n_q, hp.n_per_layer]
+        widest += [act_floats(hp.experts)] if hp.experts is not None else []
+        widest += [hp.delta.n_values] if hp.delta is not None else []
+        self._memory = self._workspace(max(widest))
         self._step = np.zeros(1, kinds.STEP)
         for name, array in (self._tables | self._memory).items():
             self._step[name] = array.ctypes.data
@@ -87,12 +118,12 @@ class TokenProgram:
 
     def _workspace(self, widest: int) -> dict[str, np.ndarray]:
         """Allocate the memory of `STEP`, by name."""
-        hp, chunks = self._model.hp, -(-self._n_ctx // CHUNK)
+        hp, chunks = self.model.hp, -(-self._n_ctx // CHUNK)
         whole = -(-widest // 256) * 256
         phases = len(self._tables["program"])
         return {
             "scores": np.empty((chunks, hp.n_head, CHUNK), np.float32),
-            "found": np.empty((chunks, hp.n_head, 2 + hp.head_dim), np.float32),
+            "found": np.empty((chunks, hp.n_head, 2 + head_shapes(hp)[0][1]), np.float32),
             "scratch": np.empty((n_threads(), whole), np.float32),
             "q32": np.empty(whole, np.int8),
             "d32": np.empty(whole // 32, np.float32),
@@ -118,114 +149,115 @@ class TokenProgram:
         self._memory["drawn"].fill(0)
         self._memory["done"].fill(0)
         threads = min(n_threads(), len(self._memory["scratch"]))
+        if self._mixers is not None:
+            self._mixers.renew(self._tables)
         walk(self._types, self._exact, self._step, threads)
+        if self._mixture is not None:
+            self._mixture.check_chosen()
         return self.logits
 
-    def _reads(self, norm: str, ws: Sequence[Weight], scale: float = 1.0) -> None:
-        """Add the input of these weights from the stream, normalised if `norm` is not empty."""
-        hp, write = self._model.hp, self._write
-        w = self._bound.norm(f"{norm}.weight") if norm else None
-        bias = self._model.vectors.get(f"{norm}.bias")
-        at = [write.floats(a, hp.n_embd) for a in (self._x, w, bias, self._norm)]
-        centred = bool(norm) and hp.norm == "layer"
-        write.phase(kinds.NORM, 1, [(*at, hp.n_embd, centred, hp.rms_eps, scale, write.forms(ws))])
-
-    def _layers(
-        self, layer: int, add: bool, **outputs: np.ndarray
-    ) -> list[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]]:
-        found = []
-        for slot, y in outputs.items():
-            w, bias = self._model.linear(layer, slot), self._model.bias(layer, slot)
-            pair = self._bound.linear_pair(layer, slot)
-            found.append((w, pair, None if bias is None else np.ascontiguousarray(bias), y, add))
-        return found
-
-    def _add(self, layer: int, slot: str, x: np.ndarray) -> None:
-        """Add the branch's last layer to the stream (`block.branch`)."""
-        hp, write = self._model.hp, self._write
-        if hp.residual_scale == 1 and not hp.has_post_norms:
-            write.products(x, self._layers(layer, True, **{slot: self._x}))
-            return
-        write.products(x, self._layers(layer, False, **{slot: self._branch}))
-        w = None
-        if hp.has_post_norms:
-            w = self._model.vectors[f"blk.{layer}.{POST_NORMS[slot]}"]
-        at = [write.floats(a, hp.n_embd) for a in (self._branch, w, self._x)]
-        row = (*at, hp.n_embd, hp.rms_eps, hp.residual_scale)
-        write.phase(kinds.BRANCH, 1, [row])
-
     def _attention(self, layer: int) -> None:
-        model, hp, write = self._model, self._model.hp, self._write
-        outputs = {"q": self._q, "k": self._new_k, "v": self._new_v}
+        model, hp, write = self.model, self.model.hp, self.write
+        of = hp.sizes_at(layer)
+        d, size = of.head_dim, hp.n_head * of.head_dim
+        kv = of.n_head_kv * d
+        q, new_k, new_v = self._q[:size], self._new_k[:kv], self._new_v[:kv]
+        every = {"q": self._q_gate.reshape(-1) if hp.attn_gate else q, "k": new_k, "v": new_v}
+        present = model.linears_at(layer)
+        outputs = {name: y for name, y in every.items() if name in present}
+        own, values = "k" in present, new_v if "v" in present else new_k
         if hp.side_by_side:
-            outputs |= self._feed_forward_outputs()
-        layers = self._layers(layer, False, **outputs)
-        self._reads(hp.attn_norm and f"blk.{layer}.{hp.attn_norm}", [item[0] for item in layers])
-        write.products(self._norm, layers)
+            outputs |= self._feed_forward_outputs(layer)
+        layers = self.layers(layer, outputs)
+        self.reads(hp.attn_norm and f"blk.{layer}.{hp.attn_norm}", [item.w for item in layers])
+        write.products(self.norm, layers)
         cos = sin = None
         half = rows = 0
         if tables := model.rope_tables(self._n_ctx, layer):
             cos, sin = tables
             rows, half = cos.shape
-        norms = [self._head_norm(layer, *item) for item in (("q", self._q), ("k", self._new_k))]
-        d, size = hp.head_dim, hp.n_head * hp.head_dim
-        kv = hp.n_head_kv * d
+        heads = {"q": q, "k": new_k} if own else {"q": q}
+        norms = {name: self._head_norm(layer, name, x) for name, x in heads.items()}
         last = model.linear(layer, "o")
-        write.phase(kinds.HEADS, hp.n_head_kv, [(
-            write.floats(self._q, size), write.floats(self._new_k, kv),
-            write.floats(self._new_v, kv), write.floats(norms[0], d), write.floats(norms[1], d),
+        ones = np.ones(d, np.float32) if hp.values_normed else None
+        write.phase(kinds.HEADS, of.n_head_kv, [(
+            write.floats(q, size), write.floats(new_k if own else None, kv),
+            write.floats(values, kv), write.floats(norms["q"], d),
+            write.floats(norms.get("k"), d),
             hp.qk_norm_last, hp.rms_eps, write.floats(self._temper, self._n_ctx),
-            write.floats(cos, rows, half), write.floats(sin, rows, half),
+            write.floats(ones, d), write.floats(cos, rows, half), write.floats(sin, rows, half),
             half, hp.rope_pairing == "halves", rows,
-            write.floats(self._k[layer], self._n_ctx, hp.n_head_kv, d),
-            write.floats(self._v[layer], self._n_ctx, hp.n_head_kv, d),
-            self._n_ctx, hp.n_head, hp.n_head_kv, d, hp.attn_scale,
+            write.floats(self._k[of.kv_from], self._n_ctx, of.n_head_kv, d),
+            write.floats(self._v[of.kv_from], self._n_ctx, of.n_head_kv, d),
+            self._n_ctx, hp.n_head, of.n_head_kv, d, hp.attn_scale,
             hp.attn_softcap, hp.window_at(layer),
-            write.floats(model.slopes, hp.n_head), write.floats(self._att, size),
+            write.floats(model.slopes, hp.n_head), write.floats(self._att[:size], size),
             write.forms([last]),
+            write.floats(self._q_gate, hp.n_head, 2, d) if hp.attn_gate else 0,
+            write.floats(model.vectors.get(f"blk.{layer}.attn_sinks.weight"), hp.n_head),
         )])  # fmt: skip
-        write.phase(kinds.SCORES, hp.n_head_kv)
+        write.phase(kinds.SCORES, of.n_head_kv)
         write.phase(kinds.JOIN, 1)
-        self._add(layer, "o", self._att)
+        self.add(layer, "o", self._att[:size])
 
     def _head_norm(self, layer: int, name: str, x: np.ndarray) -> np.ndarray | None:
         """Return the norm of each head of queries or keys; a norm of all heads is a phase."""
-        if not self._model.hp.has_qk_norm:
+        if not self.model.hp.has_qk_norm:
             return None
-        w = self._model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
-        if len(w) == self._model.hp.head_dim:
+        w = self.model.vectors[f"blk.{layer}.{QK_NORMS[name]}"]
+        if len(w) == self.model.hp.sizes_at(layer).head_dim:
             return w
-        at = [self._write.floats(a, len(x)) for a in (x, w, None, x)]
-        self._write.phase(kinds.NORM, 1, [(*at, len(x), 0, self._model.hp.rms_eps, 1.0, 0)])
+        at = [self.write.floats(a, len(x)) for a in (x, w, None, x)]
+        self.write.phase(kinds.NORM, 1, [(*at, len(x), 0, self.model.hp.rms_eps, 1.0, 0)])
         return None
 
-    def _feed_forward_outputs(self) -> dict[str, np.ndarray]:
-        gate = {"gate": self._gate} if self._model.hp.gated else {}
-        return gate | {"up": self._up}
+    def _feed_forward_outputs(self, layer: int) -> dict[str, np.ndarray]:
+        n = self.model.hp.sizes_at(layer).n_ff
+        gate = {"gate": self._gate[:n]} if self.model.hp.gated else {}
+        return gate | {"up": self._up[:n]}
 
     def _feed_forward(self, layer: int) -> None:
-        hp, write = self._model.hp, self._write
+        hp, write = self.model.hp, self.write
         if not hp.side_by_side:
-            layers = self._layers(layer, False, **self._feed_forward_outputs())
-            self._reads(hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}", [item[0] for item in layers])
-            write.products(self._norm, layers)
-        forms = write.forms([self._model.linear(layer, "down")])
-        tasks = -(-hp.n_ff // GATE_PART)
-        gate, up, act = (write.floats(a, hp.n_ff) for a in (self._gate, self._up, self._act))
+            layers = self.layers(layer, self._feed_forward_outputs(layer))
+            self.reads(hp.ffn_norm and f"blk.{layer}.{hp.ffn_norm}", [item.w for item in layers])
+            write.products(self.norm, layers)
+        forms = write.forms([self.model.linear(layer, "down")])
+        n = hp.sizes_at(layer).n_ff
+        tasks = -(-n // GATE_PART)
+        gate, up, act = (write.floats(a[:n], n) for a in (self._gate, self._up, self._act))
         if hp.gated:
-            write.phase(
-                kinds.GATE, tasks, [(gate, up, act, hp.n_ff, hp.activation == "gelu", forms)]
-            )
+            write.phase(kinds.GATE, tasks, [(gate, up, act, n, hp.activation == "gelu", forms)])
         else:
-            code, numbers = CODES[hp.activation], self._model.xielu(layer)
-            write.phase(kinds.ACT, tasks, [(up, act, hp.n_ff, code, *numbers, forms)])
-        self._add(layer, "down", self._act)
+            code, numbers = CODES[hp.activation], self.model.xielu(layer)
+            write.phase(kinds.ACT, tasks, [(up, act, n, code, *numbers, forms)])
+        self.add(layer, "down", self._act[:n])
+
+    def _after(self, layer: int) -> None:
+        """Add what follows feed-forward in models with rows for each block (`model.per_layer`)."""
+        hp, write, vectors = self.model.hp, self.write, self.model.vectors
+        if n := hp.n_per_layer:
+            gate, act = self._per_layer
+            layers = self.layers(layer, {"inp_gate": gate})
+            self.reads("", [layers[0].w])
+            write.products(self.norm, layers)
+            forms = write.forms([self.model.linear(layer, "proj")])
+            at = [write.floats(a, n) for a in (gate, self._rows[layer], act)]
+            write.phase(kinds.GATE, -(-n // GATE_PART), [(*at, n, True, forms)])
+            write.products(act, self.layers(layer, {"proj": self._branch}))
+            w = vectors[f"blk.{layer}.{POST_NORM}"]
+            at = [write.floats(a, hp.n_embd) for a in (self._branch, w, self.x)]
+            write.phase(kinds.BRANCH, 1, [(*at, hp.n_embd, hp.rms_eps, 1.0)])
+        if (scale := vectors.get(f"blk.{layer}.{OUT_SCALE}")) is not None:
+            x = write.floats(self.x, hp.n_embd)
+            row = (x, 0, 0, x, hp.n_embd, False, hp.rms_eps, scale[0], 0)
+            write.phase(kinds.NORM, 1, [row])
 
     def _output(self) -> None:
-        hp, write, head = self._model.hp, self._write, self._head
-        self._reads(hp.output_norm, [head], hp.logit_scale)
-        pair = self._bound.pair(head.name)
-        write.products(self._norm, [(head, pair, self._model.output_bias, self.logits, False)])
+        hp, write, head = self.model.hp, self.write, self._head
+        self.reads(hp.output_norm, [head], hp.logit_scale)
+        pair = self.bound.pair(head.name)
+        write.products(self.norm, [Layer(head, pair, self.model.output_bias, self.logits)])
         if hp.logit_softcap > 0:
             n = len(self.logits)
             row = (write.floats(self.logits, n), n, hp.logit_softcap)
@@ -233,13 +265,21 @@ class TokenProgram:
 
 
 def _types(model: Weights) -> list[int]:
-    """Return the types of the blocks' matrices and of the head."""
+    """Return the types of the blocks' matrices, of their routers and of the head."""
     layers = range(model.hp.n_layer)
     blocks = [t for layer in layers for t in model.block_types(layer)]
-    return sorted({*blocks, model.output.type_id})
+    routers = (model.matrices.get(f"blk.{layer}.ffn_gate_inp.weight") for layer in layers)
+    found = {w.type_id for w in routers if w is not None}
+    return sorted({*blocks, *found, model.output.type_id})
 
 
 def has_program(model: Weights) -> bool:
-    """Return whether the model is dense, with attention in all blocks and not too many types."""
-    plain = model.hp.experts is None and not model.hp.mixers
-    return plain and len(_types(model)) <= MOST_TYPES
+    """Return whether a program can compute the model.
+
+    It cannot if there are too many types, if experts are parallel to attention, or if the heads of
+    a delta net have an odd number of values.
+    """
+    hp = model.hp
+    fits = not (hp.side_by_side and hp.experts is not None)
+    even = hp.delta is None or hp.delta.size % 2 == 0
+    return fits and even and len(_types(model)) <= MOST_TYPES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,25 @@ from nbllama.ops.token.tasks import LEAST_ROWS, MOST_ROWS, TASKS
 from nbllama.quants.dot import int8_block
 
 Row = tuple[float, ...]
+
+
+class Layer(NamedTuple):
+    """A product y `[n_out]` = w x (`add`: y += w x), with its bias and pair.
+
+    `x`, if the other products of the phase have another input, begins at index `at` of the int8
+    blocks. With `chosen` int32 `[1]`, the weight's bytes, bias and pair are those of all `experts`,
+    and the number of one of them is in `chosen`.
+    """
+
+    w: Weight
+    pair: LoraPair | None
+    bias: np.ndarray | None
+    y: np.ndarray
+    add: bool = False
+    x: np.ndarray | None = None
+    at: int = 0
+    chosen: np.ndarray | None = None
+    experts: int = 1
 
 
 class Writer:
@@ -34,6 +54,14 @@ class Writer:
         self.kept.append(array)
         return int(array.ctypes.data)
 
+    def ints(self, array: np.ndarray | None, *shape: int) -> int:
+        """Return the address of an int32 array of this shape; 0 for None."""
+        if array is None:
+            return 0
+        check_array("token program", "array", array, shape, dtype=np.int32)
+        self.kept.append(array)
+        return int(array.ctypes.data)
+
     def phase(self, kind: int, tasks: int, rows: Sequence[Row] = ()) -> None:
         """Add a phase with its rows; SCORES and JOIN take the newest row of HEADS."""
         table = self.rows[kinds.HEADS if kind in (kinds.SCORES, kinds.JOIN) else kind]
@@ -42,39 +70,33 @@ class Writer:
         self.phases.append((kind, first, len(rows), tasks))
 
     def forms(self, ws: Sequence[Weight]) -> int:
-        """Return the kinds of int8 blocks that these weights take as input."""
+        """Return the kinds of int8 blocks that these weights need as input."""
         blocks = set() if self._exact else {int8_block(w.type_id) for w in ws}
         return (kinds.INT8_32 if 32 in blocks else 0) | (kinds.INT8_256 if 256 in blocks else 0)
 
-    def products(
-        self,
-        x: np.ndarray,
-        layers: Sequence[tuple[Weight, LoraPair | None, np.ndarray | None, np.ndarray, bool]],
-    ) -> None:
-        """Add products that share x, and the phase before them that computes the pairs' h.
-
-        `layers`: for each product its weight, pair, bias, output, and whether it is added.
-        """
-        n_in, hidden, rows = len(x), [], []
-        per_task = sum(w.shape[0] for w, *_ in layers) // (TASKS * n_threads())
+    def products(self, x: np.ndarray, layers: Sequence[Layer]) -> None:
+        """Add products that read x, and the phase before them that computes the pairs' h."""
+        hidden, rows = [], []
+        per_task = sum(item.w.shape[0] for item in layers) // (TASKS * n_threads())
         per_task = min(max(per_task, LEAST_ROWS), MOST_ROWS)
-        for w, pair, bias, y, add in layers:
-            n_out = w.shape[0]
-            if w.shape[1] != n_in or w.raw.size != n_out * w.row_bytes:
+        for item in layers:
+            w, read, chosen = item.w, x if item.x is None else item.x, self.ints(item.chosen, 1)
+            n_out, n_in, many = w.shape[0], len(read), () if chosen == 0 else (item.experts,)
+            if w.shape[1] != n_in or w.raw.size != item.experts * n_out * w.row_bytes:
                 raise ValueError(f"{w.name}: {w.raw.size} bytes, {w.shape}, for {n_in} inputs")
-            check_output(w.name, "y", y, (n_out,))
+            check_output(w.name, "y", item.y, (n_out,))
             self.kept.append(w.raw)
             h = b = rank = 0
-            if pair is not None and pair.rank:
-                rank, memory = pair.rank, np.empty(pair.rank, np.float32)
-                a, b_rows = np.ascontiguousarray(pair.a), np.ascontiguousarray(pair.b)
-                h, b = self.floats(memory, rank), self.floats(b_rows, n_out, rank)
-                at = (self.floats(a, rank, n_in), self.floats(x, n_in), h)
-                hidden.append((*at, rank, n_in, pair.scale))
+            if item.pair is not None and (rank := item.pair.a.shape[-2]):
+                memory = np.empty(rank, np.float32)
+                a, b_rows = (np.ascontiguousarray(m) for m in (item.pair.a, item.pair.b))
+                h, b = self.floats(memory, rank), self.floats(b_rows, *many, n_out, rank)
+                at = (self.floats(a, *many, rank, n_in), self.floats(read, n_in), h)
+                hidden.append((*at, rank, n_in, item.pair.scale, chosen))
             rows.append((
                 w.raw.ctypes.data, w.row_bytes, w.raw.size, self._codes[w.type_id], n_out, n_in,
-                self.floats(x, n_in), self.floats(y, n_out), add, self.floats(bias, n_out), h, b,
-                rank, per_task,
+                self.floats(read, n_in), self.floats(item.y, n_out), item.add,
+                self.floats(item.bias, *many, n_out), h, b, rank, per_task, item.at, chosen,
             ))  # fmt: skip
         if hidden:
             self.phase(kinds.HIDDEN, sum(row[3] for row in hidden), hidden)

@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's place: `shape` in numpy order, `offset` in bytes from the start of the file."""
+    """A tensor's location: `shape` in numpy order, `offset` in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]

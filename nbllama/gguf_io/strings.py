@@ -11,7 +11,7 @@ class StringArray(Sequence[str]):
     """Read-only sequence of `str`; bytes that are not UTF-8 become lone surrogates.
 
     `s.encode("utf-8", "surrogateescape")` of an element returns its original bytes, and so does
-    `raw(i)` directly. `wire` holds the elements as in the file (each after its u64 length),
+    `raw(i)` directly. `wire` has the elements as in the file (each after its u64 length),
     `ends[i]` the byte of `wire` where element i ends.
     """
 

@@ -53,7 +53,7 @@ def write_gguf(
 ) -> None:
     """Write keys and tensors, in the given order, to `path`; the old file is replaced at the end.
 
-    `metadata` holds (key, value, value type), the type one of `ValueType` or `gguf.GGUFValueType`.
+    `metadata` has (key, value, value type), with a type from `ValueType` or `gguf.GGUFValueType`.
     Arrays are numpy arrays, `StringArray`, or sequences (of str, bool, int -> INT64,
     float -> FLOAT32; an empty sequence is an empty array of strings). Numpy tensors are written as
     F32, F16, F64 or I8..I64 by their dtype.

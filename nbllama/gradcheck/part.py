@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from nbllama.arch import BlockSizes, Hparams
+from nbllama.errors import UsageError
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.pairs import Adapter
 from nbllama.model.passes import Model
@@ -43,10 +45,15 @@ def renamed(name: str, layers: Sequence[int]) -> str | None:
 
 
 def part_of(model: Model, layers: Sequence[int]) -> Model:
-    """Return the model of these blocks, in this order."""
+    """Return the model of these blocks, in this order.
+
+    Raises `UsageError` if one of them uses the keys and values of a block that is not there.
+    """
     hp = replace(model.hp, n_layer=len(layers))
     if hp.mixers:
         hp = replace(hp, mixers=tuple(hp.mixers[layer] for layer in layers), next_blocks=0)
+    if hp.blocks:
+        hp = replace(hp, blocks=_blocks(hp, layers))
     if hp.xielu:
         hp = replace(hp, xielu=tuple(hp.xielu[layer] for layer in layers))
     if hp.experts:
@@ -55,8 +62,20 @@ def part_of(model: Model, layers: Sequence[int]) -> Model:
     return Model(PartOfFile(model.gguf, layers), hp)
 
 
+def _blocks(hp: Hparams, layers: Sequence[int]) -> tuple[BlockSizes, ...]:
+    blocks = [hp.blocks[layer] for layer in layers]
+    for i, (layer, of) in enumerate(zip(layers, blocks, strict=True)):
+        if of.kv_from not in layers[: i + 1]:
+            raise UsageError(
+                f"--layers: block {layer} uses the keys and values of block {of.kv_from}; give "
+                "that block too"
+            )
+        blocks[i] = of._replace(kv_from=layers.index(of.kv_from))
+    return tuple(blocks)
+
+
 def part_of_adapter(adapter: Adapter, layers: Sequence[int]) -> Adapter:
-    """Return the pairs of these blocks, and those outside of blocks."""
+    """Return the pairs of these blocks, and the pairs outside all blocks."""
     pairs = {new: p for name, p in adapter.pairs.items() if (new := renamed(name, layers))}
     return replace(adapter, pairs=pairs)
 
@@ -67,10 +86,14 @@ def usual_layers(model: Model) -> list[int]:
     If blocks differ by their position, the first blocks up to a whole period are included.
     """
     hp = model.hp
-    period = max(hp.window_period if hp.window else 0, hp.rope_period)
+    period = max(hp.window_period if hp.window and not hp.blocks else 0, hp.rope_period)
     if 0 < period <= hp.n_layer:
         return list(range(period))
     kinds: dict[tuple[object, ...], int] = {}
     for layer in range(hp.n_layer):
-        kinds.setdefault((hp.mixer_at(layer), model.block_types(layer)), layer)
-    return sorted({*kinds.values(), hp.n_layer - 1})
+        of = hp.sizes_at(layer)
+        own = of.kv_from == layer
+        kind = (hp.mixer_at(layer), own, of._replace(row=0, kv_from=0), model.block_types(layer))
+        kinds.setdefault(kind, layer)
+    chosen = {*kinds.values(), hp.n_layer - 1}
+    return sorted(chosen | {hp.sizes_at(layer).kv_from for layer in chosen})

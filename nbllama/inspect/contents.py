@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from nbllama.adapter.file import format_of, read_stored, stored_notes
 from nbllama.adapter.stored import Base
-from nbllama.arch import Hparams, expected_tensors, hparams_from_gguf
+from nbllama.arch import (
+    BlockSizes,
+    Hparams,
+    expected_tensors,
+    hparams_from_gguf,
+    unused_tensors,
+)
 from nbllama.checkpoint.file import load_checkpoint
 from nbllama.checkpoint.state import FIRST, SECOND
 from nbllama.errors import CheckpointError, NbllamaError
@@ -45,14 +51,17 @@ def model(found: Found, f: GGUFFile, rank: int | None, check: bool) -> None:
     except NbllamaError as e:
         found.refused = e
     found.facts = _sizes(f) | ({} if hp is None else _architecture(hp)) | found.facts
-    shapes = {name: t.shape for name, t in f.tensors.items()}
+    idle = set() if hp is None else unused_tensors(hp)
+    shapes = {name: t.shape for name, t in f.tensors.items() if name not in idle}
     if hp is None:
         found.tensors = [stated(f, name, _use_unknown(f, name)) for name in f.tensors]
         return
     found.notes += hp.warnings
     # a file with an unexpected tensor is refused, so all tensors are known here
     known = expected_tensors(hp)
-    found.tensors = [stated(f, n, _use(n)) for n in f.tensors if n in known]
+    found.tensors = [
+        stated(f, n, "not used" if n in idle else _use(n)) for n in f.tensors if n in known
+    ]
     found.targets = _would_train(hp, shapes, rank)
 
 
@@ -79,8 +88,9 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         "architecture": hp.arch,
         "blocks": hp.n_layer,
         "width": hp.n_embd,
-        "heads": f"{hp.n_head} of {hp.head_dim}, over {hp.n_head_kv} of keys and values",
-        "feed-forward": f"{hp.n_ff}, {hp.activation}{'' if hp.gated else ' without a gate'}",
+        "heads": "; ".join(_each(hp, lambda of: _heads(hp, of))),
+        "feed-forward": f"{' or '.join(_each(hp, lambda of: str(of.n_ff)))}, {hp.activation}"
+        + ("" if hp.gated else " without a gate"),
         "positions": position,
         "trained context": hp.n_ctx_train,
         "output": "tied to token_embd" if hp.tied_output else "a separate matrix",
@@ -93,10 +103,24 @@ def _architecture(hp: Hparams) -> dict[str, str | int | float]:
         )
     if hp.window:
         facts["sliding window"] = hp.window
+    if hp.lent:
+        own = len(hp.attention_layers)
+        facts["keys and values"] = f"of the first {own} blocks; the others use some of these"
+    if hp.n_per_layer:
+        facts["embeddings for each block"] = f"{hp.n_per_layer} wide"
     if hp.mixers:
         kinds = sorted({*hp.mixers} - {"attention"})
         facts["blocks with attention"] = f"{len(hp.attention_layers)}; others: {', '.join(kinds)}"
     return facts
+
+
+def _heads(hp: Hparams, of: BlockSizes) -> str:
+    return f"{hp.n_head} of {of.head_dim}, over {of.n_head_kv} of keys and values"
+
+
+def _each(hp: Hparams, text: Callable[[BlockSizes], str]) -> list[str]:
+    """Return the distinct descriptions of all blocks, in the blocks' order."""
+    return list(dict.fromkeys(map(text, hp.each_size)))
 
 
 def _use(name: str) -> str:

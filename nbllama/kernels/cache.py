@@ -3,7 +3,7 @@
 Numba's own cache has an index per function, which two processes that compile at the same time can
 corrupt, and it raises an error for a damaged file. Here the name of a file is a hash of everything
 that its machine code depends on within the kernel set (`key`), and its content begins with a hash
-of the rest. A file that is truncated, changed, not from this package or of another key is a cache
+of the rest. A file that is truncated, changed, from another package or for another key is a cache
 miss: the kernel is compiled and the file replaced.
 """
 
@@ -75,7 +75,7 @@ class KernelCache(_Cache):
         self._enabled = bool(self._source)
 
     def disable(self) -> None:
-        """Neither load nor save kernels."""
+        """Stop loading and saving kernels."""
         self._enabled = False
 
     def flush(self) -> None:

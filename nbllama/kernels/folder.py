@@ -1,9 +1,9 @@
-"""The folder that keeps the machine code of one set of kernels between processes.
+"""The folder that stores the machine code of one set of kernels between processes.
 
-Its files are pickles, and loading a pickle can run any code. So a folder is used only if it is not
-a link, belongs to this user or to root, and nobody else can write to it; every file is checked in
-the same way. A folder that is not writable is only read. Each process holds a lock on the folder
-that it uses. Old folders without a lock are removed when a new one is created.
+Its files are pickles, and loading a pickle can run arbitrary code. So a folder is used only if it
+is not a link, belongs to this user or to root, and nobody else can write to it; every file is
+checked in the same way. A folder that is not writable is only read. Each process holds a lock on
+the folder that it uses. Old folders without a lock are removed when a new one is created.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _prune(root: Path, own: Path) -> None:
-    """Remove folders that are not among the `KEPT` newest, not used `LATELY` and not locked."""
+    """Remove folders that are not locked, not among the `KEPT` newest, and not used `LATELY`."""
     if sys.platform == "win32":
         return
     found = []

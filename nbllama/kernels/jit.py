@@ -10,7 +10,7 @@ infinity exist, so `isnan` is always false and a broken loss goes unnoticed.
 
 A kernel that other kernels call is copied into their machine code (`forceinline`). A call would run
 the version that the process loaded first, which may add in another order. A process that compiles
-would then differ in the last bits from one that loads from the cache, and it would be slower.
+would then differ in the last bits from one that loads from the cache, and a call would be slower.
 
 Compiled kernels are stored in a folder whose name contains a hash of every kernel source
 (`nbllama.kernels.cache`), because an edit in a kernel changes all its callers. A folder that

@@ -39,7 +39,7 @@ if LINUX:
 
 @cache
 def _core_of(processor: int) -> str:
-    """Return the processors of a physical core, as Linux lists them; else the processor alone."""
+    """Return Linux's list of the processors of this one's core, or else only this processor."""
     place = f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
     try:
         return Path(place).read_text().strip()

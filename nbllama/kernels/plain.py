@@ -1,8 +1,8 @@
 """The routines of `nbllama.kernels.simd` as plain loops: easier to read, and the fallback.
 
-`NBLLAMA_KERNELS=plain` replaces the vector code with them in every matmul, attention, LoRA product
-and loss of the package. The results are equal up to rounding: a vector unit rounds a multiply-add
-once, these loops round twice. They are several times slower.
+`NBLLAMA_KERNELS=plain` replaces the vector code with these loops in every matmul, attention, LoRA
+product and loss of the package. The results are equal up to rounding: a vector unit rounds a
+multiply-add once, these loops round twice. They are several times slower.
 """
 
 from __future__ import annotations

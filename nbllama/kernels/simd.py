@@ -6,7 +6,7 @@ every such product runs through one small routine, the *micro-kernel*:
     C[i, 0:PANEL] += sum_k  A[i, k] * B[k, 0:PANEL]        i = 0 .. ROWS-1
 
 `ROWS * NV` vectors of C stay in registers in the loop over k. One step of k loads NV vectors of B,
-broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the limit is the arithmetic
+broadcasts ROWS numbers of A and does `ROWS * NV` multiply-adds, so the bottleneck is the arithmetic
 units, not the loads. A and C are addressed by strides; B is a *panel*: `PANEL` neighbouring numbers
 for each k.
 
@@ -210,8 +210,8 @@ def bits_of_float(typingctx, number):
 def row_max(typingctx, row, start, n):
     """Return the largest of `row[start : start + n]` (float32, n >= 1).
 
-    NaN is ignored, so check a sum for NaN, not this. LLVM vectorises such a loop only if it can
-    assume that no NaN exists.
+    NaN is ignored, so check a sum for NaN, not this result. LLVM vectorises such a loop only if it
+    can assume that no NaN exists.
     """
     sig = types.float32(row, types.int64, types.int64)
 

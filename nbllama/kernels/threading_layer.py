@@ -87,7 +87,7 @@ on_fork(_threads_are_lost)
 
 
 class _Bound(threading.local):
-    """The processors that a bound thread had before; None while it is not bound to a core."""
+    """The processors that this thread could use before it was bound; None if it is not bound."""
 
     processors: frozenset[int] | None = None
 

@@ -34,9 +34,9 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
 
 @intrinsic
 def count_more(typingctx, counters, index, more):
-    """Compute counters[index] += more atomically; return the previous value.
+    """Add `more` to counters[index] atomically; return the previous value.
 
-    A thread that reads the new value also sees everything that this thread wrote before.
+    A thread that reads the new value also sees everything that the adding thread wrote before.
     """
     sig = types.int64(counters, types.int64, types.int64)
 
@@ -55,7 +55,7 @@ def count(counters, index):
 
 @intrinsic
 def counted(typingctx, counters, index):
-    """Read counters[index] from memory, and with it all writes before its last increment."""
+    """Read counters[index] from memory; writes before its last increment are then visible."""
     sig = types.int64(counters, types.int64)
 
     def codegen(context, builder, signature, args):

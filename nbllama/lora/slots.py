@@ -32,7 +32,7 @@ class Slot(NamedTuple):
     in_block: bool
     linear: str = ""  # name of a block's linear layer
     node: str = ""  # name of that layer's output
-    source: int = -1  # which of a block's four inputs of linear layers it reads
+    source: int = -1  # which of a block's inputs of linear layers it reads
 
     def base_name(self, layer: int = 0) -> str:
         """Return the GGUF name of the base tensor in block `layer`."""
@@ -55,7 +55,7 @@ SLOTS = (
     Slot("w3", "ffn_up", "linear", True, "up", "ffn_up", 2),
 )
 # Fused matrices; tensors of all routed experts, and of the shared expert; tensors of blocks without
-# attention. The old tool had none of them.
+# attention; tensors for the embeddings of each block. The old tool had none of them.
 FUSED_SLOTS = (
     Slot("wqkv", "attn_qkv", "linear", True, "qkv", "delta_qkv", 0),
     Slot("gate_shexp", "ffn_gate_shexp", "linear", True, "gate_shexp", "ffn_gate_shexp", 2),
@@ -70,6 +70,8 @@ FUSED_SLOTS = (
     Slot("ssm_alpha", "ssm_alpha", "linear", True, "alpha", "delta_alpha", 0),
     Slot("ssm_beta", "ssm_beta", "linear", True, "beta", "delta_beta", 0),
     Slot("ssm_out", "ssm_out", "linear", True, "ssm_out", "ssm_out", 1),
+    Slot("inp_gate", "inp_gate", "linear", True, "inp_gate", "per_layer_gate", 4),
+    Slot("proj", "proj", "linear", True, "proj", "per_layer_out", 5),
 )
 EVERY_SLOT = SLOTS + FUSED_SLOTS
 SLOT_BY_NAME = {slot.name: slot for slot in EVERY_SLOT}
@@ -92,7 +94,7 @@ def slot_of(name: str) -> tuple[Slot, int] | None:
 
 
 def tensor_index(name: str) -> int:
-    """Return the place of a base tensor in the old tool's order.
+    """Return the index of a base tensor in the old tool's order.
 
     The three outside the blocks come first, then nine per block, then each of `FUSED_SLOTS` for all
     blocks. Raises `KeyError` for a tensor without a slot.

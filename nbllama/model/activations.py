@@ -7,14 +7,14 @@ attention output and its lse, the residual stream between attention and feed-for
 the small LoRA products h, and the inputs of further norms if the model has them. Everything else is
 computed again from these, element by element.
 
-Without gradient checkpointing every block has its own set. With it the blocks share one set, only
+Without gradient checkpointing, every block has its own set. With it, the blocks share one set, only
 the blocks' inputs are kept, and the backward pass runs each block's forward pass again. As a
-compromise, `kept` of the blocks can have their own set, which saves their second forward pass. The
-last block does not need one, because its backward pass directly follows its forward pass. In all
-cases the gradient has the same bits.
+compromise, a number `kept` of blocks can have their own sets, which saves their second forward
+pass. The last block does not need one, because its backward pass directly follows its forward pass.
+In all cases the gradient has the same bits.
 
-If nothing is trained (`ForwardActivations`), a block's input is not needed after the block: the
-stream alternates between two arrays, and there is one set.
+If nothing is trained (`ForwardActivations`), a block's input is not needed after the block, so the
+stream alternates between two arrays, and all blocks share one set.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbllama.arch import Hparams
+from nbllama.model import per_layer_shapes as per_layer
 from nbllama.model.mixer_shapes import (
     mixer_backward_shapes,
     mixer_forward_shapes,
@@ -34,6 +35,12 @@ from nbllama.model.mixer_shapes import (
     mixer_width,
 )
 from nbllama.model.mixture_shapes import kept_shapes, mixture_shapes
+from nbllama.model.size_shapes import (
+    head_shapes,
+    lent_shapes,
+    most_kv_heads,
+    norm_shapes_of_values,
+)
 from nbllama.ops.linear.linear import hidden_floats
 from nbllama.ops.linear.panels import panel_floats
 
@@ -57,14 +64,15 @@ class Layout(NamedTuple):
     def widest(self) -> int:
         """Floats per token of the widest linear layer's input, or of its output's gradient."""
         hp = self.hp
-        return max(hp.n_embd, self.ff_input, hp.n_head * hp.head_dim, mixer_width(hp))
+        heads = map(math.prod, head_shapes(hp))
+        return max(hp.n_embd, self.ff_input, *heads, mixer_width(hp), hp.n_per_layer)
 
     @property
     def ff_input(self) -> int:
         """Floats per token of the widest input of a feed-forward layer's last matrix."""
         e = self.hp.experts
         if e is None:
-            return self.hp.n_ff
+            return self.hp.ff_width
         return max(e.n_ff, e.n_ff_shared, e.total, self.hp.n_ff if e.first else 0)
 
 
@@ -91,13 +99,13 @@ class BlockSet:
 
 def block_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of a `BlockSet`'s arrays for `n` tokens."""
-    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
+    queries, keys = head_shapes(hp)
     return {
-        "q": (n, heads, d),
-        "k": (n, kv_heads, d),
-        "v": (n, kv_heads, d),
-        "att": (n, heads, d),
-        "lse": (n, heads),
+        "q": (n, *queries),
+        "k": (n, *keys),
+        "v": (n, *keys),
+        "att": (n, *queries),
+        "lse": (n, hp.n_head),
         "x_mid": (n, hp.n_embd),
         "gate": (n, hp.ff_width if hp.gated else 0),
         "up": (n, hp.ff_width),
@@ -113,11 +121,11 @@ def norm_numbers(hp: Hparams, n: int) -> tuple[int, ...]:
 
 def norm_shapes(hp: Hparams, n: int) -> Shapes:
     """Return the shapes of `BlockSet.norms`: for q and k, and after attention and feed-forward."""
-    heads, kv_heads, d = hp.n_head, hp.n_head_kv, hp.head_dim
-    shapes: Shapes = {}
+    queries, keys = head_shapes(hp)
+    shapes: Shapes = norm_shapes_of_values(hp, n)
     if hp.has_qk_norm:
-        shapes |= {"q": (n, heads, d), "rstd_q": (n, heads)}
-        shapes |= {"k": (n, kv_heads, d), "rstd_k": (n, kv_heads)}
+        shapes |= {"q": (n, *queries), "rstd_q": (n, hp.n_head)}
+        shapes |= {"k": (n, *keys), "rstd_k": (n, most_kv_heads(hp))}
     if hp.has_post_norms:
         shapes |= {"o": (n, hp.n_embd), "down": (n, hp.n_embd), "rstd_o": (n,), "rstd_down": (n,)}
     return shapes
@@ -129,6 +137,7 @@ def forward_shapes(layout: Layout) -> Shapes:
     plain = hp.residual_scale == 1 and not hp.has_post_norms and hp.experts is None
     branch: Shapes = {} if plain else {"branch": (n, hp.n_embd)}
     branch |= mixer_forward_shapes(hp, n) | mixture_shapes(hp, n, layout.expert_rank)
+    branch |= per_layer.forward_shapes(hp, n) | lent_shapes(hp, n, "k", "v")
     return branch | {
         "norm": (n, hp.n_embd),
         "act": (n, layout.ff_input),
@@ -140,22 +149,24 @@ def shared_shapes(layout: Layout) -> Shapes:
     """Return the shapes of the arrays that all blocks and the loss share."""
     hp, n, trained, widest = layout.hp, layout.tokens, layout.trained, layout.widest
     top_rank = max(layout.expert_rank, *layout.ranks.values())
+    queries, keys = head_shapes(hp)
     shapes = forward_shapes(layout) | {
         "grad_panels": (panel_floats(n, widest),),
         "grad_hidden": (hidden_floats(n, top_rank),),
         "dx": (n, hp.n_embd),
         "dnorm": (n, hp.n_embd),
         "dact": (n, layout.ff_input),
-        "datt": (n, hp.n_head, hp.head_dim),
-        "dq": (n, hp.n_head, hp.head_dim),
-        "dk": (n, hp.n_head_kv, hp.head_dim),
-        "dv": (n, hp.n_head_kv, hp.head_dim),
+        "datt": (n, *queries),
+        "dq": (n, *queries),
+        "dk": (n, *keys),
+        "dv": (n, *keys),
         "top_x": (trained, hp.n_embd),
         "top_norm": (trained, hp.n_embd),
         "top_dnorm": (trained, hp.n_embd),
         "top_rstd": norm_numbers(hp, trained),
     }
-    shapes |= mixer_backward_shapes(hp, n)
+    shapes |= mixer_backward_shapes(hp, n) | per_layer.backward_shapes(hp, n)
+    shapes |= lent_shapes(hp, n, "dk", "dv")
     if hp.experts is not None:
         shapes |= {"routed_dx": (n, hp.n_embd)}
     if layout.dropout:
@@ -180,12 +191,12 @@ def _floats(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def set_shapes(layout: Layout) -> tuple[Shapes, ...]:
     """Return the shapes of one block's set, by group; the last group is LoRA's h."""
     hp, n = layout.hp, layout.tokens
-    shapes = block_shapes(hp, n), norm_shapes(hp, n), mixer_shapes(hp, n), kept_shapes(hp, n)
-    return (*shapes, h_shapes(layout))
+    mixed = mixer_shapes(hp, n) | per_layer.kept_shapes(hp, n)
+    return block_shapes(hp, n), norm_shapes(hp, n), mixed, kept_shapes(hp, n), h_shapes(layout)
 
 
 def set_bytes(layout: Layout) -> int:
-    """Return the bytes of one block's set."""
+    """Return the size of one block's set in bytes."""
     return 4 * sum(map(_floats, set_shapes(layout)))
 
 
@@ -258,12 +269,12 @@ class Activations:
     def x(self, layer: int, n: int) -> np.ndarray:
         """Return the input of block `layer` (`n_layer`: the last block's output), `[n, C]`.
 
-        If nothing is trained, this overwrites the input of the block two below.
+        If nothing is trained, it is the same array as the input of block `layer - 2`.
         """
         return self._stream[layer % len(self._stream)][:n]
 
     def shared(self, name: str, n: int) -> np.ndarray:
-        """Return an array of `shared_shapes`, cut to `n` rows."""
+        """Return an array of `shared_shapes`, limited to its first `n` rows."""
         return self._shared[name][:n]
 
     def pool(self, name: str) -> np.ndarray:
@@ -271,7 +282,7 @@ class Activations:
         return self._shared[name]
 
     def block(self, layer: int, n: int) -> BlockSet:
-        """Return the set of block `layer`, cut to `n` rows."""
+        """Return the set of block `layer`, limited to its first `n` rows."""
         index = 1 + layer - (self._top - self.kept)  # the last block and all below share set 0
         *groups, h_memory, h = self._sets[index if index > 0 and layer < self._top else 0]
         arrays, norms, mixed, mixture = ({k: a[:n] for k, a in g.items()} for g in groups)

@@ -1,7 +1,7 @@
 """A block of the model, forward and backward: attention and feed-forward.
 
 Both read the residual stream (in most models a normalised copy of it) and add their output to the
-stream. The differences between models are in `Hparams`, and the steps below depend on it:
+stream. The differences between models are in `Hparams`, and the steps below depend on them:
 
 | step | differences |
 |---|---|
@@ -10,6 +10,7 @@ stream. The differences between models are in `Hparams`, and the steps below dep
 | `attention` | scale, ALiBi, window and soft-cap of the scores; temperature of the queries |
 | `activation` | with or without a gate, and the function |
 | `feed_forward` | one layer, or a mixture of experts (`nbllama.model.mixture`) |
+| `values` | a norm of the values; some blocks use an earlier block's keys and values |
 | `branch` | norm and scale of the output that is added to the stream |
 
 There are three implementations of the block. This file is for training: many tokens, forward and
@@ -29,6 +30,7 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
+from nbllama.model import per_layer, varied
 from nbllama.model.activations import Activations
 from nbllama.model.attending import attend, attend_grad
 from nbllama.model.bound import Bound
@@ -66,9 +68,9 @@ def block_forward(
 ) -> None:
     """Run block `layer`: acts.x(layer) -> acts.x(layer + 1), and save a `BlockSet`.
 
-    `recompute` stops when the backward pass has everything it needs. With `cache`, `k_offsets`
-    `[S+1]` are the offsets of the keys that it returns. `states`: the sequences' states, for blocks
-    without attention.
+    With `recompute`, it stops when the backward pass has everything it needs. With `cache`,
+    `k_offsets` `[S+1]` are the offsets of the keys that the cache returns. `states`: the sequences'
+    states, for blocks without attention.
     """
     block = Block(model, layer, bound, acts, batch=batch)
     if recompute:
@@ -170,13 +172,16 @@ class Block(BlockParts):
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
         if self.hp.attn_norm:
             self.see("attn_norm", read)
-        source = self.input(read, "q", "k", "v")
+        source = self.input(read, *(name for name in ("q", "k", "v") if name in self.pairs))
         self.heads("q", source, kept.q)
-        self.heads("k", source, kept.k)
-        self.project("v", source, kept.v)
-        self.see("Vcur", kept.v)
+        if self.sizes.kv_from == self.layer:
+            self.heads("k", source, kept.k)
+            varied.values(self, source, kept.v)
+            self.see("Vcur", kept.v)
         self.model.temper(kept.q, self.batch.positions)
-        keys, values = (kept.k, kept.v) if cache is None else cache(self.layer, kept.k, kept.v)
+        keys, values = kept.k, kept.v
+        if cache is not None:
+            keys, values = cache(self.sizes.kv_from, keys, values)
         attend(
             self.batch, kept.q, keys, values, k_offsets=k_offsets, scale=self.hp.attn_scale,
             slopes=self.model.slopes, o=kept.att, lse=kept.lse,
@@ -226,10 +231,14 @@ class Block(BlockParts):
             scale=self.hp.attn_scale, slopes=self.model.slopes, dq=dq, dk=dk, dv=dv,
             window=self.hp.window_at(self.layer), cap=self.hp.attn_softcap,
         )  # fmt: skip
-        self.see_grad("Vcur", dv)
+        own_keys = varied.collect(self, dk, dv)
         self.model.temper(dq, self.batch.positions)
         self.heads_grad("q", dq)
-        self.heads_grad("k", dk)
+        if own_keys:
+            self.see_grad("Vcur", dv)
+            self.heads_grad("k", dk)
+            if self.hp.values_normed:
+                varied.values_grad(self, dv, dk)
         if self.hp.attn_gate:
             self.shared("dq_gate")[:, :, 0] = dq
             dq = self.shared("dq_gate")
@@ -237,8 +246,9 @@ class Block(BlockParts):
         read = self.reads(x, self.hp.attn_norm, kept.rstd_att)
         out = dnorm if below or norm_trained else None
         self.project_grad("q", dq, read, out, add=side_by_side)
-        self.project_grad("k", dk, read, out, add=True)
-        self.project_grad("v", dv, read, out, add=True)
+        for name, d in (("k", dk), ("v", dv)):
+            if own_keys and name in self.pairs:
+                self.project_grad(name, d, read, out, add=True)
         if out is not None:
             self.see_grad("attn_norm", out)
             self.reads_grad(out, x, self.hp.attn_norm, kept.rstd_att, dx=dx if below else None)
@@ -291,6 +301,7 @@ class Block(BlockParts):
         out = self.acts.x(self.layer + 1, self.n)
         out[:] = kept.x_mid
         self.branch("down", source, out)
+        per_layer.forward(self, out)
         self.see("l_out", out)
 
     def feed_forward_backward(self) -> None:
@@ -298,6 +309,7 @@ class Block(BlockParts):
         kept, hp = self.kept, self.hp
         dx, dnorm = self.shared("dx"), self.shared("dnorm")
         self.see_grad("l_out", dx)
+        per_layer.backward(self, dx)
         x, norm, rstd = self.source()
         if self.mixture is not None:
             self.mixture.backward(dx, dnorm)

@@ -1,6 +1,6 @@
-"""Sizes of what blocks without attention keep, share, and carry from token to token.
+"""Shapes of the arrays that blocks without attention save, share, and carry between tokens.
 
-So do the gates of an attention that has them (`Hparams.attn_gate`).
+The arrays for the gates of attention's output (`Hparams.attn_gate`) are included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def _gate(hp: Hparams, n: int) -> tuple[int, ...]:
 
 
 def mixer_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of `BlockSet.mixed` for `n` tokens."""
+    """Return the shapes of `BlockSet.mixed` for `n` tokens."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["bcx"] = (n, 3 * hp.n_embd)
@@ -36,7 +36,7 @@ def _keys(of: DeltaNet, n: int) -> tuple[int, ...]:
 
 
 def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of arrays that the blocks share in the forward pass."""
+    """Return the shapes of the arrays that the blocks share in the forward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes["mixed"] = (n, hp.n_embd)
@@ -52,7 +52,7 @@ def mixer_forward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
-    """Shapes of arrays that the blocks share in the backward pass."""
+    """Return the shapes of the arrays that the blocks share in the backward pass."""
     shapes: Shapes = {}
     if "conv" in hp.mixers:
         shapes |= {"dmixed": (n, hp.n_embd), "dbcx": (n, 3 * hp.n_embd)}
@@ -68,7 +68,7 @@ def mixer_backward_shapes(hp: Hparams, n: int) -> Shapes:
 
 
 def mixer_width(hp: Hparams) -> int:
-    """Floats a token of the widest array that a linear layer reads or writes; 0: none."""
+    """Return the floats per token of a linear layer's widest input or output; 0 for none."""
     widths = [3 * hp.n_embd if "conv" in hp.mixers else 0]
     if of := hp.delta:
         widths += [of.n_qkv, of.n_values]
@@ -78,7 +78,7 @@ def mixer_width(hp: Hparams) -> int:
 
 
 def state_shapes(hp: Hparams, layer: int) -> Shapes:
-    """Shapes of what one sequence carries in a block, by name; empty where that is keys alone."""
+    """Return the shapes of a sequence's states in a block, by name; empty for attention."""
     kind, of = hp.mixer_at(layer), hp.delta
     if kind == "conv":
         return {"conv": (hp.conv_taps - 1, hp.n_embd)}

@@ -2,15 +2,16 @@
 
     y = sum over the chosen experts e of W_down[e] (w_e act(W_gate[e] h, W_up[e] h))  (+ shared(h))
 
-Which experts a token takes, and their weights w: `nbllama.ops.experts.router`. The tokens of one
-expert are brought together, so that each of its matrices is decoded once for all of them. Experts
-come in ascending order, and a token's sums with them: neither the number of threads nor what else
-is in the batch changes its bits. An expert that no token takes is not touched in the file.
+`nbllama.ops.experts.router` chooses the experts of a token and their weights w. The tokens of one
+expert are gathered, so that each of its matrices is decoded once for all of them. Experts are
+processed in ascending order, which is also the order of a token's sum, so a token's bits depend
+neither on the number of threads nor on the rest of the batch. The weights of an expert without
+tokens are not read.
 
-The router is frozen. The gradient of its weights goes through it to what the block reads.
+The router is frozen. The gradient of the weights w flows through it to the block's input.
 
-Shapes: N tokens, C n_embd, E experts of which a token takes K, F width of an expert, M tokens of
-one expert. Kept for the backward pass: gate and up `[N K, F]` sorted by expert, and what
+Shapes: N tokens, C n_embd, E experts of which a token uses K, F width of an expert, M tokens of
+one expert. Saved for the backward pass: gate and up `[N K, F]` sorted by expert, and what
 `mixture_shapes.kept_shapes` lists.
 """
 
@@ -33,7 +34,7 @@ _SHARED_WEIGHT = "ffn_gate_inp_shexp.weight"
 
 
 class Mixture:
-    """The mixture of one block at work on one batch."""
+    """The mixture of experts of one block, applied to one batch."""
 
     def __init__(self, block: BlockParts, experts: Experts) -> None:
         self.block, self.experts, self.n = block, experts, block.n
@@ -49,7 +50,7 @@ class Mixture:
     # One expert's linear layers
 
     def pair(self, name: str, expert: int) -> LoraPair | None:
-        """Return a layer's pair, the same object every time: an `Input` knows it by that."""
+        """Return a layer's pair, always the same object: an `Input` compares pairs by identity."""
         key = name, expert
         if key not in self._pairs:
             found = self.block.bound.expert_pair(self.block.layer, _TENSORS[name], expert)
@@ -75,7 +76,7 @@ class Mixture:
         """Compute y `[M, n_out]`, without the bias."""
         w = self.block.model.expert(self.block.layer, _TENSORS[name], expert)
         pair = self.pair(name, expert)
-        # by the batch, not by the expert's share of it: a token's bits must not depend on that
+        # by the batch's size, not the expert's: a token's bits must not depend on the latter
         linear(w, pair, x, y, hidden=None, packed=self.n > MOST_TOKENS)
 
     def project_grad(
@@ -91,7 +92,7 @@ class Mixture:
     # The shared expert
 
     def shared_forward(self, source: Input) -> None:
-        """Compute gate and up of the shared expert, and what its output is multiplied by."""
+        """Compute gate and up of the shared expert, and the factor of its output."""
         block, own = self.block, self.block.kept.mixture
         block.project("gate_shexp", source, own["gate_shexp"])
         block.project("up_shexp", source, own["up_shexp"])
@@ -129,7 +130,7 @@ class Mixture:
         block.project_grad("gate_shexp", gate, read, dread, add=True)
         block.project_grad("up_shexp", up, read, dread, add=True)
 
-    # All of it
+    # The whole mixture
 
     def route(self, source: Input) -> Groups:
         """Choose the experts of every token."""
@@ -147,7 +148,7 @@ class Mixture:
         return Groups(self.chosen, self.experts.total)
 
     def forward(self, recompute: bool) -> None:
-        """Compute the block's output; `recompute` leaves it out where the gradient needs none."""
+        """Compute the block's output; with `recompute`, only what the gradient needs."""
         block, e = self.block, self.experts
         read = block.reads(*block.source())
         block.see("ffn_norm", read)
@@ -183,7 +184,7 @@ class Mixture:
         block.see("l_out", x)
 
     def backward(self, dx: np.ndarray, dread: np.ndarray) -> None:
-        """Compute dread `[N, C]`, the gradient of what is read, from that of the block's output."""
+        """Compute dread `[N, C]`, the gradient of the input, from that of the block's output."""
         block, e = self.block, self.experts
         dy = block.branch_grad("down", dx)
         read = block.reads(*block.source())

@@ -1,7 +1,8 @@
-"""What the passes of a block are made of: its names, norms and linear layers, and its branches.
+"""The parts of a block's passes: tensor names, norms, linear layers and branches.
 
 `nbllama.model.block` has the passes of ordinary blocks, `nbllama.model.mixture` those of a mixture
-of experts, `nbllama.model.mixers` those of blocks without attention. Shapes as in the first.
+of experts, `nbllama.model.mixers` those of blocks without attention. Shapes are as in
+`nbllama.model.block`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from nbllama.data.batch import Batch
 from nbllama.lora.slots import LINEARS
 from nbllama.model.activations import Activations
 from nbllama.model.bound import Bound
+from nbllama.model.size_shapes import fitted, own_shape
 from nbllama.model.weights import Weights
 from nbllama.ops.linear.linear import Input, Masked, linear, linear_grad
 from nbllama.ops.linear.panels import NO_PANELS
 
-# The norms that only some models have, by the layer they come after. They carry no pair.
+# The norms that only some models have, by the layer that they follow. They have no pair.
 POST_NORMS = {"o": "post_attention_norm.weight", "down": "post_ffw_norm.weight"}
 
 # llama.cpp's names of results, for a watcher (`nbllama.model.watching`).
@@ -24,16 +26,34 @@ _POST_NODES = {"o": "attn_post_norm", "down": "ffn_post_norm"}
 
 
 class BlockParts:
-    """One block at work on one batch."""
+    """One block, applied to one batch."""
 
     def __init__(
         self, model: Weights, layer: int, bound: Bound, acts: Activations, *, batch: Batch
     ) -> None:
         self.model, self.layer, self.bound, self.acts, self.batch = model, layer, bound, acts, batch
         self.hp, self.n = model.hp, len(batch.tokens)
+        self.sizes = model.hp.sizes_at(layer)
         self.kept = acts.block(layer, self.n)
+        if self.hp.blocks:
+            self._fit()
         self.pairs = {name: bound.linear_pair(layer, name) for name in model.linears_at(layer)}
         self.watch = model.watch
+
+    def _fit(self) -> None:
+        """Reshape the arrays of `kept` for the block; use the shared arrays for lent keys."""
+        kept, n, sizes = self.kept, self.n, self.sizes
+        for name in ("q", "att", "k", "v", "gate", "up"):
+            shape = own_shape(name, sizes, self.hp.n_head)
+            assert shape is not None
+            setattr(kept, name, fitted(getattr(kept, name), n, shape))
+        for name in ("q", "k", "v"):
+            shape = own_shape(name, sizes, self.hp.n_head)
+            if shape is not None and name in kept.norms:
+                kept.norms[name] = fitted(kept.norms[name], n, shape)
+        if sizes.kv_from in self.hp.lent:
+            kept.k = self.shared(f"k_of_{sizes.kv_from}")
+            kept.v = self.shared(f"v_of_{sizes.kv_from}")
 
     def see(self, name: str, x: np.ndarray) -> None:
         """Pass a result to the watcher, if there is one."""
@@ -55,13 +75,15 @@ class BlockParts:
 
     def shared(self, name: str) -> np.ndarray:
         """Return an array that all blocks share, one row per token."""
-        return self.acts.shared(name, self.n)
+        array = self.acts.shared(name, self.n)
+        shape = own_shape(name, self.sizes, self.hp.n_head) if self.hp.blocks else None
+        return array if shape is None else fitted(array, self.n, shape)
 
     def dense(self, array: np.ndarray) -> np.ndarray:
         """Return a feed-forward array as `[N, F]`; with experts its memory can be larger."""
-        return array.reshape(-1)[: self.n * self.hp.n_ff].reshape(self.n, self.hp.n_ff)
+        return fitted(array, self.n, (self.sizes.n_ff,))
 
-    # What the passes are made of
+    # Parts of the passes
 
     def source(self) -> tuple[np.ndarray, str, np.ndarray]:
         """Return the stream that feed-forward reads, the name of its norm, and its rstd."""

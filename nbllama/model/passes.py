@@ -25,6 +25,7 @@ from nbllama.gguf_io import open_gguf
 from nbllama.kernels.own_cores import own_cores
 from nbllama.lora.pairs import Adapter
 from nbllama.lora.slots import LINEARS
+from nbllama.model import per_layer
 from nbllama.model.activations import Activations, ForwardActivations, Layout, norm_numbers
 from nbllama.model.block import block_backward, block_forward
 from nbllama.model.bound import Bound
@@ -40,7 +41,7 @@ M = TypeVar("M", bound="Model")
 
 
 class Trunk(Protocol):
-    """Stores the input of block `layer`, x `[N, C]`, by the samples of a batch."""
+    """A store of the inputs of block `layer`, x `[N, C]`, by sample."""
 
     layer: int
 
@@ -91,12 +92,16 @@ class Model(Weights):
         if self.watch is not None:
             self.watch.begin(bound, batch)
             self.watch.node("inp_embd", -1, x)
+        if self.hp.n_per_layer:
+            per_layer.embed_rows(self, bound, acts, batch)
 
     def embed_tokens_backward(self, bound: Bound, acts: Activations, batch: Batch) -> None:
         """Add the gradients of the embedding's pair, given acts.dx."""
         pair = bound.pair("token_embd.weight")
         if pair is not None and pair.da is not None and pair.db is not None:
             dx = acts.shared("dx", len(batch.tokens))
+            if self.hp.n_per_layer:
+                per_layer.embed_grad(self, bound, acts, batch)
             if self.watch is not None:
                 self.watch.gradient("inp_embd", -1, dx)
             scale = pair.scale * self.hp.embed_scale
@@ -115,14 +120,18 @@ class Model(Weights):
         """Run the embeddings and all blocks; the last block's output is acts.x(n_layer).
 
         `check` is called between blocks. If `trunk` has the samples, its blocks are skipped. With a
-        watcher all blocks are computed.
+        watcher, all blocks are computed.
         """
         if self.watch is not None:
             trunk = None
+        if trunk is not None and trunk.layer > self.hp.most_frozen:
+            raise ValueError(f"later blocks use keys of blocks below {trunk.layer}")
         first = 0
+        if self.hp.n_per_layer:  # later blocks need the embeddings too
+            self.embed_tokens(bound, acts, batch)
         if trunk is not None and trunk.load(acts.x(trunk.layer, batch.n_tokens), batch):
             first = trunk.layer
-        else:
+        elif not self.hp.n_per_layer:
             self.embed_tokens(bound, acts, batch)
         for layer in range(first, self.hp.n_layer):
             if check is not None:

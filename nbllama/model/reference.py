@@ -17,8 +17,9 @@ import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.lora.pairs import Adapter
+from nbllama.lora.slots import LINEARS
+from nbllama.model.reference_blocks import Blocks
 from nbllama.model.reference_experts import ReferenceMixture
-from nbllama.model.reference_mixers import Mixers
 from nbllama.model.reference_ops import Parameters, ReferenceTensors, Seen
 from nbllama.ops.activation import gated_grad_ref, gated_ref
 from nbllama.ops.cross_entropy import cross_entropy_grad_ref, cross_entropy_ref
@@ -65,13 +66,14 @@ def _mean_loss(z: np.ndarray, batch: Batch) -> float:
     return float(cross_entropy_ref(z[rows], batch.targets[rows]).mean())
 
 
-class _Pass(Mixers):
+class _Pass(Blocks):
     """One forward pass, which stores all its results in `kept`, and one backward pass."""
 
     def forward(self) -> np.ndarray:
         """Compute the logits `[N, V]`."""
         hp, keep, kept = self.hp, self.keep, self.kept
         x = keep("inp_embd", hp.embed_scale * self.embed())
+        self.embed_rows(x)
         for i in range(hp.n_layer):
             # attention, on a normalised copy of the stream x [N, C]
             h = read = keep(f"attn_norm-{i}", self.reads(x, i, hp.attn_norm))
@@ -92,7 +94,7 @@ class _Pass(Mixers):
                 y = keep(f"ffn_out-{i}", self.linear(act, i, "down"))
             if hp.has_post_norms:
                 y = keep(f"ffn_post_norm-{i}", self.norm(y, f"blk.{i}.post_ffw_norm"))
-            x = keep(f"l_out-{i}", x + hp.residual_scale * y)
+            x = keep(f"l_out-{i}", self.per_layer(x + hp.residual_scale * y, i))
         h = keep("result_norm", hp.logit_scale * self.norm(x, hp.output_norm))
         z = kept["raw logits"] = self.product(h, self.head)
         if hp.logit_softcap:
@@ -102,20 +104,26 @@ class _Pass(Mixers):
     def attend(self, h: np.ndarray, i: int) -> np.ndarray:
         """Compute the output of block `i`'s attention for h `[N, C]`."""
         hp, keep, kept, n = self.hp, self.keep, self.kept, len(self.batch.tokens)
-        q = keep(f"Qcur_raw-{i}", self.queries(h, i))
-        k = keep(f"Kcur_raw-{i}", self.linear(h, i, "k").reshape(n, hp.n_head_kv, hp.head_dim))
-        v = keep(f"Vcur-{i}", self.linear(h, i, "v").reshape(n, hp.n_head_kv, hp.head_dim))
-        if hp.qk_norm_last:
-            q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
-        if hp.has_qk_norm:
-            q = keep(f"Qcur_normed-{i}", self.norm_of_heads(q, f"blk.{i}.attn_q_norm"))
-            k = keep(f"Kcur_normed-{i}", self.norm_of_heads(k, f"blk.{i}.attn_k_norm"))
-        if not hp.qk_norm_last:
-            q, k = keep(f"Qcur-{i}", self.rotate(q, i)), keep(f"Kcur-{i}", self.rotate(k, i))
-        q, k = kept[f"q-{i}"], kept[f"k-{i}"] = self.temper(q), k
-        att = keep(f"kqv_out-{i}", self.attention(q, k, v, i))
+        of = hp.sizes_at(i).kv_from  # the block whose keys and values are used
+        q = self.heads(keep(f"Qcur_raw-{i}", self.queries(h, i)), "q", i)
+        q = kept[f"q-{i}"] = self.temper(q)
+        if of == i:
+            raw = keep(f"Kcur_raw-{i}", self.keys(h, i))
+            keep(f"Vcur-{i}", self.values(h, raw, i))
+            kept[f"k-{i}"] = self.heads(raw, "k", i)
+        att = keep(f"kqv_out-{i}", self.attention(q, kept[f"k-{of}"], kept[f"Vcur-{of}"], i))
         att = self.gated_att(att, i).reshape(n, -1)
         return keep(f"attn_out-{i}", self.linear(att, i, "o"))
+
+    def heads(self, x: np.ndarray, name: str, i: int) -> np.ndarray:
+        """Return queries or keys x `[N, heads, D]`, normalised and rotated as the model does."""
+        node = LINEARS[name].node
+        if self.hp.qk_norm_last:
+            x = self.keep(f"{node}-{i}", self.rotate(x, i))
+        if self.hp.has_qk_norm:
+            norm = f"blk.{i}.attn_{name}_norm"
+            x = self.keep(f"{node}_normed-{i}", self.norm_of_heads(x, norm))
+        return x if self.hp.qk_norm_last else self.keep(f"{node}-{i}", self.rotate(x, i))
 
     def backward(self) -> None:
         """Add the gradients of the mean loss to `grads`: the lines of `forward` in reverse."""
@@ -128,6 +136,7 @@ class _Pass(Mixers):
         dh = self.product_grad(dz, kept["result_norm"], self.head)
         dx = self.norm_grad(hp.logit_scale * dh, kept[f"l_out-{hp.n_layer - 1}"], hp.output_norm)
         for i in reversed(range(hp.n_layer)):
+            dx = self.per_layer_grad(dx, i)
             # feed-forward; dx flows to the earlier part of the stream, and through the branch
             dy = hp.residual_scale * dx
             if hp.has_post_norms:
@@ -157,7 +166,7 @@ class _Pass(Mixers):
                 dh = dread + self.mixed_grad(dy, i)
             x = kept[f"l_out-{i - 1}" if i else "inp_embd"]
             dx = dx + self.reads_grad(dh, x, i, hp.attn_norm)
-        self.embed_grad(hp.embed_scale * dx)
+        self.embed_grad(hp.embed_scale * (dx + self.embed_rows_grad()))
 
     def attend_grad(self, dy: np.ndarray, i: int) -> np.ndarray:
         """Return the gradient with respect to `attend`'s h, given that of its output."""
@@ -165,20 +174,25 @@ class _Pass(Mixers):
         att = kept[f"attn_gated-{i}" if hp.attn_gate else f"kqv_out-{i}"].reshape(n, -1)
         datt, dgate = self.gated_att_grad(self.linear_grad(dy, att, i, "o"), i)
         dq, dk, dv = self.attention_grad(datt, i)
-        dq = self.temper(dq)
-        if not hp.qk_norm_last:
-            dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
-        if hp.has_qk_norm:
-            given = "" if hp.qk_norm_last else "_raw"
-            dk = self.norm_grad_of_heads(dk, kept[f"Kcur{given}-{i}"], f"blk.{i}.attn_k_norm")
-            dq = self.norm_grad_of_heads(dq, kept[f"Qcur{given}-{i}"], f"blk.{i}.attn_q_norm")
-        if hp.qk_norm_last:
-            dk, dq = self.rotate(dk, i, inverse=True), self.rotate(dq, i, inverse=True)
-        dh = self.linear_grad(dv.reshape(n, -1), kept[f"attn_norm-{i}"], i, "v")
-        dh += self.linear_grad(dk.reshape(n, -1), kept[f"attn_norm-{i}"], i, "k")
-        dq = self.with_gates(dq, dgate)
-        dh += self.linear_grad(dq, kept[f"attn_norm-{i}"], i, "q")
+        dk, dv = self.lend(dk, dv, i)
+        dq = self.with_gates(self.heads_grad(self.temper(dq), "q", i), dgate)
+        dh = self.linear_grad(dq, kept[f"attn_norm-{i}"], i, "q")
+        if hp.sizes_at(i).kv_from == i:
+            dvalues, dkeys = self.values_grad(dv, i)
+            dk = self.heads_grad(dk, "k", i)
+            dk = dk if dkeys is None else dk + dkeys
+            dh += self.linear_grad(dk.reshape(n, -1), kept[f"attn_norm-{i}"], i, "k") + dvalues
         return dh
+
+    def heads_grad(self, dy: np.ndarray, name: str, i: int) -> np.ndarray:
+        """Return the gradient with respect to `heads`' x, given that of its result."""
+        node, last = LINEARS[name].node, self.hp.qk_norm_last
+        if not last:
+            dy = self.rotate(dy, i, inverse=True)
+        if self.hp.has_qk_norm:
+            x = self.kept[f"{node}-{i}" if last else f"{node}_raw-{i}"]
+            dy = self.norm_grad_of_heads(dy, x, f"blk.{i}.attn_{name}_norm")
+        return self.rotate(dy, i, inverse=True) if last else dy
 
 
 def parameters64(adapter: Adapter) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Parts that only some blocks of the reference model have, in plain float64 numpy.
 
-These are the blocks without attention, and the gates of attention's output.
+The parts are: blocks without attention, and the gates of attention's output.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Mixers(Operations):
         """Return the projected queries `[N, H, D]`; store their gates, if there are any."""
         hp, y = self.hp, self.linear(h, i, "q")
         if not hp.attn_gate:
-            return y.reshape(-1, hp.n_head, hp.head_dim)
+            return y.reshape(-1, hp.n_head, hp.sizes_at(i).head_dim)
         both = self.kept[f"q_gate-{i}"] = y.reshape(-1, hp.n_head, 2, hp.head_dim)
         return both[:, :, 0]
 

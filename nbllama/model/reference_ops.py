@@ -60,6 +60,8 @@ class Operations:
         self.seen, self.change = seen, change
         self.kept: dict[str, np.ndarray] = {}
         self.grads = {name: np.zeros_like(p) for name, p in params.items()}
+        self.lent: dict[int, Any] = {}  # gradients of keys and values that several blocks use
+        self.drows: dict[int, np.ndarray] = {}  # of the embeddings for each block
         self.head = "output" if "output.weight" in self.tensors else "token_embd"
         kind = self.hp.activation
         self.gelu = kind == "gelu"
@@ -206,7 +208,8 @@ class Operations:
         self, dy: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return dq, dk and dv of a block's attention, given the gradient of its outputs."""
-        q, k, v = (self.kept[f"{name}-{layer}"] for name in ("q", "k", "Vcur"))
+        of = self.hp.sizes_at(layer).kv_from
+        q, k, v = (self.kept[name] for name in (f"q-{layer}", f"k-{of}", f"Vcur-{of}"))
         offsets, constants = self.batch.seq_offsets, self.constants(layer)
         return attention_grad_ref(dy.reshape(q.shape), q, k, v, offsets=offsets, **constants)
 

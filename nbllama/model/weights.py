@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nbllama.arch import ROPE_FACTORS, Hparams, Rope, expected_tensors
+from nbllama.arch import ROPE_FACTORS, Hparams, Rope, expected_tensors, unused_tensors
 from nbllama.gguf_io import GGUFFile
 from nbllama.lora.slots import LINEARS
 from nbllama.model.watching import Watcher
@@ -25,6 +25,7 @@ Tables = tuple[np.ndarray, np.ndarray]  # cos and sin
 # Linear layers of blocks without attention, by kind.
 CONV = ("conv_in", "conv_out")
 DELTA = ("qkv", "z", "alpha", "beta", "ssm_out")
+PER_LAYER = ("inp_gate", "proj")
 ROUTED = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
 DENSE, SHARED = ("gate", "down", "up"), ("gate_shexp", "down_shexp", "up_shexp")
 """Linear layers of a dense block's feed-forward, and of a block's shared expert."""
@@ -54,6 +55,8 @@ def linears(hp: Hparams) -> dict[str, Linear]:
         del layers["gate"]
     others = {"conv": CONV, "delta": DELTA}
     unused = {name for kind, names in others.items() if kind not in hp.mixers for name in names}
+    if not hp.n_per_layer:
+        unused |= {*PER_LAYER}
     if hp.experts is not None and not hp.experts.first:
         unused |= {*DENSE}
     if hp.experts is None or not hp.experts.n_ff_shared:
@@ -73,9 +76,9 @@ class Weights:
         self.matrices: dict[str, Weight] = {}
         self.experts: dict[str, tuple[Weight, ...]] = {}  # the experts of a tensor, in order
         self.vectors: dict[str, np.ndarray] = {}
-        known = expected_tensors(hp)
+        self._known = expected_tensors(hp).keys() - unused_tensors(hp)
         for name, info in gguf.tensors.items():
-            if name not in known:
+            if name not in self._known:
                 continue  # not part of the text model
             if len(info.shape) == 3:
                 self.experts[name] = _slices(name, info.type_id, gguf.data(name), info.shape)
@@ -161,8 +164,9 @@ class Weights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Numpy shape of every base tensor."""
-        return {name: info.shape for name, info in self.gguf.tensors.items()}
+        """Numpy shape of every base tensor, except for keys and values that no block uses."""
+        idle = unused_tensors(self.hp)
+        return {name: t.shape for name, t in self.gguf.tensors.items() if name not in idle}
 
     def rope_tables(self, n_positions: int, layer: int = 0) -> Tables | None:
         """Return cos and sin `[n_positions or more, n_rot/2]`; they grow with the context.
@@ -177,7 +181,7 @@ class Weights:
             scaling = self.hp.rope_scaling
             tables = self._ropes[of] = rope_tables(
                 max(n_positions, 512),
-                self.hp.n_rot,
+                of.n_rot or self.hp.n_rot,
                 of.freq_base,
                 freq_scale=of.freq_scale,
                 ext_factor=scaling.ext_factor if of.yarn else 0.0,
@@ -185,7 +189,7 @@ class Weights:
                 beta_fast=scaling.beta_fast,
                 beta_slow=scaling.beta_slow,
                 n_ctx_orig=scaling.n_ctx_orig,
-                factors=self.vectors.get(ROPE_FACTORS),
+                factors=self.vectors.get(ROPE_FACTORS) if of.factors else None,
             )
         return tables  # not the attribute: another thread could have replaced it
 

@@ -1,11 +1,11 @@
-"""Losses of preferences, from the log-probabilities of whole answers, one a page.
+"""Preference losses, computed from the log-probabilities of whole answers, one per page.
 
-Each page has the formula, its derivative, a function in plain numpy, and the source. All of them
-work in float64 on one number for each answer; nothing here knows of models.
+Each page has the formula, its derivative, a function in plain numpy, and the source. All functions
+use float64 and one number per answer; nothing here depends on a model.
 
 A loss is a function of log pi(y|x), the sum of the log-probabilities of an answer's tokens, of the
-same sum under the reference, and of the number of tokens. What it returns next to the loss is its
-derivative with respect to log pi(y|x). Since that is a sum over tokens, the derivative with respect
-to each token's log-probability is the same number, and that is the weight of the token in the
-cross-entropy's gradient (with the other sign).
+same sum under the reference, and of the number of tokens. It also returns its derivative with
+respect to log pi(y|x). Since log pi(y|x) is a sum over tokens, the derivative with respect to each
+token's log-probability is the same number. With the other sign, this number is the token's weight
+in the cross-entropy's gradient.
 """

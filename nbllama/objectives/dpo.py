@@ -3,9 +3,9 @@
     h = (log pi(w) - log ref(w)) - (log pi(l) - log ref(l))
     loss = -(1 - e) log sigmoid(b h) - e log sigmoid(-b h)
 
-w is the chosen answer, l the rejected one, b is `beta`, e is `label_smoothing`: the share of pairs
-whose sides are taken to be the wrong way round (0 in the paper; with e > 0 it is the conservative
-DPO of Mitchell). Since d log sigmoid(x) / dx = sigmoid(-x),
+w is the chosen answer, l the rejected one, b is `beta`, e is `label_smoothing`: the assumed share
+of pairs whose sides are swapped (0 in the paper; e > 0 gives Mitchell's conservative DPO). Since d
+log sigmoid(x) / dx = sigmoid(-x),
 
     d loss / dh = b (e sigmoid(b h) - (1 - e) sigmoid(-b h))
 

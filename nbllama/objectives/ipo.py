@@ -3,9 +3,10 @@
     h = (log pi(w) - log ref(w)) - (log pi(l) - log ref(l))
     loss = (h - 1 / (2 b))^2            d loss / dh = 2 (h - 1 / (2 b))
 
-w is the chosen answer, l the rejected one, b is `beta`, tau in the paper. The margin has a goal,
-1 / (2 b) nats, beyond which it is pulled back: unlike with DPO, pairs that all agree do not drive
-it to infinity. The reward of an answer is b (log pi - log ref), so the goal of the margin is 1/2.
+w is the chosen answer, l the rejected one, b is `beta`, tau in the paper. The margin h has a
+target, 1 / (2 b) nats, and is pulled back if it exceeds the target: unlike with DPO, pairs that all
+agree do not drive the margin to infinity. The reward of an answer is b (log pi - log ref), so the
+target in rewards is 1/2.
 
 As in the paper, log pi is the sum over the tokens. (TRL takes the mean over the tokens of each
 answer, so its beta has another meaning.)

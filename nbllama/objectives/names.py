@@ -1,16 +1,16 @@
-"""The objectives by name, with what options and defaults need to know of them. No numpy in here."""
+"""The objectives by name, with their options and defaults. This module does not import numpy."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-PAIRS, LABELS = "pairs", "labels"
+PAIRS, LABELS, PROMPTS = "pairs", "labels", "prompts"
 
 
 class Objective(NamedTuple):
-    """What is minimised. `data`: what a sample is, "" for answers without a judgement.
+    """An objective. `data`: the kind of sample, "" for answers without a judgement.
 
-    beta, sft_weight: defaults. refers: the loss has a reference. smooths: it has label smoothing.
+    beta, sft_weight: defaults. refers: the loss uses a reference. smooths: it has label smoothing.
     has_margin: it has a target margin. `rate_divisor`: of the default learning rate.
     """
 
@@ -34,8 +34,11 @@ OBJECTIVES = {
         Objective("orpo", PAIRS, sft_weight=1.0, refers=False),
         Objective("simpo", PAIRS, beta=2.0, refers=False, smooths=True, has_margin=True),
         Objective("kto", LABELS),
+        Objective("grpo", PROMPTS, beta=0.04, rate_divisor=10.0),
     )
 }
 MARGIN = 1.0
 """Default of `--margin`, where the loss has one."""
+GROUP_SIZE, MAX_ANSWER, TEMPERATURE = 8, 128, 1.0
+"""Defaults of the options of rewards."""
 NONE, BASE, START = "none", "base", "start"

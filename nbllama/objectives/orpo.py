@@ -27,10 +27,10 @@ LARGEST = -1e-12  # of m: a probability of exactly 1 has infinite odds
 
 
 def orpo(sides: Sides, *, beta: float) -> PairLoss:
-    """Return loss and derivatives of each pair, without the term of the chosen answer alone."""
+    """Return loss and derivatives of each pair, without the term of `supervised`."""
     chosen = np.minimum(sides.chosen / sides.n_chosen, LARGEST)
     rejected = np.minimum(sides.rejected / sides.n_rejected, LARGEST)
-    # 1 - p as -expm1(m), which is exact also where p is almost 1
+    # 1 - p as -expm1(m), which is exact even if p is almost 1
     r = (chosen - np.log(-np.expm1(chosen))) - (rejected - np.log(-np.expm1(rejected)))
     dr = -beta * sigmoid(-r)
     return PairLoss(

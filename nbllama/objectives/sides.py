@@ -1,4 +1,4 @@
-"""What the losses of pairs take and return."""
+"""The arguments and results of the losses of pairs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class PairLoss(NamedTuple):
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Compute 1 / (1 + exp(-x)), without overflow."""
     small: np.ndarray = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logarithm of `sigmoid`, without overflow."""
+    """Compute the logarithm of `sigmoid`, without overflow."""
     found: np.ndarray = np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
     return found

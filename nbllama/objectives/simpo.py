@@ -4,7 +4,7 @@
     loss = -(1 - e) log sigmoid(r - g) - e log sigmoid(g - r)
 
 w is the chosen answer, l the rejected one, |y| the number of an answer's tokens, b is `beta`, g is
-`margin`, by which the chosen answer shall win, e is `label_smoothing` (0 in the paper).
+`margin`, by which the chosen answer should win, e is `label_smoothing` (0 in the paper).
 
     d loss / dr = e sigmoid(r - g) - (1 - e) sigmoid(g - r)
     d loss / d log pi(w) = (d loss / dr) b / |w|       d loss / d log pi(l) = -(d loss / dr) b / |l|

@@ -1,4 +1,4 @@
-"""The likelihood of the chosen answer as a further term of a loss of preferences.
+"""The likelihood of the chosen answer as an additional term of a preference loss.
 
     loss = -a log pi(w) / |w|           d loss / d log pi(w) = -a / |w|
 

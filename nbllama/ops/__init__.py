@@ -1,4 +1,4 @@
-"""The ops of the model, one per page. `OPS` holds all of them; it is built on first access.
+"""The ops of the model, one per page. `OPS` contains all of them and is built on first access.
 
 To add a page, add its name to `PAGES` and define a tuple `OPS: tuple[Op, ...]` in it.
 """

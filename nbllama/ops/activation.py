@@ -154,7 +154,7 @@ def gated_grad(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, *, gelu: bool
 
 def _shape(gate: np.ndarray) -> tuple[int, int]:
     if np.ndim(gate) != 2:
-        raise ValueError(f"gated: gate has shape {np.shape(gate)}, wanted [N, F]")
+        raise ValueError(f"gated: gate has shape {np.shape(gate)}, expected [N, F]")
     return gate.shape
 
 

@@ -7,10 +7,10 @@ them in this layout, and the product of the gradient reads it. A task owns `BLOC
 panel and shifts its exponentials by each token's largest logit m_b in the block. The blocks are
 combined afterwards, with exp(z - m) = exp(z - m_b) exp(m_b - m).
 
-Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024 it had a floor
-f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss and gradient. Here the floor is an
-option, off (0) unless an old run is reproduced. The block-wise sum: Milakov and Gimelshein, "Online
-normalizer calculation for softmax" (2018).
+Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t36. In 2023 and 2024,
+`ggml_cross_entropy_loss` had a floor f = 1e-9 under the probabilities, p' = p (1 - f) + f, in loss
+and gradient. Here the floor is an option; it is 0 (off) unless an old run is reproduced. The
+block-wise sum: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.linear.panels import n_panels, pack, panel_floats
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
-BLOCK = 1024  # logits per token in a task; those of a whole panel stay in the L2 cache
+BLOCK = 1024  # logits per token in a task; a panel's logits then stay in the L2 cache
 
 
 def cross_entropy_ref(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def cross_entropy_grad_ref(weight: float, z: np.ndarray, targets: np.ndarray) ->
 
 @kernel(fast=True)
 def _maxima(z, top):
-    """top[j] = largest of z[:, j]; it can miss a NaN, which then appears in the sum."""
+    """top[j] = largest of z[:, j]. A NaN can be missed here, but appears in the sum."""
     for j in range(PANEL):
         top[j] = z[0, j]
     for v in range(z.shape[0]):
@@ -77,7 +77,7 @@ def _sums(z, total):
 
 @kernel(parallel=True)
 def _blocks(zp, tops, sums):
-    """Replace each block's logits by exponentials; write their shifts and their sums."""
+    """Replace each block's logits with exponentials; write their shifts and sums."""
     n_blocks = tops.shape[1]
     for task in prange(tops.shape[0] * n_blocks):
         p, b = task // n_blocks, task % n_blocks
@@ -111,13 +111,13 @@ def cross_entropy(
 ) -> None:
     """Compute the losses float32 `[M]` of packed logits zp `[P, V, PANEL]`.
 
-    The logits are overwritten with their gradient times `weight`, and zeros past row M; without
-    `gradient` their contents are undefined afterwards. `weight` is a number, or float64 `[M]` with
-    one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
+    The logits are overwritten with their gradient times `weight` and, past row M, with zeros;
+    without `gradient`, their contents are undefined afterwards. `weight` is a number, or float64
+    `[M]` with one weight per row. `targets` is int32 `[M]`. `floor`: see the module docstring.
     """
     m = len(targets)
     if np.ndim(zp) != 3 or zp.shape[1] == 0 or zp.shape[0] != n_panels(m):
-        raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, wanted panels of {m} rows")
+        raise ValueError(f"cross_entropy: z has shape {np.shape(zp)}, expected panels of {m} rows")
     check_output("cross_entropy", "z", zp, (*zp.shape[:2], PANEL))
     check_array("cross_entropy", "targets", targets, (m,), dtype=np.int32)
     check_output("cross_entropy", "losses", losses, (m,))

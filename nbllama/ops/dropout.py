@@ -1,4 +1,4 @@
-"""LoRA dropout: values are dropped at random from the input of the pair, not of its weight.
+"""LoRA dropout: values are dropped at random from the input of the pair, not of the weight.
 
     x' = x keep / (1 - p)        keep[t, k] = 1 with probability 1 - p, else 0
     y = x Wᵀ + s (x' Aᵀ) Bᵀ      dx = dy W + (dh A) keep / (1 - p),   dA = dhᵀ x',   dh = s dy B
@@ -8,7 +8,7 @@ Numbers: As Easy as 1, 2, 3", Salmon et al. 2011) turns the counter (k // 4, t, 
 and a key of (seed, step) into four 32-bit numbers, one for each of four neighbouring columns. A
 value is kept if its number is at least p 2³². So the forward pass, its recomputation under gradient
 checkpointing and the backward pass use the same mask for any number of threads, and a resumed run
-uses the mask of an uninterrupted one.
+uses the same masks as an uninterrupted one.
 
 Source: `lora_dropout` of Hugging Face PEFT; "Dropout: A Simple Way to Prevent Neural Networks from
 Overfitting", Srivastava et al. 2014.
@@ -27,7 +27,7 @@ from nbllama.kernels.lanes import PANEL
 from nbllama.ops.linear.panels import n_panels
 from nbllama.ops.op import check_array, check_output, readonly
 
-_STREAM = 1 << 33  # separates these Philox keys from those of the data order and of A's start
+_STREAM = 1 << 33  # separates these Philox keys from those of the data order and A's initial values
 _SITES = 8  # inputs of pairs per block, rounded up
 
 
@@ -35,8 +35,8 @@ _SITES = 8  # inputs of pairs per block, rounded up
 class Dropout:
     """A dropout mask.
 
-    It has the probability `p`, two 32-bit `key` words of (seed, step), the number of the
-    micro-batch, and the `site`, which distinguishes the inputs of one pass.
+    `p`: the probability. `key`: two 32-bit words from (seed, step). `micro`: the number of the
+    micro-batch. `site` distinguishes the inputs of one pass.
     """
 
     p: float
@@ -89,7 +89,7 @@ def _threshold(p: float) -> int:
 
 @kernel()
 def _philox(c0, c1, c2, c3, k0, k1):
-    """Return four random numbers; every argument holds 32 bits in a uint64."""
+    """Return four random numbers; every argument is a 32-bit number in a uint64."""
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     for _ in range(10):

@@ -85,7 +85,7 @@ def _project(dx, a, scale, projected):
 
 @kernel()
 def _scatter(projected, tokens, db):
-    # Tokens repeat, so several add to the same row of dB: one thread adds them, in token order.
+    # Equal tokens add to the same row of dB, so one thread adds all of them, in token order.
     for n in range(projected.shape[0]):
         for r in range(projected.shape[1]):
             db[tokens[n], r] += projected[n, r]
@@ -162,7 +162,7 @@ def _check_tokens(op: str, tokens: np.ndarray, n_vocab: int) -> None:
 
 def _check_pair(op: str, tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     if np.ndim(a) != 2 or np.ndim(b) != 2:
-        raise ValueError(f"{op}: A {np.shape(a)}, B {np.shape(b)}, wanted [R, C], [V, R]")
+        raise ValueError(f"{op}: A {np.shape(a)}, B {np.shape(b)}, expected [R, C], [V, R]")
     check_array(op, "a", a, a.shape)
     check_array(op, "b", b, (b.shape[0], a.shape[0]))
     _check_tokens(op, tokens, b.shape[0])

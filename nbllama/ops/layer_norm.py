@@ -8,12 +8,12 @@ Gradient. Every x[n, c] changes the mean and the deviation of its row, so with g
     dx[n, c] = rstd[n] * (g[n, c] - mean_c g[n, c] - xh[n, c] * mean_c(g[n, c] * xh[n, c]))
     dw[c]    = sum_n dy[n, c] * xh[n, c]
 
-Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. In a model without w
-it is 1, without b it is 0; b is never trained and has no gradient. Saved for the gradient: x, mean
-and rstd. Both sums are computed in float64, as in llama.cpp.
+Shapes: x, y, dy, dx `[N, C]`, w, b, dw `[C]`, mean, rstd `[N]`, all float32. A missing w counts as
+1, a missing b as 0; b is never trained and has no gradient. Saved for the gradient: x, mean and
+rstd. Both sums are computed in float64, as in llama.cpp.
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016). llama.cpp: `ggml_norm`, `ggml_mul`,
-`ggml_add`; ggml has no gradient for it. finetune.cpp: none.
+`ggml_add`; ggml has no gradient for LayerNorm. finetune.cpp: none.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def layer_norm_grad_weight(
 
 def _shape(x: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or x.shape[1] == 0:
-        raise ValueError(f"layer_norm: x has shape {np.shape(x)}, wanted [N, C]")
+        raise ValueError(f"layer_norm: x has shape {np.shape(x)}, expected [N, C]")
     return x.shape
 
 

@@ -3,10 +3,10 @@
     z = x Wᵀ (+ LoRA)        loss = sum over rows of the cross-entropy of z with the row's target
     dz from `ops.cross_entropy`, overwriting z            dx = dz W (+ LoRA)
 
-Rows are the positions that have a target, gathered beforehand: other positions cost nothing. They
-are processed in chunks of at most `CHUNK` rows, large enough to decode W once for many rows. The
-weight `w` of a row is 1 / (trained tokens of the step), so that the sum over micro-batches is the
-step's mean. A preference loss has one weight per row (`nbllama.objectives`). If the model has a
+Rows are the positions that have a target, gathered beforehand, so other positions cost nothing.
+They are processed in chunks of at most `CHUNK` rows, large enough to decode W once for many rows.
+The weight `w` of a row is 1 / (trained tokens of the step), so that the sum over micro-batches is
+the step's mean. A preference loss has one weight per row (`nbllama.objectives`). If the model has a
 soft-cap for its logits (`ops.softcap`), a copy of the capped chunk is kept.
 
 Source: llama.cpp `ggml_cross_entropy_loss`. finetune.cpp: t34, t36.
@@ -30,7 +30,7 @@ CHUNK = 192  # upper limit of rows whose logits are in memory together
 class LossBuffers:
     """Reused memory of one chunk: packed logits and input.
 
-    With a soft-cap `cap` it holds the logits before and after the cap. `seen`: None, or a list to
+    With a soft-cap `cap`, it stores the logits before and after the cap. `seen`: None, or a list to
     which every call with a gradient appends the losses of its rows (float32, one array per chunk).
     `kept`: None, or float32 memory `[M]` for the losses of all rows of a call.
     """
@@ -51,7 +51,7 @@ class LossBuffers:
 
     @staticmethod
     def nbytes(n_vocab: int, n_embd: int, rank: int, most_rows: int, *, cap: float = 0.0) -> int:
-        """Return the bytes of such buffers, for the memory forecast."""
+        """Return the size of such buffers in bytes, for the memory forecast."""
         lanes = n_panels(min(CHUNK, most_rows)) * PANEL
         return 4 * lanes * (n_vocab * (2 if cap > 0 else 1) + n_embd + 2 * packed_rows(rank) + 1)
 

@@ -60,9 +60,9 @@ def check_array(
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{op}: {name} is {type(array).__name__}, not an array")
     if array.dtype != dtype:
-        raise ValueError(f"{op}: {name} is {array.dtype}, wanted {np.dtype(dtype)}")
+        raise ValueError(f"{op}: {name} is {array.dtype}, expected {np.dtype(dtype)}")
     if array.shape != shape:
-        raise ValueError(f"{op}: {name} has shape {array.shape}, wanted {shape}")
+        raise ValueError(f"{op}: {name} has shape {array.shape}, expected {shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{op}: {name} is not contiguous")
 

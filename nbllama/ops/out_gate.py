@@ -39,7 +39,8 @@ def out_gate_grad_ref(
 
 # z - z is 0, or NaN if z is NaN or infinite: it makes the output NaN as well.
 @kernel()
-def _row(x, z, y):
+def out_gate_row(x, z, y):
+    """Compute y from numbers x and their gates z; y may be x."""
     for i in range(x.shape[0]):
         y[i] = x[i] * (_ONE / (_ONE + exp_f32(-z[i]))) + (z[i] - z[i])
 
@@ -48,14 +49,14 @@ def _row(x, z, y):
 def _serial(x, qz, y):
     for n in range(x.shape[0]):
         for h in range(x.shape[1]):
-            _row(x[n, h], qz[n, h, 1], y[n, h])
+            out_gate_row(x[n, h], qz[n, h, 1], y[n, h])
 
 
 @kernel(parallel=True)
 def _parallel(x, qz, y):
     for n in prange(x.shape[0]):
         for h in range(x.shape[1]):
-            _row(x[n, h], qz[n, h, 1], y[n, h])
+            out_gate_row(x[n, h], qz[n, h, 1], y[n, h])
 
 
 @kernel()
@@ -94,7 +95,7 @@ def out_gate_grad(dy: np.ndarray, x: np.ndarray, qz: np.ndarray, dqz: np.ndarray
 
 def _check(op: str, x: np.ndarray, qz: np.ndarray) -> None:
     if np.ndim(x) != 3:
-        raise ValueError(f"{op}: x has shape {np.shape(x)}, wanted [N, H, D]")
+        raise ValueError(f"{op}: x has shape {np.shape(x)}, expected [N, H, D]")
     check_array(op, "x", x, x.shape)
     check_array(op, "qz", qz, (*x.shape[:2], 2, x.shape[2]))
 

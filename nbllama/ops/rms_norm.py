@@ -177,7 +177,7 @@ def rms_norm_grad_weight(dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, dw: np
 
 def _shape(x: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or x.shape[1] == 0:
-        raise ValueError(f"rms_norm: x has shape {np.shape(x)}, wanted [N, C]")
+        raise ValueError(f"rms_norm: x has shape {np.shape(x)}, expected [N, C]")
     return x.shape
 
 

@@ -14,11 +14,11 @@ P positions. Nothing is saved: the gradient needs only the positions and the tab
 
 The tables include YaRN: the angle is a mix of the interpolated and the extrapolated angle, and cos
 and sin include a magnitude (Peng et al., "YaRN", 2023, sections 3.2 to 3.4). They follow ggml step
-by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191 this
-is up to 1.3e-3 radian away from the exact angle (n_rot 128, base 10000), but llama.cpp will run the
-adapter with these angles, not with the exact ones. Compared with `ggml_rope_ext` in an x86-64
-build, 1 % of the numbers differ by one unit in the last place. With YaRN, whose mix of angles that
-compiler fuses, they differ by up to 1e-5.
+by step: theta is multiplied repeatedly by freq_base^(-2/n_rot), in float32. At position 8191 the
+angle differs from the exact one by up to 1.3e-3 radians (n_rot 128, base 10000), but llama.cpp will
+run the adapter with ggml's angles. Compared with `ggml_rope_ext` in an x86-64 build, 1 % of the
+numbers differ by one unit in the last place. With YaRN, the compiler of that build fuses operations
+in the mix of angles, and numbers differ by up to 1e-5.
 
 Source: Su et al., "RoFormer" (2021). llama.cpp: `ggml_rope_ext`, `ggml_rope_yarn_corr_dims`,
 `ggml_rope_ext_back`. finetune.cpp: t07, t10.
@@ -94,8 +94,8 @@ def yarn_range(
 ) -> tuple[np.float32, np.float32]:
     """Return the range of pairs in which YaRN changes from extrapolation to interpolation.
 
-    Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context. The ends
-    of the range are where this is `beta_fast` and `beta_slow` (llama.cpp:
+    Pair i turns n_ctx_orig * freq_base^(-2i/n_rot) / (2 pi) times in the original context. At the
+    ends of the range, this number is `beta_fast` and `beta_slow` (llama.cpp:
     ggml_rope_yarn_corr_dims).
     """
     f32 = np.float32

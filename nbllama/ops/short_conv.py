@@ -4,7 +4,7 @@ A token's input has three parts of C channels, b, c and x:
 
     u[t] = b[t] x[t]        v[t] = sum over j of w[j] u[t - K + 1 + j]        y[t] = c[t] v[t]
 
-with K taps w, j from 0 to K - 1. Before the first token of a sequence u is 0, or given by the
+with K taps w, j from 0 to K - 1. Before the first token of a sequence, u is 0 or given by the
 state: the last K - 1 values of u in an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
@@ -12,10 +12,10 @@ Gradient, with e[t] = dy[t] c[t], which is 0 after the sequence:
     dc[t] = dy[t] v[t]
     du[t] = sum over j of w[j] e[t + K - 1 - j]        db[t] = du[t] x[t]        dx[t] = du[t] b[t]
 
-The taps are frozen: they get no gradient.
+The taps are frozen, so they have no gradient.
 
-Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets
-`[S + 1]` int32; a state `[S, K - 1, C]`. Parallel over tokens: each is computed alone, in the order
+Shapes: bcx `[N, 3 C]`, w `[K, C]`, y `[N, C]` float32, all sequences concatenated; offsets `[S +
+1]` int32; a state `[S, K - 1, C]`. Parallel over tokens: each is computed separately, in the order
 of the taps, whatever else is in the batch.
 
 llama.cpp: `ggml_ssm_conv` on `b * x`, in `llama_model_lfm2`.
@@ -57,7 +57,7 @@ def _mixed_ref(
 def short_conv_grad_ref(
     dy: np.ndarray, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """Compute the gradient with respect to bcx, for sequences that begin here."""
+    """Compute the gradient with respect to bcx, for sequences without a state."""
     taps, width = w.shape
     b, c, x = np.split(bcx, 3, axis=1)
     du = np.empty((len(bcx), width), bcx.dtype)
@@ -82,7 +82,7 @@ def _add_past(w, u, out):
 
 @kernel()
 def _mix(bcx, w, first, n, past, out):
-    """Compute v of token n of a sequence that begins at `first`, before which `past` was."""
+    """Compute v of token n of a sequence that begins at `first`, after the state `past`."""
     taps, width = w.shape
     for c in range(width):
         out[c] = np.float32(0.0)
@@ -188,7 +188,7 @@ def short_conv(
 def leave_state(
     u: np.ndarray, offsets: np.ndarray, before: np.ndarray | None, after: np.ndarray
 ) -> None:
-    """Write the last values of u `[N, C]` of each sequence to after `[S, K - 1, C]`."""
+    """Write each sequence's last values of u `[N, C]` to after `[S, K - 1, C]`."""
     kept = after.shape[1]
     for s, (first, last) in enumerate(pairwise(offsets.tolist())):
         own = min(kept, last - first)
@@ -218,16 +218,16 @@ _NO_PAST = readonly(np.empty((0, 1), np.float32))
 
 
 def sequences(offsets: np.ndarray) -> np.ndarray:
-    """Return the number of each token's sequence `[N]`, int32."""
+    """Return the index of each token's sequence, int32 `[N]`."""
     counts = np.diff(offsets)
     return readonly(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
 
 def _check(op: str, bcx: np.ndarray, w: np.ndarray, offsets: np.ndarray) -> tuple[int, int, int]:
     if np.ndim(w) != 2 or w.shape[0] < 2 or w.shape[1] == 0:
-        raise ValueError(f"{op}: w has shape {np.shape(w)}, wanted [K, C] with K at least 2")
+        raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, C] with K at least 2")
     if np.ndim(bcx) != 2:
-        raise ValueError(f"{op}: bcx has shape {np.shape(bcx)}, wanted [N, 3 C]")
+        raise ValueError(f"{op}: bcx has shape {np.shape(bcx)}, expected [N, 3 C]")
     check_array(op, "bcx", bcx, (bcx.shape[0], 3 * w.shape[1]))
     check_array(op, "w", w, w.shape)
     check_array(op, "offsets", offsets, (len(offsets),), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""The activation of a feed-forward layer with two matrices: a function of each number.
+"""The activation of a feed-forward layer with two matrices: a function applied to each number.
 
     out = act(x)
 
@@ -18,8 +18,8 @@ Gradient: dx = dout * act'(a), with
 Apertus learns two numbers per layer: p = softplus(alpha_p), n = beta + softplus(alpha_n)
 (`xielu_numbers`).
 
-Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient overwrites it with
-dx, because it is the widest array of a layer.
+Shapes: x, out, dout `[N, F]` float32. Saved for the gradient: x. The gradient overwrites x with dx,
+because x is the widest array of a layer.
 
 Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); So et al., "Primer" (2021);
 Huang and Schlag, "Deriving Activation Functions Using Integration" (2024). llama.cpp: `ggml_gelu`,
@@ -184,7 +184,7 @@ def _grad(dout, x, code, p, n, beta, eps):
 def ungated(x: np.ndarray, out: np.ndarray, *, kind: str, numbers: Xielu = NO_NUMBERS) -> None:
     """Write out `[N, F]` = act(x); `kind` is a name of `CODES`.
 
-    Raises ValueError for arrays that do not fit each other, or another kind.
+    Raises ValueError for arrays that do not fit each other, or an unknown kind.
     """
     code, shape = _checked(x, kind)
     check_array("ungated", "x", x, shape)
@@ -198,7 +198,7 @@ def ungated_grad(
 ) -> None:
     """Overwrite x `[N, F]` with its gradient, given dout `[N, F]`.
 
-    Raises ValueError for arrays that do not fit each other or share memory, or another kind.
+    Raises ValueError for arrays that do not fit each other or share memory, or an unknown kind.
     """
     code, shape = _checked(x, kind)
     check_array("ungated_grad", "dout", dout, shape)
@@ -210,7 +210,7 @@ def ungated_grad(
 
 def _checked(x: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(x) != 2:
-        raise ValueError(f"ungated: x has shape {np.shape(x)}, wanted [N, F]")
+        raise ValueError(f"ungated: x has shape {np.shape(x)}, expected [N, F]")
     if kind not in CODES:
         raise ValueError(f"ungated: {kind!r} is none of {', '.join(CODES)}")
     return CODES[kind], x.shape

@@ -13,7 +13,7 @@ CHUNK = 32768  # elements; three float32 arrays of this size and two scratch one
 def n_dims(name: str, shape: tuple[int, ...]) -> int:
     """Return the dimensions of a LoRA array as in llama.cpp (`ggml_n_dims`), without trailing 1s.
 
-    The old tool holds both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
+    The old tool stores both halves as ne = [rank, n]. So only the `lora_b` of a norm vector,
     ne = [rank, 1], has one dimension; a rank-1 `lora_a`, ne = [1, n], has two.
     """
     ne = list(shape[::-1] if name.endswith(".lora_b") else shape)

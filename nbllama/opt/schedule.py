@@ -12,8 +12,8 @@ class Schedule:
     """The factor on the learning rate: see `factor`.
 
     `kind`: a name in `SCHEDULES`. `warmup`: updates in which the factor rises. `cos_decay_steps`:
-    the update T at which the decay, of any kind, ends at `cos_decay_min`. With `enable_restart` the
-    cosine starts again, `cos_decay_restart` times as long. `min_ratio`: smallest factor.
+    the update T at which the decay, of any kind, ends at `cos_decay_min`. With `enable_restart`,
+    the cosine starts again, `cos_decay_restart` times as long. `min_ratio`: smallest factor.
     `wsd_decay`: share of T in which "wsd" falls. `begin`: the update after which the schedule
     starts; T and `warmup` are counted from there.
     """
@@ -68,7 +68,7 @@ def _wsd(s: Schedule, step: int) -> float:
 def _cosine(s: Schedule, step: int) -> float:
     """Return half a cosine from 1 at 0 (with restarts: at `warmup`) down to `cos_decay_min`.
 
-    A decay over 0 steps (as given, or reached by restarts) is at its minimum.
+    If the decay lasts 0 steps (as given, or after restarts), the factor is the minimum.
     """
     length = s.cos_decay_steps
     if s.enable_restart:

@@ -1,4 +1,4 @@
-"""`--lora` and `--lora-scaled`, for every program that takes adapters.
+"""`--lora` and `--lora-scaled`, for every program that accepts adapters.
 
 Both can be given several times and take lists. `--lora-scaled FILE SCALE` has two words, which the
 parser of one-value options cannot read, so both options are removed before it reads the rest.

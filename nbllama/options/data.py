@@ -56,7 +56,7 @@ class DataOptions(Protocol):
 
     @property
     def parse_special(self) -> bool:
-        """Whether control tokens that are spelled out in texts count as these tokens."""
+        """Whether the text of a control token is read as that token."""
         ...
 
     @property

@@ -18,7 +18,7 @@ def unescape(text: str, option: str = "--sample-start") -> str:
 
     def byte(found: re.Match[str]) -> str:
         if found[2]:
-            # a lone surrogate holds a byte until the whole text is decoded
+            # a lone surrogate represents a byte until the whole text is decoded
             return bytes([int(found[2], 16)]).decode("utf-8", "surrogateescape")
         return _CHARACTERS.get(found[1], found[1])
 

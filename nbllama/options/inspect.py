@@ -37,7 +37,7 @@ class InspectOptions:
         Text(), "", "base model that a checkpoint or adapter must fit", also=["-m"],
         shown_default="none",
     )  # fmt: skip
-    check: bool = _show(None, False, "read every weight and refuse a NaN or an infinity")
+    check: bool = _show(None, False, "read every weight and refuse NaN and infinity")
     debug: bool = debug_option("Show")
 
 

@@ -24,7 +24,7 @@ _ABOUT = {"--help": "help", "-h": "help", "--version": "version"}
 
 
 class Saved(NamedTuple):
-    """How a checkpoint holds an option that decides what is computed.
+    """How a checkpoint stores an option that affects the computation.
 
     `place`: number of its key among those of all options, never used twice; a new option takes the
     next one. `key`: "" for the field's own name. `taken`: a run that continues the checkpoint takes
@@ -84,7 +84,7 @@ def option(
 
     `only`: "text" or "records", the kind of training data to which the option applies.
     `file`: "reads" or "writes" for the name of a file or folder; no output may be an input.
-    `saved`: how a checkpoint holds the option, None if it does not change the computation.
+    `saved`: how a checkpoint stores the option, None if it does not change the computation.
     `without`: for an option that the old llama.cpp `finetune` or checkpoints of an earlier version
     did not have, the value that gives the same run as without the option.
     """

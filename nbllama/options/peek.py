@@ -52,7 +52,7 @@ class PeekOptions:
 
 @dataclass(frozen=True)
 class Asked:
-    """A task for `peek`: `files` holds one to show, or two to compare."""
+    """A task for `peek`: `files` has one to show, or two to compare."""
 
     options: PeekOptions
     files: tuple[str, ...]

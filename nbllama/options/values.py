@@ -35,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Words(Text):
-    """Text that is used as such, not the name of a file.
+    """Text that is used directly, not as a file name.
 
     It must be UTF-8, whatever the locale of the command line.
     """

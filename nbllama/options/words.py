@@ -1,4 +1,4 @@
-"""Words of a command line that belong to no option, such as file names."""
+"""Words on a command line that belong to no option, such as file names."""
 
 from __future__ import annotations
 

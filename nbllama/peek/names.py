@@ -30,7 +30,7 @@ class Node(NamedTuple):
     """An activation: its shape in letters, finetune.cpp's numbers for it, and its meaning.
 
     The letters: N tokens, C n_embd, H n_head, G n_head_kv, D head_dim, F n_ff, V n_vocab, M trained
-    tokens, E experts, K experts per token.
+    tokens, E experts, K experts per token, P the width of a block's own embeddings.
     """
 
     name: str
@@ -91,6 +91,10 @@ MIXERS = (
     Node("delta_o", "[N, H, D]", (), "what its queries read"),
     Node("delta_out", "[N, H D]", (), "the same, normed, times its gates"),
     Node("ssm_out", "[N, C]", (), "what it adds to the stream", False),
+    Node("pe_in", "[N, C]", (), "the stream after feed-forward (models with embeddings per block)"),
+    Node("per_layer_gate", "[N, P]", (), "gates of a block's own embeddings"),
+    Node("per_layer_act", "[N, P]", (), "gelu(gate) * embedding"),
+    Node("per_layer_out", "[N, C]", (), "what is added to the stream, before its norm", False),
 )
 BATCH = ("tokens", "targets", "positions", "offsets")
 _NUMBERS = {node.name: node.numbers for node in ENDS + BLOCK + MIXERS}

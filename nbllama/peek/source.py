@@ -27,7 +27,7 @@ def open_source(path: str, patterns: Sequence[str] = ()) -> Dump:
 
     For a checkpoint this includes the moments, `NAME.m` and `NAME.v`. Raises `UsageError` if there
     is no such file or no such name, `GGUFError` and `CheckpointError` for a file that cannot be
-    read, and `NotEnoughMemory` for more than 8 GB at once.
+    read, and `NotEnoughMemory` if the tensors exceed 8 GB.
     """
     if not os.path.lexists(path):
         raise UsageError(f"{shown(path, 400)}: there is no such file")

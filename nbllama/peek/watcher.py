@@ -107,8 +107,8 @@ class Watcher:
 
     def take_weights(self) -> None:
         """Decode and store the base tensors."""
-        for name in self.model.gguf.tensors:
-            if self.patterns(name) and self._fits(name, int(np.prod(self.model.shapes[name])) * 4):
+        for name, shape in self.model.shapes.items():
+            if self.patterns(name) and self._fits(name, int(np.prod(shape)) * 4):
                 self.into.arrays[name] = self.model.tensor(name)
 
     def take_parameters(self, adapter: Adapter | None, suffix: str = "") -> None:

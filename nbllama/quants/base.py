@@ -36,7 +36,7 @@ def quant_type(type_id: int) -> TensorType:
 
 
 def nbytes(type_id: int, n_elements: int) -> int:
-    """Return the bytes of `n_elements` weights; ValueError unless they are whole blocks."""
+    """Return the size of `n_elements` weights in bytes; ValueError unless in whole blocks."""
     t = quant_type(type_id)
     if n_elements < 0 or n_elements % t.block_size:
         raise ValueError(f"{n_elements} weights are not whole {t.name} blocks of {t.block_size}")

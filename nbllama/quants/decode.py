@@ -30,7 +30,7 @@ def decode(type_id: int, raw: np.ndarray, n_elements: int) -> np.ndarray:
     """
     raw = as_readonly(raw)
     if raw.size != nbytes(type_id, n_elements):
-        raise ValueError(f"{raw.size} bytes, wanted {nbytes(type_id, n_elements)}")
+        raise ValueError(f"{raw.size} bytes, expected {nbytes(type_id, n_elements)}")
     out = np.empty(n_elements, dtype=np.float32)
     DECODERS[type_id](raw, 0, n_elements // quant_type(type_id).block_size, out, 0)
     return out

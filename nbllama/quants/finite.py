@@ -43,8 +43,8 @@ def _first_special(raw, at, stride, start, stop, mask):
 def _special_in_words(raw, n_words, mask, step):
     """Return whether the first `n_words` u32 (one F32, two F16 or BF16 each) have a special number.
 
-    Adding the exponent's lowest bit `step` carries into the place of the sign, which `mask` has
-    cleared, only if all bits of the exponent are set.
+    Adding the exponent's lowest bit `step` carries into the sign bit, which `mask` has cleared,
+    only if all bits of the exponent are set.
     """
     carries = np.int32(0)
     for i in range(n_words):
@@ -84,7 +84,7 @@ def first_special(type_id: int, raw: np.ndarray, n_elements: int) -> int:
     t = quant_type(type_id)
     raw = as_readonly(raw)
     if raw.size != nbytes(type_id, n_elements):
-        raise ValueError(f"{raw.size} bytes, wanted {nbytes(type_id, n_elements)}")
+        raise ValueError(f"{raw.size} bytes, expected {nbytes(type_id, n_elements)}")
     n = n_elements // t.block_size
     if t.name == "IQ1_M":
         return int(_first_special_iq1_m(raw, n))

@@ -13,9 +13,9 @@ u16 and u32 are little-endian numbers (llama.cpp: `block_iq1_s` ... `block_iq3_s
 | IQ3_XXS | 98 | d 0, qs 2..65 (row byte per 4 weights), 66..97 (u32 per group: signs, scale) |
 | IQ3_S | 110 | d 0, qs 2..65, qh 66..73, signs 74..105, scales 106..109 |
 
-IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25.
-IQ3_S: w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125).
-Scales are four-bit numbers (IQ1: three-bit). Seven sign bits encode eight, whose count is even.
+IQ2: w = (d * (0.5 + scale) * 0.25) * row * sign. IQ3_XXS: the same with 0.5 instead of 0.25. IQ3_S:
+w = (d * (1 + 2 scale)) * row * sign. IQ1: w = (d * (2 scale + 1)) * (row +- 0.125). Scales are
+four-bit numbers (IQ1: three-bit). Seven sign bits encode eight, of which an even number is set.
 
 llama.cpp: `dequantize_row_iq1_s`, `_iq1_m`, `_iq2_xxs`, `_iq2_xs`, `_iq2_s`, `_iq3_xxs`, `_iq3_s`.
 Results are bit-equal with it and with gguf-py.
@@ -66,7 +66,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; a byte of scales serves two times 16 weights."""
+    """Decode from 512 rows; each byte of scales serves two groups of 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)

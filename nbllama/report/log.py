@@ -53,8 +53,8 @@ class EvaluationRecord:
 
     `val_loss`: nats per trained token of the validation data, None without such data, and its
     `perplexity`; `best`: the lowest so far. `train_loss`: mean since the last evaluation, None at
-    the start. `samples`: prompts with their answers. `measures`: as in `StepRecord`, for the
-    validation data.
+    the start. `samples`: prompts with their answers, and the reward if there is one. `measures`: as
+    in `StepRecord`, for the validation data.
     """
 
     iter: int

@@ -19,8 +19,10 @@ MOST_POINTS = 2000  # of a curve; more are means of neighbours
 OF_PREFERENCES = (
     "margin", "accuracy", "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected",
 )  # fmt: skip
+OF_REWARDS = ("reward", "reward_std", "kl", "answer_tokens", "same", "answers_per_s")
 SERIES = (
     "loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds", *OF_PREFERENCES,
+    *OF_REWARDS,
 )  # fmt: skip
 MOST_RUNS = 8
 MOST_NORMS, MOST_TEXTS, MOST_QUESTIONS = 512, 400, 200
@@ -196,7 +198,7 @@ def _lengths(data: Any) -> list[list[Any]]:
 def _samples(row: Row) -> list[dict[str, str]]:
     samples = row.get("samples")
     return [
-        {"prompt": text(s.get("prompt", "")), "answer": text(s.get("answer", ""))}
+        {key: text(s.get(key, "")) for key in ("prompt", "answer", *({"reward"} & s.keys()))}
         for s in (samples if isinstance(samples, list | tuple) else [])
         if isinstance(s, dict)
     ]

@@ -41,7 +41,7 @@ def called(name: str) -> Iterator[None]:
 
 
 def called_as(name: str) -> str:
-    """Return the name under which the running program was started, by default `name`."""
+    """Return the name under which the running program was started, or `name` if it is unknown."""
     return _name.get() or name
 
 

@@ -79,7 +79,7 @@ def _all_of(fd: int, pipe: bool, at_most: int) -> bytes:
             return b"".join(parts)
         total += len(part)
         if total > at_most:
-            raise ValueError(f"more than {at_most} bytes, which is the limit")
+            raise ValueError(f"larger than the limit of {at_most} bytes")
         parts.append(part)
 
 

@@ -133,7 +133,7 @@ def _after_open(
 
 
 def _aligned(base: str, through: str, messages: list[dict[str, Any]], number: int) -> int | None:
-    """Return the place in F at which `base` ends; None if it is unknown."""
+    """Return the position in F at which `base` ends; None if it is unknown."""
     if through.startswith(base):
         return len(base)
     common = len(os.path.commonprefix([base, through]))
@@ -175,7 +175,7 @@ def _rest(prompt: str, through: str) -> str:
 
 
 def words_end(text: str, message: dict[str, Any]) -> int:
-    """Return the place in an answer's text after the words of the message.
+    """Return the position in an answer's text after the words of the message.
 
     These are its thought, content and calls. The first token after them that ends a generation ends
     the answer.

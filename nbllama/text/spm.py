@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import sentencepiece
 
 SPACE = "\u2581"
-_BYTE_TEXTS = {f"<0x{b:02X}>": b for b in range(256)}
+BYTE_TEXTS = {f"<0x{b:02X}>": b for b in range(256)}
 _NORMAL, _UNKNOWN, _BYTE = 1, 2, 6  # ModelProto.SentencePiece.Type
 _BPE = 2  # TrainerSpec.ModelType
 
@@ -50,7 +50,7 @@ class SpmTokenizer(Tokenizer):
         """The library's model, or None if it would merge differently from llama.cpp."""
         if any(
             byte[:i] in self._ids and byte[i:] in self._ids
-            for byte in _BYTE_TEXTS
+            for byte in BYTE_TEXTS
             if byte in self._ids
             for i in range(1, len(byte))
         ):
@@ -95,7 +95,7 @@ class SpmTokenizer(Tokenizer):
         for i in ids:
             starts.append(at)
             token = self._texts[i]
-            is_byte = token in _BYTE_TEXTS and (
+            is_byte = token in BYTE_TEXTS and (
                 self._library is not None or not text.startswith(token, at)
             )
             if not is_byte:
@@ -160,12 +160,12 @@ def model_proto(texts: list[str], scores: list[float]) -> bytes:
     out = bytearray()
     known = set(texts)
     for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
-        kind = _BYTE if text in _BYTE_TEXTS else _NORMAL
+        kind = _BYTE if text in BYTE_TEXTS else _NORMAL
         if any(c == " " or "\ud800" <= c <= "\udfff" for c in text):
             text = f" {i}"  # never matches: the library's input is UTF-8 without spaces
         out += _piece(text, score, kind)
     out += _piece(" unknown", 0.0, _UNKNOWN)
-    for text in _BYTE_TEXTS:
+    for text in BYTE_TEXTS:
         if text in known:
             out += _piece(f" {text}", 0.0, _NORMAL)
         else:

@@ -77,7 +77,7 @@ class Tokenizer(ABC):
 
         `add_special` puts bos before and eos after the ids if the model asks for them;
         `parse_special` parses the texts of control tokens (user-defined tokens are always parsed).
-        Raises DataError if `text` holds lone surrogates, which no UTF-8 text has.
+        Raises DataError if `text` contains lone surrogates, which are not valid UTF-8.
         """
         ids = [i for part in self.encode_parts(text, parse_special=parse_special) for i in part]
         return self._with_bos_eos(ids) if add_special else ids
@@ -145,8 +145,8 @@ class Tokenizer(ABC):
     def encode_pieces(self, text: str, *, continues: bool = False) -> list[Piece]:
         """Return the ids of `text` with special tokens parsed, cut at these tokens.
 
-        `continues`: as in `encode_with_starts`. Ids of the last texts are kept, as the next prompts
-        repeat these texts.
+        `continues`: as in `encode_with_starts`. Ids of the last texts are cached, because the next
+        prompts repeat them.
         """
         if not (continues and self._prefix) and (found := self._warm.get(text)) is not None:
             return found
@@ -156,7 +156,7 @@ class Tokenizer(ABC):
     def warm(self, texts: Iterable[str]) -> None:
         """Tokenise together the texts of the next calls of `encode_pieces`.
 
-        This is faster than one by one.
+        This is faster than tokenising them one by one.
         """
         good = [text for text in dict.fromkeys(texts) if _is_unicode(text)]
         self._warm = dict(zip(good, self._pieces_of(good, False), strict=True))

@@ -38,7 +38,11 @@ _MAIN_IDS = {
     "pad": "tokenizer.ggml.padding_token_id",
 }
 _BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
-_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}}
+_DEFAULT_IDS: dict[str, dict[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unk": 0},
+    "gpt2": {"bos": 11, "eos": 11},
+    "gemma4": {},
+}
 
 
 @dataclass
@@ -86,27 +90,32 @@ def _read(f: GGUFFile, pre: str | None) -> Vocab:
     if model not in _DEFAULT_IDS:
         raise GGUFError(
             f"tokenizer.ggml.model: tokenizer '{shown(model)}' is not supported; supported: "
-            "llama (SentencePiece), gpt2 (byte-level BPE)"
+            "llama (SentencePiece), gpt2 (byte-level BPE), gemma4"
         )
     texts = _texts(f)
     ids = {text: i for i, text in enumerate(texts)}
     if len(ids) != len(texts):
         first, second = _first_duplicate(texts)
         raise GGUFError(
-            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is token {first} and token {second}"
+            f"tokenizer.ggml.tokens: '{shown(texts[first])}' is both token {first} and {second}"
         )
     v = Vocab(model, texts, ids, _attrs(f, texts), path=f.path)
-    if pre is not None and model == "llama":
-        raise UsageError(f"--pre {shown(pre)}: a SentencePiece vocabulary has no pre-tokenizer")
+    if pre is not None and model != "gpt2":
+        kind = "SentencePiece" if model == "llama" else model
+        raise UsageError(f"--pre {shown(pre)}: a {kind} vocabulary has no pre-tokenizer")
     if model == "llama":
         v.scores = _scores(f, len(texts))
         v.add_bos = v.add_space_prefix = True
+    elif model == "gemma4":
+        v.merges = _merges(f, ids)
+        _check_bytes(ids)
     else:
         v.pre = pre_tokenizer(f.get("tokenizer.ggml.pre", "str", "default") if pre is None else pre)
         v.add_bos = v.pre.add_bos
         v.merges = _merges(f, ids)
     v.add_space_prefix = f.get("tokenizer.ggml.add_space_prefix", "bool", v.add_space_prefix)
     v.add_bos = f.get("tokenizer.ggml.add_bos_token", "bool", v.add_bos)
+    v.add_bos = v.add_bos or model == "gemma4"  # whatever the key says, as in llama.cpp
     v.add_eos = f.get("tokenizer.ggml.add_eos_token", "bool", v.add_eos)
     v.roles = find_roles(_given_roles(f, v), ids, v.attrs)
     for role, on in (("bos", v.add_bos), ("eos", v.add_eos)):
@@ -193,6 +202,13 @@ def _merges(f: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
                 )
         merges.setdefault((left, right))  # a repeated merge keeps its first rank
     return list(merges)
+
+
+def _check_bytes(ids: dict[str, int]) -> None:
+    """Check that every byte has a token, for characters that have none."""
+    missing = [text for text in (f"<0x{b:02X}>" for b in range(256)) if text not in ids]
+    if missing:
+        raise GGUFError(f"tokenizer.ggml.tokens: '{missing[0]}' is missing, which gemma4 needs")
 
 
 def _given_roles(f: GGUFFile, v: Vocab) -> dict[str, int]:

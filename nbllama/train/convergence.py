@@ -1,14 +1,14 @@
-"""Convergence: three tests of the loss after each evaluation that may end a run.
+"""Three convergence tests of the loss, made after each evaluation; each of them can end a run.
 
-They are those of llama.cpp's `ggml.c:ggml_opt_adam`, in this order, with f the loss; 0 turns a test
-off:
+The tests are those of llama.cpp's `ggml.c:ggml_opt_adam`, in this order. f is the loss; the value 0
+turns a test off:
 
     |f - f of the evaluation before| / f < epsf
     |f `past` evaluations ago - f| / f < delta
     the lowest loss is `max_no_improvement` evaluations old
 
-All losses are float32 there, and therefore in checkpoints too. A loss that is not finite does not
-end a run.
+All losses are float32, as in llama.cpp and in checkpoints. A loss that is not finite does not end a
+run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 class Convergence:
     """The tests and their state.
 
-    `past_losses` is a ring buffer: evaluation e (from 0, counted since the very first run) is at
-    e % past, as in the old tool's file.
+    `past_losses` is a ring buffer: evaluation e (counted from 0 since the very first run) is stored
+    at index e % past, as in the old tool's file.
     """
 
     past: int = 0

@@ -1,9 +1,9 @@
-"""Forecast of a run's memory and time, printed at its start and compared with the truth at its end.
+"""Forecast of a run's memory and time, printed at its start and compared with the facts at its end.
 
-Memory is computed exactly: the memory that the process holds once its kernels are compiled, every
-array that the trainer has allocated but not yet touched, and the model file, whose pages the system
-maps as they are read (and can drop again, as they are not private). Time is measured: one block and
-one loss, with the run's sizes.
+Memory is computed exactly. It consists of the memory that the process uses once its kernels are
+compiled, every array that the trainer has allocated but not yet touched, and the model file. The
+system maps the file's pages as they are read (and can drop them again, as they are not private).
+Time is measured for one block and one loss with the run's sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Forecast(NamedTuple):
     """Bytes, and seconds per iteration."""
 
     held: int  # resident already, without the mapped file: program, kernels, data, optimiser
-    activations: dict[bool, int]  # with checkpointing (True) and without
+    activations: dict[bool, int]  # with checkpointing (True) and without it (False)
     checkpointing: bool
     chosen: int  # activations of this run
     loss: int  # logits of one chunk of positions
@@ -41,11 +41,12 @@ class Forecast(NamedTuple):
     weights: int  # the mapped file
     seconds: float
     stored_seconds: float  # an iteration for which the frozen blocks' output is stored
+    more: int = 0  # memory of the objective, such as for drawing answers
 
     @property
     def untouched(self) -> int:
-        """Memory that the run will need in addition to `held` and that cannot be dropped again."""
-        return self.chosen + self.loss + self.scratch + self.saving
+        """Memory that the run will need in addition to `held`, and that the system cannot drop."""
+        return self.chosen + self.loss + self.scratch + self.more + self.saving
 
     @property
     def peak(self) -> int:
@@ -92,13 +93,16 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     sizes = layout(model, adapter, most.computed, most.trained, dropout=drops)
     pair = adapter.pairs.get(model.output.name)
     rows = min(trainer.batch, trainer.dataset.n_samples) * getattr(trainer.dataset, "width", 1)
-    kv = {"n_kv": hp.n_head_kv, "d": hp.head_dim}
-    passes = [
-        forward_floats(most.longest, most.keys, rows, **kv),
-        gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
-    ]
-    if of := hp.delta:
-        passes.append((delta_floats(most.longest, of.size, of.size), 0))
+    passes, paths = [], 0
+    for of in hp.each_size:
+        kv = {"n_kv": of.n_head_kv, "d": of.head_dim}
+        passes += [
+            forward_floats(most.longest, most.keys, rows, **kv),
+            gradient_floats(most.longest, most.keys, rows, n_head=hp.n_head, **kv),
+        ]
+        paths = max(paths, path_floats(most.keys, **kv))
+    if net := hp.delta:
+        passes.append((delta_floats(most.longest, net.size, net.size), 0))
     width = max(
         (
             *(sum(w.shape) for k, w in model.matrices.items() if k.startswith("blk.")),
@@ -108,7 +112,7 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
     )
     ranks = (sizes.expert_rank, *sizes.ranks.values())
     sums = sum_floats(most.computed, max(ranks), width)
-    sums += path_floats(most.keys, **kv) if trainer.shares else 0
+    sums += paths if trainer.shares else 0
     own, common = (max(floats) for floats in zip(*passes, strict=True))
     return Forecast(
         held=resident() - mapped(*model.gguf.paths),
@@ -123,9 +127,10 @@ def _memory(trainer: Trainer, threads: int) -> Forecast:
         weights=model.gguf.size,
         seconds=0.0,
         stored_seconds=0.0,
+        more=trainer.objective.more_bytes(trainer),
     )
 
 
 def _touch(array: np.ndarray) -> None:
-    """Write to an array of zeros so that the system allocates it; its bits do not change."""
+    """Write to an array of zeros, without changing a bit, so that the system allocates it."""
     np.multiply(array, 1, out=array)

@@ -16,7 +16,7 @@ from nbllama.train.sharing import Sizes, largest_shared
 class Limits(NamedTuple):
     """Largest micro-batch (tokens, trained positions), longest sequence, and means of a sample.
 
-    `computed`: rows that are computed, `keys`: tokens that they attend to, if samples share.
+    If samples share beginnings, `computed` counts computed rows, `keys` the tokens they attend to.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 def limits(dataset: Dataset, batch: int, wraps: bool = False, shares: bool = False) -> Limits:
-    """Return bounds for micro-batches of `batch` rows; `wraps`: all of them are full."""
+    """Return bounds for micro-batches of `batch` rows; `wraps`: every row is full."""
     lengths = dataset.lengths()
     means = [float(counts.mean()) for counts in lengths]
     tokens, trained = dataset.largest(batch, wraps=wraps)

@@ -1,4 +1,4 @@
-"""What a step minimises: a sum over its micro-batches, of tokens or of answers."""
+"""What a step minimises: a sum over the tokens or answers in its micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class Passes(Protocol):
-    """What an objective uses of a trainer: the model, the adapter at work, and their memory."""
+    """Parts of a trainer that an objective uses: model, adapter in training, and their memory."""
 
     model: Model
     adapter: Adapter
@@ -29,24 +29,37 @@ class Passes(Protocol):
     batch: int
 
     def laid_out(self, batches: list[Batch]) -> list[Batch]:
-        """Return the batches as they are computed: with shared beginnings, if the run shares."""
+        """Return the batches in the form for computing: with shared beginnings, if enabled."""
         ...
+
+
+class Drawing(Passes, Protocol):
+    """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
+
+    seed: int
+    iteration: int
+    dataset: Dataset
+    grad_acc: int
 
 
 class Objective(Protocol):
     """A loss of micro-batches whose forward pass is done.
 
-    `data`: what else the run's memory must have room for, sample by sample. `work`: time of a step
-    by that of its passes forward and backward. `point`: a number that all micro-batches of a step
-    need, from `before`.
+    `data`: further data whose samples must each fit in the run's memory. `work`: time of a step,
+    divided by that of its forward and backward passes. `point`: a number that all micro-batches of
+    a step need, set by `before`.
     """
 
     data: Sequence[Dataset]
     work: float
     point: float
 
+    def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
+        """Return the micro-batches of a step: those of the data, or batches made from them."""
+        ...
+
     def before(self, trainer: Passes, batches: Sequence[Batch], check: Check) -> int:
-        """Begin a step (or an evaluation); return the number that its loss is the mean over."""
+        """Begin a step (or an evaluation); return the number of items its loss is averaged over."""
         ...
 
     def loss(self, trainer: Passes, batch: Batch, *, weight: float, gradient: bool) -> float:
@@ -81,11 +94,43 @@ class Objective(Protocol):
         ...
 
     def done(self, say: Say) -> None:
-        """Take note of a step that is done; `say` gets lines for the user."""
+        """Record a finished step; `say` is called with lines for the user."""
+        ...
+
+    def samples(self) -> tuple[dict[str, str], ...]:
+        """Return answers to show at an evaluation, as in `report.log.EvaluationRecord`."""
+        ...
+
+    def more_bytes(self, trainer: Drawing) -> int:
+        """Return the bytes that a step needs in addition to those of the passes."""
+        ...
+
+    def more_seconds(self, trainer: Drawing) -> float:
+        """Return the time of a step in addition to that of the passes. Changes nothing."""
         ...
 
 
-class TokenLoss:
+class TakesData:
+    """Methods of an `Objective` whose micro-batches are those of the data."""
+
+    def drawn(self, trainer: Drawing, batches: list[Batch], check: Check) -> list[Batch]:
+        """Return the micro-batches as they are."""
+        return batches
+
+    def samples(self) -> tuple[dict[str, str], ...]:
+        """Return no answers."""
+        return ()
+
+    def more_bytes(self, trainer: Drawing) -> int:
+        """Return 0."""
+        return 0
+
+    def more_seconds(self, trainer: Drawing) -> float:
+        """Return 0."""
+        return 0.0
+
+
+class TokenLoss(TakesData):
     """The cross-entropy of each trained token. `floor`: see `ops.cross_entropy`."""
 
     data: Sequence[Dataset] = ()
@@ -107,7 +152,7 @@ class TokenLoss:
         )  # fmt: skip
 
     def measures(self) -> Mapping[str, float]:
-        """Return nothing: there is the loss only."""
+        """Return nothing: the loss is the only measure."""
         return {}
 
     def take_part(self) -> None:

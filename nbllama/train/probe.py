@@ -1,9 +1,10 @@
-"""A few passes before a run starts, which compile its kernels and measure the time of a step."""
+"""A few passes before a run that compile its kernels and measure the time of a step."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from nbllama.model.block import block_backward, block_forward
 from nbllama.train.saved_rows import counted
 from nbllama.train.trainer import Trainer
 
+ROUNDS = 3  # of the timing; the first one touches new memory and is not counted
 TOKENS = 8  # too many for the few-token path, so that the packed kernels are compiled
 
 
@@ -32,6 +34,7 @@ def compile_kernels(trainer: Trainer) -> float:
     trainer.set_dropout(0)
     buffers = trainer.model.loss_buffers(trainer.adapter, n)
     trainer.model.embed_tokens(trainer.bound, acts, batch)
+    _clear_lent(acts, trainer.model.hp.lent, batch.n_tokens)
     kinds: dict[tuple[object, ...], int] = {}
     hp = trainer.model.hp
     for layer in range(hp.n_layer):
@@ -48,6 +51,13 @@ def compile_kernels(trainer: Trainer) -> float:
     return time.perf_counter() - start
 
 
+def _clear_lent(acts: Activations, layers: Iterable[int], n: int) -> None:
+    """Clear the keys, values and gradients that blocks read from others, which do not run here."""
+    for layer in layers:
+        for name in ("k", "v", "dk", "dv"):
+            acts.shared(f"{name}_of_{layer}", n).fill(0)
+
+
 def _one_block(
     trainer: Trainer, layer: int, acts: Activations, batch: Batch, repeat: bool = False
 ) -> None:
@@ -59,43 +69,57 @@ def _one_block(
     block_backward(trainer.model, layer, trainer.bound, acts, batch=batch, lowest=0)
 
 
-def _kinds(trainer: Trainer) -> dict[tuple[str, bool], list[int]]:
-    """Return the blocks of each kind: attention or another mixer, with or without experts."""
+def _kinds(trainer: Trainer) -> dict[tuple[object, ...], list[int]]:
+    """Group the blocks by mixer (such as attention), experts and sizes."""
     hp = trainer.model.hp
-    kinds: dict[tuple[str, bool], list[int]] = {}
+    kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(hp.n_layer):
-        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None)
+        sizes = hp.sizes_at(layer)
+        own = sizes.kv_from == layer
+        sizes = sizes._replace(row=0, kv_from=0)
+        kind = (hp.mixer_at(layer), hp.experts_at(layer) is not None, sizes, own)
         kinds.setdefault(kind, []).append(layer)
     return kinds
 
 
+def _mean(rounds: list[float]) -> float:
+    """Return the mean of all rounds but the first."""
+    return sum(rounds[1:]) / (len(rounds) - 1)
+
+
 @one_at_a_time
 def step_seconds(trainer: Trainer) -> tuple[float, float]:
-    """Return the expected mean seconds per iteration: with all blocks, and without the frozen ones.
+    """Return the expected mean seconds per iteration, with and without the frozen blocks.
 
-    One block of each kind and one loss are timed with the run's sizes. Changes nothing.
+    Two blocks of each kind and two losses are timed with the run's sizes. Changes nothing.
     """
     batch = trainer.laid_out(trainer.feed.take(trainer.position, trainer.batch, 1).batches)[0]
     layers = trainer.model.hp.n_layer
     lowest = min(trainer.adapter.lowest_layer(), layers)
     trainer.model.embed_tokens(trainer.bound, trainer.acts, batch)
+    _clear_lent(trainer.acts, trainer.model.hp.lent, batch.n_tokens)
     trainer.set_dropout(0)
     kinds = _kinds(trainer)
-    blocks: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
+    blocks: dict[tuple[object, ...], list[float]] = {kind: [] for kind in kinds}
     heads = []
-    for _ in range(2):
+    for repetition in range(ROUNDS):
         for kind, of in kinds.items():
-            trainer.acts.x(of[0], batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
+            # Each round uses a different block: weights still in the cache would be read faster
+            # than in a step.
+            of = [i for i in of if i >= lowest] or of
+            layer = of[repetition * (len(of) - 1) // (ROUNDS - 1)]
+            trainer.acts.x(layer, batch.n_tokens)[:] = trainer.acts.x(0, batch.n_tokens)
             spent = []
             for twice in (False, True)[: 2 if trainer.checkpointing else 1]:
                 start = time.perf_counter()
-                _one_block(trainer, of[0], trainer.acts, batch, repeat=twice)
+                _one_block(trainer, layer, trainer.acts, batch, repeat=twice)
                 spent.append(time.perf_counter() - start)
             again = sum(trainer.acts.recomputes(layer) for layer in range(lowest, layers))
             share = again / max(1, layers - lowest)
             blocks[kind].append(spent[0] * (1 - share) + spent[-1] * share)
-        # A tied output layer would give each token's own embedding a probability of 1, and the
-        # denormal probabilities of the others take many times as long. So the channels are moved.
+        # A tied output layer would give each token's own embedding a probability of 1. The denormal
+        # probabilities of the other tokens would take many times as long, so the channels are
+        # moved.
         x = trainer.acts.x(0, batch.n_tokens)
         trainer.acts.x(layers, batch.n_tokens)[:] = np.roll(x, 1, axis=1)
         start = time.perf_counter()
@@ -104,9 +128,10 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     trainer.bound.zero_grads()
     trainer.bound.dropout = None
     # Blocks below the lowest pair need only the forward pass: about a third of the work.
-    above = sum(min(blocks[k]) * sum(i >= lowest for i in of) for k, of in kinds.items())
-    below = sum(min(blocks[k]) * sum(i < lowest for i in of) / 3 for k, of in kinds.items())
-    per_trained = min(heads) / batch.n_trained
+    block = {kind: _mean(spent) for kind, spent in blocks.items()}
+    above = sum(block[k] * sum(i >= lowest for i in of) for k, of in kinds.items())
+    below = sum(block[k] * sum(i < lowest for i in of) / 3 for k, of in kinds.items())
+    per_trained = _mean(heads) / batch.n_trained
     mean, n = trainer.limits, trainer.dataset.n_samples
     per_step = trainer.dataset.per_batch(trainer.batch) * trainer.grad_acc
     if not trainer.feed.wraps:
@@ -114,4 +139,5 @@ def step_seconds(trainer: Trainer) -> tuple[float, float]:
     per_step *= trainer.objective.work
     computed = mean.mean_tokens * (counted(trainer).share if trainer.shares else 1.0)
     stored = per_step * (above / batch.n_tokens * computed + per_trained * mean.mean_trained)
+    stored += trainer.objective.more_seconds(trainer)
     return stored + per_step * below / batch.n_tokens * computed, stored

@@ -1,4 +1,4 @@
-"""Rows that shared beginnings (`nbllama.data.shared`) save in an epoch."""
+"""The number of rows that shared beginnings (`nbllama.data.shared`) save in an epoch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MOST_BATCHES = 1000  # batches that are laid out to measure the saving
 
 
 class Counted(NamedTuple):
-    """Tokens of the first batches of an epoch, and how many are computed.
+    """Tokens in the first batches of an epoch, and how many of them are computed.
 
-    `whole`: these are all batches.
+    `whole`: the counted batches are the whole epoch.
     """
 
     tokens: int
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
 
 
 def saved_line(trainer: Trainer) -> str:
-    """Return the saving of an epoch, for the screen."""
+    """Return a line about the rows saved in an epoch, for the screen."""
     if not trainer.shares:
         return f"beginnings are not shared: blocks of {trainer.model.hp.arch} have states"
     found = counted(trainer)

@@ -6,24 +6,29 @@ from typing import NamedTuple
 
 from nbllama.data.batch import Dataset
 from nbllama.data.packing import Packed
+from nbllama.data.prompts import Prompts
 from nbllama.data.samples import Samples
 from nbllama.data.shared import FEWEST_ROWS, most_rows
 
 
 class Sizes(NamedTuple):
-    """Sizes of the largest micro-batch: rows that are computed, and tokens of its samples."""
+    """Sizes of the largest micro-batch: computed rows, and tokens of its samples."""
 
     computed: int
     keys: int
 
 
 def largest_shared(dataset: Dataset, n_rows: int, *, tokens: int) -> Sizes:
-    """Return bounds for batches of `n_rows` rows whose samples share; `tokens`: if they do not.
+    """Return bounds for batches of `n_rows` rows that share; `tokens`: the bound without sharing.
 
     For data other than records, the saving is not known beforehand.
     """
     if isinstance(dataset, Packed) and dataset.shared:
         return Sizes(*dataset.largest_shared(n_rows))
+    if isinstance(dataset, Prompts):
+        rows = dataset.shared_tokens(n_rows)
+        least = n_rows * dataset.group * (FEWEST_ROWS - 1)
+        return Sizes(min(tokens, max(rows, least)), tokens)
     if not isinstance(dataset, Samples):
         return Sizes(tokens, tokens)
     rows = most_rows([dataset.inputs(i) for i in range(dataset.n_samples)], n_rows)

@@ -3,9 +3,9 @@
 `nbllama.train.run.loop` runs the steps of a run, and logs and saves.
 
 The gradient of micro-batch m of iteration i is a pure function of (parameters, data, seed, i, m);
-`nbllama.train.blocks.compute` says in which order gradients are summed. The loss of an iteration is
-the sum over all trained tokens of all its micro-batches, divided by their number: batch 4 with one
-accumulation equals batch 1 with four.
+`nbllama.train.blocks.compute` defines the order in which gradients are summed. The loss of an
+iteration is its sum over the trained tokens of all micro-batches, divided by the number of those
+tokens: batch 4 with one accumulation equals batch 1 with four.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from nbllama.train.limits import kept_blocks, limits
 from nbllama.train.objective import Objective, TokenLoss
 from nbllama.train.validation import batches
 
-MOST_SKIPPED = 3  # steps in a row without a finite loss and gradient that end a run
+MOST_SKIPPED = 3  # a run ends after this many steps in a row without a finite loss and gradient
 
 
 class StopRequested(Exception):
@@ -47,9 +47,9 @@ class StopRequested(Exception):
 class Evaluation(NamedTuple):
     """Loss and gradient of one iteration's samples; the gradient itself is `Trainer.gradients`.
 
-    `trained`: the number of trained tokens or answers that the loss is the mean over
-    (`Objective.before`). `after`: the position in the data after the samples; `n_samples`: their
-    number.
+    `trained`: the number of trained tokens or answers over which the loss is averaged
+    (`Objective.before`). `after`: the position in the data after the samples; `n_samples`: the
+    number of samples.
     """
 
     loss: float
@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
     n_samples: int
     after: Position
     seconds: float
-    computed: int  # tokens without those that a sample shares with one before it in its batch
+    computed: int  # without tokens that a sample shares with an earlier one in its batch
 
 
 class StepResult(NamedTuple):
@@ -82,8 +82,8 @@ class StepResult(NamedTuple):
 class Trainer:
     """A model, an adapter, its optimiser, and a position in the data; `step` is one iteration.
 
-    `bound`, `acts` and `buffers` are the adapter in the model, and the memory of the passes.
-    `trunk`, if it is set, stores the output of the frozen blocks below the lowest pair
+    `bound` is the adapter in the model; `acts` and `buffers` are the memory of the passes. `trunk`,
+    if it is set, stores the output of the frozen blocks below the lowest pair
     (`nbllama.train.trunk`). Several threads can call one trainer: their calls take turns.
     """
 
@@ -113,10 +113,10 @@ class Trainer:
     ) -> None:
         """Allocate the memory of training.
 
-        `old_schedule`: an update has the learning rate of the update before it, as in the old
-        tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: bytes that
-        decide how many blocks are computed twice; 0: `checkpointing` decides (all or none).
-        `dropout`: see `ops.dropout`; its masks follow from `seed`. `validation`: data for
+        `old_schedule`: an update uses the learning rate of the update before it, as in the old
+        tool. `probability_floor`: `floor` of `ops.cross_entropy`. `activation_memory`: the bytes
+        that determine how many blocks are computed twice; 0: `checkpointing` decides (all or none).
+        `dropout`: see `ops.dropout`; its masks are derived from `seed`. `validation`: data for
         `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
         `share_prompts`: common beginnings of the samples of a micro-batch are computed once
         (`data.shared`), unless there is dropout. `block`: micro-batches whose gradients are summed
@@ -141,7 +141,7 @@ class Trainer:
             self._add_validation(validation)
         for more in self.objective.data:
             self._make_room(more)
-            # these are not laid out again
+            # such data are not laid out again
             most = max(self.limits.tokens, self.limits.computed)
             self.limits = self.limits._replace(computed=most, keys=max(most, self.limits.keys))
         self.bound = Bound(model, adapter, trained=True)
@@ -175,7 +175,7 @@ class Trainer:
     ) -> StepResult:
         """Do one iteration: `evaluate`, then `update`.
 
-        `seen` gets the evaluation in between; if it raises, there is no update.
+        `seen` is called with the evaluation before the update; if it raises, there is no update.
         """
         found = self.evaluate(check)
         if seen is not None:
@@ -187,6 +187,7 @@ class Trainer:
         """Compute loss and gradient of the next samples; `check`, between layers, may stop it."""
         start = time.perf_counter()
         batches, after, n_samples = self.feed.take(self.position, self.batch, self.grad_acc)
+        batches = self.objective.drawn(self, batches, check)
         trained = self.objective.before(self, batches, check)
         tokens = sum(b.n_tokens for b in batches)
         batches = self.laid_out(batches)
@@ -200,7 +201,7 @@ class Trainer:
         return [share(batch) for batch in batches] if self.shares else batches
 
     def _add_validation(self, data: Dataset) -> None:
-        """Add batches of all its samples; the run's memory must hold at least one sample."""
+        """Add batches of all samples in `data`, any of which must fit in the run's memory."""
         self._make_room(data)
         numbers = batches(data.lengths(), self.limits.tokens, self.limits.trained)
         self._validation = self.laid_out([data.batch(part) for part in numbers])
@@ -211,7 +212,7 @@ class Trainer:
         )
 
     def _make_room(self, data: Dataset) -> None:
-        """Raise the limits to the needs of one sample of `data`, if they are lower."""
+        """Raise the limits, if necessary, so that any single sample of `data` fits."""
         own, other = self.limits, limits(data, 1, shares=self.shares)
         self.limits = own._replace(
             tokens=max(own.tokens, other.tokens),
@@ -226,18 +227,18 @@ class Trainer:
         return sum_of(self.steps.losses(self, self._validation, check)) / trained
 
     def set_dropout(self, micro: int) -> None:
-        """Set the masks of micro-batch `micro` of the next iteration, if there is dropout."""
+        """If there is dropout, set the masks of micro-batch `micro` of the next iteration."""
         if self.dropout:
             self.bound.dropout = dropout_for(self.dropout, self.seed, self.iteration, micro)
 
     def factor(self, iteration: int) -> float:
-        """Return the factor on the learning rate of update `iteration` (the first is 1)."""
+        """Return the factor on the learning rate for update `iteration` (counted from 1)."""
         return self.rates.factor(iteration - 1 if self.old_schedule else iteration)
 
     @one_at_a_time
     @own_cores()
     def update(self, found: Evaluation) -> StepResult:
-        """Do one step of the optimiser with the gradient of `found`, the last evaluation.
+        """Make one step of the optimiser with the gradient of `found`, the last evaluation.
 
         A loss or gradient that is not finite changes no parameter, but counts as an iteration.
         """

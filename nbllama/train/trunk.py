@@ -1,13 +1,14 @@
 """The output of the frozen blocks below the lowest pair, stored from one epoch to the next.
 
-With `--lora-layers last:N` nothing is trained below block L = n_layer - N. A token's input of block
-L then depends only on the base model and on the tokens up to it: it has the same bits alone, in a
-batch, and as the beginning of another sample (`tests/train/test_trunk.py`). The first pass over a
-sample stores these vectors, float32 `[n, C]`, and later passes begin at block L.
+With `--lora-layers last:N`, nothing is trained below block L = n_layer - N. So the input of block L
+at a token depends only on the base model and on the tokens up to that one. It has the same bits if
+the sample is computed alone, in a batch, or as the beginning of another sample
+(`tests/train/test_trunk.py`). The first pass over a sample stores these vectors, float32 `[n, C]`,
+and later passes begin at block L.
 
-The file only grows. It begins with `_MAGIC`, the key and C, followed by a record for each sample:
-a digest of its tokens, their number, a checksum, and the vectors. A record that was cut by a crash
-ends the file; a record whose checksum differs is computed again.
+The file only grows. It begins with `_MAGIC`, the key and C, followed by a record for each sample: a
+digest of its tokens, their number, a checksum, and the vectors. Reading ends at a record that a
+crash has truncated; a record whose checksum differs is computed again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _RECORD = struct.Struct("<16sII")  # digest of the tokens, their number, checksu
 
 
 class _Place(NamedTuple):
-    """Where a sample's vectors are: offset in the file, number of tokens, checksum."""
+    """The location of a sample's vectors: offset in the file, number of tokens, checksum."""
 
     offset: int
     n: int
@@ -50,7 +51,7 @@ def trunk_bytes(n_tokens: int, n_samples: int, width: int) -> int:
 
 
 class TrunkCache:
-    """Inputs of block `layer` by the tokens of a sample.
+    """A file with the inputs of block `layer`, found by the tokens of a sample.
 
     Use as a context manager, or call `close`. Reading and writing never raise: a file that cannot
     be read or written is reported once through `say`, and training computes what it needs.
@@ -68,14 +69,14 @@ class TrunkCache:
         layer : int
             Number of frozen blocks at the bottom of the model.
         width : int
-            Numbers of a vector, C.
+            Length of a vector, C.
         say : callable
-            Prints a line.
+            Called with a line to print.
 
         Raises
         ------
         OutputError
-            The file cannot be opened or written, another run holds it, or nbllama did not write it.
+            The file cannot be opened or written, another run uses it, or nbllama did not write it.
         """
         self.path, self.layer, self.width, self.say = path, layer, width, say
         self.hits = 0
@@ -136,7 +137,7 @@ class TrunkCache:
 
     def load(self, x: np.ndarray, batch: Batch) -> bool:
         """Fill x `[N, C]`, the input of block `layer`; False if a sample is missing."""
-        if batch.n_tokens < FEWEST_ROWS:  # it would have other bits, see `FEWEST_ROWS`
+        if batch.n_tokens < FEWEST_ROWS:  # the bits would differ, see `FEWEST_ROWS`
             return False
         places = [self._places.get(digest) for digest in digests(batch)]
         found = [place for place in places if place is not None]
@@ -152,7 +153,7 @@ class TrunkCache:
         return True
 
     def keep(self, x: np.ndarray, batch: Batch) -> None:
-        """Append the samples of `batch` that are not in the file; x `[N, C]` as for `load`."""
+        """Append the samples of `batch` that are not yet in the file; x `[N, C]` as for `load`."""
         if self._full or batch.n_tokens < FEWEST_ROWS:
             return
         whole, rows = batch.whole(), _rows(batch)
@@ -181,7 +182,7 @@ class TrunkCache:
             self._end = place.offset + len(raw)
 
     def _values(self, place: _Place, n: int) -> np.ndarray | None:
-        """Read a sample's vectors `[n, C]`; None, after a line, if they are damaged."""
+        """Read a sample's vectors `[n, C]`; if they are damaged, report it and return None."""
         try:
             raw = self._read(place.offset, 4 * self.width * place.n)
             reason = "is damaged"
@@ -227,7 +228,7 @@ class TrunkCache:
 
 
 def digests(batch: Batch) -> list[bytes]:
-    """Return a digest of 16 bytes for the tokens of each sample."""
+    """Return a 16-byte digest of each sample's tokens."""
     whole = batch.whole()
     offsets = whole.seq_offsets.tolist()
     return [
@@ -237,5 +238,5 @@ def digests(batch: Batch) -> list[bytes]:
 
 
 def _rows(batch: Batch) -> np.ndarray:
-    """Return the computed row of each token of the samples."""
+    """Return the index of the computed row for each token of the samples."""
     return np.arange(batch.n_tokens) if batch.tree is None else batch.tree.rows

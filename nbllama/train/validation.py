@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-OVERFITTING = 2  # evaluations in a row with a falling training and a rising validation loss
+OVERFITTING = 2  # evaluations in a row with a falling training loss and a rising validation loss
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Validation:
 
     @property
     def training_loss(self) -> float:
-        """Return the mean since the last evaluation; NaN if there was no step."""
+        """Return the mean training loss since the last evaluation; NaN if there was no step."""
         return self.sum / self.tokens if self.tokens else math.nan
 
     def improves(self, loss: float) -> bool:

@@ -15,19 +15,19 @@ sizes, and fails if a function of `nbllama/ops` or a weight type has no row.
 
 - **to numpy**: the largest difference from a reference in plain float64 numpy, divided by the
   largest number of the reference, over three sizes: one token, odd sizes, and the size that is
-  timed. The row of a gradient covers all arrays that it returns; the largest difference counts.
+  timed. The row of a gradient shows the largest difference in any array that it returns.
 - **to llama.cpp**: the same, compared with llama.cpp's own op, called in the same process on the
   same bytes. A product with quantised weights differs by up to a hundredth, because llama.cpp
   first rounds the activations to 8 bits (to half precision for F16), and training here does not.
 - **rate**: throughput of the best run. GB/s count every input and output array once; GF/s count
   an addition and a multiplication as two operations.
-- **x numpy**, **x llama.cpp**: how many times as fast as the same reference in float32, and as
-  llama.cpp's op (medians of alternating runs). Below 1 the other is faster. The machine was not
-  idle: compare ratios, not absolute speeds.
+- **x numpy**, **x llama.cpp**: how many times as fast the kernel is as the same reference in
+  float32, and as llama.cpp's op (medians of alternating runs). Below 1, the kernel is slower. The
+  machine was not idle: compare ratios, not absolute speeds.
 
-For an op that works in place, the time includes the copy that makes it repeatable. llama.cpp's
-ops are called one by one, as in its library; its programs also have fused ones (flash attention)
-and, for some types and CPUs, repacked weights, which are faster. [Generation](decode.md) compares
+For an op that works in place, the time includes restoring its input before each call. llama.cpp's
+ops are called one by one; its programs also use fused ops (flash attention) and, for some types
+and CPUs, repacked weights, which are faster. [Generation](decode.md) compares
 whole models with llama.cpp, and [Speed and memory](results/bench.md) compares whole steps with
 other trainers.
 """
@@ -36,16 +36,17 @@ TEXTS = {
     "small": ("Token by token", "Operations on single tokens or single numbers."),
     "attention": (
         "Attention",
-        "ggml has no attention with a gradient: llama.cpp's side is the chain of ops that has one."
-        " Forward rows count the products of the causal half, gradients 2.5 times as many.",
+        "ggml's attention op has no gradient, so llama.cpp's side is a chain of ops that have one."
+        " A forward row counts the operations of the causal half; a gradient row counts 2.5 times"
+        " as many.",
     ),
     "products": (
         "Linear layers, LoRA and the loss",
-        "The LoRA pair is computed inside the big product.",
+        "The LoRA pair is computed within the product with W.",
     ),
     "decode": (
         "Weight types: decoding",
-        "Bit-equal. numpy is gguf-py's own `dequantize`.",
+        "All results are bit-identical. The numpy reference is gguf-py's own `dequantize`.",
     ),
     "matmul": (
         "Weight types: the product of training",
@@ -58,13 +59,13 @@ TEXTS = {
     ),
     "one token": (
         "Weight types: one token",
-        "The product of `matvec`, which decodes rows. (Generation with a token program multiplies"
+        "These are the products of `matvec`, which decodes rows. (A token program multiplies"
         " integers instead: [Generation](decode.md).)",
     ),
     "quantise": (
         "Weight types: quantising",
         "Differences are relative L2 norms of the decoded weights. For the types with a search"
-        " (Q2_K to Q6_K) gguf-py has no quantiser: *to numpy* is then the error of the type"
+        " (Q2_K to Q6_K), gguf-py has no quantiser: *to numpy* is then the error of the type"
         " itself, relative to the original weights.",
     ),
 }

@@ -83,11 +83,12 @@ def _signals(box: Box, name: str) -> Iterator[str]:
             code, out, err, _ = process.end(60)
         # before the first line of ours the system ends it, which a shell shows as 128 + n too
         wrong = ""
-        if code not in (0, 128 + signum, -signum):
+        starting = _of_python(err, out)  # then Python itself may end with 1
+        if code not in (0, 128 + signum, -signum, *([1] if starting else [])):
             wrong = f"exit code {code}: {err[-200:]}"
-        elif (len(err.splitlines()) > 1 or "Traceback" in err) and not _of_python(err, out):
+        elif (len(err.splitlines()) > 1 or "Traceback" in err) and not starting:
             wrong = f"more than a line: {err[-300:]}"
-        elif code == -signum and (err or out) and not _of_python(err, out):
+        elif code == -signum and (err or out) and not starting:
             wrong = f"ended by the system after its first line: {out[:100]}{err[:100]}"
         elif time.monotonic() - sent > 10:
             wrong = "later than 10 s"

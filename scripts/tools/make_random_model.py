@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # so that it runs from any folder
 
 from examples.toy_models import add_tokenizer  # noqa: E402
-from nbllama.arch import ARCHS  # noqa: E402
+from nbllama.arch import ARCHS, ROPE_FACTORS  # noqa: E402
 from nbllama.arch.experts import Experts, block_rows  # noqa: E402
 from nbllama.errors import UsageError  # noqa: E402
 from nbllama.export.file_types import file_type, fitting, tensor_types  # noqa: E402
@@ -87,8 +87,12 @@ SHAPES = {
     "cohere2-7b": Shape(4096, 32, 32, 8, 14336, 256000, 5e4),
     "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 1e6),
     "qwen3.5-0.8b": Shape(1024, 24, 8, 2, 3584, 248320, 1e7, 256),
+    "gemma-4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 1e6, 512),
 }
 TAPS = ("shortconv.conv.weight", "ssm_conv1d.weight")  # float32 in any file
+# Gemma 4: the last of every `period` blocks has no window; those after the first `own` ones use
+# the keys of earlier blocks, and their feed-forward layer is twice as wide.
+GEMMA4 = {"period": 5, "own": 15, "window_head": 256, "n_per_layer": 256, "rotated": 64}
 DELTA = {"heads": 16, "size": 128, "taps": 4}
 QKV = ("attn_q", "attn_k", "attn_v")
 XIELU = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
@@ -118,6 +122,7 @@ ORDER = (
     *("attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
     *("shortconv.in_proj", "shortconv.out_proj"),
     *("ffn_gate", "ffn_up", "ffn_down"),
+    *("per_layer_token_embd", "per_layer_model_proj", "inp_gate", "proj"),
     *("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
 
@@ -126,6 +131,42 @@ def mixer_at(arch: str, layer: int) -> str:
     """Return the kind of a block's mixer: every third, or fourth, block has attention."""
     period = {"conv": 3, "delta": 4}.get(kind := ARCHS[arch].mixer, 1)
     return "attention" if (layer + 1) % period == 0 else kind
+
+
+def has_window(layer: int) -> bool:
+    """Return whether a block of Gemma 4 has a window."""
+    return (layer + 1) % GEMMA4["period"] != 0
+
+
+def wide(s: Shape, layer: int) -> int:
+    """Return the width of a block's feed-forward layer in Gemma 4."""
+    return s.n_ff * (1 + (layer >= GEMMA4["own"]))
+
+
+def varying(s: Shape, arch: str, layer: int) -> dict[str, int]:
+    """Return the sizes of a block that differ from those of other blocks."""
+    if not ARCHS[arch].varied:
+        return {}
+    d = GEMMA4["window_head"] if has_window(layer) else s.head
+    n_q, n_kv = d * s.n_head, d * s.n_head_kv
+    return {"head_dim": d, "n_q": n_q, "n_kv": n_kv, "n_ff": wide(s, layer)}
+
+
+def keys_of(s: Shape, arch: str) -> dict[str, Any]:
+    """Return keys of an architecture, after "ARCH."."""
+    if not ARCHS[arch].varied:
+        return KEYS.get(arch, {})
+    return {
+        "attention.sliding_window": 512,
+        "attention.sliding_window_pattern": [has_window(i) for i in range(s.n_layer)],
+        "attention.shared_kv_layers": max(0, s.n_layer - GEMMA4["own"]),
+        "attention.key_length_swa": GEMMA4["window_head"],
+        "attention.value_length_swa": GEMMA4["window_head"],
+        "rope.dimension_count_swa": GEMMA4["window_head"],
+        "rope.freq_base_swa": 10000.0,
+        "embedding_length_per_layer_input": GEMMA4["n_per_layer"],
+        "final_logit_softcapping": 30.0,
+    }
 
 
 def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -150,16 +191,24 @@ def tensors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         "head_dim": d,
         "n_ff": s.n_ff,
         "n_gate_up": 2 * s.n_ff,
+        "n_rot_half": s.head // 2,
+        "n_per_layer": GEMMA4["n_per_layer"],
+        "n_per_layer_all": GEMMA4["n_per_layer"] * s.n_layer,
+        "one": 1,
     }
     usual = {f"{name}.bias" for name in BIASES.get(arch, ())} | {"output.weight"}
+    usual |= {"attn_v.weight", "layer_output_scale.weight"}
     row = ARCHS[arch]
-    named = [(t.name, t) for t in row.tensors]
+    named = [(t.name, t, sizes) for t in row.tensors]
     for i in range(s.n_layer):
-        own = block_rows(row.block, row.experts, experts, i)
-        named += [(f"blk.{i}.{t.name}", t) for t in own if t.mixer in ("", mixer_at(arch, i))]
-    for name, t in named:
+        own, of = block_rows(row.block, row.experts, experts, i), sizes | varying(s, arch, i)
+        if row.varied and i >= GEMMA4["own"]:
+            own = tuple(t for t in own if not t.name.startswith(("attn_k", "attn_v")))
+        kinds = ("", "per_layer", mixer_at(arch, i))
+        named += [(f"blk.{i}.{t.name}", t, of) for t in own if t.mixer in kinds]
+    for name, t, of in named:
         if t.required or t.name in usual:
-            yield name, tuple(sizes[size] for size in t.shape)
+            yield name, tuple(of[size] for size in t.shape)
 
 
 def matrices(s: Shape, arch: str, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -184,7 +233,7 @@ def vectors(s: Shape, arch: str) -> Iterator[tuple[str, tuple[int, ...], float]]
         elif name.endswith("ssm_a"):
             yield name, shape, -0.5
         elif len(shape) == 1 or name.endswith(".bias"):
-            yield name, shape, 1.0 if name.endswith("norm.weight") else 0.0
+            yield name, shape, 1.0 if name.endswith(("norm.weight", "scale.weight")) else 0.0
 
 
 class Blocks:
@@ -246,7 +295,8 @@ def write(
     w.add_block_count(s.n_layer)
     w.add_context_length(4096)
     w.add_embedding_length(s.n_embd)
-    w.add_feed_forward_length(s.n_ff)
+    varied = ARCHS[arch].varied
+    w.add_feed_forward_length([wide(s, i) for i in range(s.n_layer)] if varied else s.n_ff)
     w.add_head_count(s.n_head)
     if ARCHS[arch].mixer == "conv":
         kinds = (mixer_at(arch, i) for i in range(s.n_layer))
@@ -257,7 +307,7 @@ def write(
         w.add_layer_norm_eps(1e-5)
     else:
         w.add_layer_norm_rms_eps(1e-5)
-    for key, value in KEYS.get(arch, {}).items():
+    for key, value in keys_of(s, arch).items():
         full = key if key.startswith("xielu.") else f"{arch}.{key}"
         plain = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
         w.add_key_value(full, value, plain)
@@ -276,6 +326,8 @@ def write(
     blocks = Blocks(rng)
     for name, own, mean in vectors(s, arch):
         x = (mean + 0.1 * rng.standard_normal(own)).astype(np.float32)
+        if name == ROPE_FACTORS:  # the first pairs of numbers rotate, the others do not
+            x = np.where(np.arange(len(x)) < GEMMA4["rotated"], 1, 1e30).astype(np.float32)
         w.add_tensor_info(name, x.shape, x.dtype, x.nbytes)
         bodies.append((x.nbytes, iter([x.reshape(-1).view(np.uint8)])))
     for name, shape in matrices(s, arch, tied):

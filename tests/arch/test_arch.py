@@ -264,7 +264,7 @@ class TestRows:
         sizes = {"n_vocab", "n_embd", "n_q", "n_kv", "n_qkv", "head_dim", "n_ff", "n_gate_up"}
         sizes |= {"n_rot_half", "n_head", "n_expert", "n_ff_exp", "n_ff_shexp", "n_q_gate"}
         sizes |= {"n_conv_in", "conv_taps", "delta_qkv", "delta_values", "delta_heads"}
-        sizes |= {"delta_size", "delta_taps"}
+        sizes |= {"delta_size", "delta_taps", "n_per_layer", "n_per_layer_all", "one"}
         for name, row in ARCHS.items():
             assert isinstance(row, ArchRow) and row.name == name
             experts = row.experts.tensors if row.experts else ()

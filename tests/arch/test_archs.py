@@ -117,6 +117,7 @@ def ungated_by_table(
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our models with ggml's GELU, so that everything else can be compared with tight bounds."""
     monkeypatch.setattr("nbllama.model.block.gated", gated_by_table)
+    monkeypatch.setattr("nbllama.model.per_layer.gated", gated_by_table)
     monkeypatch.setattr("nbllama.model.block.ungated", ungated_by_table)
 
 
@@ -192,7 +193,7 @@ def check_quantised(name: str, types: str, folder: Path) -> None:
     # experts are one more thing that rounding changes: rounding only the embeddings to 8 bits moves
     # our own Q2_K logits by 1.5 % (qwen3moe), 3 % (ernie4_5-moe), 10 % (qwen35), 20 % (qwen35moe),
     # all with the same choice of experts.
-    more = 6 if MODELS[name].deep else 4 if name.startswith(("lfm2", "qwen35")) else 1
+    more = 6 if MODELS[name].deep else 4 if name.startswith(("lfm2", "qwen35", "gemma4")) else 1
     more *= 2 if model.hp.experts else 1
     bound, what = ROUNDED[types] * more, f"{name}, {types}, llama.cpp's rounded activations"
     with oracle.LlamaModel(path) as theirs:
@@ -276,6 +277,7 @@ def test_adapter_and_merge(name: str, tmp_path: Path) -> None:
         pytest.param("baichuan, 13B (ALiBi)", marks=pytest.mark.slow),
         pytest.param("lfm2, 350M to 2.6B", marks=pytest.mark.slow),
         pytest.param("qwen35, 0.8B and 2B", marks=pytest.mark.slow),
+        pytest.param("gemma4, E2B and E4B", marks=pytest.mark.slow),
     ],
 )
 def test_program(name: str, tmp_path: Path) -> None:

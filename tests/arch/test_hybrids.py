@@ -21,6 +21,7 @@ from nbllama.peek.names import MIXERS
 from tests.differences import compare
 
 LFM2, QWEN35 = "lfm2, 350M to 2.6B", "qwen35, 0.8B and 2B"
+GEMMA4 = "gemma4, E2B and E4B"
 IDLE, SHARED = "qwen35, with further predictions", "qwen35, 4B to 27B (heads share keys)"
 
 
@@ -82,7 +83,7 @@ def test_what_does_not_fit_is_refused(
     assert said in line and f".{key}'" in line
 
 
-@pytest.mark.parametrize("arch", ["gemma4", "qwen3next", "falcon-h1"])
+@pytest.mark.parametrize("arch", ["gemma3n", "qwen3next", "falcon-h1"])
 def test_neighbours_are_refused_by_name(arch: str, tmp_path: Path) -> None:
     from nbllama.gguf_io import ValueType, write_gguf
 
@@ -114,11 +115,11 @@ def test_peft(tmp_path: Path) -> None:
 
 
 def test_nodes_are_those_of_the_reference(tmp_path: Path) -> None:
-    """All names of peek for blocks without attention, compared with the float64 values."""
+    """All names of peek that only some models have, compared with the float64 values."""
     compared = set()
     tokens = np.random.default_rng(2).integers(3, 288, 12).astype(np.int32)
     batch = Batch.from_rows([(tokens, np.full(12, -1, np.int32))])
-    for name in (LFM2, QWEN35):
+    for name in (LFM2, QWEN35, GEMMA4):
         made(tmp_path, name)
         model = nbllama.load_model(tmp_path / "m.gguf")
         with nbllama.peek.watch(model, "*") as seen:

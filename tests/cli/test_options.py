@@ -36,6 +36,7 @@ NEW = """
 --list-archs --rank-wqkv --rank-gate-shexp --rank-down-shexp --rank-up-shexp
 --rank-experts --rank-gate-exps --rank-down-exps --rank-up-exps
 --rank-conv-in --rank-conv-out --rank-attn-gate --rank-ssm-alpha --rank-ssm-beta --rank-ssm-out
+--rank-inp-gate --rank-proj
 --pre --lora-in --keep-last --log --dry-run --force --debug --compat --checkpoint-order --config
 --dump --dump-out --card
 --lr --learning-rate --lr-schedule --wsd-decay --lr-decay-steps --lr-decay-min --weight-decay
@@ -50,6 +51,7 @@ NEW = """
 --live
 --objective --beta --label-smoothing --margin --reference --sft-weight
 --block --ray --model-dir --allow-mixed-cpu --worker-timeout --audit
+--reward --reward-seconds --group-size --max-answer --temperature
 """.split()
 
 
@@ -174,7 +176,7 @@ def test_each_value_lands_in_its_own_field(tmp_path: Path) -> None:
             if o.value is None:
                 got = parse(["--model-base", "m", name])
                 want: object = name in o.names
-            elif isinstance(o.value, Choice):
+            elif isinstance(o.value, Choice) and o.dest != "objective":
                 word = o.value.words[-1]
                 got, want = parse(["--model-base", "m", name, word]), word
             elif o.dest == "config":

@@ -190,7 +190,7 @@ def test_a_signal_while_the_handlers_are_set(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
-@pytest.mark.parametrize("line", ["from nbllama.system.start import Program", "import signal"])
+@pytest.mark.parametrize("line", ["from nbllama.system.start import Program", "import _signal"])
 def test_ctrl_c_before_the_handlers_are_set(tmp_path: Path, line: str) -> None:
     """From the first import of the package on there is no traceback of ours."""
     package = tmp_path / "nbllama"
@@ -199,7 +199,7 @@ def test_ctrl_c_before_the_handlers_are_set(tmp_path: Path, line: str) -> None:
     kill = "import os as o; o.kill(o.getpid(), 2)\n"
     text = file.read_text(encoding="utf-8")
     assert line in text
-    indent = " " * 8 if line == "import signal" else ""
+    indent = " " * 8 if line == "import _signal" else ""
     file.write_text(text.replace(indent + line, f"{indent}{kill}{indent}{line}"), encoding="utf-8")
     done = subprocess.run(
         ["bash", "-c", '"$0" -m nbllama.finetune; echo $?', sys.executable],

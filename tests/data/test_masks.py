@@ -170,7 +170,9 @@ def test_silent_answers_and_a_batch_of_chats(cases: dict[str, Case]) -> None:
     assert stretches(tokenizer, third) == [b"one<|im_end|>"]
     assert third.ids.tolist() == first.ids[: len(third.ids)].tolist()
     assert first.text == template.render(messages, False).removesuffix("\n")
-    with pytest.raises(DataError, match="no answer to train: the only answer is the first message"):
+    with pytest.raises(
+        DataError, match="no answer to train on: the only answer is the first message"
+    ):
         reader.rows(bad)
 
 

@@ -204,7 +204,7 @@ def test_the_options_of_ranks_are_the_slots() -> None:
 
 def test_every_matrix_and_norm_of_an_architecture_has_a_slot_or_takes_no_pair() -> None:
     no_pair = {"attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm", "ssm_norm"}
-    no_pair |= {"shortconv.conv", "ssm_conv1d"}
+    no_pair |= {"shortconv.conv", "ssm_conv1d", "post_norm", "layer_output_scale"}
     no_pair |= {"ffn_gate_inp", "ffn_gate_inp_shexp", "attn_sinks"}
     found = set()
     for row in ARCHS.values():
@@ -235,6 +235,8 @@ def test_linear_layers_by_all_their_names() -> None:
         "alpha": ("ssm_alpha", "ssm_alpha", "delta_alpha", 0),
         "beta": ("ssm_beta", "ssm_beta", "delta_beta", 0),
         "ssm_out": ("ssm_out", "ssm_out", "ssm_out", 1),
+        "inp_gate": ("inp_gate", "inp_gate", "per_layer_gate", 4),
+        "proj": ("proj", "proj", "per_layer_out", 5),
         "gate_shexp": ("gate_shexp", "ffn_gate_shexp", "ffn_gate_shexp", 2),
         "up_shexp": ("up_shexp", "ffn_up_shexp", "ffn_up_shexp", 2),
         "down_shexp": ("down_shexp", "ffn_down_shexp", "ffn_shexp", 3),

@@ -89,5 +89,5 @@ def test_outputs_are_checked() -> None:
         gated(a, b, out)
     with pytest.raises(ValueError, match="up is read-only"):
         gated_grad(a, b, out)
-    with pytest.raises(ValueError, match="wanted \\[N, F\\]"):
+    with pytest.raises(ValueError, match="expected \\[N, F\\]"):
         gated(a[0], b[0], a[0])

@@ -118,7 +118,7 @@ def test_outputs_are_checked() -> None:
             layer_norm(x, w, None, 1e-5, **{"y": y, "mean": mean, "rstd": rstd, **bad})
     with pytest.raises(ValueError, match="b has shape"):
         layer_norm(x, w, w[:7].copy(), 1e-5, y=y, mean=mean, rstd=rstd)
-    with pytest.raises(ValueError, match="wanted \\[N, C\\]"):
+    with pytest.raises(ValueError, match="expected \\[N, C\\]"):
         layer_norm(x[0], w, None, 1e-5, y=y, mean=mean, rstd=rstd)
     y.flags.writeable = False
     with pytest.raises(ValueError, match="y is read-only"):

@@ -141,7 +141,7 @@ def test_outputs_are_checked() -> None:
         rms_norm(x, w, 1e-5, y=y, rstd=rstd)
     with pytest.raises(ValueError, match="dw has shape"):
         rms_norm_grad_weight(x, x, rstd, np.zeros(7, np.float32))
-    with pytest.raises(ValueError, match="wanted \\[N, C\\]"):
+    with pytest.raises(ValueError, match="expected \\[N, C\\]"):
         rms_norm(x[0], w, 1e-5, y=x[0], rstd=rstd)
 
 

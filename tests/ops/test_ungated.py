@@ -94,7 +94,7 @@ def test_arguments_are_checked() -> None:
         ungated(a, b, kind="swish", numbers=NO_NUMBERS)
     with pytest.raises(ValueError, match="share memory"):
         ungated_grad(a, a, kind="gelu")
-    with pytest.raises(ValueError, match="wanted \\[N, F\\]"):
+    with pytest.raises(ValueError, match="expected \\[N, F\\]"):
         ungated(a[0], b[0], kind="gelu")
     b.flags.writeable = False
     with pytest.raises(ValueError, match="out is read-only"):

@@ -67,7 +67,7 @@ class Graph:
         else:
             kinds = {np.dtype(np.float32): _F32, np.dtype(np.int32): _I32}
             if array.dtype not in kinds:
-                raise ValueError(f"dtype {array.dtype}, wanted float32 or int32")
+                raise ValueError(f"dtype {array.dtype}, expected float32 or int32")
             type_id, shape, data = kinds[array.dtype], array.shape, array.tobytes()
         if not 1 <= len(shape) <= MAX_DIMS:
             raise ValueError(f"shape {shape} has no 1 to {MAX_DIMS} dimensions")

@@ -58,7 +58,7 @@ def quantize(type_id: int, rows: np.ndarray, imatrix: np.ndarray | None = None) 
     """
     rows = np.ascontiguousarray(np.atleast_2d(rows), dtype=np.float32)
     if rows.ndim != 2:
-        raise ValueError(f"rows has shape {rows.shape}, wanted [n, k]")
+        raise ValueError(f"rows has shape {rows.shape}, expected [n, k]")
     n, k = rows.shape
     out = np.zeros(n * row_bytes(type_id, k), dtype=np.uint8)
     if imatrix is None and _requires_imatrix(int(type_id)):
@@ -66,7 +66,7 @@ def quantize(type_id: int, rows: np.ndarray, imatrix: np.ndarray | None = None) 
     if imatrix is not None:
         imatrix = np.ascontiguousarray(imatrix, dtype=np.float32)
         if imatrix.shape != (k,):
-            raise ValueError(f"imatrix has shape {imatrix.shape}, wanted ({k},)")
+            raise ValueError(f"imatrix has shape {imatrix.shape}, expected ({k},)")
     written = _quantize_chunk(
         int(type_id),
         rows.ctypes.data,
@@ -77,7 +77,7 @@ def quantize(type_id: int, rows: np.ndarray, imatrix: np.ndarray | None = None) 
         None if imatrix is None else imatrix.ctypes.data,
     )
     if written != out.size:
-        raise RuntimeError(f"ggml_quantize_chunk wrote {written} bytes, wanted {out.size}")
+        raise RuntimeError(f"ggml_quantize_chunk wrote {written} bytes, expected {out.size}")
     return out.tobytes()
 
 
@@ -96,7 +96,7 @@ def dequantize(type_id: int, raw: bytes | np.ndarray, n_elements: int) -> np.nda
     """
     source = np.frombuffer(bytes(raw), dtype=np.uint8)
     if source.size != row_bytes(type_id, n_elements):
-        raise ValueError(f"{source.size} bytes, wanted {row_bytes(type_id, n_elements)}")
+        raise ValueError(f"{source.size} bytes, expected {row_bytes(type_id, n_elements)}")
     out = np.zeros(n_elements, dtype=np.float32)
     decoder(type_id)(source, out)
     return out

@@ -83,7 +83,7 @@ def test_quantise_refuses_what_would_abort() -> None:
         oracle.quantize(oracle.QUANT_TYPES["Q4_K"], np.zeros((2, 128), dtype=np.float32))
     with pytest.raises(ValueError, match="not one of"):
         oracle.quantize(4, np.zeros((2, 256), dtype=np.float32))
-    with pytest.raises(ValueError, match="bytes, wanted"):
+    with pytest.raises(ValueError, match="bytes, expected"):
         oracle.dequantize(oracle.QUANT_TYPES["Q4_0"], b"\0" * 17, 32)
 
 

@@ -42,6 +42,12 @@ ANOTHER = {
     },
     "seed_oss": {"ffn_norm": "attn_post_norm there"},
     "gemma": {"ffn_inp": "sa_out there"},
+    "gemma4": {
+        "Qcur": "Qcur_pos there, Qcur is as projected",
+        "Kcur": "Kcur_pos there",
+        "Vcur": "Vcur_normed there",
+        "attn_out": "with the stream there",
+    },
     "olmo2": {"attn_norm": "none", "ffn_norm": "none"},
     "exaone4": {"attn_norm": "none", "ffn_norm": "none"},
     "nemotron": {"ffn_out": "unnamed there"},

@@ -137,9 +137,9 @@ def test_rows(type_id: int) -> None:
 
 def test_sizes_are_checked() -> None:
     raw = random_blocks(2, 2)
-    with pytest.raises(ValueError, match="36 bytes, wanted 18"):
+    with pytest.raises(ValueError, match="36 bytes, expected 18"):
         decode(2, raw, 32)
-    with pytest.raises(ValueError, match="36 bytes, wanted 54"):
+    with pytest.raises(ValueError, match="36 bytes, expected 54"):
         decode(2, raw, 96)
     with pytest.raises(ValueError, match="whole Q4_0 blocks"):
         decode(2, raw, 63)

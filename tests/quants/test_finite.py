@@ -102,5 +102,5 @@ def test_message_names_tensor_type_and_block() -> None:
 
 
 def test_sizes_are_checked() -> None:
-    with pytest.raises(ValueError, match="540 bytes, wanted 558"):
+    with pytest.raises(ValueError, match="540 bytes, expected 558"):
         check_finite(2, random_blocks(2, 30), 31 * 32, "w")

@@ -117,32 +117,39 @@ def test_the_venv_is_made_once_and_again_when_the_project_changes(bare: Path) ->
     assert log.read_text().count("pip install") == 3
 
 
+POOL = "test workqueue -n 2 --dist loadfile"
 SLOW = "test -n 2 --dist loadfile -m slow and not long --junitxml=build/slow.xml"
 
 
 @pytest.mark.parametrize(
-    ("fast", "lint", "slow", "code", "said"),
+    ("fast", "lint", "pool", "slow", "code", "said"),
     [
-        (0, 0, 0, 0, ""),
-        (0, 0, 5, 5, "no slow tests"),
-        (0, 0, 124, 124, "the time ran out"),
-        (0, 0, 137, 137, "the time ran out"),
-        (0, 0, 1, 1, ""),
-        (0, 0, 2, 2, ""),
-        (1, 0, 0, 1, ""),
-        (5, 0, 0, 5, ""),
-        (0, 1, 0, 1, ""),
+        (0, 0, 0, 0, 0, ""),
+        (0, 0, 0, 5, 5, "no slow tests"),
+        (0, 0, 0, 124, 124, "the time ran out"),
+        (0, 0, 0, 137, 137, "the time ran out"),
+        (0, 0, 0, 1, 1, ""),
+        (0, 0, 0, 2, 2, ""),
+        (1, 0, 0, 0, 1, ""),
+        (5, 0, 0, 0, 5, ""),
+        (0, 1, 0, 0, 1, ""),
+        (0, 0, 1, 0, 1, ""),
     ],
 )
 def test_ci_fails_when_it_should(
-    tmp_path: Path, fast: int, lint: int, slow: int, code: int, said: str
+    tmp_path: Path, fast: int, lint: int, pool: int, slow: int, code: int, said: str
 ) -> None:
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
-    body = f'echo "test $@"\n[ $# -gt 0 ] && exit {slow}\nexit {fast}\n'
+    body = f"""echo "test $NUMBA_THREADING_LAYER $*"
+case "$*" in *slow*) exit {slow} ;; esac
+[ "$NUMBA_THREADING_LAYER" = workqueue ] && exit {pool}
+exit {fast}
+"""
     write(tmp_path / "scripts" / "test", "#!/usr/bin/env bash\n" + body)
     write(tmp_path / "scripts" / "check", f"#!/usr/bin/env bash\necho check\nexit {lint}\n")
-    done = run(tmp_path / ".ci" / "run")
+    done = run(tmp_path / ".ci" / "run", NUMBA_THREADING_LAYER="")
     assert done.returncode == code
     assert said in done.stdout
     steps = [line for line in done.stdout.splitlines() if line.startswith(("test", "check"))]
-    assert [s.strip() for s in steps] == ["test", "check", SLOW][: 1 if fast else 3 - lint]
+    n_steps = 1 if fast else 2 if lint else 3 if pool else 4
+    assert [" ".join(s.split()) for s in steps] == ["test", "check", POOL, SLOW][:n_steps]

@@ -107,7 +107,7 @@ def test_what_is_read_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     writer = threading.Thread(target=(tmp_path / "fifo").write_bytes, args=(b"x" * 11,))
     monkeypatch.setattr(regular, "_PIPE_SECONDS", 10.0)
     writer.start()
-    with pytest.raises(ValueError, match="more than 10 bytes"):
+    with pytest.raises(ValueError, match="larger than the limit of 10 bytes"):
         read_whole(tmp_path / "fifo", 10)
     writer.join()
 

@@ -120,7 +120,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 
     MODELS[name].make(tmp_path / "toy.gguf")
     model = nbllama.load_model(tmp_path / "toy.gguf")
-    top = model.hp.n_layer - 1
+    top = min(model.hp.n_layer - 1, model.hp.most_frozen)
     adapter = upper(random_adapter(model, norms=True), top)
     rng, rows = np.random.default_rng(2), []
     beginning = rng.integers(0, model.hp.n_vocab, 12)

@@ -13,7 +13,15 @@ import pytest
 import nbllama
 from nbllama.report.records import read_log
 from nbllama.train.run.asked import Asked, find_questions
-from nbllama.train.run.verdict import BY_HEART, HARDLY, LEARNED, Means, means, verdict_on
+from nbllama.train.run.verdict import (
+    BY_HEART,
+    HARDLY,
+    LEARNED,
+    Means,
+    means,
+    verdict_on,
+    verdict_on_rewards,
+)
 from nbllama.train.validation import Validation
 from tests.train.runs import Run
 from tests.train.toy_runs import events, toy_chat
@@ -136,3 +144,20 @@ def test_python_gets_the_same(folder: Path) -> None:
     # the toy has no token for the end of a turn
     assert [a["wanted"][:7] for a in got.answers] == ["the hen"] * 3
     assert got.verdict.partition(":")[0] in repr(got)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "word"),
+    [
+        ({"reward": 0.5, "reward_std": 0.4}, {"reward": 0.7, "reward_std": 0.3}, LEARNED),
+        ({"reward": 0.5, "reward_std": 0.4}, {"reward": 0.55, "reward_std": 0.3}, HARDLY),
+        ({"reward": 0.5, "reward_std": 0.0}, {"reward": 0.5, "reward_std": 0.0}, HARDLY),
+        ({"reward": 0.5, "reward_std": 0.4}, {"reward": 0.1, "reward_std": 0.3}, HARDLY),
+        ({}, {"reward": 0.1, "reward_std": 0.3}, HARDLY),
+    ],
+)
+def test_a_verdict_on_rewards(first: dict[str, float], last: dict[str, float], word: str) -> None:
+    found = verdict_on_rewards(first, last, "--epochs 3")
+    assert found.word == word
+    if first and word == HARDLY:
+        assert "try --epochs 3" in found.reason

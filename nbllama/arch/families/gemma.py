@@ -6,7 +6,31 @@ import math
 from functools import partial
 
 from nbllama.arch.row import ArchRow, Scales, Sizes, Window, score_scale
-from nbllama.arch.tensors import BLOCK, ENDS, HF_MODULES, POST_NORMS, QK_NORMS, TIED
+from nbllama.arch.tensors import (
+    BLOCK,
+    ENDS,
+    HF_MODULES,
+    POST_NORMS,
+    QK_NORMS,
+    ROPE_FACTORS,
+    TIED,
+    TensorRow,
+)
+
+# Gemma 4: an embedding of each token for each block, and the tensors that use it. Some blocks have
+# no attn_v: their values are the projected keys.
+_PER_LAYER_ENDS = (
+    TensorRow("per_layer_token_embd.weight", ("n_vocab", "n_per_layer_all")),
+    TensorRow("per_layer_model_proj.weight", ("n_per_layer_all", "n_embd")),
+    TensorRow("per_layer_proj_norm.weight", ("n_per_layer",)),
+    TensorRow(ROPE_FACTORS, ("n_rot_half",)),
+)
+_PER_LAYER = (
+    TensorRow("inp_gate.weight", ("n_per_layer", "n_embd"), mixer="per_layer"),
+    TensorRow("proj.weight", ("n_embd", "n_per_layer"), mixer="per_layer"),
+    TensorRow("post_norm.weight", ("n_embd",), mixer="per_layer"),
+    TensorRow("layer_output_scale.weight", ("one",), False),
+)
 
 
 def _gemma_scales(largest: int, sizes: Sizes) -> Scales:
@@ -51,5 +75,22 @@ ROWS = (
         window=Window(0, 6, 10000.0),
         hf_modules=HF_MODULES,
         checked=("270M and 1B", "4B and 12B, text", "without a window", "27B, text"),
+    ),
+    ArchRow(
+        "gemma4",
+        ENDS + _PER_LAYER_ENDS,
+        tuple(r._replace(required=r.name != "attn_v.weight") for r in BLOCK + QK_NORMS + POST_NORMS)
+        + _PER_LAYER,
+        rope_pairing="halves",
+        activation="gelu",
+        scales=lambda sizes: Scales(math.sqrt(sizes.n_embd), attention=1.0),
+        logit_softcap=30.0,
+        window=Window(None, 6, 10000.0),
+        varied=True,
+        values_normed=True,
+        per_layer=True,
+        hf_modules=HF_MODULES
+        | {"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection"},
+        checked=("E2B and E4B", "31B"),
     ),
 )

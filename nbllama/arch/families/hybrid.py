@@ -18,7 +18,7 @@ from nbllama.arch.tensors import (
 
 
 def _of(mixer: str, rows: tuple[TensorRow, ...]) -> tuple[TensorRow, ...]:
-    """Return the same tensors for blocks of this kind only; the norm before is in all blocks."""
+    """Return the same tensors for blocks of this kind only; all blocks have the first norm."""
     return tuple(r if r.name == "attn_norm.weight" else r._replace(mixer=mixer) for r in rows)
 
 

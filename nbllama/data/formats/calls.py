@@ -60,7 +60,7 @@ def _call(call: Any, where: str) -> Message:
 
 
 def _key_of_arguments(function: Record, name: str, where: str) -> str | None:
-    """Return the key that holds a call's arguments; None for a call without any."""
+    """Return the key with a call's arguments; None for a call without arguments."""
     given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
     if len(given) > 1:
         raise DataError(

@@ -2,7 +2,7 @@
 
 "prompt" is text or a list of messages, and each side is text or a list of messages (or one
 message). Texts are joined unchanged, without a template; messages make one chat, and the answers of
-the side are trained. Without "prompt" both sides hold the whole chat or text, and their common
+the side are trained. Without "prompt", both sides contain the whole chat or text, and their common
 beginning is the prompt. With "instruction" or "question" instead of "prompt" the texts go through
 the chat template as in the format `alpaca`.
 """

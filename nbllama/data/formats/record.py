@@ -227,7 +227,7 @@ def check_unicode(value: str, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raise `DataError` for a value that is nested too deeply, or holds half a surrogate pair."""
+    """Raise `DataError` for a value nested too deeply, or with half a surrogate pair."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [

@@ -42,7 +42,7 @@ class Sampler:
         self._random = Random(params.seed)
 
     def accept(self, token: int) -> None:
-        """Add a token of the text."""
+        """Record a token of the text."""
         self._penalties.accept(token)
 
     def reset(self) -> None:
@@ -68,7 +68,7 @@ class Sampler:
         return self._draw(self.filtered(c))
 
     def filtered(self, c: Candidates) -> Candidates:
-        """Return the candidates after the chain without mirostat; c holds the whole vocabulary."""
+        """Return the candidates after the chain without mirostat; c is the whole vocabulary."""
         params = self._params
         c = self._penalties.apply(c)
         c = filters.top_k(c, params.top_k)

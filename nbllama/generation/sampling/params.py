@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class SamplingParams:
     """The settings of `Sampler`; names are those of llama.cpp's options.
 
-    A filter is off with top_k 0, top_p 1, min_p 0, typical 1. temp 0 or below takes the most likely
-    candidate. repeat_last_n counts tokens for the three penalties, -1: all of the context.
+    A filter is off with top_k 0, top_p 1, min_p 0, typical 1. temp 0 or below: always the most
+    likely candidate. repeat_last_n counts tokens for the three penalties, -1: all of the context.
     mirostat 1 or 2 replaces filters and penalties.
     """
 

@@ -10,7 +10,7 @@ from nbllama.generation.sampling.filters import Candidates
 
 
 class Penalties:
-    """Penalties for tokens that the text has already.
+    """Penalties for tokens that are already in the text.
 
     For a token that occurs n > 0 times among the last `last_n`:
 
@@ -34,7 +34,7 @@ class Penalties:
         self._last.clear()
 
     def apply(self, c: Candidates) -> Candidates:
-        """Apply the penalties to c, which must hold the whole vocabulary in order of ids."""
+        """Apply the penalties to c, which must contain the whole vocabulary in order of ids."""
         if not self.on or not self._last:
             return c
         counts = Counter(self._last)

@@ -1,8 +1,8 @@
-"""What blocks have instead of attention, one page each.
+"""The alternatives to attention in some blocks, one page each.
 
 A page has two functions, which take the block (`nbllama.model.parts.BlockParts`): `forward`
-computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` turns
-acts.dx from the gradient with respect to that into the gradient of the block's input.
+computes the stream between the mixer and feed-forward into `kept.x_mid`, and `backward` changes
+acts.dx from the gradient with respect to that stream to the gradient of the block's input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["MIXERS", "Carried", "Mixer", "StateExchange"]
 
 
 class Mixer(NamedTuple):
-    """The two passes of one kind of block; see above."""
+    """The two passes of one kind of block; see the module docstring."""
 
     forward: Callable[[BlockParts, StateExchange | None], None]
     backward: Callable[[BlockParts, bool], None]

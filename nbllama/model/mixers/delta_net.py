@@ -25,7 +25,7 @@ INPUTS = ("qkv", "z", "alpha", "beta")
 
 
 class _Parts(NamedTuple):
-    """What the delta rule is given: q and k as convolved (`raw`) and to length 1, v, g, beta."""
+    """Inputs of the delta rule: q and k as convolved (`raw`) and at length 1, v, g, beta."""
 
     raw: dict[str, np.ndarray]
     rstd: dict[str, np.ndarray]
@@ -37,11 +37,11 @@ class _Parts(NamedTuple):
 
 
 class DeltaBlock:
-    """One such block at work on one batch; shapes as in `nbllama.ops.delta_net.delta_net`."""
+    """A delta-net block for one batch; shapes as in `nbllama.ops.delta_net.delta_net`."""
 
     def __init__(self, block: BlockParts) -> None:
         of = block.hp.delta
-        assert of is not None  # or the model had no such block
+        assert of is not None  # otherwise, the model has no such block
         self.block, self.of = block, of
         self.offsets = block.batch.seq_offsets
         self.taps = block.model.taps(block.name("ssm_conv1d.weight"))
@@ -53,12 +53,12 @@ class DeltaBlock:
         self.eps = block.hp.rms_eps / of.size
 
     def columns(self) -> tuple[tuple[str, int], ...]:
-        """Where queries, keys and values begin in `qkv`."""
+        """Return the first columns of queries, keys and values in `qkv`."""
         keys = self.of.key_heads * self.of.size
         return ("q", 0), ("k", keys), ("v", 2 * keys)
 
     def parts(self, before: np.ndarray | None) -> _Parts:
-        """Compute what the delta rule is given from what the projections gave, in shared memory."""
+        """Compute the inputs of the delta rule from the projections' outputs, in shared memory."""
         block, mixed = self.block, self.block.kept.mixed
         arrays = {name: block.shared(f"delta_{name}") for name in "qkv"}
         for name, column in self.columns():
@@ -89,7 +89,7 @@ class DeltaBlock:
 
     @property
     def scale(self) -> float:
-        """Of what queries read."""
+        """The factor of what queries read."""
         return float(1 / np.sqrt(np.float32(self.of.size)))
 
 
@@ -123,9 +123,9 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+    """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
-    Without `below` only what this block's own pairs need is computed.
+    Without `below`, only the gradients of this block's pairs are computed.
     """
     kept, hp = block.kept, block.hp
     norm_trained = block.bound.trains(block.name("attn_norm.weight"))
@@ -163,7 +163,7 @@ def backward(block: BlockParts, below: bool) -> None:
         rms_norm_grad(dn, raw, of.one, parts.rstd[name], dx=dn)
     dqkv = block.shared("delta_dqkv")
     for name, column in of.columns():
-        memory = parts.raw[name].reshape(block.n, -1)  # which nobody needs any more
+        memory = parts.raw[name].reshape(block.n, -1)  # not needed any more
         conv_silu_grad(
             d[name].reshape(block.n, -1), mixed["qkv"], of.taps, of.offsets, du=dqkv,
             memory=memory, column=column,

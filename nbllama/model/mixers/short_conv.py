@@ -33,9 +33,9 @@ def forward(block: BlockParts, states: StateExchange | None) -> None:
 
 
 def backward(block: BlockParts, below: bool) -> None:
-    """acts.dx from the gradient with respect to `x_mid` to that of the block's input.
+    """Change acts.dx from the gradient with respect to `x_mid` to that of the block's input.
 
-    Without `below` only what this block's own pairs need is computed.
+    Without `below`, only the gradients of this block's pairs are computed.
     """
     kept, hp, offsets = block.kept, block.hp, block.batch.seq_offsets
     norm_trained = block.bound.trains(block.name("attn_norm.weight"))

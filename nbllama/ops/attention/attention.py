@@ -17,7 +17,7 @@ Gradient, with delta = do . o:
 
 The forward pass keeps only `lse = max + log(sum)` per query and head; the gradient recomputes p
 from it (Dao et al., "FlashAttention", 2022, section 3.1). A task is a block of `BLOCK` queries of
-one head. It holds whole rows of scores, so memory grows with T and no online rescaling is needed.
+one head. It stores whole rows of scores, so memory grows with T and no online rescaling is needed.
 The loop bounds do the masking. Shapes: N tokens in a stream of S sequences, q `[N, H, D]`,
 k and v `[Nk, G, D]`.
 
@@ -54,7 +54,7 @@ from nbllama.ops.op import check_array, check_output, readonly
 
 
 def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
-    """Return each head's slope, float32 `[H]`, as `ggml_soft_max_ext` does; 0 if `max_bias` is."""
+    """Return each head's slope, float32 `[H]`, as in `ggml_soft_max_ext`; 0 if `max_bias` is 0."""
     if max_bias <= 0:
         return np.zeros(n_head, np.float32)
     power = 2 ** math.floor(math.log2(n_head))

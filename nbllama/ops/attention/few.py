@@ -29,7 +29,7 @@ from nbllama.ops.attention.tiles import cap_and_bias, exp_sum
 from nbllama.ops.op import readonly
 
 CHUNK = 256
-SERIAL = 500_000  # products; up to this, one thread is faster than starting two (about 60 us)
+SERIAL = 500_000  # products; up to here, one thread is faster than starting two (about 60 us)
 MOST_QUERIES = 4
 
 

@@ -2,7 +2,8 @@
 
 Formulas, shapes and the plain-numpy reference are in `nbllama.ops.attention.attention`. A task owns
 the queries of one head of one sequence, or a part of them if there are few heads, and accumulates
-dk and dv in private memory. At the end these are summed over parts and heads in ascending order.
+dk and dv in private memory. At the end, dk and dv are summed over parts and heads in ascending
+order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from nbllama.ops.attention.tiles import (
 from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, readonly
 
 PIECES = 8  # parts of a KV head's keys for the sum over its query heads
-TASKS = 24  # tasks of the gradient, at least: threads then finish at about the same time
+TASKS = 24  # minimum number of tasks, so that threads finish at about the same time
 
 
 @kernel(fast=True)
@@ -52,7 +53,7 @@ def _dot(a, b):
 
 @kernel(fast=True)
 def _score_gradient(p, dp, z, lo, hi, lse, delta, cap, slope, at):
-    """Turn p into probabilities and dp into the raw scores' gradient; both 0 outside lo..hi."""
+    """Turn p into probabilities and dp into the raw scores' gradient; both are 0 outside lo..hi."""
     p[:lo] = np.float32(0.0)
     p[hi:] = np.float32(0.0)
     dp[:lo] = np.float32(0.0)
@@ -224,9 +225,9 @@ def _gradient(
 
 
 def n_parts(n_seq: int, n_head: int) -> int:
-    """Return how many tasks a head's queries are cut into.
+    """Return the number of tasks into which a head's queries are divided.
 
-    It depends on the shape alone, never on the threads, because it sets the order of the sums.
+    It depends only on the shape, never on the threads, because it fixes the order of the sums.
     """
     return -(-TASKS // (n_seq * n_head))
 
@@ -250,9 +251,9 @@ def attention_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[Nk, G, D]` (overwritten).
 
-    o and lse are the results of the forward pass. `offsets` are the offsets of the queries, and
-    also of the keys unless `k_offsets` are given; the queries are then the last tokens of longer
-    sequences.
+    o and lse are the results of the forward pass. `offsets` are the offsets of the queries and,
+    without `k_offsets`, also of the keys. With `k_offsets`, the queries are the last tokens of
+    longer sequences.
     """
     k_offsets = offsets if k_offsets is None else k_offsets
     check_streams(q, (k, v, dk, dv), offsets, k_offsets)

@@ -37,15 +37,19 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 _ONE = np.float32(1.0)
 
 
+@kernel()
+def sink_factor(lse, sink):
+    """Return exp(lse - lse') and lse'."""
+    top = lse if lse > sink else sink
+    both = top + np.float32(math.log(math.exp(lse - top) + math.exp(sink - top)))
+    return np.float32(math.exp(lse - both)), both
+
+
 @kernel(parallel=True)
 def _add_sinks(o, lse, sinks):
     for n in prange(o.shape[0]):
         for h in range(o.shape[1]):
-            a, b = lse[n, h], sinks[h]
-            top = a if a > b else b
-            both = top + np.float32(math.log(math.exp(a - top) + math.exp(b - top)))
-            factor = np.float32(math.exp(a - both))
-            lse[n, h] = both
+            factor, lse[n, h] = sink_factor(lse[n, h], sinks[h])
             for d in range(o.shape[2]):
                 o[n, h, d] *= factor
 
@@ -53,10 +57,10 @@ def _add_sinks(o, lse, sinks):
 def add_sinks(o: np.ndarray, lse: np.ndarray, sinks: np.ndarray) -> None:
     """Add the sinks `[H]` to attention with outputs o `[N, H, D]` and lse `[N, H]`.
 
-    Both are overwritten. Raises ValueError for arrays that do not fit.
+    o and lse are overwritten. Raises ValueError for arrays that do not fit.
     """
     if np.ndim(o) != 3:
-        raise ValueError(f"add_sinks: o has shape {np.shape(o)}, wanted [N, H, D]")
+        raise ValueError(f"add_sinks: o has shape {np.shape(o)}, expected [N, H, D]")
     check_output("add_sinks", "o", o, o.shape)
     check_output("add_sinks", "lse", lse, o.shape[:2])
     check_array("add_sinks", "sinks", sinks, o.shape[1:2])

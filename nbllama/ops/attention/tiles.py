@@ -117,7 +117,7 @@ def exp_sum(row, lo, hi, top):
 class Scratch:
     """Scratch memory of attention's kernels, kept between calls and grown when needed.
 
-    It holds `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
+    It consists of `own` `[threads, floats]`, `common` `[floats]`, and the task counter.
     """
 
     def __init__(self) -> None:

@@ -6,18 +6,18 @@ and V are the keys and values of the N rows:
 
     k' = K[paths]      v' = V[paths]
     o  = attention(q, k', v')            the queries of a sequence are the last ones of its path
-    dK[r] = sum over the places p with paths[p] = r, in ascending order, of dk'[p]
+    dK[r] = sum over the indices p with paths[p] = r, in ascending order, of dk'[p]
 
-and dV in the same way. Each query sees the same keys in the same order as if its sequence were
-whole, and all sums over them are the same, so `o` has the same bits. The only difference: the
-gradient of a shared key or value is a sum over the sequences that see it. Without sharing, that sum
-is done later, in the gradients of the weights. RoPE is applied before this op, with the position of
-each row in its path.
+and dV in the same way. Each query sees the same keys in the same order as if its sequence shared
+nothing, and all sums over them are the same, so `o` has the same bits. The only difference is in
+the backward pass: the gradient of a shared key or value is a sum over the sequences that see it.
+Without sharing, this sum is part of the weights' gradients. RoPE is applied before this op, with
+the position of each row in its path.
 
 Shapes: q, o `[N, H, D]`, k, v `[N, G, D]`, paths int32 `[P]`, q_offsets, k_offsets int32 `[S+1]`.
 The kernels are those of `nbllama.ops.attention.attention` and `nbllama.ops.attention.grad`; this
 file adds the one for the sum. Copying `2 P G D` floats takes less than 1 % of a block's time.
-`nbllama.data.shared` makes the paths.
+`nbllama.data.shared` creates the paths.
 
 Source: inference servers also compute the keys and values of a common prefix once (vLLM's prefix
 caching, SGLang's RadixAttention), but only in the forward pass. finetune.cpp: none.
@@ -74,18 +74,18 @@ _POOL = _Pool()
 
 
 def path_floats(n_keys: int, n_kv: int, d: int) -> int:
-    """Return how many floats of memory `attention_tree_grad` needs for `n_keys` keys of paths."""
+    """Return how many floats of memory `attention_tree_grad` needs for paths with `n_keys` keys."""
     return 4 * n_keys * n_kv * d
 
 
 def _gathered(x: np.ndarray, paths: np.ndarray, out: np.ndarray) -> np.ndarray:
-    # "clip": with the default mode numpy fills a copy first
+    # "clip": in the default mode, numpy fills a copy first
     return np.take(x, paths, axis=0, out=out, mode="clip")
 
 
 def _check_keys(op: str, k: np.ndarray, v: np.ndarray, paths: np.ndarray) -> None:
     if np.ndim(k) != 3:
-        raise ValueError(f"{op}: k {np.shape(k)}, wanted [N, G, D]")
+        raise ValueError(f"{op}: k {np.shape(k)}, expected [N, G, D]")
     check_array(op, "k", k, k.shape)
     check_array(op, "v", v, k.shape)
     check_array(op, "paths", paths, np.shape(paths)[:1], dtype=np.int32)
@@ -122,8 +122,8 @@ def attention_tree_grad(
 ) -> None:  # fmt: skip
     """Compute the gradients dq `[N, H, D]`, dk and dv `[N, G, D]` (overwritten).
 
-    Row r is at the places `order[starts[r] : starts[r + 1]]` of `paths`, at least one. `order` is
-    int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
+    Row r occurs in `paths` at the indices `order[starts[r] : starts[r + 1]]`, at least one. `order`
+    is int32 `[P]`, `starts` int32 `[N + 1]`. o and lse are the results of the forward pass. Raises
     `ValueError` for arrays that do not fit.
     """
     _check_keys("attention_tree_grad", k, v, paths)
@@ -170,7 +170,7 @@ def attention_tree_grad_ref(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Return the gradients (dq, dk, dv) of `attention_tree_ref`, computed on whole sequences.
 
-    The queries of a sequence's shared prefix get a zero `do`; the others are the sequence's own.
+    `do` is 0 for the queries of a sequence's shared prefix; the other queries are its own.
     """
     own = np.concatenate(
         [

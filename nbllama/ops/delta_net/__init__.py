@@ -1,1 +1,1 @@
-"""Gated delta nets: attention whose past is one matrix for each head."""
+"""Gated delta nets: a form of attention that stores the past as one matrix per head."""

@@ -1,20 +1,20 @@
-"""The delta rule a chunk of tokens at a time: products of small matrices.
+"""The delta rule for one chunk of tokens at a time, as products of small matrices.
 
-`nbllama.ops.delta_net.delta_net` has the formula of one token. For the C tokens of a chunk, with S
-in front of it, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... + g[t]), it says:
+`nbllama.ops.delta_net.delta_net` has the formula for one token. For the C tokens of a chunk, with S
+before the chunk, a[t] = exp(g[1] + ... + g[t]) and G[t, j] = exp(g[j+1] + ... + g[t]), it becomes:
 
     x[t] = v[t] - a[t] S k[t] - sum over j < t of G[t, j] (k[t] . k[j]) d[j]     d[t] = beta[t] x[t]
     o[t] = scale (a[t] S q[t] + sum over j <= t of G[t, j] (q[t] . k[j]) d[j])
     S   <- a[C] S + sum over j of G[C, j] d[j] k[j]T
 
-x is the solution of a triangular system, found six rows at a time. Sums over j end at the token
+x is the solution of a triangular system, computed six rows at a time. Sums over j end at the token
 itself, so later tokens do not change its bits. G is built from products of exp(g): a difference of
-sums would lose digits where much is forgotten. A chunk begins at a multiple of CHUNK in its
-sequence. S is kept as its transpose, `[D, M]`.
+sums would lose precision if the past fades quickly. A chunk begins at a multiple of CHUNK in its
+sequence. S is stored transposed, `[D, M]`.
 
-Arrays are flat here. Their rows are `stride(width)` numbers apart: whole panels, and LINE more,
-because rows at a distance of a power of two share few places of the first cache. Numbers past the
-end of a row or of a short chunk are 0.
+Arrays are flat here. Their rows are `stride(width)` numbers apart: whole panels plus LINE, because
+rows at a distance of a power of two would share a few sets of the L1 cache. Numbers past the end of
+a row or of a short chunk are 0.
 
 Source: Yang, Wang, Zhang, Shen, Kim, "Parallelizing Linear Transformers with the Delta Rule over
 Sequence Length" (2024), section 3; with gates: Yang, Kautz, Hatamizadeh (2024).
@@ -34,25 +34,25 @@ LINE = 16
 
 @kernel()
 def stride(width):
-    """Return the distance of rows of `width` numbers."""
+    """Return the distance between rows of `width` numbers."""
     return (width + PANEL - 1) // PANEL * PANEL + LINE
 
 
 @kernel()
 def numbers(rows, width):
-    """Return the size of an array for `rows` rows and those that a tile may touch."""
+    """Return the size of an array for `rows` rows, plus further rows that a tile may touch."""
     return ((rows + PANEL - 1) // PANEL * PANEL + ROWS) * stride(width)
 
 
 @kernel()
 def zeros(rows, width):
-    """Return an array of `numbers` zeros."""
+    """Return an array of zeros, of the size `numbers(rows, width)`."""
     return np.zeros(numbers(rows, width), np.float32)
 
 
 @kernel()
 def multiply(a, a_row, a_k, b, b_ld, n_k, c, c_ld, rows, columns, fresh):
-    """Add to C[i, j], or with `fresh` write, the sum over k of A[i, k] B[k, j]."""
+    """Add the sum over k of A[i, k] B[k, j] to C[i, j]; with `fresh`, overwrite C[i, j]."""
     for i in range(0, rows, ROWS):
         for j in range(0, columns, PANEL):
             fma_tile(a, i * a_row, a_row, a_k, b, j, b_ld, n_k, c, i * c_ld + j, c_ld, fresh)
@@ -123,7 +123,8 @@ def load(x, first, n, head, scale, y):
 def load_gates(e, beta, first, n, h, b, fade, until):
     """Write beta to b `[C]`, G to `fade` `[C, C]` and a to `until` `[C]`.
 
-    Past the n tokens nothing fades and beta is 0: the last row of G is that after the chunk.
+    Past the n tokens, nothing fades and beta is 0, so the last row of G is valid for the end of the
+    chunk.
     """
     ld = stride(CHUNK)
     past = np.float32(1.0)
@@ -139,7 +140,7 @@ def load_gates(e, beta, first, n, h, b, fade, until):
 
 @kernel()
 def mask(fade, b, n, sign, diagonal, s):
-    """Turn row t of s `[C, C]` into sign G[t, j] b[j] s[t, j] for j < t + diagonal, 0 after."""
+    """Turn row t of s `[C, C]` into sign G[t, j] b[j] s[t, j] for j < t + diagonal, else 0."""
     ld = stride(CHUNK)
     for t in range(n):
         row, of = s[t * ld : (t + 1) * ld], fade[t * ld : (t + 1) * ld]
@@ -150,7 +151,7 @@ def mask(fade, b, n, sign, diagonal, s):
 
 @kernel()
 def solve(low, n, x, ld, width):
-    """Find x in place, x[t] += sum over j < t of low[t, j] x[j]: rows from the first down."""
+    """Solve in place, from the first row on: x[t] += sum over j < t of low[t, j] x[j]."""
     c = stride(CHUNK)
     for i in range(0, n, ROWS):
         if i > 0:
@@ -163,7 +164,7 @@ def solve(low, n, x, ld, width):
 
 @kernel()
 def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
-    """Turn x from v into what S does not say of v, for keys `rows` `[C, D]` and `turned`."""
+    """Subtract from x = v what S predicts; the keys are `rows` `[C, D]`, transposed `turned`."""
     ld, c = stride(m), stride(CHUNK)
     multiply(rows, stride(d), 1, turned, c, d, low, c, n, CHUNK, True)
     mask(fade, b, n, np.float32(-1.0), 0, low)
@@ -175,7 +176,7 @@ def missing(rows, turned, state, fade, until, b, n, d, m, low, memory, x):
 
 @kernel()
 def advance(rows, fade, until, b, n, d, m, x, state):
-    """Take S through a chunk; x is overwritten with G[C] d."""
+    """Update S by a chunk; x is overwritten with G[C] d."""
     ld, last = stride(m), (CHUNK - 1) * stride(CHUNK)
     for t in range(n):
         row = x[t * ld : t * ld + m]
@@ -186,7 +187,7 @@ def advance(rows, fade, until, b, n, d, m, x, state):
 
 @kernel()
 def through_chunks(q, k, v, e, beta, scale, first, last, of, h, o):
-    """Take head h with the keys of head `of` through the tokens first to last of a sequence."""
+    """Process the tokens first to last of a sequence: head h, with the keys of head `of`."""
     d, m = k.shape[2], v.shape[2]
     ld, c = stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)

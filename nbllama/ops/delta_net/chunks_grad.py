@@ -1,8 +1,9 @@
 """The gradient of the delta rule, from the last chunk of a sequence to the first.
 
-`remember` goes forwards once and keeps S in front of every chunk and x of its tokens; `chunks_back`
-goes back, in products of small matrices as the forward pass (`nbllama.ops.delta_net.chunks` has G,
-a, x, d, and how arrays lie). For a chunk, with dS after it and u = -beta y:
+`remember` runs forward once and stores S before every chunk and x of the chunk's tokens.
+`chunks_back` runs backward, with products of small matrices like the forward pass
+(`nbllama.ops.delta_net.chunks` defines G, a, x, d and the layout of the arrays). For a chunk, with
+dS after it and u = -beta y:
 
     y[j]  = G[C, j] dS k[j] + sum over t >= j of G[t, j] scale (q[t] . k[j]) do[t]
                             + sum over t > j of G[t, j] (k[t] . k[j]) u[t]
@@ -13,7 +14,7 @@ a, x, d, and how arrays lie). For a chunk, with dS after it and u = -beta y:
           + sum over i > t of G[i, t] (u[i] . d[t]) k[i]
     dS   <- a[C] dS + sum over t of a[t] (scale do[t] q[t]T + u[t] k[t]T)
 
-dg[i] is the sum over all factors that hold exp(g[i]), each times the gradient with respect to it.
+dg[i] is the sum over all factors that contain exp(g[i]), each multiplied by its gradient.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from nbllama.ops.delta_net.chunks import (
 
 @kernel()
 def remember(k, v, e, beta, first, last, of, h, starts, found):
-    """Write S `[M, D]` in front of each chunk to `starts`, and x `[C, M]` of each to `found`."""
+    """Write S `[M, D]` before each chunk to `starts`, and x `[C, M]` of the chunk to `found`."""
     d, m = k.shape[2], v.shape[2]
     keys, turned, memory = zeros(CHUNK, d), zeros(d, CHUNK), zeros(CHUNK, m)
     x, state = zeros(CHUNK, m), zeros(d, m)
@@ -65,7 +66,7 @@ def remember(k, v, e, beta, first, last, of, h, starts, found):
 
 @kernel()
 def _solve_back(fade, kk, b, n, m, y, u):
-    """Find y in place, y[j] += sum over t > j of G[t, j] kk[t, j] u[t], and u = -beta y."""
+    """Solve y[j] += sum over t > j of G[t, j] kk[t, j] u[t] in place, with u = -beta y."""
     ld, c = stride(m), stride(CHUNK)
     for i in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         after = i + ROWS
@@ -84,10 +85,11 @@ def _solve_back(fade, kk, b, n, m, y, u):
 
 @kernel()
 def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
-    """Write dg `[n]`: what each exp(g) multiplies, times the gradient with respect to it.
+    """Write dg `[n]`: the sum of all terms that exp(g) multiplies, times their gradients.
 
-    `own[t]`: of what o[t] and x[t] read of S; `ends[j]`: of what d[j] leaves after the chunk;
-    `whole`: of what S leaves. The other four are products of pairs of tokens and their gradients.
+    Three arguments are such sums: `own[t]` over what o[t] and x[t] read from S, `ends[j]` over what
+    d[j] adds to S after the chunk, `whole` over what remains of S. `qk`, `kk`, `dqk` and `dkk` are
+    products of pairs of tokens and their gradients.
     """
     ld = stride(CHUNK)
     later, crossing, before = 0.0, 0.0, 0.0
@@ -107,7 +109,7 @@ def _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, whole, n, dg):
 
 @kernel()
 def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, dq, dk, dv, dg, db):
-    """Take dS back through all chunks of a sequence; adds to dq and dk, writes the others."""
+    """Propagate dS back through a sequence's chunks; add to dq and dk, write the others."""
     d, m = k.shape[2], v.shape[2]
     kd, ld, c = stride(d), stride(m), stride(CHUNK)
     keys, queries, turned = zeros(CHUNK, d), zeros(CHUNK, d), zeros(d, CHUNK)
@@ -153,7 +155,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         for t in range(n):
             dkk[t * c + t : t * c + CHUNK] = np.float32(0.0)
             dqk[t * c + t + 1 : t * c + CHUNK] = np.float32(0.0)
-        # the parts of dq and dk that S in front of the chunk gives
+        # the parts of dq and dk from S before the chunk
         multiply(douts, ld, 1, state, kd, m, to_query, kd, n, d, True)
         multiply(u, ld, 1, state, kd, m, to_key, kd, n, d, True)
         for t in range(n):
@@ -169,7 +171,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
             whole += np.float64(dot(state[i * kd : i * kd + d], turned_dstate[i * kd : i * kd + d]))
         _gate_gradients(fade, qk, kk, dqk, dkk, own, ends, until[CHUNK - 1] * whole, n, dgates)
         dg[at : at + n, h] = dgates[:n]
-        # those that the other tokens of the chunk give, and S after it
+        # the parts from the other tokens of the chunk, and from S after it
         mask(fade, ones, n, one, 0, dkk)
         mask(fade, ones, n, one, 1, dqk)
         multiply_lower(dqk, c, keys, kd, n, to_query, kd, d)
@@ -183,7 +185,7 @@ def chunks_back(do, q, k, v, e, beta, scale, first, last, of, h, starts, found, 
         for t in range(n):
             add_scaled(scale, to_query[t * kd : t * kd + d], dq[at + t, of])
             add_scaled(one, to_key[t * kd : t * kd + d], dk[at + t, of])
-        # dS in front of the chunk
+        # dS before the chunk
         for t in range(n):
             from_o, from_x = douts[t * ld : t * ld + m], u[t * ld : t * ld + m]
             scaled(until[t], from_o, from_o)

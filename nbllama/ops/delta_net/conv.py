@@ -1,16 +1,16 @@
-"""The causal convolution in front of a delta net, with SiLU: each channel sees its last tokens.
+"""The causal convolution before a delta net, with SiLU: each channel sees its last tokens.
 
     p[t] = sum over j of w[j] u[t - K + 1 + j]          y[t] = silu(p[t])
 
-with K taps w. Before the first token of a sequence u is 0, or the state: its last K - 1 values
-in an earlier part of the sequence.
+with K taps w. Before the first token of a sequence, u is 0 or given by the state: the last K - 1
+values of u in an earlier part of the sequence.
 
 Gradient, with e[t] = dy[t] silu'(p[t]), which is 0 after the sequence:
 
     du[t] = sum over j of w[j] e[t + K - 1 - j]
 
-The taps are frozen: they get no gradient. Queries, keys and values are columns of u; the
-kernels read some of them, so that each gets a separate array.
+The taps are frozen, so they have no gradient. Queries, keys and values are columns of u; each call
+of a kernel reads only some columns, so that the three are written to separate arrays.
 
 Shapes: u, y, du `[N, W]`, w `[K, W]` float32, all sequences concatenated; offsets `[S + 1]`
 int32; a state `[S, K - 1, W]`. Parallel over tokens.
@@ -57,7 +57,7 @@ def _mixed_ref(
 def conv_silu_grad_ref(
     dy: np.ndarray, u: np.ndarray, w: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """Compute the gradient with respect to u, for sequences that begin here."""
+    """Compute the gradient with respect to u, for sequences without a state."""
     taps, width = w.shape
     p = _mixed_ref(u, w, offsets, None)
     sigmoid = 1 / (1 + np.exp(-p))
@@ -78,7 +78,7 @@ def _add(w, x, out):
 
 @kernel()
 def _mix(u, w, first, n, past, column, out):
-    """Compute p of token n of a sequence that begins at `first`, before which `past` was."""
+    """Compute p of token n of a sequence that begins at `first`, after the state `past`."""
     taps, end = w.shape[0], column + out.shape[0]
     out[:] = np.float32(0.0)
     for j in range(taps):
@@ -90,7 +90,8 @@ def _mix(u, w, first, n, past, column, out):
 
 
 @kernel()
-def _silu(y):
+def silu(y):
+    """Overwrite y with silu(y)."""
     for i in range(y.shape[0]):
         p = y[i]
         y[i] = p / (_ONE + exp_f32(-p))
@@ -101,7 +102,7 @@ def _serial(u, w, offsets, sequence, before, column, y):
     for n in range(u.shape[0]):
         s = sequence[n]
         _mix(u, w, offsets[s], n, before[min(s, before.shape[0] - 1)], column, y[n])
-        _silu(y[n])
+        silu(y[n])
 
 
 @kernel(parallel=True)
@@ -109,7 +110,7 @@ def _parallel(u, w, offsets, sequence, before, column, y):
     for n in prange(u.shape[0]):
         s = sequence[n]
         _mix(u, w, offsets[s], n, before[min(s, before.shape[0] - 1)], column, y[n])
-        _silu(y[n])
+        silu(y[n])
 
 
 @kernel()
@@ -147,9 +148,9 @@ def conv_silu(
     before: np.ndarray | None = None,
     column: int = 0,
 ) -> None:
-    """Write y `[N, ...]` for as many columns of u `[N, W]` and w `[K, W]`, from `column` on.
+    """Write y `[N, ...]` from equally many columns of u `[N, W]` and w `[K, W]`, from `column` on.
 
-    `before` `[S, K - 1, W]` is the state in front of each sequence, None for zeros.
+    `before` `[S, K - 1, W]` is the state before each sequence, None for zeros.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -174,8 +175,8 @@ def conv_silu_grad(
 ) -> None:
     """Write the columns of du `[N, W]` from `column` on, as many as dy `[N, ...]` has.
 
-    dy is overwritten with the gradient with respect to p; `memory` is of dy's shape. For sequences
-    that begin here. Raises ValueError for arrays that do not fit each other.
+    dy is overwritten with the gradient with respect to p; `memory` has dy's shape. The sequences
+    have no state. Raises ValueError for arrays that do not fit each other.
     """
     _check("conv_silu_grad", u, w, offsets, dy, column)
     check_output("conv_silu_grad", "du", du, u.shape)
@@ -193,7 +194,7 @@ def _check(
     op: str, u: np.ndarray, w: np.ndarray, offsets: np.ndarray, y: np.ndarray, column: int
 ) -> None:
     if np.ndim(w) != 2 or w.shape[0] < 2 or w.shape[1] == 0:
-        raise ValueError(f"{op}: w has shape {np.shape(w)}, wanted [K, W] with K at least 2")
+        raise ValueError(f"{op}: w has shape {np.shape(w)}, expected [K, W] with K at least 2")
     if np.ndim(u) != 2 or np.ndim(y) != 2 or not 0 <= column <= w.shape[1] - y.shape[1]:
         raise ValueError(f"{op}: u {np.shape(u)}, {np.shape(y)} from column {column} on")
     check_array(op, "u", u, (u.shape[0], w.shape[1]))

@@ -1,23 +1,24 @@
-"""The gated delta rule: what a head has read so far is one matrix S, changed a little a token.
+"""The gated delta rule: a head stores its past in one matrix S, which every token updates.
 
-For each token t of a sequence, with keys k and queries q of D numbers and values v of M numbers:
+For each token t of a sequence, with key k and query q of D numbers and value v of M numbers:
 
     P = exp(g) S[t-1]                       the past fades: g <= 0
-    d = beta (v - P k)                      what P does not say of v yet
+    d = beta (v - P k)                      the part of v that P does not predict
     S[t] = P + d kT                         P learns it
     o = scale S[t] q
 
-S is `[M, D]`, zero in front of a sequence or as a state says. There are two forms:
+S is `[M, D]`; before a sequence, it is zero or a given state. There are two forms:
 
-- Sequences that begin here, as in training, are read in chunks (`nbllama.ops.delta_net.chunks`):
-  a few products of matrices for 30 tokens.
-- With states, as in generation, tokens are read one by one, and each row of S needs v[m] and no
-  other row. So the bits of a token do not depend on where a text was cut into steps.
+- Sequences without states, as in training, are processed in chunks
+  (`nbllama.ops.delta_net.chunks`): a few matrix products per 30 tokens.
+- Sequences with states, as in generation, are processed token by token, and row m of S needs only
+  v[m] and no other row. So the bits of a token do not depend on how a sequence is divided into
+  steps.
 
-In both forms they do not depend on what else is in the batch, on what follows, or on the number of
-threads.
+In both forms, the bits of a token do not depend on the rest of the batch, on later tokens, or on
+the number of threads.
 
-Gradient, from the last token up, with dS of the later tokens:
+Gradient, from the last token to the first, with dS from the later tokens:
 
     dS += scale do qT           dq = scale S[t]T do
     dd = dS k                   dbeta = dd . (v - P k)           dv = beta dd       du = -beta dd
@@ -25,8 +26,8 @@ Gradient, from the last token up, with dS of the later tokens:
 
 The backward pass computes S again (`nbllama.ops.delta_net.grad`).
 
-Shapes, all float32: q, k `[N, G, D]`, v, o `[N, H, M]`, g, beta `[N, H]`; head h of H has the keys
-and queries of h mod G. A state is `[S, H, M, D]`. offsets `[S + 1]` int32.
+Shapes, all float32: q, k `[N, G, D]`, v, o `[N, H, M]`, g, beta `[N, H]`; head h of H uses the keys
+and queries of head h mod G. A state is `[S, H, M, D]`. offsets `[S + 1]` int32.
 
 Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (2024). llama.cpp:
 `ggml_gated_delta_net`, whose scale is 1 / sqrt(D).
@@ -44,7 +45,7 @@ from nbllama.kernels.simd import exp_f32
 from nbllama.ops.delta_net.chunks import through_chunks
 from nbllama.ops.op import check_array, check_output, readonly
 
-ROWS = 16  # rows of S that a task takes through a sequence, two at a time
+ROWS = 16  # rows of S that a task updates, two at a time
 
 
 def delta_net_ref(
@@ -75,7 +76,7 @@ def delta_net_ref(
 # Flat arrays and unsigned indices: a slice for every token would cost more than its product.
 @kernel(fast=True)
 def dots(s, a, x, at, width):
-    """Return the products of the rows of s at a and at a + width with x at `at`."""
+    """Return the dot products of the rows of s at a and at a + width with x at `at`."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         number = x[np.uint64(at + i)]
@@ -86,7 +87,7 @@ def dots(s, a, x, at, width):
 
 @kernel(fast=True)
 def step(s, a, e, d0, d1, k, q, at, width):
-    """Two rows of s, at a, through a token in place; return their products with its query."""
+    """Update two rows of s, at a, by one token; return their products with the token's query."""
     sum0 = sum1 = np.float32(0.0)
     for i in range(width):
         key, query = k[np.uint64(at + i)], q[np.uint64(at + i)]
@@ -108,7 +109,7 @@ def copy(x, x0, y, y0, n):
 
 @kernel()
 def _rows(q, k, v, e, beta, scale, first, last, groups, heads, size, h, m0, m1, s, width, o):
-    """Rows m0 and m1 of S, held in s `[2 D]`, through tokens first to last."""
+    """Update rows m0 and m1 of S, stored in s `[2 D]`, by the tokens first to last."""
     for t in range(first, last):
         at, of = (t * groups + h % groups) * width, t * heads + h
         u0, u1 = dots(s, 0, k, at, width)
@@ -131,7 +132,7 @@ def _forward(q, k, v, e, beta, scale, offsets, before, after, o):
         first, last = np.int64(offsets[n]), np.int64(offsets[n + 1])
         s = np.empty(2 * width, np.float32)
         for m0 in range(part * ROWS, min((part + 1) * ROWS, size), 2):
-            m1 = min(m0 + 1, size - 1)  # of an odd number the last is computed twice
+            m1 = min(m0 + 1, size - 1)  # an odd last row is computed twice
             if before.shape[0] > 0:
                 s[:width] = before[n, h, m0]
                 s[width:] = before[n, h, m1]
@@ -180,10 +181,10 @@ def delta_net(
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
 ) -> None:
-    """Write o `[N, H, M]`; shapes above.
+    """Write o `[N, H, M]`; the module docstring has the other shapes.
 
     `before` `[S, H, M, D]` is the state before each sequence, None for zeros; `after` of the
-    same shape receives the state after it. Without both, tokens are read in chunks.
+    same shape receives the state after it. Without either, tokens are processed in chunks.
 
     Raises ValueError for arrays that do not fit each other.
     """
@@ -220,7 +221,9 @@ def check_inputs(
 ) -> None:
     """Raise ValueError for inputs that do not fit each other."""
     if np.ndim(q) != 3 or np.ndim(v) != 3 or 0 in q.shape[1:] or 0 in v.shape[1:]:
-        raise ValueError(f"{op}: q {np.shape(q)} and v {np.shape(v)}, wanted [N, G, D], [N, H, M]")
+        raise ValueError(
+            f"{op}: q {np.shape(q)} and v {np.shape(v)}, expected [N, G, D], [N, H, M]"
+        )
     if v.shape[1] % q.shape[1]:
         raise ValueError(f"{op}: {q.shape[1]} heads of keys do not divide {v.shape[1]}")
     check_array(op, "q", q, q.shape)

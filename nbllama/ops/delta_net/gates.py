@@ -6,8 +6,8 @@ with s(x) = 1 / (1 + exp(-x)). Gradient:
 
     dalpha = dg a s(alpha + dt)         db = dbeta beta (1 - beta)
 
-a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. There are few of
-these numbers: one thread.
+a and dt are frozen. Shapes, float32: alpha, b, g, beta `[N, H]`; a, dt `[H]`. One thread computes
+these few numbers.
 
 llama.cpp: `ggml_softplus`, `ggml_sigmoid`.
 """
@@ -39,19 +39,24 @@ def gates_grad_ref(
     return dy[0] * a / (1 + np.exp(-(alpha + dt))), dy[1] * beta * (1 - beta)
 
 
-# numpy's exp, not `exp_f32`, which makes a number of NaN: with these few numbers it costs nothing.
+# numpy's exp, not `exp_f32`, which turns NaN into a number; with so few numbers, speed is no issue.
 @kernel()
 def _sigmoid(x):
     return _ONE / (_ONE + np.exp(-x))
 
 
 @kernel()
+def gates_of(alpha, b, a, dt):
+    """Return g and beta of one token and head."""
+    x = alpha + dt
+    return a * (max(x, np.float32(0.0)) + np.log1p(np.exp(-abs(x)))), _sigmoid(b)
+
+
+@kernel()
 def _forward(alpha, b, a, dt, g, beta):
     for n in range(alpha.shape[0]):
         for h in range(alpha.shape[1]):
-            x = alpha[n, h] + dt[h]
-            g[n, h] = a[h] * (max(x, np.float32(0.0)) + np.log1p(np.exp(-abs(x))))
-            beta[n, h] = _sigmoid(b[n, h])
+            g[n, h], beta[n, h] = gates_of(alpha[n, h], b[n, h], a[h], dt[h])
 
 
 @kernel()
@@ -103,7 +108,7 @@ def _check(
     op: str, alpha: np.ndarray, b: np.ndarray, a: np.ndarray, dt: np.ndarray
 ) -> tuple[int, int]:
     if np.ndim(alpha) != 2:
-        raise ValueError(f"{op}: alpha has shape {np.shape(alpha)}, wanted [N, H]")
+        raise ValueError(f"{op}: alpha has shape {np.shape(alpha)}, expected [N, H]")
     shape = alpha.shape
     check_array(op, "alpha", alpha, shape)
     check_array(op, "b", b, shape)

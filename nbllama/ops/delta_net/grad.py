@@ -1,8 +1,8 @@
 """The gradient of the gated delta rule (`nbllama.ops.delta_net.delta_net` has the formulas).
 
-A task takes one sequence and one head of keys, chunk by chunk
-(`nbllama.ops.delta_net.chunks_grad`). Its memory is `[N / CHUNK, M, D]` numbers, so that it grows
-with the length of the sequence and not with its square.
+A task processes one sequence and one key head, chunk by chunk
+(`nbllama.ops.delta_net.chunks_grad`). Its memory is `[N / CHUNK, M, D]` numbers, so memory grows
+with the length of the sequence, not with the square of the length.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def delta_net_grad(
     dg: np.ndarray,
     dbeta: np.ndarray,
 ) -> None:
-    """Write dq, dk, dv, dg and dbeta, of the shapes of the inputs, for do `[N, H, M]`.
+    """Write dq, dk, dv, dg and dbeta, in the shapes of the inputs, given do `[N, H, M]`.
 
-    For sequences that begin here. Raises ValueError for arrays that do not fit each other.
+    The sequences have no states. Raises ValueError for arrays that do not fit each other.
     """
     check_inputs("delta_net_grad", q, k, v, g=g, beta=beta, offsets=offsets)
     check_array("delta_net_grad", "do", do, v.shape)
@@ -110,7 +110,7 @@ def delta_net_grad(
 
 
 def gradient_floats(longest: int, size: int, width: int) -> int:
-    """Numbers of one task's memory, for a sequence of `longest` tokens and a state `[M, D]`."""
+    """Return how many floats a task needs for a sequence of `longest` tokens, S `[M, D]`."""
 
     def n(rows: int, columns: int) -> int:
         return (round_up(rows, PANEL) + ROWS) * (round_up(columns, PANEL) + LINE)

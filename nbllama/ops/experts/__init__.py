@@ -1,4 +1,5 @@
-"""The ops of a mixture of experts: which experts a token takes (`router`), what they do (`gate`).
+"""The ops of a mixture of experts: the choice of experts (`router`), their activation (`gate`).
 
-`rows` brings the tokens of one expert together, and adds what it gives to theirs.
+`rows` gathers the input rows of an expert's tokens, and adds the expert's outputs to the tokens'
+sums.
 """

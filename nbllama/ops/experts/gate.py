@@ -15,13 +15,14 @@ Gradient for silu, with s = s(gate):
     dgate = dout w up (s + gate s (1 - s))      dup = dout w gate s
     dw = sum_f dout act(gate, up)
 
-For clamped, with s = s(1.702 g): the same of g and u + 1, where z' = 1.702; 0 where a clamp holds:
+For clamped, with s = s(1.702 g): the same formulas for g and u + 1, with z' = 1.702; the gradient
+is 0 where a clamp applies:
 
     dgate = dout w (u + 1) (s + 1.702 g s (1 - s))  for gate < 7
     dup = dout w g s                                for -7 < up < 7
 
 Shapes: gate, up, out, dout `[N, F]`, w, dw `[N]`; float32. Saved for the gradient: gate and up,
-which it overwrites with dgate and dup.
+which are overwritten with dgate and dup.
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020); the reference code of gpt-oss for the
 clamped form. llama.cpp: `ggml_swiglu_split`, `ggml_swiglu_oai`. finetune.cpp: none.
@@ -50,7 +51,7 @@ _LIMIT, _SLOPE = np.float32(7.0), np.float32(1.702)
 def _parts_ref(
     gate: np.ndarray, up: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(g, u, s, z')."""
+    """Return (g, u, s, z')."""
     limit, slope = float(_LIMIT), 1.702
     if kind == "silu":
         return gate, up, (1 + np.tanh(gate / 2)) / 2, np.ones_like(gate)
@@ -67,7 +68,7 @@ def expert_gate_ref(gate: np.ndarray, up: np.ndarray, w: np.ndarray, kind: str) 
 def expert_gate_grad_ref(
     dout: np.ndarray, gate: np.ndarray, up: np.ndarray, w: np.ndarray, *, kind: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dgate, dup, dw) of `expert_gate_ref`."""
+    """Return the gradients (dgate, dup, dw) of `expert_gate_ref`."""
     g, u, s, slope = _parts_ref(gate, up, kind)
     d = dout * w[:, None]
     dgate, dup = d * u * (s + slope * g * s * (1 - s)), d * g * s
@@ -79,14 +80,16 @@ def expert_gate_grad_ref(
 
 
 @kernel()
-def _silu_row(gate, up, w, out):
+def silu_row(gate, up, w, out):
+    """Compute out of one token for the kind 'silu', with weight w."""
     for f in range(gate.shape[0]):
         a = gate[f]
         out[f] = w * (a / (_ONE + exp_f32(-a)) * up[f])
 
 
 @kernel()
-def _clamped_row(gate, up, w, out):
+def clamped_row(gate, up, w, out):
+    """Compute out of one token for the kind 'clamped', with weight w."""
     for f in range(gate.shape[0]):
         g = _LIMIT if gate[f] > _LIMIT else gate[f]  # NaN stays NaN
         u = _LIMIT if up[f] > _LIMIT else up[f]
@@ -144,9 +147,9 @@ def _clamped_grad(dout, gate, up, w):
 def _forward_rows(gate, up, w, code, out):
     for n in prange(gate.shape[0]):
         if code == SILU:
-            _silu_row(gate[n], up[n], w[n], out[n])
+            silu_row(gate[n], up[n], w[n], out[n])
         else:
-            _clamped_row(gate[n], up[n], w[n], out[n])
+            clamped_row(gate[n], up[n], w[n], out[n])
 
 
 @kernel(parallel=True)
@@ -162,7 +165,7 @@ def _grad_rows(dout, gate, up, w, code, dw):
 
 def _checked(gate: np.ndarray, kind: str) -> tuple[int, tuple[int, int]]:
     if np.ndim(gate) != 2:
-        raise ValueError(f"expert_gate: gate has shape {np.shape(gate)}, wanted [N, F]")
+        raise ValueError(f"expert_gate: gate has shape {np.shape(gate)}, expected [N, F]")
     if kind not in CODES:
         raise ValueError(f"expert_gate: {kind!r} is none of {', '.join(CODES)}")
     return CODES[kind], gate.shape
@@ -173,7 +176,7 @@ def expert_gate(
 ) -> None:
     """Write out `[N, F]` = w act(gate, up); `kind` is a name of `CODES`.
 
-    Raises ValueError for arrays that do not fit each other, or another kind.
+    Raises ValueError for arrays that do not fit each other, or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     for name, array in (("gate", gate), ("up", up)):
@@ -194,7 +197,7 @@ def expert_gate_grad(
 ) -> None:
     """Overwrite gate and up `[N, F]` with their gradients, and write dw `[N]`.
 
-    Raises ValueError for arrays that do not fit each other or share memory, or another kind.
+    Raises ValueError for arrays that do not fit each other or share memory, or an unknown kind.
     """
     code, shape = _checked(gate, kind)
     check_array("expert_gate_grad", "dout", dout, shape)

@@ -1,7 +1,7 @@
-"""Which experts a token goes through, and with what weight each of them counts.
+"""The router: which experts each token uses, and with which weights.
 
-From the router's numbers z (one for each of E experts), the K experts with the largest scores are
-chosen, and each gets a weight w:
+From the router's outputs z (one number for each of E experts), the K experts with the largest
+scores are chosen, and each gets a weight w:
 
 | gating | scores p | weights |
 |---|---|---|
@@ -12,19 +12,19 @@ chosen, and each gets a weight w:
     with `normed`    u becomes u / max(sum of u, 2^-14)
     w = scale u
 
-A bias b, if there is one, is added to the scores for the choice alone. Where scores are equal the
-expert with the lower number comes first. (llama.cpp leaves that to a sort that is not stable.)
-One NaN makes all scores of its token NaN, so that the choice cannot pass over it.
+A bias b, if there is one, is added to the scores only for the choice. If scores are equal, the
+expert with the lower number comes first. (In llama.cpp, an unstable sort decides.) One NaN makes
+all scores of its token NaN, so that the choice cannot hide it.
 
-Gradient, with dw given and the choice fixed; du = scale dw, and S the sum of u before `normed`:
+Gradient for a given dw and a fixed choice, with du = scale dw and S the sum of u before `normed`:
 
     normed              du_k becomes (du_k - sum_j du_j u_j) / S        (S above 2^-14)
     softmax             dz_e = p_e (du_e - sum_j du_j p_j)              du_e = 0 for the others
     sigmoid             dz_e = du_e p_e (1 - p_e)
     chosen              dz_k = u_k (du_k - sum_j du_j u_j), 0 for the others
 
-Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, chosen int32 `[N, K]`, w `[N, K]`; float32. p is
-written over z. Saved for the gradient: p, chosen.
+Shapes: z, p `[N, E]`, bias `[E]` or `[0]`, chosen int32 `[N, K]`, w `[N, K]`; float32. p overwrites
+z. Saved for the gradient: p, chosen.
 
 Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
 Layer" (2017); Fedus et al., "Switch Transformers" (2021); DeepSeek-AI, "DeepSeek-V3" (2024) for
@@ -53,7 +53,7 @@ NO_BIAS = np.empty(0, np.float32)
 
 
 class Gating(NamedTuple):
-    """How weights follow from the router's numbers."""
+    """How weights are computed from the router's outputs."""
 
     kind: str  # a name of `CODES`
     normed: bool = False
@@ -63,7 +63,7 @@ class Gating(NamedTuple):
 def route_ref(
     z: np.ndarray, k: int, gating: Gating, bias: np.ndarray = NO_BIAS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(p, chosen, w) in plain numpy, in the dtype of z."""
+    """Compute (p, chosen, w) in plain numpy, in the dtype of z."""
     if gating.kind == "softmax":
         e = np.exp(z - z.max(axis=1, keepdims=True))
         p = e / e.sum(axis=1, keepdims=True)
@@ -76,7 +76,7 @@ def route_ref(
 
 
 def weights_ref(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray:
-    """Weights `[N, K]` of a choice that is given."""
+    """Return the weights `[N, K]` of a given choice."""
     u = np.take_along_axis(p, chosen, axis=1)
     if gating.kind == "chosen":
         u = np.exp(u - u.max(axis=1, keepdims=True))
@@ -87,7 +87,7 @@ def weights_ref(p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray
 
 
 def route_grad_ref(dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, gating: Gating) -> np.ndarray:
-    """Dz of `route_ref` with the choice fixed."""
+    """Return dz of `route_ref` for a fixed choice."""
     du, dz = gating.scale * dw, np.zeros_like(p)
     q = np.take_along_axis(p, chosen, axis=1)
     if gating.kind == "chosen":
@@ -110,7 +110,7 @@ def route_grad_ref(dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, gating: Ga
 
 @kernel()
 def _scores(z, code):
-    """Turn the router's numbers of one token into scores."""
+    """Turn the router's outputs for one token into scores."""
     if code == SOFTMAX:
         top = z[0]
         for e in range(z.shape[0]):
@@ -147,7 +147,7 @@ def _choose(p, bias, chosen):
             if after and (best < 0 or score > top):
                 best = e
                 top = score
-        if best < 0 or top != top:  # NaN: no order; the lowest ones that are left
+        if best < 0 or top != top:  # NaN: take the lowest unused number
             best = 0
             taken = True
             while taken:
@@ -157,7 +157,7 @@ def _choose(p, bias, chosen):
                         taken = True
                 if taken:
                     best += 1
-            top = np.float32(np.nan)  # all that follow are chosen so
+            top = np.float32(np.nan)  # choose all later ones in this way
         chosen[k] = best
         last = top
         before = best
@@ -165,7 +165,7 @@ def _choose(p, bias, chosen):
 
 @kernel()
 def _shares(p, chosen, code, w):
-    """Write u of the chosen experts, before `normed`; returns their sum."""
+    """Write u of the chosen experts, before `normed`; return their sum."""
     total = _ZERO
     for k in range(chosen.shape[0]):
         w[k] = p[chosen[k]]
@@ -185,21 +185,27 @@ def _shares(p, chosen, code, w):
     return total
 
 
+@kernel()
+def route_row(z, bias, code, normed, scale, chosen, w):
+    """Compute `route` for one token: z `[E]`, chosen and w `[K]`."""
+    _scores(z, code)
+    _choose(z, bias, chosen)
+    total = _shares(z, chosen, code, w)
+    for k in range(w.shape[0]):
+        if normed:
+            w[k] = w[k] / (_TINY if total < _TINY else total)
+        w[k] = scale * w[k]
+
+
 @kernel(parallel=True)
 def _route(z, bias, code, normed, scale, chosen, w):
     for n in prange(z.shape[0]):
-        _scores(z[n], code)
-        _choose(z[n], bias, chosen[n])
-        total = _shares(z[n], chosen[n], code, w[n])
-        for k in range(w.shape[1]):
-            if normed:
-                w[n, k] = w[n, k] / (_TINY if total < _TINY else total)
-            w[n, k] = scale * w[n, k]
+        route_row(z[n], bias, code, normed, scale, chosen[n], w[n])
 
 
 @kernel(parallel=True)
 def _route_grad(dw, p, chosen, code, normed, scale, dz, u):
-    """`u` `[N, K]` is memory."""
+    """Write dz; `u` `[N, K]` is scratch memory."""
     for n in prange(p.shape[0]):
         total = _shares(p[n], chosen[n], code, u[n])
         least = total < _TINY
@@ -263,7 +269,7 @@ def route(
 def route_grad(
     dw: np.ndarray, p: np.ndarray, chosen: np.ndarray, dz: np.ndarray, *, gating: Gating
 ) -> None:
-    """Write dz `[N, E]` for dw `[N, K]`; p and `chosen` as `route` left them.
+    """Write dz `[N, E]` for dw `[N, K]`; p and `chosen` are from `route`.
 
     Raises ValueError for arrays that do not fit.
     """

@@ -1,15 +1,14 @@
-"""Rows of tokens by expert: which tokens each expert has, and adding what it gives to theirs.
+"""Rows of tokens by expert: gathering an expert's inputs, and adding its outputs to the sums.
 
     gather      y[i] = x[rows[i]]               gradient: dx[rows[i]] += dy[i]
     add         out[rows[i]] += y[i]            gradient: dy[i] = dout[rows[i]]
 
-`rows` names every token at most once, as a token has an expert at most once. Experts come in
-ascending order, so what a token gets is summed in an order that depends on nothing but the token's
-own experts.
+`rows` contains every token at most once, because a token uses an expert at most once. Experts are
+processed in ascending order, so the order of a token's sum depends only on the token's own experts.
 
 Shapes: x, out `[N, C]`, y `[M, C]` float32, rows `[M]` int64. Nothing is saved for the gradient.
 
-llama.cpp: `ggml_mul_mat_id`, which groups rows too, and `ggml_add` over the K outputs of a token,
+llama.cpp: `ggml_mul_mat_id`, which also groups rows, and `ggml_add` over the K outputs of a token,
 in the order of their scores. finetune.cpp: none.
 """
 
@@ -26,7 +25,7 @@ from nbllama.ops.op import Gradients, Inputs, Op, check_array, check_output, rea
 
 
 class Group(NamedTuple):
-    """The tokens of an expert: their places `slots` in what is sorted by expert, and `rows`."""
+    """The tokens of an expert: their indices `slots` in arrays sorted by expert, and `rows`."""
 
     expert: int
     slots: slice
@@ -34,7 +33,7 @@ class Group(NamedTuple):
 
 
 class Groups:
-    """A batch's choices sorted by expert, within an expert by token."""
+    """A batch's choices, sorted by expert and, within an expert, by token."""
 
     def __init__(self, chosen: np.ndarray, n_experts: int) -> None:
         """Sort `chosen` int32 `[N, K]`."""
@@ -43,7 +42,7 @@ class Groups:
         self.counts = np.bincount(chosen.reshape(-1), minlength=n_experts)
 
     def __iter__(self) -> Iterator[Group]:
-        """Yield the groups that have a token, in ascending order of experts."""
+        """Yield the groups that are not empty, in ascending order of experts."""
         ends = np.cumsum(self.counts)
         for expert in np.flatnonzero(self.counts):
             slots = slice(int(ends[expert] - self.counts[expert]), int(ends[expert]))
@@ -78,7 +77,7 @@ def _add(y, rows, out):
 
 def _check(x: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
     if np.ndim(x) != 2 or np.ndim(rows) != 1:
-        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: wanted [N, C] and [M]")
+        raise ValueError(f"rows: x {np.shape(x)}, rows {np.shape(rows)}: expected [N, C] and [M]")
     check_array("rows", "rows", rows, rows.shape, dtype=np.int64)
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(x) and (np.diff(rows) > 0).all()):
         raise ValueError(f"rows: not ascending numbers of the {len(x)} rows")

@@ -1,6 +1,6 @@
 """Rows of x as int8 blocks, which the integer products of generation multiply with W.
 
-In each block of B numbers (32, or 256 for the K-quants; B is the block of W):
+In each block of B numbers (32, or 256 for the K-quants; B is the block size of W):
 
     d = max |x| / 127        q[k] = round(x[k] / d)        x[k] is about d q[k]
 
@@ -9,8 +9,8 @@ not centred on zero: d sum q for each block of 32; in blocks of 256, sum q for e
 block that contains an infinity or a NaN gets d = NaN, so every output that uses it is NaN. There is
 no gradient, because only generation uses this.
 
-llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this does
-not), `quantize_row_q8_K`.
+llama.cpp: `quantize_row_q8_0`, `quantize_row_q8_1` (which round d to half precision; this module
+does not), `quantize_row_q8_K`.
 """
 
 from __future__ import annotations

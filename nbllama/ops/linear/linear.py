@@ -41,7 +41,7 @@ from nbllama.quants import as_readonly, decode
 class LoraPair(NamedTuple):
     """A `[R, n_in]`, B `[n_out, R]`, and the scale.
 
-    The gradients are added to the arrays `da` and `db`; None if the pair is not trained.
+    The gradients are added to `da` and `db`, which are None if the pair is not trained.
     """
 
     a: np.ndarray
@@ -65,7 +65,7 @@ class Masked(NamedTuple):
 
 
 class Input:
-    """The input x `[N, K]` of one or more linear layers, packed once when the first one needs it.
+    """The input x `[N, K]` of one or more linear layers, packed when the first one needs it.
 
     `group`: the pairs of these layers, with memory for their h; all h are computed while x is
     packed. With `masked`, the input of the pairs is x with dropout.
@@ -140,7 +140,7 @@ def linear(
 ) -> np.ndarray:
     """Set y `[N, n_out]` to (with `add`: increase it by) the layer's output.
 
-    Returns h packed, empty without a pair. `hidden` is float32 memory of at least
+    Returns packed h, which is empty without a pair. `hidden` is float32 memory of at least
     `hidden_floats(N, R)` for h, which the gradient needs. `packed`: compute a few rows in the same
     way as many, so that the bits of a row do not depend on the number of rows.
     """
@@ -174,7 +174,7 @@ def linear_grad(
     """Add the pair's gradients to its `da`, `db`; dx `[N, n_in]` = (`add`: +=) dy W + dh A.
 
     x is the layer's input, and hp is the result of `linear`. If dx is None, only the pair's
-    gradients are computed. `buffers`: memory for dy packed and for dh packed. `masked`: as in the
+    gradients are computed. `buffers`: memory for packed dy and packed dh. `masked`: as in the
     forward pass.
     """
     if dy.shape != (len(x), w.shape[0]):

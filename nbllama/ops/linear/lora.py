@@ -175,9 +175,9 @@ _memory: dict[str, np.ndarray] = {}
 
 
 def reused(name: str, *shape: int) -> np.ndarray:
-    """Return float32 memory `shape` that the next call with this name reuses.
+    """Return float32 memory of this shape, which the next call with the same name reuses.
 
-    So only the first step allocates memory.
+    So memory is allocated only in the first step.
     """
     size = math.prod(shape)
     if name not in _memory or _memory[name].size < size:
@@ -270,7 +270,7 @@ def pack_with_hidden(
     `factors`: up to three tuples (M `[R, K]`, s, memory for the product).
     """
     if not 1 <= len(factors) <= 3:
-        raise ValueError(f"pack_with_hidden: {len(factors)} factors, wanted 1 to 3")
+        raise ValueError(f"pack_with_hidden: {len(factors)} factors, expected 1 to 3")
     xp = panels_of(x, memory)
     k, panels = x.shape[1], len(xp)
     heights = [packed_rows(len(m)) for m, _, _ in factors]

@@ -78,7 +78,7 @@ def split(total: int, unit: int, *, largest: int, chunks: int, threads: int) -> 
     """Choose a tile size: a multiple of `unit`, at most about `largest`, equal work per thread.
 
     Each of the `chunks` chunks of tokens has ceil(total / tile) tiles. The chosen size gives the
-    busiest thread the least work; in a tie it is the larger one.
+    busiest thread the least work; in a tie, the larger size is chosen.
     """
     best, best_cost = 0, float("inf")
     for tile in range(unit, max(unit, min(largest, -(-total // unit) * unit)) + 1, unit):
@@ -99,7 +99,7 @@ def k_block(n_in: int, unit: int) -> int:
 
 @cache
 def even(panels: int, largest: int) -> int:
-    """Return the panels per chunk: at most `largest` tokens, all chunks about equal."""
+    """Return the panels per chunk: at most `largest` tokens, in chunks of about equal size."""
     return -(-panels // -(-panels * PANEL // largest))
 
 

@@ -2,7 +2,7 @@
 
 With so few tokens, packed panels would be mostly padding.
 
-A task decodes its rows of W one at a time into a scratch row and takes the dot product with each
+A task decodes its rows of W one at a time into a scratch row and computes the dot product with each
 token. The order of each sum depends only on the vector width, so the number of threads does not
 change the bits.
 
@@ -25,7 +25,7 @@ from nbllama.ops.op import check_array, check_output, readonly
 from nbllama.quants import QUANTS, decode_blocks
 
 ROWS_PER_TASK = 32
-MOST_TOKENS = 4  # from five tokens on the packed product is faster
+MOST_TOKENS = 4  # from five tokens on, the packed product is faster
 
 
 @kernel(fast=True)

@@ -49,14 +49,14 @@ def n_panels(n: int) -> int:
 
 
 def panel_floats(n: int, k: int) -> int:
-    """Return the number of floats that `n` tokens of width `k` take when packed."""
+    """Return the number of floats that `n` tokens of width `k` occupy when packed."""
     return n_panels(n) * PANEL * k
 
 
 def panels_of(x: np.ndarray, memory: np.ndarray) -> np.ndarray:
     """Return the start of float32 `memory` as panels `[n_panels(N), K, PANEL]` for x `[N, K]`."""
     if np.ndim(x) != 2:
-        raise ValueError(f"pack: x has shape {np.shape(x)}, wanted [N, K]")
+        raise ValueError(f"pack: x has shape {np.shape(x)}, expected [N, K]")
     check_array("pack", "x", x, x.shape)
     n, k = x.shape
     if memory.dtype != np.float32 or memory.size < panel_floats(n, k):

@@ -1,4 +1,4 @@
-"""The kernels of `nbllama.ops.linear.matmul`: one task of each direction, and the loops over tasks.
+"""The kernels of `nbllama.ops.linear.matmul`: one task in each direction, and the loops over tasks.
 
 A task owns a tile of the output: `tile` rows (forward) or columns (gradient) of W times a chunk of
 tokens. Its sums are in `c` `[tile, tokens of the chunk]`, which stays in the L2 cache. A part of W

@@ -21,11 +21,19 @@ from nbllama.kernels.threading_layer import get_num_threads
 from nbllama.kernels.threads import call, count, count_more, pointer, wait_for
 from nbllama.ops.attention.few import CHUNK
 from nbllama.ops.token import tables as kinds
+from nbllama.ops.token.mixer_tasks import (
+    conv_task,
+    delta_conv_task,
+    delta_out_task,
+    delta_task,
+)
+from nbllama.ops.token.mixture_tasks import expert_task, route_task, sum_task
 from nbllama.ops.token.tasks import (
     act_task,
     branch_task,
     cap_task,
     dot,
+    expert_of,
     finish_row,
     floats,
     gate_task,
@@ -43,7 +51,7 @@ from nbllama.quants import QUANTS, decode_blocks
 from nbllama.quants.dot import SUMMED, dot_blocks, int8_block
 
 MOST_TYPES = 6
-NO_TYPE = -1  # for unused places in the list of types
+NO_TYPE = -1  # for unused entries in the list of types
 
 NORM, HIDDEN, PRODUCT, HEADS = kinds.NORM, kinds.HIDDEN, kinds.PRODUCT, kinds.HEADS
 SCORES, JOIN, BRANCH, GATE, ACT = (
@@ -53,6 +61,11 @@ PHASE_ROW, STEP = kinds.PHASE, kinds.STEP
 NORM_ROW, HIDDEN_ROW, PRODUCT_ROW = kinds.NORM_ROW, kinds.HIDDEN_ROW, kinds.PRODUCT_ROW
 HEADS_ROW, BRANCH_ROW, GATE_ROW = kinds.HEADS_ROW, kinds.BRANCH_ROW, kinds.GATE_ROW
 CAP_ROW, ACT_ROW = kinds.CAP_ROW, kinds.ACT_ROW
+ROUTE, EXPERT, SUM, CONV = kinds.ROUTE, kinds.EXPERT, kinds.SUM, kinds.CONV
+DELTA_CONV, DELTA, DELTA_OUT = kinds.DELTA_CONV, kinds.DELTA, kinds.DELTA_OUT
+ROUTE_ROW, EXPERT_ROW, SUM_ROW = kinds.ROUTE_ROW, kinds.EXPERT_ROW, kinds.SUM_ROW
+CONV_ROW, DELTA_CONV_ROW = kinds.CONV_ROW, kinds.DELTA_CONV_ROW
+DELTA_ROW, DELTA_OUT_ROW = kinds.DELTA_ROW, kinds.DELTA_OUT_ROW
 
 
 def row_product(type_id: int, exact: int, raw: Any, src: Any, p: Any, step: Any, row: Any) -> Any:
@@ -73,14 +86,16 @@ def _row_product(type_id, exact, raw, src, p, step, row):
     block = 0 if exact.literal_value else int8_block(number)
 
     def by_32(type_id, exact, raw, src, p, step, row):
-        n = p.n_in // 32
-        q, d, sums = int8_numbers(step.q32, p.n_in), floats(step.d32, n), floats(step.s32, n)
+        n, at = p.n_in // 32, 4 * (p.at // 32)
+        q = int8_numbers(step.q32 + p.at, p.n_in)
+        d, sums = floats(step.d32 + at, n), floats(step.s32 + at, n)
         return dot_blocks(number, raw, src, n, q, d, sums, 0)
 
     def by_256(type_id, exact, raw, src, p, step, row):
         n = p.n_in // 256
-        q, d = int8_numbers(step.q256, p.n_in), floats(step.d256, n)
-        sums = int16_numbers(step.s256, p.n_in // SUMMED)
+        q = int8_numbers(step.q256 + p.at, p.n_in)
+        d = floats(step.d256 + 4 * (p.at // 256), n)
+        sums = int16_numbers(step.s256 + 2 * (p.at // SUMMED), p.n_in // SUMMED)
         return dot_blocks(number, raw, src, n, q, d, sums, 0)
 
     size = QUANTS[number].block_size
@@ -105,6 +120,13 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
         gates = carray(pointer(step.gates), step.most_rows, GATE_ROW)
         caps = carray(pointer(step.caps), step.most_rows, CAP_ROW)
         acts = carray(pointer(step.acts), step.most_rows, ACT_ROW)
+        routes = carray(pointer(step.routes), step.most_rows, ROUTE_ROW)
+        experts = carray(pointer(step.experts), step.most_rows, EXPERT_ROW)
+        totals = carray(pointer(step.sums), step.most_rows, SUM_ROW)
+        convs = carray(pointer(step.convs), step.most_rows, CONV_ROW)
+        delta_convs = carray(pointer(step.delta_convs), step.most_rows, DELTA_CONV_ROW)
+        deltas = carray(pointer(step.deltas), step.most_rows, DELTA_ROW)
+        delta_outs = carray(pointer(step.delta_outs), step.most_rows, DELTA_OUT_ROW)
         drawn = carray(pointer(step.drawn), step.n_phases, np.int64)
         done = carray(pointer(step.done), step.n_phases, np.int64)
         row = floats(step.scratch + 4 * number * step.width, step.width)
@@ -119,8 +141,9 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
                     s, part = part_of(products, first, task)
                     p = products[s]
                     raw = raw_bytes(p.w, p.w_bytes)
+                    before = expert_of(p.chosen) * p.n_out
                     for n in range(part * p.rows, min((part + 1) * p.rows, p.n_out)):
-                        src = n * p.row_bytes
+                        src = (before + n) * p.row_bytes
                         if p.code == 0:
                             value = row_product(t0, exact, raw, src, p, step, row)
                         elif p.code == 1:
@@ -133,7 +156,7 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
                             value = row_product(t4, exact, raw, src, p, step, row)
                         else:
                             value = row_product(t5, exact, raw, src, p, step, row)
-                        finish_row(p, n, value)
+                        finish_row(p, n, before + n, value)
                 elif phase.kind == NORM:
                     norm_task(norms[first], step)
                 elif phase.kind == HIDDEN:
@@ -150,6 +173,20 @@ def _thread_entry(t0: int, t1: int, t2: int, t3: int, t4: int, t5: int, exact: i
                     gate_task(gates[first], task, step)
                 elif phase.kind == ACT:
                     act_task(acts[first], task, step)
+                elif phase.kind == ROUTE:
+                    route_task(routes[first])
+                elif phase.kind == EXPERT:
+                    expert_task(experts[first + task], step)
+                elif phase.kind == SUM:
+                    sum_task(totals[first], task)
+                elif phase.kind == CONV:
+                    conv_task(convs[first], task, step)
+                elif phase.kind == DELTA_CONV:
+                    delta_conv_task(delta_convs[first], task)
+                elif phase.kind == DELTA:
+                    delta_task(deltas[first], task)
+                elif phase.kind == DELTA_OUT:
+                    delta_out_task(delta_outs[first], task, step)
                 else:
                     cap_task(caps[first], task)
                 mine, task = mine + 1, count(drawn, i)
@@ -170,12 +207,12 @@ def _walk(routine, address, threads):
 
 
 def n_threads() -> int:
-    """Return how many threads run a program: each needs its row of scratch."""
+    """Return how many threads run a program; each needs its own row of scratch memory."""
     return get_num_threads()
 
 
 def walk(types: Sequence[int], exact: bool, step: np.ndarray, threads: int) -> None:
-    """Run a program whose products have these types, in the order of the codes of `PRODUCT_ROW`.
+    """Run a program; `types` are its weight types, in the order of the codes of `PRODUCT_ROW`.
 
     `step`: one row of `STEP`. The memory that it points to is not checked.
     """

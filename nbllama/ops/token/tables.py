@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 NORM, HIDDEN, PRODUCT, HEADS, SCORES, JOIN, BRANCH, GATE, CAP, ACT = range(10)
+ROUTE, EXPERT, SUM, CONV, DELTA_CONV, DELTA, DELTA_OUT = range(10, 17)
 
 INT8_32, INT8_256 = 1, 2  # bits of `forms`: the int8 blocks in which the next products read x
 
@@ -37,24 +38,33 @@ NORM_ROW = _table(
     forms=_size,
 )
 
-# h[r] = scale * sum_k a[r, k] x[k]
-HIDDEN_ROW = _table(a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float)
+# h[r] = scale * sum_k a[r, k] x[k]; `chosen`: as in the next table
+HIDDEN_ROW = _table(
+    a=_address, x=_address, h=_address, rank=_size, n_in=_size, scale=_float, chosen=_address,
+)  # fmt: skip
 
-# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry
+# y[n] = (or +=) w[n] . x + bias[n] + sum_r b[n, r] h[r]; `code`: index of w's type in the entry. x
+# is at index `at` of the int8 blocks. With `chosen`, w, bias, a and b contain a matrix (or row) for
+# each expert, and the int32 at this address is the number of the expert.
 PRODUCT_ROW = _table(
     w=_address, row_bytes=_size, w_bytes=_size, code=_size, n_out=_size, n_in=_size, x=_address,
     y=_address, add=_size, bias=_address, h=_address, b=_address, rank=_size, rows=_size,
+    at=_size, chosen=_address,
 )  # fmt: skip
 
 # Queries and keys are normalised and rotated in place (with `norm_last`, rotated first), queries
 # are multiplied by `temper` [n_ctx] if it is not 0, then key and value are written to the cache
-# [n_ctx, G, D].
+# [n_ctx, G, D]. Without k, the cache already contains them. `v_norm`: the weights of a norm of the
+# values, which is in the cache only; v can be the same as k. With `gates` [H, 2, D], the queries
+# are its part 0, and the sigmoid of part 1 is a factor of attention's output. `sinks` [H]:
+# `ops.attention.sinks`.
 HEADS_ROW = _table(
     q=_address, k=_address, v=_address, q_norm=_address, k_norm=_address, norm_last=_size,
-    eps=_float, temper=_address,
+    eps=_float, temper=_address, v_norm=_address,
     cos=_address, sin=_address, half=_size, halves=_size, n_positions=_size,
     k_cache=_address, v_cache=_address, n_ctx=_size, n_head=_size, n_head_kv=_size, head_dim=_size,
     scale=_float, cap=_float, window=_size, slopes=_address, out=_address, forms=_size,
+    gates=_address, sinks=_address,
 )  # fmt: skip
 
 # x += scale * norm(y), or scale * y without w
@@ -72,6 +82,52 @@ ACT_ROW = _table(
 # y = cap tanh(y / cap)
 CAP_ROW = _table(y=_address, n=_size, cap=_float)
 
+# `ops.experts.router` for one token: z [E] becomes the scores, and the experts `chosen` (int32) and
+# their `weights` [K] are sorted by ascending number of the expert. With `gate_w` [C], the shared
+# expert's weight (one number) is the sigmoid of gate_w . x.
+ROUTE_ROW = _table(
+    z=_address, bias=_address, experts=_size, used=_size, code=_size, normed=_size, scale=_float,
+    chosen=_address, weights=_address, gate_w=_address, x=_address, n=_size, shared=_address,
+)  # fmt: skip
+
+# out[at + f] = weight act(gate[f], up[f]): one expert; `code`: `ops.experts.gate`; without an
+# address in `weight`, it is 1
+EXPERT_ROW = _table(
+    gate=_address, up=_address, out=_address, n=_size, at=_size, weight=_address, code=_size,
+    forms=_size,
+)  # fmt: skip
+
+# x[c] += scale * (sum_k (y[k, c] + weights[k] bias[chosen[k], c]) + shared[c]); y is overwritten
+SUM_ROW = _table(
+    y=_address, used=_size, x=_address, n=_size, scale=_float, bias=_address, experts=_size,
+    chosen=_address, weights=_address, shared=_address,
+)  # fmt: skip
+
+# `ops.short_conv` for one token: bcx [3 C], w [K, C], y [C]; b x is appended to the state [K - 1,
+# C]
+CONV_ROW = _table(
+    bcx=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, forms=_size,
+)  # fmt: skip
+
+# `ops.delta_net.conv` for one token: u, y [W], w [K, W], the state [K - 1, W]; the first `normed`
+# heads of `size` numbers are divided by their lengths: `one` and `eps` as in `mixers.delta_net`
+DELTA_CONV_ROW = _table(
+    u=_address, w=_address, state=_address, y=_address, n=_size, taps=_size, size=_size,
+    normed=_size, one=_address, eps=_float,
+)  # fmt: skip
+
+# `ops.delta_net` for one token: qkv as above, alpha, beta, a, dt [H], state [H, D, D], o [H, D]
+DELTA_ROW = _table(
+    qkv=_address, alpha=_address, beta=_address, a=_address, dt=_address, state=_address,
+    o=_address, heads=_size, key_heads=_size, size=_size, scale=_float,
+)  # fmt: skip
+
+# out = silu(z) * norm(o) for each head of `size` numbers, `part` heads in a task
+DELTA_OUT_ROW = _table(
+    o=_address, z=_address, w=_address, out=_address, heads=_size, size=_size, eps=_float,
+    part=_size, forms=_size,
+)  # fmt: skip
+
 # The input of the threads: the token's position, the program, and memory that all phases share:
 # `scores` [chunks, H, CHUNK], `found` [chunks, H, 2 + D], `[width]` of scratch for each thread, the
 # newest input in int8 blocks (`ops.linear.int8_rows`), and the counters of
@@ -79,7 +135,9 @@ CAP_ROW = _table(y=_address, n=_size, cap=_float)
 STEP = _table(
     at=_size, n_phases=_size, most_rows=_size, width=_size, chunks=_size, program=_address,
     norms=_address, pairs=_address, products=_address, heads=_address, branches=_address,
-    gates=_address, caps=_address, acts=_address, scores=_address, found=_address, scratch=_address,
+    gates=_address, caps=_address, acts=_address, routes=_address, experts=_address, sums=_address,
+    convs=_address, delta_convs=_address, deltas=_address, delta_outs=_address,
+    scores=_address, found=_address, scratch=_address,
     q32=_address, d32=_address, s32=_address, q256=_address, d256=_address, s256=_address,
     drawn=_address, done=_address,
 )  # fmt: skip
@@ -93,5 +151,12 @@ TABLES = {
     GATE: ("gates", GATE_ROW),
     CAP: ("caps", CAP_ROW),
     ACT: ("acts", ACT_ROW),
+    ROUTE: ("routes", ROUTE_ROW),
+    EXPERT: ("experts", EXPERT_ROW),
+    SUM: ("sums", SUM_ROW),
+    CONV: ("convs", CONV_ROW),
+    DELTA_CONV: ("delta_convs", DELTA_CONV_ROW),
+    DELTA: ("deltas", DELTA_ROW),
+    DELTA_OUT: ("delta_outs", DELTA_OUT_ROW),
 }
 """SCORES and JOIN read the row of the HEADS phase before them."""

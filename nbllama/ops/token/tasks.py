@@ -9,9 +9,11 @@ from nbllama.kernels.jit import kernel
 from nbllama.kernels.threads import pointer
 from nbllama.ops.activation import gelu_row, silu_row
 from nbllama.ops.attention.few import CHUNK, attend_chunk, join_chunks
+from nbllama.ops.attention.sinks import sink_factor
 from nbllama.ops.attention.tiles import cap_and_bias
 from nbllama.ops.layer_norm import layer_norm_row
 from nbllama.ops.linear.int8_rows import int8_row, int8_sum
+from nbllama.ops.out_gate import out_gate_row
 from nbllama.ops.rms_norm import norm_row
 from nbllama.ops.rope import turn_halves, turn_interleaved
 from nbllama.ops.token.tables import INT8_32, INT8_256
@@ -43,6 +45,20 @@ def int16_numbers(address, n):
 
 
 @kernel(inline=True)
+def int32_numbers(address, n):
+    """Return n int32 at an address as an array."""
+    return carray(pointer(address), n, np.int32)
+
+
+@kernel()
+def expert_of(address):
+    """Return the number of an expert; 0 without an address."""
+    if address == 0:
+        return np.int64(0)
+    return np.int64(int32_numbers(address, 1)[0])
+
+
+@kernel(inline=True)
 def raw_bytes(address, n):
     """Return n bytes at an address as an array."""
     return carray(pointer(address), n, np.uint8)
@@ -50,7 +66,7 @@ def raw_bytes(address, n):
 
 @kernel()
 def to_int8(x, lo, hi, forms, step):
-    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are ends of blocks."""
+    """Write x[lo:hi] as int8 blocks in the given forms; lo and hi are block boundaries."""
     if forms & INT8_32:
         q, d = int8_numbers(step.q32, step.width), floats(step.d32, step.width // 32)
         sums = floats(step.s32, step.width // 32)
@@ -101,7 +117,8 @@ def hidden_task(pairs, first, task):
         r -= pairs[s].rank
         s += 1
     p = pairs[s]
-    a, x = floats(p.a + 4 * r * p.n_in, p.n_in), floats(p.x, p.n_in)
+    row = expert_of(p.chosen) * p.rank + r
+    a, x = floats(p.a + 4 * row * p.n_in, p.n_in), floats(p.x, p.n_in)
     floats(p.h, p.rank)[r] = p.scale * dot(a, x, p.n_in)
 
 
@@ -118,12 +135,12 @@ def part_of(products, first, task):
 
 
 @kernel()
-def finish_row(p, n, value):
-    """Compute y[n] from the product with row n of W."""
+def finish_row(p, n, row, value):
+    """Compute y[n] from the product with row n of W, which is row `row` over all experts."""
     if p.bias != 0:
-        value += floats(p.bias, p.n_out)[n]
+        value += floats(p.bias + 4 * row, 1)[0]
     if p.rank > 0:
-        value += dot(floats(p.b + 4 * n * p.rank, p.rank), floats(p.h, p.rank), p.rank)
+        value += dot(floats(p.b + 4 * row * p.rank, p.rank), floats(p.h, p.rank), p.rank)
     y = floats(p.y, p.n_out)
     y[n] = y[n] + value if p.add else value
 
@@ -152,25 +169,35 @@ def _turn(row, norm, cos, sin, p):
 
 @kernel()
 def heads_task(p, g, step):
-    """Process the queries, key and value of KV head g."""
+    """Process the queries of KV head g, and its key and value if the block has its own."""
     at = step.at
     d, group = p.head_dim, p.n_head // p.n_head_kv
     cos, sin = floats(p.cos + 4 * at * p.half, p.half), floats(p.sin + 4 * at * p.half, p.half)
     queries = carray(pointer(p.q + 4 * g * group * d), (group, d), np.float32)
-    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)
+    if p.gates != 0:
+        gated = carray(pointer(p.gates + 8 * g * group * d), (group, 2, d), np.float32)
+        for h in range(group):
+            for c in range(d):
+                queries[h, c] = gated[h, 0, c]
     _turn(queries, p.q_norm, cos, sin, p)
-    _turn(key, p.k_norm, cos, sin, p)
     if p.temper != 0:
         factor = floats(p.temper, p.n_ctx)[at]
         for h in range(group):
             for c in range(d):
                 queries[h, c] *= factor
+    if p.k == 0:
+        return
     value = floats(p.v + 4 * g * d, d)
     where = 4 * (at * p.n_head_kv + g) * d
     keys, values = floats(p.k_cache + where, d), floats(p.v_cache + where, d)
     for c in range(d):
-        keys[c] = key[0, c]
         values[c] = value[c]
+    if p.v_norm != 0:
+        norm_row(values, floats(p.v_norm, d), p.eps, values)
+    key = carray(pointer(p.k + 4 * g * d), (1, d), np.float32)  # after v, which can be the same
+    _turn(key, p.k_norm, cos, sin, p)
+    for c in range(d):
+        keys[c] = key[0, c]
 
 
 @kernel()
@@ -199,9 +226,14 @@ def join_task(p, step):
     first = max(0, at - p.window + 1) // CHUNK if p.window > 0 else 0
     size = p.n_head * p.head_dim
     for h in range(p.n_head):
-        join_chunks(
-            found[:, h], first, at // CHUNK + 1, floats(p.out + 4 * h * p.head_dim, p.head_dim)
-        )
+        head = floats(p.out + 4 * h * p.head_dim, p.head_dim)
+        lse = join_chunks(found[:, h], first, at // CHUNK + 1, head)
+        if p.sinks != 0:
+            factor, _ = sink_factor(lse, floats(p.sinks, p.n_head)[h])
+            for c in range(p.head_dim):
+                head[c] *= factor
+        if p.gates != 0:
+            out_gate_row(head, floats(p.gates + 4 * (2 * h + 1) * p.head_dim, p.head_dim), head)
     out = floats(p.out, size)
     to_int8(out, np.int64(0), size, p.forms, step)
 

@@ -137,6 +137,9 @@ STEP: Rows = (
     ("--beta", "--pref-beta --dpo-beta --kto-beta --orpo-beta --orpo-alpha --simpo-beta"
                " --rl-beta --ipo-beta --orpo-lambda"),
     ("--margin", "--simpo-gamma --gamma --reward-margin"),
+    ("--reward", "--reward-funcs --reward-func --reward-fn --reward-function --reward-functions"),
+    ("--group-size", "--num-generations --n-generations --num-samples-per-prompt --rollout-n"),
+    ("--max-answer", "--max-completion-length --max-new-tokens --response-length"),
     ("--sft-weight", "--rpo-alpha --pref-ftx --sft-alpha --cpo-alpha"),
     ("--reference", "--ref-model --reference-model-path --ref-adapters --ref-adapter-name"
                     " --reference-free --ref-model-path"),

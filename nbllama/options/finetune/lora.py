@@ -63,6 +63,8 @@ class LoraOptions:
     rank_ssm_alpha: int | None = _rank("ssm_alpha", ", of the same blocks")
     rank_ssm_beta: int | None = _rank("ssm_beta", ", of the same blocks")
     rank_ssm_out: int | None = _rank("ssm_out", ", of the same blocks")
+    rank_inp_gate: int | None = _rank("inp_gate", ", of models with embeddings for each block")
+    rank_proj: int | None = _rank("proj", ", of the same models")
     rank_gate_shexp: int | None = _rank("gate_shexp", ", of a shared expert")
     rank_down_shexp: int | None = _rank("down_shexp")
     rank_up_shexp: int | None = _rank("up_shexp")

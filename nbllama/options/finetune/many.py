@@ -22,7 +22,7 @@ class ManyOptions:
         "sum the gradients of N micro-batches (a power of two) before adding them to the step's; "
         "0: of all. It changes the last digits. Needed to spread a step over several workers",
         shown_default="0",
-        saved=Saved(46, taken=True),
+        saved=Saved(49, taken=True),
         without=0,
     )
     ray: str = _many(

@@ -27,15 +27,16 @@ class ObjectiveOptions:
         Choice(tuple(OBJECTIVES)),
         SFT.name,
         "sft: the likelihood of all answers; dpo, ipo, orpo and simpo: preferences between two"
-        " answers; kto: answers that are good or bad",
+        " answers; kto: answers that are good or bad; grpo: rewards for the model's own answers",
         saved=Saved(41),
         without=SFT.name,
     )
     beta: float | None = _objective(
-        Real(0, 1e4, above=True),
+        Real(0, 1e4),
         None,
         "weight of preferences against the distance from the reference: beta of dpo, kto and"
-        " simpo, tau of ipo, lambda of orpo",
+        " simpo, tau of ipo, lambda of orpo; weight of the KL to the reference with grpo, where"
+        " it may be 0",
         shown_default=_defaults("beta"),
         saved=Saved(42),
     )
@@ -58,7 +59,7 @@ class ObjectiveOptions:
     reference: str | None = _objective(
         Text("none|base|start|FILE"),
         None,
-        "reference of dpo, ipo and kto: the base model, the adapter of --lora-in (start), the"
+        "reference of dpo, ipo, kto and grpo: the base model, the adapter of --lora-in (start), the"
         " adapter in a file, or none",
         shown_default="start with --lora-in, else base",
         file="reads",

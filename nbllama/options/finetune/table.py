@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nbllama.errors import UsageError
-from nbllama.objectives.names import NONE, OBJECTIVES, SFT, START
 from nbllama.options.config import config_words
 from nbllama.options.data import RecordOptions
 from nbllama.options.escapes import unescape
@@ -18,10 +17,12 @@ from nbllama.options.familiar.finetune import FINETUNE
 from nbllama.options.finetune.data import SampleOptions
 from nbllama.options.finetune.ending import EndOptions
 from nbllama.options.finetune.files import FileOptions
+from nbllama.options.finetune.fits import check_objective
 from nbllama.options.finetune.lora import LoraOptions
 from nbllama.options.finetune.many import ManyOptions, check_many
 from nbllama.options.finetune.model import ModelOptions
 from nbllama.options.finetune.objective import ObjectiveOptions
+from nbllama.options.finetune.rewards import RewardOptions
 from nbllama.options.finetune.run import RunOptions
 from nbllama.options.finetune.step import StepOptions
 from nbllama.options.parser import markdown, parse_into, read, table
@@ -52,6 +53,7 @@ class Options(
     ModelOptions,
     LoraOptions,
     ObjectiveOptions,
+    RewardOptions,
     StepOptions,
     EndOptions,
     ManyOptions,
@@ -87,7 +89,7 @@ def parse(argv: Sequence[str]) -> Options:
             "leave it out or give 0"
         )
     check_many(options, bool(options.dump))
-    _check_objective(options)
+    check_objective(options)
     for name in ("pattern_fn_it", "fn_latest"):
         text = getattr(options, name)
         if not text or "/" in text or "\\" in text:
@@ -97,39 +99,6 @@ def parse(argv: Sequence[str]) -> Options:
     if options.escape:
         return replace(options, sample_start=unescape(options.sample_start))
     return options
-
-
-_OF_PREFERENCES = ("beta", "label_smoothing", "margin", "reference", "sft_weight")
-
-
-def _check_objective(options: Options) -> None:
-    """Raise `UsageError` for options that the objective does not use."""
-    row = OBJECTIVES[options.objective]
-    fits = {
-        "label_smoothing": row.smooths, "margin": row.has_margin, "reference": row.refers,
-    }  # fmt: skip
-    for name in _OF_PREFERENCES:
-        value = getattr(options, name)
-        if value is None or (row is not SFT and fits.get(name, True)):
-            continue
-        if not (name == "reference" and value == NONE) and value != 0:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no meaning with --objective {row.name}; leave it"
-                " out"
-            )
-    if row is SFT:
-        return
-    if options.reference == START and not options.lora_in:
-        raise UsageError("--reference start: the run does not start from an adapter; give "
-                         "--lora-in, or --reference base")  # fmt: skip
-    if options.reference == "":
-        raise UsageError("--reference is empty; give none, base, start or a file")
-    for name in ("packing", "train_on_prompt", "compat"):
-        if getattr(options, name):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is not possible with --objective {row.name}; leave it"
-                " out"
-            )
 
 
 def page() -> str:

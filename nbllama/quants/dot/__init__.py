@@ -1,8 +1,8 @@
 """Dot products of a row of W, in its own type, with int8 blocks of x: one file per family.
 
 Every kernel has the signature `dot_x(raw, src, n_blocks, q, d, sums, c) -> float32`. It multiplies
-`n_blocks` blocks of x from block `c` on with the same number of weights from byte `src` of `raw`
-on. x consists of the int8 numbers `q`, their scales `d` (one per `int8_block(type_id)` numbers) and
+`n_blocks` blocks of x from block `c` on by the same number of weights from byte `src` of `raw` on.
+x consists of the int8 numbers `q`, their scales `d` (one per `int8_block(type_id)` numbers) and
 `sums`: for blocks of 32 they are float32, d times a block's sum; for blocks of 256 they are int16,
 the sum of each 16 numbers. All arrays are flat. A block of W has the length of a block of x; a
 block of NVFP4 has the length of two. The products within a block are summed exactly, as integers.
@@ -35,7 +35,7 @@ SUMMED = 16  # numbers of x per number of `sums`
 
 
 def int8_block(type_id: int) -> int:
-    """Return the numbers of x per scale for a weight type: 32, 256, or 0 (no integer product)."""
+    """Return how many numbers of x share a scale: 32, 256, or 0 (no integer product)."""
     t = QUANTS[type_id]
     if t.name not in _FAMILY:
         return 0

@@ -160,7 +160,7 @@ def nibbles(typingctx, raw, i):
 
 @intrinsic
 def bits32(typingctx, bits):
-    """Return 16 in each of 32 lanes whose bit (lowest first) is set, else 0."""
+    """Return Codes(32): 16 in each lane whose bit (lowest first) is set, else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = builder.bitcast(builder.trunc(args[0], _I32), ir.VectorType(ir.IntType(1), 32))
@@ -315,7 +315,8 @@ def half8(typingctx, raw, i):
     """Read the IEEE half from byte i of `raw` into 8 lanes.
 
     It is copied to all lanes before it is converted. If a single number were converted, LLVM could
-    insert it in a register of another sum, and each block would wait for the previous one.
+    place it in a register that another sum uses, and each block would have to wait for the previous
+    one.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -332,7 +333,7 @@ def half8(typingctx, raw, i):
 
 @intrinsic
 def first(typingctx, weights):
-    """Lane 0."""
+    """Return lane 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_element(args[0], _I32(0))

@@ -1,8 +1,8 @@
 """Q2_K Q3_K Q4_K Q5_K Q6_K times int8 blocks of 256; layouts are in `nbllama.quants.kquants`.
 
-A block of W has groups g of 16 or 32 codes c, each with an integer scale s and in some types a
-minimum m, with one d and dmin per block. A block of x has one scale e and numbers n. All sums
-within a block are integers:
+A block of W has one d, one dmin, and groups g of 16 or 32 codes c. Each group has an integer scale
+s and, in some types, a minimum m. A block of x has one scale e and numbers n. All sums within a
+block are integers:
 
     sum w x = e d sum_g s_g (sum c n - z sum n)  -  e dmin sum_g m_g sum n
 

@@ -8,8 +8,8 @@ There are two kinds of codes, as in `nbllama.quants.kquants`:
 - symmetric, `x ~ scale * q` with q in -high..high-1: the weight with the largest absolute value
   maps to about -high (llama.cpp: `make_qx_quants`, `make_q3_quants`).
 
-`x` (and `w`, importance) are scratch arrays float32 whose first `n` elements are the group, n a
-literal 16 or 32. All functions are for use inside kernels.
+`x` (and `w`, the importance) are float32 scratch arrays whose first `n` elements are the group; n
+is a literal 16 or 32. All functions are for use inside kernels.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def symmetric_scale(x, w, high):
 
 @kernel(own="quants/encode")
 def refined_scale(x, codes, high):
-    """Return the scale of a group of 16 with weights x^2: codes are changed while that helps.
+    """Return the scale of a group of 16 with weights x^2: codes are changed as long as that helps.
 
     `codes`: float32 scratch [16]. Each code in turn is moved to the nearest code for the best scale
     of the others. The change is kept if more of the group is explained (see `symmetric_scale`).

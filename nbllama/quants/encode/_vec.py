@@ -93,7 +93,7 @@ def code_sums(typingctx, n, x, w, least, inverse, low, high):
 
 @intrinsic(prefer_literal=True)
 def code_error(typingctx, n, x, w, least, inverse, high, scale, offset, power):
-    """Sum w * |scale * q + offset - x| ** power over codes q of 0..high; power a literal 1 or 2.
+    """Sum w * |scale * q + offset - x| ** power over codes q of 0..high; power is 1 or 2 (literal).
 
     `least` and `inverse` give the codes, `scale` and `offset` the weights that the codes represent.
     """

@@ -31,7 +31,7 @@ def quantise(type_id: int, rows: np.ndarray) -> np.ndarray:
     if rows.shape[-1] % t.block_size:
         raise ValueError(f"rows of {rows.shape[-1]} are not whole {t.name} blocks")
     x = np.ascontiguousarray(rows).reshape(-1)
-    low, high = float(x.min()), float(x.max())  # NaN if one is
+    low, high = float(x.min()), float(x.max())  # NaN if any weight is NaN
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("a weight is infinite or not a number")
     out = np.empty(nbytes(type_id, x.size), np.uint8)

@@ -8,7 +8,7 @@ The searches weight errors like llama.cpp without an importance matrix: by |x| (
 Q6_K), or |x| plus the group's root mean square (Q4_K, Q5_K).
 
 llama.cpp: `quantize_row_q2_K_ref`, `_q3_K`, `_q4_K`, `_q5_K`, `_q6_K`. Errors are the same within
-a fraction of a per cent; bytes are not always equal, because sums have another order.
+a fraction of a per cent; bytes are not always equal, because the sums are in a different order.
 """
 
 from __future__ import annotations

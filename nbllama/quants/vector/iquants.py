@@ -33,7 +33,7 @@ def decode_iq2_xxs(raw, src, n_blocks, out, dst):
 
 @kernel()
 def decode_iq2_xs(raw, src, n_blocks, out, dst):
-    """Decode from 512 rows; a byte of scales serves two times 16 weights."""
+    """Decode from 512 rows; each byte of scales serves two groups of 16 weights."""
     for b in range(n_blocks):
         at, to = src + 74 * b, dst + 256 * b
         d = f16(raw, at)

@@ -120,6 +120,21 @@ function preferenceCards(run) {
   return {element, draw};
 }
 
+// Of a run on rewards; hidden in others.
+function rewardCards(run) {
+  const one = (title, name) => curveCard(title, `${title} by iteration`, () =>
+    [[{name: title, points: points(run, name), style: "other"}], []], {show: label});
+  const cards = [one("Mean reward", "reward"), one("Spread of the rewards", "reward_std"),
+    one("KL to the reference, nats per token", "kl"), one("Tokens of an answer", "answer_tokens"),
+    one("Groups without a difference", "same"), one("Answers a second", "answers_per_s")];
+  const element = h("div", {class: "grid2"}, cards.map(c => c.element));
+  function draw() {
+    element.hidden = !points(run, "reward").length;
+    if (!element.hidden) cards.forEach(c => c.draw());
+  }
+  return {element, draw};
+}
+
 function sampleCard(run) {
   const body = h("div");
   const element = card("Sample answers", body, h("p", {class: "note"},
@@ -130,12 +145,12 @@ function sampleCard(run) {
     const asked = new Map();
     for (const e of run.evaluations) for (const s of e.samples) {
       if (!asked.has(s.prompt)) asked.set(s.prompt, []);
-      asked.get(s.prompt).push([e, s.answer]);
+      asked.get(s.prompt).push([e, s.answer, s.reward]);
     }
     element.hidden = !asked.size;
     body.replaceChildren(...[...asked].map(([prompt, answers]) => {
-      const rows = answers.map(([e, answer]) => h("tr", {class: e.best ? "best" : null},
-        h("td", {class: "n"}, WHEN(e.iter)),
+      const rows = answers.map(([e, answer, reward]) => h("tr", {class: e.best ? "best" : null},
+        h("td", {class: "n"}, WHEN(e.iter)), reward ? h("td", {class: "n"}, `reward ${reward}`) : null,
         h("td", {class: "text"}, answer || h("span", {class: "none"}, "(nothing)"))));
       return h("div", {class: "sample"}, h("p", {class: "prompt text"}, prompt),
         h("table", {class: "answers"}, h("tbody", null, rows)));

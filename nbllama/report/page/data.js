@@ -2,7 +2,8 @@
 
 const MOST_POINTS = 4000, MOST_NORMS = 512, MOST_TEXTS = 400, MOST_QUESTIONS = 200;
 const SERIES = ["loss", "lr", "grad_norm", "tokens_per_s", "rss_bytes", "seconds", "margin", "accuracy",
-  "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected"];
+  "logp_chosen", "logp_rejected", "tokens_chosen", "tokens_rejected", "reward", "reward_std", "kl",
+  "answer_tokens", "same", "answers_per_s"];
 
 const points = (run, name) => {
   const [xs, ys] = run.series[name];

@@ -7,7 +7,7 @@ function single(run, live) {
   const controls = state ? liveControls(run, state) : null;
   const isLive = () => Boolean(state) && !state.over;
   const cards = [headCard(run, controls && controls.element), tileCard(run, isLive), verdictCard(run), lossCard(run),
-    preferenceCards(run), otherCards(run), heatCard(run), tokenCard(run), askCard(run, state), sampleCard(run),
+    preferenceCards(run), rewardCards(run), otherCards(run), heatCard(run), tokenCard(run), askCard(run, state), sampleCard(run),
     dataCard(run), forecastCard(run), evaluationCard(run), commandCard(run), optionCard(run),
     footer([run])];
   return {cards: controls ? [...cards, {element: null, draw: controls.draw}] : cards, state};

@@ -45,7 +45,7 @@ def _script() -> str:
 
 @cache
 def policy(served: bool) -> str:
-    """Return the page's Content-Security-Policy; a `served` page may request its own server."""
+    """Return the page's Content-Security-Policy; a `served` page may connect to its own server."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,1 +1,1 @@
-"""Measurements and answers of a run with `--live`, and its page; no bit of the run changes."""
+"""Measurements, answers and page of a run with `--live`; they change no bit of its result."""

@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from nbllama.data.prompts import Prompts
 from nbllama.train.live.norms import Norms
 from nbllama.train.live.texts import Texts, sequences
 from nbllama.train.trainer import Trainer
 
 SHARE = 0.005  # of the run's time
-CREDIT = 30.0  # unused seconds of the run that later work can use
+CREDIT = 30.0  # seconds of the run that later work can still use
 MOST_COLUMNS = 400  # of the norms in a run
-MOST_PASSING = 20  # texts of a run that the log keeps, besides those that are followed
+MOST_PASSING = 20  # texts of a run that are logged, besides the followed ones
 
 Row = dict[str, Any]
 
 
 class Budget:
-    """Allow work while all of it has taken at most `share` of the time since the start.
+    """Allow work as long as its total time is at most `share` of the time since the start.
 
     Only the CPU time of the working thread counts, not that of other programs.
     """
@@ -36,15 +37,15 @@ class Budget:
         return self._clock() >= self._next
 
     def took(self, seconds: float) -> None:
-        """Count work that has been done. Unused time stays, up to `CREDIT`."""
+        """Count work that has been done. At most `CREDIT` seconds of unused run time are kept."""
         self._next = max(self._next, self._clock() - CREDIT) + seconds / self._share
 
 
 class Measures:
-    """Measure a trainer between its iterations, without changing its passes and updates.
+    """Measure a trainer between its iterations, without changing its passes or updates.
 
-    `keep` gets rows for the log and the page, `show` those for the page alone. `n_iter`: total
-    number of iterations.
+    `keep` is called with rows for the log and the page, `show` with rows for the page alone.
+    `n_iter`: total number of iterations.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Measures:
         self.budget = Budget(SHARE)
 
     def before(self) -> None:
-        """Measure before an iteration, when nothing else of the run uses the trainer."""
+        """Measure before an iteration, while nothing else in the run uses the trainer."""
         start, trainer = time.thread_time(), self._trainer
         self._position, self._iteration = trainer.position, trainer.iteration
         trainer.buffers.seen = []
@@ -93,6 +94,8 @@ class Measures:
 
     def _text(self, losses: np.ndarray) -> None:
         trainer = self._trainer
+        if isinstance(trainer.dataset, Prompts):  # its batches are placeholders
+            return
         taken = trainer.feed.take(self._position, trainer.batch, trainer.grad_acc)
         if len(losses) != sum(batch.n_trained for batch in taken.batches):
             return  # a step that was interrupted because its loss was not finite

@@ -19,10 +19,10 @@ def _square(x: np.ndarray) -> float:
 
 
 class Norms:
-    """Measures the adapter's pairs between two moments.
+    """Measure how the adapter's pairs change between two points in time.
 
-    `take_before` copies the parameters, into the same memory each time; `row` compares with the
-    copies.
+    `take_before` copies the parameters into the same memory each time; `row` compares the current
+    parameters with the copies.
     """
 
     def __init__(self, adapter: Adapter, n_layer: int) -> None:
@@ -30,7 +30,7 @@ class Norms:
         self._before: dict[str, np.ndarray] = {}
 
     def take_before(self) -> None:
-        """Keep the parameters as they are now."""
+        """Copy the current parameters."""
         for name, x in self._adapter.parameters().items():
             if name in self._before:
                 np.copyto(self._before[name], x)
@@ -40,9 +40,9 @@ class Norms:
     def row(self, iteration: int, gradients: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Make the row `norms` of an iteration, before which `take_before` was called.
 
-        For each kind of tensor it has a list of L2 norms, one per block, of both halves of a pair
-        together; a tensor outside the blocks is the last of `blocks` + 1. The gradient is the one
-        before clipping.
+        For each kind of tensor, the row contains a list of L2 norms, one per block, each over both
+        halves of a pair. A tensor outside the blocks is the last of `blocks` + 1. The gradient is
+        the one before clipping.
         """
         gradient: dict[str, list[float | None]] = {}
         update: dict[str, list[float | None]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbllama.errors import NbllamaError, UsageError
+from nbllama.generation.cache import cache_floats
 from nbllama.generation.model import Model
 from nbllama.generation.session import stream
 from nbllama.generation.states import state_floats
@@ -26,7 +27,8 @@ class Questions:
     """Answer the questions of a `LiveState` greedily, in separate memory.
 
     `encode`: returns the ids of a question, as for `--sample-prompts`. `stopped`: returns whether
-    the run should stop, which ends an answer. `keep` gets the row `question` of a finished answer.
+    the run should stop, which ends an answer. `keep` is called with the row `question` of a
+    finished answer.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Questions:
         self._encode, self._stopped, self._keep = encode, stopped, keep
 
     def answer(self, iteration: int) -> None:
-        """Answer all waiting questions. If one cannot be answered, its answer is the reason."""
+        """Answer all waiting questions. If that is impossible for one, the answer is the reason."""
         while not self._stopped() and (question := self._state.next_question()) is not None:
             row: Row = {"event": "question", "iter": iteration, "id": question.id}
             row["prompt"] = question.prompt
@@ -56,7 +58,7 @@ class Questions:
     def _write(self, question: Question, row: Row) -> str:
         ids = self._encode(question.prompt).ids
         hp = self._model.hp
-        per_token = 8 * len(hp.attention_layers) * hp.n_head_kv * hp.head_dim
+        per_token = 8 * cache_floats(hp)
         needed = (len(ids) + MOST_TOKENS) * per_token + 4 * state_floats(hp)
         if needed > available_memory() / 2:
             raise UsageError("there is not enough free memory for a question of this length")

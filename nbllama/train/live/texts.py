@@ -12,13 +12,13 @@ from nbllama.data.batch import NOT_TRAINED, Batch
 from nbllama.text.characters import character_groups
 from nbllama.text.tokenizer import Tokenizer
 
-MOST_TOKENS = 700  # of a text that is shown
-FOLLOWED = 4  # samples that are shown each time they come
+MOST_TOKENS = 700  # limit for a text that is shown
+FOLLOWED = 4  # samples that are shown each time they occur
 MOST_VISITS = 60
 
 
 class Scored(NamedTuple):
-    """One sequence of a step: tokens, targets and losses `[n]`; NaN for tokens not trained."""
+    """One sequence of a step: tokens, targets and losses `[n]`; NaN for untrained tokens."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -45,7 +45,7 @@ def sequences(batches: Sequence[Batch], losses: np.ndarray) -> Iterator[Scored]:
 class Texts:
     """Choose sequences and make the rows `tokens` of a log.
 
-    The first sequences of the first steps are followed: each time they occur again, a row is made.
+    The first sequences of the first steps are followed: each time one occurs again, a row is made.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -54,7 +54,7 @@ class Texts:
         self._turn = 0
 
     def followed(self, iteration: int, found: Sequence[Scored]) -> Iterator[dict[str, Any]]:
-        """Make rows of the followed samples among the sequences of a step."""
+        """Make a row for each followed sample among the sequences of a step."""
         for i, one in enumerate(found):
             name = one.tokens.tobytes()
             if i == 0 and len(self._followed) < FOLLOWED:
@@ -65,7 +65,7 @@ class Texts:
                 yield self._row(iteration, one, known[0])
 
     def passing(self, iteration: int, found: Sequence[Scored]) -> dict[str, Any]:
-        """Make the row of one sequence of a step, each time a different one of its batch."""
+        """Make the row of one sequence of a step; its position in the batch changes each time."""
         self._turn += 1
         return self._row(iteration, found[self._turn % len(found)], 0)
 

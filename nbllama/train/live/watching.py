@@ -36,10 +36,10 @@ class Watching:
         self._questions: Questions | None = None
 
     def attach(self, session: RunSession, keep: Callable[[Row], None]) -> None:
-        """Use the loaded session. `keep`: takes rows for the log, and passes them to `row`."""
+        """Use the loaded session. `keep`: writes rows to the log and passes them to `row`."""
         trainer, model, log = session.trainer, session.model, session.outputs.log
         if session.state is not None and log:
-            with suppress(DataError):  # a log that is new has no earlier iterations
+            with suppress(DataError):  # a new log has no earlier iterations
                 self.state.begin(read_log(log))
         n_iter = session.settings.n_iter
         self.measures = Measures(trainer, n_iter, keep, lambda row: self.state.add(row, keep=False))
@@ -85,7 +85,8 @@ class Watching:
 def watching(options: Options, screen: Screen, stop: StopFlag) -> Watching | None:
     """Serve the page of `--live`, and show its address once.
 
-    None without `--live`, or if the page cannot be served, which does not stop the run.
+    The value is None without `--live`, or if the page cannot be served (which does not stop the
+    run).
     """
     if options.live is None:
         return None

@@ -24,10 +24,27 @@ Check = Callable[[], None] | None
 
 
 def answer_tokens(batch: Batch) -> np.ndarray:
-    """Return the number of trained targets of each sample, int64 `[S]`."""
+    """Return the number of trained tokens in each sample, int64 `[S]`."""
     starts = batch.whole().seq_offsets[:-1]
     counts: np.ndarray = np.add.reduceat(batch.targets >= 0, starts, dtype=np.int64)
     return counts
+
+
+def token_log_probabilities(
+    model: Model, bound: Bound, acts: Activations, buffers: LossBuffers, *, batch: Batch
+) -> np.ndarray:
+    """Return log pi of each trained token, float64 `[M]`, after the forward pass of `batch`.
+
+    The last block's output is not changed.
+    """
+    losses = np.empty(batch.n_trained, np.float32)
+    # a watcher sees only the pass that computes the gradient
+    watch, model.watch, buffers.kept = model.watch, None, losses
+    try:
+        model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
+    finally:
+        model.watch, buffers.kept = watch, None
+    return -losses.astype(np.float64)
 
 
 def log_probabilities(
@@ -35,20 +52,13 @@ def log_probabilities(
 ) -> np.ndarray:
     """Return log pi(y|x) of each sample, float64 `[S]`, after the forward pass of `batch`.
 
-    This is the sum over its trained targets. Each sample must have one. The last block's output is
-    not changed.
+    Each value is the sum over a sample's trained tokens, of which there must be at least one. The
+    last block's output is not changed.
     """
     counts = answer_tokens(batch)
-    losses = np.empty(batch.n_trained, np.float32)
-    # a watcher sees the pass that has the gradient
-    watch, model.watch, buffers.kept = model.watch, None, losses
-    try:
-        model.loss(bound, acts, buffers, batch, weight=1.0, gradient=False)
-    finally:
-        model.watch, buffers.kept = watch, None
-    begins = np.cumsum(counts) - counts
-    sums: np.ndarray = np.add.reduceat(losses, begins, dtype=np.float64)
-    return -sums
+    of_tokens = token_log_probabilities(model, bound, acts, buffers, batch=batch)
+    sums: np.ndarray = np.add.reduceat(of_tokens, np.cumsum(counts) - counts)
+    return sums
 
 
 def of_samples(
@@ -62,7 +72,7 @@ def of_samples(
     most: Limits,
     check: Check,
 ) -> Iterator[np.ndarray]:
-    """Yield the log-probabilities of the samples with these numbers, float64, batch by batch.
+    """Yield the log-probabilities of the samples numbered `rows`, float64, batch by batch.
 
     The batches are as large as `most` allows. `check` is called between layers.
     """
@@ -84,8 +94,8 @@ def of_preferences(
 ) -> Iterator[np.ndarray]:
     """Yield the log-probabilities of all answers of `data`, float64, batch by batch.
 
-    A prompt that answers share is computed once, if the trainer shares. The memory must have room
-    for each single sample. `check` runs between layers.
+    A prompt shared by several answers is computed once, if sharing is enabled. Each single sample
+    must fit in the memory. `check` is called between layers.
     """
     most = trainer.limits
     for numbers in batches(data.lengths(), most.tokens, most.trained):

@@ -5,7 +5,7 @@ The derivative of the loss with respect to each sum is the weight of the answer'
 pass through the output, which computes the gradient. So the output product is computed twice, but
 the blocks only once. No logits are kept.
 
-The loss of a step is the sum over its pairs (or labelled answers), each times its own weight,
+The loss of a step is the sum over its pairs (or labelled answers), each multiplied by its weight,
 divided by their number.
 """
 
@@ -28,6 +28,7 @@ from nbllama.objectives.orpo import orpo
 from nbllama.objectives.sides import PairLoss, Sides
 from nbllama.objectives.simpo import simpo
 from nbllama.objectives.supervised import supervised
+from nbllama.train.objective import TakesData
 from nbllama.train.preference.answers import answer_tokens, log_probabilities, of_samples
 from nbllama.train.preference.measures import Measured, Seen
 
@@ -60,7 +61,7 @@ class Answers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Loss of each sample, float64, and for each answer `[S]` its derivative and reward."""
+    """The loss of each sample, float64, and the derivative and reward of each answer `[S]`."""
 
     loss: np.ndarray
     slope: np.ndarray
@@ -117,10 +118,10 @@ class SentAnswers(NamedTuple):
     reference: np.ndarray | None
 
 
-class PreferenceLoss:
+class PreferenceLoss(TakesData):
     """The `Objective` of a run on preferences.
 
-    `reference`: if None, all of its log-probabilities count as 0. history: the measures of each
+    `reference`: if None, all reference log-probabilities count as 0. history: the measures of each
     step. point: the reference point of KTO.
     """
 
@@ -131,7 +132,7 @@ class PreferenceLoss:
         self.history: list[dict[str, float]] = []
         self._labels = OBJECTIVES[numbers.objective].data == LABELS
         self.data: Sequence[Dataset] = [s.others for s in sets] if self._moves else ()
-        # the other answers need only the forward pass
+        # other answers need only the forward pass
         self.work = 4 / 3 if self._moves else 1.0
         self.point = 0.0
         self._seen, self._measured = Seen(self._refers), Measured(self._labels)
@@ -228,12 +229,12 @@ class PreferenceLoss:
             self._reference.prepare(trainer, check, say)
 
     def done(self, say: Callable[[str], None]) -> None:
-        """Keep the measures of a step, and warn once per run of each problem."""
+        """Store the measures of a step; warn about each problem once per run."""
         self.history.append(self.measures())
         for line in self._seen.step(self._measured):
             say(line)
 
 
 def _known(values: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Return the reference's values; zeros while the time of a step is only measured."""
+    """Return the reference's values; zeros while only the time of a step is measured."""
     return np.zeros(len(rows)) if values is None else values[rows]

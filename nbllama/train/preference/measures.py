@@ -57,7 +57,7 @@ class Measured:
         self._judged += part._judged
 
     def numbers(self) -> dict[str, float]:
-        """Return the means; a side without answers has none.
+        """Return the means; a side without answers is left out.
 
         margin: reward of the chosen answers minus that of the rejected ones. accuracy: share of the
         pairs whose chosen answer has the higher reward; for labelled answers, the share of those on

@@ -1,8 +1,8 @@
-"""The reference of a run on preferences: log-probabilities computed once, and kept in a file.
+"""The reference of a run on preferences: log-probabilities, computed once and stored in a file.
 
-The reference is the base model, or the base model with an adapter. The file's name is a digest of
+The reference is the base model, with or without an adapter. The file's name is a digest of
 everything that the values depend on (base, adapter, data with template and --ctx), so a continued
-run, or another one in the same folder, finds it.
+run or another run in the same folder finds it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MAGIC = b"nbllama reference 1\n"
 class Reference:
     """The reference for the answers of `sets`.
 
-    adapter: on the base model, None for the base alone. base: the fingerprint of the base model.
-    others: whether each answer is also needed after another prompt. folder: of the file, None to
-    keep none. path: the file that was read or written.
+    adapter: applied to the base model; None for the base model alone. base: the fingerprint of the
+    base model. others: whether each answer is also needed after another prompt. folder: where the
+    file is stored; None to store none. path: the file that was read or written.
     """
 
     adapter: Adapter | None
@@ -69,7 +69,7 @@ class Reference:
 
     @property
     def file(self) -> str:
-        """Return the file with the log-probabilities; "" for none."""
+        """Return the name of the file with the log-probabilities; "" for none."""
         if self.folder is None:
             return ""
         return os.path.join(self.folder, f"reference-{self.key[:16]}.logp")
@@ -105,7 +105,7 @@ class Reference:
         model, most = trainer.model, trainer.limits
         bound = Bound(model, self.adapter)
         acts, buffers = trainer.acts, trainer.buffers
-        if self.adapter is not None and not _same_sizes(self.adapter, trainer.adapter):
+        if self.adapter is not None and not same_sizes(self.adapter, trainer.adapter):
             acts = model.activations(self.adapter, most.computed, most.trained, checkpointing=True)
             buffers = model.loss_buffers(self.adapter, most.trained)
         parts: list[np.ndarray] = []
@@ -126,7 +126,8 @@ class Reference:
             say(f"the reference is not saved: {e}; a continued run computes it again")
 
 
-def _same_sizes(a: Adapter, b: Adapter) -> bool:
+def same_sizes(a: Adapter, b: Adapter) -> bool:
+    """Return whether two adapters have the same pairs with the same ranks."""
     sizes = [{name: pair.rank for name, pair in x.pairs.items()} for x in (a, b)]
     return sizes[0] == sizes[1]
 
@@ -142,7 +143,8 @@ def adapter_digest(adapter: Adapter) -> str:
 def write(path: str, key: str, values: np.ndarray) -> None:
     """Write log-probabilities float64 `[n]`.
 
-    Raises `OutputError`, also if there is a file of another kind.
+    Raises `OutputError` if the file cannot be written, or if it would replace a file of another
+    kind.
     """
     if os.path.lexists(path) and _begins(path) != _MAGIC:
         raise OutputError(f"{shown(path, 400)}: was not written by nbllama; it is kept")

@@ -33,7 +33,7 @@ _KINDS = {
 def claim(outputs: Mapping[str, Sequence[Names]], stack: ExitStack) -> None:
     """Check that the outputs can be written, and lock them until `stack` ends.
 
-    Files that killed runs left half written are removed, and a file of another kind is refused.
+    Half-written files of killed runs are removed, and a file of another kind is refused.
 
     `outputs`: all files that the run writes, by option; if there are several names, the first one
     is locked. A log is locked by its writer.

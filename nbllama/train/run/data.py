@@ -45,6 +45,7 @@ from nbllama.train.run.defaults import iterations as run_length
 from nbllama.train.run.given import NOTHING, Given, Records
 from nbllama.train.run.plan import with_plan
 from nbllama.train.run.preferences import as_wanted
+from nbllama.train.run.rewards import draws, load_prompts
 
 if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
@@ -132,6 +133,8 @@ def _load(
     file is read as plain text. Raises `DataError`, and `UsageError` for options of plain text with
     records and vice versa.
     """
+    if draws(options):
+        return load_prompts(path, options, model.tokenizer, records)
     old = old_order(options, state)
     cutter = every_token
     if options.sample_start:

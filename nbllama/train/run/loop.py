@@ -128,14 +128,14 @@ class Loop:
     def _evaluate_if_due(self) -> None:
         """Evaluate, once, if it is due: at the start, every `eval_every` iterations, at the end."""
         now, session = self.trainer.iteration, self.session
-        if not (session.validation or session.prompts):
+        if not self.settings.eval_every:
             return
         due = now % self.settings.eval_every == 0 or now >= self._last or bool(self._reason)
         if not due or self._watch.last == now:
             return
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
         asked, most = session.prompts, session.options.sample_tokens
-        said = answers(
+        said = self.trainer.objective.samples() + answers(
             asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
         )
         mean, overfits = watch.training_loss, False

@@ -93,6 +93,8 @@ def check_outputs(options: Options, outputs: Mapping[str, Iterable[Names]]) -> N
 
 def _inputs(options: Options) -> Iterator[tuple[str, str]]:
     """Yield (option, file) for all files that are read."""
+    if ".py:" in options.reward:
+        yield "--reward", options.reward.rpartition(":")[0]
     for o in OPTIONS:
         name = getattr(options, o.dest) if o.file == "reads" else ""
         if not name:

@@ -91,7 +91,7 @@ class Outputs:
     def claim(self, stack: ExitStack) -> None:
         """Check that the outputs can be written, and lock them until `stack` ends.
 
-        Files that killed runs left half written are removed. Raises `OutputError`.
+        Half-written files of killed runs are removed. Raises `OutputError`.
         """
         claim(self._every, stack)
 

@@ -10,7 +10,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbllama.objectives.names import BASE, MARGIN, NONE, OBJECTIVES, SFT, START
+from nbllama.objectives.names import (
+    BASE,
+    GROUP_SIZE,
+    MARGIN,
+    MAX_ANSWER,
+    NONE,
+    OBJECTIVES,
+    PROMPTS,
+    SFT,
+    START,
+    TEMPERATURE,
+)
 from nbllama.opt.names import OPTIMISERS
 from nbllama.options.finetune.table import Options
 
@@ -31,7 +42,7 @@ class Row(NamedTuple):
 TABLE = (
     Row(16, batch=2, epochs=12),
     Row(40, batch=4, epochs=12),
-    Row(150, batch=4, epochs=4),
+    Row(150, batch=4, epochs=6),
     Row(400, batch=8, epochs=3),
     Row(float("inf"), batch=8, epochs=2),
 )
@@ -45,6 +56,7 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 100
 PATIENCE = 4  # evaluations without a lower validation loss
 KEPT = 2  # numbered checkpoints
 ANSWERS = 3  # questions of each kind
+PROMPTS_AT_ONCE, PASSES = 4, 1  # batch and epochs of a run that draws the answers to its prompts
 BATCH_BEFORE = 8  # of plain text, and of checkpoints from before there was a plan
 RATE_OF_TEXT = 1e-3
 
@@ -90,6 +102,9 @@ def with_plan(
     `validated`: there are validation data already. A run whose length is given holds nothing out.
     """
     row, chat = row_of(n_records), data_kind == "chat"
+    draws = OBJECTIVES[options.objective].data == PROMPTS
+    if draws:
+        row = Row(row.records, PROMPTS_AT_ONCE, PASSES)
     timed = options.epochs is not None or options.adam_iter is not None
     planned: dict[str, Any] = {
         "batch": row.batch if chat and state is None else BATCH_BEFORE,
@@ -97,10 +112,10 @@ def with_plan(
         / OPTIMISERS[options.optimizer].rate_divisor
         / OBJECTIVES[options.objective].rate_divisor,
         "keep_last": KEPT if chat else 0,
-        "answers": ANSWERS if chat and not options.compat else 0,
+        "answers": ANSWERS if chat and not (options.compat or draws) else 0,
         "share_prompts": not (options.compat or options.lora_dropout) and state is None,
     }
-    holds_out = chat and state is None and not timed and not validated
+    holds_out = chat and state is None and not (timed or validated or draws)
     share = held_out_share(n_records) if holds_out and options.val_split is None else 0.0
     planned |= {"val_split": share, "early_stop": PATIENCE if share else 0}
     if chat and not timed:
@@ -110,7 +125,7 @@ def with_plan(
 
 
 def with_objective(options: Options) -> Options:
-    """Return options in which the numbers of a loss of preferences are filled in."""
+    """Return options in which the numbers of a loss of preferences or rewards are filled in."""
     row = OBJECTIVES[options.objective]
     if row is SFT:
         return options
@@ -121,5 +136,12 @@ def with_objective(options: Options) -> Options:
         "reference": (START if options.lora_in else BASE) if row.refers else NONE,
         "sft_weight": row.sft_weight,
     }
+    if row.data == PROMPTS:
+        filled |= {
+            "group_size": GROUP_SIZE, "max_answer": MAX_ANSWER, "temperature": TEMPERATURE,
+            "trunk_cache": 0,
+        }  # fmt: skip
+        if options.beta == 0:
+            filled["reference"] = NONE
     left = {name: value for name, value in filled.items() if getattr(options, name) is None}
     return replace(options, **left)

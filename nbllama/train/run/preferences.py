@@ -92,7 +92,7 @@ class RunPreferences:
         self.reference: Reference | None = None
         if options.reference != NONE:
             self.reference = Reference(
-                _adapter(options, model, say),
+                reference_adapter(options, model, say),
                 model_fingerprint(model.gguf),
                 sets,
                 row.data == LABELS,
@@ -111,12 +111,12 @@ class RunPreferences:
     @property
     def first(self) -> dict[str, float]:
         """Return means over the first tenth of the run, at least one iteration."""
-        return _means(self.objective.history[: self._tenth])
+        return means(self.objective.history[: self._tenth])
 
     @property
     def last(self) -> dict[str, float]:
         """Return means over the last tenth of the run, at least one iteration."""
-        return _means(self.objective.history[-self._tenth :])
+        return means(self.objective.history[-self._tenth :])
 
     def identity(self) -> dict[str, str]:
         """Return the values that a checkpoint and a run that continues it must share."""
@@ -138,23 +138,11 @@ class RunPreferences:
         return [("objective", line), ("preferences", held)]
 
 
-def run_preferences(
-    options: Options,
-    model: Model,
-    data: Dataset,
-    validation: Dataset | None,
-    *,
-    outputs: Outputs,
-    say: Callable[[str], None],
-) -> RunPreferences | None:
-    """Return the objective of a run on preferences; None for a run on answers only."""
-    if not isinstance(data, Preferences):
-        return None
-    return RunPreferences(options, model, data, validation, outputs=outputs, say=say)
+def reference_adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
+    """Read the reference's adapter again, as the one in training changes; None for the base.
 
-
-def _adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adapter | None:
-    """Read the reference's adapter again, as the one in training changes."""
+    Raises `UsageError` if it does not exist, `CheckpointError` if it does not fit.
+    """
     if options.reference == BASE:
         return None
     option, path = "--reference", options.reference or ""
@@ -169,7 +157,7 @@ def _adapter(options: Options, model: Model, say: Callable[[str], None]) -> Adap
         ) from e
 
 
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each number over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: fmean(row[name] for row in rows if name in row) for name in names}

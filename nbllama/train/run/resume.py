@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbllama.checkpoint.state import TrainState
     from nbllama.data import Dataset
     from nbllama.model.passes import Model
-    from nbllama.train.run.preferences import RunPreferences
+    from nbllama.train.run.judging import Judging
 
 _SAVED = {o.dest: o for o in OPTIONS if o.saved is not None}
 # The values in checkpoints that are older than the option.
@@ -78,7 +78,7 @@ def identity(
     data: Dataset,
     validation: Dataset | None,
     *,
-    preferences: RunPreferences | None = None,
+    preferences: Judging | None = None,
 ) -> Identity:
     """Return the values that a checkpoint of this run must share with it."""
     return Identity(

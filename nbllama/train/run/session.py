@@ -10,6 +10,7 @@ from datetime import datetime
 
 from nbllama.adapter.file import adapter_notes
 from nbllama.checkpoint.environment import environment_notes
+from nbllama.data.prompts import Prompts
 from nbllama.data.statistics import utilisation
 from nbllama.errors import UsageError, shown
 from nbllama.generation.model import Model, load_model
@@ -27,10 +28,10 @@ from nbllama.train.run.decay import check_rates, plan, schedule
 from nbllama.train.run.defaults import iterations
 from nbllama.train.run.dumps import Dumps
 from nbllama.train.run.given import Given
+from nbllama.train.run.judging import run_judging
 from nbllama.train.run.layers import blocks
 from nbllama.train.run.lora_in import started_from
 from nbllama.train.run.outputs import Outputs
-from nbllama.train.run.preferences import run_preferences
 from nbllama.train.run.prompts import load_prompts
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.resume import check_resume, completed, identity
@@ -94,9 +95,9 @@ class RunSession:
         self.feed, self.position = make_feed(options, self.data, self.seed, self.state)
         self.settings = self._settings()
         self.prompts = load_prompts(options, self.model, self.data, given.sample_prompts)
-        if self.validation is None and not self.prompts:
+        if not (self.validation or self.prompts or isinstance(self.data, Prompts)):
             self.settings = replace(self.settings, eval_every=0)  # it does not affect the result
-        self.preferences = run_preferences(
+        self.preferences = run_judging(
             self.options, self.model, self.data, self.validation, outputs=outputs, say=ui.note
         )
         self.identity = identity(
@@ -217,6 +218,8 @@ class RunSession:
 
     def _tokens(self) -> str:
         """Return the number of tokens in the data, and how many are trained."""
+        if isinstance(self.data, Prompts):
+            return self.data.line()
         tokens, trained = (int(counts.sum()) for counts in self.data.lengths())
         line = f"{tokens} per epoch, {100 * trained / tokens:.1f} % of them trained"
         if self.trainer.shares or self.model.hp.mixers:

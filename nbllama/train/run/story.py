@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbllama import __version__
+from nbllama.data.prompts import Prompts
 from nbllama.system.memory import peak_resident
 from nbllama.train.forecast import Forecast
 from nbllama.train.run.session import RunSession
@@ -41,15 +42,18 @@ def begun(
 
 
 def data_numbers(session: RunSession) -> dict[str, Any]:
-    """Return sizes of the training data, and the histogram of sample lengths."""
+    """Return the sizes of the training data and the histogram of sample lengths."""
     data, other = session.data, session.validation
+    name = os.path.basename(session.options.train_data.rstrip("/" + os.sep))
+    if isinstance(data, Prompts):
+        return {"data": name, "kind": data.format, **data.numbers()}
     tokens, trained = data.lengths()
     edges = np.unique(np.linspace(tokens.min(), tokens.max() + 1, _BARS + 1).astype(np.int64))
     counts, _ = np.histogram(tokens, edges)
     names = [f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in itertools.pairwise(edges)]
     share = trained.sum() / tokens.sum()
     return {
-        "data": os.path.basename(session.options.train_data.rstrip("/" + os.sep)),
+        "data": name,
         "kind": getattr(data, "format", data.kind),
         "samples": data.n_samples,
         "samples for validation": other.n_samples if other is not None else 0,

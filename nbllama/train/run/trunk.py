@@ -61,7 +61,7 @@ def plan_trunk(
     option cannot be applied, `say` gets a line.
     """
     model = trainer.model
-    layer = min(trainer.adapter.lowest_layer(), model.hp.n_layer)
+    layer = min(trainer.adapter.lowest_layer(), model.hp.most_frozen)
     if size == 0:
         return None
     if layer == 0:

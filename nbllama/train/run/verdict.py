@@ -16,6 +16,7 @@ from nbllama.errors import shown
 from nbllama.options.finetune.table import PROG
 from nbllama.system.program import called_as
 from nbllama.train.run.asked import Asked, answer, find_questions
+from nbllama.train.run.rewards import RunRewards
 
 if TYPE_CHECKING:
     from nbllama.train.run.result import Run
@@ -123,6 +124,25 @@ def verdict_on_preferences(
     return Verdict(LEARNED, numbers)
 
 
+RISEN_REWARD = 0.25  # of the first standard deviation: below this, the mean has hardly changed
+
+
+def verdict_on_rewards(
+    first: Mapping[str, float], last: Mapping[str, float], longer: str
+) -> Verdict:
+    """Return the verdict on a run on rewards; arguments as for `verdict_on_preferences`."""
+    if "reward" not in first or "reward" not in last:
+        return Verdict(HARDLY, "hardly any answer has a reward")
+    before, after = first["reward"], last["reward"]
+    numbers = f"reward {before:.3g} -> {after:.3g}"
+    if "kl" in last:
+        numbers += f", KL {last['kl']:.2g} nats per token"
+    if after - before < RISEN_REWARD * first.get("reward_std", 0.0) or after <= before:
+        same = f"{100 * last.get('same', 0.0):.0f} % of the groups have no difference"
+        return Verdict(HARDLY, f"{numbers}; {same}; try {longer}")
+    return Verdict(LEARNED, numbers)
+
+
 class Ending:
     """Answers before and after a run's iterations, and the verdict at its end.
 
@@ -162,7 +182,9 @@ class Ending:
         for q, text in zip(self.questions, self._answers(), strict=True):
             q.after = text
         steps = s.trainer.iteration
-        if s.preferences is not None:
+        if isinstance(s.preferences, RunRewards):
+            verdict = verdict_on_rewards(s.preferences.first, s.preferences.last, self._longer())
+        elif s.preferences is not None:
             verdict = verdict_on_preferences(
                 s.preferences.first, s.preferences.last, self._longer()
             )

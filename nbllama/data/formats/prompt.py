@@ -1,0 +1,69 @@
+"""A prompt alone: {"prompt": text or messages}, or another way to ask.
+
+"messages" is a chat; if it ends with an answer, the answer is left out of the prompt. "instruction"
+or "question" go through the chat template as in the format `alpaca`. A text under "prompt" is used
+as it is, without a template. All other keys of the record are for the reward.
+
+It is no member of `FORMATS`: without an answer, there is nothing to train by likelihood.
+"""
+
+from __future__ import annotations
+
+from nbllama.data.formats import alpaca
+from nbllama.data.formats.messages import messages_of
+from nbllama.data.formats.record import (
+    ANSWERING_ROLE,
+    Conversation,
+    Message,
+    Record,
+    Style,
+    conversation,
+    filled,
+    keys_of,
+    text_of,
+)
+from nbllama.errors import DataError
+
+STAND_IN = "1"  # an answer's text, where the rendering of a chat needs one
+_QUESTIONS = ("instruction", "question")
+
+
+def read(record: Record, style: Style) -> Conversation | str:
+    """Read the prompt: a text, or a chat that ends with a stand-in for the answer.
+
+    Only this answer counts as trained. Raises `DataError`.
+    """
+    if record.get("messages") is not None:
+        return _chat(record, "messages")
+    prompt = record.get("prompt")
+    if isinstance(prompt, list):
+        return _chat(record, "prompt")
+    if prompt is not None:
+        return filled(text_of(record, "prompt"), '"prompt"')
+    for key in _QUESTIONS:
+        if record.get(key) is not None:
+            named = {k: v for k, v in record.items() if k in ("input", "system", "history")}
+            chat = alpaca.read(named | {"instruction": record[key], "output": STAND_IN}, style)
+            return _ended(chat.messages[:-1], record, chat.notices)
+    raise DataError(
+        'there is no prompt: "prompt" (text or messages), "messages", "question" or "instruction"; '
+        f"the keys are {keys_of(record)}"
+    )
+
+
+def _chat(record: Record, key: str) -> Conversation:
+    messages, _, notices = messages_of(record, key)
+    if key == "messages" and messages[-1]["role"] == ANSWERING_ROLE:
+        messages = messages[:-1]
+        if not messages:
+            raise DataError('"messages" holds only an answer: there is no prompt')
+    if messages[-1]["role"] == ANSWERING_ROLE:
+        raise DataError(f'"{key}" ends with an answer: the last message must ask for one')
+    return _ended(messages, record, notices)
+
+
+def _ended(messages: list[Message], record: Record, notices: tuple[str, ...]) -> Conversation:
+    """Return the chat with the stand-in, in which earlier answers are not trained."""
+    silent = {i for i, m in enumerate(messages) if m["role"] == ANSWERING_ROLE}
+    whole = [*messages, {"role": ANSWERING_ROLE, "content": STAND_IN}]
+    return conversation(whole, frozenset(silent), record, notices)

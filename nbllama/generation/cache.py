@@ -1,0 +1,28 @@
+"""Memory for keys or values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbllama.arch import Hparams
+
+
+def cache_floats(hp: Hparams) -> int:
+    """Return the number of floats in the keys of one token in all blocks; values have as many."""
+    sizes = map(hp.sizes_at, hp.attention_layers)
+    return sum(of.n_head_kv * of.head_dim for of in sizes)
+
+
+Cache = np.ndarray | list[np.ndarray]
+
+
+def new_cache(hp: Hparams, shape: tuple[int, ...]) -> Cache:
+    """Return an uninitialised float32 array `[*shape, G, D]` for each block with its own keys.
+
+    `shape` ends with the number of tokens. If all blocks have the same sizes, it is one array
+    `[blocks, *shape, G, D]`.
+    """
+    sizes = [hp.sizes_at(layer) for layer in hp.attention_layers]
+    if not hp.blocks:
+        return np.empty((len(sizes), *shape, hp.n_head_kv, hp.head_dim), np.float32)
+    return [np.empty((*shape, of.n_head_kv, of.head_dim), np.float32) for of in sizes]

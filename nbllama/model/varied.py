@@ -1,0 +1,82 @@
+"""Blocks of different sizes, and blocks that use the keys and values of an earlier block.
+
+All arrays have the size of the largest block (`nbllama.model.activations`). A smaller block uses
+the beginning of each array, with its own shape.
+
+Some blocks have no keys and values: their queries read those of an earlier block, `kv_from`. The
+keys and values of such an earlier block are not in its own set of activations, but in separate
+arrays, since the later blocks need them when the set is used again. Their gradient is the sum over
+all blocks that read them: from the last to the first, each adds its part to one array, and the
+earlier block adds that sum to its own gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbllama.ops.rms_norm import rms_norm, rms_norm_grad
+
+if TYPE_CHECKING:
+    from nbllama.model.parts import BlockParts
+    from nbllama.ops.linear.linear import Input
+
+# The values, and the gradients of keys and values
+
+
+def values(block: BlockParts, x: Input, y: np.ndarray) -> None:
+    """Compute the values y, in some models with a norm.
+
+    Without a matrix for values, the values are the projected keys.
+    """
+    if not block.hp.values_normed:
+        block.project("v", x, y)
+        return
+    raw = block.kept.norms["v"]
+    if "v" in block.pairs:
+        block.project("v", x, raw)
+    else:
+        raw[:] = block.kept.norms["k"]
+    rows, rstd = _rows(block, raw)
+    rms_norm(rows, _ones(block), block.hp.rms_eps, y=y.reshape(rows.shape), rstd=rstd)
+
+
+def values_grad(block: BlockParts, dv: np.ndarray, dk: np.ndarray) -> None:
+    """Turn dv into the gradient of the projection's output; without one, add it to dk."""
+    rows, rstd = _rows(block, block.kept.norms["v"])
+    d = dv.reshape(rows.shape)
+    rms_norm_grad(d, rows, _ones(block), rstd, dx=d)
+    if "v" not in block.pairs:
+        dk += dv
+
+
+def collect(block: BlockParts, dk: np.ndarray, dv: np.ndarray) -> bool:
+    """Return whether the block has its own keys; if so, add the later blocks' parts to dk, dv.
+
+    Otherwise, add dk and dv to the gradients of the block that owns the keys.
+    """
+    of, hp = block.sizes.kv_from, block.hp
+    if of not in hp.lent:
+        return True
+    total = block.shared(f"dk_of_{of}"), block.shared(f"dv_of_{of}")
+    if of == block.layer:
+        dk += total[0]
+        dv += total[1]
+        return True
+    last = max(i for i, sizes in enumerate(hp.blocks) if sizes.kv_from == of)
+    for sums, mine in zip(total, (dk, dv), strict=True):
+        if block.layer == last:  # the first one in the backward pass
+            sums[:] = mine
+        else:
+            sums += mine
+    return False
+
+
+def _rows(block: BlockParts, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = x.reshape(-1, block.sizes.head_dim)
+    return rows, block.kept.norms["rstd_v"].reshape(-1)[: len(rows)]
+
+
+def _ones(block: BlockParts) -> np.ndarray:
+    return np.ones(block.sizes.head_dim, np.float32)

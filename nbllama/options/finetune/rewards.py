@@ -1,0 +1,52 @@
+"""The options of `--objective grpo`: answers are drawn, and a program scores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from nbllama.objectives.names import GROUP_SIZE, MAX_ANSWER, TEMPERATURE
+from nbllama.options.parser import Saved, option
+from nbllama.options.values import Real, Whole, Words
+
+_rewards = partial(option, "Objective")
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """The reward, and how answers are drawn."""
+
+    reward: str = _rewards(
+        Words("REWARD"),
+        "",
+        "what scores an answer, with grpo: PATH.py:FUNCTION (of prompt, answer and record), or"
+        " exact, regex:PATTERN, json, sql",
+        shown_default="none",
+    )
+    reward_seconds: float | None = _rewards(
+        Real(0, 1e5, above=True),
+        None,
+        "time limit of one call of the reward",
+        shown_default="10",
+    )
+    group_size: int | None = _rewards(
+        Whole(2, 1024),
+        None,
+        "answers that are drawn to each prompt, with grpo",
+        shown_default=str(GROUP_SIZE),
+        saved=Saved(46),
+    )
+    max_answer: int | None = _rewards(
+        Whole(1, 2**20),
+        None,
+        "longest answer that is drawn, in tokens",
+        shown_default=str(MAX_ANSWER),
+        saved=Saved(47),
+    )
+    temperature: float | None = _rewards(
+        Real(0, 100, above=True),
+        None,
+        "temperature at which answers are drawn; the loss is that of temperature 1",
+        shown_default=f"{TEMPERATURE:g}",
+        saved=Saved(48),
+    )

@@ -1,0 +1,168 @@
+"""The child process that runs a reward function: `scorer` starts it and sends it requests.
+
+One JSON object per line, UTF-8, a request on stdin and its answer on stdout:
+
+    {"op": "load", "file": str, "text": str, "name": str, "argument": str|null}  -> {"ok": true}
+    {"op": "check", "name": str, "record": {...}}                       -> {"ok": str}
+    {"op": "score", "prompt": ..., "answer": str, "record": {...}}      -> {"ok": number}
+    any failure                                                        -> {"error": str}
+
+The file is not read again: if it changed during a run, the run would use two reward functions. If
+there is an `argument`, the function `name` is called with it and returns the reward function.
+`check` calls the function `problem` of the same file. Everything that the function prints is
+discarded. This module imports nothing from nbllama, so that the child starts quickly and contains
+none of the program's data.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, BinaryIO
+
+WHILE_LOADING = 8 << 30  # bytes by which the child may grow during the function's imports
+MOST = 300  # characters in a message
+
+
+class Given(importlib.abc.SourceLoader):
+    """Load a module from a text, under the name of its file."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path, self._text = path, text
+
+    def get_filename(self, fullname: str) -> str:
+        """Return the name of the file."""
+        return self._path
+
+    def get_data(self, path: str) -> bytes:
+        """Return the text."""
+        return self._text.encode()
+
+
+def load(request: dict[str, Any]) -> tuple[Callable[..., Any], ModuleType]:
+    """Return the reward function that a request names, and its module."""
+    path = os.path.abspath(request["file"])
+    sys.path.insert(0, os.path.dirname(path))
+    loader = Given(path, request["text"])
+    spec = importlib.util.spec_from_loader("reward_of_the_run", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    loader.exec_module(module)
+    found = getattr(module, request["name"], None)
+    if found is None:
+        raise AttributeError(f"it has no function {request['name']}")
+    if not callable(found):
+        raise TypeError(f"{request['name']} is not a function")
+    made: Callable[..., Any] = found
+    if request["argument"] is not None:
+        made = found(request["argument"])
+    return made, module
+
+
+def number(value: object) -> float:
+    """Return a reward as a number. Raises `ValueError` unless it is a finite number."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        raise ValueError(f"it returned {kind_of(value)}, not a number")
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"it returned {found}")
+    return found
+
+
+def kind_of(value: object) -> str:
+    """Describe what was returned instead of a number."""
+    if value is None:
+        return "None"
+    return "text" if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def message(error: BaseException) -> str:
+    """Return one line about an exception."""
+    if isinstance(error, MemoryError):
+        return "it needs too much memory"
+    if isinstance(error, ValueError) and str(error).startswith("it returned"):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:MOST] if text else type(error).__name__
+
+
+def limit_memory(extra: int) -> None:
+    """Limit the growth of this process to `extra` bytes from now on.
+
+    The current size of the process is needed, which only Linux reports; Windows has no such limit.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    with suppress(OSError, ValueError):
+        with open("/proc/self/statm", encoding="ascii") as f:
+            base = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = base + extra
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def set_alarm(seconds: float) -> None:
+    """End this process after a number of seconds; 0: never.
+
+    The parent kills a child that is late; the alarm is for a child whose parent has ended.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def streams() -> tuple[BinaryIO, BinaryIO]:
+    """Return the two streams to the parent; the function's own output goes to the null device."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    os.close(nothing)
+    return requests, answers
+
+
+def main(memory: int, seconds: float) -> None:
+    """Answer requests until stdin ends. `memory` in bytes, `seconds` for the alarm."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    requests, answers = streams()
+    score: Callable[..., Any] | None = None
+    module = None
+    limit_memory(WHILE_LOADING)
+    for line in requests:
+        set_alarm(seconds)
+        try:
+            request = json.loads(line)
+            if request["op"] == "load":
+                score, module = load(request)
+                limit_memory(memory)
+                data = b'{"ok": true}'
+            elif request["op"] == "check":
+                assert module is not None
+                found = module.problem(request["name"], request["record"])
+                data = json.dumps({"ok": found}).encode()
+            else:
+                assert score is not None
+                found = number(score(request["prompt"], request["answer"], request["record"]))
+                data = json.dumps({"ok": found}).encode()
+        except BaseException as e:  # SystemExit too: the function must not end the process
+            data = json.dumps({"error": message(e)}).encode()
+        set_alarm(0)
+        answers.write(data + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

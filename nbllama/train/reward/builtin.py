@@ -1,0 +1,168 @@
+"""The built-in rewards: exact match, pattern, JSON, SQL result.
+
+Each returns 1 for a right answer and 0 for a wrong one. Built-in rewards run in the same child
+process and within the same limits as a user's function. `problem` checks a record before the run.
+This module imports nothing from nbllama, because the child process loads it as a file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+Reward = Callable[[Any, str, dict[str, Any]], float]
+
+NAMES = ("exact", "json", "sql")
+PATTERN = "regex"  # regex:PATTERN
+
+WANTED = ("answer", "completion", "output", "response", "target")
+_MOST_ROWS = 10_000
+_SECONDS = 1.0  # processor seconds for one query
+_STEPS = 1000  # SQLite instructions between two checks of the time
+_KEPT = 16  # databases that stay open
+_READING = {
+    sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
+}  # fmt: skip
+
+
+def wanted(record: dict[str, Any]) -> str | None:
+    """Return the right answer in a record, None if it contains none.
+
+    It is stored under one of the keys `WANTED`, or is the last message of a chat if that is an
+    answer.
+    """
+    for key in WANTED:
+        value = record.get(key)
+        if isinstance(value, list) and value and isinstance(value[-1], dict):
+            value = value[-1].get("content")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, str) and value.strip():
+            return value
+    chat = record.get("messages")
+    if isinstance(chat, list) and chat and isinstance(chat[-1], dict):
+        value = chat[-1].get("content")
+        if chat[-1].get("role") == "assistant" and isinstance(value, str):
+            return value
+    return None
+
+
+def problem(name: str, record: dict[str, Any]) -> str:
+    """Return why a reward cannot score answers to a record; "" if it can."""
+    if name in ("exact", "sql") and wanted(record) is None:
+        return f'the reward {name} needs the right answer as "answer"'
+    if name == "sql":
+        if not isinstance(record.get("database"), str):
+            return 'the reward sql needs SQL that makes the tables, as "database"'
+        try:
+            _rows(_database(record["database"]), str(wanted(record)))
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as e:
+            return f"its SQL does not run: {e}"
+    return ""
+
+
+def exact(prompt: Any, answer: str, record: dict[str, Any]) -> float:
+    """Return 1 if the answer equals the record's, apart from white space at both ends."""
+    right = wanted(record)
+    if right is None:
+        raise ValueError("the record has no answer")
+    return float(answer.strip() == right.strip())
+
+
+def regex(pattern: str) -> Reward:
+    """Return a reward function that returns 1 for an answer in which the pattern is found."""
+    compiled = re.compile(pattern)
+
+    def score(prompt: Any, answer: str, record: dict[str, Any]) -> float:
+        return float(compiled.search(answer) is not None)
+
+    return score
+
+
+def valid_json(prompt: Any, answer: str, record: dict[str, Any]) -> float:
+    """Return 1 for an answer that is JSON as a whole."""
+    try:
+        json.loads(answer, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    return 1.0
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def sql(prompt: Any, answer: str, record: dict[str, Any]) -> float:
+    """Return 1 for a query that finds the same rows as the right one, in the record's database.
+
+    The order of the rows counts only if the right query specifies one.
+    """
+    db, right = _database(record["database"]), str(wanted(record))
+    expected = _rows(db, right)
+    try:
+        found = _rows(db, query_in(answer))
+    except (sqlite3.Error, sqlite3.Warning, ValueError):
+        return 0.0
+    if has_order(right):
+        return float(found == expected)
+    return float(Counter(found) == Counter(expected))
+
+
+def query_in(answer: str) -> str:
+    """Return the query in an answer (its fenced block, if any) without a semicolon at its end."""
+    fenced = re.search(r"```[a-zA-Z]*\s(.*?)(?:```|$)", answer, re.DOTALL)
+    return (fenced[1] if fenced else answer).strip().rstrip(";").strip()
+
+
+def has_order(query: str) -> bool:
+    """Return whether the outermost query specifies an order."""
+    bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", query.lower())
+    while (less := re.sub(r"\([^()]*\)", " ", bare)) != bare:
+        bare = less
+    return re.search(r"\border\s+by\b", bare) is not None
+
+
+_open: dict[str, sqlite3.Connection] = {}
+
+
+def _database(script: str) -> sqlite3.Connection:
+    """Return a read-only database in memory that the script has created."""
+    if script not in _open:
+        db = sqlite3.connect(":memory:")
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        db.set_authorizer(  # only the database in memory, no files
+            lambda action, *_: (
+                sqlite3.SQLITE_DENY
+                if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
+                else sqlite3.SQLITE_OK
+            )
+        )
+        db.executescript(script)
+        db.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+        )
+        while len(_open) >= _KEPT:
+            _open.pop(next(iter(_open))).close()
+        _open[script] = db
+    return _open[script]
+
+
+def _rows(db: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    if not query:
+        raise ValueError("no query")
+    end = time.thread_time() + _SECONDS
+    db.set_progress_handler(lambda: time.thread_time() > end, _STEPS)
+    try:
+        rows = db.execute(query).fetchmany(_MOST_ROWS + 1)
+    finally:
+        db.set_progress_handler(None, 0)
+    if len(rows) > _MOST_ROWS:
+        raise ValueError(f"more than {_MOST_ROWS} rows")
+    return [
+        tuple(float(f"{x:.9g}") if isinstance(x, int | float) else x for x in row) for row in rows
+    ]

@@ -1,0 +1,135 @@
+"""Answers of a step: drawn, scored, and laid out as micro-batches with their advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from nbllama.data.batch import Batch
+from nbllama.data.prompts import PromptBatch, Question, row_of
+from nbllama.generation.drawing import Stream, draw_many
+from nbllama.objectives.grpo import advantages
+from nbllama.text import StreamDecoder
+from nbllama.train.reward.scorer import Failed
+
+if TYPE_CHECKING:
+    from nbllama.model.passes import Model
+    from nbllama.text.tokenizer import Tokenizer
+    from nbllama.train.objective import Check, Drawing
+    from nbllama.train.reward.scorer import Scorer
+
+
+class Answer(NamedTuple):
+    """A drawn answer: its ids, its text, and its reward. `cut`: the model did not end it."""
+
+    ids: list[int]
+    text: str
+    cut: bool
+    reward: float | Failed
+
+
+class GroupOf(NamedTuple):
+    """The answers to one prompt, and their advantages (0 for an answer without a reward)."""
+
+    question: Question
+    answers: list[Answer]
+    advantages: np.ndarray
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Return the rewards without those that failed, float64."""
+        return np.array([a.reward for a in self.answers if not isinstance(a.reward, Failed)])
+
+    @property
+    def same(self) -> bool:
+        """Return whether all rewards are equal, so that nothing can be learned."""
+        return not self.advantages.any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnBatch(Batch):
+    """A batch of drawn answers.
+
+    advantage float64 [S]: one for each sequence. reference float64 [M]: log-probabilities of the
+    trained tokens under the reference; it is filled in later.
+    """
+
+    advantage: np.ndarray
+    reference: np.ndarray
+
+
+@contextmanager
+def unwatched(model: Model) -> Iterator[None]:
+    """Hide passes from a watcher, which should see only the passes of training."""
+    watch, model.watch = model.watch, None
+    try:
+        yield
+    finally:
+        model.watch = watch
+
+
+def draw(
+    trainer: Drawing, batch: PromptBatch, *, temperature: float, check: Check
+) -> list[list[int]]:
+    """Draw the answers to the prompts of a batch, one group after another.
+
+    Each answer has its own stream of random numbers, derived from the seed, the iteration, the
+    prompt and the answer's number in the group.
+    """
+    source = batch.source
+    streams = [
+        Stream(trainer.seed, trainer.iteration, number, copy)
+        for number in batch.numbers
+        for copy in range(source.group)
+    ]
+    prompts = [source.questions[i].ids.tolist() for i in batch.numbers]
+    with unwatched(trainer.model):
+        return draw_many(
+            trainer.model, prompts, streams, source.most, adapter=trainer.adapter,
+            temperature=temperature, check=check,
+        )  # fmt: skip
+
+
+def scored(
+    tokenizer: Tokenizer, question: Question, drawn: Sequence[list[int]], scorer: Scorer,
+    *, check: Check,
+) -> GroupOf:  # fmt: skip
+    """Score the answers to a prompt."""
+    answers = []
+    for ids in drawn:
+        cut = ids[-1] not in tokenizer.eog_ids
+        said = text_of(tokenizer, ids if cut else ids[:-1], question.chat)
+        reward = scorer.score(question.prompt, said, question.record, check)
+        answers.append(Answer(ids, said, cut, reward))
+    good = [i for i, a in enumerate(answers) if not isinstance(a.reward, Failed)]
+    group = GroupOf(question, answers, np.zeros(len(answers)))
+    group.advantages[good] = advantages(group.rewards)
+    return group
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], chat: bool) -> str:
+    """Return the text of an answer, as a server would."""
+    decoder = StreamDecoder(tokenizer, at_start=chat)
+    return "".join(map(decoder.push, ids)) + decoder.flush()
+
+
+def batch_of(groups: Sequence[GroupOf], *, every: bool) -> DrawnBatch | None:
+    """Return the answers with a reward as a batch; None if there are none.
+
+    `every`: include answers whose advantage is 0, which have a gradient only through the reference.
+    """
+    rows, values = [], []
+    for group in groups:
+        for answer, advantage in zip(group.answers, group.advantages, strict=True):
+            if isinstance(answer.reward, Failed) or not (every or advantage):
+                continue
+            rows.append(row_of(group.question.ids, np.array(answer.ids, np.int32)))
+            values.append(advantage)
+    if not rows:
+        return None
+    made = Batch.from_rows(rows)
+    return DrawnBatch(**vars(made), advantage=np.array(values), reference=np.zeros(made.n_trained))

@@ -1,0 +1,222 @@
+"""Score answers in a child process, within limits of time and memory.
+
+A reward function is the user's own code and has the user's rights. The limits are for its errors:
+an endless loop, a large allocation, an exception, a value that is not a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Any, NamedTuple
+
+from nbllama.errors import UsageError, shown
+from nbllama.train.reward import builtin
+
+SECONDS = 10.0  # of one call, by default
+MEMORY = 2 << 30  # bytes by which the child may grow after loading
+_LOADING_SECONDS = 120.0  # a function may import large packages
+_MOST_LINE = 64 << 20  # bytes in an answer of the child
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_CHILD, _BUILTIN = (os.path.join(_HERE, name) for name in ("_child.py", "builtin.py"))
+_FUNCTIONS = {"exact": "exact", "json": "valid_json", "sql": "sql"}
+_POLL = 0.2  # seconds between two calls of `check` while the child works
+
+Check = Callable[[], None] | None
+
+
+class Source(NamedTuple):
+    """The source of a reward function: file, name, and the argument of a function that makes it.
+
+    `text`: the file's text. `builtin`: the name of a built-in reward, "" for the user's own.
+    `identity`: the value that a checkpoint stores; it depends on the content of the user's file,
+    but not on its path.
+    """
+
+    file: str
+    text: str
+    name: str
+    argument: str | None
+    builtin: str
+    identity: str
+
+
+class Failed(NamedTuple):
+    """The reason why an answer has no reward."""
+
+    reason: str
+
+
+def find_reward(text: str) -> Source:
+    """Return the reward that `--reward` names. Raises `UsageError`."""
+    if text in builtin.NAMES:
+        return Source(_BUILTIN, _own_text(), _FUNCTIONS[text], None, text, text)
+    kind, colon, pattern = text.partition(":")
+    if kind == builtin.PATTERN and colon:
+        try:
+            builtin.regex(pattern)
+        except Exception as e:  # also RecursionError and OverflowError
+            raise UsageError(f"--reward {shown(text)}: not a regular expression: {e}") from e
+        return Source(_BUILTIN, _own_text(), builtin.PATTERN, pattern, builtin.PATTERN, text)
+    file, colon, name = text.rpartition(":")
+    if not colon or not file.endswith(".py") or not name.isidentifier():
+        raise UsageError(
+            f"--reward {shown(text, 400)}: give FILE.py:FUNCTION, {', '.join(builtin.NAMES)} or "
+            f"{builtin.PATTERN}:PATTERN"
+        )
+    try:
+        with open(file, "rb") as f:
+            content = f.read()
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return Source(file, content.decode(), name, None, "", f"{name} {digest}")
+    except OSError as e:
+        raise UsageError(f"--reward {shown(text, 400)}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise UsageError(f"--reward {shown(text, 400)}: the file is not UTF-8") from e
+
+
+def _own_text() -> str:
+    with open(_BUILTIN, encoding="utf-8") as f:
+        return f.read()
+
+
+class Scorer:
+    """A reward function in a separate process, which is restarted after it exceeds a limit.
+
+    `seconds`: limit of one call. `memory`: limit in bytes, on Linux.
+    """
+
+    def __init__(self, source: Source, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        """Load the function. Raises `UsageError` if that fails."""
+        self.source, self._seconds, self._memory = source, seconds, memory
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: queue.Queue[bytes] = queue.Queue()
+        self._end: weakref.finalize[..., Any] = weakref.finalize(self, _kill, None)
+        with self._lock:
+            found = self._start()
+        if isinstance(found, Failed):
+            where = source.builtin or f"{source.file}:{source.name}"
+            raise UsageError(f"--reward {shown(where, 400)} cannot be used: {found.reason}")
+
+    def score(
+        self, prompt: Any, answer: str, record: dict[str, Any], check: Check = None
+    ) -> float | Failed:
+        """Return the reward of an answer to a prompt (text or messages), or why there is none.
+
+        `check` is called while the child works, and may raise.
+        """
+        request = {"op": "score", "prompt": prompt, "answer": answer, "record": record}
+        found = self._call(request, check)
+        return found if isinstance(found, Failed) else float(found)
+
+    def problem(self, record: dict[str, Any]) -> str:
+        """Return why a built-in reward cannot score answers to a record; "" if it can."""
+        if not self.source.builtin:
+            return ""
+        request = {"op": "check", "name": self.source.builtin, "record": record}
+        found = self._call(request, None)
+        return found.reason if isinstance(found, Failed) else str(found)
+
+    def close(self) -> None:
+        """End the child; it can be called twice."""
+        self._end()
+        self._process = None
+
+    def _call(self, request: dict[str, Any], check: Check) -> Any:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                found = self._start()
+                if isinstance(found, Failed):
+                    return Failed(f"its process cannot start: {found.reason}")
+            return self._ask(request, self._seconds, check)
+
+    def _start(self) -> Any:
+        """Start the child and load the function; return the child's answer or `Failed`."""
+        self._end()
+        longest = 2 * max(self._seconds, _LOADING_SECONDS)
+        path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, _CHILD, str(self._memory), str(longest)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # so that the child's own children end with it
+            )
+        except OSError as e:
+            return Failed(e.strerror or str(e))
+        self._process = process
+        self._end = weakref.finalize(self, _kill, process)
+        self._lines = queue.Queue()
+        threading.Thread(
+            target=_read_lines, args=(process.stdout, self._lines), daemon=True
+        ).start()
+        source = self.source
+        request = {
+            "op": "load", "file": source.file, "text": source.text, "name": source.name,
+            "argument": source.argument,
+        }  # fmt: skip
+        return self._ask(request, _LOADING_SECONDS, None)
+
+    def _ask(self, request: dict[str, Any], seconds: float, check: Check) -> Any:
+        """Return the value that the child answers, or `Failed`."""
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(OSError):  # the missing answer is reported below
+            self._process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+            self._process.stdin.flush()
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, min(_POLL, end - time.monotonic())))
+                break
+            except queue.Empty:
+                if time.monotonic() >= end:
+                    self.close()
+                    return Failed(f"it took more than {seconds:g} s")
+                if check is not None:
+                    try:
+                        check()
+                    except BaseException:
+                        self.close()  # a late answer must not be taken for that of a later call
+                        raise
+        if not line.endswith(b"\n"):
+            self.close()
+            return Failed("its process ended")
+        answer = json.loads(line)
+        return Failed(answer["error"]) if "error" in answer else answer["ok"]
+
+
+def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
+    """Put every line of `stream` into the queue, followed by an empty line."""
+    with stream:
+        while True:
+            line = stream.readline(_MOST_LINE)
+            lines.put(line)
+            if not line.endswith(b"\n"):
+                return
+
+
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
+    """End a child and the processes that it has started."""
+    if process is None:
+        return
+    if hasattr(os, "killpg"):
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        with suppress(OSError):  # buffered output no longer has a reader
+            process.stdin.close()
