@@ -33,6 +33,28 @@ class Passes(Protocol):
         ...
 
 
+class Computing(Passes, Protocol):
+    """What computes tasks: a trainer, or a worker's model and memory."""
+
+    objective: Objective
+
+
+class Task(Protocol):
+    """Work in a step besides its gradients, such as drawing an answer. It can be pickled.
+
+    It can be computed in another process, with the same model and adapter.
+    """
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens that are computed, at most."""
+        ...
+
+    def run(self, work: Computing, check: Check) -> Any:
+        """Compute the task; `check` is called often, and may raise."""
+        ...
+
+
 class Drawing(Passes, Protocol):
     """Parts of a trainer that an objective uses if it draws answers, such as the random seed."""
 
@@ -40,6 +62,10 @@ class Drawing(Passes, Protocol):
     iteration: int
     dataset: Dataset
     grad_acc: int
+
+    def each(self, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute tasks, possibly on other machines; return their results in the same order."""
+        ...
 
 
 class Objective(Protocol):
@@ -74,11 +100,11 @@ class Objective(Protocol):
         ...
 
     def take_part(self) -> Any:
-        """Return the measures since the last call, which are not counted here any more."""
+        """Return the sums of `loss` that the measures consist of, and set them to 0."""
         ...
 
     def add_part(self, part: Any) -> None:
-        """Count the measures that another process took."""
+        """Add the sums that `take_part` returned, possibly in another process."""
         ...
 
     def sent(self, batch: Batch) -> Batch:

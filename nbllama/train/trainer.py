@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from nbllama.opt.optimiser import Optimiser
 from nbllama.opt.schedule import Schedule
 from nbllama.train.blocks.compute import Here, Steps, sum_of
 from nbllama.train.limits import kept_blocks, limits
-from nbllama.train.objective import Objective, TokenLoss
+from nbllama.train.objective import Objective, Task, TokenLoss
 from nbllama.train.validation import batches
 
 MOST_SKIPPED = 3  # a run ends after this many steps in a row without a finite loss and gradient
@@ -225,6 +225,10 @@ class Trainer:
         """Return the mean loss of the validation data, nats per trained token. Changes nothing."""
         trained = self.objective.before(self, self._validation, check)
         return sum_of(self.steps.losses(self, self._validation, check)) / trained
+
+    def each(self, tasks: Sequence[Task], check: Callable[[], None] | None) -> list[Any]:
+        """Compute tasks, possibly on other machines; return their results in the same order."""
+        return self.steps.each(self, tasks, check)
 
     def set_dropout(self, micro: int) -> None:
         """If there is dropout, set the masks of micro-batch `micro` of the next iteration."""

@@ -20,22 +20,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from nbllama.data.batch import Batch
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Trunk
-from nbllama.train.objective import Objective, Passes
+from nbllama.report.log import WorkerRow
+from nbllama.train.objective import Computing, Task
 
 Check = Callable[[], None] | None
 
 
-class Work(Passes, Protocol):
+class Work(Computing, Protocol):
     """What computes blocks: a trainer, or a worker's model and memory."""
 
-    objective: Objective
     trunk: Trunk | None
 
     def set_dropout(self, micro: int) -> None:
@@ -64,6 +64,34 @@ class Block:
         """Number of tokens that are computed."""
         return sum(batch.n_tokens for batch in self.batches)
 
+    @property
+    def kind(self) -> str:
+        """Return a name for blocks that take a similar time."""
+        return "gradient" if self.gradient else "loss"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with its number among those of a step."""
+
+    step: int
+    number: int
+    task: Task
+    gradient: ClassVar[bool] = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that are computed, at most."""
+        return self.task.n_tokens
+
+    @property
+    def kind(self) -> str:
+        """Return a name for jobs that take a similar time."""
+        return type(self.task).__name__
+
+
+Unit = Block | Job
+
 
 def split(
     batches: Sequence[Batch], size: int, *, step: int, trained: int, gradient: bool = True
@@ -74,6 +102,22 @@ def split(
         Block(step, at // size, at, batches[at : at + size], trained, gradient)
         for at in range(0, len(batches), size)
     ]
+
+
+def too_few(n: int, size: int, workers: int) -> str:
+    """Return a line about n micro-batches that do not give each worker a block; "" if they do."""
+    own = size or n
+    blocks = -(-n // own) if n else 0
+    if not 0 < blocks < workers:
+        return ""
+    if n < workers:
+        how = f"--grad-acc {workers} or more"
+    else:
+        how = f"--block {1 << ((n // workers).bit_length() - 1)}"
+    return (
+        f"a step has {n} micro-batches in {blocks} blocks of {own}, but there are {workers} "
+        f"workers: {how} gives each of them work"
+    )
 
 
 def compute(
@@ -144,7 +188,9 @@ class Total:
         self.n += 1
 
     def put(self, bound: Bound) -> None:
-        """Copy the sums into `bound`."""
+        """Copy the sums into `bound`; they are 0 if no block was added."""
+        if not self.n:
+            bound.zero_grads()
         for name, total in self._sums.items():
             np.copyto(bound.grads[name], total)
         if self._load is not None and bound.load is not None:
@@ -162,6 +208,14 @@ class Steps(Protocol):
 
     def losses(self, work: StepWork, batches: Sequence[Batch], check: Check) -> list[float]:
         """Return the sum of losses of each batch, without a gradient."""
+        ...
+
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Return the result of each task."""
+        ...
+
+    def report(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed since the last call."""
         ...
 
 
@@ -197,3 +251,11 @@ class Here:
         """Compute the losses; see `Steps.losses`."""
         blocks = split(batches, 0, step=work.iteration, trained=1, gradient=False)
         return [loss for block in blocks for loss in compute(work, block, check)]
+
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute the tasks one after the other."""
+        return [task.run(work, check) for task in tasks]
+
+    def report(self) -> Sequence[WorkerRow]:
+        """Return nothing: there are no workers."""
+        return ()

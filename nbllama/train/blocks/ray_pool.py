@@ -31,7 +31,7 @@ except ImportError as e:
 from nbllama.errors import NbllamaError, UsageError, shown
 from nbllama.kernels.cores import physical_cores, use_threads
 from nbllama.train.blocks.address import Address
-from nbllama.train.blocks.compute import Block
+from nbllama.train.blocks.compute import Unit
 from nbllama.train.blocks.copies import Copy
 from nbllama.train.blocks.pool import Event
 from nbllama.train.blocks.worker import Answer, Plan, Worker, facts, find_model, misfit, other_cpu
@@ -77,11 +77,11 @@ class Actor:
         self._open(plan, self._copy.finish())
 
     def compute(
-        self, block: Block, attempt: int, point: float, params: Mapping[str, np.ndarray]
+        self, unit: Unit, attempt: int, point: float, params: Mapping[str, np.ndarray]
     ) -> Answer:
-        """Compute a block."""
+        """Compute a unit."""
         assert self._worker is not None
-        return self._worker.compute(block, attempt, point, params)
+        return self._worker.compute(unit, attempt, point, params)
 
 
 @dataclass
@@ -213,10 +213,11 @@ class RayPool:
             self._lines.append(f"worker {member.name} cannot join: {reason}")
         ray.kill(member.handle)
 
-    def begin(self, params: Mapping[str, np.ndarray]) -> Sequence[str]:
-        """Put the parameters into the object store, and take in new machines."""
+    def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
+        """Put the parameters into the object store, if they are new, and take in new machines."""
         self._start_missing()
-        self._params = ray.put(dict(params))
+        if params is not None:
+            self._params = ray.put(dict(params))
         with self._lock:
             lines, self._lines = self._lines, []
         return lines
@@ -225,10 +226,10 @@ class RayPool:
         """Return the names of the workers that are ready."""
         return [m.name for m in self._all() if m.ready and not m.gone]
 
-    def start(self, worker: str, block: Block, attempt: int, point: float) -> None:
-        """Send a block to a worker."""
+    def start(self, worker: str, unit: Unit, attempt: int, point: float) -> None:
+        """Send a unit to a worker."""
         handle = self._members[worker].handle
-        self._calls[handle.compute.remote(block, attempt, point, self._params)] = worker
+        self._calls[handle.compute.remote(unit, attempt, point, self._params)] = worker
 
     def wait(self, seconds: float) -> list[Event]:
         """Return answers and lost workers, after at most `seconds`."""
@@ -243,11 +244,12 @@ class RayPool:
         try:
             return Event(worker, ray.get(ref))
         except ray.exceptions.RayError as e:
-            self.drop(worker)
+            self._end(worker)
             return Event(worker, None, _reason(e))
 
-    def drop(self, worker: str) -> None:
-        """Never use this worker again."""
+    def _end(self, worker: str) -> None:
+        """Never use this worker again, and expect nothing of it."""
+        self._calls = {ref: name for ref, name in self._calls.items() if name != worker}
         member = self._members[worker]
         with self._lock:
             member.ready, member.gone = False, True
@@ -256,7 +258,7 @@ class RayPool:
     def ban(self, worker: str) -> None:
         """Never use this worker's machine again."""
         self._refused.add(self._members[worker].node)
-        self.drop(worker)
+        self._end(worker)
 
     def close(self) -> None:
         """End the actors and leave the cluster."""

@@ -1,5 +1,8 @@
 """The steps of a run whose blocks are computed by a `Pool` of workers.
 
+Validation batches, answers to sample prompts, and the answers and reference of a run on rewards
+are computed by the workers too.
+
 The driver adds blocks in ascending order, whichever worker computed them and whenever they arrived,
 so the bits are those of `compute.Here`. It computes a block itself if no worker is left.
 
@@ -9,24 +12,27 @@ so the bits are those of `compute.Here`. It computes a block itself if no worker
 | no answer within max(60 s, 5 x the median time of a block) | another worker gets the block too; the first answer counts, a later one is dropped by (step, block, attempt) |
 | no worker is left | this process computes, or waits `worker_timeout` and raises `NoWorkers` |
 | a loss or gradient is not finite | the step is skipped, as on a single machine |
-| an audit finds other bits | this process computes the block; the worker that differs is dropped, and the step begins again |
+| an audit finds other bits | this process computes the block; the machine that differs is not used any more, and the step begins again |
 """  # noqa: E501
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
-
-import numpy as np
+from typing import Any
 
 from nbllama.data.batch import Batch
 from nbllama.errors import NbllamaError
-from nbllama.train.blocks.compute import Block, Check, StepWork, Total, compute, split, sum_of
+from nbllama.report.log import WorkerRow
+from nbllama.train.blocks.compute import Job, StepWork, Total, Unit, split, sum_of, too_few
 from nbllama.train.blocks.pool import Event, Pool
-from nbllama.train.blocks.worker import Answer, Key
+from nbllama.train.blocks.progress import Progress, Running
+from nbllama.train.blocks.shares import Shares
+from nbllama.train.blocks.worker import Answer, Key, computed
+from nbllama.train.objective import Check, Task
 
 LEAST_WAIT, TIMES_MEDIAN = 60.0, 5.0
 POLL = 0.2  # seconds
@@ -35,44 +41,6 @@ HERE = "this process"
 
 class NoWorkers(NbllamaError):
     """No worker could be used for `--worker-timeout` seconds; nothing of the step is kept."""
-
-
-@dataclass
-class Share:
-    """What a worker did so far."""
-
-    blocks: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class _Running:
-    """A block at a worker; `late`: another worker has it too."""
-
-    block: Block
-    attempt: int
-    start: float
-    audit: bool = False
-    late: bool = False
-
-
-@dataclass
-class _Step:
-    """The state of one step (or validation)."""
-
-    todo: deque[tuple[Block, bool]]  # with whether it is an audit
-    blocks: dict[int, Block]
-    done: dict[int, Answer] = field(default_factory=dict)
-    by: dict[int, str] = field(default_factory=dict)
-    audits: dict[int, Answer] = field(default_factory=dict)
-    audited_by: dict[int, str] = field(default_factory=dict)
-    wanted: set[int] = field(default_factory=set)  # blocks to audit
-    again: bool = False  # a worker was found to be wrong: the step is computed again
-
-    @property
-    def complete(self) -> bool:
-        return len(self.done) == len(self.blocks) and self.wanted <= self.audits.keys()
 
 
 class Spread:
@@ -97,16 +65,14 @@ class Spread:
         self.pool, self.size, self.say = pool, size, say
         self.audit, self.worker_timeout, self.least_wait = audit, worker_timeout, least_wait
         self.clock = clock
-        self.shares: dict[str, Share] = {}
         self.dropped = 0  # answers that came too late
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._attempts = 0
-        self._seconds: deque[float] = deque(maxlen=200)
+        self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
         self._count = 0  # blocks so far, for the audit
-        self._alone = False
-        self._told_few = False
-        self.wall = 0.0  # seconds of all steps
-        self.after: Callable[[Mapping[str, object]], None] | None = None  # gets a row per step
+        self._alone = self._told_few = False
+        self._sent = -1  # the iteration whose parameters the pool has
+        self._all, self._recent = Shares(), Shares()
 
     def evaluate(
         self, work: StepWork, batches: Sequence[Batch], trained: int, check: Check
@@ -114,13 +80,8 @@ class Spread:
         """Compute a step; see `Steps.evaluate`."""
         sent = [work.objective.sent(batch) for batch in batches]
         blocks = split(sent, self.size, step=work.iteration, trained=trained)
-        self._say_if_few(blocks, batches)
-        start = time.perf_counter()
+        self._say_if_few(batches)
         answers = self._answers(work, blocks, check)
-        self.wall += time.perf_counter() - start
-        if self.after is not None:
-            row = {"event": "workers", "iter": work.iteration + 1, "workers": self.rows()}
-            self.after(row)
         total = Total()
         for block in blocks:
             answer = answers.pop(block.number)
@@ -145,46 +106,67 @@ class Spread:
             found += answer.losses
         return found
 
-    def _say_if_few(self, blocks: Sequence[Block], batches: Sequence[Batch]) -> None:
-        n = len(self.pool.workers())
-        if self._told_few or len(blocks) >= n:
-            return
-        self._told_few = True
-        size = self.size or len(batches)
-        if len(batches) < n:
-            how = f"--grad-acc {n} or more gives each of them work"
-        else:
-            fit = 1 << ((len(batches) // n).bit_length() - 1)
-            how = f"--block {fit} gives each of them work"
-        self.say(
-            f"warning: a step has {len(batches)} micro-batches in {len(blocks)} blocks of {size}, "
-            f"but there are {n} workers: {how}"
-        )
+    def each(self, work: StepWork, tasks: Sequence[Task], check: Check) -> list[Any]:
+        """Compute tasks, one per worker at a time; see `Steps.each`."""
+        jobs = [Job(work.iteration, i, task) for i, task in enumerate(tasks)]
+        answers = self._answers(work, jobs, check)
+        return [answers[job.number].value for job in jobs]
 
-    def _answers(self, work: StepWork, blocks: Sequence[Block], check: Check) -> dict[int, Answer]:
-        """Return the answer of each block by its number."""
+    def report(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed since the last call."""
+        recent, self._recent = self._recent, Shares()
+        return recent.rows()
+
+    def summary(self) -> Sequence[WorkerRow]:
+        """Return what each worker has computed so far."""
+        return self._all.rows()
+
+    def close(self) -> None:
+        """End the workers."""
+        self.pool.close()
+
+    def _say_if_few(self, batches: Sequence[Batch]) -> None:
+        line = too_few(len(batches), self.size, len(self.pool.workers()))
+        if line and not self._told_few:
+            self._told_few = True
+            self.say(f"warning: {line}")
+
+    def _answers(self, work: StepWork, units: Sequence[Unit], check: Check) -> dict[int, Answer]:
+        """Return the answer of each unit by its number."""
+        start = time.perf_counter()
         while True:
-            for line in self.pool.begin(work.adapter.parameters()):
-                self.say(line)
-            step = _Step(deque((b, False) for b in blocks), {b.number: b for b in blocks})
-            for block in blocks:
-                self._count += 1
-                if self.audit and block.gradient and self._count % self.audit == 0:
-                    step.wanted.add(block.number)
+            self._begin(work)
+            step = Progress.of(units)
+            for unit in units:
+                if self.audit and unit.gradient:
+                    self._count += 1
+                    if self._count % self.audit == 0:
+                        step.wanted.add(unit.number)
             while not step.complete and not step.again:
                 if check is not None:
                     check()
                 self._assign(work, step, check)
                 for event in self.pool.wait(POLL):
                     self._take(work, step, event)
-                self._overdue(step)
+                self._queue_overdue(step)
             if not step.again:
-                return step.done
+                break
             # copies: what workers still compute for the first try does not count
-            blocks = [replace(block) for block in blocks]
+            units = [replace(unit) for unit in units]
+        seconds = time.perf_counter() - start
+        self._all.wall += seconds
+        self._recent.wall += seconds
+        return step.done
 
-    def _assign(self, work: StepWork, step: _Step, check: Check) -> None:
-        """Give blocks to the workers that have none."""
+    def _begin(self, work: StepWork) -> None:
+        """Take in new workers; give the parameters to the pool, once per iteration."""
+        new = self._sent != work.iteration
+        self._sent = work.iteration
+        for line in self.pool.begin(work.adapter.parameters() if new else None):
+            self.say(line)
+
+    def _assign(self, work: StepWork, step: Progress, check: Check) -> None:
+        """Give units to the workers that have none."""
         workers = self.pool.workers()
         if not workers:
             self._without_workers(work, step, check)
@@ -193,27 +175,19 @@ class Spread:
             self._alone = False
             self.say("workers compute again")
         for worker in workers:
-            if worker in self._running:
+            if worker in self._running or (found := step.next_for(worker)) is None:
                 continue
-            for _ in range(len(step.todo)):
-                block, audit = step.todo.popleft()
-                if not audit and block.number in step.done:
-                    break
-                if audit and step.by.get(block.number) == worker:
-                    step.todo.append((block, audit))  # the second worker must be another one
-                    continue
-                self._attempts += 1
-                now = self.clock()
-                self._running[worker] = _Running(block, self._attempts, now, audit)
-                self.pool.start(worker, block, self._attempts, work.objective.point)
-                break
+            unit, audit = found
+            self._attempts += 1
+            self._running[worker] = Running(unit, self._attempts, self.clock(), audit)
+            self.pool.start(worker, unit, self._attempts, work.objective.point)
         if step.todo and all(running.late for running in self._running.values()):
             # nothing that is computed elsewhere can finish the step: an audit needs a second
             # worker, or all of them are late
             self._compute_here(work, step, check)
 
-    def _without_workers(self, work: StepWork, step: _Step, check: Check) -> None:
-        """Compute a block here, or wait for a worker."""
+    def _without_workers(self, work: StepWork, step: Progress, check: Check) -> None:
+        """Compute a unit here, or wait for a worker."""
         if self.worker_timeout:
             self.say(f"no worker is left; waiting {self.worker_timeout:g} s for one")
             end = self.clock() + self.worker_timeout
@@ -224,133 +198,99 @@ class Spread:
                     )
                 if check is not None:
                     check()
-                self.pool.wait(POLL)
-                for line in self.pool.begin(work.adapter.parameters()):
-                    self.say(line)
+                for event in self.pool.wait(POLL):
+                    self._take(work, step, event)
+                self._begin(work)
             return
         if not self._alone:
             self._alone = True
             self.say("no worker is left: this process computes until one joins")
         self._compute_here(work, step, check)
 
-    def _compute_here(self, work: StepWork, step: _Step, check: Check) -> None:
-        while step.todo:
-            block, audit = step.todo.popleft()
-            if audit or block.number not in step.done:
-                self._attempts += 1
-                answer = self._here(work, block, check)
-                self._store(work, step, block, HERE, answer=answer, audit=audit)
-                return
+    def _compute_here(self, work: StepWork, step: Progress, check: Check) -> None:
+        if (found := step.next_here()) is not None:
+            unit, audit = found
+            self._attempts += 1
+            answer = self._here(work, unit, check)
+            self._store(work, step, unit, HERE, answer=answer, audit=audit)
 
-    def _here(self, work: StepWork, block: Block, check: Check) -> Answer:
-        """Compute a block in this process."""
-        start, objective, parts = time.perf_counter(), work.objective, []
-        before = objective.take_part()
+    def _here(self, work: StepWork, unit: Unit, check: Check) -> Answer:
+        """Compute a unit in this process; the measures so far are not changed."""
+        before = work.objective.take_part()
         try:
-            losses = compute(work, block, check, lambda: parts.append(objective.take_part()))
+            return computed(work, unit, Key(unit.step, unit.number, self._attempts), check)
         finally:
-            objective.take_part()
-            objective.add_part(before)
-        grads: dict[str, np.ndarray] = {}
-        load = None
-        if block.gradient:
-            grads = {name: g.copy() for name, g in work.bound.grads.items()}
-            load = None if work.bound.load is None else work.bound.load.copy()
-        key = Key(block.step, block.number, self._attempts)
-        return Answer(key, losses, parts, grads, load, time.perf_counter() - start)
+            work.objective.take_part()
+            work.objective.add_part(before)
 
-    def _take(self, work: StepWork, step: _Step, event: Event) -> None:
+    def _take(self, work: StepWork, step: Progress, event: Event) -> None:
         """Take note of news: an answer, or a lost worker."""
         running = self._running.pop(event.worker, None)
         answer = event.answer
         if answer is None:
-            block = None if running is None else running.block
             self.say(f"lost the worker {event.worker}: {event.reason}")
-            if running is not None and block is not None and self._is_of(step, block):
-                self._back(step, block, running.audit)
+            if running is not None and step.has(running.unit):
+                step.back(running.unit, running.audit)
             return
-        key, block = answer.key, step.blocks.get(answer.key.number)
-        if (
-            running is None or running.attempt != key.attempt
-            or block is None or running.block is not block
-        ):  # fmt: skip
+        if running is None or running.attempt != answer.key.attempt or not step.has(running.unit):
             self.dropped += 1
             return
+        unit = running.unit
         if not running.late:
-            self._seconds.append(self.clock() - running.start)
-        share = self.shares.setdefault(event.worker, Share())
-        share.blocks += 1
-        share.tokens += block.n_tokens
-        share.seconds += answer.seconds
-        self._store(work, step, block, event.worker, answer=answer, audit=running.audit)
-
-    @staticmethod
-    def _is_of(step: _Step, block: Block) -> bool:
-        return step.blocks.get(block.number) is block
-
-    @staticmethod
-    def _back(step: _Step, block: Block, audit: bool) -> None:
-        if audit or block.number not in step.done:
-            step.todo.appendleft((block, audit))
+            self._seconds[unit.kind].append(self.clock() - running.start)
+        for shares in (self._all, self._recent):
+            shares.add(event.worker, unit.n_tokens, answer.seconds)
+        self._store(work, step, unit, event.worker, answer=answer, audit=running.audit)
 
     def _store(
-        self, work: StepWork, step: _Step, block: Block, worker: str, *, answer: Answer, audit: bool
+        self,
+        work: StepWork,
+        step: Progress,
+        unit: Unit,
+        worker: str,
+        *,
+        answer: Answer,
+        audit: bool,
     ) -> None:
         """Keep an answer, if it is the first; compare the two of an audit."""
-        n = block.number
-        kept, names = (step.audits, step.audited_by) if audit else (step.done, step.by)
-        if n in kept:
+        if not step.keep(unit, answer, worker=worker, audit=audit):
             self.dropped += 1
+        elif audit and not step.again:
+            self._compare(work, step, unit)
+
+    def _compare(self, work: StepWork, step: Progress, unit: Unit) -> None:
+        """Compare the two answers of an audit; if they differ, ban the worker that is wrong."""
+        n = unit.number
+        pair = ((step.by[n], step.done[n]), (step.audited_by[n], step.audits[n]))
+        digests = {name: answer.digest() for name, answer in pair}
+        if len(set(digests.values())) == 1:
             return
-        kept[n], names[n] = answer, worker
-        if step.again:
-            return
-        if not audit:
-            if n in step.wanted:
-                step.todo.append((block, True))
-            return
-        if step.done[n].digest() == answer.digest():
-            return
-        right = self._here(work, block, None).digest()
-        pair = ((step.by[n], step.done[n]), (worker, answer))
-        wrong = [name for name, found in pair if found.digest() != right]
-        for name in wrong:
+        right = self._here(work, unit, None).digest()
+        for name, digest in digests.items():
+            if digest == right:
+                continue
             self.say(
                 f"warning: audit: the worker {name} computed other bits for block {n} of step "
-                f"{block.step + 1}; it is not used any more (check its memory), and the step is "
-                "computed again"
+                f"{unit.step + 1}; its machine is not used any more (check its memory), and the "
+                "step is computed again"
             )
             self._running.pop(name, None)
-            self.pool.drop(name)
+            if name != HERE:
+                self.pool.ban(name)
         step.again = True
 
-    def _overdue(self, step: _Step) -> None:
-        """Queue blocks again whose workers take too long."""
-        usual = median(self._seconds) if self._seconds else 0.0
-        limit, now = max(self.least_wait, TIMES_MEDIAN * usual), self.clock()
+    def _queue_overdue(self, step: Progress) -> None:
+        """Queue units again whose workers take too long."""
+        now = self.clock()
         for worker, running in self._running.items():
+            known = self._seconds[running.unit.kind]
+            limit = max(self.least_wait, TIMES_MEDIAN * median(known) if known else 0.0)
             if running.late or now - running.start <= limit:
                 continue
             running.late = True
-            if self._is_of(step, running.block):
+            if step.has(running.unit):
                 self.say(
                     f"the worker {worker} has not answered for {now - running.start:.0f} s: "
-                    f"block {running.block.number} is computed elsewhere too"
+                    f"block {running.unit.number} is computed elsewhere too"
                 )
-                self._back(step, running.block, running.audit)
-
-    def rows(self) -> list[Mapping[str, object]]:
-        """Return a row per worker: blocks, tokens/s, and the share of the time it computed."""
-        return [
-            {
-                "worker": name,
-                "blocks": share.blocks,
-                "tokens_per_s": round(share.tokens / max(share.seconds, 1e-9), 1),
-                "share": round(min(1.0, share.seconds / max(self.wall, 1e-9)), 4),
-            }
-            for name, share in sorted(self.shares.items())
-        ]
-
-    def close(self) -> None:
-        """End the workers."""
-        self.pool.close()
+                step.back(running.unit, running.audit)

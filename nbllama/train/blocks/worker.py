@@ -25,7 +25,7 @@ from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, Trunk, load_model
 from nbllama.ops.dropout import dropout_for
-from nbllama.train.blocks.compute import Block, compute
+from nbllama.train.blocks.compute import Check, Job, Unit, Work, compute
 from nbllama.train.limits import Limits
 from nbllama.train.objective import Objective
 from nbllama.train.trunk import TrunkCache
@@ -43,11 +43,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A computed block.
+    """A computed unit.
 
-    losses: see `compute`. parts: the objective's measures after each of them. grads: by parameter,
+    losses: see `compute`. parts: the objective's sums of each of them. grads: by parameter,
     float32, empty for validation. load: tokens by expert, int64 `[n_layer, E]`, or None. seconds:
-    time on the worker.
+    time on the worker. value: the result of a task.
     """
 
     key: Key
@@ -56,6 +56,7 @@ class Answer:
     grads: Mapping[str, np.ndarray]
     load: np.ndarray | None
     seconds: float
+    value: Any = None
 
     def digest(self) -> str:
         """Return the hex sha256 of all bits that a run uses."""
@@ -95,6 +96,25 @@ class Plan:
     trunk: tuple[str, int] | None = None
     threads: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:
+    """Compute a unit; the arrays of the answer are copies.
+
+    The objective's sums are those of this unit only, if they were 0 before.
+    """
+    start = time.perf_counter()
+    if isinstance(unit, Job):
+        value = unit.task.run(work, check)
+        return Answer(key, [], [], {}, None, time.perf_counter() - start, value)
+    parts: list[Any] = []
+    losses = compute(work, unit, check, lambda: parts.append(work.objective.take_part()))
+    grads: dict[str, np.ndarray] = {}
+    load = None
+    if unit.gradient:
+        grads = {name: g.copy() for name, g in work.bound.grads.items()}
+        load = None if work.bound.load is None else work.bound.load.copy()
+    return Answer(key, losses, parts, grads, load, time.perf_counter() - start)
 
 
 class Worker:
@@ -139,31 +159,22 @@ class Worker:
             )
 
     def compute(
-        self, block: Block, attempt: int, point: float, params: Mapping[str, np.ndarray]
+        self, unit: Unit, attempt: int, point: float, params: Mapping[str, np.ndarray]
     ) -> Answer:
-        """Compute a block with these parameters.
+        """Compute a unit with these parameters.
 
         `point`: the objective's reference point. The arrays of the answer belong to the caller.
         """
-        start = time.perf_counter()
         own = self.adapter.parameters()
         if own.keys() != params.keys():
             raise ValueError("not the parameters of this run")
         for name, x in own.items():
             np.copyto(x, params[name], casting="no")
         self.bound.refresh()
-        self.iteration = block.step
+        self.iteration = unit.step
         self.objective.point = point
         self.objective.take_part()
-        parts: list[Any] = []
-        losses = compute(self, block, after=lambda: parts.append(self.objective.take_part()))
-        grads: dict[str, np.ndarray] = {}
-        load = None
-        if block.gradient:
-            grads = {name: g.copy() for name, g in self.bound.grads.items()}
-            load = None if self.bound.load is None else self.bound.load.copy()
-        key = Key(block.step, block.number, attempt)
-        return Answer(key, losses, parts, grads, load, time.perf_counter() - start)
+        return computed(self, unit, Key(unit.step, unit.number, attempt))
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the opened model."""

@@ -136,7 +136,7 @@ class Loop:
         watch, start, loss, best = self._watch, time.perf_counter(), None, False
         asked, most = session.prompts, session.options.sample_tokens
         said = self.trainer.objective.samples() + answers(
-            asked, session.model, self.trainer.adapter, most_tokens=most, check=self.stop.check
+            asked, self.trainer, most_tokens=most, check=self.stop.check
         )
         mean, overfits = watch.training_loss, False
         measures: Mapping[str, float] = {}
@@ -227,6 +227,7 @@ class Loop:
             grad_norm=r.grad_norm, tokens=r.tokens, computed_tokens=r.computed,
             tokens_per_s=r.tokens / r.seconds, seconds=r.seconds, rss_bytes=resident(),
             skipped=r.skipped, measures=self.trainer.objective.measures(),
+            workers=tuple(self.trainer.steps.report()),
         )  # fmt: skip
         self.result.losses.append(r.loss)
         self.ui.step(record)

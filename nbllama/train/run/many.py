@@ -100,7 +100,6 @@ def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
     )  # fmt: skip
     pool = RayPool(address, plan, model_dir=o.model_dir, mixed_cpu=o.allow_mixed_cpu)
     spread = Spread(pool, o.block or 0, say=ui.note, audit=o.audit, worker_timeout=o.worker_timeout)
-    spread.after = ui.record
     here, trainer.steps = trainer.steps, spread
     _show_forecast(session, expected, address, len(pool.workers()))
     try:
@@ -108,10 +107,10 @@ def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
     finally:
         trainer.steps = here
         spread.close()
-        for row in spread.rows():
+        for row in spread.summary():
             ui.note(
-                f"worker {row['worker']}: {row['blocks']} blocks, {row['tokens_per_s']} tokens/s, "
-                f"busy {100 * float(str(row['share'])):.0f} % of the time"
+                f"worker {row.worker}: {row.blocks} blocks, {row.tokens_per_s:.1f} tokens/s, busy "
+                f"{100 * row.share:.0f} % of the time"
             )
 
 

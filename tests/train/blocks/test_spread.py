@@ -162,7 +162,7 @@ def test_an_audit_finds_a_worker_with_other_bits(model: Model) -> None:
     pool, lines = same_run(model, bad, 3, audit=1)
     (line,) = [line for line in lines if "audit" in line]
     assert "w1" in line and "of step 2" in line
-    assert sorted(pool.workers()) == ["w0", "w2"]
+    assert sorted(pool.workers()) == ["w0", "w2"] and pool.banned == ["w1"]
 
 
 def test_an_audit_with_one_worker_uses_this_process(model: Model) -> None:
@@ -178,12 +178,14 @@ def test_an_audit_never_asks_the_same_worker_twice(model: Model) -> None:
 
 
 def test_validation_has_the_same_bits(model: Model) -> None:
-    data = random_rows(model, [4, 9, 6, 11, 3], seed=2)
+    data = random_rows(model, [4, 9, 6, 11, 30, 28, 25, 31], seed=2)
     here, there = (made(model, **OPTIONS, validation=data) for _ in range(2))
     pool = FakePool(there, 2)
     spread(there, pool, 1)
     assert here.validation_loss() == there.validation_loss()
-    assert pool.log
+    assert set(pool.kinds) == {("w0", "loss"), ("w1", "loss")}
+    assert here.step().loss == there.step().loss
+    assert pool.n_params == 1  # the step after an evaluation has its parameters
 
 
 def test_too_few_micro_batches_are_reported(model: Model) -> None:
@@ -202,10 +204,14 @@ def test_the_time_of_workers(model: Model) -> None:
     spread(t, pool, 1)
     t.step()
     assert isinstance(t.steps, Spread)
-    rows: list[Any] = t.steps.rows()
-    assert [row["worker"] for row in rows] == ["w0", "w1"]
-    assert sum(row["blocks"] for row in rows) == 5
-    assert all(row["tokens_per_s"] > 0 and 0 < row["share"] <= 1 for row in rows)
+    rows = t.steps.report()
+    assert [row.worker for row in rows] == ["w0", "w1"]
+    assert sum(row.blocks for row in rows) == 5
+    assert all(row.tokens_per_s > 0 and 0 < row.share <= 1 for row in rows)
+    assert not t.steps.report()  # that of the next step
+    t.step()
+    assert sum(row.blocks for row in t.steps.report()) == 5
+    assert sum(row.blocks for row in t.steps.summary()) == 10
 
 
 def test_addresses() -> None:
