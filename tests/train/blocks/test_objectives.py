@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+import nbllama
 from examples.toy_archs import MODELS, random_adapter
-from nbllama.model.passes import Model, load_model
+from nbllama.model.passes import Model
 from nbllama.train.reward.drawn import Draw
 from nbllama.train.run.prompts import Prompt, answers
 from nbllama.train.trainer import Trainer
@@ -133,11 +134,11 @@ def test_draws_do_not_contain_the_reward_function(model: Model) -> None:
 @pytest.mark.parametrize("name", ["qwen3moe, 30B-A3B and 235B-A22B"])
 def test_experts(tmp_path: Path, name: str) -> None:
     MODELS[name].make(tmp_path / "m.gguf")
-    experts = load_model(str(tmp_path / "m.gguf"))
+    experts = nbllama.load_model(tmp_path / "m.gguf")
     rows = random_rows(experts, [5, 9, 3, 12, 7, 8])
 
     def make() -> Trainer:
-        adapter = random_adapter(experts, 2)
+        adapter = random_adapter(experts, False)
         return trainer(experts, adapter, rows, batch=1, grad_acc=4, block=2)
 
     same_run(make, 2)
