@@ -119,8 +119,7 @@ class Trainer:
         `dropout`: see `ops.dropout`; its masks are derived from `seed`. `validation`: data for
         `validation_loss`. `objective`: the loss to minimise; None for the loss of each token.
         `share_prompts`: common beginnings of the samples of a micro-batch are computed once
-        (`data.shared`), unless there is dropout. `block`: micro-batches whose gradients are summed
-        before they are added to the step's (`train.blocks.compute`); 0: all of them.
+        (`data.shared`), unless there is dropout. `block`: `size` of `train.blocks.compute.split`.
 
         Raises `UsageError` if checkpointing of every block needs more than `activation_memory`.
         """

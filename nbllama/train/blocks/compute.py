@@ -96,7 +96,7 @@ Unit = Block | Job
 def split(
     batches: Sequence[Batch], size: int, *, step: int, trained: int, gradient: bool = True
 ) -> list[Block]:
-    """Return the blocks of a step's micro-batches; `size` 0: a single one."""
+    """Return the blocks of a step: `size` micro-batches each, 0: all of them."""
     size = size or max(1, len(batches))
     return [
         Block(step, at // size, at, batches[at : at + size], trained, gradient)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbllama.checkpoint.identity import model_fingerprint
 from nbllama.errors import UsageError
 from nbllama.report.log import memory
-from nbllama.train.blocks.address import Address, parse_address
+from nbllama.train.blocks.address import parse_address
 from nbllama.train.blocks.spread import Spread
 from nbllama.train.blocks.worker import Plan, facts, file_sha256
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbllama.train.trainer import Trainer
 
 LINK = 125e6  # bytes per second of a link of 1 Gbit/s
+SHOWN = (2, 4, 8)  # numbers of workers in the forecast for a cluster
 
 
 def plan_of(
@@ -61,24 +62,50 @@ def plan_of(
     )
 
 
-def forecast_line(n_bytes: int, seconds: float, *, micro: int, block: int, workers: int) -> str:
-    """Return the forecast of speed-up and traffic of a step.
+def traffic(n_bytes: int, blocks: int, workers: int) -> int:
+    """Return the bytes of a step: a gradient per block, and the parameters for each worker."""
+    return (blocks + workers) * n_bytes
 
-    n_bytes: of the gradient. seconds: of a step on one worker. The link has 1 Gbit/s.
+
+def forecast_line(
+    n_bytes: int, seconds: float, *, micro: int, block: int, workers: Sequence[int], local: bool
+) -> str:
+    """Return the forecast of speed-up and traffic of a step for some numbers of workers.
+
+    n_bytes: of the gradient. seconds: of a step on one machine. local: the workers share its cores.
     """
-    blocks = math.ceil(micro / block) if block else 1
-    traffic = (blocks + workers) * n_bytes
-    rounds = math.ceil(blocks / workers)
-    step = seconds * rounds / blocks + traffic / LINK
+    size = min(block or micro, micro)
+    blocks = math.ceil(micro / size)
+    words = []
+    for n in workers:
+        sent = traffic(n_bytes, blocks, n)
+        step = seconds * (n if local else 1) * min(1.0, math.ceil(blocks / n) * size / micro)
+        step += 0.0 if local else sent / LINK
+        plural = "s" if n > 1 else ""
+        words.append(f"{n} worker{plural} {seconds / step:.1f} x and {memory(sent)}")
+    how = "in memory" if local else "on a network of 1 Gbit/s"
     return (
-        f"{workers} workers, {blocks} blocks a step; {memory(traffic)} of traffic a step "
-        f"(gradient {memory(n_bytes)}); about {seconds / step:.1f} x as fast as one of them on a "
-        "network of 1 Gbit/s"
+        f"{blocks} blocks per step, gradient {memory(n_bytes)}; speed compared with one process on "
+        f"one machine, and traffic per step {how}: {', '.join(words)}"
     )
 
 
+def show_many(session: RunSession, expected: Forecast) -> None:
+    """Print the forecast of speed-up and traffic, if `--ray` is given."""
+    o = session.options
+    if not o.ray:
+        return
+    n_bytes = sum(g.nbytes for g in session.trainer.gradients.values())
+    local = parse_address(o.ray).local
+    line = forecast_line(
+        n_bytes, expected.seconds, micro=o.grad_acc, block=o.block or 0,
+        workers=[local] if local else SHOWN, local=bool(local),
+    )  # fmt: skip
+    session.ui.header([("workers", line)])
+
+
 @contextmanager
-def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
+def many_machines(session: RunSession) -> Iterator[None]:
     """Compute the steps of a run on the workers of `--ray`, if it is given."""
     o, trainer, ui = session.options, session.trainer, session.ui
     if not o.ray:
@@ -101,7 +128,6 @@ def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
     pool = RayPool(address, plan, model_dir=o.model_dir, mixed_cpu=o.allow_mixed_cpu)
     spread = Spread(pool, o.block or 0, say=ui.note, audit=o.audit, worker_timeout=o.worker_timeout)
     here, trainer.steps = trainer.steps, spread
-    _show_forecast(session, expected, address, len(pool.workers()))
     try:
         yield
     finally:
@@ -112,11 +138,3 @@ def many_machines(session: RunSession, expected: Forecast) -> Iterator[None]:
                 f"worker {row.worker}: {row.blocks} blocks, {row.tokens_per_s:.1f} tokens/s, busy "
                 f"{100 * row.share:.0f} % of the time"
             )
-
-
-def _show_forecast(session: RunSession, expected: Forecast, address: Address, n: int) -> None:
-    o, trainer = session.options, session.trainer
-    n_bytes = sum(g.nbytes for g in trainer.gradients.values())
-    seconds = expected.seconds * (address.local or 1)  # a local worker has a part of the cores
-    line = forecast_line(n_bytes, seconds, micro=o.grad_acc, block=o.block or 0, workers=n)
-    session.ui.header([("workers", line)])

@@ -15,7 +15,7 @@ from nbllama.train.run.board import Board
 from nbllama.train.run.earlier import explained, with_input
 from nbllama.train.run.given import NOTHING, Given
 from nbllama.train.run.loop import Loop
-from nbllama.train.run.many import many_machines
+from nbllama.train.run.many import many_machines, show_many
 from nbllama.train.run.outputs import Outputs
 from nbllama.train.run.recorder import Recorder
 from nbllama.train.run.result import Run
@@ -66,12 +66,13 @@ def train(
                 session.continued.settle(ui.note)
             ui.attach(session)
             expected = session.forecast()
+            show_many(session, expected)
             if options.dry_run:
                 adapter = Adapter.of(session.trainer.adapter, session.model.hp)
                 run = Run(adapter, session.model, forecast=expected)
             else:
                 with (
-                    many_machines(session, expected),
+                    many_machines(session),
                     stored_trunk(
                         session.trunk, session.trainer, finished=lambda: session.finished,
                         say=ui.note,
