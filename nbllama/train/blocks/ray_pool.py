@@ -28,60 +28,15 @@ except ImportError as e:
 
     raise UsageError("--ray needs Ray; install it with: pip install 'nbllama[ray]'") from e
 
-from nbllama.errors import NbllamaError, UsageError, shown
-from nbllama.kernels.cores import physical_cores, use_threads
+from nbllama.errors import NbllamaError, UsageError
+from nbllama.train.blocks.actor import Actor
 from nbllama.train.blocks.address import Address
 from nbllama.train.blocks.compute import Unit
-from nbllama.train.blocks.copies import Copy
 from nbllama.train.blocks.pool import Event
-from nbllama.train.blocks.worker import Answer, Plan, Worker, facts, find_model, misfit, other_cpu
+from nbllama.train.blocks.worker import Plan, misfit, other_cpu
 
 PIECE = 32 << 20  # bytes of the base model per message
 JOIN_SECONDS = 300.0  # a first worker must be ready by then
-
-
-class Actor:
-    """The process of a worker."""
-
-    def __init__(self, threads: int) -> None:
-        use_threads(threads or physical_cores())
-        self._worker: Worker | None = None
-        self._copy: Copy | None = None
-
-    def facts(self) -> dict[str, str]:
-        """Return what must be the same everywhere, and the process's number."""
-        return {**facts(), "pid": str(os.getpid())}
-
-    def open(self, plan: Plan, folder: str, same_machine: bool) -> bool:
-        """Open the base model; False if this machine does not have it."""
-        path = plan.path if same_machine else find_model(plan, folder)
-        if path:
-            self._open(plan, path)
-        return bool(path)
-
-    def _open(self, plan: Plan, path: str) -> None:
-        worker = Worker(plan, path, say=lambda text: None)
-        if worker.fingerprint() != plan.fingerprint:
-            raise NbllamaError(f"{shown(path)} is another base model")
-        self._worker = worker
-
-    def receive(self, plan: Plan, folder: str, piece: bytes) -> None:
-        """Append a piece of the base model to the copy in `folder`."""
-        if self._copy is None:
-            self._copy = Copy(folder, plan.sha256, plan.size)
-        self._copy.append(piece)
-
-    def open_copy(self, plan: Plan) -> None:
-        """Open the complete copy, after checking its sha256."""
-        assert self._copy is not None
-        self._open(plan, self._copy.finish())
-
-    def compute(
-        self, unit: Unit, attempt: int, point: float, params: Mapping[str, np.ndarray]
-    ) -> Answer:
-        """Compute a unit."""
-        assert self._worker is not None
-        return self._worker.compute(unit, attempt, point, params)
 
 
 @dataclass
@@ -125,17 +80,28 @@ class RayPool:
             raise
 
     def _wait_for_first(self) -> None:
-        end = time.monotonic() + JOIN_SECONDS
         self._start_missing()
-        while any(not m.ready and not m.gone for m in self._all()):
-            if time.monotonic() > end and self.workers():
-                break
-            if time.monotonic() > end:
-                raise NbllamaError(f"no worker was ready after {JOIN_SECONDS:g} s")
-            time.sleep(0.05)
+        self.wait_for_joining()
         if not self.workers():
             with self._lock:
                 raise NbllamaError("; ".join(self._lines) or "the cluster has no machine")
+
+    def wait_for_joining(self, seconds: float = JOIN_SECONDS) -> None:
+        """Wait until all workers that were started are ready or refused.
+
+        Raises `NbllamaError` if none is ready after so many seconds.
+        """
+        end = time.monotonic() + seconds
+        while any(not m.ready and not m.gone for m in self._all()):
+            if time.monotonic() > end:
+                if self.workers():
+                    return
+                raise NbllamaError(f"no worker was ready after {seconds:g} s")
+            time.sleep(0.05)
+
+    def node_of(self, worker: str) -> str:
+        """Return Ray's id of a worker's machine."""
+        return self._members[worker].node
 
     def _all(self) -> list[_Member]:
         with self._lock:
@@ -244,11 +210,11 @@ class RayPool:
         try:
             return Event(worker, ray.get(ref))
         except ray.exceptions.RayError as e:
-            self._end(worker)
+            self.lose(worker)
             return Event(worker, None, _reason(e))
 
-    def _end(self, worker: str) -> None:
-        """Never use this worker again, and expect nothing of it."""
+    def lose(self, worker: str) -> None:
+        """End a worker, and expect nothing of it; its machine can get a new one."""
         self._calls = {ref: name for ref, name in self._calls.items() if name != worker}
         member = self._members[worker]
         with self._lock:
@@ -258,7 +224,7 @@ class RayPool:
     def ban(self, worker: str) -> None:
         """Never use this worker's machine again."""
         self._refused.add(self._members[worker].node)
-        self._end(worker)
+        self.lose(worker)
 
     def close(self) -> None:
         """End the actors and leave the cluster."""
