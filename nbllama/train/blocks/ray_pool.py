@@ -12,6 +12,7 @@ or gets a copy in pieces.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -238,6 +239,7 @@ def _connect(address: Address) -> None:
     quiet: dict[str, Any] = dict(
         include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address.local:
             # without "local" it would join a cluster that runs on this machine
@@ -247,6 +249,9 @@ def _connect(address: Address) -> None:
             ray.init(address=address.text, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
         raise UsageError(f"--ray {address.text}: cannot connect: {_reason(e)}") from e
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's one would end the run without a save
 
 
 def _reason(e: BaseException) -> str:

@@ -16,7 +16,7 @@ from nbllama.train.blocks.worker import facts
 from nbllama.train.run.many import forecast_line, plan_of, traffic
 from tests.train.blocks.test_bits import made
 from tests.train.runs import Run
-from tests.train.toy_runs import toy_model, words
+from tests.train.toy_runs import Child, log_rows, toy_model, words
 
 ROWS = (WorkerRow("1@a", 4, 120.04, 0.973), WorkerRow("2@b", 2, 60.5, 1.0))
 
@@ -68,6 +68,20 @@ def test_the_forecast_before_a_run(folder: Path, run: Run, monkeypatch: pytest.M
     done = run(words(folder, *more, "10.0.0.1:6379"))
     assert done.code == 0 and "8 workers" in done.out and "1 Gbit/s" in done.out
     assert "ray" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_stops(folder: Path) -> None:
+    pytest.importorskip("ray")
+    more = ["--grad-acc", "4", "--block", "1", "--adam-iter", "400", "--log", "log.jsonl"]
+    child = Child(words(folder, *more, "--ray", "local:1"), folder)
+    log = folder / "log.jsonl"
+    child.wait_for(lambda: log.exists() and len(log_rows(log)) > 2)
+    child.process.terminate()
+    done = child.end()
+    assert done.code == 143, done
+    n = len(log_rows(log))
+    assert (folder / f"chk-{n}.gguf").exists()
 
 
 @pytest.mark.slow
