@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbllama.checkpoint.identity import model_fingerprint
-from nbllama.errors import UsageError
+from nbllama.errors import NotEnoughMemory, UsageError
 from nbllama.report.log import memory
+from nbllama.system.memory import available_memory
 from nbllama.train.blocks.address import parse_address
 from nbllama.train.blocks.spread import Spread
 from nbllama.train.blocks.worker import Plan, facts, file_sha256
@@ -91,7 +92,10 @@ def forecast_line(
 
 
 def show_many(session: RunSession, expected: Forecast) -> None:
-    """Print the forecast of speed-up and traffic, if `--ray` is given."""
+    """Print the forecast of speed-up and traffic, if `--ray` is given.
+
+    Raises `NotEnoughMemory` if workers on this machine need more than is available.
+    """
     o = session.options
     if not o.ray:
         return
@@ -102,6 +106,13 @@ def show_many(session: RunSession, expected: Forecast) -> None:
         workers=[local] if local else SHOWN, local=bool(local),
     )  # fmt: skip
     session.ui.header([("workers", line)])
+    # the mapped model is shared, and only this process saves
+    needs = local * (expected.untouched - expected.saving)
+    if needs > (available := available_memory()):
+        raise NotEnoughMemory(
+            f"--ray {o.ray}: the workers need {memory(needs)}, but {memory(available)} are "
+            "available; start fewer workers, or give a smaller --batch or --ctx"
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from nbllama.train.blocks.address import Address
 from nbllama.train.blocks.worker import facts
 from nbllama.train.run.many import forecast_line, plan_of, traffic
 from tests.train.blocks.test_bits import made
-from tests.train.runs import Run
+from tests.train.runs import Run, refused
 from tests.train.toy_runs import Child, log_rows, toy_model, words
 
 ROWS = (WorkerRow("1@a", 4, 120.04, 0.973), WorkerRow("2@b", 2, 60.5, 1.0))
@@ -68,6 +68,15 @@ def test_the_forecast_before_a_run(folder: Path, run: Run, monkeypatch: pytest.M
     done = run(words(folder, *more, "10.0.0.1:6379"))
     assert done.code == 0 and "8 workers" in done.out and "1 Gbit/s" in done.out
     assert "ray" not in sys.modules
+
+
+def test_workers_that_do_not_fit_in_memory(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--dry-run", "--grad-acc", "4", "--block", "1", "--ray", "local:4"]
+    assert run(words(folder, *more)).code == 0
+    monkeypatch.setattr("nbllama.train.run.many.available_memory", lambda: 1000)
+    refused(run(words(folder, *more)), 4, "--ray local:4: the workers need", "fewer workers")
 
 
 @pytest.mark.slow
