@@ -44,7 +44,7 @@ class ManyOptions:
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "if no worker is left, wait so many seconds for one, then save and stop with exit code 1; "
+        "if no worker is left, wait this many seconds for one, then save and stop with exit code 1; "
         "0: compute on this machine",
     )
     audit: int = _many(

@@ -90,7 +90,7 @@ class RayPool:
     def wait_for_joining(self, seconds: float = JOIN_SECONDS) -> None:
         """Wait until all workers that were started are ready or refused.
 
-        Raises `NbllamaError` if none is ready after so many seconds.
+        Raises `NbllamaError` if none is ready in time.
         """
         end = time.monotonic() + seconds
         while any(not m.ready and not m.gone for m in self._all()):
@@ -139,7 +139,7 @@ class RayPool:
             threading.Thread(target=self._join, args=(member,), daemon=True).start()
 
     def _join(self, member: _Member) -> None:
-        """Check a new worker and open its model; runs in a thread of its own."""
+        """Check a new worker and open its model; runs in a separate thread."""
         handle, plan = member.handle, self.plan
         try:
             theirs = ray.get(handle.facts.remote())

@@ -144,7 +144,7 @@ class Worker:
             os.close(fd)
             width = self.model.hp.n_embd
             self.trunk = TrunkCache(name, key, layer=layer, width=width, say=say)
-            with suppress(OSError):  # the open file stays, and nothing is left behind
+            with suppress(OSError):  # the open file stays, and no file is left
                 os.unlink(name)
 
     def laid_out(self, batches: list[Any]) -> list[Any]:

@@ -207,7 +207,7 @@ class PreferenceLoss(TakesData):
         self._measured.plus(part)
 
     def sent(self, batch: Batch) -> Batch:
-        """Return the batch with the judgements and the reference of its own answers only."""
+        """Return the batch with the judgements and the reference of only these answers."""
         samples = cast(JudgedBatch, batch.whole())
         source, rows = samples.source, samples.rows
         reference = source.reference
