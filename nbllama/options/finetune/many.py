@@ -44,8 +44,8 @@ class ManyOptions:
     worker_timeout: float = _many(
         Real(0, 1e6),
         0.0,
-        "if no worker is left, wait this many seconds for one, then save and stop with exit code 1; "
-        "0: compute on this machine",
+        "if no worker is left, wait this many seconds for one, then save and stop with exit code "
+        "1; 0: compute on this machine",
     )
     audit: int = _many(
         Whole(),
