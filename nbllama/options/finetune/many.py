@@ -62,5 +62,10 @@ def check_many(options: ManyOptions, dumps: bool) -> None:
         raise UsageError(
             f"--block {block}: must be a power of two, such as {near} or {2 * near}, or 0"
         )
+    if options.audit and options.allow_mixed_cpu:
+        raise UsageError(
+            "--audit and --allow-mixed-cpu: the bits of different CPUs can differ, and the audit "
+            "would exclude a good machine; leave one out"
+        )
     if options.ray and dumps:
         raise UsageError("--dump and --ray: other machines compute the steps; leave one out")

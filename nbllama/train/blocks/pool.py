@@ -24,6 +24,8 @@ class Event:
 class Pool(Protocol):
     """Workers by name. A worker computes one unit (a block or a task) at a time."""
 
+    others: set[str]  # workers with another CPU, whose first block is compared
+
     def begin(self, params: Mapping[str, np.ndarray] | None) -> Sequence[str]:
         """Begin with these parameters; return lines about machines that joined or left.
 

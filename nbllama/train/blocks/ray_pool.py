@@ -66,6 +66,7 @@ class RayPool:
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
         self._refused: set[str] = set()  # machines
+        self.others: set[str] = set()
         self._lines: list[str] = []
         self._calls: dict[Any, str] = {}  # worker of each result that is awaited
         self._params: Any = None
@@ -153,6 +154,7 @@ class RayPool:
                 member.ready = True
                 self._lines.append(f"worker {member.name} joined (process {theirs['pid']})")
                 if other_cpu(plan.facts, theirs):
+                    self.others.add(member.name)
                     self._lines.append(
                         f"warning: worker {member.name} has another CPU: bits may differ from "
                         "those of a single machine"

@@ -31,7 +31,7 @@ from nbllama.train.blocks.compute import Job, StepWork, Total, Unit, split, sum_
 from nbllama.train.blocks.pool import Event, Pool
 from nbllama.train.blocks.progress import Progress, Running
 from nbllama.train.blocks.shares import Shares
-from nbllama.train.blocks.worker import Answer, Key, computed
+from nbllama.train.blocks.worker import Answer, Key, computed, mixed_line
 from nbllama.train.objective import Check, Task
 
 LEAST_WAIT, TIMES_MEDIAN = 60.0, 5.0
@@ -238,6 +238,9 @@ class Spread:
         unit = running.unit
         if not running.late:
             self._seconds[unit.kind].append(self.clock() - running.start)
+        if unit.gradient and event.worker in self.pool.others:
+            self.pool.others.remove(event.worker)
+            self.say(mixed_line(event.worker, self._here(work, unit, None), answer))
         for shares in (self._all, self._recent):
             shares.add(event.worker, unit.n_tokens, answer.seconds)
         self._store(work, step, unit, event.worker, answer=answer, audit=running.audit)

@@ -25,7 +25,7 @@ from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, Trunk, load_model
 from nbllama.ops.dropout import dropout_for
-from nbllama.train.blocks.compute import Check, Job, Unit, Work, compute
+from nbllama.train.blocks.compute import Check, Job, Unit, Work, compute, sum_of
 from nbllama.train.limits import Limits
 from nbllama.train.objective import Objective
 from nbllama.train.trunk import TrunkCache
@@ -96,6 +96,22 @@ class Plan:
     trunk: tuple[str, int] | None = None
     threads: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def mixed_line(name: str, here: Answer, there: Answer) -> str:
+    """Return a line about a worker with another CPU: by how much its block differs from ours."""
+    loss = abs(sum_of(there.losses) - sum_of(here.losses)) / max(abs(sum_of(here.losses)), 1e-30)
+    ours, theirs = (
+        np.concatenate([x.grads[key].ravel() for key in sorted(x.grads)]).astype(np.float64)
+        for x in (here, there)
+    )
+    gradient = float(np.linalg.norm(theirs - ours)) / max(float(np.linalg.norm(ours)), 1e-30)
+    same = (
+        "the bits are the same"
+        if here.digest() == there.digest()
+        else (f"its loss differs by {loss:.1e} and its gradient by {gradient:.1e} (relative)")
+    )
+    return f"worker {name} has another CPU; compared with this machine, in a first block {same}"
 
 
 def computed(work: Work, unit: Unit, key: Key, check: Check = None) -> Answer:

@@ -62,6 +62,7 @@ class FakePool:
         self.log: list[tuple[str, int, int]] = []
         self.kinds: list[tuple[str, str]] = []  # with the worker
         self.banned: list[str] = []
+        self.others: set[str] = set()
         self.n_params = 0  # how often the parameters were sent
         self.joining: list[str] = []
         self._spare: list[Worker] = []

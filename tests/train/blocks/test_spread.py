@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -240,6 +241,26 @@ def test_who_can_join() -> None:
     assert "--allow-mixed-cpu" in misfit(mine, other, mixed_cpu=False)
     assert misfit(mine, other, mixed_cpu=True) == ""
     assert other_cpu(mine, other) and not other_cpu(mine, mine)
+
+
+def test_another_cpu_is_compared_once(model: Model) -> None:
+    t = made(model, **OPTIONS)
+    pool = FakePool(t, 3, lambda pool, w, b: "wrong" if w == "w1" else "")
+    pool.others = {"w1", "w2"}
+    lines = spread(t, pool, 1)
+    train(t, 2)
+    assert len(lines) == 2 and not pool.others
+    (wrong,) = [line for line in lines if line.startswith("worker w1 has another CPU")]
+    (right,) = [line for line in lines if line.startswith("worker w2 has another CPU")]
+    assert "the bits are the same" in right
+    found = re.search(r"its loss differs by 0.0e\+00 and its gradient by (\S+) ", wrong)
+    assert found is not None and 1e-4 < float(found[1]) < 1e3
+
+
+def test_options_that_exclude_each_other(folder: Path, run: Run) -> None:
+    mixed = ["--ray", "local:2", "--audit", "3", "--allow-mixed-cpu"]
+    refused(run(words(folder, *mixed)), 2, "--audit and --allow-mixed-cpu")
+    refused(run(words(folder, "--ray", "local:2", "--dump", "1")), 2, "--dump and --ray")
 
 
 def test_a_copy_of_the_model_is_checked(tmp_path: Path) -> None:
