@@ -109,7 +109,7 @@ def mixed_line(name: str, here: Answer, there: Answer) -> str:
     same = (
         "the bits are the same"
         if here.digest() == there.digest()
-        else (f"its loss differs by {loss:.1e} and its gradient by {gradient:.1e} (relative)")
+        else (f"the relative difference is {loss:.1e} in the loss, {gradient:.1e} in the gradient")
     )
     return f"worker {name} has another CPU; compared with this machine, in a first block {same}"
 
