@@ -21,6 +21,7 @@ import numpy as np
 from nbllama import __version__
 from nbllama.checkpoint.environment import environment, more_of_environment
 from nbllama.checkpoint.identity import model_fingerprint
+from nbllama.errors import NbllamaError, shown
 from nbllama.lora.pairs import Adapter, Pair
 from nbllama.model.bound import Bound
 from nbllama.model.passes import Model, Trunk, load_model
@@ -74,7 +75,7 @@ class Plan:
     """What a worker needs to know of a run.
 
     path, sha256, size: the base model's file, absolute. constants: arguments of `load_model`.
-    fingerprint: see `model_fingerprint`. ranks: shapes of A and B by base tensor. trunk: key and
+    fingerprint: see `model_fingerprint`. hp: repr of the model's. ranks: shapes of A and B by base tensor. trunk: key and
     layer of the cache of frozen blocks, or None. threads: 0 for all cores of the machine.
     """
 
@@ -82,6 +83,7 @@ class Plan:
     sha256: str
     size: int
     fingerprint: str
+    hp: str
     constants: Mapping[str, Any]
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     alpha: float
@@ -137,9 +139,16 @@ class Worker:
     """The `Work` of one machine, after `open`."""
 
     def __init__(self, plan: Plan, path: str, say: Callable[[str], None] = print) -> None:
-        """Open the model in `path`. Raises `NbllamaError` if it cannot be opened."""
+        """Open the model in `path`. Raises `NbllamaError` if it cannot be opened, or differs."""
         self.plan, self.iteration = plan, 0
         self.model: Model = load_model(path, **plan.constants)
+        if model_fingerprint(self.model.gguf) != plan.fingerprint:
+            raise NbllamaError(f"{shown(path)} is another base model")
+        if repr(self.model.hp) != plan.hp:
+            raise NbllamaError(
+                "the model in memory was loaded with other constants than the options of the run "
+                "have; give them to the run, and not to load_model"
+            )
         pairs = {
             name: Pair(np.zeros(a, np.float32), np.zeros(b, np.float32))
             for name, (a, b) in plan.shapes.items()
@@ -191,10 +200,6 @@ class Worker:
         self.objective.point = point
         self.objective.take_part()
         return computed(self, unit, Key(unit.step, unit.number, attempt))
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the opened model."""
-        return model_fingerprint(self.model.gguf)
 
 
 def facts() -> dict[str, str]:

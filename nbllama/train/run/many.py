@@ -46,6 +46,7 @@ def plan_of(
         sha256="" if alone else file_sha256(path),
         size=gguf.size,
         fingerprint=model_fingerprint(gguf),
+        hp=repr(trainer.model.hp),
         constants=dict(constants or {}),
         shapes={name: (pair.a.shape, pair.b.shape) for name, pair in adapter.pairs.items()},
         alpha=adapter.alpha,

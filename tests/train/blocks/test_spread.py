@@ -19,7 +19,7 @@ from nbllama.train.blocks.address import Address, check_token, parse_address
 from nbllama.train.blocks.compute import Block
 from nbllama.train.blocks.copies import Copy
 from nbllama.train.blocks.spread import NoWorkers, Spread
-from nbllama.train.blocks.worker import facts, find_model, misfit, other_cpu
+from nbllama.train.blocks.worker import Worker, facts, find_model, misfit, other_cpu
 from nbllama.train.run.many import plan_of
 from nbllama.train.trainer import Trainer
 from tests.train.blocks.fakes import FakePool, spread
@@ -241,6 +241,15 @@ def test_who_can_join() -> None:
     assert "--allow-mixed-cpu" in misfit(mine, other, mixed_cpu=False)
     assert misfit(mine, other, mixed_cpu=True) == ""
     assert other_cpu(mine, other) and not other_cpu(mine, mine)
+
+
+def test_a_worker_opens_the_same_model(model: Model, tmp_path: Path) -> None:
+    plan = plan_of(made(model), {}, threads=1)
+    with pytest.raises(NbllamaError, match="other constants"):
+        Worker(replace(plan, hp=plan.hp + " "), plan.path)
+    other = toy_model(tmp_path, seed=3)
+    with pytest.raises(NbllamaError, match="is another base model"):
+        Worker(plan, other.gguf.path)
 
 
 def test_another_cpu_is_compared_once(model: Model) -> None:
