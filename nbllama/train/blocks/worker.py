@@ -75,8 +75,9 @@ class Plan:
     """What a worker needs to know of a run.
 
     path, sha256, size: the base model's file, absolute. constants: arguments of `load_model`.
-    fingerprint: see `model_fingerprint`. hp: repr of the model's. ranks: shapes of A and B by base tensor. trunk: key and
-    layer of the cache of frozen blocks, or None. threads: 0 for all cores of the machine.
+    fingerprint: see `model_fingerprint`. hp: repr of the model's. shapes: of A and B by base
+    tensor. trunk: key and layer of the cache of frozen blocks, or None. threads: 0 for all cores
+    of the machine.
     """
 
     path: str
