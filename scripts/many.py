@@ -9,6 +9,7 @@ them. Every run trains a small random model, and the sha256 of its last checkpoi
     W5  a worker leaves and another one joins in every step
     W6  kill -9 of the driver at a random moment, continued with another number of workers
     W7  a machine with another version, another base model, a wrong token, no token (root)
+    overhead  the time of a step with one worker, compared with no Ray (--model: the demo model)
 """
 
 from __future__ import annotations
@@ -25,16 +26,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.many_parts import local, network
+from scripts.many_parts.overhead import overhead
 from scripts.many_parts.runs import make
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tests", nargs="+", choices=["w1", "w2", "w3", "w5", "w6", "w7"])
+    parser.add_argument(
+        "tests", nargs="+", choices=["w1", "w2", "w3", "w5", "w6", "w7", "overhead"]
+    )
     parser.add_argument("--kills", type=int, default=50, help="times of W2")
     parser.add_argument("--cuts", type=int, default=10, help="times of W3")
     parser.add_argument("--steps", type=int, default=12, help="steps of W1 and W5")
     parser.add_argument("--driver-kills", type=int, default=20, help="times of W6")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each kind for overhead")
+    parser.add_argument("--model", default="", help="model of overhead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
@@ -49,6 +55,7 @@ def main() -> int:
             "w3": lambda: network.w3(folder, args.cuts, rng),
             "w5": lambda: local.w5(folder, args.steps),
             "w6": lambda: local.w6(folder, args.driver_kills, rng),
+            "overhead": lambda: overhead(folder, args.model, args.rounds),
             "w7": lambda: local.w7(folder) + network.w7(folder),
         }
         for test in args.tests:
