@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from statistics import median
 
+from nbllama.kernels.cores import physical_cores
 from scripts.many_parts.runs import Run
 
 # the demo model, 8 blocks of 4 samples with 256 tokens per step
@@ -25,7 +26,7 @@ def overhead(folder: Path, model: str, rounds: int, steps: int = 4) -> list[str]
     times: dict[str, list[float]] = {"": [], "local:1": []}
     for i in range(rounds):
         for ray, own in times.items():
-            more = [*STEP, "--threads", "0", "--model-base", model]
+            more = [*STEP, "--threads", str(physical_cores()), "--model-base", model]
             own += seconds(Run(folder, f"time{i}-{ray[:5]}", steps, *more, ray=ray))
     plain, with_ray = median(times[""]), median(times["local:1"])
     return [
