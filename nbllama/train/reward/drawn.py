@@ -106,7 +106,7 @@ def draw_of(trainer: Drawing, batch: PromptBatch, temperature: float) -> Draw:
     prompt and the answer's number in the group.
     """
     source = batch.source
-    keys = [
+    keys: list[tuple[int, ...]] = [
         (trainer.seed, trainer.iteration, number, copy)
         for number in batch.numbers
         for copy in range(source.group)
