@@ -101,7 +101,7 @@ def test_a_banned_machine_does_not_come_back(tmp_path: Path) -> None:
     from nbllama.train.blocks.ray_pool import RayPool
 
     t = made(toy_model(tmp_path))
-    plan = plan_of(t, facts(), threads=1)
+    plan = plan_of(t, facts(), threads=1, alone=False)
     cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     pool = RayPool(Address(cluster.address), plan)
