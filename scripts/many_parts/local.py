@@ -9,9 +9,11 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from scripts.many_parts.runs import JOINED, Run, compared
+from scripts.many_parts.runs import JOINED, Run, compared, started
 
 
 def w1(folder: Path, steps: int) -> list[str]:
@@ -19,9 +21,25 @@ def w1(folder: Path, steps: int) -> list[str]:
     wanted = Run(folder, "none", steps).bits()
     rows = [f"W1 | no Ray | {wanted} | -"]
     for n in (1, 2, 3, 4):
-        found = Run(folder, f"w{n}", steps, ray=f"local:{n}").bits()
+        run = started(partial(Run, folder, f"w{n}", steps, ray=f"local:{n}"))
+        found = run.bits()
         rows.append(f"W1 | {n} workers | {found} | {compared([found], wanted)}")
     return rows
+
+
+def again(start: Callable[[], Run], begun: int) -> Run:
+    """Continue a run whose output has `begun` iterations; return it after the next one."""
+    for _ in range(5):
+        run = start()
+        try:
+            run.wait_for("iter= ", begun + 1)
+        except RuntimeError:
+            if run.process.wait() == 0:
+                return run  # nothing was left to do
+            print("the continued run did not start; trying again:", run.seen()[-300:], flush=True)
+        else:
+            return run
+    raise RuntimeError("a run could not be continued 5 times in a row")
 
 
 def kill(pid: str) -> bool:
@@ -34,13 +52,12 @@ def kill(pid: str) -> bool:
 
 def w2(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[str]:
     """Kill one of two workers at a random moment, `per_run` times in a run."""
-    steps, bits, killed, lost, in_block = 150, [], 0, 0, 0
+    steps, bits, killed, lost = 150, [], 0, 0
     wanted = Run(folder, "w2", steps).bits()
     while killed < count:
-        run = Run(folder, f"kill{killed}", steps, ray="local:2")
+        run = started(partial(Run, folder, f"kill{killed}", steps, ray="local:2"))
         for i in range(min(per_run, count - killed)):
             joined = run.wait_for(JOINED, 2 + i)
-            run.wait_for("iter= ")
             time.sleep(rng.random() * 1.5)
             gone = set(re.findall(r"lost the worker (\S+):", run.seen()))
             alive = [pid for name, pid in joined if name not in gone]
@@ -49,7 +66,6 @@ def w2(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
             killed += kill(rng.choice(alive))
         bits.append(run.bits())
         lost += run.seen().count("lost the worker")
-        in_block += len(re.findall("lost the worker", run.seen()))
         shutil.rmtree(run.out)
     return [
         f"W2 | kill -9 of one of two workers at a random moment, {killed} times in {len(bits)} "
@@ -61,7 +77,8 @@ def w2(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
 def w5(folder: Path, steps: int) -> list[str]:
     """In every step, a worker joins and another one is killed."""
     wanted = Run(folder, "w5", steps, "--grad-acc", "512", "--block", "32").bits()
-    run = Run(folder, "steps", steps, "--grad-acc", "512", "--block", "32", ray="local:2")
+    more = ["--grad-acc", "512", "--block", "32"]
+    run = started(partial(Run, folder, "steps", steps, *more, ray="local:2"))
     left = 0
     for step in range(1, steps):
         joined = run.wait_for(JOINED, 2 + left)
@@ -81,10 +98,8 @@ def w6(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
     wanted = Run(folder, "w6", steps).bits()
     while killed < count:
         out, n = f"driver{killed}", 2
-        run = Run(folder, out, steps, ray=f"local:{n}")
+        run = started(partial(Run, folder, out, steps, ray=f"local:{n}"))
         for _ in range(min(per_run, count - killed)):
-            begun = run.seen().count("iter=")
-            run.wait_for("iter= ", begun + 1)
             time.sleep(rng.random() * 1.0)
             killed += not run.ended
             run.process.kill()
@@ -97,7 +112,10 @@ def w6(folder: Path, count: int, rng: random.Random, per_run: int = 10) -> list[
                 more += ["--checkpoint-in", str(run.out / "chk-LATEST.gguf")]
             else:
                 more += ["--checkpoint-in", ""]
-            run = Run(folder, out, steps, *more, ray=f"local:{n}", fresh=False)
+            begun = run.seen().count("iter=")
+            run = again(
+                partial(Run, folder, out, steps, *more, ray=f"local:{n}", fresh=False), begun
+            )
         bits.append(run.bits())
         shutil.rmtree(run.out)
     return [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,22 @@ class Run:
             raise RuntimeError(self.seen())
         path = self.out / f"chk-{self.steps}.gguf"
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def started(start: Callable[[], Run]) -> Run:
+    """Start a run, again if Ray takes more than its 30 s; return it in its first iteration."""
+    for _ in range(5):
+        run = start()
+        try:
+            run.wait_for("iter= ")
+        except RuntimeError:
+            if "Ray did not start" not in run.seen():
+                raise
+            print("Ray did not start; trying again", flush=True)
+            shutil.rmtree(run.out)
+        else:
+            return run
+    raise RuntimeError("Ray did not start 5 times in a row")
 
 
 def compared(found: Sequence[str], wanted: str) -> str:

@@ -251,6 +251,8 @@ def _connect(address: Address) -> None:
             ray.init(address=address.text, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
         raise UsageError(f"--ray {address.text}: cannot connect: {_reason(e)}") from e
+    except Exception as e:  # a node that takes longer than Ray's 30 s is a plain Exception
+        raise NbllamaError(f"--ray {address.text}: Ray did not start: {_reason(e)}") from e
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's one would end the run without a save
