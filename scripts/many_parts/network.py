@@ -119,7 +119,7 @@ class Machines:
 def w3(folder: Path, count: int, rng: random.Random) -> list[str]:
     """Pull the cable of machine 2 in a run, and plug it in again."""
     steps, bits, lengths = 40, [], []
-    wanted = Run(folder, "w3", steps).bits()
+    wanted = Run(folder, "plain3", steps).bits()
     late = lost = restarted = 0
     with Machines() as machines:
         machines.start(1)
@@ -159,7 +159,7 @@ def refused(text: str, *parts: str) -> str:
 def w7(folder: Path) -> list[str]:
     """A machine with another version, another base model, or a wrong token."""
     steps, rows = 20, []
-    wanted = Run(folder, "w7", steps).bits()
+    wanted = Run(folder, "plain7", steps).bits()
     with Machines() as machines:
         machines.start(1)
         other = folder / "other-version"

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -85,8 +86,25 @@ class Run:
         """Wait for the end; return the beginning of the sha256 of the last checkpoint."""
         if self.process.wait(timeout=900):
             raise RuntimeError(self.seen())
-        path = self.out / f"chk-{self.steps}.gguf"
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return self.bits_at(self.steps)
+
+    def bits_at(self, step: int) -> str:
+        """Return the beginning of the sha256 of a checkpoint."""
+        return hashlib.sha256((self.out / f"chk-{step}.gguf").read_bytes()).hexdigest()[:16]
+
+    def stop(self) -> tuple[int, str]:
+        """Let the run save and stop; return its iteration and the bits."""
+        self.process.terminate()
+        if self.process.wait(timeout=300) != 128 + signal.SIGTERM:
+            raise RuntimeError(self.seen())
+        return self.done(), self.bits_at(self.done())
+
+
+def same_bits(folder: Path, out: str, found: Sequence[tuple[int, str]]) -> list[bool]:
+    """Run without Ray up to the last of these iterations; compare the bits of each of them."""
+    plain = Run(folder, out, max(n for n, _ in found))
+    plain.bits()
+    return [plain.bits_at(n) == bits for n, bits in found]
 
 
 def started(start: Callable[[], Run]) -> Run:
