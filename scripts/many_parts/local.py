@@ -13,9 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from scripts.many_parts.runs import JOINED, Run, compared, same_bits, started
-
-ENDLESS = 100_000  # steps of a run that a test stops
+from scripts.many_parts.runs import ENDLESS, JOINED, Run, compared, same_bits, started
 
 
 def w1(folder: Path, steps: int) -> list[str]:

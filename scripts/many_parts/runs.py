@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAME = ["--ctx", "64", "--batch", "2", "--grad-acc", "8", "--block", "1", "--warmup", "2"]
 SAME += ["--seed", "11", "--threads", "1", "--save-every", "1", "--keep-last", "0"]
 SAME += ["--cos-decay-steps", "200"]
+ENDLESS = 100_000  # steps of a run that a test stops
 JOINED = r"worker (\S+) joined \(process (\d+)\)"
 
 
